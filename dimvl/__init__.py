@@ -1,0 +1,1 @@
+"""Vision-language pretraining with region features and modality-decoupled attention."""

@@ -1,0 +1,288 @@
+"""Typed run configuration: YAML files, `section.key=value` overrides, strict.
+
+A file may begin with `include: [other.yaml]`; what it says itself wins. Every key is checked: an unknown one is an
+error that shows the nearest valid name.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dimvl.errors import UserError
+
+Share = float
+Split = Literal["qkv", "out", "norm", "ffn"]
+Variant = Literal["causal", "masked"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class InputsConfig(Section):
+    """What the model gets to see; fixed by pretraining and recorded in every checkpoint."""
+
+    max_regions: int = Field(36, ge=0, le=1000, description="best regions used of each image; 0 for none")
+    tag_tokens: int = Field(20, ge=0, le=400, description="budget of word pieces for visual-concept tags; 0 for none")
+    tag_score: float = Field(0.3, ge=0, le=1, description="classes and attributes below this score give no tag")
+    text_tokens: int = Field(40, ge=1, le=400, description="longer texts are cut")
+    tokenizer: Path | None = Field(None, description="a tokenizer.json; without one a WordPiece is trained")
+    vocabulary: int = Field(8000, ge=10, description="size of the WordPiece that is trained")
+
+
+class ModelConfig(Section):
+    """Size and shape of the network."""
+
+    layers: int = Field(12, ge=1)
+    width: int = Field(768, ge=8)
+    heads: int = Field(12, ge=1)
+    inner_width: int = Field(3072, ge=8)
+    split: list[Split] = Field(["qkv"], description="sublayers with one set of weights per modality")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    bert: Path | None = Field(None, description="BERT checkpoint in the layout of transformers to start from")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose heads that divide it")
+        return self
+
+
+class Seq2seqConfig(Section):
+    """The sequence-to-sequence language model."""
+
+    variant: Variant = Field(
+        "causal", description="causal: every position predicts the next word; masked: as VLP, UniLM"
+    )
+    share: Share = Field(0.5, gt=0, le=1, description="masked variant: share of tokens predicted")
+    captions: int = Field(5, ge=1, description="captions of an image that share one prefix")
+
+
+class SharesConfig(Section):
+    """Share of documents of each pretraining objective."""
+
+    masked_lm: float = Field(0.25, ge=0)
+    seq2seq_lm: float = Field(0.25, ge=0)
+    masked_object: float = Field(0.25, ge=0)
+    matching: float = Field(0.25, ge=0)
+
+    @model_validator(mode="after")
+    def _some_share(self) -> "SharesConfig":
+        if not sum(self.model_dump().values()):
+            raise ValueError("all shares are 0; give at least one objective a share")
+        return self
+
+
+class WeightsConfig(Section):
+    """Weight of each loss."""
+
+    masked_lm: float = 1.0
+    seq2seq_lm: float = 1.0
+    object_class: float = 1.0
+    object_feature: float = 1.0
+    matching: float = 1.0
+
+
+class ObjectivesConfig(Section):
+    """The four pretraining objectives."""
+
+    shares: SharesConfig = SharesConfig()
+    weights: WeightsConfig = WeightsConfig()
+    text_share: Share = Field(0.15, gt=0, le=1, description="share of text tokens masked")
+    whole_words: bool = False
+    region_share: Share = Field(0.15, gt=0, le=1, description="share of regions to predict")
+    max_cover: float = Field(0.5, ge=0, le=1, description="most that a visible box may cover of a target's area")
+    negative_share: Share = Field(0.5, ge=0, le=1, description="share of mismatched pairs in matching")
+    word_change_share: Share = Field(0.0, ge=0, le=1, description="share of the negatives with one word changed")
+    word_changes: Path | None = Field(None, description="JSON list of [old word, new word]")
+
+    @model_validator(mode="after")
+    def _word_changes_come_together(self) -> "ObjectivesConfig":
+        if (self.word_changes is None) == (self.word_change_share > 0):
+            raise ValueError("word_change_share and word_changes go together; give both or neither")
+        return self
+
+
+class TrainingConfig(Section):
+    """Optimisation, hardware and bookkeeping."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    rows_per_step: int = Field(4096, ge=1, description="row budget of an optimiser step over all ranks")
+    rows_per_micro_batch: int = Field(4096, ge=1, description="row budget of one forward")
+    learning_rate: float = Field(1e-4, gt=0)
+    head_multiplier: float = Field(1.0, gt=0, description="learning rate of heads over that of the rest")
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = Field(0.01, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
+    workers: int = Field(0, ge=0, description="processes that build batches")
+    deterministic: bool = Field(False, description="bit-equal runs on CUDA, at some cost")
+    save_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep: int = Field(1, ge=1, description="checkpoints kept")
+    log_every: int = Field(10, ge=1)
+    wandb: Literal["off", "offline", "online"] = "off"
+
+
+class RunConfig(Section):
+    """What every run has."""
+
+    output: Path = Field(description="folder of the run")
+    seed: int = Field(0, ge=0)
+    regions: Path = Field(description="region store")
+    cache: Path | None = Field(None, description="folder of tokenised texts; by default inside the run")
+    inputs: InputsConfig = InputsConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig
+
+
+class PretrainConfig(RunConfig):
+    """Pretraining from captions."""
+
+    task: Literal["pretrain"] = "pretrain"
+    captions: Path = Field(description="COCO captions")
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    seq2seq: Seq2seqConfig = Seq2seqConfig()
+
+
+class VqaConfig(RunConfig):
+    """Fine-tuning for visual question answering."""
+
+    task: Literal["vqa"]
+    initial: Path | None = Field(None, description="a pretraining run or an export to start from; none: from scratch")
+    questions: Path = Field(description="VQA v2 questions")
+    annotations: Path = Field(description="VQA v2 annotations")
+    answers: int = Field(3129, ge=2, description="most frequent training answers kept")
+    new_extractor: bool = Field(False, description="start the region projection afresh for another extractor")
+
+
+class CaptionConfig(RunConfig):
+    """Fine-tuning for captioning."""
+
+    task: Literal["caption"]
+    initial: Path | None = Field(None, description="a pretraining run or an export to start from; none: from scratch")
+    captions: Path = Field(description="COCO captions")
+    seq2seq: Seq2seqConfig = Seq2seqConfig()
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    new_extractor: bool = Field(False, description="start the region projection afresh for another extractor")
+
+
+AnyConfig = PretrainConfig | VqaConfig | CaptionConfig
+TASKS: dict[str, type[AnyConfig]] = {"pretrain": PretrainConfig, "vqa": VqaConfig, "caption": CaptionConfig}
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file and the files it includes, its own values over theirs.
+
+    Raises:
+        UserError: missing, no YAML, or not a mapping.
+
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path of the configuration") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a readable YAML file ({reason}); mend it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold sections and keys, not a {type(content).__name__}")
+    merged: dict[str, Any] = {}
+    for other in content.pop("include", []):
+        merged = merge(merged, read_yaml(path.parent / other))
+    return merge(merged, content)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested mappings over each other; `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn `section.key=value` into nested mappings; values are read as YAML.
+
+    Raises:
+        UserError: an override without `=`.
+
+    """
+    result: dict[str, Any] = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise UserError(f"override {override!r} is not of the form section.key=value")
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"override {override!r}: the value is not readable as YAML; put it in quotes") from None
+        if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+            with suppress(ValueError):
+                value = float(value)
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        result = merge(result, value)
+    return result
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read a run configuration; its `task` tells which kind it is.
+
+    Raises:
+        UserError: any mistake in it, with the nearest valid name.
+
+    """
+    content = merge(read_yaml(path), parse_overrides(overrides))
+    task = content.setdefault("task", "pretrain")
+    if task not in TASKS:
+        raise UserError(f"{path}: task is {task!r}; it must be one of {', '.join(TASKS)}")
+    return validate(TASKS[task], content, str(path))
+
+
+def validate(model: type[Model], content: Any, source: str) -> Model:
+    """Check values against a configuration class.
+
+    Raises:
+        UserError: one sentence on the first mistake.
+
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        name = ".".join(place) or "the file"
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, place[:-1])
+            near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
+            hint = f"did you mean {'.'.join([*place[:-1], near[0]])!r}?" if near else f"valid keys: {', '.join(known)}"
+            raise UserError(f"{source}: unknown key {name!r}; {hint}") from None
+        if first["type"] == "missing":
+            raise UserError(f"{source}: {name!r} is missing; give it in the file or as {name}=VALUE") from None
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
+        raise UserError(f"{source}: {name}{shown}: {message[0].lower()}{message[1:]}") from None
+
+
+def _known_keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:
+    for part in place:
+        annotation: Any = model.model_fields[part].annotation
+        if get_origin(annotation) in (Union, UnionType):
+            annotation = next(option for option in get_args(annotation) if option is not type(None))
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Annotations to batches: readers, texts, documents, sampler, ragged batch, scenes."""

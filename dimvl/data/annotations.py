@@ -1,0 +1,98 @@
+"""Annotation files to plain records: COCO captions and VQA v2 questions with answers.
+
+Image ids become text here: the region store knows images by the text of their id.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dimvl.errors import UserError
+from dimvl.files import read_json
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of an image."""
+
+    caption_id: int
+    image_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question on an image; `answers` are those of the annotators, empty where they are not published."""
+
+    question_id: int
+    image_id: str
+    text: str
+    answers: tuple[str, ...]
+    kind: str = ""
+    answer_type: str = ""
+
+
+def _records(path: Path, content: Any, key: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the list under `key`, each item checked for its fields."""
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise UserError(f"{path} has no list {key!r}; give a file in the official format")
+    for place, record in enumerate(content[key]):
+        if missing := [field for field in fields if field not in record]:
+            raise UserError(
+                f"{path}: item {place} of {key!r} has no field {missing[0]!r}; give a file in the official format"
+            )
+    return content[key]
+
+
+def read_captions(path: Path) -> list[Caption]:
+    """Read a COCO caption file, in the order of the file.
+
+    Raises:
+        UserError: missing, not in the format, or with an empty caption.
+
+    """
+    captions = []
+    for record in _records(path, read_json(path), "annotations", ("id", "image_id", "caption")):
+        text = str(record["caption"]).strip()
+        if not text:
+            raise UserError(f"{path}: the caption {record['id']} of image {record['image_id']} is empty; remove it")
+        captions.append(Caption(int(record["id"]), str(record["image_id"]), text))
+    return captions
+
+
+def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
+    """Read VQA v2 questions and, where given, their answers, in the order of the question file.
+
+    Raises:
+        UserError: missing, not in the format, an empty question, or a question without its annotation.
+
+    """
+    answers: dict[int, dict[str, Any]] = {}
+    if annotations is not None:
+        fields = ("question_id", "answers")
+        answers = {
+            record["question_id"]: record
+            for record in _records(annotations, read_json(annotations), "annotations", fields)
+        }
+    result = []
+    for record in _records(questions, read_json(questions), "questions", ("question_id", "image_id", "question")):
+        identity, text = record["question_id"], str(record["question"]).strip()
+        if not text:
+            raise UserError(f"{questions}: the question {identity} of image {record['image_id']} is empty; remove it")
+        if annotations is not None and identity not in answers:
+            raise UserError(
+                f"{annotations} has no annotation for question {identity}; give the file that belongs to {questions}"
+            )
+        annotation = answers.get(identity, {"answers": []})
+        result.append(
+            Question(
+                int(identity),
+                str(record["image_id"]),
+                text,
+                tuple(str(answer["answer"]) for answer in annotation["answers"]),
+                str(annotation.get("question_type", "")),
+                str(annotation.get("answer_type", "")),
+            )
+        )
+    return result

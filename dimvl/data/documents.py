@@ -1,0 +1,258 @@
+"""Documents: a prefix, its text(s) and one objective; and how documents become a ragged batch.
+
+Prefix = regions, then context `[CLS] tags [SEP]`. Text positions start at a fixed number after the context budget, so
+that tags may come and go without moving the text: the first word stands at `text_start + 1`, the BOS row of a causal
+text at `text_start`.
+
+Letters: R regions, F region feature, C context tokens, A answers, K classes.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.data.batch import (
+    AnswerTargets,
+    Batch,
+    Layout,
+    MatchTargets,
+    ObjectTargets,
+    Targets,
+    WordTargets,
+    starts_of,
+)
+from dimvl.data.tags import TagWriter
+from dimvl.regions.geometry import geometry_features
+from dimvl.regions.records import Regions
+from dimvl.regions.store import RegionStore
+
+
+def keyed_generator(*key: int | str) -> np.random.Generator:
+    """Make a random stream from a key alone, so that no rank, worker or batch changes what is drawn."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """One or more images and their context.
+
+    Attributes:
+        features: (R, F) float16 or float32.
+        geometry: (R, 7) float32 fractions.
+        image_index: (R,) which image a region is of, from 0.
+        hidden: (R,) bool, True where the feature is hidden from the model.
+        context: (C,) token ids of `[CLS] tags [SEP]`.
+
+    """
+
+    features: np.ndarray
+    geometry: np.ndarray
+    image_index: np.ndarray
+    hidden: np.ndarray
+    context: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Token ids of one text and the words to predict in it.
+
+    Attributes:
+        token_ids: (T,) input rows.
+        places: (M,) rows of this text with a target.
+        labels: (M,) the token ids wanted there.
+        has_start: True if the first row is the BOS row.
+
+    """
+
+    token_ids: np.ndarray
+    places: np.ndarray
+    labels: np.ndarray
+    has_start: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A prefix, its texts and the targets of one objective.
+
+    Attributes:
+        source: what it came from, for messages.
+        objective: its name; the words to predict belong to it.
+        prefix: images and context.
+        texts: one, or any number if `seq2seq`.
+        seq2seq: whether texts see the prefix and their own past only.
+        regions: for masked object prediction: (M,) regions to predict ...
+        region_features: ... (M, F) what the detector gave ...
+        region_classes: ... (M, K + 1) and its class distribution with the other mass last.
+        match: 1 if the text belongs to the image, 0 if not; None without a matching target.
+        answers: (A,) soft targets of a question; None without.
+
+    """
+
+    source: str
+    objective: str
+    prefix: Prefix
+    texts: Sequence[Text]
+    seq2seq: bool = False
+    regions: np.ndarray | None = None
+    region_features: np.ndarray | None = None
+    region_classes: np.ndarray | None = None
+    match: float | None = None
+    answers: np.ndarray | None = None
+
+
+class ImageReader:
+    """Reads images of a region store as prefixes.
+
+    Args:
+        store: the regions.
+        tags: writes the context.
+        max_regions: the best so many are used; 0 for none.
+
+    """
+
+    def __init__(self, store: RegionStore, tags: TagWriter, max_regions: int) -> None:
+        self.store = store
+        self.tags = tags
+        self.max_regions = max_regions
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """Upper bound of prefix rows of each image: (P,) -> (P,)."""
+        return np.minimum(self.store.num_regions(positions), self.max_regions) + self.tags.max_length
+
+    def read(self, position: int) -> Regions:
+        """Read one image's regions, the best `max_regions`."""
+        return best_regions(self.store.read(position), self.max_regions)
+
+    def prefix(self, regions: Regions, hidden: np.ndarray | None = None) -> Prefix:
+        """Make a prefix; where regions are hidden, tags come from the visible ones only.
+
+        Args:
+            regions: of one image.
+            hidden: (R,) bool.
+
+        """
+        return make_prefix(regions, self.tags, hidden)
+
+
+def best_regions(regions: Regions, most: int) -> Regions:
+    """Keep the first `most` regions; they stand best first."""
+    names = ("boxes", "features", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
+    return replace(regions, **{name: getattr(regions, name)[:most] for name in names})
+
+
+def make_prefix(regions: Regions, tags: TagWriter, hidden: np.ndarray | None = None) -> Prefix:
+    """Make the prefix of one image; tags come from regions that are not hidden."""
+    hidden = np.zeros(len(regions), dtype=bool) if hidden is None else hidden
+    seen = ~hidden
+    context = tags.context(
+        regions.class_ids[seen], regions.class_scores[seen], regions.attribute_ids[seen], regions.attribute_scores[seen]
+    )
+    return Prefix(
+        features=regions.features,
+        geometry=geometry_features(regions.boxes),
+        image_index=np.zeros(len(regions), dtype=np.int64),
+        hidden=hidden,
+        context=context,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """What a model and its task fix about every batch.
+
+    Attributes:
+        objectives: objective name -> type of its targets; all are in every batch.
+        text_start: position of a text's BOS row.
+        feature_width: F.
+        classes: K of the object head.
+        answers: A of the answer head.
+
+    """
+
+    objectives: Mapping[str, type[Targets]]
+    text_start: int
+    feature_width: int
+    classes: int = 0
+    answers: int = 0
+
+
+def collate(documents: Sequence[Document], shape: BatchShape) -> Batch:
+    """Lay documents out as one ragged batch."""
+    prefixes = [document.prefix for document in documents]
+    texts = [text for document in documents for text in document.texts]
+    layout = Layout(
+        num_regions=_lengths([prefix.features for prefix in prefixes]),
+        num_context=_lengths([prefix.context for prefix in prefixes]),
+        text_lengths=_lengths([text.token_ids for text in texts]),
+        text_prefix=np.repeat(np.arange(len(documents)), [len(document.texts) for document in documents]).astype(int),
+        seq2seq=np.array([document.seq2seq for document in documents], dtype=bool),
+    )
+    positions = [np.arange(len(prefix.context)) for prefix in prefixes]
+    positions += [np.arange(len(text.token_ids)) + shape.text_start + (not text.has_start) for text in texts]
+    num_context = int(layout.num_context.sum())
+    token_ids = _join([prefix.context for prefix in prefixes] + [text.token_ids for text in texts], np.int64)
+    return Batch(
+        layout=layout,
+        region_features=torch.from_numpy(_stack([p.features for p in prefixes], shape.feature_width)),
+        region_geometry=torch.from_numpy(_stack([p.geometry for p in prefixes], 7)),
+        region_image_index=torch.from_numpy(_join([p.image_index for p in prefixes], np.int64)),
+        region_hidden=torch.from_numpy(_join([p.hidden for p in prefixes], np.bool_)),
+        token_ids=torch.from_numpy(token_ids),
+        positions=torch.from_numpy(_join(positions, np.int64)),
+        segments=(torch.arange(len(token_ids)) >= num_context).long(),
+        targets={name: _targets(name, kind, documents, layout, shape) for name, kind in shape.objectives.items()},
+        sources=[document.source for document in documents],
+    )
+
+
+def _targets(
+    name: str, kind: type[Targets], documents: Sequence[Document], layout: Layout, shape: BatchShape
+) -> Targets:
+    """Gather the targets of one objective, as rows of the whole batch."""
+    chosen = [index for index, document in enumerate(documents) if document.objective == name]
+    first_text = starts_of(_lengths([document.texts for document in documents]))
+    picked = [documents[index] for index in chosen]
+    if kind is WordTargets:
+        places = [
+            layout.text_starts[first_text[index] + number] + text.places
+            for index in chosen
+            for number, text in enumerate(documents[index].texts)
+        ]
+        labels = [text.labels for document in picked for text in document.texts]
+        return WordTargets(_long(places), _long(labels))
+    if kind is ObjectTargets:
+        regions = [layout.region_starts[index] + documents[index].regions for index in chosen]
+        return ObjectTargets(
+            _long(regions),
+            torch.from_numpy(_stack([document.region_features for document in picked], shape.feature_width)),
+            torch.from_numpy(_stack([document.region_classes for document in picked], shape.classes + 1)),
+        )
+    rows = torch.from_numpy(layout.context_starts[chosen].astype(np.int64))
+    if kind is MatchTargets:
+        return MatchTargets(rows, torch.tensor([document.match for document in picked], dtype=torch.float32))
+    last = layout.text_starts[first_text[chosen]] + layout.text_lengths[first_text[chosen]] - 1
+    answers = [np.zeros(shape.answers) if d.answers is None else d.answers for d in picked]
+    scores = np.array(answers, dtype=np.float32).reshape(len(picked), shape.answers)
+    return AnswerTargets(rows, torch.from_numpy(last.astype(np.int64)), torch.from_numpy(scores))
+
+
+def _lengths(items: Sequence[Sequence[object] | np.ndarray]) -> np.ndarray:
+    return np.array([len(item) for item in items], dtype=np.int64)
+
+
+def _join(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
+
+
+def _long(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(_join(arrays, np.int64))
+
+
+def _stack(arrays: Sequence[np.ndarray | None], width: int) -> np.ndarray:
+    """Stack (., width) arrays to float32, also none of them."""
+    return np.concatenate([np.zeros((0, width), np.float32), *arrays]).astype(np.float32, copy=False)

@@ -1,0 +1,101 @@
+"""Everything between pictures and words on one side and the model on the other; travels with every checkpoint."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from dimvl.data.tags import TagWriter
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.errors import UserError
+from dimvl.files import read_json, write_json
+from dimvl.regions.records import Extractor
+
+FILE = "processor.json"
+Variant = Literal["causal", "masked"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """Settings that a model cannot be used without.
+
+    Attributes:
+        tokenizer: the model's tokenizer.
+        extractor: who made the regions that it was trained with.
+        max_regions: best regions used of each image; 0 for none.
+        tag_tokens: budget of word pieces for tags; 0 for none.
+        tag_score: least score of a class or attribute that gives a tag.
+        text_tokens: longest text in word pieces.
+        variant: of the sequence-to-sequence language model.
+        answers: the answer vocabulary in the order of the answer head; empty without one.
+        captions: whether it was trained to caption.
+        matches: whether it was trained to tell whether a text belongs to an image.
+
+    """
+
+    tokenizer: Tokenizer
+    extractor: Extractor
+    max_regions: int
+    tag_tokens: int
+    tag_score: float
+    text_tokens: int
+    variant: Variant = "causal"
+    answers: tuple[str, ...] = ()
+    captions: bool = False
+    matches: bool = False
+
+    @property
+    def tags(self) -> TagWriter:
+        """The writer of contexts."""
+        extractor = self.extractor
+        return TagWriter(self.tokenizer, extractor.classes, extractor.attributes, self.tag_score, self.tag_tokens)
+
+    @property
+    def text_start(self) -> int:
+        """Position of a text's BOS row: right after the context budget."""
+        return self.tag_tokens + 2
+
+    @property
+    def max_positions(self) -> int:
+        """Token positions that the model needs: context, BOS row, words and final [SEP]."""
+        return self.text_start + self.text_tokens + 2
+
+    def save(self, folder: Path) -> None:
+        """Write `processor.json` and the tokenizer's files."""
+        self.tokenizer.save(folder)
+        values = {name: value for name, value in self.__dict__.items() if name not in ("tokenizer", "extractor")}
+        write_json(folder / FILE, {**values, "extractor": asdict(self.extractor)})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Processor":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: a file is missing or not of this form.
+
+        """
+        values = read_json(folder / FILE)
+        try:
+            extractor = values.pop("extractor")
+            extractor |= {name: tuple(extractor[name]) for name in ("classes", "attributes")}
+            answers = tuple(values.pop("answers"))
+            tokenizer = Tokenizer.load(folder)
+            return cls(tokenizer=tokenizer, extractor=Extractor(**extractor), answers=answers, **values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder / FILE} is damaged or of another version ({error}); export the run again"
+            ) from None
+
+    def check_extractor(self, extractor: Extractor, place: str) -> None:
+        """Refuse regions of another extractor than the model was trained with.
+
+        Raises:
+            UserError: the fingerprints differ.
+
+        """
+        own = self.extractor
+        if extractor.fingerprint != own.fingerprint:
+            raise UserError(
+                f"{place} was made by {extractor.name} ({extractor.fingerprint[:12]}) but the model was trained with "
+                f"{own.name} ({own.fingerprint[:12]}); extract the pictures again with that detector, or fine-tune "
+                "with new_extractor=true"
+            )

@@ -1,0 +1,284 @@
+"""Which objects stand where: the ground truth of one synthetic scene.
+
+First station of the way: a seed becomes a `World`; pictures, boxes, captions and questions are all made from it.
+Every world is keyed by (seed, split, index) alone, so any image can be made without the others. Some pairs of shape and
+colour are held out: they stand in the compositional split only, so neither detector nor model meets them in training.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dimvl.errors import UserError
+
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 44),
+    "orange": (244, 140, 30),
+    "yellow": (242, 214, 48),
+    "green": (46, 150, 62),
+    "cyan": (66, 200, 212),
+    "blue": (44, 82, 204),
+    "purple": (138, 56, 168),
+}
+SIZES = ("small", "large")
+TEXTURES = ("plain", "striped", "dotted")
+
+HELD_OUT_COMBINATIONS = (
+    ("circle", "yellow"),
+    ("square", "cyan"),
+    ("triangle", "red"),
+    ("star", "blue"),
+    ("cross", "green"),
+)
+
+SPLITS = ("train", "heldout", "compositional")
+"""The splits that are written to disk; `detector` is a fourth one, for training the detector on fresh scenes."""
+
+_FIRST_ID = {"train": 1_000_000, "heldout": 2_000_000, "compositional": 3_000_000, "detector": 10_000_000}
+_MOST_IMAGES = 1_000_000  # ids of the written splits stay apart below this
+
+_REFERENCE_SIDE = 160
+_EXTENTS = {"small": (22.0, 28.0), "large": (40.0, 52.0)}  # longest side of the box, pixels in a picture of 160
+_LARGEST_TILT = {"circle": 0.0, "square": 14.0, "triangle": 20.0, "star": 30.0, "cross": 14.0}  # degrees
+_REPEAT_SHARE = 0.3  # of objects that take over the shape, and as many the colour, of an earlier one: counts above 1
+_PLAIN_SHARE = 0.4
+_HELD_OUT_SHARE = 0.4  # of the further objects of a compositional scene
+_PLACES_TRIED = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneOptions:
+    """What the generator makes and how hard it is.
+
+    Attributes:
+        seed: of everything.
+        image_size: side of the square pictures, pixels.
+        min_objects: fewest objects of a scene.
+        max_objects: most objects of a scene.
+        noise: standard deviation of the pixel noise, of 255.
+        clutter: background marks (grey lines and specks, no objects) per picture.
+        max_overlap: largest share of an object that later objects may cover.
+        train: images of the training split.
+        heldout: images of the held-out split: new scenes of known combinations.
+        compositional: images of the compositional split: every scene has a held-out combination.
+        captions_per_image: differently worded captions of each image.
+        questions_per_image: questions of each image, the five kinds in turn.
+
+    Raises:
+        UserError: a value is out of its bounds.
+
+    """
+
+    seed: int = 0
+    image_size: int = 160
+    min_objects: int = 2
+    max_objects: int = 5
+    noise: float = 5.0
+    clutter: int = 8
+    max_overlap: float = 0.3
+    train: int = 3000
+    heldout: int = 300
+    compositional: int = 300
+    captions_per_image: int = 5
+    questions_per_image: int = 10
+
+    def __post_init__(self) -> None:
+        bounds: dict[str, tuple[float, float]] = {
+            "seed": (0, 2**31 - 1),
+            "image_size": (160, 256),
+            "min_objects": (2, 6),
+            "max_objects": (self.min_objects, 6),
+            "noise": (0, 40),
+            "clutter": (0, 60),
+            "max_overlap": (0, 0.5),
+            "train": (0, _MOST_IMAGES),
+            "heldout": (0, _MOST_IMAGES),
+            "compositional": (0, _MOST_IMAGES),
+            "captions_per_image": (1, 10),
+            "questions_per_image": (1, 20),
+        }
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UserError(f"scenes option {name} is {value}; give a value from {least} to {most}")
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object.
+
+    Attributes:
+        shape: of `SHAPES`.
+        colour: of `COLOURS`.
+        size: of `SIZES`.
+        texture: of `TEXTURES`.
+        centre: middle of the box, pixels (x, y).
+        extent: longest side of the box, pixels.
+        tilt: clockwise, degrees.
+        box: x1, y1, x2, y2 in pixels, around the whole object, covered parts too.
+        visible: share of the object that no later object covers.
+
+    """
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    centre: tuple[float, float]
+    extent: float
+    tilt: float
+    box: tuple[float, float, float, float]
+    visible: float = 1.0
+
+
+@dataclass(frozen=True)
+class World:
+    """One scene: picture width and height in pixels, and the objects in the order of drawing (later over earlier)."""
+
+    image_id: int
+    width: int
+    height: int
+    objects: tuple[SceneObject, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "World":
+        """Make the world that `to_json` described."""
+        objects = []
+        for item in record["objects"]:
+            objects.append(SceneObject(**{**item, "centre": tuple(item["centre"]), "box": tuple(item["box"])}))
+        return cls(record["image_id"], record["width"], record["height"], tuple(objects))
+
+
+def image_id(split: str, index: int) -> int:
+    """Id of image `index` of `split`; ids of different splits never meet."""
+    return _FIRST_ID[split] + index
+
+
+def generator_for(options: SceneOptions, image: int, purpose: str) -> np.random.Generator:
+    """Return the random numbers of one purpose (world, picture, captions, questions) of one image."""
+    return np.random.default_rng([options.seed, image, *purpose.encode()])
+
+
+def outline(shape: str, centre: tuple[float, float], extent: float, tilt: float) -> np.ndarray:
+    """Corners (n, 2) of a shape in pixels, its box centred on `centre` with longest side `extent`."""
+    angles, radii = _CORNERS[shape]
+    turned = angles + math.radians(tilt)
+    points = np.stack([np.cos(turned) * radii, np.sin(turned) * radii], axis=1)
+    low, high = points.min(axis=0), points.max(axis=0)
+    return (points - (low + high) / 2) * (extent / (high - low).max()) + np.asarray(centre)
+
+
+def _polar(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(points, dtype=np.float64).T
+    return np.arctan2(y, x), np.hypot(x, y)
+
+
+def _regular(corners: int, radii: tuple[float, ...] = (1.0,)) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(corners) * (2 * math.pi / corners) - math.pi / 2, np.resize(radii, corners)
+
+
+_ARM = 0.36  # half the width of an arm of the cross, of its half length
+_CORNERS = {
+    "circle": _regular(48),
+    "square": _polar([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
+    "triangle": _regular(3),
+    "star": _regular(10, (1.0, 0.45)),
+    "cross": _polar(
+        [
+            *((-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM)),
+            *((_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM)),
+        ]
+    ),
+}
+
+
+def sample_world(options: SceneOptions, split: str, index: int) -> World:
+    """Make the scene of image `index` of `split` (train, heldout, compositional or detector).
+
+    Scenes hold no held-out combination, except that each compositional one holds at least one.
+    """
+    image = image_id(split, index)
+    generator = generator_for(options, image, "world")
+    while True:
+        kinds = _sample_kinds(options, split, generator)
+        objects = _place(kinds, options, generator)
+        if objects is not None:
+            return World(image, options.image_size, options.image_size, objects)
+
+
+def _sample_kinds(options: SceneOptions, split: str, generator: np.random.Generator) -> list[tuple[str, str, str, str]]:
+    """Shape, colour, size and texture of each object."""
+    count = int(generator.integers(options.min_objects, options.max_objects + 1))
+    held_out = np.zeros(count, dtype=bool)
+    if split == "compositional":
+        held_out = generator.random(count) < _HELD_OUT_SHARE
+        held_out[generator.integers(count)] = True
+    kinds: list[tuple[str, str, str, str]] = []
+    for is_held_out in held_out:
+        shape, colour = _sample_pair(kinds, bool(is_held_out), generator)
+        size = SIZES[generator.integers(len(SIZES))]
+        texture = TEXTURES[0] if generator.random() < _PLAIN_SHARE else TEXTURES[generator.integers(1, len(TEXTURES))]
+        kinds.append((shape, colour, size, texture))
+    return kinds
+
+
+def _sample_pair(
+    earlier: list[tuple[str, str, str, str]], held_out: bool, generator: np.random.Generator
+) -> tuple[str, str]:
+    if held_out:
+        return HELD_OUT_COMBINATIONS[generator.integers(len(HELD_OUT_COMBINATIONS))]
+    colours = tuple(COLOURS)
+    while True:
+        shape, colour = SHAPES[generator.integers(len(SHAPES))], colours[generator.integers(len(colours))]
+        if earlier and generator.random() < _REPEAT_SHARE:
+            shape = earlier[generator.integers(len(earlier))][0]
+        if earlier and generator.random() < _REPEAT_SHARE:
+            colour = earlier[generator.integers(len(earlier))][1]
+        if (shape, colour) not in HELD_OUT_COMBINATIONS:
+            return shape, colour
+
+
+def _place(
+    kinds: list[tuple[str, str, str, str]], options: SceneOptions, generator: np.random.Generator
+) -> tuple[SceneObject, ...] | None:
+    """Places at which no object is covered by more than `max_overlap`; None where none were found."""
+    side = options.image_size
+    objects: list[SceneObject] = []
+    masks: list[np.ndarray] = []  # what is visible of each object, (height, width) bool
+    areas: list[int] = []
+    for shape, colour, size, texture in kinds:
+        for _ in range(_PLACES_TRIED):
+            extent = round(float(generator.uniform(*_EXTENTS[size])) * side / _REFERENCE_SIDE, 2)
+            tilt = round(float(generator.uniform(-1, 1)) * _LARGEST_TILT[shape], 1)
+            x, y = (round(float(value), 2) for value in generator.uniform(extent / 2 + 1, side - extent / 2 - 1, 2))
+            points = outline(shape, (x, y), extent, tilt)
+            mask = _mask(points, side)
+            left = [int(np.count_nonzero(other & ~mask)) for other in masks]
+            if all(rest >= (1 - options.max_overlap) * area for rest, area in zip(left, areas, strict=True)):
+                break
+        else:
+            return None
+        x1, y1, x2, y2 = (round(float(value), 2) for value in (*points.min(axis=0), *points.max(axis=0)))
+        objects.append(SceneObject(shape, colour, size, texture, (x, y), extent, tilt, (x1, y1, x2, y2)))
+        masks = [other & ~mask for other in masks] + [mask]
+        areas.append(int(np.count_nonzero(mask)))
+    shares = [round(np.count_nonzero(mask) / area, 3) for mask, area in zip(masks, areas, strict=True)]
+    return tuple(
+        SceneObject(**{**vars(item), "visible": float(share)}) for item, share in zip(objects, shares, strict=True)
+    )
+
+
+def _mask(points: np.ndarray, side: int) -> np.ndarray:
+    """Pixels of a polygon, (side, side) bool."""
+    picture = Image.new("1", (side, side))
+    ImageDraw.Draw(picture).polygon([(x - 0.5, y - 0.5) for x, y in points.tolist()], fill=1)
+    return np.asarray(picture)

@@ -1,0 +1,102 @@
+"""WordPiece: trained on the training texts, or read from a `tokenizer.json` in the conventions of the hub."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from dimvl.errors import UserError
+from dimvl.files import atomic_path, write_json
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """Text to token ids and back, without special tokens.
+
+    Attributes:
+        cls: id of [CLS], which also starts a sequence-to-sequence text.
+        sep: id of [SEP], which ends context and text.
+        mask: id of [MASK].
+
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        for token in SPECIAL:
+            if inner.token_to_id(token) is None:
+                raise UserError(f"the tokenizer has no {token} token; dimvl needs a BERT-style WordPiece")
+        inner.no_padding()
+        inner.no_truncation()
+        self._inner = inner
+        vocabulary = inner.get_vocab()
+        self.cls, self.sep, self.mask = (vocabulary[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
+        self.special_ids = frozenset(vocabulary[token] for token in SPECIAL)
+        self._continues = [token.startswith("##") for token in self.tokens()]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> "Tokenizer":
+        """Train an uncased WordPiece of at most `size` tokens."""
+        inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        inner.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
+        inner.train_from_iterator(texts, trainer)
+        return cls(inner)
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a `tokenizer.json`, or the one in a folder.
+
+        Raises:
+            UserError: it is missing, or no tokenizer with BERT's special tokens.
+
+        """
+        path = path / FILE if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; give a {FILE} or a folder that holds one")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is not a tokenizer file ({error}); give a {FILE} of the hub's format") from None
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and what `transformers` needs to read it."""
+        with atomic_path(folder / FILE) as temporary:
+            temporary.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+
+    def __len__(self) -> int:
+        """Return the number of tokens V."""
+        return self._inner.get_vocab_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the definition: equal fingerprints mean equal token ids."""
+        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
+
+    def tokens(self) -> list[str]:
+        """Return the tokens in the order of their ids."""
+        return [token for token, _ in sorted(self._inner.get_vocab().items(), key=lambda item: item[1])]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, special tokens not added."""
+        return self._inner.encode(text, add_special_tokens=False).ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of many texts."""
+        return [encoding.ids for encoding in self._inner.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the text of token ids; special tokens are left out."""
+        return self._inner.decode(list(token_ids), skip_special_tokens=True)
+
+    def continues_word(self, token_id: int) -> bool:
+        """Tell whether a token continues the word before it."""
+        return self._continues[token_id]

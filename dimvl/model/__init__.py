@@ -1,0 +1,1 @@
+"""Rows to rows: embeddings, decoupled attention, encoder, heads."""

@@ -1,0 +1,96 @@
+"""The attention core: one softmax over regions and words, by the plan.
+
+Three backends that agree in outputs and gradients: the reference (a dense mask over all rows, as obvious as possible),
+padded (CPU and any device: rows gathered into a padded core), and variable-length (CUDA).
+
+Letters: N rows, S sequences, L longest length, H heads, E head width.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dimvl.model.plan import AttentionCall, AttentionPlan
+
+
+def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, backend: str = "auto") -> Tensor:
+    """Attend as the plan says: softmax(q k^T / sqrt(E)) v over the keys that each row may see.
+
+    Args:
+        plan: the batch's plan.
+        query: (N, H, E)
+        key: (N, H, E)
+        value: (N, H, E)
+        backend: `auto`, `reference`, `padded` or `varlen`.
+
+    Returns:
+        (N, H, E)
+
+    """
+    if backend == "auto":
+        backend = "varlen" if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else "padded"
+    if backend == "reference":
+        return reference_attention(plan.dense_mask, query, key, value)
+    core = {"padded": _padded, "varlen": _varlen}[backend]
+    outputs = [core(call, query, key, value) for call in plan.calls]
+    return torch.cat(outputs).index_select(0, plan.query_order) if outputs else torch.zeros_like(query)
+
+
+def reference_attention(mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend over all rows under a dense mask: what every fast path must equal.
+
+    Args:
+        mask: (N, N) bool, True = may attend.
+        query: (N, H, E)
+        key: (N, H, E)
+        value: (N, H, E)
+
+    """
+    scores = torch.einsum("qhe,khe->hqk", query, key) / query.shape[-1] ** 0.5
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hqk,khe->qhe", weights, value)
+
+
+def _padded(call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Gather rows into a padded core; everything outside the core stays ragged."""
+    sequences, (heads, width) = len(call.query_lengths), query.shape[1:]
+
+    def pad(rows: Tensor, index: Tensor) -> Tensor:  # (N, H, E) -> (S, H, L, E)
+        return rows.index_select(0, index).view(sequences, -1, heads, width).transpose(1, 2)
+
+    padded = F.scaled_dot_product_attention(
+        pad(query, call.padded_queries),
+        pad(key, call.padded_keys),
+        pad(value, call.padded_keys),
+        attn_mask=call.padded_mask,
+    )
+    return padded.transpose(1, 2).reshape(-1, heads, width).index_select(0, call.valid_queries)
+
+
+def _varlen(call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Run torch's variable-length flash attention (CUDA, half precision); causal is aligned at the bottom right."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    attended = varlen_attn(
+        query.index_select(0, call.query_rows),
+        key.index_select(0, call.key_rows),
+        value.index_select(0, call.key_rows),
+        call.query_offsets,
+        call.key_offsets,
+        int(call.query_lengths.max()),
+        int(call.key_lengths.max()),
+        **_causal_argument(varlen_attn, call.causal),
+    )
+    assert isinstance(attended, Tensor), "no log-sum-exp was asked for"
+    return attended
+
+
+def _causal_argument(varlen_attn: Callable[..., Any], causal: bool) -> dict[str, Any]:
+    """Releases before 2.12 take `is_causal`, later ones a window."""
+    if "is_causal" in inspect.signature(varlen_attn).parameters:
+        return {"is_causal": causal}
+    return {"window_size": (-1, 0) if causal else (-1, -1)}

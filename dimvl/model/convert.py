@@ -1,0 +1,155 @@
+"""Weights from elsewhere: BERT checkpoints, shared checkpoints made decoupled, a pretrained model given other heads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dimvl.errors import UserError
+from dimvl.model.model import DimvlModel, copy_language_to_vision
+
+HEADS = ("word_head.", "object_head.", "match_head.", "answer_head.")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: it is missing or damaged.
+
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check that the folder is complete") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or export it again") from None
+
+
+def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: str) -> list[str]:
+    """Load a checkpoint into a model that may have other heads and a wider split.
+
+    Where the model has visual weights of its own and the checkpoint has shared ones, they are copied: a shared
+    checkpoint becomes a decoupled one that computes the same function (DiMBERT: the module plugs into other models).
+
+    Args:
+        model: the model to fill.
+        weights: the checkpoint, by name.
+        source: its name, for messages.
+
+    Returns:
+        Names of the weights that start afresh; only those of heads can.
+
+    Raises:
+        UserError: the encoder or an embedding does not fit.
+
+    """
+    own = model.state_dict()
+    taken, fresh = {}, []
+    for name, value in own.items():
+        given = weights.get(name, weights.get(name.replace(".vision.", ".language.")))
+        if given is None and name == "word_head.decoder.weight":
+            given = weights.get("tokens.word.weight")
+        is_head = name.startswith(HEADS)
+        if given is None or (given.shape != value.shape and is_head):
+            if not is_head:
+                raise UserError(f"{source} has no weight {name}; it was made with another model configuration")
+            fresh.append(name)
+        elif given.shape != value.shape:
+            raise UserError(
+                f"{source}: {name} has shape {tuple(given.shape)} and the configuration asks for {tuple(value.shape)}; "
+                "use the model section that the checkpoint was trained with"
+            )
+        else:
+            taken[name] = given
+    if lost := [name for name in weights if ".vision." in name and name not in own]:
+        raise UserError(
+            f"{source} has visual weights of its own ({lost[0]}) where model.split shares them; set model.split as in it"
+        )
+    model.load_state_dict(taken, strict=False)
+    return fresh
+
+
+def bert_arguments(folder: Path) -> dict[str, Any]:
+    """Model arguments from the configuration of a BERT checkpoint in the layout of `transformers`.
+
+    Raises:
+        UserError: there is no configuration, or it is of another model type.
+
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder} has no readable config.json; give a folder with a transformers checkpoint") from None
+    if config.get("model_type") != "bert":
+        raise UserError(f"{folder} holds a model of type {config.get('model_type')!r}; only 'bert' can be loaded")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{folder} uses {config['position_embedding_type']!r} positions; only 'absolute' can be loaded")
+    return {
+        "vocabulary": config["vocab_size"],
+        "layers": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "heads": config["num_attention_heads"],
+        "inner_width": config["intermediate_size"],
+        "max_positions": config["max_position_embeddings"],
+        "activation": config["hidden_act"],
+        "norm_eps": config["layer_norm_eps"],
+    }
+
+
+def load_bert(model: DimvlModel, folder: Path) -> None:
+    """Load BERT into the language weights and copy them to vision; context takes token type 0 and text type 1.
+
+    Raises:
+        UserError: a weight is missing or has another shape.
+
+    """
+    given = {name.removeprefix("bert."): value for name, value in read_weights(folder / "model.safetensors").items()}
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, sources in _bert_names(model).items():
+            if missing := [source for source in sources if source not in given]:
+                if name.startswith("word_head."):  # an encoder without its language head: the head starts afresh
+                    continue
+                raise UserError(f"{folder} lacks the weight {missing[0]}; is it a whole BERT checkpoint?")
+            value = torch.cat([given[source] for source in sources])
+            if value.shape != own[name].shape:
+                raise UserError(
+                    f"{folder}: {sources[0]} gives shape {tuple(value.shape)} where the model has "
+                    f"{tuple(own[name].shape)}; use the model section that belongs to the checkpoint"
+                )
+            own[name].copy_(value)
+    copy_language_to_vision(model)
+
+
+def _bert_names(model: DimvlModel) -> dict[str, list[str]]:
+    """Own weight name -> names of the BERT weights that are stacked into it."""
+    names = {
+        "tokens.word.weight": ["embeddings.word_embeddings.weight"],
+        "tokens.position.weight": ["embeddings.position_embeddings.weight"],
+        "tokens.segment.weight": ["embeddings.token_type_embeddings.weight"],
+    }
+    modules = {"tokens.norm": ["embeddings.LayerNorm"]}
+    for index in range(len(model.encoder.layers)):
+        own, other = f"encoder.layers.{index}", f"encoder.layer.{index}"
+        modules |= {
+            f"{own}.qkv.language": [f"{other}.attention.self.{part}" for part in ("query", "key", "value")],
+            f"{own}.out.language": [f"{other}.attention.output.dense"],
+            f"{own}.attention_norm.language": [f"{other}.attention.output.LayerNorm"],
+            f"{own}.ffn.language.inner": [f"{other}.intermediate.dense"],
+            f"{own}.ffn.language.outer": [f"{other}.output.dense"],
+            f"{own}.ffn_norm.language": [f"{other}.output.LayerNorm"],
+        }
+    if model.word_head is not None:
+        modules["word_head.transform.dense"] = ["cls.predictions.transform.dense"]
+        modules["word_head.transform.norm"] = ["cls.predictions.transform.LayerNorm"]
+        names["word_head.decoder.bias"] = ["cls.predictions.bias"]
+    for own, others in modules.items():
+        for part in ("weight", "bias"):
+            names[f"{own}.{part}"] = [f"{other}.{part}" for other in others]
+    return names

@@ -1,0 +1,59 @@
+"""Regions and tokens to rows.
+
+A region is its projected feature plus its projected geometry (7 numbers), each normalised, plus a segment vector and
+the embedding of its image's index (row 0 is zero). A token is word + position + segment, as in BERT.
+
+Letters: Nv visual rows, Nl language rows, F region feature, D width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+GEOMETRY = 7
+
+
+class RegionEmbeddings(nn.Module):
+    """(Nv, F) features and (Nv, 7) geometry -> (Nv, D)."""
+
+    def __init__(self, feature_width: int, width: int, max_images: int, dropout: float, norm_eps: float) -> None:
+        super().__init__()
+        self.hidden_feature = nn.Parameter(torch.zeros(feature_width))
+        self.feature = nn.Linear(feature_width, width)
+        self.feature_norm = nn.LayerNorm(width, norm_eps)
+        self.geometry = nn.Linear(GEOMETRY, width)
+        self.geometry_norm = nn.LayerNorm(width, norm_eps)
+        self.segment = nn.Parameter(torch.zeros(width))
+        self.image_index = nn.Embedding(max_images, width, padding_idx=0)
+        self.norm = nn.LayerNorm(width, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, geometry: Tensor, hidden: Tensor, image_index: Tensor) -> Tensor:
+        """Embed regions.
+
+        Args:
+            features: (Nv, F)
+            geometry: (Nv, 7) fractions of the image.
+            hidden: (Nv,) bool, True where the learned vector takes the feature's place.
+            image_index: (Nv,)
+
+        """
+        features = torch.where(hidden[:, None], self.hidden_feature.to(features.dtype), features)
+        rows = self.feature_norm(self.feature(features)) + self.geometry_norm(self.geometry(geometry))
+        return self.dropout(self.norm(rows + self.segment + self.image_index(image_index)))
+
+
+class TokenEmbeddings(nn.Module):
+    """(Nl,) token ids, positions and segments -> (Nl, D)."""
+
+    def __init__(self, vocabulary: int, width: int, max_positions: int, dropout: float, norm_eps: float) -> None:
+        super().__init__()
+        self.word = nn.Embedding(vocabulary, width)
+        self.position = nn.Embedding(max_positions, width)
+        self.segment = nn.Embedding(2, width)
+        self.norm = nn.LayerNorm(width, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+        """(Nl,), (Nl,), (Nl,) -> (Nl, D)."""
+        rows = self.word(token_ids) + self.position(positions) + self.segment(segments)
+        return self.dropout(self.norm(rows))

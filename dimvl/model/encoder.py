@@ -1,0 +1,129 @@
+"""The stacked Transformer with modality-decoupled sublayers.
+
+Modality-decoupled attention follows DiMBERT (Liu et al., ACM TKDD 16(1), 2021): separate Q, K, V projections for visual
+regions and for text, one joint softmax. Which sublayers stay shared is not told there; here `split` says it:
+
+    []                              the shared single stream of VLP and UNITER
+    [qkv]                           DiMBERT, the default
+    [qkv, out, norm, ffn]           every weight of its own, as in multiway and mixture-of-transformers models
+
+The block is post-norm, as BERT's. There is no attention dropout.
+
+Letters: N rows, Nv visual rows (they come first), D width, H heads, E = D / H, I inner width.
+"""
+
+import copy
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dimvl.model.attention import attend
+from dimvl.model.plan import AttentionPlan
+
+SPLITS = ("qkv", "out", "norm", "ffn")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+class Attend(Protocol):
+    """What a layer asks of attention: (layer, q, k, v), each (N, H, E), -> (N, H, E)."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend."""
+        ...
+
+
+class PerModality(nn.Module):
+    """A row-wise module: one for all rows, or one for language rows and a copy for visual rows.
+
+    The language one is drawn or loaded first and then copied, so every split starts as the same function.
+    """
+
+    def __init__(self, language: nn.Module, split: bool) -> None:
+        super().__init__()
+        self.language = language
+        self.vision = copy.deepcopy(language) if split else None
+
+    def forward(self, rows: Tensor, num_vision: int) -> Tensor:
+        """(N, D) -> (N, any), the first `num_vision` rows through the visual weights."""
+        if self.vision is None:
+            return self.language(rows)
+        return torch.cat([self.vision(rows[:num_vision]), self.language(rows[num_vision:])])
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between: (N, D) -> (N, D)."""
+
+    def __init__(self, width: int, inner_width: int, activation: str) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, inner_width)
+        self.outer = nn.Linear(inner_width, width)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        return self.outer(self.activation(self.inner(rows)))
+
+
+class Block(nn.Module):
+    """One layer: h = LN(h + Wo a), h = LN(h + FFN(h)), with the sublayers named in `split` per modality."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        inner_width: int,
+        split: Collection[str],
+        dropout: float,
+        activation: str,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = PerModality(nn.Linear(width, 3 * width), "qkv" in split)
+        self.out = PerModality(nn.Linear(width, width), "out" in split)
+        self.attention_norm = PerModality(nn.LayerNorm(width, norm_eps), "norm" in split)
+        self.ffn = PerModality(FeedForward(width, inner_width, activation), "ffn" in split)
+        self.ffn_norm = PerModality(nn.LayerNorm(width, norm_eps), "norm" in split)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor, num_vision: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """(N, D) -> (N, D); `attend` maps q, k, v (N, H, E) to (N, H, E)."""
+        query, key, value = self.qkv(rows, num_vision).view(len(rows), 3, self.heads, -1).unbind(dim=1)
+        attended = attend(query, key, value).reshape(len(rows), -1)
+        rows = self.attention_norm(rows + self.dropout(self.out(attended, num_vision)), num_vision)
+        return self.ffn_norm(rows + self.dropout(self.ffn(rows, num_vision)), num_vision)
+
+
+class Encoder(nn.Module):
+    """A stack of blocks over any rows: regions, words, or whatever else has been embedded."""
+
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        heads: int,
+        inner_width: int,
+        split: Collection[str] = ("qkv",),
+        dropout: float = 0.1,
+        activation: str = "gelu",
+        norm_eps: float = 1e-12,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.layers = nn.ModuleList(
+            Block(width, heads, inner_width, split, dropout, activation, norm_eps) for _ in range(layers)
+        )
+
+    def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
+        """(N, D), visual rows first -> (N, D)."""
+        return self.run(rows, plan.num_vision, lambda _, q, k, v: attend(plan, q, k, v, self.backend))
+
+    def run(self, rows: Tensor, num_vision: int, attend: Attend) -> Tensor:
+        """Run the stack with attention of the caller's: decoding keeps keys and values this way."""
+        for index, layer in enumerate(self.layers):
+            rows = layer(rows, num_vision, lambda q, k, v, index=index: attend(index, q, k, v))
+        return rows

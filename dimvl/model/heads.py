@@ -1,0 +1,89 @@
+"""Heads: selected rows to predictions. They run on the rows that have a target, and on zero rows if none has.
+
+Letters: M rows with a target, D width, V vocabulary, K classes, F region feature, A answers.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dimvl.model.encoder import ACTIVATIONS
+
+
+class Transform(nn.Module):
+    """BERT's prediction transform, linear, activation, norm: (M, D) -> (M, D)."""
+
+    def __init__(self, width: int, activation: str, norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, norm_eps)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(M, D) -> (M, D)."""
+        return self.norm(self.activation(self.dense(rows)))
+
+
+class WordHead(nn.Module):
+    """Word logits with the word embedding's weights: (M, D) -> (M, V)."""
+
+    def __init__(self, word: nn.Embedding, activation: str, norm_eps: float) -> None:
+        super().__init__()
+        self.transform = Transform(word.embedding_dim, activation, norm_eps)
+        self.decoder = nn.Linear(word.embedding_dim, word.num_embeddings)
+        self.decoder.weight = word.weight
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(M, D) -> (M, V)."""
+        return self.decoder(self.transform(rows))
+
+
+class ObjectPrediction(NamedTuple):
+    """class_logits (M, K + 1), the last one for background and other classes; features (M, F)."""
+
+    class_logits: Tensor
+    features: Tensor
+
+
+class ObjectHead(nn.Module):
+    """What a hidden region was: (M, D) -> class logits and features."""
+
+    def __init__(self, width: int, classes: int, feature_width: int, activation: str, norm_eps: float) -> None:
+        super().__init__()
+        self.transform = Transform(width, activation, norm_eps)
+        self.classes = nn.Linear(width, classes + 1)
+        self.features = nn.Linear(width, feature_width)
+
+    def forward(self, rows: Tensor) -> ObjectPrediction:
+        """(M, D) -> (M, K + 1), (M, F)."""
+        hidden = self.transform(rows)
+        return ObjectPrediction(self.classes(hidden), self.features(hidden))
+
+
+class MatchHead(nn.Module):
+    """Whether the text belongs to the image, from [CLS]: (M, D) -> (M,) logits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(M, D) -> (M,)."""
+        return self.score(torch.tanh(self.pooler(rows))).squeeze(-1)
+
+
+class AnswerHead(nn.Module):
+    """Answer logits from the product of [CLS] and the question's last token, as in VLP: (M, D), (M, D) -> (M, A)."""
+
+    def __init__(self, width: int, answers: int, norm_eps: float) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, 2 * width)
+        self.norm = nn.LayerNorm(2 * width, norm_eps)
+        self.outer = nn.Linear(2 * width, answers)
+
+    def forward(self, rows: Tensor, text_rows: Tensor) -> Tensor:
+        """(M, D), (M, D) -> (M, A)."""
+        return self.outer(self.norm(F.gelu(self.inner(rows * text_rows))))

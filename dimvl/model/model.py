@@ -1,0 +1,115 @@
+"""The whole network: embeddings, encoder and the heads that its task needs."""
+
+from collections.abc import Sequence
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from dimvl.data.batch import Batch
+from dimvl.model.embeddings import RegionEmbeddings, TokenEmbeddings
+from dimvl.model.encoder import SPLITS, Encoder, PerModality
+from dimvl.model.heads import AnswerHead, MatchHead, ObjectHead, WordHead
+from dimvl.model.plan import plan_attention
+
+
+class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url=None):
+    """One stacked Transformer over regions, tags and text (DiMBERT, TKDD 2021), with the heads that are asked for.
+
+    Arguments are plain values and make up `config.json` of an export.
+
+    Args:
+        vocabulary: number of tokens V.
+        feature_width: width F of the region features.
+        layers: number of blocks.
+        width: D.
+        heads: attention heads H.
+        inner_width: width inside the feed-forward sublayer.
+        split: the sublayers with one set of weights per modality, out of `qkv`, `out`, `norm`, `ffn`.
+        max_positions: number of token positions.
+        max_images: number of images that a prefix may hold.
+        classes: object classes K for the object head; 0 for no such head.
+        answers: answers A for the answer head; 0 for no such head.
+        word_head: whether there is a word head (masked and sequence-to-sequence LM, captions).
+        match_head: whether there is an image-text matching head.
+        dropout: after embeddings and after each sublayer.
+        activation: `gelu`, `relu` or `silu`.
+        norm_eps: epsilon of every layer norm.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        feature_width: int,
+        layers: int,
+        width: int,
+        heads: int,
+        inner_width: int,
+        split: Sequence[str] = ("qkv",),
+        max_positions: int = 512,
+        max_images: int = 4,
+        classes: int = 0,
+        answers: int = 0,
+        word_head: bool = False,
+        match_head: bool = False,
+        dropout: float = 0.1,
+        activation: str = "gelu",
+        norm_eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}; choose one that divides it")
+        if unknown := set(split) - set(SPLITS):
+            raise ValueError(f"split {sorted(unknown)} is unknown; choose out of {list(SPLITS)}")
+        self.regions = RegionEmbeddings(feature_width, width, max_images, dropout, norm_eps)
+        self.tokens = TokenEmbeddings(vocabulary, width, max_positions, dropout, norm_eps)
+        self.encoder = Encoder(layers, width, heads, inner_width, split, dropout, activation, norm_eps)
+        self.word_head = WordHead(self.tokens.word, activation, norm_eps) if word_head else None
+        self.object_head = ObjectHead(width, classes, feature_width, activation, norm_eps) if classes else None
+        self.match_head = MatchHead(width) if match_head else None
+        self.answer_head = AnswerHead(width, answers, norm_eps) if answers else None
+        initialise(self)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Embed a batch: (N, D), visual rows first."""
+        regions = self.regions(
+            batch.region_features, batch.region_geometry, batch.region_hidden, batch.region_image_index
+        )
+        return torch.cat([regions, self.tokens(batch.token_ids, batch.positions, batch.segments)])
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Embed and encode a batch: (N, D)."""
+        return self.encoder(self.embed(batch), plan_attention(batch.layout, batch.token_ids.device))
+
+
+def initialise(model: DimvlModel) -> None:
+    """Draw all weights.
+
+    | weights                                   | drawn from                         |
+    |-------------------------------------------|------------------------------------|
+    | linear, embeddings, segment, hidden region | normal, std .02 (BERT)             |
+    | biases                                    | 0                                  |
+    | layer norms                               | 1 and 0                            |
+    | embedding of the first image's index      | 0                                  |
+    | visual weights of a split sublayer        | a copy of its language weights     |
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+    nn.init.normal_(model.regions.segment, std=0.02)
+    nn.init.normal_(model.regions.hidden_feature, std=0.02)
+    copy_language_to_vision(model)
+
+
+def copy_language_to_vision(model: nn.Module) -> None:
+    """Make every split sublayer compute the same function for both modalities."""
+    for module in model.modules():
+        if isinstance(module, PerModality) and module.vision is not None:
+            module.vision.load_state_dict(module.language.state_dict())

@@ -1,0 +1,157 @@
+"""Who sees whom: the attention plan of one batch, built once and used by every layer.
+
+No mode needs an attention mask. One full call covers the bidirectional documents and the sequence-to-sequence prefixes;
+one causal call, aligned at the end, covers the sequence-to-sequence texts over their prefix and their own past.
+
+Letters: S sequences of a call, N rows, Lq and Lk longest query and key length.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.data.batch import Layout, ranges
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One variable-length attention call over S sequences.
+
+    Attributes:
+        query_rows: (sum of query lengths,) rows, sequence after sequence.
+        key_rows: (sum of key lengths,) rows, sequence after sequence.
+        query_lengths: (S,) numpy, all above 0.
+        key_lengths: (S,) numpy.
+        causal: query i of a sequence sees keys up to `key length - query length + i`; else all keys.
+
+    """
+
+    query_rows: Tensor
+    key_rows: Tensor
+    query_lengths: np.ndarray
+    key_lengths: np.ndarray
+    causal: bool
+
+    @cached_property
+    def query_offsets(self) -> Tensor:
+        """(S + 1,) int32 on the device of the rows."""
+        return self._offsets(self.query_lengths)
+
+    @cached_property
+    def key_offsets(self) -> Tensor:
+        """(S + 1,) int32 on the device of the rows."""
+        return self._offsets(self.key_lengths)
+
+    def _offsets(self, lengths: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(self.query_rows.device)
+
+    @cached_property
+    def padded_queries(self) -> Tensor:
+        """(S * Lq,) row of each padded query; padding repeats the sequence's first row."""
+        return self._padded(self.query_rows, self.query_lengths)
+
+    @cached_property
+    def padded_keys(self) -> Tensor:
+        """(S * Lk,) row of each padded key; padding repeats the sequence's first row and is masked."""
+        return self._padded(self.key_rows, self.key_lengths)
+
+    def _padded(self, rows: Tensor, lengths: np.ndarray) -> Tensor:
+        column = np.arange(lengths.max())[None]
+        offsets = (np.cumsum(lengths) - lengths)[:, None]
+        index = np.where(column < lengths[:, None], offsets + column, offsets).reshape(-1)
+        return rows[torch.from_numpy(index).to(rows.device)]
+
+    @cached_property
+    def valid_queries(self) -> Tensor:
+        """(sum of query lengths,) places of the real queries among the S * Lq padded ones, in the order of query_rows."""
+        starts = np.arange(len(self.query_lengths)) * self.query_lengths.max()
+        return torch.from_numpy(ranges(starts, self.query_lengths)).to(self.query_rows.device)
+
+    @cached_property
+    def padded_mask(self) -> Tensor | None:
+        """(S, 1, Lq or 1, Lk) bool, True = may attend; None where nothing is to be masked."""
+        keys = np.arange(self.key_lengths.max())[None, None]
+        if self.causal:
+            last = (self.key_lengths - self.query_lengths)[:, None] + np.arange(self.query_lengths.max())[None]
+            mask = keys <= np.minimum(last, self.key_lengths[:, None] - 1)[..., None]
+        else:
+            mask = keys < self.key_lengths[:, None, None]
+        return None if mask.all() else torch.from_numpy(mask)[:, None].to(self.query_rows.device)
+
+    def dense_mask(self, num_rows: int) -> Tensor:
+        """(N, N) bool, True where the row's query may attend to the column's key: the plan as a truth table."""
+        mask = torch.zeros(num_rows, num_rows, dtype=torch.bool)
+        query_end = np.cumsum(self.query_lengths)
+        key_end = np.cumsum(self.key_lengths)
+        for index, (queries, keys) in enumerate(zip(self.query_lengths, self.key_lengths, strict=True)):
+            query_rows = self.query_rows[query_end[index] - queries : query_end[index]].cpu()
+            key_rows = self.key_rows[key_end[index] - keys : key_end[index]].cpu()
+            for place, row in enumerate(query_rows):
+                mask[row, key_rows[: keys - queries + place + 1] if self.causal else key_rows] = True
+        return mask.to(self.query_rows.device)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPlan:
+    """The calls of one batch. Every row is a query in exactly one of them."""
+
+    num_vision: int
+    num_rows: int
+    calls: tuple[AttentionCall, ...]
+
+    @cached_property
+    def dense_mask(self) -> Tensor:
+        """(N, N) bool, True = may attend: for the reference and for tests."""
+        mask = self.calls[0].dense_mask(self.num_rows)
+        for call in self.calls[1:]:
+            mask |= call.dense_mask(self.num_rows)
+        return mask
+
+    @cached_property
+    def query_order(self) -> Tensor:
+        """(N,) where each row's output stands in the calls' outputs, one after the other."""
+        rows = torch.cat([call.query_rows for call in self.calls])
+        order = torch.empty_like(rows)
+        order[rows] = torch.arange(len(rows), device=rows.device)
+        return order
+
+
+def plan_attention(layout: Layout, device: torch.device | str = "cpu") -> AttentionPlan:
+    """Build the plan of a batch.
+
+    Args:
+        layout: which rows belong together.
+        device: where the index tensors are wanted.
+
+    """
+    own_text = np.full(len(layout.num_regions), -1)
+    own_text[layout.text_prefix] = np.arange(len(layout.text_prefix))
+    own_text[layout.seq2seq] = -1
+    has_text = own_text >= 0
+    text_starts, text_lengths = np.zeros_like(own_text), np.zeros_like(own_text)
+    text_starts[has_text] = layout.text_starts[own_text[has_text]]
+    text_lengths[has_text] = layout.text_lengths[own_text[has_text]]
+
+    calls = []
+    starts = np.stack([layout.region_starts, layout.context_starts, text_starts], axis=1)
+    lengths = np.stack([layout.num_regions, layout.num_context, text_lengths], axis=1)
+    total = lengths.sum(axis=1)
+    if total.any():
+        rows = torch.from_numpy(ranges(starts.reshape(-1), lengths.reshape(-1))).to(device)
+        calls.append(AttentionCall(rows, rows, total[total > 0], total[total > 0], causal=False))
+
+    texts = np.flatnonzero(layout.seq2seq[layout.text_prefix] & (layout.text_lengths > 0))
+    if len(texts):
+        prefix = layout.text_prefix[texts]
+        queries = layout.text_lengths[texts]
+        starts = np.stack(
+            [layout.region_starts[prefix], layout.context_starts[prefix], layout.text_starts[texts]], axis=1
+        )
+        lengths = np.stack([layout.num_regions[prefix], layout.num_context[prefix], queries], axis=1)
+        query_rows = torch.from_numpy(ranges(layout.text_starts[texts], queries)).to(device)
+        key_rows = torch.from_numpy(ranges(starts.reshape(-1), lengths.reshape(-1))).to(device)
+        calls.append(AttentionCall(query_rows, key_rows, queries, lengths.sum(axis=1), causal=True))
+    return AttentionPlan(layout.num_vision, layout.num_rows, tuple(calls))

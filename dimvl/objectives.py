@@ -1,0 +1,209 @@
+"""Masking and losses of the objectives.
+
+Masking works on numpy arrays of one document and draws from a keyed generator. Losses are **sums over targets**; who
+trains divides them by the global number of targets of the optimiser step. An objective without targets gives a zero that
+is connected to the weights.
+
+Sources: masked LM and 80/10/10 from BERT; the two LM modes from DiMBERT and VLP; masked object prediction (KL to the
+detector's distribution, feature regression) and matching from UNITER and LXMERT. Different on purpose: what is hidden is
+decided by how much of a *target* a visible box covers, not by IoU; no language or object loss on a mismatched pair.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.errors import UserError
+from dimvl.model.heads import ObjectPrediction
+from dimvl.regions.geometry import coverage
+from dimvl.regions.records import Regions
+
+
+class MaskedText(NamedTuple):
+    """token_ids (T,) with masks, places (M,) of the targets, labels (M,) the tokens that stood there."""
+
+    token_ids: np.ndarray
+    places: np.ndarray
+    labels: np.ndarray
+
+
+def mask_tokens(
+    token_ids: np.ndarray,
+    generator: np.random.Generator,
+    tokenizer: Tokenizer,
+    share: float,
+    maskable: int | None = None,
+    whole_words: bool = False,
+    always_mask: bool = False,
+) -> MaskedText:
+    """Choose tokens to predict; of these 80% become [MASK], 10% a random token, 10% stay.
+
+    Args:
+        token_ids: (T,)
+        generator: keyed by the document.
+        tokenizer: for [MASK] and for the random tokens, which are never special ones.
+        share: of the maskable tokens, rounded; at least one.
+        maskable: only the first so many; all by default.
+        whole_words: all pieces of a word are chosen together.
+        always_mask: every chosen token becomes [MASK], as decoding feeds it.
+
+    """
+    count = len(token_ids) if maskable is None else maskable
+    if count == 0:
+        nothing = np.zeros(0, dtype=np.int64)
+        return MaskedText(token_ids, nothing, nothing)
+    groups = np.arange(count)
+    if whole_words:
+        groups = np.cumsum([not tokenizer.continues_word(int(token)) for token in token_ids[:count]])
+    order = generator.permutation(np.unique(groups))
+    wanted = max(1, round(share * count))
+    sizes = np.cumsum([(groups == group).sum() for group in order])
+    chosen = order[: int(np.searchsorted(sizes, wanted)) + 1]
+    places = np.flatnonzero(np.isin(groups, chosen))
+    masked = token_ids.copy()
+    fate = np.zeros(len(places)) if always_mask else generator.random(len(places))
+    masked[places[fate < 0.8]] = tokenizer.mask
+    replaced = places[(fate >= 0.8) & (fate < 0.9)]
+    masked[replaced] = _random_tokens(generator, tokenizer, len(replaced))
+    return MaskedText(masked, places, token_ids[places])
+
+
+def _random_tokens(generator: np.random.Generator, tokenizer: Tokenizer, count: int) -> np.ndarray:
+    ordinary = np.setdiff1d(np.arange(len(tokenizer)), list(tokenizer.special_ids))
+    return generator.choice(ordinary, size=count)
+
+
+class HiddenRegions(NamedTuple):
+    """targets (M,) the regions to predict, hidden (R,) bool all that the model may not see."""
+
+    targets: np.ndarray
+    hidden: np.ndarray
+
+
+def hide_regions(boxes: np.ndarray, generator: np.random.Generator, share: float, max_cover: float) -> HiddenRegions:
+    """Draw regions to predict and hide them with every box that would give one of them away.
+
+    A visible box may cover at most `max_cover` of a target's area (intersection over the *target's* area, so a
+    whole-image region always goes). What is hidden for that reason is no target.
+
+    Args:
+        boxes: (R, 4) fractions, R above 0.
+        generator: keyed by the document.
+        share: of regions drawn; at least one.
+        max_cover: fraction of a target's area.
+
+    """
+    count = max(1, round(share * len(boxes)))
+    targets = np.sort(generator.permutation(len(boxes))[:count])
+    hidden: np.ndarray = np.any(coverage(boxes, boxes[targets]) > max_cover, axis=1)
+    hidden[targets] = True
+    return HiddenRegions(targets, hidden)
+
+
+def class_distribution(regions: Regions, rows: np.ndarray, classes: int) -> np.ndarray:
+    """Spread kept classes over all K, with the mass of background and of classes that were not kept last.
+
+    Args:
+        regions: of one image.
+        rows: (M,) which regions.
+        classes: K.
+
+    Returns:
+        (M, K + 1), each row sums to 1.
+
+    """
+    dense = np.zeros((len(rows), classes + 1), dtype=np.float32)
+    for out, row in zip(dense, rows, strict=True):
+        kept = regions.class_ids[row] >= 0
+        out[regions.class_ids[row][kept]] = regions.class_scores[row][kept]
+    dense[:, -1] = np.clip(1 - dense[:, :-1].sum(axis=1), 0, 1)  # fp16 scores may sum to a little over 1
+    return dense / dense.sum(axis=1, keepdims=True)
+
+
+class WordChanges:
+    """Changes of one word within its category, for negatives of image-text matching.
+
+    Args:
+        pairs: (old, new) words.
+        tokenizer: every word must be one token of it.
+
+    Raises:
+        UserError: a word is not one token.
+
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> None:
+        self.by_token: dict[int, list[int]] = {}
+        for old, new in pairs:
+            ids = []
+            for word in (old, new):
+                tokens = tokenizer.encode(word)
+                if len(tokens) != 1 or tokens[0] in tokenizer.special_ids:
+                    raise UserError(f"word_changes: {word!r} is not one token of the tokenizer; leave the word out")
+                ids.append(tokens[0])
+            self.by_token.setdefault(ids[0], []).append(ids[1])
+
+    def change(self, token_ids: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
+        """Change one word; None if the text has none that can be changed."""
+        places = [place for place, token in enumerate(token_ids) if int(token) in self.by_token]
+        if not places:
+            return None
+        place = places[generator.integers(len(places))]
+        changed = token_ids.copy()
+        choices = self.by_token[int(token_ids[place])]
+        changed[place] = choices[generator.integers(len(choices))]
+        return changed
+
+
+def draw_objective(shares: Mapping[str, float], generator: np.random.Generator) -> str:
+    """Draw an objective by its share of documents."""
+    names = list(shares)
+    edges = np.cumsum([shares[name] for name in names])
+    return names[int(np.searchsorted(edges, generator.random() * edges[-1], side="right"))]
+
+
+def word_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy, summed: (M, V), (M,) -> ()."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+
+
+def object_class_loss(prediction: ObjectPrediction, class_probabilities: Tensor) -> Tensor:
+    """KL(detector || prediction) over K classes and the other mass, summed: (M, K + 1) twice -> ()."""
+    log_probabilities = prediction.class_logits.float().log_softmax(dim=-1)
+    return F.kl_div(log_probabilities, class_probabilities, reduction="sum")
+
+
+def object_feature_loss(prediction: ObjectPrediction, features: Tensor) -> Tensor:
+    """Squared error, mean over the features of a region and summed over regions: (M, F) twice -> ()."""
+    return (prediction.features.float() - features).square().mean(dim=-1).sum()
+
+
+def match_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross entropy, 1 = match, summed: (M,), (M,) -> ()."""
+    return F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+
+
+def answer_loss(logits: Tensor, scores: Tensor) -> Tensor:
+    """Binary cross entropy to soft scores, summed over answers and questions: (M, A), (M, A) -> ().
+
+    A question without a known answer has all-zero targets and is kept.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), scores, reduction="sum")
+
+
+def normalise(losses: Mapping[str, Tensor], counts: Mapping[str, int], weights: Mapping[str, float]) -> Tensor:
+    """Add up weight x sum / global count: the loss of one micro-batch's part of an optimiser step.
+
+    Args:
+        losses: name -> sum over targets; a name is `objective` or `objective/part`.
+        counts: objective -> number of targets in the whole optimiser step, over all ranks and micro-batches.
+        weights: name -> weight.
+
+    """
+    parts = [weights[name] * loss / max(1, counts[name.partition("/")[0]]) for name, loss in losses.items()]
+    return torch.stack(parts).sum()

@@ -1,0 +1,1 @@
+"""Pixels to regions: detectors, geometry, the region store."""

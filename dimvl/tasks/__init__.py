@@ -1,0 +1,1 @@
+"""Pretraining, question answering and captioning: model, heads and objectives behind one interface."""

@@ -1,0 +1,186 @@
+"""Pretraining: masked LM, sequence-to-sequence LM, masked object prediction and image-text matching.
+
+DiMBERT is pretrained with the two language models; the other two are additions to that recipe.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from dimvl.config import ObjectivesConfig, Seq2seqConfig
+from dimvl.data.batch import Batch, MatchTargets, ObjectTargets, WordTargets
+from dimvl.data.documents import Document, ImageReader, keyed_generator
+from dimvl.data.processor import Processor
+from dimvl.data.text_store import TextStore
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.model.model import DimvlModel
+from dimvl.objectives import (
+    WordChanges,
+    class_distribution,
+    draw_objective,
+    hide_regions,
+    match_loss,
+    object_class_loss,
+    object_feature_loss,
+    word_loss,
+)
+from dimvl.tasks.base import Task, masked_text, plain_text
+from dimvl.tasks.captioning import caption_document
+
+
+class PretrainTask(Task):
+    """The four objectives over one encoder."""
+
+    name = "pretrain"
+    objectives = {
+        "masked_lm": WordTargets,
+        "seq2seq_lm": WordTargets,
+        "masked_object": ObjectTargets,
+        "matching": MatchTargets,
+    }
+
+    def __init__(self, model: DimvlModel, processor: Processor, config: ObjectivesConfig) -> None:
+        super().__init__(model, processor)
+        weights = config.weights
+        self.weights = {
+            "masked_lm": weights.masked_lm,
+            "seq2seq_lm": weights.seq2seq_lm,
+            "masked_object/class": weights.object_class,
+            "masked_object/feature": weights.object_feature,
+            "matching": weights.matching,
+        }
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses by name, summed over targets."""
+        rows = self.model(batch)
+        heads, targets = self.model, batch.targets
+        masked, seq2seq = targets["masked_lm"], targets["seq2seq_lm"]
+        objects, match = targets["masked_object"], targets["matching"]
+        assert isinstance(masked, WordTargets) and isinstance(seq2seq, WordTargets)
+        assert isinstance(objects, ObjectTargets) and isinstance(match, MatchTargets)
+        assert heads.word_head is not None and heads.object_head is not None and heads.match_head is not None
+        prediction = heads.object_head(rows[objects.rows])
+        return {
+            "masked_lm": word_loss(heads.word_head(rows[masked.rows]), masked.labels),
+            "seq2seq_lm": word_loss(heads.word_head(rows[seq2seq.rows]), seq2seq.labels),
+            "masked_object/class": object_class_loss(prediction, objects.class_probabilities),
+            "masked_object/feature": object_feature_loss(prediction, objects.features),
+            "matching": match_loss(heads.match_head(rows[match.rows]), match.labels),
+        }
+
+
+class PretrainSource:
+    """One document per image and epoch, its objective drawn by share, its randomness by seed, epoch and image.
+
+    Args:
+        captions: tokenised captions, grouped by image.
+        images: reads the region store.
+        config: the objectives.
+        seq2seq: variant, share of masked tokens and captions per prefix.
+        tokenizer: the model's tokenizer.
+        seed: of the run.
+        word_changes: for negatives with one word changed.
+
+    """
+
+    def __init__(
+        self,
+        captions: TextStore,
+        images: ImageReader,
+        config: ObjectivesConfig,
+        seq2seq: Seq2seqConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        word_changes: WordChanges | None = None,
+    ) -> None:
+        self.captions, self.images, self.config, self.seq2seq = captions, images, config, seq2seq
+        self.tokenizer, self.seed, self.word_changes = tokenizer, seed, word_changes
+        self.positions = images.store.positions([image_id.decode() for image_id in captions.image_ids])
+        self.shares: Mapping[str, float] = config.shares.model_dump()
+        lengths = captions.lengths()
+        self._longest = np.maximum.reduceat(lengths, captions.groups[:-1])
+        self._count = np.minimum(np.diff(captions.groups), seq2seq.captions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def objective(self, epoch: int, index: int) -> str:
+        """Objective of a document in an epoch."""
+        return self._draw(epoch, index)[0]
+
+    def _draw(self, epoch: int, index: int) -> tuple[str, np.random.Generator]:
+        generator = keyed_generator(self.seed, "document", epoch, index)
+        objective = draw_objective(self.shares, generator)
+        if objective == "masked_object" and not self.images.store.num_regions(self.positions[[index]])[0]:
+            objective = "masked_lm"  # nothing to predict in an image without regions
+        return objective, generator
+
+    def costs(self, epoch: int) -> np.ndarray:
+        """(D,) upper bound of rows; depends on data only, so the steps of all epochs hold alike many rows."""
+        shared = self._count if self.shares["seq2seq_lm"] else 1
+        longest = np.maximum(self._longest * shared, self._longest.max() if self.shares["matching"] else 0)
+        return self.images.rows(self.positions) + longest + shared + 1
+
+    def build(self, epoch: int, index: int) -> Document:
+        """Build the document of an image in an epoch."""
+        objective, generator = self._draw(epoch, index)
+        builder = {
+            "masked_lm": self._masked_lm,
+            "seq2seq_lm": self._seq2seq_lm,
+            "masked_object": self._masked_object,
+            "matching": self._matching,
+        }[objective]
+        return builder(index, generator)
+
+    def _source(self, index: int) -> str:
+        return f"image {self.captions.image_ids[index].decode()}"
+
+    def _words(self, index: int, generator: np.random.Generator) -> np.ndarray:
+        first, end = self.captions.groups[index : index + 2]
+        return self.captions.tokens(int(generator.integers(first, end))).astype(np.int64)
+
+    def _masked_lm(self, index: int, generator: np.random.Generator) -> Document:
+        config = self.config
+        words = self._words(index, generator)
+        text = masked_text(words, generator, self.tokenizer, config.text_share, config.whole_words)
+        prefix = self.images.prefix(self.images.read(int(self.positions[index])))
+        return Document(source=self._source(index), objective="masked_lm", prefix=prefix, texts=[text])
+
+    def _seq2seq_lm(self, index: int, generator: np.random.Generator) -> Document:
+        position = int(self.positions[index])
+        return caption_document(
+            self.captions, self.images, index, position, self.seq2seq, self.tokenizer, generator, "seq2seq_lm"
+        )
+
+    def _masked_object(self, index: int, generator: np.random.Generator) -> Document:
+        regions = self.images.read(int(self.positions[index]))
+        targets, hidden = hide_regions(regions.boxes, generator, self.config.region_share, self.config.max_cover)
+        return Document(
+            source=self._source(index),
+            objective="masked_object",
+            prefix=self.images.prefix(regions, hidden),
+            texts=[plain_text(self._words(index, generator), self.tokenizer)],
+            regions=targets,
+            region_features=regions.features[targets],
+            region_classes=class_distribution(regions, targets, len(self.images.store.extractor.classes)),
+        )
+
+    def _matching(self, index: int, generator: np.random.Generator) -> Document:
+        words, match = self._words(index, generator), 1.0
+        if generator.random() < self.config.negative_share:
+            words, match = self._negative(index, words, generator)
+        prefix = self.images.prefix(self.images.read(int(self.positions[index])))
+        text = plain_text(words, self.tokenizer)
+        return Document(source=self._source(index), objective="matching", prefix=prefix, texts=[text], match=match)
+
+    def _negative(self, index: int, words: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Another image's text, or one word changed; a data set of one image has no negatives."""
+        if self.word_changes is not None and generator.random() < self.config.word_change_share:
+            changed = self.word_changes.change(words, generator)
+            if changed is not None:
+                return changed, 0.0
+        if len(self) == 1:
+            return words, 1.0
+        other = (index + int(generator.integers(1, len(self)))) % len(self)
+        return self._words(other, generator), 0.0

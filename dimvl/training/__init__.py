@@ -1,0 +1,1 @@
+"""Training: engine, loop, optimiser, checkpoints, report."""

@@ -1,0 +1,149 @@
+"""What a run tells: one progress line, a JSONL file always, wandb when asked."""
+
+import json
+import resource
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from dimvl.config import RunConfig
+from dimvl.errors import UserError
+
+Log = Callable[["StepReport"], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One optimiser step, as logged.
+
+    Attributes:
+        step: optimiser steps done.
+        steps: of the whole run.
+        epoch: from 0.
+        loss: weighted sum.
+        losses: by name, mean per target.
+        counts: targets by objective.
+        gradient_norm: before clipping.
+        learning_rate: that this step used.
+        documents_per_second: since the last report.
+        rows_per_second: likewise; all rows are valid, there is no padding outside attention.
+        data_wait: share of the time spent waiting for batches.
+        memory_gb: peak of this process.
+        seconds_left: estimate for the rest of the run.
+
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    losses: Mapping[str, float]
+    counts: Mapping[str, int]
+    gradient_norm: float
+    learning_rate: float
+    documents_per_second: float
+    rows_per_second: float
+    data_wait: float
+    memory_gb: float
+    seconds_left: float
+
+    def line(self) -> str:
+        """One line for a terminal."""
+        parts = " ".join(
+            f"{name}={value:.3f}" for name, value in self.losses.items() if self.counts[name.partition("/")[0]]
+        )
+        return (
+            f"step {self.step}/{self.steps} loss {self.loss:.3f} [{parts}] lr {self.learning_rate:.1e} "
+            f"{self.documents_per_second:.0f} documents/s {self.rows_per_second:.0f} rows/s wait {self.data_wait:.0%} "
+            f"{self.memory_gb:.1f} GB left {format_seconds(self.seconds_left)}"
+        )
+
+
+def format_seconds(seconds: float) -> str:
+    """Minutes and seconds, with hours if need be."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def peak_memory_gb() -> float:
+    """Peak resident memory of this process in GB (10^9 bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+class Meter:
+    """Rates between two reports."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.wait = 0.0
+        self.documents = self.rows = self.steps = 0
+
+    def rates(self) -> dict[str, float]:
+        """Documents and rows a second, share of waiting, seconds a step; starts anew."""
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        result = {
+            "documents_per_second": self.documents / seconds,
+            "rows_per_second": self.rows / seconds,
+            "data_wait": self.wait / seconds,
+            "seconds_per_step": seconds / max(1, self.steps),
+        }
+        self.__init__()  # type: ignore[misc]
+        return result
+
+
+class RunLog:
+    """`log.jsonl` of a run and, when asked, wandb. A resumed run takes off what was logged after its checkpoint."""
+
+    def __init__(self, run: Path, config: RunConfig, step: int) -> None:
+        self.path = run / "log.jsonl"
+        kept = []
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+        self._file: TextIO = self.path.open("a")
+        self._wandb = _start_wandb(run, config) if config.training.wandb != "off" else None
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def write(self, report: StepReport) -> None:
+        """Log one step."""
+        self._file.write(json.dumps(report.__dict__) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            flat = {f"loss/{name}": value for name, value in report.losses.items()}
+            rest = {name: value for name, value in report.__dict__.items() if not isinstance(value, Mapping)}
+            self._wandb.log({**rest, **flat}, step=report.step)
+
+
+def _start_wandb(run: Path, config: RunConfig) -> Any:
+    """Start or continue the wandb run that belongs to this folder."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("training.wandb needs the package wandb; install it with pip install 'dimvl[wandb]'") from None
+    record = run / "wandb_id"
+    identity = record.read_text() if record.exists() else uuid.uuid4().hex[:12]
+    record.write_text(identity)
+    settings = {**config.model_dump(mode="json"), "git_revision": git_revision()}
+    mode: Any = config.training.wandb
+    return wandb.init(project="dimvl", name=run.name, id=identity, resume="allow", dir=run, mode=mode, config=settings)
+
+
+def git_revision() -> str | None:
+    """Revision of the code, if it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,314 @@
+"""A run from its configuration: stores, tokenizer, model, task, engine and loop; and reading a finished one.
+
+RUN/run.json             the configuration, versions and the git revision
+    config.json          the model's arguments
+    processor.json, tokenizer.json, tokenizer_config.json
+    checkpoints/, log.jsonl, texts/
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
+from dimvl.data.annotations import Caption, Question, read_captions, read_questions
+from dimvl.data.answers import answer_vocabulary, label_ids, soft_scores
+from dimvl.data.documents import ImageReader
+from dimvl.data.processor import Processor
+from dimvl.data.sampler import DocumentSource, TrainingSteps
+from dimvl.data.text_store import LabelledText, TextStore, text_store
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.errors import UserError
+from dimvl.files import read_json, write_json
+from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read_weights
+from dimvl.model.model import DimvlModel
+from dimvl.objectives import WordChanges
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.answering import QuestionSource, VqaTask
+from dimvl.tasks.base import Task
+from dimvl.tasks.captioning import CaptionSource, CaptionTask
+from dimvl.tasks.pretraining import PretrainSource, PretrainTask
+from dimvl.training.checkpoint import check_checkpoint, latest_checkpoint
+from dimvl.training.engine import TorchEngine
+from dimvl.training.loop import train
+from dimvl.training.report import StepReport, git_revision
+
+logger = logging.getLogger(__name__)
+MODEL = "config.json"
+RUN = "run.json"
+# What may change between two calls of one run: where and how it runs, not what comes out.
+FREE = ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with what it needs, from a run or an export."""
+
+    model: DimvlModel
+    processor: Processor
+    weights: Path
+
+
+def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
+    """Train as configured, going on where the run stopped; return the run's folder.
+
+    Raises:
+        UserError: anything in configuration, stores, annotations or checkpoints that does not fit.
+
+    """
+    settings, run = config.training, config.output
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(True)
+    _claim(run, config)
+    store = RegionStore(config.regions)
+    torch.manual_seed(config.seed)
+    task, source = _build(config, store)
+    engine = TorchEngine(task, settings)
+    data = TrainingSteps(
+        source,
+        task.shape,
+        seed=config.seed,
+        steps=settings.steps,
+        rows_per_step=settings.rows_per_step,
+        rows_per_micro_batch=settings.rows_per_micro_batch,
+        rank=engine.rank,
+        ranks=engine.ranks,
+    )
+    train(engine, data, config, run, progress)
+    return run
+
+
+def _claim(run: Path, config: AnyConfig) -> None:
+    """Write `run.json`, or compare with the one that is there.
+
+    Raises:
+        UserError: the folder holds a run of another configuration.
+
+    """
+    values = config.model_dump(mode="json")
+    path = run / RUN
+    if not path.exists():
+        packages = {name: version(name) for name in ("dimvl", "torch", "tokenizers", "numpy")}
+        write_json(path, {"config": values, "versions": packages, "git_revision": git_revision()})
+        return
+    old = read_json(path)["config"]
+    if changed := _differences(old, values):
+        raise UserError(
+            f"{run} holds a run with another {changed[0]}; give another output folder, or remove this one to start anew"
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], place: str = "") -> list[str]:
+    result = []
+    for key in sorted(old.keys() | new.keys()):
+        name = f"{place}{key}"
+        if name in {f"training.{free}" for free in FREE} or old.get(key) == new.get(key):
+            continue
+        both = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
+        result += _differences(old[key], new[key], f"{name}.") if both else [name]
+    return result
+
+
+def _build(config: AnyConfig, store: RegionStore) -> tuple[Task, DocumentSource]:
+    if isinstance(config, VqaConfig):
+        return _build_vqa(config, store)
+    captions = read_captions(config.captions)
+    if isinstance(config, PretrainConfig):
+        return _build_pretraining(config, store, captions)
+    return _build_captioning(config, store, captions)
+
+
+def _build_pretraining(
+    config: PretrainConfig, store: RegionStore, captions: Sequence[Caption]
+) -> tuple[Task, DocumentSource]:
+    processor = _processor(config, store, [c.text for c in captions], None, captions=True, matches=True)
+    texts = _caption_texts(config, processor, captions)
+    heads = {"word_head": True, "match_head": True, "classes": len(store.extractor.classes)}
+    model = _model(config, processor, None, heads)
+    changes = None
+    if config.objectives.word_changes is not None:
+        changes = WordChanges([tuple(pair) for pair in read_json(config.objectives.word_changes)], processor.tokenizer)
+    images = ImageReader(store, processor.tags, processor.max_regions)
+    source = PretrainSource(texts, images, config.objectives, config.seq2seq, processor.tokenizer, config.seed, changes)
+    return PretrainTask(model, processor, config.objectives), source
+
+
+def _build_captioning(
+    config: CaptionConfig, store: RegionStore, captions: Sequence[Caption]
+) -> tuple[Task, DocumentSource]:
+    initial = _initial(config.initial, store, config.new_extractor)
+    processor = _processor(config, store, [c.text for c in captions], initial, captions=True)
+    texts = _caption_texts(config, processor, captions)
+    model = _model(config, processor, initial, {"word_head": True}, config.new_extractor)
+    images = ImageReader(store, processor.tags, processor.max_regions)
+    source = CaptionSource(texts, images, config.seq2seq, processor.tokenizer, config.seed)
+    return CaptionTask(model, processor, config.smoothing), source
+
+
+def _build_vqa(config: VqaConfig, store: RegionStore) -> tuple[Task, DocumentSource]:
+    initial = _initial(config.initial, store, config.new_extractor)
+    questions = read_questions(config.questions, config.annotations)
+    answers = answer_vocabulary([question.answers for question in questions], config.answers)
+    processor = _processor(config, store, [q.text for q in questions], initial, answers=tuple(answers))
+    texts = _question_texts(config, processor, questions)
+    model = _model(config, processor, initial, {"answers": len(answers)}, config.new_extractor)
+    images = ImageReader(store, processor.tags, processor.max_regions)
+    return VqaTask(model, processor), QuestionSource(texts, images, processor.tokenizer, len(answers))
+
+
+def _caption_texts(config: AnyConfig, processor: Processor, captions: Sequence[Caption]) -> TextStore:
+    assert not isinstance(config, VqaConfig)
+    texts = [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in captions]
+    cache = config.cache or config.output / "texts"
+    return text_store(cache, processor.tokenizer, processor.text_tokens, [config.captions], texts)
+
+
+def _question_texts(config: VqaConfig, processor: Processor, questions: Sequence[Question]) -> TextStore:
+    ids = {answer: place for place, answer in enumerate(processor.answers)}
+    texts = [LabelledText(q.question_id, q.image_id, q.text, label_ids(soft_scores(q.answers), ids)) for q in questions]
+    cache = config.cache or config.output / "texts"
+    sources = [config.questions, config.annotations]
+    return text_store(cache, processor.tokenizer, processor.text_tokens, sources, texts)
+
+
+def _initial(folder: Path | None, store: RegionStore, new_extractor: bool) -> Trained | None:
+    if folder is None:
+        return None
+    initial = load_trained(folder)
+    if not new_extractor:
+        initial.processor.check_extractor(store.extractor, str(store.path))
+    return initial
+
+
+def _processor(
+    config: AnyConfig, store: RegionStore, texts: Sequence[str], initial: Trained | None, **capabilities: Any
+) -> Processor:
+    """Settle inputs and tokenizer, checked against the checkpoint that the run starts from, and save them."""
+    inputs, run = config.inputs, config.output
+    if inputs.tokenizer is not None:
+        tokenizer = Tokenizer.load(inputs.tokenizer)
+    elif initial is not None:
+        tokenizer = initial.processor.tokenizer
+    elif (run / "tokenizer.json").exists():
+        tokenizer = Tokenizer.load(run)
+    elif not isinstance(config, PretrainConfig | VqaConfig | CaptionConfig) or config.model.bert is None:
+        extractor = store.extractor
+        tokenizer = Tokenizer.train([*texts, *extractor.classes, *extractor.attributes], inputs.vocabulary)
+    else:
+        tokenizer = Tokenizer.load(config.model.bert)
+    processor = Processor(
+        tokenizer=tokenizer,
+        extractor=store.extractor,
+        max_regions=inputs.max_regions,
+        tag_tokens=inputs.tag_tokens,
+        tag_score=inputs.tag_score,
+        text_tokens=inputs.text_tokens,
+        variant="causal" if isinstance(config, VqaConfig) else config.seq2seq.variant,
+        **capabilities,
+    )
+    if initial is not None:
+        _check_same_inputs(processor, initial)
+    processor.save(run)
+    return processor
+
+
+def _check_same_inputs(processor: Processor, initial: Trained) -> None:
+    """Refuse inputs that would mean something else to the checkpoint's weights.
+
+    Raises:
+        UserError: tokenizer, tag budget or variant differ.
+
+    """
+    old = initial.processor
+    if old.tokenizer.fingerprint != processor.tokenizer.fingerprint:
+        raise UserError(f"inputs.tokenizer is not the tokenizer of {initial.weights}; leave it out to take that one")
+    names = ["tag_tokens", "text_tokens"] + (["variant"] if processor.captions and old.captions else [])
+    for name in names:
+        if getattr(old, name) != getattr(processor, name):
+            section = "seq2seq" if name == "variant" else "inputs"
+            raise UserError(
+                f"{section}.{name} is {getattr(processor, name)!r} but {initial.weights} was trained with "
+                f"{getattr(old, name)!r}; set it to that"
+            )
+
+
+def _model(
+    config: AnyConfig,
+    processor: Processor,
+    initial: Trained | None,
+    heads: dict[str, Any],
+    new_extractor: bool = False,
+) -> DimvlModel:
+    """Build the model, fill it from BERT or from a checkpoint, and write its arguments beside the run."""
+    arguments = {
+        **config.model.model_dump(exclude={"bert"}),
+        "vocabulary": len(processor.tokenizer),
+        "feature_width": processor.extractor.feature_width,
+        "max_positions": processor.max_positions,
+        **heads,
+    }
+    if config.model.bert is not None:
+        arguments |= bert_arguments(config.model.bert)
+    model = DimvlModel(**arguments)
+    if config.model.bert is not None:
+        load_bert(model, config.model.bert)
+    if initial is not None:
+        weights = read_weights(initial.weights)
+        if new_extractor:
+            logger.warning("the region projection starts afresh for the extractor %s", processor.extractor.name)
+            weights |= {name: value for name, value in model.state_dict().items() if name.startswith("regions.feature")}
+            weights["regions.hidden_feature"] = model.regions.hidden_feature.detach()
+        fresh = load_pretrained(model, weights, str(initial.weights))
+        logger.info("%d weights of heads start afresh", len(fresh))
+    write_json(config.output / MODEL, arguments)
+    return model
+
+
+def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
+    """Open the newest checkpoint of a run, or an export, for inference.
+
+    Raises:
+        UserError: it is neither, or a file is missing or damaged.
+
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(
+                f"{folder} has neither model.safetensors nor a checkpoint; give a finished run or an export"
+            )
+        check_checkpoint(checkpoint)
+        weights = checkpoint / "model.safetensors"
+    processor = Processor.load(folder)
+    arguments = read_json(folder / MODEL)
+    try:
+        model = DimvlModel(**arguments)
+    except TypeError as error:
+        raise UserError(f"{folder / MODEL} is not of this version of dimvl ({error}); export the run again") from None
+    load_pretrained(model, state := read_weights(weights), str(weights))
+    if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
+        raise UserError(f"{weights} lacks {lacking[0]}; copy or export it again")
+    return Trained(model.to(device).eval(), processor, weights)
+
+
+def run_arguments(run: Path) -> dict[str, Any]:
+    """Return what `run.json` of a run says.
+
+    Raises:
+        UserError: it is no run.
+
+    """
+    if not (run / RUN).exists():
+        raise UserError(f"{run} is not a run of dimvl; it has no {RUN}")
+    return dict(json.loads((run / RUN).read_text()))

@@ -1,0 +1,43 @@
+"""Packaging of dimvl. Ranges stand here; the exact versions that `make` installs stand in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="dimvl",
+    version="0.1.0",
+    description="Vision-language pretraining with region features and modality-decoupled attention",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["dimvl", "dimvl.*"]),
+    package_data={"dimvl": ["py.typed", "regions/weights/*"]},
+    install_requires=[
+        "torch>=2.11",  # tensors, autograd, optimisers
+        "torchvision>=0.26",  # detectors
+        "numpy>=2",  # flat arrays on disk and keyed random streams
+        "pillow>=11",  # image files
+        "pydantic>=2.10",  # strict configuration
+        "pyyaml>=6",  # configuration files
+        "typer>=0.15",  # command line
+        "rich>=13",  # progress and tables
+        "safetensors>=0.5",  # weights and feature shards
+        "huggingface_hub>=1.0",  # sharing of exported models
+        "tokenizers>=0.22",  # WordPiece
+        "matplotlib>=3.9",  # curves of the report
+    ],
+    extras_require={
+        "wandb": ["wandb>=0.19"],
+        "deepspeed": ["deepspeed>=0.19"],
+        "dev": [
+            "pytest>=8",
+            "pytest-cov",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "transformers>=5.17",  # reference models of the parity tests
+            "wandb>=0.19",
+        ],
+    },
+    entry_points={"console_scripts": ["dimvl = dimvl.cli:main"]},
+)

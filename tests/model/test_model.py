@@ -1,0 +1,126 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dimvl.data.batch import Layout
+from dimvl.model.convert import load_pretrained
+from dimvl.model.encoder import SPLITS
+from dimvl.model.model import DimvlModel
+from tests.factories import make_batch, make_layout, make_model
+
+ALL_SPLITS = [list(names) for count in range(5) for names in itertools.combinations(SPLITS, count)]
+
+
+def same_start(split):
+    """A model whose language weights are those of the shared model, copied to vision."""
+    model = make_model(split=split)
+    load_pretrained(model, make_model(split=[]).state_dict(), "shared")
+    return model
+
+
+@pytest.mark.parametrize("split", ALL_SPLITS, ids=lambda split: "+".join(split) or "shared")
+def test_every_split_starts_as_the_same_function(split):
+    batch = make_batch(make_layout(1))
+    # fp32: a product of a slice may sum in another order than the whole product
+    torch.testing.assert_close(same_start(split)(batch), make_model(split=[])(batch), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("split", ALL_SPLITS[1:], ids="+".join)
+def test_split_sublayers_learn_apart(split):
+    model = DimvlModel(
+        vocabulary=40, feature_width=6, layers=1, width=16, heads=2, inner_width=32, split=split, max_positions=64
+    )
+    names = {name for name, _ in model.named_parameters() if ".vision." in name}
+    assert {name.split(".")[3].replace("attention_norm", "norm").replace("ffn_norm", "norm") for name in names} == set(split)
+    model(make_batch(make_layout(2))).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in names:
+            language = model.get_parameter(name.replace(".vision.", ".language."))
+            assert torch.equal(parameter, language), "copied at the start"
+    assert any(
+        not torch.equal(model.get_parameter(name).grad, model.get_parameter(name.replace(".vision.", ".language.")).grad)
+        for name in names
+    )
+
+
+def test_a_fresh_model_has_equal_weights_for_both_modalities():
+    model = DimvlModel(vocabulary=40, feature_width=6, layers=1, width=16, heads=2, inner_width=32, split=SPLITS)
+    block = model.encoder.layers[0]
+    assert torch.equal(block.qkv.vision.weight, block.qkv.language.weight)
+    assert torch.equal(block.ffn.vision.inner.weight, block.ffn.language.inner.weight)
+
+
+def test_a_document_does_not_depend_on_its_neighbours():
+    model, layout = make_model(), make_layout(5)
+    whole = model(make_batch(layout))
+    changed = make_batch(layout)
+    first = layout.num_regions[0]
+    changed.region_features[first:] += 1
+    torch.testing.assert_close(model(changed)[:first], whole[:first])
+    assert not torch.allclose(model(changed)[first : layout.num_vision], whole[first : layout.num_vision])
+
+
+def test_a_future_word_changes_nothing_before_it_and_nothing_in_the_prefix():
+    layout = Layout(
+        num_regions=np.array([2]),
+        num_context=np.array([3]),
+        text_lengths=np.array([4, 4]),
+        text_prefix=np.array([0, 0]),
+        seq2seq=np.array([True]),
+    )
+    model, batch = make_model(), make_batch(layout)
+    before = model(batch)
+    batch.token_ids[3 + 2] += 1  # third word of the first text: row 2 + 3 + 2
+    after = model(batch)
+    assert torch.equal(before[:7], after[:7])
+    assert torch.equal(before[9:], after[9:])
+    assert not torch.allclose(before[7:9], after[7:9])
+
+
+def test_a_hidden_feature_cannot_reach_any_row():
+    layout = make_layout(4)
+    model, batch = make_model(), make_batch(layout)
+    batch.region_hidden[1] = True
+    before = model(batch)
+    batch.region_features[1] += 5
+    assert torch.equal(before, model(batch))
+    batch.region_geometry[1] += 0.5
+    assert not torch.allclose(before, model(batch))
+
+
+def test_the_first_image_index_embeds_to_zero_and_others_do_not():
+    model, batch = make_model(), make_batch(make_layout(4))
+    assert model.regions.image_index.weight[0].abs().sum() == 0
+    before = model(batch)
+    batch.region_image_index[0] = 1
+    assert not torch.allclose(before, model(batch))
+
+
+def test_batches_of_no_regions_and_of_no_text_work():
+    model = make_model()
+    for regions, texts in (([0, 0], [2]), ([2, 1], []), ([0, 0], [])):
+        layout = Layout(
+            num_regions=np.array(regions),
+            num_context=np.array([1, 0]),
+            text_lengths=np.array(texts, dtype=int),
+            text_prefix=np.zeros(len(texts), dtype=int),
+            seq2seq=np.array([True, False]),
+        )
+        assert model(make_batch(layout)).isfinite().all()
+
+
+def test_unknown_splits_and_impossible_heads_are_named():
+    with pytest.raises(ValueError, match="split \\['foo'\\] is unknown"):
+        make_model(split=["foo"])
+    with pytest.raises(ValueError, match="width 16 is not a multiple of heads 3"):
+        make_model(heads=3)
+
+
+def test_bf16_autocast_stays_close_to_fp32():
+    model, batch = make_model(), make_batch(make_layout(6))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(batch)
+    # rows are normalised, so 8 bits of mantissa over two layers stay within a few hundredths
+    assert (half.float() - model(batch)).abs().mean() < 0.05

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+
+from dimvl.data.batch import Layout
+from dimvl.model.plan import plan_attention
+from tests.factories import make_layout
+
+
+def layout(regions, context, texts, owners, seq2seq):
+    return Layout(
+        num_regions=np.array(regions),
+        num_context=np.array(context),
+        text_lengths=np.array(texts, dtype=int),
+        text_prefix=np.array(owners, dtype=int),
+        seq2seq=np.array(seq2seq),
+    )
+
+
+def test_a_bidirectional_document_sees_all_of_itself():
+    mask = plan_attention(layout([1], [1], [2], [0], [False])).dense_mask
+    assert mask.all() and mask.shape == (4, 4)
+
+
+def test_a_seq2seq_prefix_sees_itself_only_and_a_text_sees_prefix_and_its_own_past():
+    # rows: region, context, text a (2 rows), text b (1 row)
+    mask = plan_attention(layout([1], [1], [2, 1], [0, 0], [True])).dense_mask
+    assert mask.int().tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+def test_documents_of_both_modes_never_see_each_other():
+    # rows: r0 r1 | c0 c1 | text of 0 (bidirectional), text of 1 (seq2seq)
+    mask = plan_attention(layout([1, 1], [1, 1], [1, 1], [0, 1], [False, True])).dense_mask
+    assert mask.int().tolist() == [
+        [1, 0, 1, 0, 1, 0],
+        [0, 1, 0, 1, 0, 0],
+        [1, 0, 1, 0, 1, 0],
+        [0, 1, 0, 1, 0, 0],
+        [1, 0, 1, 0, 1, 0],
+        [0, 1, 0, 1, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_row_is_a_query_exactly_once(seed):
+    given = make_layout(seed)
+    plan = plan_attention(given)
+    queries = torch.cat([call.query_rows for call in plan.calls])
+    assert sorted(queries.tolist()) == list(range(given.num_rows))
+
+
+def test_a_bidirectional_prefix_refuses_a_second_text():
+    with pytest.raises(ValueError, match="at most one text"):
+        layout([1], [1], [1, 1], [0, 0], [False])

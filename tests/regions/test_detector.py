@@ -1,0 +1,272 @@
+"""The detector on tiny random weights; what the shipped one finds is tested at the end."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dimvl.errors import UserError
+from dimvl.regions.detector import Detector, load_scene_detector
+from dimvl.regions.detector_network import DetectorNetwork, DetectorSettings
+
+ATTRIBUTES = {"size": ("small", "large"), "colour": ("red", "green", "blue"), "texture": ("plain", "dotted")}
+
+
+def settings(**changes):
+    return DetectorSettings(
+        **{
+            "classes": ("circle", "square", "star"),
+            "attributes": ATTRIBUTES,
+            "channels": (4, 6, 6, 8, 8, 8),
+            "head_width": 16,
+            "attribute_head_width": 12,
+            "class_width": 8,
+            "attribute_width": 6,
+            "side": 64,
+            "proposals": 12,
+            "score_threshold": 0.26,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """Random weights, spread so that class scores differ between boxes."""
+    made = Detector.initialise(settings(), seed=3)
+    with torch.no_grad():
+        made.network.faster_rcnn.roi_heads.box_predictor.class_scores.weight.mul_(4)
+        made.network.faster_rcnn.roi_heads.box_predictor.hidden[0].weight.mul_(6)
+    return made
+
+
+def pictures(*sizes, seed=0):
+    random = np.random.default_rng(seed)
+    coarse = [random.integers(0, 255, (6, 6, 3), dtype=np.uint8) for _ in sizes]
+    return [Image.fromarray(array).resize(size) for array, size in zip(coarse, sizes, strict=True)]
+
+
+def assert_same(first, second):
+    # Convolutions of other batch sizes add in another order: float32 rounding, then float16 storage.
+    np.testing.assert_allclose(first.boxes, second.boxes, atol=1e-5)
+    np.testing.assert_allclose(first.features, second.features, rtol=2e-3, atol=1e-3)
+    np.testing.assert_array_equal(first.class_ids, second.class_ids)
+    np.testing.assert_allclose(first.class_scores, second.class_scores, atol=1e-3)
+    np.testing.assert_array_equal(first.attribute_ids, second.attribute_ids)
+    np.testing.assert_allclose(first.attribute_scores, second.attribute_scores, atol=1e-3)
+
+
+def test_arrays_have_the_shapes_and_types_of_regions(detector):
+    for found in detector.detect(pictures((64, 64), (90, 64))):
+        count = len(found.boxes)
+        assert count >= 2
+        assert (found.boxes.shape, found.boxes.dtype) == ((count, 4), np.float32)
+        assert (found.features.shape, found.features.dtype) == ((count, 14), np.float16)
+        assert (found.class_ids.shape, found.class_ids.dtype) == ((count, 3), np.int16)
+        assert (found.class_scores.shape, found.class_scores.dtype) == ((count, 3), np.float16)
+        assert (found.attribute_ids.shape, found.attribute_ids.dtype) == ((count, 3), np.int16)
+        assert (found.attribute_scores.shape, found.attribute_scores.dtype) == ((count, 3), np.float16)
+        assert (found.boxes >= 0).all() and (found.boxes <= 1).all()
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+
+
+def test_regions_come_best_first_above_the_threshold_with_their_classes_in_order(detector):
+    (found,) = detector.detect(pictures((64, 64)))
+    best = found.class_scores[:, 0]
+    assert (np.diff(best.astype(np.float32)) <= 1e-3).all()
+    assert (best >= 0.26 - 1e-3).all()
+    assert (np.diff(found.class_scores.astype(np.float32), axis=1) <= 0).all()
+    assert (found.class_scores.astype(np.float32).sum(axis=1) <= 1 + 2e-3).all()  # the rest is background
+    assert all(sorted(ids) == [0, 1, 2] for ids in found.class_ids.tolist())
+
+
+def test_attribute_ids_point_into_one_flat_vocabulary_in_the_order_of_the_groups(detector):
+    names = detector.extractor.attributes
+    assert names == ("small", "large", "red", "green", "blue", "plain", "dotted")
+    (found,) = detector.detect(pictures((64, 64)))
+    for ids in found.attribute_ids:
+        for attribute, group in zip(ids, ATTRIBUTES.values(), strict=True):
+            assert names[attribute] in group
+
+
+def test_a_picture_gives_the_same_alone_and_among_others(detector):
+    # The second and fifth are of one size once scaled; the others make batches of their own.
+    images = pictures((64, 64), (97, 64), (64, 130), (200, 200), (194, 128), (64, 64))
+    together = detector.detect(images)
+    for image, found in zip(images, together, strict=True):
+        (alone,) = detector.detect([image])
+        assert_same(found, alone)
+    assert_same(detector.detect(images[::-1])[-1], together[0])
+
+
+def test_describing_the_boxes_that_were_found_gives_what_was_found(detector):
+    images = pictures((64, 64), (150, 75))
+    found = detector.detect(images)
+    assert all(len(regions.boxes) > 1 for regions in found)
+    for first, second in zip(found, detector.detect(images, [regions.boxes for regions in found]), strict=True):
+        assert_same(first, second)
+
+
+def test_given_boxes_keep_their_order(detector):
+    image = pictures((64, 64))
+    boxes = np.array([[0.5, 0.5, 1, 1], [0, 0, 0.4, 0.3], [0.2, 0.1, 0.9, 0.6]], dtype=np.float32)
+    forward, backward = detector.detect(image, [boxes])[0], detector.detect(image, [boxes[::-1]])[0]
+    np.testing.assert_array_equal(forward.boxes, boxes)
+    np.testing.assert_allclose(forward.features[::-1], backward.features, rtol=2e-3, atol=1e-3)
+    assert not np.allclose(forward.features[0], forward.features[1], atol=1e-2)
+
+
+def test_a_larger_picture_gives_the_same_boxes_as_fractions(detector):
+    (small,) = pictures((64, 64))
+    (found,) = detector.detect([small])
+    (enlarged,) = detector.detect([small.resize((256, 256), Image.Resampling.NEAREST)])
+    assert len(found.boxes) == len(enlarged.boxes)
+    np.testing.assert_allclose(found.boxes, enlarged.boxes, atol=0.02)  # shrinking it again smooths a little
+
+
+def test_a_picture_in_which_nothing_is_found_is_one_region_without_a_class(detector):
+    blind = Detector.initialise(settings(score_threshold=1.0), seed=3)
+    images = pictures((64, 64), (200, 90))
+    whole = np.array([[0, 0, 1, 1]], dtype=np.float32)
+    for found, described in zip(blind.detect(images), blind.detect(images, [whole, whole]), strict=True):
+        np.testing.assert_array_equal(found.boxes, whole)
+        np.testing.assert_allclose(found.features, described.features, rtol=2e-3, atol=1e-3)
+        assert (found.class_ids == -1).all() and (found.class_scores == 0).all()
+        assert (found.attribute_ids == -1).all() and (found.attribute_scores == 0).all()
+        assert (described.class_ids >= 0).all()
+    assert np.abs(found.features).sum() > 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (17, 9)])
+def test_pictures_of_any_shape_are_described(detector, size):
+    (found,) = detector.detect(pictures(size))
+    assert len(found.boxes) >= 1 and np.isfinite(found.features).all()
+
+
+def test_no_pictures_give_no_detections(detector):
+    assert detector.detect([]) == []
+
+
+def test_no_more_regions_than_configured_come_back(detector):
+    network = DetectorNetwork(settings(max_regions=1))
+    network.load_state_dict(detector.network.state_dict())
+    (found,), (all_found,) = Detector(network).detect(pictures((64, 64))), detector.detect(pictures((64, 64)))
+    assert len(all_found.boxes) > len(found.boxes) == 1
+    np.testing.assert_allclose(found.boxes, all_found.boxes[:1])
+
+
+def test_two_boxes_of_one_class_never_overlap_more_than_the_threshold(detector):
+    for found in detector.detect(pictures((64, 64), (64, 64), (64, 64))):
+        for label in set(found.class_ids[:, 0].tolist()):
+            boxes = found.boxes[found.class_ids[:, 0] == label]
+            sides = np.minimum(boxes[:, None, 2:], boxes[:, 2:]) - np.maximum(boxes[:, None, :2], boxes[:, :2])
+            shared = np.clip(sides, 0, None).prod(axis=2)
+            areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+            overlaps = shared / (areas[:, None] + areas - shared)
+            assert (overlaps[~np.eye(len(boxes), dtype=bool)] <= 0.5 + 1e-4).all()
+
+
+def test_saved_and_loaded_it_is_the_same_detector(detector, tmp_path):
+    detector.save(tmp_path / "detector")
+    loaded = Detector.load(tmp_path / "detector")
+    assert loaded.settings == detector.settings
+    assert loaded.extractor == detector.extractor
+    loaded.save(tmp_path / "again")
+    for name in ("detector.json", "detector.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "detector" / name).read_bytes()
+    image = pictures((64, 64))
+    boxes = [np.array([[0.1, 0.2, 0.7, 0.8]], dtype=np.float32)]
+    ours, theirs = detector.detect(image, boxes)[0], loaded.detect(image, boxes)[0]
+    np.testing.assert_allclose(ours.features, theirs.features, rtol=0.02, atol=0.02)  # float16 weights
+
+
+def test_the_fingerprint_follows_the_weights_and_the_seed():
+    first, same, other = (Detector.initialise(settings(), seed=seed).extractor for seed in (1, 1, 2))
+    assert first == same
+    assert first.fingerprint != other.fingerprint
+    assert first.parameters["side"] == 64 and first.feature_width == 14
+
+
+def test_making_a_detector_leaves_the_global_random_state_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    Detector.initialise(settings(), seed=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def damage(folder, name, change):
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("detector.json", None, "does not exist"),
+        ("detector.safetensors", None, "does not exist"),
+        ("detector.json", lambda content: content[:40], "is not valid JSON"),
+        ("detector.json", lambda content: b"[1]", "does not describe a detector"),
+        ("detector.json", lambda content: b'{"classes": ["star"]}', "does not describe a detector"),
+        ("detector.safetensors", lambda content: content[: len(content) // 2], "is damaged"),
+        ("detector.safetensors", lambda content: b"", "is damaged"),
+        ("detector.json", lambda content: content.replace(b'"class_width": 8', b'"class_width": 9'), "does not fit"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named_with_a_remedy(detector, tmp_path, name, change, message):
+    detector.save(tmp_path)
+    if change is None:
+        (tmp_path / name).unlink()
+    else:
+        damage(tmp_path, name, change)
+    with pytest.raises(UserError, match=message) as caught:
+        Detector.load(tmp_path)
+    assert name in str(caught.value)
+
+
+def test_settings_are_readable_json(detector, tmp_path):
+    detector.save(tmp_path)
+    content = json.loads((tmp_path / "detector.json").read_text())
+    assert content["classes"] == ["circle", "square", "star"]
+    assert list(content["attributes"]) == ["size", "colour", "texture"]
+
+
+def test_training_reaches_one_picture_with_all_its_attributes():
+    network = Detector.initialise(settings(anchor_sizes=(20, 32)), seed=0).network.train()
+    array = np.full((64, 64, 3), 60, dtype=np.uint8)
+    array[8:28, 10:30] = (220, 30, 30)
+    array[30:62, 28:60] = (30, 40, 220)
+    array[30:62:4, 28:60] = 255
+    boxes = torch.tensor([[10.0, 8, 30, 28], [28, 30, 60, 62]])
+    target = {"boxes": boxes, "labels": torch.tensor([1, 3]), "attributes": torch.tensor([[0, 0, 0], [1, 2, 1]])}
+    pixels = torch.from_numpy(np.stack([array] * 2)).permute(0, 3, 1, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), 5e-3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(140):
+            optimizer.zero_grad()
+            losses = network.losses(pixels, [target, target])
+            sum(losses.values()).backward()
+            optimizer.step()
+    assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "class", "box", "size", "colour", "texture"}
+    (found,) = Detector(network).detect([Image.fromarray(array)])
+    order = np.argsort(found.boxes[:, 0])
+    np.testing.assert_allclose(found.boxes[order] * 64, boxes, atol=4)  # a sixteenth of the picture
+    assert found.class_ids[order, 0].tolist() == [0, 2]
+    assert found.attribute_ids[order].tolist() == [[0, 2, 5], [1, 4, 6]]
+
+
+def test_an_attribute_that_is_not_known_is_not_scored():
+    network = Detector.initialise(settings(), seed=0).network
+    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    target = {
+        "boxes": torch.tensor([[10.0, 8, 30, 28]]),
+        "labels": torch.tensor([1]),
+        "attributes": torch.tensor([[0, -100, 1]]),
+    }
+    losses = network.train().losses(pixels, [target])
+    assert losses["colour"] == 0 and losses["size"] > 0
+    losses["colour"].backward()
+    gradients = network.attribute_heads.groups[1].weight.grad
+    assert gradients is not None and gradients.abs().sum() == 0

@@ -1,0 +1,153 @@
+"""Pictures through a detector into a store: what is skipped, what is continued, what is refused."""
+
+import json
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dimvl.errors import UserError
+from dimvl.regions.extract import extract, images_of_coco, images_of_folder
+from dimvl.regions.records import Extractor
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store_writer import RegionStoreWriter
+
+EXTRACTOR = Extractor(
+    name="fake", fingerprint="0", parameters={}, feature_width=3, classes=("thing",), attributes=("red",)
+)
+
+
+@dataclass
+class Found:
+    boxes: np.ndarray
+    features: np.ndarray
+    class_ids: np.ndarray
+    class_scores: np.ndarray
+    attribute_ids: np.ndarray
+    attribute_scores: np.ndarray
+
+
+class MeanColourDetector:
+    """One whole-image region, or those given; its feature is the mean colour. Remembers the sizes of its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def detect(self, images, boxes=None):
+        self.batches.append(len(images))
+        if boxes is None:
+            boxes = [np.array([[0, 0, 1, 1]], dtype=np.float32)] * len(images)
+        return [self.describe(image, of) for image, of in zip(images, boxes, strict=True)]
+
+    @staticmethod
+    def describe(image, boxes):
+        feature = np.asarray(image).reshape(-1, 3).mean(axis=0)
+        shape = (len(boxes), 1)
+        return Found(
+            boxes=boxes,
+            features=np.tile(feature, shape).astype(np.float16),
+            class_ids=np.zeros(shape, dtype=np.int16),
+            class_scores=np.ones(shape, dtype=np.float16),
+            attribute_ids=np.full(shape, -1, dtype=np.int16),
+            attribute_scores=np.zeros(shape, dtype=np.float16),
+        )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five pictures a to e, each of one grey, 10 x 20 pixels."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, name in enumerate("abcde"):
+        Image.new("RGB", (10, 20), (number * 10,) * 3).save(folder / f"{name}.png")
+    return folder
+
+
+def test_every_picture_gets_its_own_regions(folder, tmp_path):
+    detector, calls = MeanColourDetector(), []
+    with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
+        report = extract(
+            images_of_folder(folder), detector, writer, batch_size=2, progress=lambda *call: calls.append(call)
+        )
+    assert (report.done, report.already, report.skipped) == (5, 0, [])
+    assert detector.batches == [2, 2, 1]
+    assert calls[-1] == (5, 5)
+    assert calls == sorted(calls)
+    store = RegionStore(tmp_path / "store")
+    for number, name in enumerate("abcde"):
+        regions = store.read(store.position(name))
+        assert (regions.width, regions.height) == (10, 20)
+        assert regions.features.tolist() == [[number * 10] * 3]
+
+
+def test_a_bad_picture_is_logged_counted_and_left_out(folder, tmp_path, caplog):
+    (folder / "b.png").write_text("not a picture")
+    (folder / "e.png").unlink()
+    images = [(name, folder / f"{name}.png") for name in "abcde"]
+    with (
+        caplog.at_level(logging.WARNING, logger="dimvl.regions.extract"),
+        RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer,
+    ):
+        report = extract(images, MeanColourDetector(), writer, batch_size=4)  # the last picture, a bad one, ends it
+    assert report.done == 3
+    assert [path.name for path, _ in report.skipped] == ["b.png", "e.png"]
+    assert "b.png is not a picture" in report.skipped[0][1]
+    assert len(caplog.records) == 2
+    store = RegionStore(tmp_path / "store")
+    assert [name in store for name in "abcde"] == [True, False, True, True, False]
+
+
+def test_a_second_extraction_looks_only_at_what_is_new(folder, tmp_path):
+    images = images_of_folder(folder)
+    with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
+        extract(images[:3], MeanColourDetector(), writer)
+    detector = MeanColourDetector()
+    with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
+        report = extract(images, detector, writer)
+    assert (report.done, report.already, detector.batches) == (2, 3, [2])
+    assert len(RegionStore(tmp_path / "store")) == 5
+
+
+def test_given_boxes_go_to_the_picture_they_belong_to(folder, tmp_path):
+    boxes = {name: np.array([[0, 0, 0.1 * (n + 1), 1]] * (n + 1), dtype=np.float32) for n, name in enumerate("abcd")}
+    with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
+        report = extract(images_of_folder(folder), MeanColourDetector(), writer, batch_size=3, boxes=boxes)
+    assert [path.name for path, _ in report.skipped] == ["e.png"]
+    store = RegionStore(tmp_path / "store")
+    for name, wanted in boxes.items():
+        np.testing.assert_array_equal(store.read(store.position(name)).boxes, wanted)
+
+
+def test_a_folder_gives_its_pictures_sorted_by_name(folder):
+    (folder / "notes.txt").write_text("")
+    (folder / "inner").mkdir()
+    (folder / "a.png").rename(folder / "f.PNG")
+    assert [image_id for image_id, _ in images_of_folder(folder)] == ["b", "c", "d", "e", "f"]
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has no pictures"):
+        images_of_folder(tmp_path)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        images_of_folder(tmp_path / "nowhere")
+
+
+def test_two_pictures_with_one_id_are_refused(folder):
+    Image.new("RGB", (1, 1)).save(folder / "a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png have the same id 'a'; rename one"):
+        images_of_folder(folder)
+
+
+def test_coco_gives_integer_ids_as_text(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": [{"id": 42, "file_name": "000000000042.png"}]}))
+    assert images_of_coco(path, tmp_path / "images") == [("42", tmp_path / "images" / "000000000042.png")]
+
+
+@pytest.mark.parametrize("content", ['{"images": []}', "{}", "[]", '{"images": [{"id": 1}]}', '{"images": [{"id": '])
+def test_a_file_that_is_not_a_coco_file_of_images_is_refused(tmp_path, content):
+    (tmp_path / "instances.json").write_text(content)
+    with pytest.raises(UserError, match=r"instances\.json"):
+        images_of_coco(tmp_path / "instances.json", tmp_path)

@@ -1,0 +1,219 @@
+"""Writing a region store: what is refused, and that no end of the writer costs what was finished."""
+
+import os
+import resource
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dimvl.errors import UserError
+from dimvl.regions import store_writer
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store_writer import RegionStoreWriter
+from tests.regions.synthetic_store import (
+    EXTRACTOR,
+    IMAGES,
+    SHARD_BYTES,
+    assert_same,
+    contents,
+    regions_of,
+    write_store,
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_store(tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_an_image_is_written_once(path):
+    with (
+        pytest.raises(UserError, match=r"'111' is in region store .* already"),
+        RegionStoreWriter(path, EXTRACTOR) as writer,
+    ):
+        writer.add(replace(regions_of(4), image_id=regions_of(3).image_id))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fingerprint": "xyz"}, {"parameters": {"threshold": 0.2}}, {"feature_width": 6}, {"classes": ("circle",)}],
+)
+def test_another_extractor_is_refused(path, change):
+    before = contents(path)
+    with pytest.raises(UserError, match=rf"made by another extractor \({next(iter(change))} is"):
+        RegionStoreWriter(path, replace(EXTRACTOR, **change))
+    assert contents(path) == before
+    write_store(path)  # and the folder is not left locked
+
+
+@pytest.mark.parametrize(("name", "width"), [("features", 4), ("class_ids", 3), ("boxes", 5)])
+def test_arrays_of_another_width_are_refused(path, name, width):
+    regions = replace(regions_of(2), image_id="new", **{name: np.zeros((2, width), dtype=np.float16)})
+    with (
+        pytest.raises(UserError, match=rf"'new' has {name} of shape \(2, {width}\)"),
+        RegionStoreWriter(path, EXTRACTOR) as writer,
+    ):
+        writer.add(regions)
+    assert len(RegionStore(path)) == IMAGES
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("features", np.nan), ("features", np.inf), ("features", 1e6), ("boxes", np.nan)]
+)
+def test_values_that_are_not_finite_are_refused_with_the_image(path, name, value):
+    array = getattr(regions_of(2), name).astype(np.float32)
+    array[1, 2] = value
+    with (
+        pytest.raises(UserError, match=f"'new' has {name} that are not finite"),
+        RegionStoreWriter(path, EXTRACTOR) as writer,
+    ):
+        writer.add(replace(regions_of(2), image_id="new", **{name: array}))
+    assert len(RegionStore(path)) == IMAGES
+
+
+def test_a_folder_with_other_content_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="neither empty nor a region store"):
+        RegionStoreWriter(tmp_path, EXTRACTOR)
+    assert contents(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
+    with (
+        RegionStoreWriter(tmp_path / "store", EXTRACTOR),
+        pytest.raises(UserError, match="another process is writing"),
+    ):
+        RegionStoreWriter(tmp_path / "store", EXTRACTOR)
+    write_store(tmp_path / "store")
+
+
+def test_arrays_may_be_reused_after_they_are_added(tmp_path):
+    regions = regions_of(3)
+    with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
+        writer.add(regions)
+        regions.features[:] = 0
+    np.testing.assert_array_equal(RegionStore(tmp_path / "store").read(0).features, regions_of(3).features)
+
+
+def test_an_error_keeps_what_was_added_before_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
+        writer.add(regions_of(1))
+        raise KeyboardInterrupt
+    assert_same(RegionStore(tmp_path / "store").read(0), regions_of(1))
+
+
+# Ends that nobody chose
+
+
+def in_child(work) -> int:
+    """Run `work` in a forked process and return its exit code; a signal is negative."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_until(path: Path, kill_at: int) -> None:
+    """Write images and be killed at the given flush to disk or renaming of a file, counted from 1."""
+    calls = 0
+
+    def dying(function):
+        def wrapper(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == kill_at:
+                die()
+            return function(*arguments)
+
+        return wrapper
+
+    os.fsync, os.replace = dying(os.fsync), dying(os.replace)  # in a child, so nobody else sees it
+    write_store(path)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_writer_killed_at_any_step_leaves_a_store_that_opens_and_continues_to_the_same_bytes(path, tmp_path):
+    undisturbed = contents(path)
+    steps = 0
+    while True:
+        steps += 1
+        killed = tmp_path / f"killed-{steps}"
+        code = in_child(lambda killed=killed, step=steps: write_until(killed, step))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        if (killed / "manifest.json").exists():
+            store = RegionStore(killed)
+            assert store.verify() == []
+            for position in range(len(store)):
+                assert_same(store.read(position), regions_of(position))
+                assert store.position(regions_of(position).image_id) == position
+        else:
+            assert steps <= 2  # only before there was a store
+        write_store(killed)
+        assert contents(killed) == undisturbed
+    assert steps > 4 * len(RegionStore(path).manifest.shards)  # every commit was cut at each of its steps
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_writer_killed_between_images_loses_only_the_last_shard(tmp_path):
+    def add_some_and_die() -> None:
+        with RegionStoreWriter(tmp_path / "store", EXTRACTOR, shard_bytes=SHARD_BYTES) as writer:
+            for number in range(15):
+                writer.add(regions_of(number))
+            die()
+
+    assert in_child(add_some_and_die) == -signal.SIGKILL
+    store = RegionStore(tmp_path / "store")
+    assert 5 < len(store) < 15
+    with RegionStoreWriter(tmp_path / "store", EXTRACTOR, shard_bytes=SHARD_BYTES) as writer:
+        assert [regions_of(n).image_id in writer for n in range(15)] == [n < len(store) for n in range(15)]
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_full_disk_is_one_sentence_and_leaves_the_store_as_it_was(path):
+    before = contents(path)
+
+    def fill() -> None:
+        # The largest file that this process may write stands for the disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            with RegionStoreWriter(path, EXTRACTOR, shard_bytes=10_000) as writer:
+                for number in range(IMAGES, 2000):
+                    writer.add(regions_of(number))
+        except UserError as error:
+            os._exit(11 if str(error).startswith("cannot write") and "free space" in str(error) else 12)
+
+    assert in_child(fill) == 11
+    assert contents(path) == before
+    write_store(path, range(IMAGES + 5))
+    assert len(RegionStore(path)) == IMAGES + 5
+
+
+@pytest.mark.parametrize("failing", ["_append", "write_json", "make_lookup"])
+def test_a_write_that_fails_at_any_step_leaves_what_was_finished(path, failing, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_writer, failing, full)
+        with pytest.raises(UserError, match=r"cannot write .*store.*: No space left on device; free space"):
+            write_store(path, range(IMAGES + 5))
+    store = RegionStore(path)
+    assert store.verify() == []
+    assert len(store) >= IMAGES
+    for position in range(len(store)):
+        assert_same(store.read(position), regions_of(position))
+    write_store(path, range(IMAGES + 5))
+    assert len(RegionStore(path)) == IMAGES + 5
