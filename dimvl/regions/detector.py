@@ -162,7 +162,7 @@ class Detector:
         if given is None:
             found = self.network.find(pixels, (height, width), feature_map)
         else:
-            found = [torch.tensor(rows.reshape(-1, 4).tolist(), device=device).reshape(-1, 4) * scale for rows in given]
+            found = [torch.from_numpy(np.array(rows, np.float32).reshape(-1, 4)).to(device) * scale for rows in given]
         shown = [rows if len(rows) else scale.new_tensor([[0, 0, width, height]]) for rows in found]
         described = self.network.describe(pixels, shown, feature_map)
         return self._records(described, [rows / scale for rows in shown], [len(rows) > 0 for rows in found])

@@ -14,6 +14,8 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -47,12 +49,36 @@ def import_torchvision() -> ModuleType:
         return importlib.import_module("torchvision")
     logger.info("torchvision's compiled operators do not fit this torch; using PyTorch ones for nms and roi_align")
     _define_operators()
-    torchvision = importlib.import_module("torchvision")
+    with _compiler_left_out():
+        torchvision = importlib.import_module("torchvision")
     # torchvision asks these before each call; without them roi_align goes through torch.compile, for minutes. The
     # second is a module that torchvision.ops hides behind the function of the same name.
     for name in ("torchvision.extension", "torchvision.ops.roi_align"):
         sys.modules[name]._has_ops = lambda: True  # type: ignore[attr-defined]
     return torchvision
+
+
+@contextmanager
+def _compiler_left_out() -> Iterator[None]:
+    """Let torchvision be imported without torch's compiler, four fifths of its import time, for one name it wants.
+
+    The name decides whether deterministic CUDA pooling is compiled; it fetches the compiler if ever it is called.
+    """
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+
+    def is_compile_supported(device_type: str) -> bool:
+        return importlib.import_module("torch._dynamo.utils").is_compile_supported(device_type)
+
+    stand_ins = {"torch._dynamo": ModuleType("torch._dynamo"), "torch._dynamo.utils": ModuleType("torch._dynamo.utils")}
+    stand_ins["torch._dynamo.utils"].is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 @functools.cache

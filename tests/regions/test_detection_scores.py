@@ -70,8 +70,8 @@ def test_a_second_region_on_the_same_object_is_a_miss():
 
 
 def test_the_overlap_must_reach_one_half():
-    truth = instances((1, "circle", [0, 0, 40, 40], SMALL_RED))
-    half, less = [0, 0, 40, 20], [0, 0, 40, 19]
+    truth = instances((1, "circle", [0, 0, 50, 50], SMALL_RED))
+    half, less = [0, 0, 50, 25], [0, 0, 50, 24]  # the half is exact in fractions, too
     assert average_precision_50({1: detections((0, 0.9, half, (0, 2)))}, truth, CLASSES) == pytest.approx(1.0)
     assert average_precision_50({1: detections((0, 0.9, less, (0, 2)))}, truth, CLASSES) == 0.0
 

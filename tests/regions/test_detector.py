@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 
+from dimvl.data.scenes import SceneOptions, render, sample_world
 from dimvl.errors import UserError
 from dimvl.regions.detector import Detector, load_scene_detector
 from dimvl.regions.detector_network import DetectorNetwork, DetectorSettings
@@ -145,6 +147,15 @@ def test_pictures_of_any_shape_are_described(detector, size):
     assert len(found.boxes) >= 1 and np.isfinite(found.features).all()
 
 
+def test_a_sliver_seen_first_changes_nothing_for_later_pictures(detector):
+    # torchvision's pooling keeps the scale that it infers from the first picture it sees.
+    fresh = Detector(DetectorNetwork(detector.settings))
+    fresh.network.load_state_dict(detector.network.state_dict())
+    sliver, *ordinary = pictures((2000, 3), (64, 64))
+    fresh.detect([sliver])
+    assert_same(fresh.detect(ordinary)[0], detector.detect(ordinary)[0])
+
+
 def test_no_pictures_give_no_detections(detector):
     assert detector.detect([]) == []
 
@@ -176,6 +187,8 @@ def test_saved_and_loaded_it_is_the_same_detector(detector, tmp_path):
     loaded.save(tmp_path / "again")
     for name in ("detector.json", "detector.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "detector" / name).read_bytes()
+    weights = safetensors.numpy.load_file(tmp_path / "detector" / "detector.safetensors")
+    assert {str(array.dtype) for array in weights.values()} == {"float16", "int64"}  # half the bytes to ship
     image = pictures((64, 64))
     boxes = [np.array([[0.1, 0.2, 0.7, 0.8]], dtype=np.float32)]
     ours, theirs = detector.detect(image, boxes)[0], loaded.detect(image, boxes)[0]
@@ -270,3 +283,24 @@ def test_an_attribute_that_is_not_known_is_not_scored():
     losses["colour"].backward()
     gradients = network.attribute_heads.groups[1].weight.grad
     assert gradients is not None and gradients.abs().sum() == 0
+
+
+def test_the_shipped_detector_finds_and_names_the_objects_of_fresh_scenes():
+    detector = load_scene_detector()
+    options = SceneOptions(seed=77)
+    worlds = [sample_world(options, split="heldout", index=index) for index in range(12)]
+    found = detector.detect([render(world, options) for world in worlds])
+    right = total = 0
+    for world, regions in zip(worlds, found, strict=True):
+        names = [
+            tuple(detector.extractor.attributes[attribute] for attribute in row)
+            for row in regions.attribute_ids.tolist()
+        ]
+        shapes = [detector.extractor.classes[label] for label in regions.class_ids[:, 0].tolist()]
+        for item in world.objects:
+            wanted = (item.size, item.colour, item.texture), item.shape
+            distances = np.abs(regions.boxes * 160 - np.array(item.box)).max(axis=1)
+            nearest = int(distances.argmin())
+            right += distances[nearest] < 6 and (names[nearest], shapes[nearest]) == wanted
+            total += 1
+    assert right / total >= 0.85

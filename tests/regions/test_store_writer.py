@@ -167,18 +167,23 @@ def test_a_writer_killed_at_any_step_leaves_a_store_that_opens_and_continues_to_
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-def test_a_writer_killed_between_images_loses_only_the_last_shard(tmp_path):
+def test_a_continuing_writer_killed_between_images_loses_only_the_last_shard(tmp_path):
+    path = tmp_path / "store"
+    write_store(path, range(5))  # finished, so it has a lookup, of 5 images
+
     def add_some_and_die() -> None:
-        with RegionStoreWriter(tmp_path / "store", EXTRACTOR, shard_bytes=SHARD_BYTES) as writer:
-            for number in range(15):
+        with RegionStoreWriter(path, EXTRACTOR, shard_bytes=SHARD_BYTES) as writer:
+            for number in range(5, 20):
                 writer.add(regions_of(number))
             die()
 
     assert in_child(add_some_and_die) == -signal.SIGKILL
-    store = RegionStore(tmp_path / "store")
-    assert 5 < len(store) < 15
-    with RegionStoreWriter(tmp_path / "store", EXTRACTOR, shard_bytes=SHARD_BYTES) as writer:
-        assert [regions_of(n).image_id in writer for n in range(15)] == [n < len(store) for n in range(15)]
+    store = RegionStore(path)
+    assert 10 < len(store) < 20
+    ids = [regions_of(number).image_id for number in range(20)]
+    assert store.positions(ids[: len(store)]).tolist() == list(range(len(store)))
+    with RegionStoreWriter(path, EXTRACTOR) as writer:
+        assert [image_id in writer for image_id in ids] == [number < len(store) for number in range(20)]
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
@@ -217,3 +222,18 @@ def test_a_write_that_fails_at_any_step_leaves_what_was_finished(path, failing, 
         assert_same(store.read(position), regions_of(position))
     write_store(path, range(IMAGES + 5))
     assert len(RegionStore(path)) == IMAGES + 5
+
+
+def test_a_writer_may_try_again_after_a_failed_commit(path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with RegionStoreWriter(path, EXTRACTOR) as writer:
+        writer.add(regions_of(IMAGES))
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+            patch.setattr(store_writer, "write_json", full)  # the last step: the index has been appended to
+            writer.flush()
+    store = RegionStore(path)
+    assert store.verify() == []
+    assert_same(store.read(IMAGES), regions_of(IMAGES))
+    assert len((path / "index.bin").read_bytes()) == store.manifest.index.num_bytes

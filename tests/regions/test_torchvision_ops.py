@@ -128,7 +128,35 @@ def test_roi_align_of_no_boxes_is_empty_and_has_gradients():
     assert pictures.grad is not None and pictures.grad.abs().sum() == 0
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_imported_before_detection_asks():
     code = "import sys, dimvl.regions.detector, dimvl.regions.detection_scores; print('torchvision' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_importing_torchvision_leaves_torchs_compiler_usable():
+    code = """
+from dimvl.regions.torchvision_ops import import_torchvision
+import_torchvision()
+import torch
+print(torch.compile(lambda value: value + 1, backend="eager")(torch.ones(1)).item())
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "2.0"
+
+
+@pytest.mark.slow
+def test_torchvision_loads_after_an_import_that_failed():
+    code = """
+try:
+    import torchvision
+except RuntimeError:
+    pass  # where the compiled operators do not fit
+from dimvl.regions.torchvision_ops import import_torchvision
+import torch
+print(import_torchvision().ops.nms(torch.tensor([[0.0, 0, 2, 2]]), torch.ones(1), 0.5).tolist())
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[0]"

@@ -1,27 +1,55 @@
-"""Synthetic scenes: pictures, boxes, captions and questions from a seed, written as real annotation files are."""
+"""Synthetic scenes: pictures, boxes, captions and questions from a seed, written as real annotation files are.
 
+A seed becomes a `World` (world.py); from it come the picture (render.py), captions (language.py) and questions
+(questions.py), and write.py puts them on disk. Captions can be read back into facts and judged (facts.py, scores.py),
+and changed by one word into false ones (word_changes.py).
+"""
+
+from dimvl.data.scenes.facts import Fact, judge
+from dimvl.data.scenes.language import is_true, parse_caption, sample_captions
+from dimvl.data.scenes.questions import KINDS, Question, sample_questions
 from dimvl.data.scenes.render import render
+from dimvl.data.scenes.scores import CaptionScores, score_captions
+from dimvl.data.scenes.word_changes import WORD_CATEGORIES, changed_caption, word_change_pairs
 from dimvl.data.scenes.world import (
     COLOURS,
     HELD_OUT_COMBINATIONS,
     SHAPES,
     SIZES,
+    SPLITS,
     TEXTURES,
     SceneObject,
     SceneOptions,
     World,
     sample_world,
 )
+from dimvl.data.scenes.write import read_worlds, write_scenes
 
 __all__ = [
     "COLOURS",
     "HELD_OUT_COMBINATIONS",
+    "KINDS",
     "SHAPES",
     "SIZES",
+    "SPLITS",
     "TEXTURES",
+    "WORD_CATEGORIES",
+    "CaptionScores",
+    "Fact",
+    "Question",
     "SceneObject",
     "SceneOptions",
     "World",
+    "changed_caption",
+    "is_true",
+    "judge",
+    "parse_caption",
+    "read_worlds",
     "render",
+    "sample_captions",
+    "sample_questions",
     "sample_world",
+    "score_captions",
+    "word_change_pairs",
+    "write_scenes",
 ]

@@ -73,11 +73,11 @@ def judge(fact: Fact, world: World) -> bool:
 
 def _relation_holds(fact: Fact, world: World) -> bool:
     assert fact.side is not None and fact.other is not None
-    for item in _matching(fact.phrase, world):
-        for other in _matching(fact.other, world):
-            if item is not other and offset(fact.side, item, other) > 0:
-                return True
-    return False
+    return any(  # an object is on no side of itself, so the two are distinct
+        offset(fact.side, item, other) > 0
+        for item in _matching(fact.phrase, world)
+        for other in _matching(fact.other, world)
+    )
 
 
 def _matching(phrase: Phrase, world: World) -> list[SceneObject]:

@@ -50,7 +50,7 @@ TEMPLATES = (
     f"{_SEE} {{a}}, {{b}} and {{c}}",
     f"{_PICTURE} {{a}}, {{b}} and {{c}}",
 )
-_WEIGHTS = np.array([3 if "{side}" in template or "{its}" in template else 2 for template in TEMPLATES])
+_DRAWN = [template for template in TEMPLATES for _ in range(3 if "{side}" in template or "{its}" in template else 2)]
 
 _ITS = {
     "left": ("on its left", "to its left"),
@@ -60,7 +60,7 @@ _ITS = {
 }
 _FEWEST_WORDS, _MOST_WORDS = 8, 22
 _FEWEST_FACTS, _MOST_FACTS = 3, 8
-_ADJECTIVE_SHARES = (0.3, 0.45, 0.25)  # phrases with one, two and three adjectives
+_ADJECTIVES_SAID = (1, 1, 1, 2, 2, 2, 2, 3, 3)  # drawn for each phrase
 _TRIES = 200
 
 
@@ -143,7 +143,7 @@ def sample_captions(world: World, options: SceneOptions) -> list[str]:
 
 def _sample_caption(world: World, generator: np.random.Generator) -> str:
     for _ in range(_TRIES):
-        template = TEMPLATES[generator.choice(len(TEMPLATES), p=_WEIGHTS / _WEIGHTS.sum())]
+        template = pick(_DRAWN, generator)
         said = _fill(template, world, generator)
         if said is None:
             continue
@@ -203,8 +203,7 @@ def _counted_phrases(world: World, items: list[SceneObject], inside: bool) -> li
 
 def _describe(item: SceneObject, generator: np.random.Generator) -> Phrase:
     adjectives = ["size", "colour"] + (["texture"] if item.texture != "plain" else [])
-    number = 1 + int(generator.choice(len(_ADJECTIVE_SHARES), p=_ADJECTIVE_SHARES))
-    return describe(item, [*shuffled(adjectives, generator)[:number], "shape"])
+    return describe(item, [*shuffled(adjectives, generator)[: pick(_ADJECTIVES_SAID, generator)], "shape"])
 
 
 def _with_article(slot: str, phrase: Phrase, world: World, generator: np.random.Generator) -> str:

@@ -54,7 +54,7 @@ class Phrase:
     @property
     def adjectives(self) -> tuple[str, ...]:
         """The adjectives in the order of reading."""
-        return tuple(word for word in (self.size, self.colour, self.texture) if word is not None)
+        return tuple(filter(None, (self.size, self.colour, self.texture)))
 
     @property
     def is_held_out(self) -> bool:
@@ -71,7 +71,12 @@ class Phrase:
 
     def matches(self, item: SceneObject) -> bool:
         """Whether everything said is true of `item`."""
-        return self.names_shape_of(item) and self.shared_with(item) == self.adjectives
+        return (  # spelled out: writing questions asks this most of the time
+            self.shape in (None, item.shape)
+            and self.colour in (None, item.colour)
+            and self.size in (None, item.size)
+            and self.texture in (None, item.texture)
+        )
 
     def count_in(self, world: World) -> int:
         """Return how many objects it matches."""

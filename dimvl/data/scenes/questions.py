@@ -38,8 +38,10 @@ _MORE = ("are there more {} than {}?", "do you see more {} than {}?", "does the 
 _EQUAL = ("are there as many {} as {}?", "do you see as many {} as {}?")
 _SAME = ("is the {1} the same {0} as the {2}?", "do the {1} and the {2} have the same {0}?")
 
-_OPEN_SHARE = 0.25  # of relation questions
+_FIRST_OPEN = 12  # relation questions that want this or more are open: two of five, as many find no object to ask for
+_LARGEST_COUNT = 4
 _COUNTED_SLOTS = ((), ("size",), ("size",), ("texture",), ("shape",), ("shape",), ("colour",), ("colour", "shape"))
+_COMPARED = (*SLOTS, "more", "more", "more", "more", "equal", "equal")
 _ASKED_SLOTS = (  # of existence questions; one adjective alone would nearly always be there
     ("shape",),
     ("colour",),
@@ -48,11 +50,14 @@ _ASKED_SLOTS = (  # of existence questions; one adjective alone would nearly alw
     ("size", "shape"),
     ("size", "colour"),
     ("texture", "shape"),
+    ("texture", "colour"),
     ("size", "colour", "shape"),
     ("colour", "texture", "shape"),
 )
-_TRIES = 12  # at one wanted answer
-_WANTED = 5  # wanted answers are numbers below this
+_WANTED = 20  # what is wanted is a number below this; each kind reads its answer from it
+_WANTED_TRIED = 6
+_TRIES = 16  # for one wanted answer
+_LONGER_SHARE = 0.3  # of the phrases that say a word more than they need
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,18 @@ class Question:
     answer: str
     phrases: tuple[Phrase, ...]
 
+    @property
+    def answer_type(self) -> str:
+        """Return yes/no, number or other, as VQA v2 has it."""
+        if self.answer in ("yes", "no"):
+            return "yes/no"
+        return "number" if self.answer.isdigit() else "other"
+
+    @property
+    def names_held_out(self) -> bool:
+        """Whether it names a held-out combination."""
+        return any(phrase.is_held_out for phrase in self.phrases)
+
 
 _Ask = Callable[[World, int, np.random.Generator], Question | None]
 
@@ -89,38 +106,35 @@ def sample_questions(world: World, options: SceneOptions, compositional: bool = 
     generator = generator_for(options, world.image_id, "questions")
     questions: list[Question] = []
     first_kind = world.image_id % len(KINDS)
+    named = 0
     for number in range(options.questions_per_image):
-        kinds = [
-            KINDS[(first_kind + number + step) % len(KINDS)] for step in range(len(KINDS))
-        ]  # the next one helps out
-        must_name = compositional and number < (options.questions_per_image + 1) // 2
-        asked = {item.text for item in questions}
-        for kind, must in [*((kind, must_name) for kind in kinds), *((kind, False) for kind in kinds)]:
-            question = _find(kind, world, generator, asked, compositional, must)
-            if question is not None:
-                questions.append(question)
-                break
+        asked = {question.text for question in questions}
+        kinds = [KINDS[(first_kind + number + step) % len(KINDS)] for step in range(len(KINDS))]
+        must_name = compositional and 2 * named < options.questions_per_image
+        question = _find(kinds[0], world, generator, asked, (True,)) if must_name else None
+        for kind in kinds:  # where the scene has none of the first kind, the next one helps out
+            question = question or _find(kind, world, generator, asked, (True, False) if compositional else (False,))
+        if question is not None:
+            questions.append(question)
+            named += question.names_held_out
     return questions
 
 
 def _find(
-    kind: str, world: World, generator: np.random.Generator, asked: set[str], may_name: bool, must_name: bool
+    kind: str, world: World, generator: np.random.Generator, asked: set[str], naming: tuple[bool, ...]
 ) -> Question | None:
-    """Look for a new question of a kind; None where the scene has none."""
-    for wanted in generator.permutation(_WANTED * 2).tolist():
+    """Look for a new question of a kind that names a held-out combination or does not; None where none is found."""
+    for wanted in generator.permutation(_WANTED)[:_WANTED_TRIED].tolist():
         for _ in range(_TRIES):
             question = _ASK[kind](world, wanted, generator)
-            if question is None or question.text in asked:
-                continue
-            names = any(phrase.is_held_out for phrase in question.phrases)
-            if names in ((True,) if must_name else (True, False) if may_name else (False,)):
+            if question is not None and question.text not in asked and question.names_held_out in naming:
                 return question
     return None
 
 
 def _existence(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
-    """A no is hard: one word of a true phrase is changed."""
-    slots = pick(_ASKED_SLOTS, generator)
+    """Ask for something that is there or, harder than anything, for a true phrase with one word changed."""
+    slots = _ASKED_SLOTS[wanted // 2]
     yes = wanted % 2 == 0
     for item in shuffled(world.objects, generator):
         phrase = describe(item, slots)
@@ -140,7 +154,7 @@ def _counting(world: World, wanted: int, generator: np.random.Generator) -> Ques
     slots = pick(_COUNTED_SLOTS, generator)
     phrase = _random_phrase(world, slots, generator)
     count = phrase.count_in(world)
-    if count != wanted % _WANTED:
+    if count != wanted % (_LARGEST_COUNT + 1):
         return None
     return Question("counting", pick(_COUNTING, generator).format(phrase.plural()), str(count), (phrase,))
 
@@ -161,7 +175,7 @@ def _relation(world: World, wanted: int, generator: np.random.Generator) -> Ques
     if not sides:
         return None
     side = pick(sides, generator)
-    if generator.random() < _OPEN_SHARE:
+    if wanted >= _FIRST_OPEN:
         return _open_relation(world, item, side, other, generator)
     first = _referring_phrase(item, world, SLOTS, generator)
     second = _referring_phrase(other, world, SLOTS, generator)
@@ -191,25 +205,25 @@ def _open_relation(
 
 def _comparison(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
     yes = wanted % 2 == 0
-    if generator.random() < 0.4:
-        return _same_attribute(world, yes, generator)
+    form = _COMPARED[wanted // 2]
+    if form in SLOTS:
+        return _same_attribute(world, form, yes, generator)
     slots = (pick(("shape", "colour", "size", "texture"), generator),)
     first, second = (_random_phrase(world, slots, generator) for _ in range(2))
     counts = first.count_in(world), second.count_in(world)
     if first == second or counts == (0, 0):
         return None
-    if generator.random() < 0.7:
-        truth, wordings = counts[0] > counts[1], _MORE
+    if form == "more":
+        truth, wording = counts[0] > counts[1], pick(_MORE, generator)
     else:
-        truth, wordings = counts[0] == counts[1], _EQUAL
+        truth, wording = counts[0] == counts[1], pick(_EQUAL, generator)
     if truth != yes:
         return None
-    text = pick(wordings, generator).format(first.plural(), second.plural())
+    text = wording.format(first.plural(), second.plural())
     return Question("comparison", text, "yes" if yes else "no", (first, second))
 
 
-def _same_attribute(world: World, yes: bool, generator: np.random.Generator) -> Question | None:
-    slot = pick(SLOTS, generator)
+def _same_attribute(world: World, slot: str, yes: bool, generator: np.random.Generator) -> Question | None:
     item, other = shuffled(world.objects, generator)[:2]
     if (getattr(item, slot) == getattr(other, slot)) != yes:
         return None
@@ -223,7 +237,7 @@ def _same_attribute(world: World, yes: bool, generator: np.random.Generator) -> 
 
 
 def _random_phrase(world: World, slots: tuple[str, ...], generator: np.random.Generator) -> Phrase:
-    """Return a phrase of the given slots, near to what the scene holds: of one object, half the time with one change."""
+    """Return a phrase of the given slots, of an object of the scene, half the time with one change."""
     item = pick(world.objects, generator)
     said = {slot: getattr(item, slot) for slot in slots}
     changed = pick(slots, generator) if slots and generator.random() < 0.5 else None
@@ -242,11 +256,12 @@ def _referring_phrase(
 ) -> Phrase | None:
     """Return a phrase of some of the slots that no other object matches; None where there is none.
 
-    Words are added in random order until the phrase is unique, so it is rarely longer than it needs to be.
+    Words are added in random order until the phrase is unique, and sometimes one more.
     """
     order = shuffled(slots, generator)
+    longer = generator.random() < _LONGER_SHARE
     for number in range(1, len(order) + 1):
-        phrase = describe(item, order[:number])
+        phrase = describe(item, order[: number + longer])
         if phrase.count_in(world) == 1:
             return phrase
     return None

@@ -135,6 +135,11 @@ class SceneObject:
     box: tuple[float, float, float, float]
     visible: float = 1.0
 
+    @property
+    def is_held_out(self) -> bool:
+        """Whether its shape and colour are a held-out combination."""
+        return (self.shape, self.colour) in HELD_OUT_COMBINATIONS
+
 
 @dataclass(frozen=True)
 class World:
@@ -235,7 +240,10 @@ def _sample_pair(
     earlier: list[tuple[str, str, str, str]], held_out: bool, generator: np.random.Generator
 ) -> tuple[str, str]:
     if held_out:
-        return HELD_OUT_COMBINATIONS[generator.integers(len(HELD_OUT_COMBINATIONS))]
+        pairs = [kind[:2] for kind in earlier if kind[:2] in HELD_OUT_COMBINATIONS]
+        if not pairs or generator.random() >= _REPEAT_SHARE:
+            return HELD_OUT_COMBINATIONS[generator.integers(len(HELD_OUT_COMBINATIONS))]
+        return pairs[0]
     colours = tuple(COLOURS)
     while True:
         shape, colour = SHAPES[generator.integers(len(SHAPES))], colours[generator.integers(len(colours))]
