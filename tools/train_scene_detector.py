@@ -90,7 +90,7 @@ def train(network: DetectorNetwork, steps: int, pictures: int, seed: int, grey_s
     random = np.random.default_rng([seed, 1])
     order = np.concatenate([random.permutation(pictures) for _ in range(math.ceil(steps * BATCH_SIZE / pictures))])
     kept: dict[int, Example] = {}
-    network.train().to(memory_format=torch.channels_last)
+    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -161,10 +161,10 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for detector.json, .safetensors and scores.json"
     )
-    parser.add_argument("--steps", type=int, default=2500, help=f"steps of {BATCH_SIZE} pictures")
-    parser.add_argument("--pictures", type=int, default=6000, help="different pictures to train on")
+    parser.add_argument("--steps", type=int, default=2600, help=f"steps of {BATCH_SIZE} pictures")
+    parser.add_argument("--pictures", type=int, default=8000, help="different pictures to train on")
     parser.add_argument("--scored-pictures", type=int, default=500, help="pictures of each scored split")
-    parser.add_argument("--grey", type=float, default=0.0, help="share of the pictures shown without colour")
+    parser.add_argument("--grey", type=float, default=0.25, help="share of the pictures shown without colour")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -183,7 +183,7 @@ def main() -> None:
         "synthetic": True,
         "command": shlex.join(["python", *sys.argv]),
         "date": date.today().isoformat(),
-        "hardware": f"{arguments.threads} thread(s) of a {os.cpu_count()}-core CPU",
+        "hardware": f"{arguments.threads} of the {os.cpu_count()} cores of a CPU",
         "training_seconds": round(seconds),
         "fingerprint": shipped.extractor.fingerprint,
         **scores,

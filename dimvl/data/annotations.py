@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import read_json
+from dimvl.files import read_json, sha256
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,19 @@ def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
             )
         )
     return result
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Tell what an annotation file is, for run records and model cards: its name, checksum and own description.
+
+    Scenes written by dimvl say in their description that they are synthetic; that is told apart.
+
+    Raises:
+        UserError: it is missing or no JSON.
+
+    """
+    content = read_json(path)
+    info = content.get("info") if isinstance(content, dict) else None
+    description = str(info.get("description", "")) if isinstance(info, dict) else ""
+    synthetic = "synthetic" in description.lower()
+    return {"file": path.name, "sha256": sha256(path), "description": description, "synthetic": synthetic}

@@ -30,6 +30,7 @@ class Tokenizer:
                 raise UserError(f"the tokenizer has no {token} token; dimvl needs a BERT-style WordPiece")
         inner.no_padding()
         inner.no_truncation()
+        inner.encode_special_tokens = True  # "[MASK]" in somebody's caption is a word like any other
         self._inner = inner
         vocabulary = inner.get_vocab()
         self.cls, self.sep, self.mask = (vocabulary[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
@@ -38,13 +39,24 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "Tokenizer":
-        """Train an uncased WordPiece of at most `size` tokens."""
-        inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        inner.normalizer = normalizers.BertNormalizer(lowercase=True)
-        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        inner.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
-        inner.train_from_iterator(texts, trainer)
+        """Train an uncased WordPiece of about `size` tokens; every character has one, whatever the size.
+
+        The same texts, in any order, give the same tokenizer. The trainer alone does not: it numbers the continuing
+        letters in the order of a hash map and breaks ties by number. So they are numbered here beforehand.
+        """
+        texts = list(texts)
+        normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+        words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+        letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=[*SPECIAL, *letters], show_progress=False
+        )
+        learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        learner.normalizer, learner.pre_tokenizer = normalizer, splitter
+        learner.train_from_iterator(texts, trainer)
+        inner = tokenizers.Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+        inner.normalizer, inner.pre_tokenizer, inner.decoder = normalizer, splitter, decoders.WordPiece()
+        inner.add_special_tokens(list(SPECIAL))
         return cls(inner)
 
     @classmethod

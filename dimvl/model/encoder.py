@@ -81,7 +81,7 @@ class Block(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_width = heads, width // heads
         self.qkv = PerModality(nn.Linear(width, 3 * width), "qkv" in split)
         self.out = PerModality(nn.Linear(width, width), "out" in split)
         self.attention_norm = PerModality(nn.LayerNorm(width, norm_eps), "norm" in split)
@@ -91,8 +91,8 @@ class Block(nn.Module):
 
     def forward(self, rows: Tensor, num_vision: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """(N, D) -> (N, D); `attend` maps q, k, v (N, H, E) to (N, H, E)."""
-        query, key, value = self.qkv(rows, num_vision).view(len(rows), 3, self.heads, -1).unbind(dim=1)
-        attended = attend(query, key, value).reshape(len(rows), -1)
+        query, key, value = self.qkv(rows, num_vision).unflatten(1, (3, self.heads, self.head_width)).unbind(dim=1)
+        attended = attend(query, key, value).flatten(1)
         rows = self.attention_norm(rows + self.dropout(self.out(attended, num_vision)), num_vision)
         return self.ffn_norm(rows + self.dropout(self.ffn(rows, num_vision)), num_vision)
 

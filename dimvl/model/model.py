@@ -85,26 +85,27 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
 
 
 def initialise(model: DimvlModel) -> None:
-    """Draw all weights.
+    """Draw all weights. BERT's fixed std of .02 is small at small widths: attention starts flat and learns late.
 
-    | weights                                   | drawn from                         |
-    |-------------------------------------------|------------------------------------|
-    | linear, embeddings, segment, hidden region | normal, std .02 (BERT)             |
-    | biases                                    | 0                                  |
-    | layer norms                               | 1 and 0                            |
-    | embedding of the first image's index      | 0                                  |
-    | visual weights of a split sublayer        | a copy of its language weights     |
+    | weights                                    | drawn from                         |
+    |--------------------------------------------|------------------------------------|
+    | linear                                     | normal, std 1 / sqrt(inputs)       |
+    | embeddings, segment, hidden region         | normal, std 1 / sqrt(width)        |
+    | biases                                     | 0                                  |
+    | layer norms                                | 1 and 0                            |
+    | embedding of the first image's index       | 0                                  |
+    | visual weights of a split sublayer         | a copy of its language weights     |
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
             nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            with torch.no_grad():
-                module.weight[module.padding_idx].zero_()
-    nn.init.normal_(model.regions.segment, std=0.02)
-    nn.init.normal_(model.regions.hidden_feature, std=0.02)
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            if module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+    nn.init.normal_(model.regions.segment, std=len(model.regions.segment) ** -0.5)
+    nn.init.normal_(model.regions.hidden_feature, std=len(model.regions.segment) ** -0.5)
     copy_language_to_vision(model)
 
 

@@ -45,7 +45,7 @@ class DetectorSettings:
         side: shorter side in pixels that pictures are scaled to.
         proposals: boxes of the region proposal network that are looked at.
         score_threshold: least probability of a region's best class.
-        nms_threshold: overlap (IoU) above which the worse of two boxes of one class goes.
+        nms_threshold: overlap (IoU) above which the worse of two boxes goes.
         max_regions: most regions of a picture.
 
     """
@@ -61,7 +61,7 @@ class DetectorSettings:
     attribute_width: int = 64
     side: int = 160
     proposals: int = 40
-    score_threshold: float = 0.3
+    score_threshold: float = 0.4
     nms_threshold: float = 0.5
     max_regions: int = 36
 
@@ -213,10 +213,11 @@ class DetectorNetwork(nn.Module):
         boxes = every_class[torch.arange(len(classes), device=classes.device), classes + 1]
         boxes = import_torchvision().ops.clip_boxes_to_image(boxes, extent)
         scores = scores * ((boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1)  # less than a pixel is nothing
-        boxes_of = self._keep_best(boxes, scores, classes, _owners(proposals), len(pixels))
-        # Judged again by what the heads say of the refined boxes: what two proposals called differently is one thing.
-        scores, classes = self.describe(pixels, boxes_of, feature_map).class_scores[:, 1:].max(-1)
-        return self._keep_best(torch.cat(boxes_of), scores, classes, _owners(boxes_of), len(pixels))
+        found = self._keep_best(boxes, scores, classes, _owners(proposals), len(pixels))
+        # Judged again by what the heads say of the refined boxes, and across classes: what two proposals called
+        # differently is one thing.
+        scores = self.describe(pixels, found, feature_map).class_scores[:, 1:].amax(-1)
+        return self._keep_best(torch.cat(found), scores, torch.zeros_like(scores), _owners(found), len(pixels))
 
     def _keep_best(self, boxes: Tensor, scores: Tensor, classes: Tensor, owners: Tensor, pictures: int) -> list[Tensor]:
         """Score threshold, then non-maximum suppression within each class of each picture, then the most regions."""

@@ -35,7 +35,7 @@ def load_image(path: Path) -> Image.Image:
                 if image.width * image.height > MAX_PIXELS:  # from the header, before any pixel is decoded
                     raise Image.DecompressionBombError
                 image.load()
-                return _rgb(ImageOps.exif_transpose(image))
+                return upright_rgb(image)
     except FileNotFoundError:
         raise UserError(f"picture {path} does not exist; check the path") from None
     except Image.UnidentifiedImageError:
@@ -46,7 +46,9 @@ def load_image(path: Path) -> Image.Image:
         raise UserError(f"picture {path} cannot be read ({error}); replace the file or leave it out") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turn an opened picture of any kind into RGB, upright; see `load_image`."""
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _stretched(image).convert("RGB")
     if image.has_transparency_data:

@@ -7,24 +7,10 @@ A folder appears by one rename after everything in it is on disk, so every folde
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from dimvl.errors import UserError
-from dimvl.files import atomic_folder, read_json, sha256, write_json
+from dimvl.files import atomic_folder, sha256, write_json
+from dimvl.pretrained import STATE, checkpoint_folders
 from dimvl.training.engine import Engine
-
-STATE = "state.json"
-
-
-def checkpoint_folders(run: Path) -> list[Path]:
-    """Return the whole checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-????????"))
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run."""
-    folders = checkpoint_folders(run)
-    return folders[-1] if folders else None
 
 
 def save_checkpoint(run: Path, engine: Engine, step: int, keep: int) -> Path:
@@ -55,19 +41,3 @@ def save_checkpoint(run: Path, engine: Engine, step: int, keep: int) -> Path:
     for left in (run / "checkpoints").glob(".step-*"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
     return folder
-
-
-def check_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's `state.json` after comparing the checksums.
-
-    Raises:
-        UserError: a file is missing or damaged.
-
-    """
-    state = read_json(folder / STATE)
-    for name, checksum in state["checksums"].items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}; remove this checkpoint to go on from an earlier one")
-        if sha256(folder / name) != checksum:
-            raise UserError(f"{folder / name} is damaged; remove this checkpoint to go on from an earlier one")
-    return state

@@ -15,7 +15,8 @@ from dimvl.config import RunConfig
 from dimvl.data.documents import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
 from dimvl.objectives import normalise
-from dimvl.training.checkpoint import check_checkpoint, latest_checkpoint, save_checkpoint
+from dimvl.pretrained import check_checkpoint, latest_checkpoint
+from dimvl.training.checkpoint import save_checkpoint
 from dimvl.training.engine import Engine
 from dimvl.training.report import Meter, RunLog, StepReport, peak_memory_gb
 

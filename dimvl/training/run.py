@@ -6,10 +6,8 @@ RUN/run.json             the configuration, versions and the git revision
     checkpoints/, log.jsonl, texts/
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 
 from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
-from dimvl.data.annotations import Caption, Question, read_captions, read_questions
+from dimvl.data.annotations import Caption, Question, describe_file, read_captions, read_questions
 from dimvl.data.answers import answer_vocabulary, label_ids, soft_scores
 from dimvl.data.documents import ImageReader
 from dimvl.data.processor import Processor
@@ -29,30 +27,20 @@ from dimvl.files import read_json, write_json
 from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read_weights
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import WordChanges
+from dimvl.pretrained import MODEL, RUN, Trained, load_trained
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering import QuestionSource, VqaTask
 from dimvl.tasks.base import Task
 from dimvl.tasks.captioning import CaptionSource, CaptionTask
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
-from dimvl.training.checkpoint import check_checkpoint, latest_checkpoint
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import train
 from dimvl.training.report import StepReport, git_revision
 
 logger = logging.getLogger(__name__)
-MODEL = "config.json"
-RUN = "run.json"
+ANNOTATIONS = ("captions", "questions", "annotations")
 # What may change between two calls of one run: where and how it runs, not what comes out.
 FREE = ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model with what it needs, from a run or an export."""
-
-    model: DimvlModel
-    processor: Processor
-    weights: Path
 
 
 def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
@@ -97,7 +85,8 @@ def _claim(run: Path, config: AnyConfig) -> None:
     path = run / RUN
     if not path.exists():
         packages = {name: version(name) for name in ("dimvl", "torch", "tokenizers", "numpy")}
-        write_json(path, {"config": values, "versions": packages, "git_revision": git_revision()})
+        data = {name: describe_file(getattr(config, name)) for name in ANNOTATIONS if hasattr(config, name)}
+        write_json(path, {"config": values, "data": data, "versions": packages, "git_revision": git_revision()})
         return
     old = read_json(path)["config"]
     if changed := _differences(old, values):
@@ -270,45 +259,3 @@ def _model(
         logger.info("%d weights of heads start afresh", len(fresh))
     write_json(config.output / MODEL, arguments)
     return model
-
-
-def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
-    """Open the newest checkpoint of a run, or an export, for inference.
-
-    Raises:
-        UserError: it is neither, or a file is missing or damaged.
-
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        checkpoint = latest_checkpoint(folder)
-        if checkpoint is None:
-            raise UserError(
-                f"{folder} has neither model.safetensors nor a checkpoint; give a finished run or an export"
-            )
-        check_checkpoint(checkpoint)
-        weights = checkpoint / "model.safetensors"
-    processor = Processor.load(folder)
-    arguments = read_json(folder / MODEL)
-    try:
-        model = DimvlModel(**arguments)
-    except TypeError as error:
-        raise UserError(f"{folder / MODEL} is not of this version of dimvl ({error}); export the run again") from None
-    load_pretrained(model, state := read_weights(weights), str(weights))
-    if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
-        raise UserError(f"{weights} lacks {lacking[0]}; copy or export it again")
-    return Trained(model.to(device).eval(), processor, weights)
-
-
-def run_arguments(run: Path) -> dict[str, Any]:
-    """Return what `run.json` of a run says.
-
-    Raises:
-        UserError: it is no run.
-
-    """
-    if not (run / RUN).exists():
-        raise UserError(f"{run} is not a run of dimvl; it has no {RUN}")
-    return dict(json.loads((run / RUN).read_text()))

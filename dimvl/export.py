@@ -1,0 +1,184 @@
+"""A finished run to a folder in the conventions of the Hugging Face hub, with all that a prediction needs.
+
+config.json           the model's arguments
+model.safetensors     each weight once
+processor.json        extractor, limits, answer vocabulary
+tokenizer.json, tokenizer_config.json
+detector/             what turns a picture into the regions that the model was trained with
+README.md             model card: data, configuration, code revision, measured scores
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_model
+
+from dimvl.errors import UserError
+from dimvl.files import atomic_folder, read_json, write_json
+from dimvl.pretrained import MODEL, WEIGHTS, Trained, load_trained, run_arguments
+from dimvl.regions.detector import SCENES_FOLDER, Detector
+
+CARD = "README.md"
+DETECTOR = "detector"
+FILES = (
+    MODEL,
+    WEIGHTS,
+    "processor.json",
+    "tokenizer.json",
+    f"{DETECTOR}/detector.json",
+    f"{DETECTOR}/detector.safetensors",
+)
+PIPELINES = {"vqa": "visual-question-answering", "caption": "image-to-text", "pretrain": "feature-extraction"}
+
+
+def export(run: Path, out: Path, detector: Path | None = None, scores: Mapping[str, Any] | None = None) -> Path:
+    """Write a run's newest whole checkpoint as an export, whole or not at all.
+
+    Args:
+        run: folder of the run; it is only read.
+        out: folder to write; an older export there is replaced.
+        detector: folder of the detector that made the regions of the run; by default the shipped one for scenes.
+        scores: what was measured, for the model card: names to numbers, or to such mappings.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: `run` is no run, `out` holds something else, the detector is another one, or the disk is full.
+
+    """
+    arguments = run_arguments(run)
+    trained = load_trained(run)
+    if out.exists() and not _is_replaceable(out):
+        raise UserError(f"{out} is not empty and not an export; choose another folder")
+    found = Detector.load(detector or SCENES_FOLDER)
+    if found.extractor.fingerprint != trained.processor.extractor.fingerprint:
+        own = trained.processor.extractor
+        raise UserError(
+            f"{detector or 'the shipped detector'} is not the extractor {own.name} ({own.fingerprint[:12]}) that {run} "
+            "was trained with; name its folder with --detector"
+        )
+    with atomic_folder(out) as temporary:
+        write_json(temporary / MODEL, read_json(run / MODEL))
+        try:
+            save_model(trained.model, str(temporary / WEIGHTS))
+        except SafetensorError as error:  # safetensors reports a full disk in its own type
+            raise OSError(str(error)) from error
+        trained.processor.save(temporary)
+        found.save(temporary / DETECTOR)
+        (temporary / CARD).write_text(model_card(trained, arguments, scores or {}), encoding="utf-8")
+    return out
+
+
+def check_export(folder: Path) -> None:
+    """Check that an export has all its files.
+
+    Raises:
+        UserError: one is missing.
+
+    """
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}; export the run again or copy the whole folder")
+
+
+def _is_replaceable(out: Path) -> bool:
+    return out.is_dir() and (not any(out.iterdir()) or all((out / name).is_file() for name in (*FILES[:3], CARD)))
+
+
+def model_card(trained: Trained, arguments: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    """Write the model card: hub metadata, what the model can do, data, scores, configuration.
+
+    Args:
+        trained: the model.
+        arguments: what `run.json` says.
+        scores: names to numbers, or to such mappings.
+
+    """
+    config = arguments["config"]
+    data = arguments["data"]
+    synthetic = any(entry["synthetic"] for entry in data.values())
+    processor, task = trained.processor, config["task"]
+    metadata = {"library_name": "dimvl", "pipeline_tag": PIPELINES[task], "tags": ["dimvl", task]}
+    if synthetic:
+        metadata["tags"] = ["dimvl", task, "synthetic-data"]
+    parameters = sum(weight.numel() for weight in trained.model.parameters())
+    origin = config.get("initial")
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        "---",
+        f"# dimvl: {task}",
+        "",
+        f"A region-based vision-language model with modality-decoupled attention ({parameters / 1e6:.2f} million "
+        "weights). The folder holds the detector too: picture in, result out.",
+        "",
+        "```python",
+        "from dimvl.predictor import Predictor",
+        "",
+        'predictor = Predictor.from_pretrained("this folder")',
+        *_examples(trained),
+        "```",
+        "",
+        "## Data",
+        "",
+        *(["**The training data is synthetic**: generated scenes, no photographs.", ""] if synthetic else []),
+        *(_data_line(name, entry) for name, entry in data.items()),
+        f"- regions: `{processor.extractor.name}`, fingerprint `{processor.extractor.fingerprint}`",
+        f"- started from: {f'`{Path(origin).name}`' if origin else 'random weights'}",
+        "",
+        "## Scores",
+        "",
+        *(_score_table(scores) if scores else ["None were given when the model was exported."]),
+        "",
+        "## Configuration",
+        "",
+        "```yaml",
+        yaml.safe_dump(_without_folders(config), sort_keys=False).strip(),
+        "```",
+        "",
+        f"Code: git revision {arguments['git_revision'] or 'unknown'}; "
+        + ", ".join(f"{name} {number}" for name, number in arguments["versions"].items())
+        + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _examples(trained: Trained) -> list[str]:
+    processor = trained.processor
+    examples = {
+        'predictor.answer("photo.png", "what colour is the circle?")': bool(processor.answers),
+        'predictor.caption("photo.png")': processor.captions,
+        'predictor.match("photo.png", "a red circle")': processor.matches,
+    }
+    return [example for example, possible in examples.items() if possible]
+
+
+def _data_line(name: str, entry: Mapping[str, Any]) -> str:
+    description = f", {entry['description']}" if entry["description"] else ""
+    return f"- {name}: `{entry['file']}`{description}, SHA-256 `{entry['sha256']}`"
+
+
+def _score_table(scores: Mapping[str, Any], place: str = "") -> list[str]:
+    rows = [] if place else ["| score | value |", "|---|---|"]
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            rows += _score_table(value, f"{place}{name} / ")
+        else:
+            rows.append(f"| {place}{name} | {f'{value:.4f}' if isinstance(value, float) else value} |")
+    return rows
+
+
+def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reduce paths to their last part: where files lay on a machine is nobody's business."""
+    result: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            result[name] = _without_folders(value)
+        else:
+            result[name] = Path(value).name if isinstance(value, str) and "/" in value else value
+    return result

@@ -1,0 +1,314 @@
+"""Picture in, answer or caption out: an export made usable in three lines of Python.
+
+    predictor = Predictor.from_pretrained("exports/vqa")
+    predictor.answer("photo.png", "what colour is the star?")
+
+The detector, and with it torchvision, is loaded with the first picture. Nothing of the training code is needed.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dimvl.data.documents import Prefix, best_regions, make_prefix
+from dimvl.decoding import DecodingOptions
+from dimvl.errors import UserError
+from dimvl.export import DETECTOR, check_export
+from dimvl.pretrained import Trained, load_trained
+from dimvl.regions.detector import Detector
+from dimvl.regions.geometry import fractions_to_pixels
+from dimvl.regions.images import load_image, upright_rgb
+from dimvl.regions.records import Regions
+
+logger = logging.getLogger(__name__)
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+Picture = str | Path | Image.Image | Regions
+Pictures = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[Picture]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best answer with its probability, and the best few (answer, probability), best first.
+
+    Each answer has a probability of its own (a sigmoid, as is usual for VQA v2); they do not add up to 1.
+    """
+
+    text: str
+    probability: float
+    top: list[tuple[str, float]]
+
+
+class RegionDrop(NamedTuple):
+    """A region and what it was worth to an answer.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the upright picture.
+        name: class of the region, empty if unknown.
+        attributes: in reading order.
+        score: probability of the class.
+        probability_drop: the answer's probability minus what is left when the region and its tags are removed.
+
+    """
+
+    box: tuple[float, float, float, float]
+    name: str
+    attributes: tuple[str, ...]
+    score: float
+    probability_drop: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An answer and, for each region, the probability drop when the region is removed; largest drop first."""
+
+    answer: Answer
+    regions: list[RegionDrop]
+
+
+class Predictor:
+    """A trained model with its detector.
+
+    Args:
+        trained: model and processor.
+        detector: folder of the detector; it is loaded with the first picture.
+
+    """
+
+    def __init__(self, trained: Trained, detector: Path) -> None:
+        self.trained = trained
+        self._detector_folder = detector
+        self._detector: Detector | None = None
+        self._tags = trained.processor.tags
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "auto") -> "Predictor":
+        """Open an export.
+
+        Args:
+            name: a folder, or the name of a model on the Hugging Face hub (`owner/model`).
+            device: `auto` (CUDA if there is one), `cpu` or `cuda`.
+
+        Raises:
+            UserError: it does not exist, a file is missing or damaged, or there is no such device.
+
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device is 'cuda' but no CUDA device is available; use 'cpu' or 'auto'")
+        folder = _local_folder(name)
+        check_export(folder)
+        return cls(load_trained(folder, device), folder / DETECTOR)
+
+    @overload
+    def regions(self, images: Picture) -> Regions: ...
+    @overload
+    def regions(self, images: Pictures) -> list[Regions]: ...
+    def regions(self, images: Picture | Pictures) -> Regions | list[Regions]:
+        """Find the regions of a picture or of a list of pictures; pass them on in the place of pictures to reuse them.
+
+        Args:
+            images: paths, PIL pictures or regions; a picture that comes twice is looked at once.
+
+        Raises:
+            UserError: a picture cannot be read, or regions are of another width than the model's.
+
+        """
+        pictures = _listed(images)
+        found: dict[str | int, Regions] = {}
+        waiting: dict[str | int, Image.Image] = {}
+        for picture in pictures:
+            key = _key(picture)
+            if isinstance(picture, Regions):
+                found[key] = picture
+            elif key not in waiting:
+                waiting[key] = upright_rgb(picture) if isinstance(picture, Image.Image) else load_image(Path(picture))
+        if waiting:
+            detections = self._load_detector().detect(list(waiting.values()))
+            for (key, image), seen in zip(waiting.items(), detections, strict=True):
+                found[key] = Regions(image_id=str(key), width=image.width, height=image.height, **vars(seen))
+        result = [found[_key(picture)] for picture in pictures]
+        return result if isinstance(images, list) else result[0]
+
+    @overload
+    def answer(self, images: Picture, questions: str, top: int = 5) -> Answer: ...
+    @overload
+    def answer(self, images: Picture | Pictures, questions: list[str], top: int = 5) -> list[Answer]: ...
+    @overload
+    def answer(self, images: Pictures, questions: str, top: int = 5) -> list[Answer]: ...
+    def answer(self, images: Picture | Pictures, questions: str | list[str], top: int = 5) -> Answer | list[Answer]:
+        """Answer a question on a picture, or lists of them; one picture with many questions is looked at once.
+
+        Args:
+            images: one picture, or a list.
+            questions: one question, or a list; two lists are taken in pairs.
+            top: number of best answers to tell.
+
+        Raises:
+            UserError: an empty question, a picture that cannot be read, or a model that does not answer.
+
+        """
+        self.trained.require("answer")
+        prefixes, words = self._pairs(images, questions)
+        probabilities = self.trained.answer_probabilities(prefixes, words)
+        answers = [self._answer(row, top) for row in probabilities]
+        return answers if isinstance(images, list) or isinstance(questions, list) else answers[0]
+
+    @overload
+    def caption(self, images: Picture, beams: int = 3) -> str: ...
+    @overload
+    def caption(self, images: Pictures, beams: int = 3) -> list[str]: ...
+    def caption(self, images: Picture | Pictures, beams: int = 3) -> str | list[str]:
+        """Describe a picture or a list of pictures.
+
+        Args:
+            images: one picture, or a list.
+            beams: width of the beam search; 1 is greedy.
+
+        Raises:
+            UserError: a picture that cannot be read, or a model that does not caption.
+
+        """
+        self.trained.require("caption")
+        prefixes = [self._prefix(regions) for regions in self.regions(_listed(images))]
+        captions = self.trained.captions(prefixes, DecodingOptions(beams=beams))
+        return captions if isinstance(images, list) else captions[0]
+
+    @overload
+    def match(self, images: Picture, texts: str) -> float: ...
+    @overload
+    def match(self, images: Picture | Pictures, texts: list[str]) -> list[float]: ...
+    @overload
+    def match(self, images: Pictures, texts: str) -> list[float]: ...
+    def match(self, images: Picture | Pictures, texts: str | list[str]) -> float | list[float]:
+        """Probability that a text belongs to a picture, or those of lists of them.
+
+        Args:
+            images: one picture, or a list.
+            texts: one text, or a list; two lists are taken in pairs.
+
+        Raises:
+            UserError: an empty text, a picture that cannot be read, or a model that does not match.
+
+        """
+        self.trained.require("match")
+        probabilities = self.trained.match_probabilities(*self._pairs(images, texts)).tolist()
+        return probabilities if isinstance(images, list) or isinstance(texts, list) else float(probabilities[0])
+
+    def explain(self, image: Picture, question: str, top: int = 5) -> Explanation:
+        """Answer a question and tell what the answer looked at: the probability drop when a region is removed.
+
+        Each region in turn is taken away, with the tags that only it gives; the question is asked on all of these and
+        on the whole in one batch.
+
+        Args:
+            image: one picture.
+            question: one question.
+            top: number of best answers to tell.
+
+        Raises:
+            UserError: as `answer`.
+
+        """
+        self.trained.require("answer")
+        words = self.trained.tokenise([question])[0]
+        regions = best_regions(self.regions(image), self.trained.processor.max_regions)
+        without = [_without(regions, place) for place in range(len(regions))]
+        prefixes = [make_prefix(shown, self._tags) for shown in (regions, *without)]
+        probabilities = self.trained.answer_probabilities(prefixes, [words] * len(prefixes))
+        answer = self._answer(probabilities[0], top)
+        best = probabilities[:, int(probabilities[0].argmax())]
+        drops = (best[0] - best[1:]).tolist()
+        described = [self._describe(regions, place, drop) for place, drop in enumerate(drops)]
+        return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
+
+    def _load_detector(self) -> Detector:
+        if self._detector is None:
+            detector = Detector.load(self._detector_folder)
+            self.trained.processor.check_extractor(detector.extractor, str(self._detector_folder))
+            detector.network.to(self.trained.device)
+            self._detector = detector
+        return self._detector
+
+    def _prefix(self, regions: Regions) -> Prefix:
+        width = self.trained.processor.extractor.feature_width
+        if regions.features.shape[1] != width:
+            raise UserError(
+                f"the regions of {regions.image_id} have features of width {regions.features.shape[1]}, the model "
+                f"takes {width}; give the picture itself"
+            )
+        return make_prefix(best_regions(regions, self.trained.processor.max_regions), self._tags)
+
+    def _pairs(self, images: Picture | Pictures, texts: str | list[str]) -> tuple[list[Prefix], list[np.ndarray]]:
+        """One prefix and one tokenised text for each pair; the texts are checked before any picture is looked at."""
+        pictures, given = _listed(images), texts if isinstance(texts, list) else [texts]
+        words = self.trained.tokenise(given)
+        if len(pictures) != len(given) and 1 not in (len(pictures), len(given)):
+            raise UserError(f"{len(pictures)} pictures and {len(given)} texts do not pair up; give as many of each")
+        prefixes = [self._prefix(regions) for regions in self.regions(pictures)]
+        count = max(len(pictures), len(given))
+        return _repeated(prefixes, count), _repeated(words, count)
+
+    def _answer(self, probabilities: torch.Tensor, top: int) -> Answer:
+        answers = self.trained.processor.answers
+        best = probabilities.topk(min(top, len(answers)))
+        ranked = [(answers[place], value) for value, place in zip(*(part.tolist() for part in best), strict=True)]
+        return Answer(*ranked[0], ranked)
+
+    def _describe(self, regions: Regions, place: int, drop: float) -> RegionDrop:
+        extractor = self.trained.processor.extractor
+        box = fractions_to_pixels(regions.boxes[place], regions.width, regions.height).tolist()
+        class_ids = regions.class_ids[place]
+        known = bool(len(class_ids)) and class_ids[0] >= 0
+        return RegionDrop(
+            box=(box[0], box[1], box[2], box[3]),
+            name=extractor.classes[class_ids[0]] if known else "",
+            attributes=tuple(extractor.attributes[index] for index in regions.attribute_ids[place] if index >= 0),
+            score=float(regions.class_scores[place][0]) if known else 0.0,
+            probability_drop=drop,
+        )
+
+
+def _listed(images: Picture | Pictures) -> list[Picture]:
+    return list(images) if isinstance(images, list) else [images]
+
+
+def _repeated(items: Sequence[Item], count: int) -> list[Item]:
+    return list(items) * count if len(items) == 1 else list(items)
+
+
+def _key(picture: Picture) -> str | int:
+    """What makes two pictures the same one."""
+    return str(picture) if isinstance(picture, str | Path) else id(picture)
+
+
+def _without(regions: Regions, place: int) -> Regions:
+    arrays: dict[str, Any] = {
+        name: np.delete(value, place, axis=0) for name, value in vars(regions).items() if isinstance(value, np.ndarray)
+    }
+    return replace(regions, **arrays)
+
+
+def _local_folder(name: str | Path) -> Path:
+    """Find an export: a folder here, or else a model of the hub, downloaded once."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    # "exports/vqa" looks like a name on the hub; where there is a folder "exports", a folder was meant.
+    if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
+        raise UserError(f"{name} does not exist; give the folder of an export or a model's name on the hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name} is neither a folder here nor a model of the hub in reach ({reason})") from error

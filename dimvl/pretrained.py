@@ -1,0 +1,214 @@
+"""Trained models read back from a run or an export, and applied to prefixes.
+
+Stands between the model and everything that uses a finished one: fine-tuning, export, predictor and evaluation. It
+needs neither the training code nor the detector.
+
+Letters: M questions or pairs, A answers.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.data.batch import Batch, MatchTargets
+from dimvl.data.documents import BatchShape, Document, Prefix, collate
+from dimvl.data.processor import Processor
+from dimvl.decoding import DecodingOptions, caption_prefixes
+from dimvl.errors import UserError
+from dimvl.files import read_json, sha256
+from dimvl.model.convert import load_pretrained, read_weights
+from dimvl.model.model import DimvlModel
+from dimvl.tasks.answering import VqaTask, question_document
+from dimvl.tasks.base import plain_text
+
+logger = logging.getLogger(__name__)
+MODEL = "config.json"
+RUN = "run.json"
+STATE = "state.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in eval mode with what it needs, from a run or an export.
+
+    Attributes:
+        model: the network.
+        processor: tokenizer, extractor, limits, answer vocabulary.
+        weights: the file that the weights came from.
+
+    """
+
+    model: DimvlModel
+    processor: Processor
+    weights: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def require(self, ability: str) -> None:
+        """Check that the model was trained for something.
+
+        Args:
+            ability: `answer`, `caption` or `match`.
+
+        Raises:
+            UserError: it was not; names what it can do.
+
+        """
+        processor = self.processor
+        abilities = {"answer": bool(processor.answers), "caption": processor.captions, "match": processor.matches}
+        if not abilities[ability]:
+            others = " and ".join(name for name, there in abilities.items() if there)
+            raise UserError(f"the model {self.weights.parent} cannot {ability}, it can {others}; give another model")
+
+    def tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the token ids (T,) of each text; longer texts are cut, and a warning counts them.
+
+        Raises:
+            UserError: a text is empty.
+
+        """
+        for place, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(f"text {place + 1} of {len(texts)} is empty; give some words")
+        limit = self.processor.text_tokens
+        encoded = self.processor.tokenizer.encode_all([text.strip() for text in texts])
+        if cut := sum(len(tokens) > limit for tokens in encoded):
+            logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(texts), limit)
+        return [np.array(tokens[:limit], dtype=np.int64) for tokens in encoded]
+
+    @torch.inference_mode()
+    def answer_probabilities(self, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+        """Probability of each answer by itself, for one question on each prefix: (M, A).
+
+        Raises:
+            UserError: the model cannot answer.
+
+        """
+        self.require("answer")
+        task = VqaTask(self.model, self.processor)
+        tokenizer = self.processor.tokenizer
+        pairs = zip(prefixes, words, strict=True)
+        documents = [question_document("question", prefix, text, tokenizer) for prefix, text in pairs]
+        return task.probabilities(collate(documents, task.shape).to(self.device)).cpu()
+
+    @torch.inference_mode()
+    def match_probabilities(self, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+        """Probability that a text belongs to its prefix, for one text on each: (M,).
+
+        Raises:
+            UserError: the model cannot match.
+
+        """
+        self.require("match")
+        tokenizer = self.processor.tokenizer
+        documents = [
+            Document(source="pair", objective="matching", prefix=prefix, texts=[plain_text(text, tokenizer)], match=0.0)
+            for prefix, text in zip(prefixes, words, strict=True)
+        ]
+        batch = self._batch(documents, {"matching": MatchTargets})
+        assert self.model.match_head is not None
+        rows = self.model(batch)[batch.targets["matching"].rows]
+        return self.model.match_head(rows).float().sigmoid().cpu()
+
+    def captions(self, prefixes: Sequence[Prefix], options: DecodingOptions) -> list[str]:
+        """Caption each prefix.
+
+        Args:
+            prefixes: images and context.
+            options: how to decode; `max_tokens` is lowered to what the model's positions allow.
+
+        Raises:
+            UserError: the model cannot caption.
+
+        """
+        self.require("caption")
+        options = replace(options, max_tokens=min(options.max_tokens, self.processor.text_tokens + 1))
+        documents = [Document(source="image", objective="", prefix=p, texts=[], seq2seq=True) for p in prefixes]
+        found = caption_prefixes(self.model, self.processor, self._batch(documents, {}), options)
+        return [self.processor.tokenizer.decode(hypotheses[0].token_ids) for hypotheses in found]
+
+    def _batch(self, documents: Sequence[Document], objectives: dict[str, type[MatchTargets]]) -> Batch:
+        shape = BatchShape(
+            objectives=objectives,
+            text_start=self.processor.text_start,
+            feature_width=self.processor.extractor.feature_width,
+        )
+        return collate(documents, shape).to(self.device)
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Return the whole checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-????????"))
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """Return the newest whole checkpoint of a run."""
+    folders = checkpoint_folders(run)
+    return folders[-1] if folders else None
+
+
+def check_checkpoint(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's `state.json` after comparing the checksums.
+
+    Raises:
+        UserError: a file is missing or damaged.
+
+    """
+    state = read_json(folder / STATE)
+    for name, checksum in state["checksums"].items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}; remove this checkpoint to go on from an earlier one")
+        if sha256(folder / name) != checksum:
+            raise UserError(f"{folder / name} is damaged; remove this checkpoint to go on from an earlier one")
+    return dict(state)
+
+
+def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
+    """Open the newest checkpoint of a run, or an export, for inference.
+
+    Raises:
+        UserError: it is neither, or a file is missing or damaged.
+
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a finished run or a whole export")
+        check_checkpoint(checkpoint)
+        weights = checkpoint / WEIGHTS
+    processor = Processor.load(folder)
+    arguments = read_json(folder / MODEL)
+    try:
+        model = DimvlModel(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / MODEL} is not of this version of dimvl ({error}); export the run again") from None
+    load_pretrained(model, state := read_weights(weights), str(weights))
+    if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
+        raise UserError(f"{weights} lacks {lacking[0]}; copy or export it again")
+    return Trained(model.to(device).eval(), processor, weights)
+
+
+def run_arguments(run: Path) -> dict[str, Any]:
+    """Return what `run.json` of a run says: configuration, data, versions and git revision.
+
+    Raises:
+        UserError: it is no run.
+
+    """
+    if not (run / RUN).exists():
+        raise UserError(f"{run} is not a run of dimvl; it has no {RUN}")
+    return dict(json.loads((run / RUN).read_text(encoding="utf-8")))
