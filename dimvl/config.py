@@ -152,6 +152,7 @@ class PretrainConfig(RunConfig):
     """Pretraining from captions."""
 
     task: Literal["pretrain"] = "pretrain"
+    initial: Path | None = Field(None, description="an earlier pretraining run to go on from; none: from scratch")
     captions: Path = Field(description="COCO captions")
     objectives: ObjectivesConfig = ObjectivesConfig()
     seq2seq: Seq2seqConfig = Seq2seqConfig()
@@ -184,13 +185,19 @@ TASKS: dict[str, type[AnyConfig]] = {"pretrain": PretrainConfig, "vqa": VqaConfi
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
     """Read a YAML file and the files it includes, its own values over theirs.
 
+    Args:
+        path: the file.
+        includers: the files that led to it.
+
     Raises:
-        UserError: missing, no YAML, or not a mapping.
+        UserError: missing, no YAML, not a mapping, or including itself.
 
     """
+    if path.resolve() in includers:
+        raise UserError(f"{path} includes itself; take one include out")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -201,8 +208,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections and keys, not a {type(content).__name__}")
     merged: dict[str, Any] = {}
-    for other in content.pop("include", []):
-        merged = merge(merged, read_yaml(path.parent / other))
+    others = content.pop("include", [])
+    if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+        raise UserError(f"{path}: include is {others!r}; it must be a list of files, such as [other.yaml]")
+    for other in others:
+        merged = merge(merged, read_yaml(path.parent / other, [*includers, path.resolve()]))
     return merge(merged, content)
 
 
@@ -249,7 +259,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """
     content = merge(read_yaml(path), parse_overrides(overrides))
     task = content.setdefault("task", "pretrain")
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise UserError(f"{path}: task is {task!r}; it must be one of {', '.join(TASKS)}")
     return validate(TASKS[task], content, str(path))
 
@@ -281,8 +291,10 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
 
 def _known_keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:
     for part in place:
+        if part.isdigit():  # an item of a list
+            continue
         annotation: Any = model.model_fields[part].annotation
         if get_origin(annotation) in (Union, UnionType):
             annotation = next(option for option in get_args(annotation) if option is not type(None))
-        model = annotation
+        model = get_args(annotation)[0] if get_origin(annotation) is list else annotation
     return list(model.model_fields)

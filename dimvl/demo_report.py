@@ -166,7 +166,7 @@ def write_report(path: Path, report: DemoReport) -> None:
         _head(report),
         section("Goals", _goal_table(report.goals)) if report.goals else "",
         section("Beside the baselines", _baseline_table(report.baselines)) if report.baselines else "",
-        section("All scores", f'<div class="grid">{_score_cards(report.results)}</div>'),
+        section("All scores", f'<div class="columns">{_score_cards(report.results)}</div>'),
         section("Losses", _curves(report.curves)) if report.curves else "",
         section("Examples", _LEGEND + "".join(map(_example, report.examples, range(1, len(report.examples) + 1))))
         if report.examples
@@ -179,21 +179,21 @@ def write_report(path: Path, report: DemoReport) -> None:
 
 def summary_table(results: Mapping[str, Any], goals: Sequence[Goal]) -> Table:
     """The same scores for a terminal: goals first, then everything of `results` but the seconds."""
-    table = Table(title="Scores", title_justify="left")
-    table.add_column("score")
-    table.add_column("value", justify="right")
-    table.add_column("goal", justify="right")
-    table.add_column("")
+    result = Table(title="Scores", title_justify="left")
+    result.add_column("score")
+    result.add_column("value", justify="right")
+    result.add_column("goal", justify="right")
+    result.add_column("")
     for goal in goals:
         verdict = Text("met", "green") if goal.met else Text("NOT MET", "bold red")
-        table.add_row(Text(goal.name), number(goal.value), _bound(goal), verdict)
+        result.add_row(Text(goal.name), number(goal.value), _bound(goal), verdict)
     for group, values in results.items():
         if group == "seconds":
             continue
-        table.add_section()
+        result.add_section()
         for name, value in _leaves(group, values):
-            table.add_row(Text(name), Text(number(value)))
-    return table
+            result.add_row(Text(name), Text(number(value)))
+    return result
 
 
 def _head(report: DemoReport) -> str:
@@ -289,27 +289,27 @@ def _curves(curves: Sequence[Curve]) -> str:
     return f'<p class="remark">{remark}</p><div class="grid">{"".join(panels)}</div>'
 
 
+_OPEN_ITEMS = 8
 _LEGEND = (
     '<p class="remark">Boxes are the detector\'s. What an answer looked at is the drop of its probability when a region'
     " and its tags are removed: the clearer a box and the stronger its frame, the larger the share that is lost.</p>"
 )
 
 
-def _example(example: Example, number: int) -> str:
+def _example(example: Example, position: int) -> str:
     picture = example.picture if isinstance(example.picture, Image.Image) else load_image(example.picture)
     boxes = [region.box for region in example.regions]
     labels = [region.label for region in example.regions]
     drawn = png_data_uri(draw_regions(picture, boxes, labels))
-    listed = "".join(f"<li>{escape(region.label)} <small>{region.score:.2f}</small></li>" for region in example.regions)
-    seen = escape(f"Picture {number} with {len(boxes)} labelled regions: {', '.join(labels) or 'none'}")
-    questions = "".join(_question(question, picture, boxes) for question in example.questions)
+    listed = [f"{escape(region.label)} <small>{region.score:.2f}</small>" for region in example.regions]
+    seen = escape(f"Picture {position} with {len(boxes)} labelled regions: {', '.join(labels) or 'none'}")
+    questions = "".join(_question(question, picture, example.regions) for question in example.questions)
     return (
-        f'<article class="card example"><h3>Picture {number}</h3><div class="seen">'
-        f'<img src="{drawn}" alt="{seen}">'
-        f"<details><summary>{len(boxes)} regions with scores</summary><ol>{listed}</ol></details></div>"
+        f'<article class="card example"><h3>Picture {position}</h3><img src="{drawn}" alt="{seen}">'
         f'<div class="said"><p class="caption">{escape(example.caption)}</p>{_facts(example.caption_facts)}'
-        f"{_references(example.reference_captions)}"
-        f'<p class="remark"><b>Tags</b> {escape(example.tags) or "none"}</p></div>'
+        f'<p class="remark"><b>Tags</b> {escape(example.tags) or "none"}</p>'
+        f"{_details('Reference captions', 'ul', [escape(caption) for caption in example.reference_captions])}"
+        f"{_details('Regions and their scores', 'ol', listed)}</div>"
         f'<div class="asked">{questions}</div></article>\n'
     )
 
@@ -322,19 +322,21 @@ def _facts(facts: Sequence[tuple[str, bool]]) -> str:
     return f'<ul class="chips" aria-label="Facts that the caption states">{marked}</ul>' if facts else ""
 
 
-def _references(captions: Sequence[str]) -> str:
-    listed = "".join(f"<li>{escape(caption)}</li>" for caption in captions)
-    return f"<details><summary>Reference captions</summary><ul>{listed}</ul></details>" if captions else ""
+def _details(summary: str, kind: str, items: Sequence[str]) -> str:
+    """A list that stands open if it is short enough to read."""
+    shown = " open" if len(items) <= _OPEN_ITEMS else ""
+    listed = "".join(f"<li>{item}</li>" for item in items)
+    return f"<details{shown}><summary>{summary}</summary><{kind}>{listed}</{kind}></details>" if items else ""
 
 
-def _question(note: QuestionNote, picture: Image.Image, boxes: Sequence[Box]) -> str:
+def _question(note: QuestionNote, picture: Image.Image, regions: Sequence[RegionNote]) -> str:
     best, probability = note.answers[0] if note.answers else ("", 0.0)
+    drops = sorted(note.looked_at, key=lambda pair: -pair[1])
     # The share of the probability that is lost; its root, for an eye that would not see a tenth.
-    heat = {index: max(0.0, drop / max(probability, 1e-6)) ** 0.5 for index, drop in note.looked_at}
-    drops = sorted(note.looked_at, key=lambda pair: -pair[1])[:3]
-    told = ", ".join(f"region {index + 1} ({-drop:+.2f})" for index, drop in drops).replace("-", "−")
-    looked = f"Without it: {told}" if told else ""
-    image = f'<img src="{png_data_uri(draw_heat(picture, boxes, heat))}" alt="What the answer looked at. {looked}">'
+    heat = {index: min(1.0, max(0.0, drop / max(probability, 1e-6))) ** 0.5 for index, drop in drops}
+    told = [escape(f"{_change(-drop)} without {index + 1} {regions[index].label}") for index, drop in drops[:3]]
+    shown = png_data_uri(draw_heat(picture, [region.box for region in regions], heat)) if drops else ""
+    image = f'<img src="{shown}" alt="What the answer looked at: {"; ".join(told)}">' if drops else ""
     verdict = ""
     if note.expected:
         right = best.strip().lower() == note.expected.strip().lower()
@@ -346,8 +348,8 @@ def _question(note: QuestionNote, picture: Image.Image, boxes: Sequence[Box]) ->
         for answer, value in note.answers
     )
     return (
-        f'<div class="question">{image if note.looked_at else ""}<div><p><b>{escape(note.question)}</b> {verdict}</p>'
-        f'<table class="answers"><tbody>{bars}</tbody></table><p class="remark">{looked}</p></div></div>'
+        f'<div class="question">{image}<div><p><b>{escape(note.question)}</b> {verdict}</p>'
+        f'<table class="answers"><tbody>{bars}</tbody></table><p class="remark">{"<br>".join(told)}</p></div></div>'
     )
 
 
@@ -358,11 +360,16 @@ def _time_table(seconds: Mapping[str, float], budget: float | None) -> str:
         f'<td class="wide">{bar(value / longest)}</td></tr>'
         for stage, value in seconds.items()
     ]
-    allowed = "" if budget is None else f" of {budget:.0f} s allowed"
+    allowed = "" if budget is None else f" <small>of {budget:.0f} s allowed</small>"
     rows.append(
-        f'<tr class="ours"><th scope="row">Total</th><td class="number">{total:.1f} s</td><td>{allowed}</td></tr>'
+        f'<tr class="ours"><th scope="row">Total</th><td class="number">{total:.1f} s{allowed}</td>'
+        f'<td class="wide"></td></tr>'
     )
     return table(("Stage", "Seconds", ""), rows)
+
+
+def _change(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\u2212")  # a true minus sign
 
 
 def _bound(goal: Goal) -> str:

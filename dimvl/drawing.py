@@ -26,11 +26,11 @@ LINE_COLOURS = ("#2f7fb8", "#d0743c", "#3d9970", "#a25fb5", "#c2527f", "#9a8a35"
 
 _HEAT_COLOUR = (208, 88, 24)
 _VEIL = 236  # light grey
-_VEIL_STRENGTH = 0.78  # share of the veil where nothing was looked at: the picture still shows through
+_VEIL_STRENGTH = 0.7  # share of the veil where nothing was looked at: the picture still shows through
 _LINE_WIDTH = 3
 _FONT_SIZE = 14
 _INK = "#010203"  # stands for the page's own text colour, put in after drawing
-_SMOOTHING = 25  # a running mean covers at most one part in so many of a curve
+_SMOOTHING = 15  # a running mean covers at most one part in so many of a curve
 
 
 def enlarge(picture: Image.Image, longest_side: int) -> tuple[Image.Image, float]:
@@ -81,16 +81,16 @@ def draw_heat(
     canvas, scale = enlarge(picture.convert("RGB"), longest_side)
     pixels = np.asarray(canvas, dtype=np.float32)
     shown = np.zeros(pixels.shape[:2], dtype=np.float32)
-    scaled = [(value, _clamped(boxes[index], scale, canvas.size)) for index, value in heat.items() if value > 0]
+    scaled = [(value, _clamped(boxes[index], scale, canvas.size)) for index, value in heat.items()]
     for value, (x1, y1, x2, y2) in scaled:
         window = shown[y1 : y2 + 1, x1 : x2 + 1]
-        np.maximum(window, min(value, 1.0), out=window)
+        np.maximum(window, value, out=window)
     veil = (_VEIL_STRENGTH * (1 - shown))[..., None]
     mixed = pixels * (1 - veil) + _VEIL * veil
     result = Image.fromarray(np.rint(mixed).astype(np.uint8))
     draw = ImageDraw.Draw(result, "RGBA")
     for value, box in sorted(scaled):
-        draw.rectangle(box, outline=(*_HEAT_COLOUR, round(255 * min(value, 1.0))), width=_LINE_WIDTH)
+        draw.rectangle(box, outline=(*_HEAT_COLOUR, round(255 * value)), width=_LINE_WIDTH)
     return result
 
 
@@ -108,7 +108,7 @@ class Series(NamedTuple):
         name: as logged.
         steps: (n,) optimiser steps.
         values: (n,) mean loss per target, as logged.
-        smooth: (n,) running mean of `values`, centred, shorter at both ends.
+        smooth: (n,) running mean of `values`, over fewer at both ends.
 
     """
 
@@ -205,11 +205,11 @@ def _inline_svg(document: str, label: str) -> str:
 
 
 def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean over `reach` values before and after each, fewer at both ends."""
+    """Mean over `reach` values before and after each, as far as there are any."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
-    reaches = np.minimum(reach, np.minimum(places, len(values) - 1 - places))
-    return (sums[places + reaches + 1] - sums[places - reaches]) / (2 * reaches + 1)
+    first, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return (sums[end] - sums[first]) / (end - first)
 
 
 def _box_colour(index: int) -> str:

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The exceptions that end a command with a sentence instead of a traceback."""
 
 
 class UserError(Exception):
@@ -7,3 +7,15 @@ class UserError(Exception):
     The message is one clear sentence with the name, the value and the remedy. The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+class NotFiniteError(Exception):
+    """A loss or gradient is not finite: the run stops without saving. The command line exits with code 1."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop and did, its state saved
+    """The run got SIGTERM or SIGINT and saved a checkpoint. The command line exits with 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

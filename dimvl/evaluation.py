@@ -4,14 +4,19 @@ The same texts and regions give the same results whatever their order; nothing i
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dimvl.data.annotations import Question
+from dimvl.data.annotations import Question, describe_file, read_captions, read_questions
 from dimvl.data.documents import ImageReader, Prefix
 from dimvl.data.sampler import in_order
+from dimvl.data.scenes import read_worlds, score_captions
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
+from dimvl.metrics.vqa import vqa_accuracy
 from dimvl.pretrained import Trained
 from dimvl.regions.store import RegionStore
 
@@ -136,3 +141,80 @@ def _batches(
     positions = store.positions(image_ids)
     for places in in_order(reader.rows(positions) + np.array(text_rows), row_budget):
         yield places, [reader.prefix(reader.read(int(position))) for position in positions[places]]
+
+
+def evaluate_questions(
+    trained: Trained,
+    store: RegionStore,
+    questions: Path,
+    annotations: Path | None,
+    progress: Progress | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Answer a question file and score the answers.
+
+    Args:
+        trained: a model that answers.
+        store: the regions of the questions' images.
+        questions: VQA v2 questions.
+        annotations: VQA v2 annotations; None where they are not published.
+        progress: called with (questions done, questions in all).
+
+    Returns:
+        The answers in the official results format and the scores, empty without annotations.
+
+    Raises:
+        UserError: as `answer_questions` and `read_questions`.
+
+    """
+    asked = read_questions(questions, annotations)
+    answers = answer_questions(trained, store, asked, progress=progress)
+    records = [{"question_id": question.question_id, "answer": answers[question.question_id]} for question in asked]
+    if annotations is None:
+        return records, {}
+    return records, {"task": "vqa", "data": describe_file(questions), **asdict(vqa_accuracy(answers, asked))}
+
+
+def evaluate_captions(
+    trained: Trained,
+    store: RegionStore,
+    captions: Path,
+    worlds: Path | None = None,
+    options: DecodingOptions | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Caption the images of a caption file and, where they are scenes, score the captions by their facts.
+
+    Args:
+        trained: a model that captions.
+        store: the regions of the images.
+        captions: COCO captions.
+        worlds: ground truth of scenes; by default `worlds.jsonl` beside the captions, if it is there.
+        options: how to decode.
+        progress: called with (images done, images in all).
+
+    Returns:
+        The captions in the official results format and the scores, empty where the images are no scenes.
+
+    Raises:
+        UserError: as `caption_images` and `read_captions`.
+
+    """
+    references: dict[str, list[str]] = {}
+    for reference in read_captions(captions):
+        references.setdefault(reference.image_id, []).append(reference.text)
+    found = caption_images(trained, store, list(references), options, progress=progress)
+    records = [{"image_id": _official_id(image_id), "caption": caption} for image_id, caption in found.items()]
+    beside = captions.parent / "worlds.jsonl"
+    if worlds is None and not beside.exists():
+        return records, {}
+    scores = score_captions(
+        {int(image_id): caption for image_id, caption in found.items()},
+        read_worlds(worlds or beside),
+        {int(image_id): texts for image_id, texts in references.items()},
+    )
+    return records, {"task": "caption", "data": describe_file(captions), "count": len(found), **asdict(scores)}
+
+
+def _official_id(image_id: str) -> int | str:
+    """Return an image id as annotation files have it: a number where it is one."""
+    return int(image_id) if image_id.isdecimal() else image_id

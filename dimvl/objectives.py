@@ -1,12 +1,12 @@
 """Masking and losses of the objectives.
 
 Masking works on numpy arrays of one document and draws from a keyed generator. Losses are **sums over targets**; who
-trains divides them by the global number of targets of the optimiser step. An objective without targets gives a zero that
-is connected to the weights.
+trains divides them by the global number of targets of the optimiser step. An objective without targets gives a zero
+that is connected to the weights.
 
 Sources: masked LM and 80/10/10 from BERT; the two LM modes from DiMBERT and VLP; masked object prediction (KL to the
-detector's distribution, feature regression) and matching from UNITER and LXMERT. Different on purpose: what is hidden is
-decided by how much of a *target* a visible box covers, not by IoU; no language or object loss on a mismatched pair.
+detector's distribution, feature regression) and matching from UNITER and LXMERT. Different on purpose: what is hidden
+is decided by how much of a *target* a visible box covers, not by IoU; no language or object loss on a mismatched pair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,9 +37,7 @@ def mask_tokens(
     generator: np.random.Generator,
     tokenizer: Tokenizer,
     share: float,
-    maskable: int | None = None,
     whole_words: bool = False,
-    always_mask: bool = False,
 ) -> MaskedText:
     """Choose tokens to predict; of these 80% become [MASK], 10% a random token, 10% stay.
 
@@ -47,26 +45,24 @@ def mask_tokens(
         token_ids: (T,)
         generator: keyed by the document.
         tokenizer: for [MASK] and for the random tokens, which are never special ones.
-        share: of the maskable tokens, rounded; at least one.
-        maskable: only the first so many; all by default.
+        share: of the tokens, rounded; at least one.
         whole_words: all pieces of a word are chosen together.
-        always_mask: every chosen token becomes [MASK], as decoding feeds it.
 
     """
-    count = len(token_ids) if maskable is None else maskable
+    count = len(token_ids)
     if count == 0:
         nothing = np.zeros(0, dtype=np.int64)
         return MaskedText(token_ids, nothing, nothing)
     groups = np.arange(count)
     if whole_words:
-        groups = np.cumsum([not tokenizer.continues_word(int(token)) for token in token_ids[:count]])
+        groups = np.cumsum([not tokenizer.continues_word(int(token)) for token in token_ids])
     order = generator.permutation(np.unique(groups))
     wanted = max(1, round(share * count))
     sizes = np.cumsum([(groups == group).sum() for group in order])
     chosen = order[: int(np.searchsorted(sizes, wanted)) + 1]
     places = np.flatnonzero(np.isin(groups, chosen))
     masked = token_ids.copy()
-    fate = np.zeros(len(places)) if always_mask else generator.random(len(places))
+    fate = generator.random(len(places))
     masked[places[fate < 0.8]] = tokenizer.mask
     replaced = places[(fate >= 0.8) & (fate < 0.9)]
     masked[replaced] = _random_tokens(generator, tokenizer, len(replaced))
@@ -158,13 +154,6 @@ class WordChanges:
         choices = self.by_token[int(token_ids[place])]
         changed[place] = choices[generator.integers(len(choices))]
         return changed
-
-
-def draw_objective(shares: Mapping[str, float], generator: np.random.Generator) -> str:
-    """Draw an objective by its share of documents."""
-    names = list(shares)
-    edges = np.cumsum([shares[name] for name in names])
-    return names[int(np.searchsorted(edges, generator.random() * edges[-1], side="right"))]
 
 
 def word_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

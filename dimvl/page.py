@@ -39,7 +39,9 @@ code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: an
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2rem; margin: 1.2rem 0 0; }
 .facts dt { color: var(--quiet); font-size: .8rem; }
 .facts dd { margin: 0; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
+.columns { columns: 24rem; column-gap: 1rem; }
+.columns .card { margin-bottom: 1rem; }
 .card {
   background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1.1rem 1.2rem; margin: 0;
   min-width: 0; break-inside: avoid;
@@ -54,7 +56,10 @@ tbody tr:last-child > * { border-bottom: 0; }
 .number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .wide { width: 38%; }
 .ours th, .ours .number { font-weight: 650; }
-.tint { background: linear-gradient(to right, var(--tint) var(--share, 0%), transparent 0); padding-left: .45rem; }
+.tint {
+  background: linear-gradient(to right, var(--tint) var(--share, 0%), transparent 0) padding-box;
+  border-right: .5rem solid transparent; padding-left: .45rem;
+}
 .bar { position: relative; height: .65rem; min-width: 3.5rem; background: var(--line); border-radius: 2px; }
 .bar b { display: block; height: 100%; background: var(--accent); border-radius: 2px; }
 .bar.other b { background: var(--other); }
@@ -65,18 +70,30 @@ tbody tr:last-child > * { border-bottom: 0; }
 figure svg { width: 100%; height: auto; display: block; }
 .keys, .chips { list-style: none; padding: 0; margin: .5rem 0 0; display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; }
 .keys { font-size: .85rem; }
-.key { display: inline-block; width: .9rem; height: .25rem; border-radius: 2px; margin-right: .4rem; vertical-align: middle; }
+.key {
+  display: inline-block; width: .9rem; height: .25rem;
+  border-radius: 2px; margin-right: .4rem; vertical-align: middle;
+}
 .chips { gap: .35rem; margin-bottom: .7rem; }
-.chips li { border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .6rem; white-space: normal; font-weight: 400; }
-.example { display: grid; grid-template-columns: minmax(0, 30rem) minmax(0, 1fr); gap: .5rem 1.6rem; margin-bottom: 1.4rem; }
+.chips li {
+  border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .6rem;
+  white-space: normal; font-weight: 400;
+}
+.example {
+  display: grid; grid-template-columns: minmax(0, 27rem) minmax(0, 1fr);
+  gap: .5rem 1.6rem; margin-bottom: 1.4rem;
+}
 .example h3, .asked { grid-column: 1 / -1; }
-.seen img { width: 100%; display: block; border-radius: 4px; }
+.example > img { width: 100%; display: block; border-radius: 4px; }
 .caption { font: italic 1.2rem/1.4 ui-serif, Georgia, "Times New Roman", serif; }
 details { margin: .5rem 0; font-size: .9rem; }
 summary { cursor: pointer; color: var(--quiet); }
 details ul, details ol { margin: .3rem 0; padding-left: 1.6rem; }
 .asked { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); gap: .4rem 1.6rem; }
-.question { display: flex; gap: 1rem; align-items: start; border-top: 1px solid var(--line); padding-top: .9rem; break-inside: avoid; }
+.question {
+  display: flex; gap: 1rem; align-items: start;
+  border-top: 1px solid var(--line); padding-top: .9rem; break-inside: avoid;
+}
 .question > img { width: 8.5rem; flex: none; border-radius: 4px; }
 .question > div { flex: 1; min-width: 0; }
 .question p { margin: 0 0 .35rem; }
@@ -89,6 +106,9 @@ details ul, details ol { margin: .3rem 0; padding-left: 1.6rem; }
   th, td { padding-right: .4rem; }
   .wide { width: 22%; }
 }
+@media (max-width: 30rem) {
+  section > table .wide { display: none; }
+}
 @media print {
   :root { --paper: #fff; }
   body { font-size: 10.5pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -96,6 +116,8 @@ details ul, details ol { margin: .3rem 0; padding-left: 1.6rem; }
   h2 { break-after: avoid; }
 }
 """
+
+_ABBREVIATIONS = {"vqa", "ap50", "lm", "kl", "gb"}
 
 
 def page(title: str, content: str) -> str:
@@ -114,7 +136,7 @@ def section(title: str, content: str) -> str:
 
 def table(headers: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
     """Make a table of rows given as `<tr>` elements; an empty header heads a column of bars or remarks."""
-    cells = "".join(f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in headers)
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' if name else '<td class="wide"></td>' for name in headers)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<table>{title}<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -140,9 +162,10 @@ def number(value: Any) -> str:
 
 
 def words(name: str) -> str:
-    """A key of the results as words."""
-    words = re.sub(r"[_/]+", " ", name)
-    return words[:1].upper() + words[1:]
+    """A key of the results as words, abbreviations in capitals."""
+    parts = re.split(r"[_/ ]+", name)
+    text = " ".join(part.upper() if part in _ABBREVIATIONS else part for part in parts)
+    return text[:1].upper() + text[1:]
 
 
 def _percent(share: float) -> str:

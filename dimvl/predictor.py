@@ -8,7 +8,7 @@ The detector, and with it torchvision, is loaded with the first picture. Nothing
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
@@ -21,7 +21,7 @@ from dimvl.data.documents import Prefix, best_regions, make_prefix
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
-from dimvl.pretrained import Trained, load_trained
+from dimvl.pretrained import Trained, choose_device, load_trained
 from dimvl.regions.detector import Detector
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.images import load_image, upright_rgb
@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 Picture = str | Path | Image.Image | Regions
 Pictures = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[Picture]
+Key = str | int
 Item = TypeVar("Item")
+AT_ONCE = 32  # pictures or texts; bounds the memory that a long list takes
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,9 @@ class Predictor:
             UserError: it does not exist, a file is missing or damaged, or there is no such device.
 
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise UserError("device is 'cuda' but no CUDA device is available; use 'cpu' or 'auto'")
         folder = _local_folder(name)
         check_export(folder)
-        return cls(load_trained(folder, device), folder / DETECTOR)
+        return cls(load_trained(folder, choose_device(device)), folder / DETECTOR)
 
     @overload
     def regions(self, images: Picture) -> Regions: ...
@@ -123,18 +121,18 @@ class Predictor:
 
         """
         pictures = _listed(images)
-        found: dict[str | int, Regions] = {}
-        waiting: dict[str | int, Image.Image] = {}
+        found: dict[Key, Regions] = {}
+        waiting: dict[Key, Image.Image] = {}
         for picture in pictures:
             key = _key(picture)
             if isinstance(picture, Regions):
                 found[key] = picture
-            elif key not in waiting:
+            elif key not in found and key not in waiting:
                 waiting[key] = upright_rgb(picture) if isinstance(picture, Image.Image) else load_image(Path(picture))
-        if waiting:
-            detections = self._load_detector().detect(list(waiting.values()))
-            for (key, image), seen in zip(waiting.items(), detections, strict=True):
-                found[key] = Regions(image_id=str(key), width=image.width, height=image.height, **vars(seen))
+            if len(waiting) == AT_ONCE:
+                found |= self._detect(waiting)
+                waiting = {}
+        found |= self._detect(waiting)
         result = [found[_key(picture)] for picture in pictures]
         return result if isinstance(images, list) else result[0]
 
@@ -158,8 +156,11 @@ class Predictor:
         """
         self.trained.require("answer")
         prefixes, words = self._pairs(images, questions)
-        probabilities = self.trained.answer_probabilities(prefixes, words)
-        answers = [self._answer(row, top) for row in probabilities]
+        answers = [
+            self._answer(row, top)
+            for part in _parts(len(words))
+            for row in self.trained.answer_probabilities(prefixes[part], words[part])
+        ]
         return answers if isinstance(images, list) or isinstance(questions, list) else answers[0]
 
     @overload
@@ -178,8 +179,9 @@ class Predictor:
 
         """
         self.trained.require("caption")
-        prefixes = [self._prefix(regions) for regions in self.regions(_listed(images))]
-        captions = self.trained.captions(prefixes, DecodingOptions(beams=beams))
+        prefixes = [make_prefix(self._best(regions), self._tags) for regions in self.regions(_listed(images))]
+        options = DecodingOptions(beams=beams)
+        captions = [text for part in _parts(len(prefixes)) for text in self.trained.captions(prefixes[part], options)]
         return captions if isinstance(images, list) else captions[0]
 
     @overload
@@ -200,8 +202,13 @@ class Predictor:
 
         """
         self.trained.require("match")
-        probabilities = self.trained.match_probabilities(*self._pairs(images, texts)).tolist()
-        return probabilities if isinstance(images, list) or isinstance(texts, list) else float(probabilities[0])
+        prefixes, words = self._pairs(images, texts)
+        probabilities = [
+            value
+            for part in _parts(len(words))
+            for value in self.trained.match_probabilities(prefixes[part], words[part]).tolist()
+        ]
+        return probabilities if isinstance(images, list) or isinstance(texts, list) else probabilities[0]
 
     def explain(self, image: Picture, question: str, top: int = 5) -> Explanation:
         """Answer a question and tell what the answer looked at: the probability drop when a region is removed.
@@ -220,7 +227,7 @@ class Predictor:
         """
         self.trained.require("answer")
         words = self.trained.tokenise([question])[0]
-        regions = best_regions(self.regions(image), self.trained.processor.max_regions)
+        regions = self._best(self.regions(image))
         without = [_without(regions, place) for place in range(len(regions))]
         prefixes = [make_prefix(shown, self._tags) for shown in (regions, *without)]
         probabilities = self.trained.answer_probabilities(prefixes, [words] * len(prefixes))
@@ -230,22 +237,33 @@ class Predictor:
         described = [self._describe(regions, place, drop) for place, drop in enumerate(drops)]
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
 
-    def _load_detector(self) -> Detector:
+    def _detect(self, images: Mapping[Key, Image.Image]) -> dict[Key, Regions]:
+        if not images:
+            return {}
         if self._detector is None:
             detector = Detector.load(self._detector_folder)
             self.trained.processor.check_extractor(detector.extractor, str(self._detector_folder))
             detector.network.to(self.trained.device)
             self._detector = detector
-        return self._detector
+        return {
+            key: Regions(image_id=str(key), width=image.width, height=image.height, **vars(seen))
+            for (key, image), seen in zip(images.items(), self._detector.detect(list(images.values())), strict=True)
+        }
 
-    def _prefix(self, regions: Regions) -> Prefix:
-        width = self.trained.processor.extractor.feature_width
-        if regions.features.shape[1] != width:
+    def _best(self, regions: Regions) -> Regions:
+        """Return the regions that the model takes.
+
+        Raises:
+            UserError: they are of another width than the model's.
+
+        """
+        width, given = self.trained.processor.extractor.feature_width, regions.features.shape[1]
+        if given != width:
             raise UserError(
-                f"the regions of {regions.image_id} have features of width {regions.features.shape[1]}, the model "
-                f"takes {width}; give the picture itself"
+                f"the regions of {regions.image_id} have features of width {given}, the model takes {width}; give the "
+                "picture itself"
             )
-        return make_prefix(best_regions(regions, self.trained.processor.max_regions), self._tags)
+        return best_regions(regions, self.trained.processor.max_regions)
 
     def _pairs(self, images: Picture | Pictures, texts: str | list[str]) -> tuple[list[Prefix], list[np.ndarray]]:
         """One prefix and one tokenised text for each pair; the texts are checked before any picture is looked at."""
@@ -253,7 +271,7 @@ class Predictor:
         words = self.trained.tokenise(given)
         if len(pictures) != len(given) and 1 not in (len(pictures), len(given)):
             raise UserError(f"{len(pictures)} pictures and {len(given)} texts do not pair up; give as many of each")
-        prefixes = [self._prefix(regions) for regions in self.regions(pictures)]
+        prefixes = [make_prefix(self._best(regions), self._tags) for regions in self.regions(pictures)]
         count = max(len(pictures), len(given))
         return _repeated(prefixes, count), _repeated(words, count)
 
@@ -281,11 +299,15 @@ def _listed(images: Picture | Pictures) -> list[Picture]:
     return list(images) if isinstance(images, list) else [images]
 
 
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
+
+
 def _repeated(items: Sequence[Item], count: int) -> list[Item]:
     return list(items) * count if len(items) == 1 else list(items)
 
 
-def _key(picture: Picture) -> str | int:
+def _key(picture: Picture) -> Key:
     """What makes two pictures the same one."""
     return str(picture) if isinstance(picture, str | Path) else id(picture)
 

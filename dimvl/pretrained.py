@@ -147,6 +147,18 @@ class Trained:
         return collate(documents, shape).to(self.device)
 
 
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into a device.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is 'cuda' but no CUDA device is available; use device 'cpu' or 'auto'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the whole checkpoints of a run, oldest first."""
     return sorted((run / "checkpoints").glob("step-????????"))
@@ -166,7 +178,13 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
 
     """
     state = read_json(folder / STATE)
-    for name, checksum in state["checksums"].items():
+    try:
+        step, checksums = int(state["step"]), dict(state["checksums"])
+    except (KeyError, TypeError, ValueError):
+        step, checksums = -1, {}
+    if step != int(folder.name.rpartition("-")[2]):
+        raise UserError(f"{folder / STATE} is damaged; remove this checkpoint to go on from an earlier one")
+    for name, checksum in checksums.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}; remove this checkpoint to go on from an earlier one")
         if sha256(folder / name) != checksum:

@@ -38,11 +38,39 @@ def _records(path: Path, content: Any, key: str, fields: Sequence[str]) -> list[
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         raise UserError(f"{path} has no list {key!r}; give a file in the official format")
     for place, record in enumerate(content[key]):
+        if not isinstance(record, dict):
+            raise UserError(f"{path}: item {place} of {key!r} is no mapping; give a file in the official format")
         if missing := [field for field in fields if field not in record]:
             raise UserError(
                 f"{path}: item {place} of {key!r} has no field {missing[0]!r}; give a file in the official format"
             )
     return content[key]
+
+
+def _whole_number(path: Path, record: dict[str, Any], field: str) -> int:
+    try:
+        return int(record[field])
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: {field} {record[field]!r} is not a whole number; number the items") from None
+
+
+def _text(path: Path, record: dict[str, Any], field: str, name: str) -> str:
+    """Return a text that has words, without outer blanks."""
+    value = record[field]
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{path}: the {name} of image {record['image_id']} is empty; remove it")
+    return value.strip()
+
+
+def _answers(path: Path, record: dict[str, Any]) -> tuple[str, ...]:
+    """Return the annotators' answers to one question."""
+    try:
+        return tuple(str(answer["answer"]) for answer in record["answers"])
+    except (TypeError, KeyError):
+        raise UserError(
+            f"{path}: the answers of question {record['question_id']} are not a list of "
+            "{'answer': ...}; give a file in the official format"
+        ) from None
 
 
 def read_captions(path: Path) -> list[Caption]:
@@ -54,10 +82,8 @@ def read_captions(path: Path) -> list[Caption]:
     """
     captions = []
     for record in _records(path, read_json(path), "annotations", ("id", "image_id", "caption")):
-        text = str(record["caption"]).strip()
-        if not text:
-            raise UserError(f"{path}: the caption {record['id']} of image {record['image_id']} is empty; remove it")
-        captions.append(Caption(int(record["id"]), str(record["image_id"]), text))
+        text = _text(path, record, "caption", f"caption {record['id']}")
+        captions.append(Caption(_whole_number(path, record, "id"), str(record["image_id"]), text))
     return captions
 
 
@@ -72,25 +98,24 @@ def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
     if annotations is not None:
         fields = ("question_id", "answers")
         answers = {
-            record["question_id"]: record
+            _whole_number(annotations, record, "question_id"): record
             for record in _records(annotations, read_json(annotations), "annotations", fields)
         }
     result = []
     for record in _records(questions, read_json(questions), "questions", ("question_id", "image_id", "question")):
-        identity, text = record["question_id"], str(record["question"]).strip()
-        if not text:
-            raise UserError(f"{questions}: the question {identity} of image {record['image_id']} is empty; remove it")
+        identity = _whole_number(questions, record, "question_id")
+        text = _text(questions, record, "question", f"question {identity}")
         if annotations is not None and identity not in answers:
             raise UserError(
                 f"{annotations} has no annotation for question {identity}; give the file that belongs to {questions}"
             )
-        annotation = answers.get(identity, {"answers": []})
+        annotation = answers.get(identity, {})
         result.append(
             Question(
-                int(identity),
+                identity,
                 str(record["image_id"]),
                 text,
-                tuple(str(answer["answer"]) for answer in annotation["answers"]),
+                _answers(annotations, annotation) if annotations is not None else (),
                 str(annotation.get("question_type", "")),
                 str(annotation.get("answer_type", "")),
             )

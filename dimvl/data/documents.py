@@ -120,9 +120,13 @@ class ImageReader:
         self.tags = tags
         self.max_regions = max_regions
 
+    def num_regions(self, positions: np.ndarray) -> np.ndarray:
+        """Regions used of each image: (P,) -> (P,)."""
+        return np.minimum(self.store.num_regions(positions), self.max_regions)
+
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Upper bound of prefix rows of each image: (P,) -> (P,)."""
-        return np.minimum(self.store.num_regions(positions), self.max_regions) + self.tags.max_length
+        return self.num_regions(positions) + self.tags.max_length
 
     def read(self, position: int) -> Regions:
         """Read one image's regions, the best `max_regions`."""

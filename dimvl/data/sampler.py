@@ -130,32 +130,34 @@ class TrainingSteps(Dataset[Step]):
         self.steps, self.rows_per_step, self.rows_per_micro_batch = steps, rows_per_step, rows_per_micro_batch
         self.rank, self.ranks = rank, ranks
         self._ends: list[int] = []  # steps up to the end of each epoch
-        self._plans: dict[int, list[np.ndarray]] = {}
+        self._plans: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}  # costs and steps of the epoch at hand
 
     def __len__(self) -> int:
         return self.steps
 
-    def _locate(self, step: int) -> tuple[int, np.ndarray]:
-        """Return the epoch of a step and the step's documents."""
+    def _locate(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Return the epoch of a step, the step's documents and their costs."""
         while not self._ends or self._ends[-1] <= step:
-            plan = self._plan(len(self._ends))
+            _, plan = self._plan(len(self._ends))
             if not plan:
                 raise UserError(
                     "there are no documents to train on; check that annotations and region store belong together"
                 )
             self._ends.append((self._ends[-1] if self._ends else 0) + len(plan))
         epoch = bisect_right(self._ends, step)
-        return epoch, self._plan(epoch)[step - (self._ends[epoch - 1] if epoch else 0)]
+        costs, plan = self._plan(epoch)
+        documents = plan[step - (self._ends[epoch - 1] if epoch else 0)]
+        return epoch, documents, costs[documents]
 
-    def _plan(self, epoch: int) -> list[np.ndarray]:
+    def _plan(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         if epoch not in self._plans:
             generator = keyed_generator(self.seed, "order", epoch)
-            self._plans = {epoch: global_steps(self.source.costs(epoch), self.rows_per_step, generator)}
+            costs = self.source.costs(epoch)
+            self._plans = {epoch: (costs, global_steps(costs, self.rows_per_step, generator))}
         return self._plans[epoch]
 
     def __getitem__(self, step: int) -> Step:
-        epoch, documents = self._locate(step)
-        costs = self.source.costs(epoch)[documents]
+        epoch, documents, costs = self._locate(step)
         mine = deal(costs, self.ranks, self.rows_per_micro_batch)[self.rank]
         batches = [
             collate([self.source.build(epoch, int(documents[place])) for place in places], self.shape)

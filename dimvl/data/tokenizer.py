@@ -48,9 +48,7 @@ class Tokenizer:
         normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
         words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
         letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=[*SPECIAL, *letters], show_progress=False
-        )
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL, *letters], show_progress=False)
         learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
         learner.normalizer, learner.pre_tokenizer = normalizer, splitter
         learner.train_from_iterator(texts, trainer)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dimvl.errors import UserError
+from dimvl.model.encoder import ACTIVATIONS
 from dimvl.model.model import DimvlModel, copy_language_to_vision
 
 HEADS = ("word_head.", "object_head.", "match_head.", "answer_head.")
@@ -67,9 +68,15 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
             )
         else:
             taken[name] = given
-    if lost := [name for name in weights if ".vision." in name and name not in own]:
+    if lost := [name for name in weights if name not in own and not name.startswith(HEADS)]:
+        if ".vision." in lost[0] and lost[0].replace(".vision.", ".language.") in own:
+            raise UserError(
+                f"{source} has visual weights of its own ({lost[0]}) where model.split shares them; "
+                "set model.split as in it"
+            )
         raise UserError(
-            f"{source} has visual weights of its own ({lost[0]}) where model.split shares them; set model.split as in it"
+            f"{source} has a weight {lost[0]} that the model lacks; "
+            "use the model section that the checkpoint was trained with"
         )
     model.load_state_dict(taken, strict=False)
     return fresh
@@ -90,16 +97,21 @@ def bert_arguments(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds a model of type {config.get('model_type')!r}; only 'bert' can be loaded")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{folder} uses {config['position_embedding_type']!r} positions; only 'absolute' can be loaded")
-    return {
-        "vocabulary": config["vocab_size"],
-        "layers": config["num_hidden_layers"],
-        "width": config["hidden_size"],
-        "heads": config["num_attention_heads"],
-        "inner_width": config["intermediate_size"],
-        "max_positions": config["max_position_embeddings"],
-        "activation": config["hidden_act"],
-        "norm_eps": config["layer_norm_eps"],
+    if (activation := config.get("hidden_act")) not in ACTIVATIONS:
+        raise UserError(f"{folder} uses activation {activation!r}; only {', '.join(ACTIVATIONS)} can be loaded")
+    names = {
+        "vocabulary": "vocab_size",
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "inner_width": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+        "activation": "hidden_act",
+        "norm_eps": "layer_norm_eps",
     }
+    if missing := [name for name in names.values() if name not in config]:
+        raise UserError(f"{folder}: config.json lacks {missing[0]}; give a folder with a transformers checkpoint")
+    return {own: config[name] for own, name in names.items()}
 
 
 def load_bert(model: DimvlModel, folder: Path) -> None:
@@ -109,7 +121,7 @@ def load_bert(model: DimvlModel, folder: Path) -> None:
         UserError: a weight is missing or has another shape.
 
     """
-    given = {name.removeprefix("bert."): value for name, value in read_weights(folder / "model.safetensors").items()}
+    given = {_modern(name): value for name, value in read_weights(folder / "model.safetensors").items()}
     own = model.state_dict()
     with torch.no_grad():
         for name, sources in _bert_names(model).items():
@@ -125,6 +137,12 @@ def load_bert(model: DimvlModel, folder: Path) -> None:
                 )
             own[name].copy_(value)
     copy_language_to_vision(model)
+
+
+def _modern(name: str) -> str:
+    """Name of a BERT weight today: the first checkpoints, still in use, call a norm's weights gamma and beta."""
+    name = name.removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _bert_names(model: DimvlModel) -> dict[str, list[str]]:

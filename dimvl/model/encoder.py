@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.backend = backend
+        self.backend, self.heads, self.activation = backend, heads, activation
         self.layers = nn.ModuleList(
             Block(width, heads, inner_width, split, dropout, activation, norm_eps) for _ in range(layers)
         )

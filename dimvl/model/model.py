@@ -85,12 +85,16 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
 
 
 def initialise(model: DimvlModel) -> None:
-    """Draw all weights. BERT's fixed std of .02 is small at small widths: attention starts flat and learns late.
+    """Draw all weights.
+
+    BERT's fixed std of .02 is small at small widths: attention starts flat and learns late. With keys that start as
+    queries a row attends to rows like itself, so a word finds the tag of the same name at step 0.
 
     | weights                                    | drawn from                         |
     |--------------------------------------------|------------------------------------|
     | linear                                     | normal, std 1 / sqrt(inputs)       |
     | embeddings, segment, hidden region         | normal, std 1 / sqrt(width)        |
+    | key projection                             | a copy of the query projection     |
     | biases                                     | 0                                  |
     | layer norms                                | 1 and 0                            |
     | embedding of the first image's index       | 0                                  |
@@ -106,6 +110,10 @@ def initialise(model: DimvlModel) -> None:
                 nn.init.zeros_(module.weight[module.padding_idx])
     nn.init.normal_(model.regions.segment, std=len(model.regions.segment) ** -0.5)
     nn.init.normal_(model.regions.hidden_feature, std=len(model.regions.segment) ** -0.5)
+    for name, parameter in model.named_parameters():
+        if name.endswith("qkv.language.weight"):
+            query, key, _ = parameter.data.chunk(3)
+            key.copy_(query)
     copy_language_to_vision(model)
 
 

@@ -66,7 +66,7 @@ class AttentionCall:
 
     @cached_property
     def valid_queries(self) -> Tensor:
-        """(sum of query lengths,) places of the real queries among the S * Lq padded ones, in the order of query_rows."""
+        """(sum of query lengths,) places of the real queries among the S * Lq padded, in the order of query_rows."""
         starts = np.arange(len(self.query_lengths)) * self.query_lengths.max()
         return torch.from_numpy(ranges(starts, self.query_lengths)).to(self.query_rows.device)
 

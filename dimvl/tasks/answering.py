@@ -1,5 +1,7 @@
 """Visual question answering: the question as text, bidirectional, a classifier over the answer vocabulary."""
 
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,8 +20,8 @@ class VqaTask(Task):
     """Binary cross entropy over the answer vocabulary, summed over answers, as is usual for VQA v2."""
 
     name = "vqa"
-    objectives = {OBJECTIVE: AnswerTargets}
-    weights = {OBJECTIVE: 1.0}
+    objectives = MappingProxyType({OBJECTIVE: AnswerTargets})
+    weights = MappingProxyType({OBJECTIVE: 1.0})
 
     def logits(self, batch: Batch) -> Tensor:
         """Answer logits of each question: (M, A)."""

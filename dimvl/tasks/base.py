@@ -27,7 +27,7 @@ class Task(nn.Module):
     """
 
     name: ClassVar[str]
-    objectives: Mapping[str, type[Targets]]
+    objectives: ClassVar[Mapping[str, type[Targets]]]
     weights: Mapping[str, float]
 
     def __init__(self, model: DimvlModel, processor: Processor) -> None:

@@ -1,5 +1,7 @@
 """Captioning: the same stack under the sequence-to-sequence mask, with no separate decoder."""
 
+from types import MappingProxyType
+
 import numpy as np
 from torch import Tensor
 
@@ -20,8 +22,8 @@ class CaptionTask(Task):
     """Cross entropy of the next word, with label smoothing."""
 
     name = "caption"
-    objectives = {OBJECTIVE: WordTargets}
-    weights = {OBJECTIVE: 1.0}
+    objectives = MappingProxyType({OBJECTIVE: WordTargets})
+    weights = MappingProxyType({OBJECTIVE: 1.0})
 
     def __init__(self, model: DimvlModel, processor: Processor, smoothing: float) -> None:
         super().__init__(model, processor)
@@ -53,15 +55,14 @@ class CaptionSource:
         self.captions, self.images, self.seq2seq = captions, images, seq2seq
         self.tokenizer, self.seed = tokenizer, seed
         self.positions = images.store.positions([image_id.decode() for image_id in captions.image_ids])
-        self._longest = np.maximum.reduceat(captions.lengths(), captions.groups[:-1])
-        self._count = np.minimum(np.diff(captions.groups), seq2seq.captions)
+        self._shared = shared_rows(captions, seq2seq.captions)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def costs(self, epoch: int) -> np.ndarray:
         """(D,) upper bound of rows."""
-        return self.images.rows(self.positions) + (self._longest + 1) * self._count
+        return self.images.rows(self.positions) + self._shared
 
     def build(self, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
@@ -76,6 +77,13 @@ class CaptionSource:
             generator,
             OBJECTIVE,
         )
+
+
+def shared_rows(captions: TextStore, most: int) -> np.ndarray:
+    """Upper bound of the rows of up to `most` captions of each image, [CLS] or [SEP] included: (G,)."""
+    lengths, starts = captions.lengths() + 1, captions.groups[:-1]
+    longest = np.maximum.reduceat(lengths, starts)
+    return np.minimum(np.add.reduceat(lengths, starts), longest * most)
 
 
 def caption_document(

@@ -4,6 +4,7 @@ DiMBERT is pretrained with the two language models; the other two are additions 
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,6 @@ from dimvl.model.model import DimvlModel
 from dimvl.objectives import (
     WordChanges,
     class_distribution,
-    draw_objective,
     hide_regions,
     match_loss,
     object_class_loss,
@@ -26,19 +26,21 @@ from dimvl.objectives import (
     word_loss,
 )
 from dimvl.tasks.base import Task, masked_text, plain_text
-from dimvl.tasks.captioning import caption_document
+from dimvl.tasks.captioning import caption_document, shared_rows
 
 
 class PretrainTask(Task):
     """The four objectives over one encoder."""
 
     name = "pretrain"
-    objectives = {
-        "masked_lm": WordTargets,
-        "seq2seq_lm": WordTargets,
-        "masked_object": ObjectTargets,
-        "matching": MatchTargets,
-    }
+    objectives = MappingProxyType(
+        {
+            "masked_lm": WordTargets,
+            "seq2seq_lm": WordTargets,
+            "masked_object": ObjectTargets,
+            "matching": MatchTargets,
+        }
+    )
 
     def __init__(self, model: DimvlModel, processor: Processor, config: ObjectivesConfig) -> None:
         super().__init__(model, processor)
@@ -98,33 +100,42 @@ class PretrainSource:
         self.tokenizer, self.seed, self.word_changes = tokenizer, seed, word_changes
         self.positions = images.store.positions([image_id.decode() for image_id in captions.image_ids])
         self.shares: Mapping[str, float] = config.shares.model_dump()
-        lengths = captions.lengths()
-        self._longest = np.maximum.reduceat(lengths, captions.groups[:-1])
-        self._count = np.minimum(np.diff(captions.groups), seq2seq.captions)
+        lengths, groups = captions.lengths(), captions.groups
+        self._longest = np.maximum.reduceat(lengths, groups[:-1])
+        self._drawn: tuple[int, np.ndarray] | None = None
+        self._shared = shared_rows(captions, seq2seq.captions)
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def objective(self, epoch: int, index: int) -> str:
-        """Objective of a document in an epoch."""
-        return self._draw(epoch, index)[0]
-
-    def _draw(self, epoch: int, index: int) -> tuple[str, np.random.Generator]:
-        generator = keyed_generator(self.seed, "document", epoch, index)
-        objective = draw_objective(self.shares, generator)
-        if objective == "masked_object" and not self.images.store.num_regions(self.positions[[index]])[0]:
-            objective = "masked_lm"  # nothing to predict in an image without regions
-        return objective, generator
+    def objectives(self, epoch: int) -> np.ndarray:
+        """(D,) index into the shares of each document's objective in an epoch; keyed by seed and epoch."""
+        edges = np.cumsum(list(self.shares.values()))
+        drawn = keyed_generator(self.seed, "objectives", epoch).random(len(self)) * edges[-1]
+        chosen = np.searchsorted(edges, drawn, side="right")
+        names = list(self.shares)
+        nothing_to_hide = (chosen == names.index("masked_object")) & (self.images.num_regions(self.positions) == 0)
+        chosen[nothing_to_hide] = names.index("masked_lm")
+        return chosen
 
     def costs(self, epoch: int) -> np.ndarray:
-        """(D,) upper bound of rows; depends on data only, so the steps of all epochs hold alike many rows."""
-        shared = self._count if self.shares["seq2seq_lm"] else 1
-        longest = np.maximum(self._longest * shared, self._longest.max() if self.shares["matching"] else 0)
-        return self.images.rows(self.positions) + longest + shared + 1
+        """(D,) upper bound of rows."""
+        names = list(self.shares)
+        objectives = self.objectives(epoch)
+        text = self._longest + 1
+        text = np.where(objectives == names.index("matching"), self._longest.max() + 1, text)
+        text = np.where(objectives == names.index("seq2seq_lm"), self._shared, text)
+        return self.images.rows(self.positions) + text
+
+    def _objectives_of(self, epoch: int) -> np.ndarray:
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = (epoch, self.objectives(epoch))
+        return self._drawn[1]
 
     def build(self, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
-        objective, generator = self._draw(epoch, index)
+        objective = list(self.shares)[self._objectives_of(epoch)[index]]
+        generator = keyed_generator(self.seed, "document", epoch, index)
         builder = {
             "masked_lm": self._masked_lm,
             "seq2seq_lm": self._seq2seq_lm,

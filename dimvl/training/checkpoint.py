@@ -8,6 +8,8 @@ A folder appears by one rename after everything in it is on disk, so every folde
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from dimvl.files import atomic_folder, sha256, write_json
 from dimvl.pretrained import STATE, checkpoint_folders
 from dimvl.training.engine import Engine
@@ -30,9 +32,7 @@ def save_checkpoint(run: Path, engine: Engine, step: int, keep: int) -> Path:
     with atomic_folder(folder) as temporary:
         try:
             engine.save(temporary)
-        except OSError:
-            raise
-        except Exception as error:  # safetensors reports a full disk in its own type
+        except SafetensorError as error:  # its own type for a full disk
             raise OSError(f"{error}") from error
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / STATE, {"step": step, "checksums": checksums})

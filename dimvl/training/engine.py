@@ -11,6 +11,7 @@ from dimvl.config import TrainingConfig
 from dimvl.data.batch import Batch
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
+from dimvl.pretrained import choose_device
 from dimvl.tasks.base import Task
 from dimvl.training.optimiser import build_optimiser, build_schedule
 
@@ -54,18 +55,6 @@ class Engine(Protocol):
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         ...
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu` or `cuda` into a device.
-
-    Raises:
-        UserError: CUDA was asked for and is not there.
-
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is 'cuda' but no CUDA device is available; use device 'cpu' or 'auto'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class TorchEngine:
@@ -132,7 +121,11 @@ class TorchEngine:
 
         """
         weights = read_weights(folder / "model.safetensors")
-        missing = self.task.model.load_state_dict(weights, strict=False)
+        try:
+            missing = self.task.model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:  # another shape
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder} was saved by another configuration ({reason})") from None
         absent = [name for name in missing.missing_keys if name != "word_head.decoder.weight"]
         if absent or missing.unexpected_keys:
             raise UserError(f"{folder} was saved by another configuration ({[*absent, *missing.unexpected_keys][0]})")

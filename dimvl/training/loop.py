@@ -14,19 +14,12 @@ from torch.utils.data import DataLoader
 from dimvl.config import RunConfig
 from dimvl.data.documents import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
+from dimvl.errors import Interrupted, NotFiniteError
 from dimvl.objectives import normalise
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training.checkpoint import save_checkpoint
 from dimvl.training.engine import Engine
 from dimvl.training.report import Meter, RunLog, StepReport, peak_memory_gb
-
-
-class NotFiniteError(Exception):
-    """A loss or gradient is not finite: the run stops without saving."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop and did, its state saved
-    """The run got SIGTERM or SIGINT and saved a checkpoint."""
 
 
 def train(
@@ -91,7 +84,8 @@ def train(
             if done % settings.save_every == 0 or done == settings.steps or asked:
                 save_checkpoint(run, engine, done, settings.keep)
             if asked and done < settings.steps:
-                raise Interrupted(f"stopped at step {done} of {settings.steps}; run the same command to go on")
+                message = f"stopped at step {done} of {settings.steps}; run the same command to go on"
+                raise Interrupted(message, asked[0])
 
 
 def _optimise(engine: Engine, step: Step, seed: int, number: int) -> tuple[dict[str, float], dict[str, int], float]:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from dimvl.config import RunConfig
 from dimvl.errors import UserError
+from dimvl.files import atomic_path
 
 Log = Callable[["StepReport"], None]
 
@@ -101,10 +102,11 @@ class RunLog:
 
     def __init__(self, run: Path, config: RunConfig, step: int) -> None:
         self.path = run / "log.jsonl"
-        kept = []
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+            whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # a kill cuts the last
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
         self._file: TextIO = self.path.open("a")
         self._wandb = _start_wandb(run, config) if config.training.wandb != "off" else None
 

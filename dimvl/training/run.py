@@ -40,7 +40,8 @@ from dimvl.training.report import StepReport, git_revision
 logger = logging.getLogger(__name__)
 ANNOTATIONS = ("captions", "questions", "annotations")
 # What may change between two calls of one run: where and how it runs, not what comes out.
-FREE = ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")
+FREE = {f"training.{name}" for name in ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")}
+FREE |= {"output", "cache"}
 
 
 def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
@@ -82,14 +83,14 @@ def _claim(run: Path, config: AnyConfig) -> None:
 
     """
     values = config.model_dump(mode="json")
+    data = {name: describe_file(getattr(config, name)) for name in ANNOTATIONS if hasattr(config, name)}
     path = run / RUN
     if not path.exists():
         packages = {name: version(name) for name in ("dimvl", "torch", "tokenizers", "numpy")}
-        data = {name: describe_file(getattr(config, name)) for name in ANNOTATIONS if hasattr(config, name)}
         write_json(path, {"config": values, "data": data, "versions": packages, "git_revision": git_revision()})
         return
-    old = read_json(path)["config"]
-    if changed := _differences(old, values):
+    old = read_json(path)
+    if changed := _differences(old["config"], values) or _differences(old["data"], data):
         raise UserError(
             f"{run} holds a run with another {changed[0]}; give another output folder, or remove this one to start anew"
         )
@@ -99,7 +100,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], place: str = "") -> l
     result = []
     for key in sorted(old.keys() | new.keys()):
         name = f"{place}{key}"
-        if name in {f"training.{free}" for free in FREE} or old.get(key) == new.get(key):
+        if name in FREE or old.get(key) == new.get(key):
             continue
         both = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
         result += _differences(old[key], new[key], f"{name}.") if both else [name]
@@ -118,10 +119,11 @@ def _build(config: AnyConfig, store: RegionStore) -> tuple[Task, DocumentSource]
 def _build_pretraining(
     config: PretrainConfig, store: RegionStore, captions: Sequence[Caption]
 ) -> tuple[Task, DocumentSource]:
-    processor = _processor(config, store, [c.text for c in captions], None, captions=True, matches=True)
+    initial = _initial(config.initial, store, new_extractor=False)
+    processor = _processor(config, store, [c.text for c in captions], initial, captions=True, matches=True)
     texts = _caption_texts(config, processor, captions)
     heads = {"word_head": True, "match_head": True, "classes": len(store.extractor.classes)}
-    model = _model(config, processor, None, heads)
+    model = _model(config, processor, initial, heads)
     changes = None
     if config.objectives.word_changes is not None:
         changes = WordChanges([tuple(pair) for pair in read_json(config.objectives.word_changes)], processor.tokenizer)
@@ -229,6 +231,43 @@ def _check_same_inputs(processor: Processor, initial: Trained) -> None:
             )
 
 
+def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
+    """Model arguments of a BERT checkpoint that has an embedding for every token and position.
+
+    Raises:
+        UserError: it has not.
+
+    """
+    arguments = bert_arguments(folder)
+    if (tokens := len(processor.tokenizer)) > arguments["vocabulary"]:
+        raise UserError(
+            f"model.bert {folder} has {arguments['vocabulary']} word embeddings but the tokenizer has {tokens} tokens; "
+            "give the tokenizer.json of the checkpoint as inputs.tokenizer"
+        )
+    if processor.max_positions > arguments["max_positions"]:
+        raise UserError(
+            f"model.bert {folder} has {arguments['max_positions']} positions but {processor.max_positions} are needed; "
+            "lower inputs.tag_tokens or inputs.text_tokens"
+        )
+    return arguments
+
+
+def _same_network(arguments: dict[str, Any], initial: Trained) -> dict[str, Any]:
+    """Arguments that fine-tuning takes over from the checkpoint, after comparing those that shapes do not tell.
+
+    Raises:
+        UserError: attention heads or activation differ.
+
+    """
+    model = initial.model
+    for name, value in (("heads", model.encoder.heads), ("activation", model.encoder.activation)):
+        if arguments[name] != value:
+            raise UserError(
+                f"model.{name} is {arguments[name]!r} but {initial.weights} was trained with {value!r}; set it to that"
+            )
+    return {"max_positions": model.tokens.position.num_embeddings, "norm_eps": model.tokens.norm.eps}
+
+
 def _model(
     config: AnyConfig,
     processor: Processor,
@@ -245,7 +284,9 @@ def _model(
         **heads,
     }
     if config.model.bert is not None:
-        arguments |= bert_arguments(config.model.bert)
+        arguments |= _fitting_bert(config.model.bert, processor)
+    if initial is not None:
+        arguments |= _same_network(arguments, initial)
     model = DimvlModel(**arguments)
     if config.model.bert is not None:
         load_bert(model, config.model.bert)

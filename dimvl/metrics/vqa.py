@@ -1,0 +1,81 @@
+"""VQA accuracy by the protocol of the VQA v2 evaluator, quirks included (Antol et al., ICCV 2015; Goyal et al., CVPR 2017).
+
+An answer counts by how many people gave it: the mean, over the ten ways to leave one person out, of min(n / 3, 1) with n
+the others who agree. Answers are normalised only where the people do not all say the same.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dimvl.data.annotations import Question
+from dimvl.data.answers import normalise_answer, strip_answer
+from dimvl.errors import UserError
+
+AGREEING = 3  # others who must agree for a full point
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaScores:
+    """Accuracies as fractions in [0, 1].
+
+    Attributes:
+        overall: mean over questions.
+        by_answer_type: mean over the questions of each answer type (yes/no, number, other).
+        by_kind: mean over the questions of each question type.
+        count: number of questions.
+
+    """
+
+    overall: float
+    by_answer_type: dict[str, float]
+    by_kind: dict[str, float]
+    count: int
+
+
+def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Accuracy of one predicted answer given what people answered, at least one."""
+    given = [strip_answer(answer) for answer in answers]
+    predicted = strip_answer(prediction)
+    if len(set(given)) > 1:
+        given = [normalise_answer(answer) for answer in given]
+        predicted = normalise_answer(predicted)
+    agreeing = given.count(predicted)
+    scores = [min((agreeing - (answer == predicted)) / AGREEING, 1.0) for answer in given]
+    return sum(scores) / len(scores)
+
+
+def vqa_accuracy(predictions: Mapping[int, str], questions: Sequence[Question]) -> VqaScores:
+    """Score predictions.
+
+    Args:
+        predictions: question id -> answer, one for each question.
+        questions: with what people answered.
+
+    Raises:
+        UserError: no question, a question without a prediction, or one without answers.
+
+    """
+    if not questions:
+        raise UserError("there are no questions to score; give a question file that is not empty")
+    by_answer_type, by_kind = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    accuracies = []
+    for question in questions:
+        if question.question_id not in predictions:
+            raise UserError(f"question {question.question_id} has no predicted answer; predict every question")
+        if not question.answers:
+            raise UserError(f"question {question.question_id} has no answers to compare with; give its annotations")
+        accuracy = question_accuracy(predictions[question.question_id], question.answers)
+        accuracies.append(accuracy)
+        by_answer_type[question.answer_type].append(accuracy)
+        by_kind[question.kind].append(accuracy)
+    return VqaScores(
+        overall=_mean(accuracies),
+        by_answer_type={name: _mean(values) for name, values in sorted(by_answer_type.items())},
+        by_kind={name: _mean(values) for name, values in sorted(by_kind.items())},
+        count=len(accuracies),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,54 @@
+"""Progress on stderr: one line that is replaced on a terminal, else a plain line every few seconds."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dimvl.training.report import StepReport
+
+LINE_EVERY = 5.0  # seconds between lines where there is no terminal
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show (done, total) on stderr: a bar with the time left on a terminal, else a line every few seconds."""
+    if not sys.stderr.isatty():
+        yield _lines(lambda done, total: f"{done} of {total} {unit}", lambda done, total: done == total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(unit, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[["StepReport"], None]]:
+    """Show each report on stderr: one line that is replaced on a terminal, else a line every few seconds."""
+    if not sys.stderr.isatty():
+        yield _lines(lambda report: report.line(), lambda report: report.step == report.steps)
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True)) as live:
+        yield lambda report: live.update(Text(report.line(), no_wrap=True, overflow="ellipsis"))
+
+
+def _lines(line: Callable[..., str], is_last: Callable[..., bool]) -> Callable[..., None]:
+    """Print a line to stderr for the first report, then every few seconds, and for the last."""
+    due = 0.0
+
+    def show(*report: Any) -> None:
+        nonlocal due
+        if time.monotonic() >= due or is_last(*report):
+            due = time.monotonic() + LINE_EVERY
+            print(line(*report), file=sys.stderr, flush=True)
+
+    return show

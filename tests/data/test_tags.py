@@ -1,0 +1,60 @@
+import numpy as np
+
+from dimvl.data.tags import TagWriter
+from dimvl.data.tokenizer import Tokenizer
+from tests.factories import ATTRIBUTES, CLASSES, TEXTS, make_tokenizer
+
+
+def write(classes, scores, attributes=(), attribute_scores=(), tokenizer=None, names=CLASSES, least=0.3, budget=20):
+    """The tags of regions with these best classes, as text."""
+    tokenizer = tokenizer or make_tokenizer()
+    regions = len(classes)
+    context = TagWriter(tokenizer, names, ATTRIBUTES, least, budget).context(
+        np.array(classes, dtype=np.int16).reshape(regions, 1),
+        np.array(scores, dtype=np.float16).reshape(regions, 1),
+        np.array(attributes, dtype=np.int16).reshape(regions, -1),
+        np.array(attribute_scores, dtype=np.float16).reshape(regions, -1),
+    )
+    assert context[0] == tokenizer.cls and context[-1] == tokenizer.sep and context.dtype == np.int64
+    assert len(context) <= budget + 2
+    return tokenizer.decode(context[1:-1].tolist())
+
+
+def test_tags_are_distinct_and_best_first():
+    assert write([2, 0, 2, 1], [0.9, 0.8, 0.7, 0.6]) == "star circle square"
+
+
+def test_attributes_stand_before_their_class_and_make_it_another_tag():
+    text = write([2, 2, 2], [0.9] * 3, [[0, 2], [0, 3], [0, 2]], [[0.9, 0.9]] * 3)
+    assert text == "small red star small blue star"
+
+
+def test_what_scores_below_the_limit_or_is_not_there_gives_no_word():
+    assert write([2, 0, 1, -1], [0.9, 0.25, 0.3, 0.9], [[0, 2], [0, 2], [-1, 3], [0, 0]], [[0.25, 0.5]] * 4) == (
+        "red star blue square"
+    )
+
+
+def test_only_whole_tags_fit_into_the_budget_and_a_shorter_one_may_follow():
+    tokenizer = Tokenizer.train([*TEXTS, *CLASSES], 200)
+    names = ("circle", "circle star square", "square")
+    assert write([0, 1, 2], [0.9, 0.8, 0.7], names=names, budget=3, tokenizer=tokenizer) == "circle square"
+    assert write([1, 0], [0.9, 0.8], names=names, budget=3, tokenizer=tokenizer) == "circle star square"
+
+
+def test_a_word_of_several_pieces_is_never_cut():
+    tokenizer = make_tokenizer()
+    long = "starcircle"
+    pieces = len(tokenizer.encode(long))
+    assert pieces > 1
+    names = (long, "star")
+    assert write([0, 1], [0.9, 0.8], names=names, budget=pieces - 1, tokenizer=tokenizer) == "star"
+    assert write([0, 1], [0.9, 0.8], names=names, budget=pieces, tokenizer=tokenizer) == long
+
+
+def test_no_budget_no_regions_and_no_classes_give_an_empty_context():
+    assert write([0], [0.9], budget=0) == ""
+    writer = TagWriter(make_tokenizer(), CLASSES, ATTRIBUTES, 0.3, 5)
+    none = np.zeros((3, 0))
+    assert len(writer.context(*(none[:0, :0] for _ in range(4)))) == 2
+    assert len(writer.context(none.astype(np.int16), none, none.astype(np.int16), none)) == 2

@@ -1,0 +1,110 @@
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+
+from dimvl.data.text_store import LabelledText, TextStore, text_store
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.errors import UserError
+from tests.factories import TEXTS, make_tokenizer
+
+TEXT = [
+    LabelledText(7, "b", "two blue stars", ((3, 0.5), (1, 1.0))),
+    LabelledText(5, "a", "a circle"),
+    LabelledText(6, "b", "the star is above a circle", ((2, 0.25),)),
+]
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "captions.json"
+    path.write_text("{}")
+    return path
+
+
+def folders(tmp_path):
+    return sorted(path.name for path in (tmp_path / "cache").iterdir())
+
+
+def test_every_text_comes_back_with_its_labels_grouped_by_image(tmp_path, source):
+    tokenizer = make_tokenizer()
+    store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT)
+    assert store.text_ids.tolist() == [7, 6, 5] and store.groups.tolist() == [0, 2, 3]
+    assert store.image_ids.tolist() == [b"b", b"a"] and store.group_of().tolist() == [0, 0, 1]
+    for place, text in enumerate([TEXT[0], TEXT[2], TEXT[1]]):
+        assert tokenizer.decode(store.tokens(place).tolist()) == text.text
+        ids, scores = store.labels(place)
+        assert list(zip(ids.tolist(), scores.tolist(), strict=True)) == list(text.labels)
+    assert store.lengths().tolist() == [len(store.tokens(place)) for place in range(3)]
+
+
+def test_long_texts_are_cut_and_a_warning_counts_them_each_time(tmp_path, source, caplog):
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            store = text_store(tmp_path / "cache", make_tokenizer(), 2, [source], TEXT)
+        assert "2 of 3 texts are longer than 2 tokens and were cut" in caplog.text
+    assert store.lengths().max() == 2
+    assert make_tokenizer().decode(store.tokens(1).tolist()) == "the star"
+
+
+def test_texts_within_the_limit_give_no_warning(tmp_path, source, caplog):
+    longest = max(len(make_tokenizer().encode(text.text)) for text in TEXT)
+    text_store(tmp_path / "cache", make_tokenizer(), longest, [source], TEXT)
+    assert not caplog.records
+
+
+def test_an_existing_store_is_opened_and_not_written_again(tmp_path, source):
+    text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)
+    [name] = folders(tmp_path)
+    before = (tmp_path / "cache" / name).stat().st_ino
+    text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)
+    assert folders(tmp_path) == [name] and (tmp_path / "cache" / name).stat().st_ino == before
+
+
+def test_another_tokenizer_source_limit_or_label_makes_another_store(tmp_path, source):
+    def write(tokenizer=None, limit=20, texts=TEXT):
+        text_store(tmp_path / "cache", tokenizer or make_tokenizer(), limit, [source], texts)
+        return len(folders(tmp_path))
+
+    assert write() == 1
+    assert write(tokenizer=Tokenizer.train(TEXTS, 30)) == 2
+    assert write(limit=19) == 3
+    assert write(texts=[LabelledText(7, "b", "two blue stars", ((3, 0.75),)), *TEXT[1:]]) == 4
+    source.write_text("{ }")
+    assert write() == 5
+
+
+def test_a_half_written_store_is_written_anew(tmp_path, source):
+    text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)
+    [name] = folders(tmp_path)
+    (tmp_path / "cache" / name / "manifest.json").unlink()
+    (tmp_path / "cache" / name / "token_ids.npy").write_bytes(b"")
+    assert len(text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT).tokens(0)) == 3
+
+
+def test_a_store_is_pickled_as_its_path_and_holds_no_object_per_text(tmp_path, source):
+    texts = [LabelledText(n, str(n % 50), TEXTS[n % 3]) for n in range(500)]
+    store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
+    again = pickle.loads(pickle.dumps(store))
+    assert len(pickle.dumps(store)) < 500
+    assert isinstance(again, TextStore) and again.tokens(17).tolist() == store.tokens(17).tolist()
+    assert all(isinstance(getattr(store, name), np.memmap) for name in ("token_ids", "offsets", "text_ids"))
+
+
+def test_no_texts_are_one_clear_sentence(tmp_path, source):
+    with pytest.raises(UserError, match=r"captions\.json: no text"):
+        text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [])
+
+
+def test_a_text_of_no_known_character_and_empty_labels_are_legal(tmp_path, source):
+    store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [LabelledText(1, "a", "\u200b")])
+    assert len(store.tokens(0)) == 0 and len(store.labels(0)[0]) == 0
+
+
+def test_the_manifest_tells_what_is_in_the_store(tmp_path, source):
+    store = text_store(tmp_path / "cache", make_tokenizer(), 2, [source], TEXT)
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    assert manifest["texts"] == 3 and manifest["texts_cut"] == 2 and manifest["sources"] == ["captions.json"]

@@ -1,0 +1,107 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dimvl"
+# A room imports from rooms to its left only. Files of the package's top stand for themselves.
+ORDER = (
+    "errors files config regions data model objectives tasks decoding pretrained metrics training export predictor "
+    "evaluation drawing page progress demo_config demo_report demo_results demo_stages demo cli __main__"
+).split()
+# Rooms that a finished model must do without.
+NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}
+HEAVY = ("torchvision", "transformers", "wandb", "deepspeed", "matplotlib", "pandas", "scipy")
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(path):
+    """Modules that a file imports anywhere, and whether it does so when it is itself imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(node) for function in ast.walk(tree) if is_function(function) for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [node.module or ""]
+            if node.module == "dimvl":
+                names = [f"dimvl.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield name, id(node) not in inside
+
+
+def is_function(node):
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_every_file_belongs_to_a_room():
+    assert {room_of(path) for path in FILES} <= set(ORDER), "give a new room its place in ORDER"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    own = ORDER.index(room_of(path))
+    for name, _ in imported_modules(path):
+        if name.split(".")[0] == "dimvl" and len(name.split(".")) > 1:
+            assert ORDER.index(name.split(".")[1]) <= own, f"{name} stands above {path.relative_to(ROOT)}"
+
+
+def test_only_the_detection_room_imports_torchvision_and_only_when_it_is_called():
+    for path in FILES:
+        for name, at_import in imported_modules(path):
+            if name.split(".")[0] == "torchvision":
+                assert path.parent == PACKAGE / "regions" and not at_import, path
+
+
+def test_no_part_of_a_finished_model_imports_the_training_code():
+    seen, todo = set(), [PACKAGE / "predictor.py"]
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        for name, _ in imported_modules(path):
+            parts = name.split(".")
+            file = ROOT.joinpath(*parts).with_suffix(".py")
+            if parts[0] == "dimvl" and file.exists() and file not in seen:
+                todo.append(file)
+    assert len(seen) > 10 and not NOT_FOR_PREDICTION & {room_of(path) for path in seen}
+
+
+def test_nothing_is_unpickled():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert "allow_pickle=True" not in text and "weights_only=False" not in text, path
+        names = {name.split(".")[0] for name, _ in imported_modules(path)}
+        assert not names & {"pickle", "joblib", "dill", "shelve", "marshal"}, path
+
+
+def loaded_by(statement):
+    """Top-level modules after a statement in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_dimvl_loads_nothing_but_the_standard_library():
+    outside = loaded_by("import dimvl") - set(sys.stdlib_module_names) - {"dimvl"} - loaded_by("pass")
+    assert not outside
+
+
+def test_the_command_line_answers_without_torch():
+    assert not {"torch", "numpy", *HEAVY} & loaded_by("import dimvl.cli")
+
+
+def test_importing_every_room_loads_no_heavy_extra():
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
+    modules = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
+    assert not set(HEAVY) & loaded_by("import " + ", ".join(modules))

@@ -1,0 +1,181 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dimvl.config import CaptionConfig, ModelConfig, PretrainConfig, Section, VqaConfig, load_config, read_yaml, validate
+from dimvl.demo_config import DemoConfig, load_demo_config
+from dimvl.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PRETRAIN = {"output": "runs/a", "regions": "regions", "captions": "c.json", "training": {"steps": 10}}
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def pretrain(tmp_path):
+    return write(tmp_path / "run.yaml", PRETRAIN)
+
+
+def test_the_task_tells_which_configuration_a_file_is(tmp_path, pretrain):
+    assert isinstance(load_config(pretrain), PretrainConfig)
+    caption = write(tmp_path / "caption.yaml", {**PRETRAIN, "task": "caption"})
+    assert isinstance(load_config(caption), CaptionConfig)
+    files = {"questions": "q.json", "annotations": "a.json", "task": "vqa"}
+    vqa = write(tmp_path / "vqa.yaml", {**{k: v for k, v in PRETRAIN.items() if k != "captions"}, **files})
+    config = load_config(vqa)
+    assert isinstance(config, VqaConfig) and config.questions == Path("q.json")
+    for task in ("dance", ["vqa"], None):
+        with pytest.raises(UserError, match="it must be one of pretrain, vqa, caption"):
+            load_config(write(tmp_path / "other.yaml", {**PRETRAIN, "task": task}))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("trainig.steps=3", r"unknown key 'trainig'; did you mean 'training'\?"),
+        ("training.learning_rat=3", r"unknown key 'training\.learning_rat'; did you mean 'training\.learning_rate'\?"),
+        ("objectives.shares.maskedlm=1", r"did you mean 'objectives\.shares\.masked_lm'\?"),
+        ("model.xyzzy=1", "unknown key 'model.xyzzy'; valid keys: layers, width, heads"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, override, says):
+    with pytest.raises(UserError, match=says):
+        load_config(pretrain, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.steps=0", r"training\.steps is 0: input should be greater than or equal to 1"),
+        ("training.steps=many", r"training\.steps is 'many'"),
+        ("training.learning_rate=-1e-4", r"training\.learning_rate is -0\.0001"),
+        ("training.schedule=step", r"training\.schedule is 'step': input should be 'linear', 'cosine' or 'constant'"),
+        ("model.split=[qkv,foo]", r"model\.split\.1 is 'foo'"),
+        ("model.heads=7", "width 768 is not a multiple of heads 7"),
+        ("model=5", "model is 5"),
+        ("model.dropout=1", r"model\.dropout is 1"),
+        ("objectives.text_share=0", r"objectives\.text_share is 0"),
+        ("objectives.word_change_share=0.5", "word_change_share and word_changes go together"),
+        ("objectives.word_changes=pairs.json", "word_change_share and word_changes go together"),
+        ("inputs.vocabulary=2.5", r"inputs\.vocabulary is 2\.5"),
+        ("seed=-1", "seed is -1"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_with_file_key_and_value(pretrain, override, says):
+    with pytest.raises(UserError, match=says) as caught:
+        load_config(pretrain, [override])
+    assert str(caught.value).startswith(f"{pretrain}: ") and "\n" not in str(caught.value)
+
+
+def test_all_shares_zero_are_refused(pretrain):
+    zero = [f"objectives.shares.{name}=0" for name in ("masked_lm", "seq2seq_lm", "masked_object", "matching")]
+    assert load_config(pretrain, zero[:3]).objectives.shares.matching == 0.25
+    with pytest.raises(UserError, match="all shares are 0"):
+        load_config(pretrain, zero)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"'training\.steps' is missing; give it in the file or as training\.steps=VALUE"):
+        load_config(write(tmp_path / "run.yaml", {**PRETRAIN, "training": {}}))
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
+def test_numbers_in_scientific_notation_are_numbers_in_files_and_overrides(tmp_path, pretrain, text):
+    assert load_config(pretrain, [f"training.learning_rate={text}"]).training.learning_rate == 1e-4
+    plain = yaml.safe_dump(PRETRAIN).replace("steps: 10", f"steps: 10\n  learning_rate: {text}")
+    assert load_config(write(tmp_path / "other.yaml", plain)).training.learning_rate == 1e-4
+
+
+def test_overrides_are_laid_over_the_file_in_order_and_leave_the_rest(tmp_path):
+    path = write(tmp_path / "run.yaml", {**PRETRAIN, "model": {"layers": 3, "width": 24, "heads": 2}})
+    config = load_config(path, ["model.width=32", "model.split=[]", "output=runs/b", "model.width=48"])
+    assert (config.model.layers, config.model.width, config.model.heads) == (3, 48, 2)
+    assert config.model.split == [] and config.output == Path("runs/b") and config.training.steps == 10
+
+
+@pytest.mark.parametrize("override", ["training.steps", "=3", "steps: 3"])
+def test_an_override_of_another_form_is_refused(pretrain, override):
+    with pytest.raises(UserError, match=r"is not of the form section\.key=value"):
+        load_config(pretrain, [override])
+
+
+def test_an_unreadable_override_value_is_named(pretrain):
+    with pytest.raises(UserError, match="put it in quotes"):
+        load_config(pretrain, ["output=[a"])
+
+
+def test_included_files_are_found_beside_the_file_and_its_own_values_win(tmp_path):
+    (tmp_path / "models").mkdir()
+    write(tmp_path / "models" / "tiny.yaml", {"model": {"layers": 1, "width": 16, "heads": 2}})
+    write(tmp_path / "base.yaml", {"include": ["models/tiny.yaml"], "seed": 5, "model": {"layers": 2}})
+    path = write(tmp_path / "run.yaml", {**PRETRAIN, "include": ["base.yaml"], "model": {"heads": 4}})
+    config = load_config(path)
+    assert (config.model.layers, config.model.width, config.model.heads, config.seed) == (2, 16, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"include": "base.yaml"}, r"include is 'base\.yaml'; it must be a list"),
+        ({"include": [3]}, "it must be a list of files"),
+        ({"include": ["none.yaml"]}, r"none\.yaml does not exist"),
+        ({"include": ["run.yaml"]}, r"run\.yaml includes itself"),
+        ("", "must hold sections and keys"),
+        ("- a", "must hold sections and keys, not a list"),
+        ("a: [", "not a readable YAML file"),
+        ("a: !!python/object/apply:os.getcwd []", "not a readable YAML file"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, content, says):
+    with pytest.raises(UserError, match=says) as caught:
+        load_config(write(tmp_path / "run.yaml", content))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"run\.yaml does not exist"):
+        load_config(tmp_path / "run.yaml")
+    with pytest.raises(UserError, match="not a readable YAML file"):
+        load_config(tmp_path)
+
+
+def test_a_mistake_inside_a_list_of_sections_is_named():
+    class Inner(Section):
+        steps: int = 1
+
+    class Outer(Section):
+        phases: list[Inner] = []
+
+    with pytest.raises(UserError, match=r"unknown key 'phases\.1\.step'; did you mean 'phases\.1\.steps'"):
+        validate(Outer, {"phases": [{}, {"step": 2}]}, "file")
+    with pytest.raises(UserError, match=r"phases\.0\.steps is 'x'"):
+        validate(Outer, {"phases": [{"steps": "x"}]}, "file")
+
+
+def test_a_configuration_never_changes(pretrain):
+    config = load_config(pretrain)
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.steps = 5
+
+
+def test_a_configuration_survives_its_own_json(pretrain):
+    config = load_config(pretrain, ["training.learning_rate=3e-5", "model.split=[qkv,ffn]"])
+    assert PretrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_configuration_that_comes_with_dimvl_loads(path):
+    kind = path.relative_to(CONFIGS).parts[0]
+    if kind == "models":
+        content = read_yaml(path)
+        assert content.keys() == {"model"}, "a model section, to be included"
+        assert isinstance(validate(ModelConfig, content["model"], str(path)), ModelConfig)
+    elif kind == "scenes":
+        assert isinstance(load_demo_config(path), DemoConfig)
+    else:
+        assert load_config(path).training.steps > 0

@@ -1,0 +1,334 @@
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from dimvl.data.documents import BatchShape, Document, collate, make_prefix
+from dimvl.decoding import CachedDecoder, DecodingOptions, beam_search, caption_prefixes, sample
+from dimvl.tasks.base import plain_text
+from tests.factories import CLASSES, FEATURE_WIDTH, make_model, make_processor, make_regions
+
+END, VOCABULARY = 0, 4
+PENALTIES = (0.0, 1.0, 2.0, -0.5)
+
+
+class Table:
+    """Next-word log-probabilities that are random but fixed for each (image, text): a search's whole world."""
+
+    def __init__(self, seed, images=1, sharpness=1.5, vocabulary=VOCABULARY):
+        self.seeds = [[seed, image] for image in range(images)] if isinstance(seed, int) else seed
+        self.sharpness, self.vocabulary = sharpness, vocabulary
+        self.calls, self.known = 0, {}
+
+    def row(self, image, text):
+        key = (*self.seeds[image], len(text), *text)
+        if key not in self.known:
+            drawn = np.random.default_rng(key).normal(size=self.vocabulary)
+            self.known[key] = torch.from_numpy(drawn * self.sharpness).log_softmax(0)
+        return self.known[key]
+
+    def start(self):
+        self.calls += 1
+        self.texts = [[()] for _ in self.seeds]
+        return self._scores()
+
+    def advance(self, parents, tokens):
+        self.calls += 1
+        self.texts = [
+            [(*texts[parent], token) for parent, token in zip(*pair, strict=True)]
+            for texts, *pair in zip(self.texts, parents.tolist(), tokens.tolist(), strict=True)
+        ]
+        return self._scores()
+
+    def _scores(self):
+        rows = [torch.stack([self.row(i, text) for text in texts]) for i, texts in enumerate(self.texts)]
+        return torch.stack(rows).float()
+
+
+def has_repeated_ngram(text, size):
+    grams = [text[start : start + size] for start in range(len(text) - size + 1)]
+    return size > 0 and len(set(grams)) < len(grams)
+
+
+def all_texts(table, image, options):
+    """(text, log-probability, score) of every text that may be written, best first."""
+    found = []
+    words = range(1, table.vocabulary)
+    for length in range(options.max_tokens):
+        for text in itertools.product(words, repeat=length):
+            if not has_repeated_ngram(text, options.block_ngrams):
+                total = sum(table.row(image, text[:n])[(*text, END)[n]].item() for n in range(length + 1))
+                found.append((text, total, total / (length + 1) ** options.length_penalty))
+    return sorted(found, key=lambda item: -item[2])
+
+
+def plain_beam_search(table, image, options):
+    """The same search for one image, without tensors, batches or early stopping."""
+    live, finished = [((), 0.0)], []
+    for length in range(1, options.max_tokens + 1):
+        rows = [(text, total, table.row(image, text).tolist()) for text, total in live]
+        finished += [
+            (text, total + row[END], (total + row[END]) / length**options.length_penalty) for text, total, row in rows
+        ]
+        grown = [((*text, word), total + row[word]) for text, total, row in rows for word in range(1, table.vocabulary)]
+        grown = [item for item in grown if not has_repeated_ngram(item[0], options.block_ngrams)]
+        live = sorted(grown, key=lambda item: -item[1])[: options.beams]
+    return sorted(finished, key=lambda item: -item[2])[: options.beams]
+
+
+def check_equal(found, wanted):
+    assert [h.token_ids for h in found] == [text for text, *_ in wanted]
+    # tables are float64, the search sums in float32
+    assert [h.log_probability for h in found] == pytest.approx([total for _, total, _ in wanted], abs=1e-5)
+    assert [h.score for h in found] == pytest.approx([score for *_, score in wanted], abs=1e-5)
+
+
+# --- the search alone
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("blocked", [0, 1, 2])
+def test_an_exhaustive_beam_search_equals_brute_force(penalty, blocked):
+    options = DecodingOptions(beams=40, max_tokens=4, length_penalty=penalty, block_ngrams=blocked)
+    for seed in range(5):
+        table = Table(seed, 2)
+        for image, found in enumerate(beam_search(table, END, options)):
+            check_equal(found, all_texts(table, image, options)[:40])
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("blocked", [0, 2])
+@pytest.mark.parametrize("beams", [1, 2, 3])
+def test_small_beams_equal_a_plain_beam_search(penalty, blocked, beams):
+    options = DecodingOptions(beams=beams, max_tokens=6, length_penalty=penalty, block_ngrams=blocked)
+    for seed in range(6):
+        table = Table(seed, 3)
+        for image, found in enumerate(beam_search(table, END, options)):
+            check_equal(found, plain_beam_search(table, image, options))
+
+
+def test_images_finish_at_different_times_and_do_not_change_each_other():
+    seeds = [[seed, image] for seed in range(4) for image in range(2)]
+    options = DecodingOptions(beams=2, max_tokens=8)
+    together = beam_search(Table(seeds, sharpness=2.5), END, options)
+    alone = [beam_search(Table([seed], sharpness=2.5), END, options)[0] for seed in seeds]
+    assert together == alone and together[::-1] == beam_search(Table(seeds[::-1], sharpness=2.5), END, options)
+    assert len({len(found[0].token_ids) for found in together}) > 2
+
+
+def test_the_search_stops_as_soon_as_no_text_can_become_better():
+    class Certain(Table):
+        """Says 1, 2 and the end, whatever the image."""
+
+        def row(self, image, text):
+            return torch.log_softmax(torch.eye(VOCABULARY)[(1, 2, END, END)[min(len(text), 3)]] * 50, 0)
+
+    for beams, most in ((1, 3), (2, 6)):
+        table = Certain(0)
+        found = beam_search(table, END, DecodingOptions(beams=beams, max_tokens=30, length_penalty=0.0))
+        assert found[0][0].token_ids == (1, 2) and table.calls <= most
+
+
+def test_greedy_takes_the_best_next_word_until_a_better_text_cannot_come():
+    for seed in range(10):
+        table, text = Table(seed, sharpness=3.0), ()
+        options = DecodingOptions(beams=1, max_tokens=6, length_penalty=0.0)
+        [found] = beam_search(table, END, options)[0]
+        best = max(plain_beam_search(table, 0, options), key=lambda item: item[2])
+        assert found.token_ids == best[0]
+        while len(text) < len(found.token_ids):
+            text = (*text, 1 + int(table.row(0, text)[1:].argmax()))
+        assert found.token_ids == text, "every word of it is the likeliest"
+
+
+def test_no_ngram_comes_twice_and_no_text_is_longer_than_allowed():
+    class Stubborn(Table):
+        """Would repeat 1 2 1 2 ... for ever."""
+
+        def row(self, image, text):
+            return torch.log_softmax(torch.eye(VOCABULARY)[1 + len(text) % 2] * 8, 0)
+
+    for size in (1, 2, 3):
+        for found in beam_search(Stubborn(0), END, DecodingOptions(beams=3, max_tokens=9, block_ngrams=size))[0]:
+            assert not has_repeated_ngram(found.token_ids, size) and len(found.token_ids) < 9
+    [found] = beam_search(Stubborn(0), END, DecodingOptions(beams=1, max_tokens=9, length_penalty=2.0))[0]
+    assert found.token_ids == (1, 2) * 4, "at the last place only the end may come"
+
+
+def test_a_longer_text_wins_only_through_the_length_penalty():
+    class Two(Table):
+        """Ends at once with probability .6; else says 1 and ends, almost surely."""
+
+        def row(self, image, text):
+            return torch.tensor([0.6, 0.4, 1e-9, 1e-9] if not text else [1 - 3e-9, 1e-9, 1e-9, 1e-9]).log()
+
+    texts = {
+        penalty: beam_search(Two(0), END, DecodingOptions(beams=2, max_tokens=5, length_penalty=penalty))[0][0].token_ids
+        for penalty in (0.0, 1.0)
+    }
+    assert texts == {0.0: (), 1.0: (1,)}
+
+
+def test_samples_are_reproducible_and_come_as_often_as_the_model_says():
+    options = DecodingOptions(max_tokens=3)
+    table = Table([[3, 0]] * 4000, sharpness=1.0, vocabulary=3)
+    draws = sample(table, END, options, torch.Generator().manual_seed(0))
+    again = sample(table, END, options, torch.Generator().manual_seed(0))
+    assert draws == again and draws != sample(table, END, options, torch.Generator().manual_seed(1))
+    counts = Counter(draw.token_ids for draw in draws)
+    known = {text: total for text, total, _ in all_texts(table, 0, options)}
+    for draw in draws:
+        assert draw.log_probability == pytest.approx(known[draw.token_ids], abs=1e-5)
+    for text in [t for t in known if len(t) < 2]:  # at the last place the end is forced
+        share = math.exp(known[text])
+        assert counts[text] / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
+    for word in (1, 2):
+        share = sum(math.exp(table.row(0, ())[word]) * math.exp(table.row(0, (word,))[w]) for w in (1, 2))
+        drawn = sum(n for text, n in counts.items() if len(text) == 2 and text[0] == word) / 4000
+        assert drawn == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
+
+
+def test_a_low_temperature_is_greedy_and_blocking_holds_in_samples():
+    options = DecodingOptions(max_tokens=8, block_ngrams=1)
+    table = Table([[5, 0]] * 20)
+    for draw in sample(table, END, options, torch.Generator().manual_seed(0), temperature=5.0):
+        assert not has_repeated_ngram(draw.token_ids, 1)
+    cold, text = sample(table, END, DecodingOptions(max_tokens=5), torch.Generator().manual_seed(0), 1e-4)[0], ()
+    while len(text) < 4 and (word := int(table.row(0, text).argmax())) != END:
+        text = (*text, word)
+    assert cold.token_ids == text
+
+
+# --- the model behind the search
+
+
+def make_captioner(variant="causal"):
+    processor = make_processor(variant=variant, captions=True)
+    model = make_model(
+        2, vocabulary=len(processor.tokenizer), word_head=True, max_positions=processor.max_positions, split=["qkv", "ffn"]
+    )
+    return model, processor
+
+
+def make_prefixes(processor):
+    """Unequal prefixes, the ones in the middle without regions, without context, and without anything."""
+    prefixes = [make_prefix(make_regions(seed, count=count), processor.tags) for seed, count in enumerate([4, 0, 2, 1, 3])]
+    nothing = prefixes[1].context[:0]
+    prefixes[2] = dataclass_replace(prefixes[2], context=nothing)
+    prefixes[3] = dataclass_replace(make_prefix(make_regions(9, count=0), processor.tags), context=nothing)
+    return prefixes
+
+
+def dataclass_replace(prefix, **changes):
+    return type(prefix)(**{**prefix.__dict__, **changes})
+
+
+def prefix_batch(processor, prefixes, texts=()):
+    shape = BatchShape(objectives={}, text_start=processor.text_start, feature_width=FEATURE_WIDTH, classes=len(CLASSES))
+    documents = [
+        Document(source="", objective="", prefix=prefix, texts=list(text), seq2seq=True)
+        for prefix, text in itertools.zip_longest(prefixes, texts, fillvalue=())
+    ]
+    return collate(documents, shape)
+
+
+def uncached(model, processor, prefixes, texts):
+    """Log-probabilities (B, V) of the word after each text, by a whole forward pass."""
+    tokenizer = processor.tokenizer
+    rows = []
+    for text in texts:
+        if processor.variant == "causal":
+            given = plain_text(np.array([tokenizer.cls, *text[:-1]]), tokenizer)  # [SEP] is the last row, to be replaced
+            ids = np.array([tokenizer.cls, *text])
+            rows.append([type(given)(token_ids=ids, places=given.places, labels=given.labels, has_start=True)])
+        else:
+            given = plain_text(np.array(text, dtype=np.int64), tokenizer)
+            ids = np.array([*text, tokenizer.mask])
+            rows.append([type(given)(token_ids=ids, places=given.places, labels=given.labels)])
+    batch = prefix_batch(processor, prefixes, rows)
+    last = batch.layout.text_starts + batch.layout.text_lengths - 1
+    return model.word_head(model(batch)[last]).log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("variant", ["causal", "masked"])
+def test_cached_log_probabilities_equal_a_whole_forward_pass(variant):
+    model, processor = make_captioner(variant)
+    prefixes = make_prefixes(processor)
+    generator = np.random.default_rng(1)
+    with torch.inference_mode():
+        decoder = CachedDecoder(model, processor, prefix_batch(processor, prefixes))
+        scores, texts = decoder.start(), [[()] for _ in prefixes]
+        beams = 1
+        for _ in range(6):
+            for beam in range(beams):
+                wanted = uncached(model, processor, prefixes, [text[beam] for text in texts])
+                torch.testing.assert_close(scores[:, beam], wanted, atol=1e-5, rtol=0)
+            parents = generator.integers(0, beams, (len(prefixes), 3))
+            tokens = generator.integers(5, len(processor.tokenizer), (len(prefixes), 3))
+            texts = [
+                [(*text[parent], token) for parent, token in zip(*pair, strict=True)]
+                for text, *pair in zip(texts, parents.tolist(), tokens.tolist(), strict=True)
+            ]
+            scores, beams = decoder.advance(torch.from_numpy(parents), torch.from_numpy(tokens)), 3
+    assert (scores[0] - scores[1]).abs().max() > 0.01, "the prefix matters"
+
+
+@pytest.mark.parametrize("variant", ["causal", "masked"])
+def test_captions_do_not_depend_on_the_order_or_the_company_of_their_images(variant):
+    model, processor = make_captioner(variant)
+    prefixes = make_prefixes(processor)
+    options = DecodingOptions(beams=3, max_tokens=8)
+    together = caption_prefixes(model, processor, prefix_batch(processor, prefixes), options)
+    backwards = caption_prefixes(model, processor, prefix_batch(processor, prefixes[::-1]), options)[::-1]
+    for number, prefix in enumerate(prefixes):
+        [alone] = caption_prefixes(model, processor, prefix_batch(processor, [prefix]), options)
+        for other in (together[number], backwards[number]):
+            assert [h.token_ids for h in other] == [h.token_ids for h in alone]
+            assert [h.score for h in other] == pytest.approx([h.score for h in alone], abs=1e-5)
+    assert len({found[0].token_ids for found in together}) > 1
+
+
+@pytest.mark.parametrize("variant", ["causal", "masked"])
+def test_the_log_probability_of_a_caption_is_the_teacher_forced_one(variant):
+    model, processor = make_captioner(variant)
+    prefixes = make_prefixes(processor)
+    found = caption_prefixes(model, processor, prefix_batch(processor, prefixes), DecodingOptions(beams=2, max_tokens=5))
+    for prefix, hypotheses in zip(prefixes, found, strict=True):
+        for hypothesis in hypotheses:
+            words = (*hypothesis.token_ids, processor.tokenizer.sep)
+            with torch.inference_mode():
+                steps = [
+                    uncached(model, processor, [prefix], [words[:n]])[0, words[n]].item() for n in range(len(words))
+                ]
+            assert hypothesis.log_probability == pytest.approx(sum(steps), abs=1e-4)
+            assert hypothesis.score == pytest.approx(sum(steps) / len(words), abs=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["causal", "masked"])
+def test_the_longest_text_that_was_trained_can_be_decoded(variant):
+    model, processor = make_captioner(variant)
+    with torch.no_grad():
+        model.word_head.decoder.bias[processor.tokenizer.sep] = -100  # never wants to stop
+    longest = processor.text_tokens + 1
+    [found] = caption_prefixes(
+        model, processor, prefix_batch(processor, make_prefixes(processor)[:1]), DecodingOptions(2, longest)
+    )
+    assert len(found[0].token_ids) == processor.text_tokens
+
+
+def test_a_batch_whose_prefixes_are_all_empty_or_all_regions_decodes():
+    model, processor = make_captioner()
+    prefixes = make_prefixes(processor)
+    options = DecodingOptions(beams=2, max_tokens=4)
+    for chosen in ([prefixes[3]] * 2, [prefixes[2]]):
+        found = caption_prefixes(model, processor, prefix_batch(processor, chosen), options)
+        assert [len(hypotheses) for hypotheses in found] == [2] * len(chosen)
+
+
+def test_a_model_without_a_word_head_cannot_caption():
+    model, processor = make_model(), make_processor()
+    with pytest.raises(ValueError, match="no word head"):
+        CachedDecoder(model, processor, prefix_batch(processor, make_prefixes(processor)))

@@ -1,0 +1,169 @@
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dimvl.data.annotations import Question
+from dimvl.decoding import DecodingOptions
+from dimvl.errors import UserError
+from dimvl.evaluation import (
+    answer_questions,
+    caption_images,
+    evaluate_captions,
+    evaluate_questions,
+    match_probabilities,
+)
+from dimvl.pretrained import Trained
+from dimvl.regions.store import RegionStore
+from tests.exports import all_abilities, make_trained
+from tests.factories import TEXTS, make_extractor, make_store
+
+IMAGES = ("1", "2", "3", "4", "5", "6")
+OPTIONS = DecodingOptions(beams=2, max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RegionStore:
+    return RegionStore(make_store(tmp_path_factory.mktemp("store") / "regions", len(IMAGES), empty=4))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    return make_trained()
+
+
+def make_questions() -> list[Question]:
+    pairs = [(image, text) for image in IMAGES for text in TEXTS]
+    return [Question(100 + place, image, text, ()) for place, (image, text) in enumerate(pairs)]
+
+
+def test_answers_depend_on_neither_the_order_nor_the_batches(trained: Trained, store: RegionStore) -> None:
+    questions = make_questions()
+    whole = answer_questions(trained, store, questions)
+    assert whole.keys() == {question.question_id for question in questions}
+    assert len(set(whole.values())) > 1, "a model that answers everything alike would prove nothing"
+    assert answer_questions(trained, store, questions[::-1], row_budget=1) == whole
+
+
+def test_captions_depend_on_neither_the_order_nor_the_batches(trained: Trained, store: RegionStore) -> None:
+    whole = caption_images(trained, store, IMAGES, OPTIONS)
+    assert list(whole) == list(IMAGES)
+    assert len(set(whole.values())) > 1
+    assert caption_images(trained, store, IMAGES[::-1], OPTIONS, row_budget=1) == whole
+
+
+def test_match_probabilities_stand_in_the_order_of_the_pairs(trained: Trained, store: RegionStore) -> None:
+    pairs = [(image, text) for image in IMAGES for text in TEXTS]
+    whole = match_probabilities(trained, store, pairs)
+    single = [match_probabilities(trained, store, [pair])[0] for pair in pairs]
+    np.testing.assert_allclose(whole, single, atol=1e-5)  # fp32 sums in another order
+    assert whole.std() > 1e-3
+    assert ((whole > 0) & (whole < 1)).all()
+
+
+def test_progress_ends_with_everything_done(trained: Trained, store: RegionStore) -> None:
+    seen: list[tuple[int, int]] = []
+    answer_questions(trained, store, make_questions(), 60, lambda done, total: seen.append((done, total)))
+    assert len(seen) > 1 and seen == sorted(seen) and seen[-1] == (18, 18)
+
+
+def test_a_caption_is_never_longer_than_the_positions_allow(store: RegionStore) -> None:
+    trained = make_trained(all_abilities(text_tokens=3))
+    captions = caption_images(trained, store, IMAGES, DecodingOptions(beams=1, max_tokens=40))
+    assert 0 < max(len(caption.split()) for caption in captions.values()) <= 3
+
+
+def test_a_store_of_another_extractor_is_refused_with_both_names(tmp_path: Path, trained: Trained) -> None:
+    other = replace(trained.processor, extractor=replace(make_extractor(), name="other", fingerprint="0" * 64))
+    store = RegionStore(make_store(tmp_path / "regions"))
+    with pytest.raises(UserError, match=r"made by fake .* trained with other"):
+        match_probabilities(replace(trained, processor=other), store, [("1", "a star")])
+
+
+@pytest.mark.parametrize(
+    ("image_id", "text", "message"), [("77", "a star", "lacks image '77'"), ("1", " ", "is empty")]
+)
+def test_an_image_that_the_store_lacks_and_an_empty_text_are_refused(
+    trained: Trained, store: RegionStore, image_id: str, text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        match_probabilities(trained, store, [("1", "a star"), (image_id, text)])
+
+
+def test_nothing_to_evaluate_is_an_error_and_no_score(trained: Trained, store: RegionStore) -> None:
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        answer_questions(trained, store, [])
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        caption_images(trained, store, [])
+
+
+def test_texts_that_are_too_long_are_cut_with_one_warning_that_counts(
+    trained: Trained, store: RegionStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "a star " * 30
+    cut = "a star " * 8  # 16 tokens, the limit
+    with caplog.at_level(logging.WARNING):
+        probabilities = match_probabilities(trained, store, [("1", long), ("2", long), ("1", cut), ("2", "a star")])
+    assert [record.getMessage() for record in caplog.records] == ["2 of 4 texts are longer than 16 tokens and were cut"]
+    assert probabilities[0] == pytest.approx(probabilities[2], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ability"),
+    [({"answers": ()}, "answer"), ({"captions": False}, "caption"), ({"matches": False}, "match")],
+)
+def test_what_a_model_was_not_trained_for_is_refused_and_what_it_can_is_named(
+    store: RegionStore, changes: dict[str, object], ability: str
+) -> None:
+    trained = make_trained(all_abilities(**changes))
+    others = " and ".join(sorted({"answer", "caption", "match"} - {ability}))
+    with pytest.raises(UserError, match=rf"cannot {ability}, it can {others}"):
+        if ability == "answer":
+            answer_questions(trained, store, make_questions())
+        elif ability == "caption":
+            caption_images(trained, store, IMAGES)
+        else:
+            match_probabilities(trained, store, [("1", "a star")])
+
+
+def test_answers_to_a_question_file_are_records_of_the_official_format_with_their_scores(
+    tmp_path: Path, trained: Trained, store: RegionStore
+) -> None:
+    asked, said = tmp_path / "questions.json", tmp_path / "annotations.json"
+    answers = answer_questions(trained, store, make_questions())
+    questions = [
+        {"question_id": question.question_id, "image_id": int(question.image_id), "question": question.text}
+        for question in make_questions()
+    ]
+    annotations = [
+        {
+            "question_id": question_id,
+            "answers": [{"answer": answer if place % 2 else "never"}] * 10,
+            "question_type": ["odd", "even"][place % 2],
+            "answer_type": "other",
+        }
+        for place, (question_id, answer) in enumerate(answers.items())
+    ]
+    asked.write_text(json.dumps({"info": {"description": "synthetic"}, "questions": questions}))
+    said.write_text(json.dumps({"annotations": annotations}))
+    records, scores = evaluate_questions(trained, store, asked, said)
+    assert {record["question_id"]: record["answer"] for record in records} == answers
+    assert all(set(record) == {"question_id", "answer"} for record in records)
+    assert scores["by_kind"] == {"even": 1.0, "odd": 0.0} and scores["overall"] == 0.5 and scores["count"] == 18
+    assert scores["data"]["synthetic"]
+    assert evaluate_questions(trained, store, asked, None) == (records, {})
+
+
+def test_captions_of_images_that_are_no_scenes_are_written_and_not_scored(
+    tmp_path: Path, trained: Trained, store: RegionStore
+) -> None:
+    captions = tmp_path / "captions.json"
+    said = [{"id": place, "image_id": image, "caption": "a star"} for place, image in enumerate([2, 1, 2])]
+    captions.write_text(json.dumps({"annotations": said}))
+    records, scores = evaluate_captions(trained, store, captions, options=OPTIONS)
+    expected = caption_images(trained, store, ["2", "1"], OPTIONS)
+    assert records == [{"image_id": 2, "caption": expected["2"]}, {"image_id": 1, "caption": expected["1"]}]
+    assert scores == {}

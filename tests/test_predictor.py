@@ -1,0 +1,295 @@
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dimvl.predictor
+from dimvl.data.annotations import Question
+from dimvl.data.documents import make_prefix
+from dimvl.errors import UserError
+from dimvl.evaluation import answer_questions, caption_images, match_probabilities
+from dimvl.export import export
+from dimvl.predictor import Predictor
+from dimvl.pretrained import load_trained
+from dimvl.regions.detector import Detector
+from dimvl.regions.extract import extract, images_of_folder
+from dimvl.regions.records import Regions
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store_writer import RegionStoreWriter
+from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
+
+QUESTION = "is the star above a circle"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export, and pictures 1.png to 3.png beside it."""
+    place = tmp_path_factory.mktemp("predictor")
+    detector = make_detector()
+    detector.save(place / "detector")
+    run = write_run(place / "run", make_trained(all_abilities(detector.extractor)))
+    export(run, place / "export", place / "detector")
+    for number in (1, 2, 3):
+        make_picture(number).save(place / f"{number}.png")
+    return place
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return Predictor.from_pretrained(folder / "export", "cpu")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of pictures in each call of the detector."""
+    calls: list[int] = []
+    detect = Detector.detect
+
+    def counted(self: Detector, images: Sequence[Image.Image], boxes: None = None) -> object:
+        calls.append(len(images))
+        return detect(self, images, boxes)
+
+    monkeypatch.setattr(Detector, "detect", counted)
+    return calls
+
+
+def test_predictions_from_pictures_are_those_from_a_region_store(folder: Path, predictor: Predictor) -> None:
+    with RegionStoreWriter(folder / "regions", Detector.load(folder / "detector").extractor) as writer:
+        extract(images_of_folder(folder), Detector.load(folder / "detector"), writer)
+    store, trained = RegionStore(folder / "regions"), load_trained(folder / "export")
+    pictures = [folder / f"{number}.png" for number in (1, 2, 3)]
+    questions = [Question(number, str(number), QUESTION, ()) for number in (1, 2, 3)]
+    answers = [answer.text for answer in predictor.answer(pictures, QUESTION)]
+    assert answers == list(answer_questions(trained, store, questions).values())
+    assert predictor.caption(pictures) == list(caption_images(trained, store, ["1", "2", "3"]).values())
+    matches = match_probabilities(trained, store, [(str(number), QUESTION) for number in (1, 2, 3)])
+    np.testing.assert_allclose(predictor.match(pictures, QUESTION), matches, atol=1e-5)
+
+
+def test_a_list_gives_what_its_items_give_one_by_one(folder: Path, predictor: Predictor) -> None:
+    pictures = [folder / f"{number}.png" for number in (1, 2, 3)]
+    texts = ["a star", "is it red", "two blue stars"]
+    pairs = list(zip(pictures, texts, strict=True))
+    single = [predictor.answer(picture, text) for picture, text in pairs]
+    for answer, expected in zip(predictor.answer(pictures, texts), single, strict=True):
+        assert answer.text == expected.text
+        assert answer.probability == pytest.approx(expected.probability, abs=1e-5)
+    assert predictor.match(pictures, texts) == pytest.approx([predictor.match(*pair) for pair in pairs], abs=1e-5)
+    assert predictor.caption(pictures) == [predictor.caption(picture) for picture in pictures]
+
+
+def test_answers_come_best_first_with_a_probability_of_their_own(folder: Path, predictor: Predictor) -> None:
+    answer = predictor.answer(folder / "1.png", QUESTION, top=3)
+    assert (answer.text, answer.probability) == answer.top[0]
+    assert len(answer.top) == 3
+    assert sorted(answer.top, key=lambda pair: -pair[1]) == answer.top
+    assert len(predictor.answer(folder / "1.png", QUESTION, top=99).top) == len(predictor.trained.processor.answers)
+
+
+def test_one_picture_with_many_questions_is_looked_at_once(folder: Path, predictor: Predictor, seen: list[int]) -> None:
+    assert len(predictor.answer(folder / "1.png", ["is it red", QUESTION, "a star"])) == 3
+    predictor.caption([folder / "1.png", folder / "2.png", str(folder / "1.png")])
+    assert seen == [1, 2]
+
+
+def test_a_long_list_is_worked_off_in_parts_with_the_same_results(
+    folder: Path, predictor: Predictor, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [folder / f"{number}.png" for number in (1, 2, 3, 1, 2)]
+    answers, captions = predictor.answer(pictures, QUESTION), predictor.caption(pictures)
+    matches = predictor.match(pictures, QUESTION)
+    assert seen == [3, 3, 3]
+    monkeypatch.setattr(dimvl.predictor, "AT_ONCE", 2)
+    seen.clear()
+    assert [answer.text for answer in predictor.answer(pictures, QUESTION)] == [answer.text for answer in answers]
+    assert seen == [2, 1]
+    assert predictor.caption(pictures) == captions
+    assert predictor.match(pictures, QUESTION) == pytest.approx(matches, abs=1e-5)
+
+
+def test_regions_given_in_the_place_of_a_picture_are_not_looked_for_again(
+    folder: Path, predictor: Predictor, seen: list[int]
+) -> None:
+    regions = predictor.regions(folder / "1.png")
+    assert predictor.answer(regions, QUESTION) == predictor.answer(folder / "1.png", QUESTION)
+    predictor.explain(regions, QUESTION)
+    predictor.caption(regions)
+    assert seen == [1, 1]
+
+
+def rotated(picture: Image.Image, path: Path) -> None:
+    """Save with the camera's note to turn the picture upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["grey", "rgba", "16-bit", "exif", "palette"])
+def test_pictures_of_every_kind_give_an_answer_from_file_and_from_memory_alike(
+    tmp_path: Path, predictor: Predictor, kind: str
+) -> None:
+    path, picture = tmp_path / "picture.png", make_picture()
+    if kind == "exif":
+        rotated(picture, path)
+    elif kind == "16-bit":
+        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 16).save(path)
+    else:
+        picture.convert({"grey": "L", "rgba": "RGBA", "palette": "P"}[kind]).save(path)
+    answer = predictor.answer(path, QUESTION)
+    with Image.open(path) as opened:
+        assert predictor.answer(opened, QUESTION) == answer
+    if kind in ("exif", "rgba"):
+        assert answer == predictor.answer(picture, QUESTION), "upright and opaque it is the same picture"
+        assert (predictor.regions(path).width, predictor.regions(path).height) == picture.size
+
+
+def test_a_picture_without_objects_is_one_region_and_works_everywhere(tmp_path: Path) -> None:
+    blind = make_detector(score_threshold=1.0)
+    blind.save(tmp_path / "detector")
+    run = write_run(tmp_path / "run", make_trained(all_abilities(blind.extractor)))
+    predictor = Predictor.from_pretrained(export(run, tmp_path / "export", tmp_path / "detector"))
+    regions = predictor.regions(make_picture())
+    np.testing.assert_array_equal(regions.boxes, [[0, 0, 1, 1]])
+    assert predictor.answer(regions, QUESTION).text and isinstance(predictor.caption(regions), str)
+    assert 0 < predictor.match(regions, QUESTION) < 1
+    explanation = predictor.explain(regions, QUESTION)
+    assert [(region.name, region.attributes, region.score) for region in explanation.regions] == [("", (), 0.0)]
+
+
+def test_an_explanation_is_the_probability_drop_when_a_region_and_its_tags_are_removed(
+    folder: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regions = predictor.regions(folder / "1.png")
+    assert len(regions) > 2
+    trained = predictor.trained
+    words = trained.tokenise([QUESTION])
+    whole = trained.answer_probabilities([make_prefix(regions, trained.processor.tags)], words)[0]
+    best = int(whole.argmax())
+    expected = {}
+    for place in range(len(regions)):
+        kept = [other for other in range(len(regions)) if other != place]
+        arrays = {name: value[kept] for name, value in vars(regions).items() if isinstance(value, np.ndarray)}
+        prefix = make_prefix(replace(regions, **arrays), trained.processor.tags)
+        left = trained.answer_probabilities([prefix], words)[0, best]
+        corner = regions.boxes[place] * [regions.width, regions.height, regions.width, regions.height]
+        expected[tuple(np.round(corner, 2))] = float(whole[best] - left)
+    calls = []
+    forward = type(trained.model).forward
+    monkeypatch.setattr(
+        type(trained.model), "forward", lambda model, batch: calls.append(batch) or forward(model, batch)
+    )
+    explanation = predictor.explain(regions, QUESTION)
+    assert len(calls) == 1 and len(calls[0].layout.num_regions) == len(regions) + 1
+    assert explanation.answer.text == trained.processor.answers[best]
+    told = {tuple(np.round(region.box, 2)): region.probability_drop for region in explanation.regions}
+    assert told == pytest.approx(expected, abs=1e-5)
+    assert max(map(abs, told.values())) > 1e-3
+    drops = [region.probability_drop for region in explanation.regions]
+    assert drops == sorted(drops, reverse=True)
+
+
+def test_an_explanation_names_regions_as_the_detector_did(folder: Path, predictor: Predictor) -> None:
+    regions, extractor = predictor.regions(folder / "1.png"), predictor.trained.processor.extractor
+    expected = {
+        (
+            extractor.classes[class_ids[0]],
+            tuple(extractor.attributes[index] for index in attribute_ids),
+            float(scores[0]),
+        )
+        for class_ids, attribute_ids, scores in zip(
+            regions.class_ids, regions.attribute_ids, regions.class_scores, strict=True
+        )
+    }
+    told = {(region.name, region.attributes, region.score) for region in predictor.explain(regions, QUESTION).regions}
+    assert told == expected
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_question_is_refused_before_the_picture_is_looked_at(
+    folder: Path, predictor: Predictor, seen: list[int], text: str
+) -> None:
+    for ask in (predictor.answer, predictor.match, predictor.explain):
+        with pytest.raises(UserError, match="is empty; give some words"):
+            ask(folder / "1.png", text)
+    assert seen == []
+
+
+def test_a_question_that_is_too_long_is_cut_with_a_warning(
+    folder: Path, predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        answer = predictor.answer(folder / "1.png", "a star " * 30)
+    assert "1 of 1 texts are longer than 16 tokens and were cut" in caplog.text
+    assert answer == predictor.answer(folder / "1.png", "a star " * 8)
+
+
+def test_pictures_and_texts_that_do_not_pair_up_are_refused(folder: Path, predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="2 pictures and 3 texts do not pair up"):
+        predictor.answer([folder / "1.png", folder / "2.png"], ["a", "b", "c"])
+
+
+def test_regions_of_another_width_are_refused(folder: Path, predictor: Predictor) -> None:
+    regions: Regions = predictor.regions(folder / "1.png")
+    wide = replace(regions, features=np.concatenate([regions.features, regions.features], axis=1))
+    with pytest.raises(UserError, match="features of width 12, the model takes 6"):
+        predictor.answer(wide, QUESTION)
+    with pytest.raises(UserError, match="features of width 12, the model takes 6"):
+        predictor.explain(wide, QUESTION)
+
+
+def test_what_the_export_cannot_do_is_refused_with_what_it_can(folder: Path, tmp_path: Path) -> None:
+    processor = all_abilities(Detector.load(folder / "detector").extractor, answers=(), matches=False)
+    run = write_run(tmp_path / "run", make_trained(processor))
+    predictor = Predictor.from_pretrained(export(run, tmp_path / "export", folder / "detector"))
+    for ask in (predictor.answer, predictor.match, predictor.explain):
+        with pytest.raises(UserError, match=r"cannot (answer|match), it can caption"):
+            ask(folder / "1.png", QUESTION)
+    assert predictor.caption(folder / "1.png")
+
+
+def test_a_detector_exchanged_after_the_export_is_refused(folder: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_trained(all_abilities(Detector.load(folder / "detector").extractor)))
+    predictor = Predictor.from_pretrained(export(run, tmp_path / "export", folder / "detector"))
+    make_detector(seed=5).save(tmp_path / "export" / "detector")
+    with pytest.raises(UserError, match="the model was trained with tiny"):
+        predictor.caption(folder / "1.png")
+
+
+def test_a_name_of_the_hub_is_downloaded_and_a_missing_folder_is_not_taken_for_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: asked.append(name) or str(folder / "export"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exports").mkdir()
+    assert Predictor.from_pretrained("someone/scenes-vqa").trained.processor.answers
+    for missing in ("exports/vqa", tmp_path / "nowhere", "nowhere"):
+        with pytest.raises(UserError, match="does not exist; give the folder of an export"):
+            Predictor.from_pretrained(missing)
+    assert asked == ["someone/scenes-vqa"]
+
+
+def test_a_model_of_the_hub_that_is_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(name: str) -> str:
+        raise OSError("no route to host\nand many more lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(UserError, match=r"neither a folder here nor a model of the hub in reach \(no route to host\)"):
+        Predictor.from_pretrained("someone/scenes-vqa")
+
+
+def test_the_predictor_needs_no_training_code_and_no_torchvision_until_a_picture_comes() -> None:
+    unwanted = ["dimvl.training", "torchvision", "transformers", "deepspeed", "wandb", "matplotlib", "pandas", "rich"]
+    code = f"import sys, dimvl.predictor, dimvl.evaluation; print([n for n in {unwanted} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

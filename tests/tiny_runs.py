@@ -1,0 +1,81 @@
+"""A tiny synthetic data set on disk, and configurations that train on it in well under a second."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
+from dimvl.data.annotations import read_captions
+from dimvl.data.documents import ImageReader
+from dimvl.data.processor import Processor
+from dimvl.data.text_store import LabelledText, TextStore, text_store
+from dimvl.regions.store import RegionStore
+from tests.factories import make_processor, make_store
+
+WORDS = ("a", "small", "large", "red", "blue", "circle", "square", "star", "is", "above", "below", "two")
+MODEL = {"layers": 1, "width": 16, "heads": 2, "inner_width": 32, "dropout": 0.1}
+TRAINING = {"steps": 6, "rows_per_step": 200, "rows_per_micro_batch": 80, "learning_rate": 1e-2, "log_every": 1}
+
+
+@dataclass(frozen=True)
+class TinyData:
+    """Paths of a region store, captions, questions and annotations of images "1", "2", ..."""
+
+    regions: Path
+    captions: Path
+    questions: Path
+    annotations: Path
+
+
+def random_text(generator: np.random.Generator, least: int = 3, most: int = 9) -> str:
+    return " ".join(generator.choice(WORDS, size=int(generator.integers(least, most))))
+
+
+def make_data(folder: Path, images: int = 6, captions: int = 3, empty: int | None = None) -> TinyData:
+    """Images with 1 to `captions` captions and two questions each; the one of number `empty` has no regions."""
+    generator = np.random.default_rng(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = TinyData(make_store(folder / "regions", images, empty), *(folder / f"{name}.json" for name in "cqa"))
+    said, asked, answered = [], [], []
+    for image in range(1, images + 1):
+        said += [
+            {"id": 100 * image + number, "image_id": image, "caption": random_text(generator)}
+            for number in range(1 + image % captions)
+        ]
+        for number in range(2):
+            question, (answer, other, *_) = 10 * image + number, np.roll(["yes", "no", "red"], image + number).tolist()
+            asked.append({"question_id": question, "image_id": image, "question": random_text(generator) + "?"})
+            people = [{"answer": answer}] * 8 + [{"answer": other}] * 2
+            answered.append({"question_id": question, "image_id": image, "answers": people, "answer_type": "other"})
+    data.captions.write_text(json.dumps({"annotations": said}))
+    data.questions.write_text(json.dumps({"questions": asked}))
+    data.annotations.write_text(json.dumps({"annotations": answered}))
+    return data
+
+
+def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes: object) -> AnyConfig:
+    """A run of a few steps; `changes` are top-level keys, mappings are laid over the defaults."""
+    content: dict = {"task": task, "output": output, "regions": data.regions, "seed": 3}
+    content |= {"inputs": {"max_regions": 10, "tag_tokens": 8, "text_tokens": 12, "vocabulary": 100}}
+    content |= {"model": MODEL, "training": TRAINING}
+    if task == "vqa":
+        content |= {"questions": data.questions, "annotations": data.annotations}
+    else:
+        content |= {"captions": data.captions, "seq2seq": {"captions": 2}}
+    for key, value in changes.items():
+        content[key] = {**content.get(key, {}), **value} if isinstance(value, dict) else value
+    return {"pretrain": PretrainConfig, "vqa": VqaConfig, "caption": CaptionConfig}[task](**content)
+
+
+def caption_store(data: TinyData, processor: Processor) -> TextStore:
+    texts = [LabelledText(c.caption_id, c.image_id, c.text) for c in read_captions(data.captions)]
+    return text_store(
+        data.captions.parent / "texts", processor.tokenizer, processor.text_tokens, [data.captions], texts
+    )
+
+
+def image_reader(data: TinyData, processor: Processor | None = None) -> ImageReader:
+    processor = processor or make_processor()
+    return ImageReader(RegionStore(data.regions), processor.tags, processor.max_regions)

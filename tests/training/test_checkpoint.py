@@ -1,0 +1,192 @@
+import errno
+import os
+import resource
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from dimvl.config import ObjectivesConfig, TrainingConfig
+from dimvl.errors import UserError
+from dimvl.pretrained import check_checkpoint, latest_checkpoint
+from dimvl.tasks.pretraining import PretrainTask
+from dimvl.training import checkpoint
+from dimvl.training.checkpoint import save_checkpoint
+from dimvl.training.engine import TorchEngine
+from tests.factories import CLASSES, make_model, make_processor
+
+
+class FileEngine:
+    """Saves two small files; may be told to fail between them."""
+
+    def __init__(self, content="x", fail=lambda: None):
+        self.content, self.fail = content, fail
+
+    def save(self, folder):
+        (folder / "model.safetensors").write_text(self.content * 100)
+        self.fail()
+        (folder / "optimiser.safetensors").write_text(self.content * 50)
+
+
+def names(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in (2, 10, 100):
+        assert save_checkpoint(tmp_path, FileEngine(), step, keep=2) == latest_checkpoint(tmp_path)
+    assert names(tmp_path) == ["step-00000010", "step-00000100"]
+    assert check_checkpoint(latest_checkpoint(tmp_path))["step"] == 100
+
+
+def test_a_run_without_checkpoints_has_no_latest_one(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+
+
+KILLED_AT = {
+    "between the files": (FileEngine, "fail"),
+    "before the checksums": (checkpoint, "sha256"),
+    "before state.json": (checkpoint, "write_json"),
+    "before the rename": (os, "replace"),
+    "before old ones are removed": (checkpoint, "checkpoint_folders"),
+    "while old ones are removed": (checkpoint.shutil, "rmtree"),
+}
+
+
+@pytest.mark.parametrize("moment", KILLED_AT)
+def test_a_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, moment):
+    save_checkpoint(tmp_path, FileEngine("a"), 1, keep=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forking where threads are; none is used
+        child = os.fork()
+    if not child:
+
+        def die(*_, **__):
+            os._exit(9)
+
+        place, name = KILLED_AT[moment]
+        if place is FileEngine:
+            save_checkpoint(tmp_path, FileEngine("b", fail=die), 2, keep=1)
+        setattr(place, name, die)
+        save_checkpoint(tmp_path, FileEngine("b"), 2, keep=1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    left = latest_checkpoint(tmp_path)
+    state = check_checkpoint(left)
+    assert state["step"] == (2 if "old ones" in moment else 1)
+    assert (left / "model.safetensors").read_text() == ("b" if "old ones" in moment else "a") * 100
+    save_checkpoint(tmp_path, FileEngine("c"), 3, keep=1)
+    assert names(tmp_path) == ["step-00000003"], "nothing of the killed one is left"
+
+
+def full():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_in_safetensors():
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("fail", [full, full_in_safetensors])
+def test_a_full_disk_is_one_clear_sentence_and_the_previous_checkpoint_survives(tmp_path, fail):
+    save_checkpoint(tmp_path, FileEngine("a"), 1, keep=1)
+    with pytest.raises(UserError, match=r"cannot write .*step-00000002: .*No space left on device.*; free space"):
+        save_checkpoint(tmp_path, FileEngine("b", fail), 2, keep=1)
+    assert names(tmp_path) == ["step-00000001"]
+    check_checkpoint(latest_checkpoint(tmp_path))
+
+
+def test_a_mistake_in_the_program_is_not_told_as_a_full_disk(tmp_path):
+    def mistake():
+        raise KeyError("weights")
+
+    with pytest.raises(KeyError):
+        save_checkpoint(tmp_path, FileEngine(fail=mistake), 1, keep=1)
+
+
+@contextmanager
+def no_file_above(size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def make_engine(seed=0, **changes):
+    model = make_model(seed, word_head=True, match_head=True, classes=len(CLASSES), **changes).train()
+    return TorchEngine(
+        PretrainTask(model, make_processor(), ObjectivesConfig()), TrainingConfig(steps=10, warmup_steps=4, device="cpu")
+    )
+
+
+def take_steps(engine, count):
+    for step in range(count):
+        generator = torch.Generator().manual_seed(engine.schedule.last_epoch)
+        for parameter in engine.task.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        assert engine.step() > 0, step
+
+
+def test_a_write_that_the_system_refuses_leaves_the_previous_checkpoint_of_a_real_engine(tmp_path):
+    engine = make_engine()
+    take_steps(engine, 1)
+    save_checkpoint(tmp_path, engine, 1, keep=1)
+    for limit in (1_000, 60_000):  # the weights fail, or the larger optimiser state after them
+        with no_file_above(limit), pytest.raises(UserError, match="cannot write .*step-00000002"):
+            save_checkpoint(tmp_path, engine, 2, keep=1)
+    assert names(tmp_path) == ["step-00000001"]
+    check_checkpoint(latest_checkpoint(tmp_path))
+
+
+def test_an_engine_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path):
+    saved, loaded = make_engine(0), make_engine(1)
+    take_steps(saved, 3)
+    folder = save_checkpoint(tmp_path, saved, 3, keep=1)
+    loaded.load(folder)
+    assert loaded.learning_rate == saved.learning_rate
+    for engine in (saved, loaded):
+        take_steps(engine, 4)
+    assert loaded.learning_rate == saved.learning_rate
+    assert all(torch.equal(a, b) for a, b in zip(saved.task.parameters(), loaded.task.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flipped bit", "cut off", "missing"])
+def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
+    folder = save_checkpoint(tmp_path, FileEngine(), 7, keep=1)
+    file, content = folder / name, (folder / name).read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        flipped = content.replace(b"7", b"6", 1) if name == "state.json" else bytes([content[0] ^ 1]) + content[1:]
+        file.write_bytes(flipped if damage == "flipped bit" else content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"step-00000007.*; (remove|check)|step-00000007.*does not exist") as caught:
+        check_checkpoint(folder)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", '{"step": 7, "checksums": 3}', '{"step": null, "checksums": {}}'])
+def test_a_state_file_of_another_form_is_damaged(tmp_path, state):
+    folder = save_checkpoint(tmp_path, FileEngine(), 7, keep=1)
+    (folder / "state.json").write_text(state)
+    with pytest.raises(UserError, match=r"state\.json is damaged"):
+        check_checkpoint(folder)
+
+
+@pytest.mark.parametrize("changes", [{"width": 32}, {"layers": 1}, {"layers": 3}])
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes):
+    folder = save_checkpoint(tmp_path, make_engine(), 1, keep=1)
+    with pytest.raises(UserError, match="saved by another configuration"):
+        make_engine(**changes).load(folder)
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+    engine = make_engine()
+    take_steps(engine, 1)
+    folder = save_checkpoint(tmp_path, engine, 1, keep=1)
+    assert sorted(file.name for file in folder.iterdir()) == ["model.safetensors", "optimiser.safetensors", "state.json"]
+    assert oct(folder.stat().st_mode)[-3:] == "755" and oct((folder / "state.json").stat().st_mode)[-3:] == "644"
