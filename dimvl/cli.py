@@ -157,7 +157,7 @@ def inspect(store: Annotated[Path, typer.Argument(help="Region store.")], as_jso
         "images": manifest.num_images,
         "regions": manifest.num_regions,
         "shards": len(manifest.shards),
-        "megabytes": round(sum(file.stat().st_size for file in store.iterdir()) / 1e6, 1),
+        "megabytes": round(sum(file.stat().st_size for file in store.iterdir()) / 1e6, 2),
         "extractor": extractor.name,
         "fingerprint": extractor.fingerprint,
         "parameters": dict(extractor.parameters),

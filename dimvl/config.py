@@ -166,6 +166,9 @@ class VqaConfig(RunConfig):
     questions: Path = Field(description="VQA v2 questions")
     annotations: Path = Field(description="VQA v2 annotations")
     answers: int = Field(3129, ge=2, description="most frequent training answers kept")
+    shared_prefix: bool = Field(
+        False, description="questions see the picture but it does not see them, so it is computed once for all of them"
+    )
     new_extractor: bool = Field(False, description="start the region projection afresh for another extractor")
 
 

@@ -68,6 +68,7 @@ class DemoConfig(Section):
     seq2seq: Seq2seqConfig = Seq2seqConfig()
     pretraining: list[PhaseConfig] = Field(min_length=1)
     word_change_share: float = Field(0.5, ge=0, le=1, description="of the matching negatives of pretraining")
+    shared_prefix: bool = Field(False, description="see `VqaConfig`; of the model and of its baselines alike")
     vqa: TrainingConfig
     caption: TrainingConfig
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
@@ -180,6 +181,7 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
         initial=last if name == "vqa" else None,
         questions=train / "questions.json",
         annotations=train / "annotations.json",
+        shared_prefix=config.shared_prefix,
     )
 
 

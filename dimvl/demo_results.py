@@ -6,6 +6,7 @@ from typing import Any
 
 from dimvl.data.annotations import read_captions
 from dimvl.data.scenes import judge, parse_caption, read_worlds
+from dimvl.data.scenes.facts import Fact
 from dimvl.demo_config import DemoConfig, Places
 from dimvl.demo_report import Baseline, Curve, DemoReport, Example, Goal, QuestionNote, RegionNote
 from dimvl.files import read_json
@@ -86,6 +87,19 @@ def demo_report(
     )
 
 
+def _say(fact: Fact) -> str:
+    """A fact in words."""
+    if fact.kind == "relation" and fact.other is not None:
+        return f"{fact.phrase.singular()}: {fact.side} of {fact.other.singular()}"
+    if fact.kind == "count":
+        return f"{fact.count} x {fact.phrase.singular()}"
+    return (
+        f"{fact.phrase.singular()}: {fact.adjective}"
+        if fact.kind == "attribute"
+        else f"there is {fact.phrase.with_article()}"
+    )
+
+
 def _example(places: Places, record: Mapping[str, Any]) -> Example:
     """One picture with what was seen, said and answered."""
     folder = places.scenes / "heldout"
@@ -105,7 +119,7 @@ def _example(places: Places, record: Mapping[str, Any]) -> Example:
         tags=", ".join(dict.fromkeys(note.label for note in notes)),
         caption=record["caption"],
         reference_captions=references,
-        caption_facts=[(str(fact), judge(fact, world)) for fact in facts],
+        caption_facts=[(_say(fact), judge(fact, world)) for fact in facts],
         questions=[
             QuestionNote(
                 question["question"],

@@ -1,8 +1,7 @@
 """The stages of the demo: what each one does, and what it must wait for."""
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -337,20 +336,9 @@ def _explain(predictor: Predictor, file: Path, question: Question) -> dict[str, 
     }
 
 
-def curve_steps(log: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a run's log."""
-    for line in log.read_text().splitlines():
-        yield json.loads(line)
-
-
 def training_of(config: DemoConfig, name: str) -> TrainingConfig | None:
     """Training section of a stage, None where it does not train."""
     if name.startswith("pretraining"):
         return config.pretraining[int(name.rpartition("-")[2]) - 1].training
-    return (
-        config.caption
-        if name == "caption"
-        else config.vqa
-        if name in ("vqa", "no_pretraining", "question_only")
-        else None
-    )
+    questions = dict.fromkeys(("vqa", "no_pretraining", "question_only"), config.vqa)
+    return {**questions, "caption": config.caption}.get(name)

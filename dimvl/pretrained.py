@@ -97,9 +97,12 @@ class Trained:
         """
         self.require("answer")
         task = VqaTask(self.model, self.processor)
-        tokenizer = self.processor.tokenizer
+        processor = self.processor
         pairs = zip(prefixes, words, strict=True)
-        documents = [question_document("question", prefix, text, tokenizer) for prefix, text in pairs]
+        documents = [
+            question_document("question", prefix, [text], processor.tokenizer, processor.shared_prefix)
+            for prefix, text in pairs
+        ]
         return task.probabilities(collate(documents, task.shape).to(self.device)).cpu()
 
     @torch.inference_mode()

@@ -38,7 +38,7 @@ def training_progress() -> Iterator[Callable[["StepReport"], None]]:
     from rich.text import Text
 
     with Live(console=Console(stderr=True)) as live:
-        yield lambda report: live.update(Text(report.line(), no_wrap=True, overflow="ellipsis"))
+        yield lambda report: live.update(Text(report.line()))
 
 
 def _lines(line: Callable[..., str], is_last: Callable[..., bool]) -> Callable[..., None]:

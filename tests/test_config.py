@@ -3,7 +3,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dimvl.config import CaptionConfig, ModelConfig, PretrainConfig, Section, VqaConfig, load_config, read_yaml, validate
+from dimvl.config import (
+    CaptionConfig,
+    ModelConfig,
+    PretrainConfig,
+    Section,
+    VqaConfig,
+    load_config,
+    read_yaml,
+    validate,
+)
 from dimvl.demo_config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
 
@@ -80,7 +89,9 @@ def test_all_shares_zero_are_refused(pretrain):
 
 
 def test_a_missing_key_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"'training\.steps' is missing; give it in the file or as training\.steps=VALUE"):
+    with pytest.raises(
+        UserError, match=r"'training\.steps' is missing; give it in the file or as training\.steps=VALUE"
+    ):
         load_config(write(tmp_path / "run.yaml", {**PRETRAIN, "training": {}}))
 
 
@@ -149,7 +160,7 @@ def test_a_mistake_inside_a_list_of_sections_is_named():
         steps: int = 1
 
     class Outer(Section):
-        phases: list[Inner] = []
+        phases: list[Inner]
 
     with pytest.raises(UserError, match=r"unknown key 'phases\.1\.step'; did you mean 'phases\.1\.steps'"):
         validate(Outer, {"phases": [{}, {"step": 2}]}, "file")

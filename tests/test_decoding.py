@@ -166,7 +166,9 @@ def test_a_longer_text_wins_only_through_the_length_penalty():
             return torch.tensor([0.6, 0.4, 1e-9, 1e-9] if not text else [1 - 3e-9, 1e-9, 1e-9, 1e-9]).log()
 
     texts = {
-        penalty: beam_search(Two(0), END, DecodingOptions(beams=2, max_tokens=5, length_penalty=penalty))[0][0].token_ids
+        penalty: beam_search(Two(0), END, DecodingOptions(beams=2, max_tokens=5, length_penalty=penalty))[0][
+            0
+        ].token_ids
         for penalty in (0.0, 1.0)
     }
     assert texts == {0.0: (), 1.0: (1,)}
@@ -208,14 +210,20 @@ def test_a_low_temperature_is_greedy_and_blocking_holds_in_samples():
 def make_captioner(variant="causal"):
     processor = make_processor(variant=variant, captions=True)
     model = make_model(
-        2, vocabulary=len(processor.tokenizer), word_head=True, max_positions=processor.max_positions, split=["qkv", "ffn"]
+        2,
+        vocabulary=len(processor.tokenizer),
+        word_head=True,
+        max_positions=processor.max_positions,
+        split=["qkv", "ffn"],
     )
     return model, processor
 
 
 def make_prefixes(processor):
     """Unequal prefixes, the ones in the middle without regions, without context, and without anything."""
-    prefixes = [make_prefix(make_regions(seed, count=count), processor.tags) for seed, count in enumerate([4, 0, 2, 1, 3])]
+    prefixes = [
+        make_prefix(make_regions(seed, count=count), processor.tags) for seed, count in enumerate([4, 0, 2, 1, 3])
+    ]
     nothing = prefixes[1].context[:0]
     prefixes[2] = dataclass_replace(prefixes[2], context=nothing)
     prefixes[3] = dataclass_replace(make_prefix(make_regions(9, count=0), processor.tags), context=nothing)
@@ -227,7 +235,9 @@ def dataclass_replace(prefix, **changes):
 
 
 def prefix_batch(processor, prefixes, texts=()):
-    shape = BatchShape(objectives={}, text_start=processor.text_start, feature_width=FEATURE_WIDTH, classes=len(CLASSES))
+    shape = BatchShape(
+        objectives={}, text_start=processor.text_start, feature_width=FEATURE_WIDTH, classes=len(CLASSES)
+    )
     documents = [
         Document(source="", objective="", prefix=prefix, texts=list(text), seq2seq=True)
         for prefix, text in itertools.zip_longest(prefixes, texts, fillvalue=())
@@ -241,7 +251,9 @@ def uncached(model, processor, prefixes, texts):
     rows = []
     for text in texts:
         if processor.variant == "causal":
-            given = plain_text(np.array([tokenizer.cls, *text[:-1]]), tokenizer)  # [SEP] is the last row, to be replaced
+            given = plain_text(
+                np.array([tokenizer.cls, *text[:-1]]), tokenizer
+            )  # [SEP] is the last row, to be replaced
             ids = np.array([tokenizer.cls, *text])
             rows.append([type(given)(token_ids=ids, places=given.places, labels=given.labels, has_start=True)])
         else:
@@ -295,7 +307,9 @@ def test_captions_do_not_depend_on_the_order_or_the_company_of_their_images(vari
 def test_the_log_probability_of_a_caption_is_the_teacher_forced_one(variant):
     model, processor = make_captioner(variant)
     prefixes = make_prefixes(processor)
-    found = caption_prefixes(model, processor, prefix_batch(processor, prefixes), DecodingOptions(beams=2, max_tokens=5))
+    found = caption_prefixes(
+        model, processor, prefix_batch(processor, prefixes), DecodingOptions(beams=2, max_tokens=5)
+    )
     for prefix, hypotheses in zip(prefixes, found, strict=True):
         for hypothesis in hypotheses:
             words = (*hypothesis.token_ids, processor.tokenizer.sep)

@@ -9,15 +9,13 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 import dimvl.export
-from dimvl.data.batch import Batch
-from dimvl.data.documents import collate, make_prefix
+from dimvl.data.documents import make_prefix
 from dimvl.data.processor import Processor
 from dimvl.errors import UserError
 from dimvl.export import FILES, check_export, export
 from dimvl.model.model import DimvlModel
 from dimvl.pretrained import Trained, load_trained
 from dimvl.regions.detector import Detector
-from dimvl.tasks.answering import VqaTask, question_document
 from tests.exports import all_abilities, make_detector, make_trained, write_run
 from tests.factories import make_regions
 
@@ -42,11 +40,9 @@ def export_tiny(run: Path, out: Path, **changes: object) -> Path:
     return export(run, out, **{"detector": run.parents[1] / "detector", **changes})  # type: ignore[arg-type]
 
 
-def batch_of(processor: Processor) -> Batch:
-    task = VqaTask(make_trained(processor).model, processor)
-    words = make_trained(processor).tokenise(["is the star red"])[0]
-    prefix = make_prefix(make_regions(1), processor.tags)
-    return collate([question_document("q", prefix, words, processor.tokenizer)], task.shape)
+def probabilities(trained: Trained) -> torch.Tensor:
+    prefix = make_prefix(make_regions(1), trained.processor.tags)
+    return trained.answer_probabilities([prefix], trained.tokenise(["is the star red"]))
 
 
 def state(folder: Path) -> dict[str, bytes]:
@@ -57,17 +53,16 @@ def test_an_export_computes_what_the_newest_checkpoint_of_its_run_computes(run: 
     newer = make_trained(trained.processor, seed=9)
     write_run(run, newer, step=7)
     out = export_tiny(run, run.parent / "out")
-    batch = batch_of(trained.processor)
-    exported = load_trained(out).model(batch)
-    torch.testing.assert_close(exported, newer.model(batch), rtol=0, atol=0)
-    assert not torch.equal(exported, trained.model(batch))
+    exported = probabilities(load_trained(out))
+    torch.testing.assert_close(exported, probabilities(newer), rtol=0, atol=0)
+    assert not torch.equal(exported, probabilities(trained))
 
 
 def test_an_export_opens_through_the_model_mixin_of_the_hub(run: Path, trained: Trained) -> None:
     out = export_tiny(run, run.parent / "out")
-    batch = batch_of(trained.processor)
     opened = DimvlModel.from_pretrained(out).eval()
-    torch.testing.assert_close(opened(batch), trained.model(batch), rtol=0, atol=0)
+    exported = Trained(opened, Processor.load(out), out)
+    torch.testing.assert_close(probabilities(exported), probabilities(trained), rtol=0, atol=0)
     assert opened.word_head.decoder.weight is opened.tokens.word.weight
 
 

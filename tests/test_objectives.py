@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from dimvl.objectives import (
     word_loss,
 )
 from dimvl.regions.geometry import area, intersection
-from dimvl.tasks.answering import QuestionSource
+from dimvl.tasks.answering import QuestionSource, VqaTask
 from dimvl.tasks.base import seq2seq_text
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
 from tests.factories import ATTRIBUTES, CLASSES, make_model, make_processor, make_regions, make_tokenizer
@@ -394,16 +395,35 @@ def test_what_the_model_sees_of_a_hidden_region_tells_nothing_of_its_class(data)
 def test_answers_change_no_input(data, monkeypatch):
     processor = make_processor(answers=("yes", "no"))
     questions = caption_store(data, processor)
-    source = QuestionSource(questions, image_reader(data, processor), processor.tokenizer, 2)
+    source = QuestionSource(questions, image_reader(data, processor), processor)
     batches = []
     for labels in ((np.array([0]), np.array([1.0])), (np.array([1, 0]), np.array([0.3, 0.6]))):
         monkeypatch.setattr(TextStore, "labels", lambda self, text, labels=labels: labels)
-        from dimvl.tasks.answering import VqaTask
-
         shape = VqaTask(make_model(answers=2), processor).shape
         batches.append(collate([source.build(0, index) for index in range(4)], shape))
     assert not torch.equal(batches[0].targets["answers"].scores, batches[1].targets["answers"].scores)
     assert all(torch.equal(a, b) for a, b in zip(*map(inputs, batches), strict=True))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
+    processor = make_processor(answers=("yes", "no"), shared_prefix=shared)
+    source = QuestionSource(caption_store(data, processor), image_reader(data, processor), processor)
+    model = make_model(answers=2, vocabulary=len(TOKENIZER))
+    task = VqaTask(model, processor)
+    documents = [source.build(0, index) for index in range(len(source))]
+    assert len(documents) == (8 if shared else len(source.questions))
+    costs = source.costs(0)
+    together, alone = task.logits(collate(documents, task.shape)), []
+    for document, cost in zip(documents, costs, strict=True):
+        rows = len(document.prefix.features) + len(document.prefix.context)
+        assert rows + sum(len(text.token_ids) for text in document.texts) <= cost
+        for text in document.texts:
+            one = replace(document, texts=[text], answers=None)
+            alone.append(task.logits(collate([one], task.shape)))
+    asked = [text.token_ids[:-1].tolist() for document in documents for text in document.texts]
+    assert asked == [source.questions.tokens(number).tolist() for number in range(len(source.questions))]
+    torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-4)  # fp32, another order of sums
 
 
 def test_a_masked_word_can_be_any_word_without_changing_the_input(data):

@@ -107,10 +107,9 @@ class MatchTargets(NamedTuple):
 
 
 class AnswerTargets(NamedTuple):
-    """Questions: rows (M,) of [CLS], text_rows (M,) of the question's last token, scores (M, A) soft targets."""
+    """Questions: rows (M,) of their last token, scores (M, A) soft targets."""
 
     rows: Tensor
-    text_rows: Tensor
     scores: Tensor
 
 

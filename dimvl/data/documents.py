@@ -23,6 +23,7 @@ from dimvl.data.batch import (
     ObjectTargets,
     Targets,
     WordTargets,
+    ranges,
     starts_of,
 )
 from dimvl.data.tags import TagWriter
@@ -89,7 +90,7 @@ class Document:
         region_features: ... (M, F) what the detector gave ...
         region_classes: ... (M, K + 1) and its class distribution with the other mass last.
         match: 1 if the text belongs to the image, 0 if not; None without a matching target.
-        answers: (A,) soft targets of a question; None without.
+        answers: (number of texts, A) soft targets of questions; None without.
 
     """
 
@@ -236,13 +237,15 @@ def _targets(
             torch.from_numpy(_stack([document.region_features for document in picked], shape.feature_width)),
             torch.from_numpy(_stack([document.region_classes for document in picked], shape.classes + 1)),
         )
-    rows = torch.from_numpy(layout.context_starts[chosen].astype(np.int64))
     if kind is MatchTargets:
+        rows = torch.from_numpy(layout.context_starts[chosen].astype(np.int64))
         return MatchTargets(rows, torch.tensor([document.match for document in picked], dtype=torch.float32))
-    last = layout.text_starts[first_text[chosen]] + layout.text_lengths[first_text[chosen]] - 1
-    answers = [np.zeros(shape.answers) if d.answers is None else d.answers for d in picked]
-    scores = np.array(answers, dtype=np.float32).reshape(len(picked), shape.answers)
-    return AnswerTargets(rows, torch.from_numpy(last.astype(np.int64)), torch.from_numpy(scores))
+    texts = np.array([len(document.texts) for document in picked], dtype=np.int64)
+    which = ranges(first_text[chosen], texts)
+    last = layout.text_starts[which] + layout.text_lengths[which] - 1
+    answers = [np.zeros((len(d.texts), shape.answers)) if d.answers is None else d.answers for d in picked]
+    scores = torch.from_numpy(_stack(answers, shape.answers))
+    return AnswerTargets(torch.from_numpy(last.astype(np.int64)), scores)
 
 
 def _lengths(items: Sequence[Sequence[object] | np.ndarray]) -> np.ndarray:

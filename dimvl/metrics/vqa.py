@@ -1,7 +1,8 @@
-"""VQA accuracy by the protocol of the VQA v2 evaluator, quirks included (Antol et al., ICCV 2015; Goyal et al., CVPR 2017).
+"""VQA accuracy by the protocol of the VQA v2 evaluator, quirks included.
 
-An answer counts by how many people gave it: the mean, over the ten ways to leave one person out, of min(n / 3, 1) with n
-the others who agree. Answers are normalised only where the people do not all say the same.
+An answer counts by how many people gave it: the mean, over the ten ways to leave one person out, of min(n / 3, 1) with
+n the others who agree (Antol et al., ICCV 2015; Goyal et al., CVPR 2017). Answers are normalised only where the people
+do not all say the same.
 """
 
 from collections import defaultdict

@@ -76,7 +76,10 @@ class MatchHead(nn.Module):
 
 
 class AnswerHead(nn.Module):
-    """Answer logits from the product of [CLS] and the question's last token, as in VLP: (M, D), (M, D) -> (M, A)."""
+    """Answer logits from the question's last token, which has seen picture and question: (M, D) -> (M, A).
+
+    VLP multiplies it with [CLS]; here [CLS] need not have seen the question.
+    """
 
     def __init__(self, width: int, answers: int, norm_eps: float) -> None:
         super().__init__()
@@ -84,6 +87,6 @@ class AnswerHead(nn.Module):
         self.norm = nn.LayerNorm(2 * width, norm_eps)
         self.outer = nn.Linear(2 * width, answers)
 
-    def forward(self, rows: Tensor, text_rows: Tensor) -> Tensor:
-        """(M, D), (M, D) -> (M, A)."""
-        return self.outer(self.norm(F.gelu(self.inner(rows * text_rows))))
+    def forward(self, rows: Tensor) -> Tensor:
+        """(M, D) -> (M, A)."""
+        return self.outer(self.norm(F.gelu(self.inner(rows))))

@@ -1,5 +1,6 @@
 """The whole network: embeddings, encoder and the heads that its task needs."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -96,6 +97,7 @@ def initialise(model: DimvlModel) -> None:
     | embeddings, segment, hidden region         | normal, std 1 / sqrt(width)        |
     | key projection                             | a copy of the query projection     |
     | biases                                     | 0                                  |
+    | bias of the answers                        | log(1 / A): few answers are right  |
     | layer norms                                | 1 and 0                            |
     | embedding of the first image's index       | 0                                  |
     | visual weights of a split sublayer         | a copy of its language weights     |
@@ -114,6 +116,8 @@ def initialise(model: DimvlModel) -> None:
         if name.endswith("qkv.language.weight"):
             query, key, _ = parameter.data.chunk(3)
             key.copy_(query)
+    if model.answer_head is not None:
+        nn.init.constant_(model.answer_head.outer.bias, -math.log(model.answer_head.outer.out_features))
     copy_language_to_vision(model)
 
 

@@ -1,5 +1,6 @@
-"""Visual question answering: the question as text, bidirectional, a classifier over the answer vocabulary."""
+"""Visual question answering: the question as text, a classifier over the answer vocabulary."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from dimvl.data.batch import AnswerTargets, Batch
 from dimvl.data.documents import Document, ImageReader, Prefix
+from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.objectives import answer_loss
@@ -27,7 +29,7 @@ class VqaTask(Task):
         """Answer logits of each question: (M, A)."""
         rows, targets = self.model(batch), batch.targets[OBJECTIVE]
         assert isinstance(targets, AnswerTargets) and self.model.answer_head is not None
-        return self.model.answer_head(rows[targets.rows], rows[targets.text_rows])
+        return self.model.answer_head(rows[targets.rows])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name, summed over targets."""
@@ -42,41 +44,73 @@ class VqaTask(Task):
 
 
 def question_document(
-    source: str, prefix: Prefix, words: np.ndarray, tokenizer: Tokenizer, answers: np.ndarray | None = None
+    source: str,
+    prefix: Prefix,
+    questions: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    shared_prefix: bool,
+    answers: np.ndarray | None = None,
 ) -> Document:
-    """A question on a prefix; `answers` (A,) are its soft targets."""
-    text = plain_text(words, tokenizer)
-    return Document(source=source, objective=OBJECTIVE, prefix=prefix, texts=[text], answers=answers)
+    """Questions on one prefix: one, or with a shared prefix any number.
+
+    Args:
+        source: for messages.
+        prefix: image and context.
+        questions: token ids of each.
+        tokenizer: the model's tokenizer.
+        shared_prefix: the questions see the prefix, and it does not see them.
+        answers: (number of questions, A) soft targets.
+
+    """
+    texts = [plain_text(words, tokenizer) for words in questions]
+    return Document(
+        source=source, objective=OBJECTIVE, prefix=prefix, texts=texts, seq2seq=shared_prefix, answers=answers
+    )
 
 
 class QuestionSource:
-    """One document per question and epoch.
+    """One document per question and epoch or, with a shared prefix, per image.
+
+    As published, question and picture see each other. With a shared prefix a question is a sequence-to-sequence text:
+    the picture is computed once for all its questions, and each question is answered from its last row.
 
     Args:
         questions: tokenised questions with soft targets as labels.
         images: reads the region store.
-        tokenizer: the model's tokenizer.
-        answers: size A of the answer vocabulary.
+        processor: tokenizer, answers and `shared_prefix`.
 
     """
 
-    def __init__(self, questions: TextStore, images: ImageReader, tokenizer: Tokenizer, answers: int) -> None:
-        self.questions, self.images, self.tokenizer, self.answers = questions, images, tokenizer, answers
-        by_group = images.store.positions([image_id.decode() for image_id in questions.image_ids])
-        self.positions = by_group[questions.group_of()]
+    def __init__(self, questions: TextStore, images: ImageReader, processor: Processor) -> None:
+        self.questions, self.images, self.processor = questions, images, processor
+        positions = images.store.positions([image_id.decode() for image_id in questions.image_ids])
+        if processor.shared_prefix:
+            self.first = np.asarray(questions.groups)  # first question of each document, and the end
+        else:
+            positions = positions[questions.group_of()]
+            self.first = np.arange(len(questions) + 1)
+        self.positions = positions
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.positions)
 
     def costs(self, epoch: int) -> np.ndarray:
         """(D,) upper bound of rows."""
-        return self.images.rows(self.positions) + self.questions.lengths() + 1
+        text_rows = np.add.reduceat(self.questions.lengths() + 1, self.first[:-1])
+        return self.images.rows(self.positions) + text_rows
 
     def build(self, epoch: int, index: int) -> Document:
-        """Build the document of a question."""
-        prefix = self.images.prefix(self.images.read(int(self.positions[index])))
-        scores = np.zeros(self.answers, dtype=np.float32)
-        ids, values = self.questions.labels(index)
-        scores[ids] = values
-        words = self.questions.tokens(index).astype(np.int64)
-        return question_document(f"question {self.questions.text_ids[index]}", prefix, words, self.tokenizer, scores)
+        """Build the document of a question, or of an image's questions."""
+        questions = range(self.first[index], self.first[index + 1])
+        scores = np.zeros((len(questions), len(self.processor.answers)), dtype=np.float32)
+        for row, question in zip(scores, questions, strict=True):
+            ids, values = self.questions.labels(question)
+            row[ids] = values
+        return question_document(
+            f"question {self.questions.text_ids[questions[0]]}",
+            self.images.prefix(self.images.read(int(self.positions[index]))),
+            [self.questions.tokens(question).astype(np.int64) for question in questions],
+            self.processor.tokenizer,
+            self.processor.shared_prefix,
+            scores,
+        )

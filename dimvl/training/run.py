@@ -148,11 +148,12 @@ def _build_vqa(config: VqaConfig, store: RegionStore) -> tuple[Task, DocumentSou
     initial = _initial(config.initial, store, config.new_extractor)
     questions = read_questions(config.questions, config.annotations)
     answers = answer_vocabulary([question.answers for question in questions], config.answers)
-    processor = _processor(config, store, [q.text for q in questions], initial, answers=tuple(answers))
+    answering = {"answers": tuple(answers), "shared_prefix": config.shared_prefix}
+    processor = _processor(config, store, [q.text for q in questions], initial, **answering)
     texts = _question_texts(config, processor, questions)
     model = _model(config, processor, initial, {"answers": len(answers)}, config.new_extractor)
     images = ImageReader(store, processor.tags, processor.max_regions)
-    return VqaTask(model, processor), QuestionSource(texts, images, processor.tokenizer, len(answers))
+    return VqaTask(model, processor), QuestionSource(texts, images, processor)
 
 
 def _caption_texts(config: AnyConfig, processor: Processor, captions: Sequence[Caption]) -> TextStore:

@@ -72,7 +72,11 @@ def test_a_bad_caption_file_is_one_sentence_with_its_name(tmp_path, content, say
 @pytest.mark.parametrize(
     ("questions", "annotations", "says"),
     [
-        ({"questions": [{**QUESTION, "question": ""}]}, {"annotations": [ANNOTATION]}, "question 5 of image 7 is empty"),
+        (
+            {"questions": [{**QUESTION, "question": ""}]},
+            {"annotations": [ANNOTATION]},
+            "question 5 of image 7 is empty",
+        ),
         ({"questions": [{**QUESTION, "question_id": None}]}, {"annotations": []}, "None is not a whole number"),
         ({"questions": [QUESTION]}, {"annotations": []}, "no annotation for question 5"),
         ({"questions": [QUESTION]}, {"annotations": [without(ANNOTATION, "answers")]}, "no field 'answers'"),

@@ -28,7 +28,7 @@ def prefix(seed, regions=3):
 
 
 def documents():
-    """One of each objective, one of them without regions, one with two texts."""
+    """One of each objective; one without regions, two with two texts, one without any."""
     random = np.random.default_rng(0)
     captions = [seq2seq_text(words(n), random, TOKENIZER, "causal", 0.5) for n in (0, 1)]
     objects = make_regions(3, count=5)
@@ -56,8 +56,9 @@ def documents():
             source="a",
             objective="answers",
             prefix=prefix(5, 2),
-            texts=[plain_text(words(1), TOKENIZER)],
-            answers=np.array([0.0, 0.6]),
+            texts=[plain_text(words(1), TOKENIZER), plain_text(words(0), TOKENIZER)],
+            seq2seq=True,
+            answers=np.array([[0.0, 0.6], [1.0, 0.0]]),
         ),
         Document(source="e", objective="words", prefix=prefix(6, 1), texts=[], seq2seq=True),
     ]
@@ -78,7 +79,7 @@ def test_rows_stand_as_regions_then_contexts_then_texts_each_in_the_order_of_the
     contexts = sum(len(document.prefix.context) for document in given)
     assert batch.segments.tolist() == [0] * contexts + [1] * (len(batch.token_ids) - contexts)
     assert batch.layout.num_rows == len(features) + len(batch.token_ids)
-    assert batch.layout.text_prefix.tolist() == [0, 1, 1, 2, 3, 4]
+    assert batch.layout.text_prefix.tolist() == [0, 1, 1, 2, 3, 4, 4]
     assert batch.region_hidden.nonzero().flatten().tolist() == [0 + 3 + 2]
     assert list(batch.sources) == ["m", "s", "o", "p", "a", "e"]
 
@@ -119,12 +120,11 @@ def test_object_match_and_answer_targets_point_at_their_rows():
     assert torch.equal(batch.region_features[objects.rows], objects.features)
     assert objects.class_probabilities.tolist() == [[0.5, 0.25, 0.0, 0.25]]
     assert pairs.rows.tolist() == [layout.context_starts[3]] and pairs.labels.tolist() == [0.0]
-    assert answers.rows.tolist() == [layout.context_starts[4]]
-    assert (by_row[pairs.rows] == TOKENIZER.cls).all() and (by_row[answers.rows] == TOKENIZER.cls).all()
-    assert by_row[answers.text_rows].tolist() == [TOKENIZER.sep]
-    assert answers.text_rows.tolist() == [layout.num_rows - 1]
-    assert answers.scores.tolist() == [[0.0, pytest.approx(0.6)]]
-    assert batch.counts() == {"masked": 2, "words": 20 - 3, "objects": 1, "pairs": 1, "answers": 1}
+    assert by_row[pairs.rows].tolist() == [TOKENIZER.cls]
+    assert by_row[answers.rows].tolist() == [TOKENIZER.sep] * 2
+    assert answers.rows.tolist() == [layout.num_rows - 1 - len(words(0)) - 1, layout.num_rows - 1]
+    torch.testing.assert_close(answers.scores, torch.tensor([[0.0, 0.6], [1.0, 0.0]]))
+    assert batch.counts() == {"masked": 2, "words": 20 - 3, "objects": 1, "pairs": 1, "answers": 2}
 
 
 def test_text_does_not_move_when_tags_come_and_go():

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_steps_are_a_shuffled_cut_of_all_documents_within_the_budget():
     assert np.concatenate(steps).tolist() != list(range(200))
     assert all(costs[step].sum() <= 100 for step in steps)
     # no step could have taken the document that the next one begins with
-    assert all(costs[one].sum() + costs[two[0]] > 100 for one, two in zip(steps, steps[1:], strict=False))
+    assert all(costs[one].sum() + costs[two[0]] > 100 for one, two in pairwise(steps))
 
 
 def test_a_document_above_the_budget_is_one_clear_sentence():

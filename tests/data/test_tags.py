@@ -22,6 +22,7 @@ def write(classes, scores, attributes=(), attribute_scores=(), tokenizer=None, n
 
 def test_tags_are_distinct_and_best_first():
     assert write([2, 0, 2, 1], [0.9, 0.8, 0.7, 0.6]) == "star circle square"
+    assert write([2, 2, 2, 1], [0.9, 0.8, 0.7, 0.6], budget=2) == "star square", "a twin takes nothing of the budget"
 
 
 def test_attributes_stand_before_their_class_and_make_it_another_tag():

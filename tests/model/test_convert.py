@@ -33,7 +33,6 @@ def transformers():
         warnings.simplefilter("ignore")
         import_torchvision()  # transformers imports it where it is installed
         import transformers
-
         from transformers import BertForMaskedLM, VisualBertModel  # noqa: F401 - loaded lazily, with its warnings
     return transformers
 
@@ -137,7 +136,7 @@ def test_vision_starts_as_a_copy_of_bert(bert):
 
 
 def test_the_first_checkpoints_names_of_norm_weights_are_read(bert, tmp_path):
-    network, folder = bert
+    _, folder = bert
     weights = load_file(folder / "model.safetensors")
     old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in weights.items()}
     old = {name.replace("LayerNorm.bias", "LayerNorm.beta"): value for name, value in old.items()}
@@ -194,7 +193,9 @@ def test_a_bert_folder_with_something_missing_is_named(bert, tmp_path):
 
 
 def test_bert_weights_of_another_shape_are_named(bert):
-    with pytest.raises(UserError, match=r"word_embeddings\.weight gives shape \(50, 24\) where the model has \(60, 24\)"):
+    with pytest.raises(
+        UserError, match=r"word_embeddings\.weight gives shape \(50, 24\) where the model has \(60, 24\)"
+    ):
         from_bert(bert[1], vocabulary=60)
 
 
@@ -226,7 +227,9 @@ def test_a_decoupled_checkpoint_does_not_fit_into_shared_sublayers(split):
     before = make_model(2, split=split)
     with pytest.raises(UserError, match=r"visual weights of its own \(encoder\.layers\.0\.qkv\.vision"):
         load_pretrained(before, make_model(1, split=["qkv", "ffn"]).state_dict(), "old")
-    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), make_model(2, split=split).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.parameters(), make_model(2, split=split).parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

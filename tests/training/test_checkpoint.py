@@ -119,7 +119,8 @@ def no_file_above(size):
 def make_engine(seed=0, **changes):
     model = make_model(seed, word_head=True, match_head=True, classes=len(CLASSES), **changes).train()
     return TorchEngine(
-        PretrainTask(model, make_processor(), ObjectivesConfig()), TrainingConfig(steps=10, warmup_steps=4, device="cpu")
+        PretrainTask(model, make_processor(), ObjectivesConfig()),
+        TrainingConfig(steps=10, warmup_steps=4, device="cpu"),
     )
 
 
@@ -136,7 +137,7 @@ def test_a_write_that_the_system_refuses_leaves_the_previous_checkpoint_of_a_rea
     take_steps(engine, 1)
     save_checkpoint(tmp_path, engine, 1, keep=1)
     for limit in (1_000, 60_000):  # the weights fail, or the larger optimiser state after them
-        with no_file_above(limit), pytest.raises(UserError, match="cannot write .*step-00000002"):
+        with no_file_above(limit), pytest.raises(UserError, match=r"cannot write .*step-00000002"):
             save_checkpoint(tmp_path, engine, 2, keep=1)
     assert names(tmp_path) == ["step-00000001"]
     check_checkpoint(latest_checkpoint(tmp_path))
@@ -188,5 +189,9 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     engine = make_engine()
     take_steps(engine, 1)
     folder = save_checkpoint(tmp_path, engine, 1, keep=1)
-    assert sorted(file.name for file in folder.iterdir()) == ["model.safetensors", "optimiser.safetensors", "state.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "model.safetensors",
+        "optimiser.safetensors",
+        "state.json",
+    ]
     assert oct(folder.stat().st_mode)[-3:] == "755" and oct((folder / "state.json").stat().st_mode)[-3:] == "644"

@@ -1,0 +1,125 @@
+"""What README and the pages say about commands, keys, files and Python is true."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from dimvl.cli import app
+from dimvl.config import load_config
+from dimvl.demo_config import Places
+from dimvl.errors import UserError
+from dimvl.predictor import Answer, Explanation, Predictor, RegionDrop
+from tools import write_configuration_docs
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = typer.main.get_command(app)
+
+
+def blocks(path, language):
+    return [content for name, content in FENCE.findall(path.read_text(encoding="utf-8")) if name == language]
+
+
+def called(path):
+    """Calls of dimvl in the fenced blocks of a page, as lists of arguments."""
+    lines = "\n".join(blocks(path, "")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[1:] for line in words if line[:1] == ["dimvl"]]
+
+
+def named(path):
+    """Calls of dimvl within sentences and tables, as lists of words."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    return [name.split()[1:] for name in re.findall(r"`(dimvl [^`]+)`", text)]
+
+
+def options_of(command):
+    return {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+
+
+def test_the_page_of_the_configuration_is_what_its_script_writes():
+    written = write_configuration_docs.PAGE.read_text(encoding="utf-8")
+    assert written == write_configuration_docs.page(), "run python tools/write_configuration_docs.py"
+
+
+def test_every_command_of_the_command_line_stands_in_the_readme():
+    assert {words[0] for words in named(README)} == set(COMMANDS.commands)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_call_of_the_command_line_is_one_that_it_takes(path):
+    for words in called(path):
+        command = COMMANDS.commands[words[0]]
+        command.make_context(words[0], words[1:])  # parses and checks without running anything
+    for words in named(path):
+        assert words[0] in COMMANDS.commands, words
+        assert {word for word in words if word.startswith("--")} <= options_of(COMMANDS.commands[words[0]]), words
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_make_target_that_is_named_is_there(path):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_link_to_a_file_leads_to_one(path):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_file_that_is_named_is_there(path):
+    names = re.findall(r"`([\w/]+(?:\.py|\.md|/))`", FENCE.sub("", path.read_text(encoding="utf-8")))
+    assert not [name for name in names if not (ROOT / name).exists() and not (ROOT / "dimvl" / name).exists()]
+
+
+@pytest.mark.parametrize(
+    "path", [README, ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"], ids=lambda path: path.name
+)
+def test_every_name_of_the_code_occurs_in_it(path):
+    files = [file for folder in ("dimvl", "tests", "tools") for file in (ROOT / folder).rglob("*.py")]
+    words = set(re.findall(r"\w+", " ".join(file.read_text(encoding="utf-8") for file in files)))
+    names = re.findall(r"`([A-Za-z_]\w*(?:\.[a-z_]\w*)*)`", FENCE.sub("", path.read_text(encoding="utf-8")))
+    files_named = re.compile(r".*\.(py|md|txt|json|jsonl|yaml|safetensors)")
+    assert not [name for name in names if not files_named.fullmatch(name) and not words.issuperset(name.split("."))]
+
+
+@pytest.mark.parametrize("block", blocks(ROOT / "docs" / "own-data.md", "yaml"), ids=lambda block: block.split()[3])
+def test_the_configurations_for_own_data_load(tmp_path, block):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "run.yaml").write_text(block)
+    assert load_config(tmp_path / "run.yaml").training.steps > 0
+    with pytest.raises(UserError, match="unknown key"):
+        load_config(tmp_path / "run.yaml", ["training.step=1"])
+
+
+def test_the_python_of_the_readme_compiles_and_names_what_is_there():
+    (code,) = blocks(README, "python")
+    tree = ast.parse(code)
+    known = {name for kind in (Predictor, Answer, Explanation, RegionDrop) for name in dir(kind)}
+    known |= {field for kind in (Answer, Explanation) for field in kind.__dataclass_fields__}
+    assert {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} <= known
+    assert len(code.strip().splitlines()) <= 12, "the first screen has about ten lines of Python"
+
+
+def test_the_python_of_the_readme_takes_what_the_demo_writes():
+    (code,) = blocks(README, "python")
+    places = Places(Path("runs/demo"))
+    (picture,) = re.findall(r'"(runs/demo/\S+\.png)"', code)
+    exports = set(re.findall(r'"(runs/demo/exports/\w+)"', code))
+    assert Path(picture).parent == places.scenes / "heldout" / "images"
+    assert re.fullmatch(r"0000020000\d\d\.png", Path(picture).name)
+    assert exports == {str(places.exports / name) for name in ("vqa", "caption", "match")}
+
+
+def test_no_page_names_a_folder_of_somebodys_machine():
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert not re.findall(r"(?<![\w.])/(?:work|tmp|home|root)\b|\bshared/", text), path

@@ -1,0 +1,111 @@
+"""Write docs/configuration.md from the configuration classes, so that the page cannot say anything else than they do.
+
+python tools/write_configuration_docs.py
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dimvl.config import TASKS, RunConfig
+from dimvl.training.run import FREE
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+HEAD = """\
+# Configuration of a run
+
+This page is written by `tools/write_configuration_docs.py` from the classes in `dimvl/config.py`; a test compares the
+two. Change the classes, then run the script.
+
+`dimvl pretrain` and `dimvl finetune` take a YAML file, followed by overrides of the form `section.key=value`:
+
+```
+dimvl pretrain pretrain.yaml training.steps=2000 model.split=[qkv,ffn]
+```
+
+- `include: [other.yaml]` lays the file over others, whose paths are relative to the file itself; what the file says wins,
+  and overrides win over all. `configs/models/` has sections for four sizes of model to include.
+- Other paths are relative to the folder in which the command is called.
+- Every key is checked. An unknown one or a bad value ends in one sentence that names it, and in exit code 2.
+- `task` tells which kind of run a file describes; it has the keys of every run and its own.
+- The same command again goes on where the run stopped. A run's folder keeps its configuration, and another one is
+  refused there; only these keys may change between two calls:
+  {free}.
+"""
+
+HEADINGS = {"pretrain": "Pretraining", "vqa": "Fine-tuning to answer", "caption": "Fine-tuning to caption"}
+
+
+def page() -> str:
+    """Return the whole page."""
+    free = ", ".join(f"`{name}`" for name in sorted(FREE))
+    parts = [HEAD.format(free=free), _tables("Every run", "", RunConfig, {})]
+    for task, config in TASKS.items():
+        parts.append(_tables(f"{HEADINGS[task]} (`task: {task}`)", "", config, dict(RunConfig.model_fields)))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _tables(heading: str, prefix: str, model: type[BaseModel], known: dict[str, FieldInfo], level: int = 2) -> str:
+    """Return the table of a section and those of the sections inside it, leaving out the keys of `known`."""
+    fields = {name: field for name, field in model.model_fields.items() if name not in known and name != "task"}
+    sections = {name: field.annotation for name, field in fields.items() if _is_section(field.annotation)}
+    rows = [_row(prefix + name, field) for name, field in fields.items() if name not in sections]
+    parts = [f"{'#' * level} {heading}", "", " ".join((model.__doc__ or "").split()), ""]
+    if rows:
+        parts += ["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""]
+    for name, section in sections.items():
+        assert section is not None
+        place = f"{prefix}{name}"
+        parts.append(_tables(f"`{place}`", f"{place}.", section, {}, min(level + 1, 4)))
+    return "\n".join(parts)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"`{_as_yaml(field.default)}`"
+    return f"| `{name}` | {_values(field)} | {default} | {field.description or ''} |"
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def _values(field: FieldInfo) -> str:
+    return ", ".join([_kind(field.annotation), *_bounds(field)])
+
+
+def _kind(annotation: Any) -> str:
+    """Name what a value may be."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_kind(argument) for argument in arguments)
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if get_origin(annotation) is list:
+        return f"list of {_kind(arguments[0])}"
+    return {int: "whole number", float: "number", bool: "`true`, `false`", Path: "path", NoneType: "`null`"}[annotation]
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    signs = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+    for constraint in field.metadata:
+        for name, sign in signs.items():
+            if (limit := getattr(constraint, name, None)) is not None:
+                yield sign.format(limit)
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
