@@ -200,7 +200,7 @@ def pretrain(config: Config, overrides: Overrides = None, threads: Threads = 0) 
 
     The same command again goes on where the run stopped.
 
-    Example: dimvl pretrain configs/pretrain.yaml training.steps=2000
+    Example: dimvl pretrain pretrain.yaml training.steps=2000
     """
     _train(config, overrides or [], threads, ("pretrain",))
 
@@ -218,7 +218,7 @@ def finetune(
 
     The same command again goes on where the run stopped.
 
-    Example: dimvl finetune configs/vqa.yaml initial=runs/pretrain
+    Example: dimvl finetune vqa.yaml initial=runs/pretrain
     """
     added = ["new_extractor=true"] if new_extractor else []
     _train(config, [*(overrides or []), *added], threads, ("vqa", "caption"))
@@ -352,7 +352,7 @@ def answer(
 ) -> None:
     """Answer a question on a picture.
 
-    Example: dimvl answer photo.png "what colour is the star?" --model exports/vqa --explain
+    Example: dimvl answer photo.png "what color is the star?" --model exports/vqa --explain
     """
     from dimvl.predictor import Predictor
 

@@ -41,13 +41,15 @@ class InputsConfig(Section):
 class ModelConfig(Section):
     """Size and shape of the network."""
 
-    layers: int = Field(12, ge=1)
-    width: int = Field(768, ge=8)
-    heads: int = Field(12, ge=1)
-    inner_width: int = Field(3072, ge=8)
+    layers: int = Field(12, ge=1, description="Transformer blocks")
+    width: int = Field(768, ge=8, description="of every row; a multiple of heads")
+    heads: int = Field(12, ge=1, description="attention heads")
+    inner_width: int = Field(3072, ge=8, description="inside the feed-forward sublayer")
     split: list[Split] = Field(["qkv"], description="sublayers with one set of weights per modality")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    dropout: float = Field(0.1, ge=0, lt=1, description="after embeddings and sublayers; none on attention")
+    activation: Literal["gelu", "relu", "silu"] = Field(
+        "gelu", description="inside feed-forward sublayers, word and object head"
+    )
     bert: Path | None = Field(None, description="BERT checkpoint in the layout of transformers to start from")
 
     @model_validator(mode="after")
@@ -70,10 +72,10 @@ class Seq2seqConfig(Section):
 class SharesConfig(Section):
     """Share of documents of each pretraining objective."""
 
-    masked_lm: float = Field(0.25, ge=0)
-    seq2seq_lm: float = Field(0.25, ge=0)
-    masked_object: float = Field(0.25, ge=0)
-    matching: float = Field(0.25, ge=0)
+    masked_lm: float = Field(0.25, ge=0, description="words hidden, picture and text see each other")
+    seq2seq_lm: float = Field(0.25, ge=0, description="captions predicted from the picture and their own past")
+    masked_object: float = Field(0.25, ge=0, description="regions hidden")
+    matching: float = Field(0.25, ge=0, description="whether the text belongs to the picture")
 
     @model_validator(mode="after")
     def _some_share(self) -> "SharesConfig":
@@ -85,11 +87,11 @@ class SharesConfig(Section):
 class WeightsConfig(Section):
     """Weight of each loss."""
 
-    masked_lm: float = 1.0
-    seq2seq_lm: float = 1.0
-    object_class: float = 1.0
-    object_feature: float = 1.0
-    matching: float = 1.0
+    masked_lm: float = Field(1.0, description="cross entropy of hidden words")
+    seq2seq_lm: float = Field(1.0, description="cross entropy of caption words")
+    object_class: float = Field(1.0, description="divergence from the detector's classes of hidden regions")
+    object_feature: float = Field(1.0, description="squared error of the features of hidden regions")
+    matching: float = Field(1.0, description="binary cross entropy of image-text matching")
 
 
 class ObjectivesConfig(Section):
@@ -98,7 +100,7 @@ class ObjectivesConfig(Section):
     shares: SharesConfig = SharesConfig()
     weights: WeightsConfig = WeightsConfig()
     text_share: Share = Field(0.15, gt=0, le=1, description="share of text tokens masked")
-    whole_words: bool = False
+    whole_words: bool = Field(False, description="hide all pieces of a word together")
     region_share: Share = Field(0.15, gt=0, le=1, description="share of regions to predict")
     max_cover: float = Field(0.5, ge=0, le=1, description="most that a visible box may cover of a target's area")
     negative_share: Share = Field(0.5, ge=0, le=1, description="share of mismatched pairs in matching")
@@ -118,29 +120,31 @@ class TrainingConfig(Section):
     steps: int = Field(ge=1, description="optimiser steps")
     rows_per_step: int = Field(4096, ge=1, description="row budget of an optimiser step over all ranks")
     rows_per_micro_batch: int = Field(4096, ge=1, description="row budget of one forward")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, description="highest, at the end of the warmup")
     head_multiplier: float = Field(1.0, gt=0, description="learning rate of heads over that of the rest")
-    warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: float = Field(0.01, ge=0)
-    beta2: float = Field(0.999, gt=0, lt=1)
+    warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="fall to 0 after the warmup, or none"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="of matrices; biases, norms and vectors have none")
+    beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is autocast over fp32 weights")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
     workers: int = Field(0, ge=0, description="processes that build batches")
     deterministic: bool = Field(False, description="bit-equal runs on CUDA, at some cost")
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep: int = Field(1, ge=1, description="checkpoints kept")
-    log_every: int = Field(10, ge=1)
-    wandb: Literal["off", "offline", "online"] = "off"
+    log_every: int = Field(10, ge=1, description="steps between lines of log.jsonl")
+    wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="needs the wandb extra")
 
 
 class RunConfig(Section):
     """What every run has."""
 
     output: Path = Field(description="folder of the run")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of everything that is drawn")
     regions: Path = Field(description="region store")
     cache: Path | None = Field(None, description="folder of tokenised texts; by default inside the run")
     inputs: InputsConfig = InputsConfig()

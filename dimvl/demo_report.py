@@ -178,7 +178,7 @@ def write_report(path: Path, report: DemoReport) -> None:
 
 
 def summary_table(results: Mapping[str, Any], goals: Sequence[Goal]) -> Table:
-    """The same scores for a terminal: goals first, then everything of `results` but the seconds."""
+    """The scores for a terminal: goals first, then `results` without seconds and details, which are on the page."""
     result = Table(title="Scores", title_justify="left")
     result.add_column("score")
     result.add_column("value", justify="right")
@@ -191,6 +191,8 @@ def summary_table(results: Mapping[str, Any], goals: Sequence[Goal]) -> Table:
         if group == "seconds":
             continue
         result.add_section()
+        if isinstance(values, Mapping):
+            values = {name: value for name, value in values.items() if not isinstance(value, Mapping)}
         for name, value in _leaves(group, values):
             result.add_row(Text(name), Text(number(value)))
     return result

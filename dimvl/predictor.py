@@ -1,7 +1,7 @@
 """Picture in, answer or caption out: an export made usable in three lines of Python.
 
     predictor = Predictor.from_pretrained("exports/vqa")
-    predictor.answer("photo.png", "what colour is the star?")
+    predictor.answer("photo.png", "what color is the star?")
 
 The detector, and with it torchvision, is loaded with the first picture. Nothing of the training code is needed.
 """

@@ -71,7 +71,12 @@ def make_tokenizer() -> Tokenizer:
 
 def make_extractor() -> Extractor:
     return Extractor(
-        name="fake", fingerprint="f" * 64, parameters={}, feature_width=FEATURE_WIDTH, classes=CLASSES, attributes=ATTRIBUTES
+        name="fake",
+        fingerprint="f" * 64,
+        parameters={},
+        feature_width=FEATURE_WIDTH,
+        classes=CLASSES,
+        attributes=ATTRIBUTES,
     )
 
 
@@ -92,7 +97,9 @@ def make_regions(seed: int, image_id: str = "1", count: int = 4) -> Regions:
         features=generator.normal(size=(count, FEATURE_WIDTH)).astype(np.float16),
         class_ids=generator.permuted(np.tile(np.arange(3), (count, 1)), axis=1)[:, :2].astype(np.int16),
         class_scores=np.tile([0.75, 0.125], (count, 1)).astype(np.float16),
-        attribute_ids=np.stack([generator.integers(0, 2, count), generator.integers(2, 4, count)], axis=1).astype(np.int16),
+        attribute_ids=np.stack([generator.integers(0, 2, count), generator.integers(2, 4, count)], axis=1).astype(
+            np.int16
+        ),
         attribute_scores=np.full((count, 2), 0.9, dtype=np.float16),
     )
 

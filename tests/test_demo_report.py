@@ -103,10 +103,11 @@ def test_the_page_needs_nothing_from_outside(page):
     assert all(reference.startswith("#") for reference in references)
 
 
-def test_every_score_of_the_results_stands_on_the_page_and_in_the_table(page):
+def test_every_score_stands_on_the_page_and_those_that_are_no_detail_in_the_table(page):
     shown = printed(RESULTS, GOALS)
     for score in ("0.812", "0.457", "0.701", "0.903", "0.978", "0.912", "0.890", "0.136", "2.31"):
         assert f">{score}<" in page
+    for score in ("0.812", "0.457", "2.31"):
         assert score in shown
     assert "61.4 s" in page
 

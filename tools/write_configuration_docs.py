@@ -29,8 +29,8 @@ two. Change the classes, then run the script.
 dimvl pretrain pretrain.yaml training.steps=2000 model.split=[qkv,ffn]
 ```
 
-- `include: [other.yaml]` lays the file over others, whose paths are relative to the file itself; what the file says wins,
-  and overrides win over all. `configs/models/` has sections for four sizes of model to include.
+- `include: [other.yaml]` lays the file over others, whose paths are relative to the file itself; what the file says
+  wins, and overrides win over all. `configs/models/` has sections for four sizes of model to include.
 - Other paths are relative to the folder in which the command is called.
 - Every key is checked. An unknown one or a bad value ends in one sentence that names it, and in exit code 2.
 - `task` tells which kind of run a file describes; it has the keys of every run and its own.
@@ -54,20 +54,18 @@ def page() -> str:
 def _tables(heading: str, prefix: str, model: type[BaseModel], known: dict[str, FieldInfo], level: int = 2) -> str:
     """Return the table of a section and those of the sections inside it, leaving out the keys of `known`."""
     fields = {name: field for name, field in model.model_fields.items() if name not in known and name != "task"}
-    sections = {name: field.annotation for name, field in fields.items() if _is_section(field.annotation)}
+    sections: dict[str, Any] = {name: field.annotation for name, field in fields.items() if _is_section(field)}
     rows = [_row(prefix + name, field) for name, field in fields.items() if name not in sections]
     parts = [f"{'#' * level} {heading}", "", " ".join((model.__doc__ or "").split()), ""]
     if rows:
         parts += ["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""]
     for name, section in sections.items():
-        assert section is not None
-        place = f"{prefix}{name}"
-        parts.append(_tables(f"`{place}`", f"{place}.", section, {}, min(level + 1, 4)))
+        parts.append(_tables(f"`{prefix}{name}`", f"{prefix}{name}.", section, {}, level + 1))
     return "\n".join(parts)
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -108,7 +108,7 @@ class RunLog:
             with atomic_path(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept))
         self._file: TextIO = self.path.open("a")
-        self._wandb = _start_wandb(run, config) if config.training.wandb != "off" else None
+        self._wandb = _start_wandb(run, config) if config.training.wandb != "disabled" else None
 
     def __enter__(self) -> "RunLog":
         return self

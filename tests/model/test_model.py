@@ -33,14 +33,18 @@ def test_split_sublayers_learn_apart(split):
         vocabulary=40, feature_width=6, layers=1, width=16, heads=2, inner_width=32, split=split, max_positions=64
     )
     names = {name for name, _ in model.named_parameters() if ".vision." in name}
-    assert {name.split(".")[3].replace("attention_norm", "norm").replace("ffn_norm", "norm") for name in names} == set(split)
+    assert {name.split(".")[3].replace("attention_norm", "norm").replace("ffn_norm", "norm") for name in names} == set(
+        split
+    )
     model(make_batch(make_layout(2))).square().sum().backward()
     for name, parameter in model.named_parameters():
         if name in names:
             language = model.get_parameter(name.replace(".vision.", ".language."))
             assert torch.equal(parameter, language), "copied at the start"
     assert any(
-        not torch.equal(model.get_parameter(name).grad, model.get_parameter(name.replace(".vision.", ".language.")).grad)
+        not torch.equal(
+            model.get_parameter(name).grad, model.get_parameter(name.replace(".vision.", ".language.")).grad
+        )
         for name in names
     )
 

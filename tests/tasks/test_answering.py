@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from dimvl.data.answers import label_ids
+from dimvl.data.documents import ImageReader, collate
+from dimvl.data.text_store import LabelledText, text_store
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.answering import QuestionSource, VqaTask, question_document
+from tests.factories import make_model, make_processor, make_store
+
+ANSWERS = ("yes", "no", "2")
+ASKED = ("is there a small red circle", "there are two blue stars", "the star is above a circle")
+
+
+def source(tmp_path, shared_prefix):
+    processor = make_processor(answers=ANSWERS, shared_prefix=shared_prefix)
+    texts = [
+        LabelledText(10 * image + place, str(image), text, label_ids({"yes": 1.0}, {"yes": 0}) if place else ())
+        for image in (2, 1)
+        for place, text in enumerate(ASKED)
+    ]
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "questions.json").write_text("[]")
+    store = text_store(tmp_path / "texts", processor.tokenizer, 16, [tmp_path / "questions.json"], texts)
+    reader = ImageReader(RegionStore(make_store(tmp_path / "store")), processor.tags, processor.max_regions)
+    return QuestionSource(store, reader, processor)
+
+
+def task(processor):
+    return VqaTask(make_model(answers=3, vocabulary=len(processor.tokenizer)), processor).eval()
+
+
+def test_questions_behind_one_prefix_get_the_answers_that_each_gets_alone(tmp_path):
+    questions = source(tmp_path, shared_prefix=True)
+    together = collate([questions.build(0, index) for index in range(len(questions))], task(questions.processor).shape)
+    alone = []
+    for index in range(len(questions)):
+        document = questions.build(0, index)
+        for text in document.texts:
+            words = text.token_ids[:-1]
+            alone.append(question_document("", document.prefix, [words], questions.processor.tokenizer, True))
+    model = task(questions.processor)
+    # fp32: sums run in another order
+    torch.testing.assert_close(model.logits(together), model.logits(collate(alone, model.shape)), atol=1e-5, rtol=1e-4)
+    assert len(questions) == 2 and len(alone) == 6
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_answers(tmp_path, shared_prefix):
+    questions = source(tmp_path, shared_prefix)
+    seen = []
+    for index in range(len(questions)):
+        document = questions.build(0, index)
+        image = int(questions.images.store.image_id(int(questions.positions[index])))
+        own = questions.images.read(int(questions.positions[index]))
+        np.testing.assert_array_equal(document.prefix.features, own.features)
+        for text, scores in zip(document.texts, document.answers, strict=True):
+            words = questions.processor.tokenizer.decode(text.token_ids)
+            seen.append((image, words))
+            assert scores.tolist() == ([1, 0, 0] if words != ASKED[0] else [0, 0, 0])
+    assert sorted(seen) == sorted((image, text) for image in (1, 2) for text in ASKED)
+
+
+def test_only_with_a_shared_prefix_is_the_picture_blind_to_the_question(tmp_path):
+    for shared_prefix in (True, False):
+        questions = source(tmp_path / str(shared_prefix), shared_prefix)
+        model = task(questions.processor)
+        prefix, tokenizer = questions.build(0, 0).prefix, questions.processor.tokenizer
+        batches = [
+            collate(
+                [question_document("", prefix, [np.array(tokenizer.encode(text))], tokenizer, shared_prefix)],
+                model.shape,
+            )
+            for text in ("a small red circle", "a large blue square")
+        ]
+        prefix_rows = len(prefix.features) + len(prefix.context)
+        first, second = (model.model(batch)[:prefix_rows] for batch in batches)
+        assert torch.equal(first, second) == shared_prefix
+
+
+def test_the_cost_of_a_document_bounds_its_rows(tmp_path):
+    questions = source(tmp_path, shared_prefix=True)
+    shape = task(questions.processor).shape
+    for index, cost in enumerate(questions.costs(0)):
+        assert collate([questions.build(0, index)], shape).layout.num_rows <= cost
