@@ -129,8 +129,8 @@ def _run_stage(stage: Stage, config: DemoConfig, places: Places) -> None:
     """Run one stage in its own process and record seconds and memory; a mistake is left in a file."""
     import torch
 
+    os.setsid()  # Ctrl-C reaches the demo alone, which then asks each stage once to stop
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
     places.stages.mkdir(parents=True, exist_ok=True)
     error_file = places.stages / f"{stage.name}.error"
     error_file.unlink(missing_ok=True)
@@ -147,7 +147,7 @@ def _run_stage(stage: Stage, config: DemoConfig, places: Places) -> None:
 
     try:
         stage.work(config, places, progress)
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         sys.exit(3)
     except UserError as error:
         error_file.write_text(str(error))
