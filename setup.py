@@ -1,12 +1,14 @@
 """Packaging of dimvl. Ranges stand here; the exact versions that `make` installs stand in constraints.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="dimvl",
     version="0.1.0",
     description="Vision-language pretraining with region features and modality-decoupled attention",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

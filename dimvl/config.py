@@ -106,6 +106,9 @@ class ObjectivesConfig(Section):
     negative_share: Share = Field(0.5, ge=0, le=1, description="share of mismatched pairs in matching")
     word_change_share: Share = Field(0.0, ge=0, le=1, description="share of the negatives with one word changed")
     word_changes: Path | None = Field(None, description="JSON list of [old word, new word]")
+    shared_prefix: bool = Field(
+        False, description="matching: texts see the picture but it does not see them; it is computed once for them"
+    )
 
     @model_validator(mode="after")
     def _word_changes_come_together(self) -> "ObjectivesConfig":

@@ -68,7 +68,9 @@ class DemoConfig(Section):
     seq2seq: Seq2seqConfig = Seq2seqConfig()
     pretraining: list[PhaseConfig] = Field(min_length=1)
     word_change_share: float = Field(0.5, ge=0, le=1, description="of the matching negatives of pretraining")
-    shared_prefix: bool = Field(False, description="see `VqaConfig`; of the model and of its baselines alike")
+    shared_prefix: bool = Field(
+        False, description="of questions and of matching, of the model and of its baselines alike"
+    )
     vqa: TrainingConfig
     caption: TrainingConfig
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
@@ -158,6 +160,7 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
         if objectives.shares.matching and series == "pretraining" and config.word_change_share:
             changes = {"word_change_share": config.word_change_share, "word_changes": places.word_changes}
             objectives = objectives.model_copy(update=changes)
+        objectives = objectives.model_copy(update={"shared_prefix": config.shared_prefix})
         initial = places.run(previous_phase(config, series, int(number))) if int(number) > 1 else None
         phase_values = {"objectives": objectives, "training": phase.training, "seq2seq": config.seq2seq}
         return PretrainConfig(**common, **phase_values, captions=train / "captions.json", initial=initial)

@@ -116,7 +116,14 @@ class Trained:
         self.require("match")
         tokenizer = self.processor.tokenizer
         documents = [
-            Document(source="pair", objective="matching", prefix=prefix, texts=[plain_text(text, tokenizer)], match=0.0)
+            Document(
+                source="pair",
+                objective="matching",
+                prefix=prefix,
+                texts=[plain_text(text, tokenizer)],
+                seq2seq=self.processor.shared_prefix,
+                match=[0.0],
+            )
             for prefix, text in zip(prefixes, words, strict=True)
         ]
         batch = self._batch(documents, {"matching": MatchTargets})

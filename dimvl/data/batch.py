@@ -100,7 +100,10 @@ class ObjectTargets(NamedTuple):
 
 
 class MatchTargets(NamedTuple):
-    """Pairs to judge: rows (M,) of [CLS], labels (M,) float, 1 = the text belongs to the image."""
+    """Pairs to judge.
+
+    rows (M,) of [CLS] or of the text's last token, labels (M,) float, 1 = the text belongs to the image.
+    """
 
     rows: Tensor
     labels: Tensor

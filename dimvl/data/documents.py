@@ -89,7 +89,8 @@ class Document:
         regions: for masked object prediction: (M,) regions to predict ...
         region_features: ... (M, F) what the detector gave ...
         region_classes: ... (M, K + 1) and its class distribution with the other mass last.
-        match: 1 if the text belongs to the image, 0 if not; None without a matching target.
+        match: for each text 1 if it belongs to the image, 0 if not; None without a matching target. Judged from
+            [CLS], or with seq2seq, where [CLS] has not seen the text, from the text's last row.
         answers: (number of texts, A) soft targets of questions; None without.
 
     """
@@ -102,7 +103,7 @@ class Document:
     regions: np.ndarray | None = None
     region_features: np.ndarray | None = None
     region_classes: np.ndarray | None = None
-    match: float | None = None
+    match: Sequence[float] | None = None
     answers: np.ndarray | None = None
 
 
@@ -237,12 +238,14 @@ def _targets(
             torch.from_numpy(_stack([document.region_features for document in picked], shape.feature_width)),
             torch.from_numpy(_stack([document.region_classes for document in picked], shape.classes + 1)),
         )
-    if kind is MatchTargets:
-        rows = torch.from_numpy(layout.context_starts[chosen].astype(np.int64))
-        return MatchTargets(rows, torch.tensor([document.match for document in picked], dtype=torch.float32))
     texts = np.array([len(document.texts) for document in picked], dtype=np.int64)
     which = ranges(first_text[chosen], texts)
     last = layout.text_starts[which] + layout.text_lengths[which] - 1
+    if kind is MatchTargets:
+        owner = layout.text_prefix[which]
+        rows = np.where(layout.seq2seq[owner], last, layout.context_starts[owner]).astype(np.int64)
+        matches = [label for document in picked for label in document.match or ()]
+        return MatchTargets(torch.from_numpy(rows), torch.tensor(matches, dtype=torch.float32))
     answers = [np.zeros((len(d.texts), shape.answers)) if d.answers is None else d.answers for d in picked]
     scores = torch.from_numpy(_stack(answers, shape.answers))
     return AnswerTargets(torch.from_numpy(last.astype(np.int64)), scores)

@@ -27,7 +27,7 @@ class Processor:
         text_tokens: longest text in word pieces.
         variant: of the sequence-to-sequence language model.
         answers: the answer vocabulary in the order of the answer head; empty without one.
-        shared_prefix: whether a question sees its prefix but not the other way round.
+        shared_prefix: whether questions, and texts to match, see their prefix but not the other way round.
         captions: whether it was trained to caption.
         matches: whether it was trained to tell whether a text belongs to an image.
 

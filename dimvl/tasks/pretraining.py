@@ -103,6 +103,7 @@ class PretrainSource:
         lengths, groups = captions.lengths(), captions.groups
         self._longest = np.maximum.reduceat(lengths, groups[:-1])
         self._drawn: tuple[int, np.ndarray] | None = None
+        self._matching_texts = seq2seq.captions if config.shared_prefix else 1
         self._shared = shared_rows(captions, seq2seq.captions)
 
     def __len__(self) -> int:
@@ -123,7 +124,8 @@ class PretrainSource:
         names = list(self.shares)
         objectives = self.objectives(epoch)
         text = self._longest + 1
-        text = np.where(objectives == names.index("matching"), self._longest.max() + 1, text)
+        matching = np.minimum(np.diff(self.captions.groups), self._matching_texts) * (self._longest.max() + 1)
+        text = np.where(objectives == names.index("matching"), matching, text)
         text = np.where(objectives == names.index("seq2seq_lm"), self._shared, text)
         return self.images.rows(self.positions) + text
 
@@ -178,12 +180,24 @@ class PretrainSource:
         )
 
     def _matching(self, index: int, generator: np.random.Generator) -> Document:
-        words, match = self._words(index, generator), 1.0
-        if generator.random() < self.config.negative_share:
-            words, match = self._negative(index, words, generator)
-        prefix = self.images.prefix(self.images.read(int(self.positions[index])))
-        text = plain_text(words, self.tokenizer)
-        return Document(source=self._source(index), objective="matching", prefix=prefix, texts=[text], match=match)
+        """One text or, with a shared prefix, several, each a match or not by itself."""
+        first, end = self.captions.groups[index : index + 2]
+        drawn = generator.permutation(np.arange(first, end))[: self._matching_texts]
+        texts, labels = [], []
+        for text in drawn:
+            words, match = self.captions.tokens(int(text)).astype(np.int64), 1.0
+            if generator.random() < self.config.negative_share:
+                words, match = self._negative(index, words, generator)
+            texts.append(plain_text(words, self.tokenizer))
+            labels.append(match)
+        return Document(
+            source=self._source(index),
+            objective="matching",
+            prefix=self.images.prefix(self.images.read(int(self.positions[index]))),
+            texts=texts,
+            seq2seq=self.config.shared_prefix,
+            match=labels,
+        )
 
     def _negative(self, index: int, words: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
         """Another image's text, or one word changed; a data set of one image has no negatives."""

@@ -120,7 +120,8 @@ def _build_pretraining(
     config: PretrainConfig, store: RegionStore, captions: Sequence[Caption]
 ) -> tuple[Task, DocumentSource]:
     initial = _initial(config.initial, store, new_extractor=False)
-    processor = _processor(config, store, [c.text for c in captions], initial, captions=True, matches=True)
+    abilities = {"captions": True, "matches": True, "shared_prefix": config.objectives.shared_prefix}
+    processor = _processor(config, store, [c.text for c in captions], initial, **abilities)
     texts = _caption_texts(config, processor, captions)
     heads = {"word_head": True, "match_head": True, "classes": len(store.extractor.classes)}
     model = _model(config, processor, initial, heads)

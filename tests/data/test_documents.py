@@ -49,7 +49,7 @@ def documents():
             region_classes=np.array([[0.5, 0.25, 0.0, 0.25]]),
         ),
         Document(
-            source="p", objective="pairs", prefix=prefix(4, 1), texts=[plain_text(words(0), TOKENIZER)], match=0.0
+            source="p", objective="pairs", prefix=prefix(4, 1), texts=[plain_text(words(0), TOKENIZER)], match=[0.0]
         ),
         Document(
             source="a",
