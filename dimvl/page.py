@@ -44,7 +44,7 @@ code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: an
 .columns .card { margin-bottom: 1rem; }
 .card {
   background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1.1rem 1.2rem; margin: 0;
-  min-width: 0; break-inside: avoid;
+  min-width: 0; break-inside: avoid; overflow-x: auto;
 }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; }
 table + table { margin-top: 1rem; }
