@@ -55,7 +55,11 @@ def run_demo(config_path: Path | None, out: Path, quick: bool = False) -> None:
     console = Console()
     stages = all_stages(config)
     console.print(budget_table(config, stages))
-    run_stages(config, places, stages, console)
+    start, earlier = time.monotonic(), read_json(places.wall)["seconds"] if places.wall.exists() else 0.0
+    try:
+        run_stages(config, places, stages, console)
+    finally:
+        write_json(places.wall, {"seconds": round(earlier + time.monotonic() - start, 1)})
     finish(config, places, stages, path, console)
 
 
@@ -242,6 +246,7 @@ def finish(config: DemoConfig, places: Places, stages: Sequence[Stage], path: Pa
 
     records = {stage.name: read_json(places.stages / f"{stage.name}.json") for stage in stages}
     seconds = {name: round(record["seconds"], 1) for name, record in records.items()}
+    seconds["wall"] = read_json(places.wall)["seconds"]
     results = collect_results(places, config.seed, seconds, _peak_memory(records, config.lanes))
     write_json(places.results, results)
     machine = f"{platform.machine()} CPU, {os.cpu_count()} cores, Python {platform.python_version()}"

@@ -120,6 +120,7 @@ class Places:
         self.scores = out / "scores"
         self.results = out / "results.json"
         self.report = out / "report.html"
+        self.wall = out / "wall.json"
         self.exports = out / "exports"
 
     def regions(self, split: str) -> Path:
