@@ -284,7 +284,8 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key also leaves one missing: the misspelling is what helps.
+        first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
         place = [str(part) for part in first["loc"]]
         name = ".".join(place) or "the file"
         if first["type"] == "extra_forbidden":
