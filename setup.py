@@ -30,7 +30,6 @@ setup(
     ],
     extras_require={
         "wandb": ["wandb>=0.19"],
-        "deepspeed": ["deepspeed>=0.19"],
         "dev": [
             "pytest>=8",
             "pytest-cov",

@@ -277,6 +277,26 @@ def test_a_negative_is_never_a_text_of_the_same_image_and_half_of_the_pairs_are_
     assert matches[1.0] / 800 == pytest.approx(0.5, abs=0.071)  # four standard deviations
 
 
+def test_behind_a_shared_prefix_each_text_is_labelled_by_itself_and_judged_from_its_own_last_row(data):
+    source, shape = make_source(data, "matching", shared_prefix=True), make_task().shape
+    own, labels = captions_by_image(source), Counter()
+    for epoch in range(20):
+        documents = [source.build(epoch, index) for index in range(len(source))]
+        batch = collate(documents, shape)
+        texts = [text for document in documents for text in document.texts]
+        targets = batch.targets["matching"]
+        ends = batch.layout.text_starts + batch.layout.text_lengths - 1
+        assert targets.rows.tolist() == ends.tolist() and len(texts) > len(documents)
+        assert batch.layout.seq2seq.all()
+        assert targets.labels.tolist() == [label for document in documents for label in document.match]
+        for index, document in enumerate(documents):
+            assert collate([document], shape).layout.num_rows <= source.costs(epoch)[index]
+            for text, label in zip(document.texts, document.match, strict=True):
+                assert (tuple(text.token_ids[:-1].tolist()) in own[index]) == (label == 1)
+                labels[label] += 1
+    assert min(labels[0.0], labels[1.0]) > 0.35 * labels.total()
+
+
 def test_negatives_of_changed_words_differ_in_one_word_from_a_caption_of_the_image(data):
     pairs = [("red", "blue"), ("small", "large"), ("circle", "star"), ("a", "two"), ("is", "above")]
     changes = WordChanges([*pairs, *((new, old) for old, new in pairs)], TOKENIZER)
