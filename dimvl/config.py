@@ -284,8 +284,7 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        # A misspelt key also leaves one missing: the misspelling is what helps.
-        first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+        first = error.errors()[0]
         place = [str(part) for part in first["loc"]]
         name = ".".join(place) or "the file"
         if first["type"] == "extra_forbidden":
