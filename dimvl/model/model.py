@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
@@ -89,12 +90,14 @@ def initialise(model: DimvlModel) -> None:
     """Draw all weights.
 
     BERT's fixed std of .02 is small at small widths: attention starts flat and learns late. With keys that start as
-    queries a row attends to rows like itself, so a word finds the tag of the same name at step 0.
+    queries a row attends to rows like itself, so at step 0 a word finds the tag of the same name and, as neighbouring
+    positions look alike, the words beside it.
 
     | weights                                    | drawn from                         |
     |--------------------------------------------|------------------------------------|
     | linear                                     | normal, std 1 / sqrt(inputs)       |
     | embeddings, segment, hidden region         | normal, std 1 / sqrt(width)        |
+    | embedding of positions                     | sinusoids, see `sinusoids`         |
     | key projection                             | a copy of the query projection     |
     | biases                                     | 0                                  |
     | bias of the answers                        | log(1 / A): few answers are right  |
@@ -110,6 +113,7 @@ def initialise(model: DimvlModel) -> None:
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
             if module.padding_idx is not None:
                 nn.init.zeros_(module.weight[module.padding_idx])
+    model.tokens.position.weight.data.copy_(sinusoids(*model.tokens.position.weight.shape))
     nn.init.normal_(model.regions.segment, std=len(model.regions.segment) ** -0.5)
     nn.init.normal_(model.regions.hidden_feature, std=len(model.regions.segment) ** -0.5)
     for name, parameter in model.named_parameters():
@@ -119,6 +123,14 @@ def initialise(model: DimvlModel) -> None:
     if model.answer_head is not None:
         nn.init.constant_(model.answer_head.outer.bias, -math.log(model.answer_head.outer.out_features))
     copy_language_to_vision(model)
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """(P, D) sines and cosines of positions (Vaswani et al., NeurIPS 2017, section 3.5), each row of length 1."""
+    rates = 10_000.0 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * rates
+    waves = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
+    return F.normalize(waves, dim=1)
 
 
 def copy_language_to_vision(model: nn.Module) -> None:
