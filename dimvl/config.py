@@ -124,6 +124,9 @@ class TrainingConfig(Section):
     rows_per_step: int = Field(4096, ge=1, description="row budget of an optimiser step over all ranks")
     rows_per_micro_batch: int = Field(4096, ge=1, description="row budget of one forward")
     learning_rate: float = Field(1e-4, gt=0, description="highest, at the end of the warmup")
+    muon_rate: float | None = Field(
+        None, gt=0, description="highest rate of the encoder's matrices, which then go by Muon; none: AdamW for all"
+    )
     head_multiplier: float = Field(1.0, gt=0, description="learning rate of heads over that of the rest")
     warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field(
