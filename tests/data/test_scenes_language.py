@@ -235,6 +235,13 @@ def lies(item: SceneObject, side: tuple[str, ...], other: SceneObject) -> float:
     return {"left": -x, "right": x}[side[0]] if side[0] else -y if side[1] else y
 
 
+def the_side(item: SceneObject, other: SceneObject, world: World) -> str:
+    x, y = item.centre[0] - other.centre[0], item.centre[1] - other.centre[1]
+    far = {"left": -x, "right": x, "above": -y, "below": y}
+    (side,) = [side for side, distance in far.items() if distance >= 0.15 * world.width]  # fails where it is not clear
+    return side
+
+
 def answered(text: str, world: World) -> str:
     yes = {True: "yes", False: "no"}
     if match := re.fullmatch(rf"how many {_NOUN} (?:are there|can you see|are in the picture)\?", text):
@@ -243,6 +250,10 @@ def answered(text: str, world: World) -> str:
         distance = lies(the(match[1], world), match.groups()[1:4], the(match[5], world))
         assert abs(distance) >= 0.15 * world.width
         return yes[distance > 0]
+    if match := re.fullmatch(rf"where is the {_NOUN} relative to the {_NOUN}\?", text):
+        return the_side(the(match[1], world), the(match[2], world), world)
+    if match := re.fullmatch(rf"on which side of the {_NOUN} is the {_NOUN}\?", text):
+        return the_side(the(match[2], world), the(match[1], world), world)
     if match := re.fullmatch(rf"(?:what|which) (\w+) (?:is|does) the object {_SIDES} the {_NOUN}(?: have)?\?", text):
         other = the(match[5], world)
         distances = [(o, lies(o, match.groups()[1:4], other)) for o in world.objects if o is not other]

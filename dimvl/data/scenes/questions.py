@@ -34,11 +34,13 @@ _COUNTING = ("how many {} are there?", "how many {} can you see?", "how many {} 
 _ATTRIBUTE = ("what {} is the {}?", "which {} does the {} have?", "what is the {} of the {}?")
 _RELATION = ("is the {} {} the {}?", "does the {} lie {} the {}?", "can you see the {} {} the {}?")
 _OPEN_RELATION = ("what {} is the object {} the {}?", "which {} does the object {} the {} have?")
+_WHERE = ("where is the {} relative to the {}?", "on which side of the {1} is the {0}?")
 _MORE = ("are there more {} than {}?", "do you see more {} than {}?", "does the picture show more {} than {}?")
 _EQUAL = ("are there as many {} as {}?", "do you see as many {} as {}?")
 _SAME = ("is the {1} the same {0} as the {2}?", "do the {1} and the {2} have the same {0}?")
 
-_FIRST_OPEN = 12  # relation questions that want this or more are open: two of five, as many find no object to ask for
+_FIRST_WHERE = 6  # relation questions that want this or more ask for the side: it is the easiest way into relations
+_FIRST_OPEN = 12  # ... and these for an object: two of five, as many find none to ask for
 _LARGEST_COUNT = 4
 _COUNTED_SLOTS = ((), ("size",), ("size",), ("texture",), ("shape",), ("shape",), ("colour",), ("colour", "shape"))
 _COMPARED = (*SLOTS, "more", "more", "more", "more", "equal", "equal")
@@ -181,6 +183,9 @@ def _relation(world: World, wanted: int, generator: np.random.Generator) -> Ques
     second = _referring_phrase(other, world, SLOTS, generator)
     if first is None or second is None:
         return None
+    if wanted >= _FIRST_WHERE:
+        text = pick(_WHERE, generator).format(first.singular(), second.singular())
+        return Question("relation", text, side, (first, second)) if len(sides) == 1 else None
     yes = wanted % 2 == 0
     said = pick(SIDES[side if yes else OPPOSITE[side]], generator)
     text = pick(_RELATION, generator).format(first.singular(), said, second.singular())

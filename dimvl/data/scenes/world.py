@@ -100,7 +100,7 @@ class SceneOptions:
             "heldout": (0, _MOST_IMAGES),
             "compositional": (0, _MOST_IMAGES),
             "captions_per_image": (1, 10),
-            "questions_per_image": (1, 20),
+            "questions_per_image": (1, 50),
         }
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
