@@ -1,0 +1,335 @@
+"""What the importers share: entries of a source, and the checks that make `Regions` of its arrays.
+
+Between the files of others and the region store. An importer finds the images of a source and hands the arrays of one
+image to `Assembler.regions`, which recognises the unit of the boxes, checks every value and puts the regions best
+first. A bad image ends in a `UserError` that names it; the import goes on without it.
+
+Shapes: R regions of an image, F feature width, K classes kept, A attributes kept.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dimvl.errors import UserError
+from dimvl.regions.geometry import clip, pixels_to_fractions
+from dimvl.regions.importers.given import Sizes, Vocabulary
+from dimvl.regions.records import Regions
+
+log = logging.getLogger(__name__)
+
+Unit = Literal["pixels", "fractions"]
+
+SLACK_PIXELS = 1.0
+SLACK_FRACTION = 0.005
+"""A box may leave its picture by so much of rounding (the larger of both) and is then clipped. Half precision, in which
+some formats keep boxes, is off by up to .0005 in fractions and by up to .5 in pixels of large pictures."""
+
+CLASSES_KEPT = 5
+"""Best classes that are kept of a dense distribution, as many as dimvl's own detector keeps."""
+
+ATTRIBUTES_KEPT = 3
+
+MAX_SIDE = 1_000_000
+"""Pixels; a picture that claims more is a damaged record."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a source, not yet decoded.
+
+    Attributes:
+        image_id: the id that it will have in the store.
+        decode: reads and checks its regions, until the next entry is asked for.
+        position: how far the source has been read with it, in the source's unit.
+
+    """
+
+    image_id: str
+    decode: Callable[[], Regions]
+    position: int
+
+    def read(self) -> Regions:
+        """Regions of the image.
+
+        Raises:
+            UserError: what the source holds of it is damaged or makes no sense.
+
+        """
+        try:
+            return self.decode()
+        except UserError:
+            raise
+        except Exception as error:  # damaged bytes make decoders (zip, JSON, msgpack, HDF5, numpy) raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"image {self.image_id!r} cannot be read ({reason}); restore its record") from error
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is imported.
+
+    Attributes:
+        path: as the user gave it.
+        entries: begins to read the images, in the source's order.
+        images: how many; an estimate where a file has no index.
+        total: size of the source in `unit`.
+        unit: what positions count, `images` or `MB`.
+
+    """
+
+    path: Path
+    entries: Callable[[], Iterator[Entry]]
+    images: int
+    total: int
+    unit: str = "images"
+
+
+class Assembler:
+    """Checks the arrays of an image and makes `Regions` of them.
+
+    The unit of boxes, where a format leaves it open: if no value of an image is above 1.005 they are fractions, if one
+    is above 2 they are pixels, in between the image is refused; and all images of a source must have one unit.
+
+    Args:
+        classes: class names; without them regions get no classes.
+        attributes: attribute names; without them regions get no attributes.
+        sizes: sizes of images; where a source tells them itself they must agree.
+
+    """
+
+    def __init__(
+        self, classes: Vocabulary | None = None, attributes: Vocabulary | None = None, sizes: Sizes | None = None
+    ) -> None:
+        self.classes = classes or Vocabulary()
+        self.attributes = attributes or Vocabulary()
+        self.sizes = sizes
+        self._unit: Unit | None = None
+        self._told_unknown_size = False
+
+    def regions(
+        self,
+        image_id: str,
+        *,
+        boxes: np.ndarray,
+        features: np.ndarray,
+        size: tuple[int, int] | None = None,
+        unit: Unit | None = None,
+        confidence: np.ndarray | None = None,
+        classes: tuple[np.ndarray, np.ndarray] | None = None,
+        class_columns: int = 1,
+        attributes: tuple[np.ndarray, np.ndarray] | None = None,
+        attribute_columns: int = 0,
+    ) -> Regions:
+        """Check an image and put its regions best first.
+
+        Args:
+            image_id: for the record and for messages.
+            boxes: (R, 4) corners x1, y1, x2, y2.
+            features: (R, F) floats.
+            size: width and height in pixels, if the source tells them.
+            unit: of the boxes, if the format fixes it.
+            confidence: (R,) what regions are ordered by; the score of the best class if not given.
+            classes: ids and scores, (R,) or (R, any), best first; -1 for none.
+            class_columns: K of every image of this format.
+            attributes: ids and scores, as `classes`.
+            attribute_columns: A of every image of this format.
+
+        Returns:
+            The record; 1 x 1 stands for an unknown size.
+
+        Raises:
+            UserError: the id, a shape, box, feature, class, attribute or score makes no sense.
+
+        """
+        if not image_id.isprintable() or not image_id:
+            raise UserError(f"the image id {image_id!r} has characters that cannot be printed; restore its record")
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or features.ndim != 2 or len(boxes) != len(features):
+            raise UserError(
+                f"image {image_id!r} has boxes of shape {boxes.shape} and features of shape {features.shape}; "
+                "every region needs four corners and one row of features"
+            )
+        size = self.size(image_id, size)
+        fractions = self._fractions(image_id, boxes, size, unit)
+        halves = _halves(image_id, features)
+        class_arrays = _named(image_id, "class", classes, self.classes, len(boxes), class_columns)
+        attribute_arrays = _named(image_id, "attribute", attributes, self.attributes, len(boxes), attribute_columns)
+        if confidence is None and classes is not None and len(boxes):
+            confidence = classes[1].reshape(len(boxes), -1)[:, 0]
+        order = np.arange(len(boxes))
+        if confidence is not None:
+            _check_scores(image_id, "confidence", confidence, (len(boxes),))
+            order = np.argsort(-confidence.astype(np.float64), kind="stable")
+        width, height = size or (1, 1)
+        return Regions(
+            image_id=image_id,
+            width=width,
+            height=height,
+            boxes=fractions[order],
+            features=halves[order],
+            class_ids=class_arrays[0][order],
+            class_scores=class_arrays[1][order],
+            attribute_ids=attribute_arrays[0][order],
+            attribute_scores=attribute_arrays[1][order],
+        )
+
+    def dense_classes(self, image_id: str, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Best classes of a distribution (R, classes) or (R, 1 + classes), the first column then being the background.
+
+        Returns:
+            Ids and scores (R, K), or nothing without a vocabulary.
+
+        Raises:
+            UserError: the vocabulary has another number of names, or a value is no probability.
+
+        """
+        if not len(self.classes):
+            return None
+        columns = probabilities.shape[-1] if probabilities.ndim == 2 else 0
+        if columns not in (len(self.classes), len(self.classes) + 1):
+            raise UserError(
+                f"image {image_id!r} has class probabilities of shape {probabilities.shape}, but the class vocabulary "
+                f"has {len(self.classes):,} names; give the vocabulary of this detector"
+            )
+        _check_scores(image_id, "class probability", probabilities, probabilities.shape)
+        known = probabilities[:, columns - len(self.classes) :].astype(np.float32)
+        ids = np.argsort(-known, axis=1, kind="stable")[:, :CLASSES_KEPT]
+        return ids, np.take_along_axis(known, ids, axis=1)
+
+    def size(self, image_id: str, told: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Width and height of an image: what the source told, or else what the file of sizes tells.
+
+        Raises:
+            UserError: it is no size, the two disagree, or the file of sizes does not list the image.
+
+        """
+        if told is not None and not all(1 <= side <= MAX_SIDE for side in told):
+            raise UserError(f"image {image_id!r} has size {told[0]} x {told[1]}; a size is 1 to {MAX_SIDE:,} pixels")
+        if self.sizes is None:
+            return told
+        given = self.sizes.of(image_id)
+        if told is not None and told != given:
+            raise UserError(
+                f"image {image_id!r} is {told[0]} x {told[1]} in the source but {given[0]} x {given[1]} in "
+                f"{self.sizes.path}; give the sizes of the pictures that the regions were made from"
+            )
+        return given
+
+    def _fractions(
+        self, image_id: str, boxes: np.ndarray, size: tuple[int, int] | None, unit: Unit | None
+    ) -> np.ndarray:
+        """Boxes (R, 4) checked and as float32 fractions."""
+        boxes = boxes.astype(np.float64)
+        _refuse(image_id, boxes, ~np.isfinite(boxes), "a corner that is not finite")
+        if unit is None and boxes.size:
+            unit = self._recognised(image_id, boxes)
+        if unit == "pixels":
+            if size is None:
+                raise UserError(f"image {image_id!r} has boxes in pixels and no size is known; give --sizes COCO.json")
+            fractions = pixels_to_fractions(boxes, *size).astype(np.float64)
+        else:
+            fractions = boxes
+        if size is None and not self._told_unknown_size:
+            self._told_unknown_size = True
+            log.warning("the source does not tell the sizes of images: they are stored as 1 x 1; --sizes gives them")
+        swapped = np.repeat(fractions[:, :2] > fractions[:, 2:], 2, axis=1)
+        _refuse(image_id, boxes, swapped, "swapped corners (x1, y1, x2, y2 is what is read)")
+        sides = np.array([np.inf, np.inf] if size is None else size)
+        slack = np.maximum(SLACK_FRACTION, SLACK_PIXELS / np.tile(sides, 2))
+        outside = (fractions < -slack) | (fractions > 1 + slack)
+        _refuse(image_id, boxes, outside, f"a corner outside the picture{_of_size(size)}")
+        return clip(fractions).astype(np.float32)
+
+    def _recognised(self, image_id: str, boxes: np.ndarray) -> Unit:
+        largest = boxes.max()
+        if 1 + SLACK_FRACTION < largest <= 2:
+            raise UserError(
+                f"image {image_id!r} has boxes that reach to {largest:.4g}: neither fractions (at most 1) nor pixels; "
+                "correct them"
+            )
+        unit: Unit = "pixels" if largest > 2 else "fractions"
+        if self._unit is None:
+            self._unit = unit
+        if unit != self._unit:
+            raise UserError(
+                f"image {image_id!r} has boxes in {unit} (they reach to {largest:.4g}), the images before it have "
+                f"{self._unit}; one source has one unit"
+            )
+        return unit
+
+
+def _of_size(size: tuple[int, int] | None) -> str:
+    return "" if size is None else f" of {size[0]} x {size[1]} pixels (width x height)"
+
+
+def _refuse(image_id: str, boxes: np.ndarray, bad: np.ndarray, what: str) -> None:
+    """Name the first box that has a bad value (R, 4)."""
+    if bad.any():
+        row = int(np.flatnonzero(bad.any(axis=1))[0])
+        values = ", ".join(f"{value:.6g}" for value in boxes[row])
+        raise UserError(f"image {image_id!r} has box {row} ({values}) with {what}; correct it or leave the image out")
+
+
+def _halves(image_id: str, features: np.ndarray) -> np.ndarray:
+    """Features (R, F) as float16."""
+    if features.dtype.kind != "f":
+        raise UserError(f"image {image_id!r} has features of type {features.dtype}; they must be floats")
+    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused
+        halves = features.astype(np.float16)
+    if (bad := np.argwhere(~np.isfinite(halves))).size:
+        row, column = bad[0]
+        raise UserError(
+            f"image {image_id!r} has the feature value {features[row, column]:.6g} in region {row}; features must be "
+            "finite and within 65504, so extract this image again"
+        )
+    return halves
+
+
+def _check_scores(image_id: str, name: str, scores: np.ndarray, shape: tuple[int, ...]) -> None:
+    if scores.shape != shape:
+        raise UserError(f"image {image_id!r} has {name} of shape {scores.shape}, not {shape}; correct it")
+    good = (scores >= -0.01) & (scores <= 1.01)  # a sum of halves may be a little over; NaN is neither
+    if not good.all():
+        value = scores[~good].flat[0]
+        raise UserError(f"image {image_id!r} has the {name} {value:.6g}, which is no probability; extract it again")
+
+
+def _named(
+    image_id: str,
+    name: str,
+    given: tuple[np.ndarray, np.ndarray] | None,
+    vocabulary: Vocabulary,
+    count: int,
+    columns: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (R, columns) int16 and scores float16; no columns without a vocabulary, -1 and 0 where nothing is given."""
+    columns = columns if len(vocabulary) else 0
+    ids = np.full((count, columns), -1, dtype=np.int16)
+    scores = np.zeros((count, columns), dtype=np.float16)
+    if given is None or not count:
+        return ids, scores
+    for array in given:
+        if len(array) != count or array.ndim > 2:
+            raise UserError(
+                f"image {image_id!r} has {name} arrays of shape {array.shape} for {count} regions; correct it"
+            )
+    given_ids, given_scores = (array.reshape(count, -1) for array in given)
+    _check_scores(image_id, f"{name} score", given_scores, given_ids.shape)
+    if given_ids.dtype.kind not in "iu":
+        raise UserError(f"image {image_id!r} has {name} ids of type {given_ids.dtype}; they must be integers")
+    if not columns:
+        return ids, scores
+    if (wrong := (given_ids < -1) | (given_ids >= len(vocabulary))).any():
+        raise UserError(
+            f"image {image_id!r} has {name} id {given_ids[wrong].flat[0]}, but the vocabulary has "
+            f"{len(vocabulary):,} names; give the vocabulary of this detector"
+        )
+    used = min(columns, given_ids.shape[1])
+    known = (given_ids[:, :used] >= 0) & (given_scores[:, :used] > 0)
+    ids[:, :used] = np.where(known, given_ids[:, :used], -1)
+    scores[:, :used] = np.where(known, np.clip(given_scores[:, :used], 0, 1), 0)
+    return ids, scores

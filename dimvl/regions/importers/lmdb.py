@@ -1,0 +1,159 @@
+"""UNITER's LMDB: the arrays of its .npz files under the file's name, as an archive or in msgpack.
+
+In msgpack an array is a map of nd, type, kind, shape and data (raw bytes), as the package msgpack_numpy writes it; that
+package would unpickle arrays of kind O, here they are refused.
+"""
+
+import contextlib
+import importlib.util
+import io
+import math
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dimvl.errors import UserError
+from dimvl.regions.importers.common import Assembler, Entry, Source
+from dimvl.regions.importers.npz import MAX_BYTES, UNITER, read_npz, uniter_regions
+from dimvl.regions.records import Regions
+
+KEYS = b"__keys__"  # a list of all names, not needed here
+
+PATIENCE = 60.0
+"""Seconds without an answer after which a file is taken for damaged; a disk that sleeps takes ten."""
+
+
+def uniter_lmdb(path: Path, assembler: Assembler) -> Source:
+    """Open the folder that holds data.mdb, or that file.
+
+    Raises:
+        UserError: it is no LMDB, is cut off, or the package lmdb or msgpack is missing.
+
+    """
+    if not all(importlib.util.find_spec(name) for name in ("lmdb", "msgpack")):
+        raise UserError("reading LMDB needs the packages lmdb and msgpack; pip install 'dimvl[import]'")
+    file = path / "data.mdb" if path.is_dir() else path
+    with _Reader(file) as reader:
+        total = reader.total
+
+    def entries() -> Iterator[Entry]:
+        with _Reader(file) as reader:
+            for number, key in enumerate(reader.keys(), start=1):
+                if key != KEYS:
+                    name = key.decode("utf-8", "surrogateescape").removesuffix(".npz")
+                    yield Entry(name, partial(_decode, assembler, name, reader), number)
+
+    return Source(path, entries, total, total)
+
+
+class _Reader:
+    """Asks the process of `lmdb_reader.py`. A context manager: its end ends the process.
+
+    Raises:
+        UserError: the process ended or does not answer: the file is no LMDB, cut off or damaged.
+
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> "_Reader":
+        command = [sys.executable, "-m", "dimvl.regions.importers.lmdb_reader", str(self.file)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        try:
+            self.total = int(self._reply())
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys in their order; a damaged tree may have a circle, so no more than the file says it has."""
+        key = self.ask(b"f")
+        for _ in range(self.total):
+            if not key:
+                return
+            yield key
+            key = self.ask(b"n")
+        if key:
+            raise UserError(f"{self.file} is damaged: it has more than its {self.total:,} entries; restore it")
+
+    def ask(self, request: bytes) -> bytes:
+        """Send a request and return the reply."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then there is no reply, which is told below
+            self._process.stdin.write(request)
+        return self._reply()
+
+    def _reply(self) -> bytes:
+        length = int.from_bytes(self._receive(8), "little")
+        if length > MAX_BYTES:
+            raise UserError(f"{self.file} is damaged: it has a value of {length:,} bytes; restore it")
+        return self._receive(length)
+
+    def _receive(self, count: int) -> bytes:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        received = bytearray()
+        while len(received) < count:
+            answers, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+            part = self._process.stdout.read(count - len(received)) if answers else b""
+            if not part:
+                self._process.kill()
+                told = self._process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise UserError(f"{self.file} is no LMDB that can be read ({told or 'damaged'}); restore it")
+            received += part
+        return bytes(received)
+
+
+def _decode(assembler: Assembler, image_id: str, reader: _Reader) -> Regions:
+    value = reader.ask(b"v")
+    if value.startswith(b"PK"):
+        arrays = read_npz(io.BytesIO(value), UNITER, f"image {image_id!r}")
+    else:
+        arrays = unpack(value, image_id)
+    return uniter_regions(assembler, image_id, arrays)
+
+
+def unpack(value: bytes, image_id: str) -> dict[str, np.ndarray]:
+    """Read UNITER's arrays out of msgpack.
+
+    Raises:
+        UserError: it is no msgpack of plain arrays.
+
+    """
+    import msgpack
+
+    try:
+        record = msgpack.unpackb(value, raw=False, strict_map_key=False)
+        if not isinstance(record, dict):
+            raise ValueError("it is no map of arrays")
+        return {name: _array(record[name]) for name in UNITER if name in record}
+    except Exception as error:  # damaged bytes make msgpack raise anything
+        raise UserError(f"image {image_id!r} is no msgpack of plain arrays ({error}); restore it") from None
+
+
+def _array(packed: Any) -> np.ndarray:
+    fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in packed.items()}
+    if fields.get("kind") in (b"O", "O", b"V", "V"):
+        raise ValueError("it holds Python objects, which are never unpickled")
+    kind = fields["type"].decode() if isinstance(fields["type"], bytes) else fields["type"]
+    if fields.get("nd") is not True or not re.fullmatch(r"[<>|=]?[fiub][1248]", kind):
+        raise ValueError(f"an array of type {kind!r} is not read")
+    shape, dtype = tuple(fields["shape"]), np.dtype(kind)
+    if any(not isinstance(side, int) or side < 0 for side in shape):
+        raise ValueError(f"the shape {shape} is none")
+    if math.prod(shape) * dtype.itemsize != len(fields["data"]):
+        raise ValueError(f"{len(fields['data']):,} bytes do not make an array of shape {shape}")
+    return np.frombuffer(fields["data"], dtype=dtype).reshape(shape)

@@ -1,0 +1,42 @@
+"""Reads an LMDB in a process of its own: `python -m dimvl.regions.importers.lmdb_reader FILE`.
+
+LMDB follows offsets in the mapped file without checking them, so that reading a damaged one ends the process (SIGBUS).
+`lmdb.py` asks here instead and outlives that. A request is one byte: f(irst), n(ext) or v(alue); a reply is eight bytes
+of length and so many bytes: the number of entries at the beginning, then keys (nothing behind the last) and values.
+"""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Answer requests on stdin until it is closed."""
+    import lmdb
+
+    file = sys.argv[1]
+    try:
+        environment = lmdb.open(file, subdir=False, readonly=True, lock=False, readahead=False)
+        pages = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if (size := os.path.getsize(file)) < pages:
+            sys.exit(f"it is cut off: {size:,} bytes of {pages:,}")
+        _reply(str(environment.stat()["entries"]).encode())
+        with environment.begin(buffers=True) as transaction:
+            cursor = transaction.cursor()
+            while request := sys.stdin.buffer.read(1):
+                if request == b"v":
+                    _reply(cursor.value())
+                else:
+                    found = cursor.first() if request == b"f" else cursor.next()
+                    _reply(cursor.key() if found else b"")
+    except lmdb.Error as error:
+        sys.exit(str(error))
+
+
+def _reply(data: bytes | memoryview) -> None:
+    sys.stdout.buffer.write(len(data).to_bytes(8, "little"))
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
