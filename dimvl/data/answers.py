@@ -7,9 +7,14 @@ its flag is passed in the place of a count (re.UNICODE = 32 replacements).
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from dimvl.errors import UserError
+from dimvl.files import read_json
 
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _PERIODS_REMOVED = 32
+PEOPLE = 10  # who answered each question of VQA v2
 _COMMA = re.compile(r"(\d)(\,)(\d)")
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -76,8 +81,13 @@ def _words(text: str) -> str:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Soft targets of one question: 0, .3, .6, .9, 1 for 0, 1, 2, 3 and more of ten people (LXMERT, UNITER)."""
-    return {answer: min(1.0, 0.3 * count) for answer, count in Counter(map(normalise_answer, answers)).items()}
+    """Soft targets of one question: 0, .3, .6, .9, 1 for 0, 1, 2, 3 and more of ten people (LXMERT, UNITER).
+
+    Fewer people count as if ten had answered in the same shares, so the one answer of GQA gets 1. More than ten do not.
+    """
+    counts = Counter(map(normalise_answer, answers))
+    weight = max(1.0, PEOPLE / max(1, len(answers)))
+    return {answer: min(1.0, 0.3 * count * weight) for answer, count in counts.items()}
 
 
 def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:
@@ -87,6 +97,42 @@ def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:
         if people:
             counts[Counter(map(normalise_answer, people)).most_common(1)[0][0]] += 1
     return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]]
+
+
+def read_answers(path: Path) -> list[str]:
+    """Read an answer vocabulary: a JSON list, or a JSON mapping from each answer to its place.
+
+    The lists of published models have different orders, so a head only fits the list that it was trained with.
+
+    Raises:
+        UserError: it is neither, has an answer twice, or the places have gaps.
+
+    """
+    content = read_json(path)
+    if isinstance(content, dict):
+        places = list(content.values())
+        whole = all(isinstance(place, int) and not isinstance(place, bool) for place in places)
+        if not whole or sorted(places) != list(range(len(places))):
+            raise UserError(f"{path}: the places of the answers are not 0 to {len(places) - 1}; number them so")
+        content = sorted(content, key=content.__getitem__)
+    if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content):
+        raise UserError(f"{path} is no list of answers; give a JSON list of texts")
+    if len(content) < 2:
+        raise UserError(f"{path} has {len(content)} answers; give at least 2")
+    if twice := [answer for answer, count in Counter(content).items() if count > 1]:
+        raise UserError(f"{path} has the answer {twice[0]!r} twice; remove one")
+    return content
+
+
+def answer_ids(vocabulary: Sequence[str]) -> dict[str, int]:
+    """Place of each answer, by its own form and by its normalised one where that is no other answer.
+
+    Published lists have answers that the normalisation changes, and targets are normalised.
+    """
+    ids = {answer: place for place, answer in enumerate(vocabulary)}
+    for answer, place in list(ids.items()):
+        ids.setdefault(normalise_answer(answer), place)
+    return ids
 
 
 def label_ids(scores: Mapping[str, float], vocabulary: Mapping[str, int]) -> tuple[tuple[int, float], ...]:

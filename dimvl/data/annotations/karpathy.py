@@ -1,0 +1,64 @@
+"""The files of Karpathy and Fei-Fei's splits: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json.
+
+`{"images": [{"filename", "split", "sentences": [{"raw", "sentid"}, ...], "cocoid", "filepath"}, ...]}`; `cocoid` and
+`filepath` are in the COCO file only. Splits are train, val, test and, for COCO, restval: images of COCO's own
+validation set that are not in val and test, and that are usually trained on too.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dimvl.data.annotations.fields import FORMATS, Once, image_name, mapping, records, whole_number, words
+from dimvl.data.annotations.records import Caption
+from dimvl.errors import UserError
+
+
+def is_karpathy(content: Any) -> bool:
+    """Tell these files from COCO's, which have `images` too: here the captions stand inside the images."""
+    if not isinstance(content, dict) or "annotations" in content or not isinstance(content.get("images"), list):
+        return False
+    images = content["images"]
+    return not images or (isinstance(images[0], dict) and "sentences" in images[0])
+
+
+def karpathy_captions(path: Path, content: Any, split: Sequence[str]) -> list[Caption]:
+    """Read the captions of some splits; an image's id is its `cocoid` or, without one, its file name.
+
+    Args:
+        path: for messages.
+        content: the file's JSON value.
+        split: which splits, such as train and restval.
+
+    Raises:
+        UserError: not of this form, no split named or one that the file lacks, an empty caption, or a caption id or an
+            image that is there twice.
+
+    """
+    images = list(records(path, content, "images", ("filename", "split", "sentences")))
+    counts = Counter(str(record["split"]) for _, record in images)
+    there = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(counts.items())) or "none"
+    if not split:
+        raise UserError(f"{path} has the splits {there}; say which with `split`")
+    if lacking := [name for name in split if name not in counts]:
+        raise UserError(f"{path} has no split {lacking[0]!r}, it has {there}; name one of these")
+    captions, pictures = Once("sentid"), Once("image")
+    result = []
+    for place, record in images:
+        if record["split"] not in split:
+            continue
+        file = image_name(record["filename"], place, "filename")
+        image = image_name(record["cocoid"], place, "cocoid") if "cocoid" in record else file
+        pictures.check(image, place)
+        folder = record.get("filepath", "")
+        name = f"{image_name(folder, place, 'filepath')}/{file}" if folder else file
+        if not isinstance(record["sentences"], list):
+            raise UserError(f"{place}: sentences of image {image} are no list; {FORMATS}")
+        for sentence in record["sentences"]:
+            sentence = mapping(sentence, ("raw", "sentid"), f"{place}: a sentence of image {image}")
+            number = whole_number(sentence["sentid"], "sentid", place)
+            captions.check(number, place)
+            text = words(sentence["raw"], f"caption {number} of image {image}", place)
+            result.append(Caption(number, image, text, name))
+    return result

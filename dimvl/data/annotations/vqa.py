@@ -1,0 +1,76 @@
+"""Questions and answers of VQA v2 Open-Ended: a file of questions, and one of annotations where answers are published.
+
+`{"questions": [{"question_id", "image_id", "question"}, ...]}` and `{"annotations": [{"question_id", "answers":
+[{"answer"}, ...], "question_type", "answer_type"}, ...]}`. COCO's file names follow from `data_subtype`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from dimvl.data.annotations.fields import FORMATS, Once, image_name, label, records, whole_number, words
+from dimvl.data.annotations.records import Question
+from dimvl.errors import UserError
+from dimvl.files import read_json
+
+_SUBTYPE = re.compile(r"(train|val|test)(?:-dev)?([0-9]{4})")
+
+
+def vqa_questions(path: Path, content: Any, annotations: Path | None) -> list[Question]:
+    """Read questions and, where given, their answers, in the order of the question file.
+
+    Args:
+        path: of the questions, for messages.
+        content: the question file's JSON value.
+        annotations: the annotation file; None where answers are not published.
+
+    Raises:
+        UserError: not of this form, an empty question, a question id that is there twice, a question without its
+            annotation, or one whose annotation is on another image.
+
+    """
+    answers = {} if annotations is None else _annotations(annotations)
+    once = Once("question_id")
+    result = []
+    for place, record in records(path, content, "questions", ("question_id", "image_id", "question")):
+        number, image = whole_number(record["question_id"], "question_id", place), image_name(record["image_id"], place)
+        once.check(number, place)
+        text = words(record["question"], f"question {number} of image {image}", place)
+        if annotations is not None and number not in answers:
+            raise UserError(
+                f"{annotations} has no annotation for question {number}; give the file that belongs to {path}"
+            )
+        own_image, given, kind, answer_type = answers.get(number, (image, (), "", ""))
+        if own_image not in (image, ""):
+            raise UserError(
+                f"{annotations} has question {number} on image {own_image}, but {path} on image {image}; "
+                "give files that belong together"
+            )
+        result.append(Question(number, image, text, given, kind, answer_type, _file_name(content, image)))
+    return result
+
+
+def _annotations(path: Path) -> dict[int, tuple[str, tuple[str, ...], str, str]]:
+    """Image, answers, question type and answer type of each question; the image is empty where it is not told."""
+    once = Once("question_id")
+    result = {}
+    for place, record in records(path, read_json(path), "annotations", ("question_id", "answers")):
+        number = whole_number(record["question_id"], "question_id", place)
+        once.check(number, place)
+        answers = record["answers"]
+        if not isinstance(answers, list) or not all(isinstance(one, dict) and "answer" in one for one in answers):
+            raise UserError(f"{place}: the answers of question {number} are not a list of {{'answer': ...}}; {FORMATS}")
+        given = tuple(label(one["answer"], f"an answer of question {number}", place) for one in answers)
+        kind, answer_type = (label(record.get(name, ""), name, place) for name in ("question_type", "answer_type"))
+        image = image_name(record["image_id"], place) if "image_id" in record else ""
+        result[number] = (image, given, kind, answer_type)
+    return result
+
+
+def _file_name(content: dict[str, Any], image_id: str) -> str:
+    """Name that COCO's 2014 and 2015 pictures have; empty for pictures of others."""
+    subtype = content.get("data_subtype")
+    parts = _SUBTYPE.fullmatch(subtype) if isinstance(subtype, str) else None
+    if content.get("data_type") != "mscoco" or parts is None or not image_id.isdecimal():
+        return ""
+    return f"COCO_{parts[1]}{parts[2]}_{image_id:0>12}.jpg"

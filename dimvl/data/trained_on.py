@@ -1,0 +1,72 @@
+"""Which images a model was trained on, so that nobody evaluates on them unknowingly.
+
+RUN/trained_on.npy is a sorted array (I,) uint64 with a hash of each image; it goes from a run to what starts from it
+and into exports. Images are told apart by their ids in the store, written as `canonical_id` does: pictures of different
+data sets with the same id look like one image.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dimvl.data.matching import coco_number, without_ending
+from dimvl.errors import UserError
+from dimvl.files import atomic_path
+from dimvl.regions.store_format import encode_id, hash_of_id
+
+FILE = "trained_on.npy"
+NOTHING = np.zeros(0, dtype=np.uint64)
+
+
+def canonical_id(image_id: str) -> str:
+    """Write an id that is a file name of COCO as its number; of other file names only the ending is taken off."""
+    return coco_number(image_id) or without_ending(image_id)
+
+
+def hash_images(image_ids: Iterable[str]) -> np.ndarray:
+    """Hashes (B,) uint64 of images, in their order."""
+    return np.fromiter((hash_of_id(encode_id(canonical_id(image))) for image in image_ids), dtype=np.uint64)
+
+
+def write_trained_on(folder: Path, image_ids: Iterable[str], earlier: np.ndarray) -> None:
+    """Write which images a run is trained on.
+
+    Args:
+        folder: the run's.
+        image_ids: the run's own images.
+        earlier: hashes of those that what it starts from was trained on.
+
+    """
+    copy_trained_on(folder, np.union1d(hash_images(image_ids), earlier))
+
+
+def copy_trained_on(folder: Path, hashes: np.ndarray) -> None:
+    """Write hashes that are sorted already."""
+    with atomic_path(folder / FILE) as temporary, temporary.open("wb") as file:
+        np.save(file, hashes, allow_pickle=False)
+
+
+def read_trained_on(folder: Path) -> np.ndarray:
+    """Read the hashes of a run or an export.
+
+    Raises:
+        UserError: the file is missing or damaged.
+
+    """
+    path = folder / FILE
+    try:
+        hashes = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{folder} lacks {FILE}; export the run again or copy the whole folder") from None
+    except (OSError, ValueError, EOFError):
+        hashes = None
+    if not isinstance(hashes, np.ndarray) or hashes.dtype != np.uint64 or hashes.ndim != 1:
+        raise UserError(f"{path} is damaged; export the run again or copy the whole folder")
+    return hashes
+
+
+def trained_images(image_ids: Sequence[str], hashes: np.ndarray) -> list[str]:
+    """Return those of `image_ids` that were trained on, each once."""
+    known = np.isin(hash_images(image_ids), hashes)
+    return list(dict.fromkeys(image for image, trained in zip(image_ids, known, strict=True) if trained))

@@ -1,0 +1,45 @@
+"""The examples of docs/annotations.md are read as the page says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dimvl.data.annotations import read_captions, read_questions
+from tests.data.annotations.files import write
+
+PAGE = Path(__file__).parents[3] / "docs" / "annotations.md"
+SECTIONS = {
+    heading: re.findall(r"^```(json|text)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for heading, text in re.findall(
+        r"^### (.*?)$(.*?)(?=^##)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("heading", "name", "split"),
+    [
+        ("COCO captions", "a.json", ()),
+        ("Karpathy's splits", "a.json", ("restval",)),
+        ("Flickr30k and Flickr8k", "a.txt", ()),
+        ("Caption and picture, as Conceptual Captions", "a.tsv", ()),
+        ("Lines of JSON, your own", "a.jsonl", ()),
+    ],
+)
+def test_examples_of_captions_are_read(tmp_path, heading, name, split):
+    assert SECTIONS[heading]
+    for _, content in SECTIONS[heading]:
+        assert len(read_captions(write(tmp_path / name, content), split)) in (2, 3)
+
+
+def test_examples_of_questions_are_read(tmp_path):
+    (_, asked), (_, answered) = SECTIONS["VQA v2"]
+    questions = write(tmp_path / "q.json", asked)
+    assert len(read_questions(questions)) == 2
+    first = {**json.loads(asked), "questions": json.loads(asked)["questions"][:1]}
+    one = write(tmp_path / "one.json", first)
+    assert read_questions(one, write(tmp_path / "a.json", answered))[0].answers == ("rice", "rice", "food")
+    ((_, lines),) = SECTIONS["Questions as lines of JSON"]
+    assert [len(question.answers) for question in read_questions(write(tmp_path / "q.jsonl", lines))] == [1, 3, 1]

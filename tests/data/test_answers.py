@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dimvl.data.annotations import read_captions, read_questions
+from dimvl.data.answers import answer_ids, label_ids, normalise_answer, read_answers, soft_scores
+from dimvl.errors import UserError
+
+PUBLISHED = Path(__file__).parents[3] / "shared/data/vqa_answers/trainval_label2ans.json"
+COCO = Path(__file__).parents[3] / "shared/data/coco_small"
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_soft_scores_of_ten_people_are_the_published_ones():
+    for people, score in [(1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)]:
+        answers = ["red"] * people + [f"other {number}" for number in range(10 - people)]
+        assert soft_scores(answers)["red"] == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("answers", "scores"),
+    [
+        ([], {}),
+        (["red"], {"red": 1}),  # the one answer of GQA is right
+        (["red", "Red.", "blue"], {"red": 1, "blue": 1}),  # a third of the people is as three of ten
+        (["red"] * 4 + ["blue"], {"red": 1, "blue": 0.6}),
+        (["red"] * 10 + ["blue"], {"red": 1, "blue": 0.3}),  # eleven people
+    ],
+)
+def test_fewer_people_count_as_if_ten_had_answered_in_the_same_shares_and_more_do_not(answers, scores):
+    assert soft_scores(answers) == pytest.approx(scores)
+
+
+def test_an_answer_vocabulary_is_a_list_or_a_mapping_to_places(tmp_path):
+    assert read_answers(write(tmp_path / "a.json", ["", "yes", "no"])) == ["", "yes", "no"]
+    assert read_answers(write(tmp_path / "a.json", {"no": 2, "": 0, "yes": 1})) == ["", "yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[", "not valid JSON"),
+        (3, "is no list of answers"),
+        (["yes", 1], "is no list of answers"),
+        (["yes"], "has 1 answers"),
+        (["yes", "no", "yes"], "has the answer 'yes' twice"),
+        ({"yes": 0, "no": 2}, "are not 0 to 1"),
+        ({"yes": 0, "no": 0}, "are not 0 to 1"),
+        ({"yes": 0, "no": "1"}, "are not 0 to 1"),
+        ({"yes": False, "no": True}, "are not 0 to 1"),
+    ],
+)
+def test_a_bad_vocabulary_is_one_sentence(tmp_path, content, says):
+    with pytest.raises(UserError, match=says) as caught:
+        read_answers(write(tmp_path / "a.json", content))
+    assert str(caught.value).startswith(str(tmp_path / "a.json"))
+
+
+def test_answers_of_a_list_that_the_normalisation_changes_can_be_targets():
+    ids = answer_ids(["yes", "the sky", "sky", "T-shirt"])
+    assert (ids["sky"], ids["the sky"], ids["T-shirt"], ids[normalise_answer("t-shirt")]) == (2, 1, 3, 3)
+    assert label_ids(soft_scores(["T-shirt"] * 10), ids) == ((3, 1.0),)
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published answer list is not on this machine")
+def test_every_answer_of_the_published_list_can_be_a_target():
+    answers = read_answers(PUBLISHED)
+    ids = answer_ids(answers)
+    assert len(answers) == 3129
+    reached = {ids[normalise_answer(answer)] for answer in answers}
+    shadowed = [answer for place, answer in enumerate(answers) if place not in reached]
+    # An answer whose normalised form is another answer of the list cannot be reached: "two men" of "2 men", and so on.
+    assert all(normalise_answer(answer) in answers for answer in shadowed)
+
+
+@pytest.mark.skipif(not COCO.exists(), reason="the small COCO subset is not on this machine")
+def test_real_files_are_read_whole():
+    captions = read_captions(COCO / "captions.json")
+    assert len(captions) == 700 and len({caption.image_id for caption in captions}) == 140
+    parts = [read_captions(COCO / f"captions_{split}.json") for split in ("train", "val")]
+    assert sorted(map(repr, captions)) == sorted(map(repr, parts[0] + parts[1]))
+    images = {
+        split: {caption.image_id for caption in part} for split, part in zip(("train", "val"), parts, strict=True)
+    }
+    splits = json.loads((COCO / "splits.json").read_text())
+    assert all(images[split] <= set(map(str, splits[split])) for split in images)
+    questions = read_questions(COCO / "vqa_questions.json", COCO / "vqa_annotations.json")
+    assert len(questions) == 42 and {len(question.answers) for question in questions} == {10}
+    assert {question.answer_type for question in questions} == {"yes/no", "number", "other"}

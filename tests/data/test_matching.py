@@ -1,0 +1,156 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from dimvl.data.annotations import Caption
+from dimvl.data.matching import RULES, match_file, match_files
+from dimvl.errors import UserError
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store_writer import RegionStoreWriter
+from tests.factories import make_extractor, make_regions
+
+FILE = Path("captions.json")
+
+
+def make_store(folder, *image_ids):
+    with RegionStoreWriter(folder / "-".join(map(str, map(hash, image_ids))), make_extractor()) as writer:
+        for number, image_id in enumerate(image_ids):
+            writer.add(make_regions(number, image_id))
+    return RegionStore(writer.path)
+
+
+def captions(*names):
+    """One caption for each image (id, file name)."""
+    pairs = [(name, "") if isinstance(name, str) else name for name in names]
+    return [Caption(number, image, "a star", file) for number, (image, file) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(
+    ("image", "stored", "rule"),
+    [
+        (("391895", "COCO_val2014_000000391895.jpg"), "391895", "its id"),
+        (("391895", "COCO_val2014_000000391895.jpg"), "COCO_val2014_000000391895.jpg", "its file name"),
+        (("391895", "val2014/COCO_val2014_000000391895.jpg"), "COCO_val2014_000000391895.jpg", "its file name"),
+        (
+            ("391895", "val2014/COCO_val2014_000000391895.jpg"),
+            "COCO_val2014_000000391895",
+            "its file name without the ending",
+        ),
+        (("1000092795.jpg", "1000092795.jpg"), "1000092795", "its file name without the ending"),
+        (("a/b.v2.PNG", "a/b.v2.PNG"), "b.v2", "its file name without the ending"),
+        (("a/b.v2.PNG", "a/b.v2.PNG"), "a/b.v2", "its path without the ending"),
+        (("http://some.org/x/y.jpg?w=5#z", "http://some.org/x/y.jpg?w=5#z"), "y", "its file name without the ending"),
+        (
+            ("COCO_val2014_000000391895.jpg", "COCO_val2014_000000391895.jpg"),
+            "391895",
+            "the number in its COCO file name",
+        ),
+        (("000000391895.jpg", "000000391895.jpg"), "391895", "the number in its COCO file name"),
+        (("391895", ""), "000000391895", "its number in twelve digits"),
+    ],
+)
+def test_each_rule_finds_the_images_that_it_is_for(tmp_path, image, stored, rule):
+    match = match_file(FILE, captions(image, ("other", "other.jpg")), make_store(tmp_path, stored, "z"))
+    assert (dict(match.store_ids), match.rule, list(match.missing)) == ({image[0]: stored}, rule, ["other"])
+
+
+@pytest.mark.parametrize(
+    ("image", "stored"),
+    [
+        ("img_12.jpg", "12"),  # digits at the end are no number of COCO
+        ("0000000012.jpg", "12"),  # ten digits neither
+        ("row 12", "12"),
+        ("b.v2", "b"),  # not every dot begins an ending
+    ],
+)
+def test_what_only_looks_alike_is_not_the_same_image(tmp_path, image, stored):
+    with pytest.raises(UserError, match="none of the 1 images"):
+        match_file(FILE, captions((image, image)), make_store(tmp_path, stored))
+
+
+def test_one_rule_serves_the_whole_file_the_one_that_finds_most(tmp_path):
+    names = [("1", "a.jpg"), ("2", "b.jpg"), ("3", "c.jpg")]
+    match = match_file(FILE, captions(*names), make_store(tmp_path, "1", "a", "b"))
+    assert match.store_ids == {"1": "a", "2": "b"} and list(match.missing) == ["3"]
+    assert list(RULES).index(match_file(FILE, captions(*names), make_store(tmp_path, "1", "a")).rule) == 0
+
+
+def test_a_rule_that_makes_two_images_one_is_not_used_and_alone_it_is_refused(tmp_path):
+    twins = [("train/12.jpg", "train/12.jpg"), ("val/12.jpg", "val/12.jpg")]
+    match = match_file(FILE, captions(*twins), make_store(tmp_path, "12", "train/12"))
+    assert match.store_ids == {"train/12.jpg": "train/12"}
+    with pytest.raises(UserError, match=r"images 'train/12\.jpg' and 'val/12\.jpg' would both be image '12'"):
+        match_file(FILE, captions(*twins), make_store(tmp_path, "12"))
+
+
+def test_images_are_found_though_the_sample_has_none_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("dimvl.data.matching.SAMPLE", 2)
+    names = [(f"x{number}", f"x{number}.jpg") for number in range(9)]
+    match = match_file(FILE, captions(*names, ("a", "b.jpg")), make_store(tmp_path, "b"))
+    assert match.store_ids == {"a": "b"}
+
+
+def test_nothing_matched_is_an_error_with_examples_of_both_sides(tmp_path):
+    store = make_store(tmp_path, "one", "two")
+    with pytest.raises(
+        UserError, match=r"none of the 4 images of captions\.json .* the file has '7', 'x\.jpg', '9', the "
+    ):
+        match_file(FILE, captions("7", ("8", "x.jpg"), "9", "10"), store)
+    with pytest.raises(UserError, match=r"the store 'one', 'two'; give files that belong together"):
+        match_file(FILE, captions("7"), store)
+    with pytest.raises(UserError, match=r"captions\.json has no text for any image"):
+        match_file(FILE, [], store)
+
+
+def test_the_report_tells_what_was_found_and_what_not_before_missing_images_are_refused(tmp_path, caplog):
+    store = make_store(tmp_path, "1", "2", "3", "4")
+    files = [
+        (Path("dir/a.json"), captions("1", "2", "1", "77", "78")),
+        (Path("dir/b.csv"), captions(("3.jpg", "3.jpg"))),
+    ]
+    report = tmp_path / "run" / "match.json"
+    with pytest.raises(
+        UserError, match=r"lacks image '77' and 1 others of the 4 of dir/a\.json; extract .* missing=skip"
+    ):
+        match_files(files, store, "error", report)
+    told = json.loads(report.read_text())
+    assert told == {
+        "files": [
+            {
+                "file": "a.json",
+                "texts": 5,
+                "images_found": 2,
+                "found_by": "its id",
+                "images_missing": 2,
+                "missing_examples": ["77", "78"],
+            },
+            {
+                "file": "b.csv",
+                "texts": 1,
+                "images_found": 1,
+                "found_by": "its file name without the ending",
+                "images_missing": 0,
+                "missing_examples": [],
+            },
+        ],
+        "store": {"images": 4, "without_text": 1, "without_text_examples": ["4"]},
+        "texts_used": 4,
+        "texts_dropped": {"image not in the store": 2},
+    }
+    caplog.set_level(logging.INFO)
+    records = match_files(files, store, "skip", report, {"unanswered": 3})
+    assert [record.image_id for record in records] == ["1", "2", "1", "3"]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("lacks image '77' and 1 others" in line and "2 of 5 texts are left out" in line for line in said)
+    assert any("3 texts are left out: unanswered" in line for line in said)
+    assert any(
+        "5 texts on 4 images; 2 of these are in the store by its id, 2 are not" in line for line in caplog.messages
+    )
+
+
+def test_a_whole_file_without_a_match_is_an_error_even_where_missing_images_are_skipped(tmp_path):
+    files = [(Path("a.json"), captions("1")), (Path("b.json"), captions("77"))]
+    with pytest.raises(UserError, match=r"none of the 1 images of b\.json"):
+        match_files(files, make_store(tmp_path, "1"), "skip", tmp_path / "match.json")

@@ -1,0 +1,216 @@
+"""Annotations through the command line: matching with the store, and the guard of the splits."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+
+import dimvl.cli
+from dimvl.data.trained_on import FILE, read_trained_on
+from dimvl.errors import UserError
+from dimvl.pretrained import latest_checkpoint
+from tests.factories import make_store
+from tests.tiny_runs import TinyData, make_config, make_data
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`dimvl ARGUMENTS` in this process."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
+        code = 0
+        try:
+            dimvl.cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capfd.readouterr())
+
+    return call
+
+
+def refused(result: Result, *words: str) -> None:
+    """Whether a command ended in one sentence with these words, and no traceback."""
+    assert result.code == 2, result
+    last = result.err.splitlines()[-1]
+    assert last.startswith("error: ") and all(word in last for word in words), result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.fixture(autouse=True)
+def no_official_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions are not scored here: the protocol starts Java, which takes seconds."""
+
+    def unavailable(*_: object) -> None:
+        raise UserError("not here")
+
+    monkeypatch.setattr("dimvl.evaluation.caption_scores", unavailable)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TinyData:
+    return make_data(tmp_path / "data")
+
+
+def write_config(tmp_path: Path, data: TinyData, task: str = "pretrain", **changes: object) -> Path:
+    config = make_config(data, tmp_path / "runs" / task, task, training={"steps": 2}, **changes)
+    path = tmp_path / f"{task}.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True) | {"task": task}))
+    return path
+
+
+def add_missing(data: TinyData) -> None:
+    content = json.loads(data.captions.read_text())
+    content["annotations"].append({"id": 9999, "image_id": 77, "caption": "a red star"})
+    data.captions.write_text(json.dumps(content))
+
+
+def test_a_missing_image_ends_training_before_it_starts_unless_it_may_be_skipped(
+    run: Run, tmp_path: Path, data: TinyData, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_missing(data)
+    config = write_config(tmp_path, data)
+    refused(run("pretrain", config), "lacks image '77'", "missing=skip")
+    folder = tmp_path / "runs" / "pretrain"
+    assert latest_checkpoint(folder) is None
+    assert json.loads((folder / "match.json").read_text())["files"][0]["missing_examples"] == ["77"]
+    result = run("pretrain", config, "missing=skip")
+    assert result.code == 0 and "1 texts are left out: image not in the store" in caplog.messages
+    assert "6 of these are in the store by its id, 1 are not" in caplog.text
+    assert latest_checkpoint(folder) is not None, "the same folder serves after the mistake is mended"
+
+
+def test_files_that_do_not_belong_to_the_store_are_refused_with_examples(
+    run: Run, tmp_path: Path, data: TinyData
+) -> None:
+    data.captions.write_text(json.dumps({"annotations": [{"id": 1, "image_id": "dog", "caption": "a red star"}]}))
+    refused(run("pretrain", write_config(tmp_path, data), "missing=skip"), "none of the 1 images", "'dog'", "'1', '2'")
+
+
+def test_several_files_of_different_formats_train_together(run: Run, tmp_path: Path, data: TinyData) -> None:
+    lines, pairs = tmp_path / "own.jsonl", tmp_path / "pairs.tsv"
+    lines.write_text('{"image": 1, "caption": "a small star"}\n')
+    pairs.write_text("a large star\tfolder/2.jpg\n")
+    config = write_config(tmp_path, data)
+    result = run("pretrain", config, f"captions=[{data.captions},{lines},{pairs}]")
+    assert result.code == 0
+    report = json.loads((tmp_path / "runs" / "pretrain" / "match.json").read_text())
+    assert [file["found_by"] for file in report["files"]] == ["its id", "its id", "its file name without the ending"]
+    described = json.loads((tmp_path / "runs" / "pretrain" / "run.json").read_text())["data"]
+    assert [described[f"captions {number}"]["file"] for number in (1, 2, 3)] == ["c.json", "own.jsonl", "pairs.tsv"]
+
+
+def test_questions_of_lines_of_json_train_with_a_list_of_answers(
+    run: Run, tmp_path: Path, data: TinyData, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines, answers = tmp_path / "own.jsonl", tmp_path / "answers.json"
+    asked = [
+        {"image": image, "question": "is it red?", "answer": "yes" if image % 2 else "no"} for image in range(1, 7)
+    ]
+    asked.append({"image": 1, "question": "what is it?"})
+    lines.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    answers.write_text('["no", "yes", "maybe"]')
+    config = write_config(tmp_path, data, "vqa")
+    result = run("finetune", config, f"questions={lines}", "annotations=[]", f"answers={answers}")
+    assert result.code == 0 and "1 texts are left out: question without an answer" in caplog.messages
+    folder = tmp_path / "runs" / "vqa"
+    assert json.loads((folder / "processor.json").read_text())["answers"] == ["no", "yes", "maybe"]
+    place = ("--regions", data.regions, "--questions", lines, "--out", tmp_path / "out")
+    lines.write_text("".join(json.dumps(record) + "\n" for record in asked[:-1]))
+    assert run("evaluate", folder, *place, "--allow-trained-images").code == 0
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["count"] == 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["annotations=[]"], "no question has an answer"),
+        (["questions=[{q},{q2}]", "annotations=[{a},{a}]"], "which another file has too"),
+        (["answers=none.json"], "none.json does not exist"),
+    ],
+)
+def test_questions_without_answers_and_doubled_questions_are_refused(
+    run: Run, tmp_path: Path, data: TinyData, overrides: list[str], words: str
+) -> None:
+    second = shutil.copy(data.questions, tmp_path / "second.json")
+    given = [override.format(q=data.questions, q2=second, a=data.annotations) for override in overrides]
+    refused(run("finetune", write_config(tmp_path, data, "vqa"), *given), words)
+
+
+def test_a_model_is_not_evaluated_on_images_that_it_was_trained_on_unless_told(
+    run: Run, tmp_path: Path, data: TinyData
+) -> None:
+    first = write_config(tmp_path, data)
+    assert run("pretrain", first).code == 0
+    later = TinyData(
+        make_store(tmp_path / "later", 9), data.captions, *(tmp_path / name for name in ("q.json", "a.json"))
+    )
+    content = {"annotations": [{"id": n, "image_id": n, "caption": "a star"} for n in (7, 8)]}
+    later.captions.write_text(json.dumps(content))
+    second = write_config(tmp_path, later, "caption", initial=tmp_path / "runs" / "pretrain")
+    assert run("finetune", second).code == 0
+    model = tmp_path / "runs" / "caption"
+    assert len(read_trained_on(model)) == 8, "six of the pretraining and two of its own"
+    given = ("--regions", later.regions, "--out", tmp_path / "out", "--beams", 1, "--captions", tmp_path / "test.jsonl")
+
+    def about(*images: int) -> None:
+        lines = [json.dumps({"image": image, "caption": "a star"}) for image in images]
+        (tmp_path / "test.jsonl").write_text("\n".join(lines))
+
+    about(9, 1, 7)
+    refused(run("evaluate", model, *given), "2 of the 3 images were trained on", "'1', '7'", "--allow-trained-images")
+    assert not (tmp_path / "out").exists()
+    assert run("evaluate", model, *given, "--allow-trained-images").code == 0
+    about(9)
+    assert run("evaluate", model, *given).code == 0
+    (model / FILE).unlink()
+    refused(run("evaluate", model, *given), f"lacks {FILE}")
+
+
+def test_evaluation_refuses_missing_images_unless_told_and_writes_ids_as_the_annotations_have_them(
+    run: Run, tmp_path: Path, data: TinyData, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("finetune", write_config(tmp_path, data, "caption")).code == 0
+    store = tmp_path / "named"
+    shutil.copytree(data.regions, store)
+    images = [
+        {
+            "filename": f"{image}.jpg",
+            "cocoid": 1000 + image,
+            "split": split,
+            "sentences": [{"raw": "a", "sentid": image}],
+        }
+        for image, split in ((1, "test"), (2, "test"), (3, "val"), (77, "test"))
+    ]
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": images}))
+    given = ("--regions", store, "--out", tmp_path / "out", "--captions", path, "--allow-trained-images", "--beams", 1)
+    model = tmp_path / "runs" / "caption"
+    refused(run("evaluate", model, *given), "has the splits test (3 images), val (1 images)")
+    refused(run("evaluate", model, *given, "--split", "test"), "lacks image '1077'", "--skip-missing")
+    result = run("evaluate", model, *given, "--split", "test", "--skip-missing")
+    assert result.code == 0 and "1 of 3 texts are left out" in caplog.text
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [record["image_id"] for record in written] == [1001, 1002]
+    refused(run("evaluate", model, "--regions", store, "--questions", path, "--split", "test"), "--split test is for")
+
+
+def test_a_run_tells_its_images_only_by_hashes(run: Run, tmp_path: Path, data: TinyData) -> None:
+    assert run("pretrain", write_config(tmp_path, data)).code == 0
+    hashes = np.load(tmp_path / "runs" / "pretrain" / FILE, allow_pickle=False)
+    assert hashes.dtype == np.uint64 and len(hashes) == 6
