@@ -8,6 +8,7 @@ do not all say the same.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dimvl.data.annotations import Question
 from dimvl.data.answers import normalise_answer, strip_answer
@@ -18,13 +19,15 @@ AGREEING = 3  # others who must agree for a full point
 
 @dataclass(frozen=True, kw_only=True)
 class VqaScores:
-    """Accuracies as fractions in [0, 1].
+    """Accuracies, as fractions in [0, 1] where nothing else is said.
 
     Attributes:
         overall: mean over questions.
         by_answer_type: mean over the questions of each answer type (yes/no, number, other).
         by_kind: mean over the questions of each question type.
         count: number of questions.
+        official: the same in percent to two decimals, under the names of the official evaluator: overall,
+            perAnswerType, perQuestionType.
 
     """
 
@@ -32,6 +35,7 @@ class VqaScores:
     by_answer_type: dict[str, float]
     by_kind: dict[str, float]
     count: int
+    official: dict[str, Any]
 
 
 def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -75,8 +79,17 @@ def vqa_accuracy(predictions: Mapping[int, str], questions: Sequence[Question]) 
         by_answer_type={name: _mean(values) for name, values in sorted(by_answer_type.items())},
         by_kind={name: _mean(values) for name, values in sorted(by_kind.items())},
         count=len(accuracies),
+        official={
+            "overall": _percent(accuracies),
+            "perAnswerType": {name: _percent(values) for name, values in sorted(by_answer_type.items())},
+            "perQuestionType": {name: _percent(values) for name, values in sorted(by_kind.items())},
+        },
     )
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _percent(values: Sequence[float]) -> float:
+    return round(100 * sum(values) / len(values), 2)  # the evaluator's order of operations, which decides ties

@@ -1,0 +1,197 @@
+"""Caption scores by the protocol of the COCO evaluation: PTB tokens, then BLEU 1-4, METEOR, ROUGE-L, CIDEr and SPICE.
+
+The scores are computed by pycocoevalcap (Chen et al., "Microsoft COCO Captions", 2015), which comes with the extra
+`metrics`. Its Java programs are run from here and not by its own wrappers: nothing is written beside its files, which
+may be read-only, and a program that dies is a sentence instead of a wait without end.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+
+from dimvl.errors import UserError
+
+EXTRA = "pycocoevalcap is not installed, which caption scores need; pip install 'dimvl[metrics]'"
+JAVA = "Java is not on PATH, which the PTB tokeniser and METEOR need; install Java 8 or newer"
+SPICE_LIBRARY = "stanford-corenlp-3.6.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionScores:
+    """Scores of captions, under the names of the COCO evaluation.
+
+    Attributes:
+        corpus: Bleu_1 to Bleu_4, METEOR, ROUGE_L and SPICE from 0 to 1, CIDEr from 0 to 10.
+        per_image: the same of each image; BLEU, METEOR and CIDEr of the corpus are not all means of these.
+        left_out: why a score is not there, by its name.
+        count: images.
+        references: captions that they were compared with.
+
+    """
+
+    corpus: dict[str, float]
+    per_image: dict[str, dict[str, float]]
+    left_out: dict[str, str]
+    count: int
+    references: int
+
+
+def lacking(tokenised: bool = False) -> str | None:
+    """Say what is not installed that `caption_scores` needs; None where all is there.
+
+    Args:
+        tokenised: texts will be given as tokens, so that only METEOR needs Java and can be left out.
+
+    """
+    if find_spec("pycocoevalcap") is None:
+        return EXTRA
+    if not tokenised and shutil.which("java") is None:
+        return f"{JAVA}, or have texts that are tokenised already scored without METEOR by --tokenised"
+    return None
+
+
+def caption_scores(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], tokenised: bool = False
+) -> CaptionScores:
+    """Score one caption for each image.
+
+    Args:
+        predictions: image id -> caption, which may be empty.
+        references: image id -> at least one caption; the same images.
+        tokenised: the texts are tokens between blanks, as the PTB tokeniser leaves them, and stay as they are. Without
+            Java, METEOR is then left out.
+
+    Raises:
+        UserError: pycocoevalcap or Java is missing, or a Java program failed.
+
+    """
+    if reason := lacking(tokenised):
+        raise UserError(reason)
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    images = list(predictions)
+    truth = {image: [_line(text) for text in references[image]] for image in images}
+    found = {image: [_line(predictions[image])] for image in images}
+    if not tokenised:
+        tokens = iter(ptb_tokens([*chain.from_iterable(truth.values()), *chain.from_iterable(found.values())]))
+        truth = {image: [next(tokens) for _ in texts] for image, texts in truth.items()}
+        found = {image: [next(tokens)] for image in images}
+    if not any(text for texts in truth.values() for text in texts):
+        raise UserError("no caption to compare with has a word; give annotations with captions")
+    bleu, bleu_of_images = Bleu(4).compute_score(truth, found, verbose=0)
+    scores = {f"Bleu_{size}": each for size, each in enumerate(zip(bleu, bleu_of_images, strict=True), start=1)}
+    left_out = {}
+    if shutil.which("java") is None:
+        left_out["METEOR"] = JAVA
+    else:
+        scores["METEOR"] = _meteor(truth, found)
+    scores["ROUGE_L"] = Rouge().compute_score(truth, found)
+    scores["CIDEr"] = Cider().compute_score(truth, found)
+    if reason := _lacking_for_spice():
+        left_out["SPICE"] = reason
+    else:
+        scores["SPICE"] = _spice(truth, found)
+    return CaptionScores(
+        corpus={name: float(corpus) for name, (corpus, _) in scores.items()},
+        per_image={
+            image: {name: float(values[place]) for name, (_, values) in scores.items()}
+            for place, image in enumerate(images)
+        },
+        left_out=left_out,
+        count=len(images),
+        references=sum(map(len, truth.values())),
+    )
+
+
+def _line(text: str) -> str:
+    """Take line breaks out, which would move all texts after this one in the Java programs."""
+    return " ".join(text.splitlines())
+
+
+def ptb_tokens(texts: Sequence[str]) -> list[str]:
+    """Tokenise texts as the COCO evaluation does: lower case, Penn Treebank tokens between blanks, no punctuation.
+
+    Raises:
+        UserError: the Java program failed.
+
+    """
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    lines = "".join(f"{_line(text)}\n" for text in texts).encode(errors="replace")  # lone surrogates cannot be written
+    result = subprocess.run(command, input=lines, capture_output=True)
+    found = result.stdout.decode(errors="replace").removesuffix("\n").split("\n")
+    if result.returncode or len(found) != len(texts):
+        raise _failed("the PTB tokeniser")
+    removed = frozenset(ptbtokenizer.PUNCTUATIONS)
+    return [" ".join(token for token in line.rstrip().split(" ") if token not in removed) for line in found]
+
+
+def _meteor(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> tuple[float, list[float]]:
+    """METEOR of the corpus and of each image: one line of statistics each, then the scores of them all."""
+    from pycocoevalcap.meteor import meteor
+
+    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", meteor.METEOR_JAR]
+    command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+    folder = Path(meteor.__file__).parent
+    try:
+        with subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
+            asks, answers = process.stdin, process.stdout
+            assert asks is not None and answers is not None
+            try:
+                statistics = []
+                for image, (text,) in found.items():
+                    clean = text.replace("|||", "").replace("  ", " ")
+                    print("SCORE", *truth[image], clean, sep=" ||| ", file=asks, flush=True)
+                    statistics.append(answers.readline().strip())
+                print("EVAL", *statistics, sep=" ||| ", file=asks, flush=True)
+                values = [float(answers.readline()) for _ in range(len(found) + 1)]
+            finally:
+                process.kill()  # it would wait for more lines
+    except (OSError, ValueError):  # it ended before its time: the pipe is broken, or there is no number to read
+        raise _failed("METEOR") from None
+    return values[-1], values[:-1]
+
+
+def _failed(program: str) -> UserError:
+    return UserError(
+        f"Java's program for {program} failed; check that `java -version` works and that 2 GB of memory are free"
+    )
+
+
+def _lacking_for_spice() -> str | None:
+    """Say why SPICE cannot be computed; pycocoevalcap would download what it lacks."""
+    from pycocoevalcap.spice import get_stanford_models
+
+    library = Path(get_stanford_models.__file__).parent / "lib"
+    if all((library / f"{SPICE_LIBRARY}{part}.jar").is_file() for part in ("", "-models")):
+        return None if shutil.which("java") else JAVA
+    return f"its files ({SPICE_LIBRARY}) are not installed; put them into the folder pycocoevalcap/spice/lib"
+
+
+def _spice(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> tuple[float, list[float]]:
+    from pycocoevalcap.spice.spice import Spice
+
+    try:
+        corpus, values = Spice().compute_score(truth, found)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"SPICE failed ({error}); check its files, or take them out of the folder pycocoevalcap/spice/lib"
+        ) from None
+    by_image = {image: value["All"]["f"] for image, value in zip(sorted(truth), values, strict=True)}
+    return corpus, [by_image[image] for image in truth]
