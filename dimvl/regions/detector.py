@@ -5,10 +5,10 @@ is a folder of two files, `detector.json` (settings) and `detector.safetensors` 
 carries with it.
 """
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -20,29 +20,30 @@ from torch import Tensor
 
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, read_json, write_json
+from dimvl.regions.detections import (
+    CLASSES_KEPT,
+    KIND,
+    SETTINGS,
+    Detections,
+    RegionDetector,
+    at_least_one,
+    cut,
+    given_rows,
+    refuse_options,
+    weights_fingerprint,
+    with_whole_image,
+)
 from dimvl.regions.detector_network import STRIDE, Described, DetectorNetwork, DetectorSettings
 from dimvl.regions.records import Extractor
 
-CLASSES_KEPT = 5
-BATCH = 16  # pictures at once: more is no faster on a CPU
 LONGEST_TO_SHORTEST = 4  # a longer picture is scaled down further, so that a panorama costs no more than four squares
 SCENES_FOLDER = Path(__file__).parent / "weights" / "scenes"
+NUMBERS = (*("side", "proposals", "score_threshold", "nms_threshold", "min_regions", "max_regions", "whole_image"),)
+"""Settings that change what comes out and may be changed without training."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Detections:
-    """What was found in one picture, best first: the arrays of `dimvl.regions.records.Regions`."""
-
-    boxes: np.ndarray
-    features: np.ndarray
-    class_ids: np.ndarray
-    class_scores: np.ndarray
-    attribute_ids: np.ndarray
-    attribute_scores: np.ndarray
-
-
-class Detector:
-    """A detector ready for use: pictures of any size in, regions with fractional boxes out."""
+class Detector(RegionDetector):
+    """dimvl's own detector ready for use: pictures of any size in, regions with fractional boxes out."""
 
     def __init__(self, network: DetectorNetwork) -> None:
         self.network = network.eval()
@@ -63,17 +64,17 @@ class Detector:
             UserError: a file is missing or damaged, or weights and settings do not fit each other.
 
         """
-        values = read_json(folder / "detector.json")
+        values = read_json(folder / SETTINGS)
         weights_path = folder / "detector.safetensors"
         try:
             settings = DetectorSettings(
                 **{
-                    **values,
+                    **{name: value for name, value in values.items() if name != KIND},
                     "attributes": {name: tuple(names) for name, names in values["attributes"].items()},
                     **{name: tuple(values[name]) for name in ("classes", "channels", "anchor_sizes")},
                 }
             )
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{folder / 'detector.json'} does not describe a detector ({error}); copy the detector's folder again"
             ) from None
@@ -96,7 +97,23 @@ class Detector:
         """Write `detector.json` (settings) and `detector.safetensors` (float16 weights) into the folder."""
         with atomic_path(folder / "detector.safetensors") as temporary:
             safetensors.torch.save_file(self._stored_weights(), temporary)
-        write_json(folder / "detector.json", asdict(self.settings))
+        write_json(folder / SETTINGS, {KIND: "scenes", **asdict(self.settings)})
+
+    def to(self, device: torch.device | str) -> "Detector":
+        """Move the weights to a device and return the detector."""
+        self.network.to(device)
+        return self
+
+    def configure(self, options: Mapping[str, Any]) -> "Detector":
+        """Change what decides which boxes come out, and the side (`shortest_side`) that pictures are scaled to."""
+        refuse_options(options, (*NUMBERS, "shortest_side"), self.settings.name)
+        options = dict(options)
+        if "shortest_side" in options:
+            options["side"] = options.pop("shortest_side")
+        changed: dict[str, Any] = vars(self.settings.selection.changed(options)).copy()
+        changed |= {name: at_least_one(name, options[name]) for name in ("side", "proposals") if name in options}
+        self.settings = self.network.settings = replace(self.settings, **changed)
+        return self
 
     def _stored_weights(self) -> dict[str, Tensor]:
         """Weights by name, in order, as the file keeps them."""
@@ -107,50 +124,22 @@ class Detector:
     @property
     def extractor(self) -> Extractor:
         """Who this detector is, for the region store; saving and loading does not change it."""
-        digest = hashlib.sha256()
-        for name, tensor in self._stored_weights().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.numpy().tobytes())
         settings = self.settings
-        numbers = ("side", "proposals", "score_threshold", "nms_threshold", "max_regions")
         return Extractor(
             name=settings.name,
-            fingerprint=digest.hexdigest(),
-            parameters={name: getattr(settings, name) for name in numbers},
+            fingerprint=weights_fingerprint(self._stored_weights()),
+            parameters={name: getattr(settings, name) for name in NUMBERS},
             feature_width=settings.class_width + settings.attribute_width,
             classes=settings.classes,
             attributes=tuple(name for names in settings.attributes.values() for name in names),
         )
 
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Return the picture as (height, width, 3) uint8 with its shorter side as configured."""
+        return _scaled(image, self.settings.side)
+
     @torch.inference_mode()
-    def detect(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray] | None = None) -> list[Detections]:
-        """Find and describe the objects of pictures; a picture in which nothing is found gives itself as one region.
-
-        What is found in a picture does not depend on the pictures beside it: only pictures of equal size, once scaled,
-        run together.
-
-        Args:
-            images: upright RGB pictures of any size.
-            boxes: for each picture (R, 4) corners x1, y1, x2, y2 as fractions of width and height to describe
-                instead of looking for objects; kept in their order.
-
-        Returns:
-            One `Detections` per picture. The region of a picture without objects has class -1 and score 0.
-
-        """
-        arrays = [_scaled(image, self.settings.side) for image in images]
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for index, array in enumerate(arrays):
-            by_shape.setdefault(array.shape, []).append(index)
-        results: dict[int, Detections] = {}
-        for indices in by_shape.values():
-            for start in range(0, len(indices), BATCH):
-                chunk = indices[start : start + BATCH]
-                given = None if boxes is None else [boxes[index] for index in chunk]
-                results.update(zip(chunk, self._detect_equal([arrays[index] for index in chunk], given), strict=True))
-        return [results[index] for index in range(len(arrays))]
-
-    def _detect_equal(self, arrays: list[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
+    def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
         """Detect in pictures of one size, (height, width, 3) uint8."""
         device = next(self.network.parameters()).device
         height, width, _ = arrays[0].shape
@@ -162,41 +151,26 @@ class Detector:
         if given is None:
             found = self.network.find(pixels, (height, width), feature_map)
         else:
-            found = [torch.from_numpy(np.array(rows, np.float32).reshape(-1, 4)).to(device) * scale for rows in given]
-        shown = [rows if len(rows) else scale.new_tensor([[0, 0, width, height]]) for rows in found]
+            found = [rows * scale for rows in given_rows(given, device)]
+        shown = [with_whole_image(rows, self.settings.whole_image, width, height) for rows in found]
         described = self.network.describe(pixels, shown, feature_map)
-        return self._records(described, [rows / scale for rows in shown], [len(rows) > 0 for rows in found])
+        return self._records(described, [rows / scale for rows in shown], [len(rows) for rows in found])
 
-    def _records(self, described: Described, boxes: list[Tensor], has_objects: list[bool]) -> list[Detections]:
+    def _records(self, described: Described, boxes: list[Tensor], objects: list[int]) -> list[Detections]:
         """Cut a described batch into pictures."""
-        kept = min(CLASSES_KEPT, len(self.settings.classes))
-        class_scores, class_ids = described.class_scores[:, 1:].topk(kept, dim=1)
+        class_scores, class_ids = described.class_scores[:, 1:].topk(min(CLASSES_KEPT, len(self.settings.classes)), 1)
         best = [scores.max(dim=1) for scores in described.attribute_scores]
         group_sizes = [len(names) for names in self.settings.attributes.values()]
-        starts = np.cumsum([0, *group_sizes[:-1]])
-        attribute_ids = torch.stack([group.indices for group in best], dim=1).cpu().numpy() + starts
-        columns = (
-            described.features.cpu().numpy().astype(np.float16),
-            class_ids.cpu().numpy().astype(np.int16),
-            class_scores.cpu().numpy().astype(np.float16),
-            attribute_ids.astype(np.int16),
-            torch.stack([group.values for group in best], dim=1).cpu().numpy().astype(np.float16),
+        starts = torch.tensor([0, *group_sizes[:-1]], device=class_ids.device).cumsum(0)
+        return cut(
+            boxes,
+            objects,
+            features=described.features,
+            class_ids=class_ids,
+            class_scores=class_scores,
+            attribute_ids=torch.stack([group.indices for group in best], dim=1) + starts,
+            attribute_scores=torch.stack([group.values for group in best], dim=1),
         )
-        ends = np.cumsum([len(rows) for rows in boxes])
-        detections = []
-        for rows, end, objects in zip(boxes, ends, has_objects, strict=True):
-            features, ids, scores, attributes, attribute_scores = (column[end - len(rows) : end] for column in columns)
-            detections.append(
-                Detections(
-                    boxes=rows.clamp(0, 1).cpu().numpy(),
-                    features=features,
-                    class_ids=ids if objects else np.full_like(ids, -1),
-                    class_scores=scores if objects else np.zeros_like(scores),
-                    attribute_ids=attributes if objects else np.full_like(attributes, -1),
-                    attribute_scores=attribute_scores if objects else np.zeros_like(attribute_scores),
-                )
-            )
-        return detections
 
 
 def load_scene_detector() -> Detector:

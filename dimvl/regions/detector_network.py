@@ -14,12 +14,13 @@ channels, F feature width. Everything is in pixels of the scaled picture.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dimvl.regions.selection import Selection, select
 from dimvl.regions.torchvision_ops import import_torchvision
 
 STRIDES = (2, 2, 1, 2, 1, 1)  # of the six convolutions; the last is dilated to see around an object
@@ -46,7 +47,9 @@ class DetectorSettings:
         proposals: boxes of the region proposal network that are looked at.
         score_threshold: least probability of a region's best class.
         nms_threshold: overlap (IoU) above which the worse of two boxes goes.
+        min_regions: fewest regions of a picture, the best below the threshold filling up.
         max_regions: most regions of a picture.
+        whole_image: whether the whole image follows as a region without a class.
 
     """
 
@@ -63,7 +66,19 @@ class DetectorSettings:
     proposals: int = 40
     score_threshold: float = 0.4
     nms_threshold: float = 0.5
+    min_regions: int = 0
     max_regions: int = 36
+    whole_image: bool = False
+
+    @property
+    def selection(self) -> Selection:
+        """The settings that decide which boxes become regions.
+
+        Raises:
+            UserError: one lies outside its range.
+
+        """
+        return Selection(**{field.name: getattr(self, field.name) for field in fields(Selection)})
 
 
 @dataclass(frozen=True)
@@ -221,12 +236,12 @@ class DetectorNetwork(nn.Module):
 
     def _keep_best(self, boxes: Tensor, scores: Tensor, classes: Tensor, owners: Tensor, pictures: int) -> list[Tensor]:
         """Score threshold, then non-maximum suppression within each class of each picture, then the most regions."""
-        settings = self.settings
-        good = scores > settings.score_threshold
-        boxes, scores, classes, owners = boxes[good], scores[good], classes[good], owners[good]
-        groups = owners * len(settings.classes) + classes
-        kept = import_torchvision().ops.batched_nms(boxes, scores, groups, settings.nms_threshold)
-        return [boxes[kept[owners[kept] == picture]][: settings.max_regions] for picture in range(pictures)]
+        result = []
+        for picture in range(pictures):
+            own = (owners == picture).nonzero()[:, 0]
+            kept = select(boxes[own], scores[own], classes[own], self.settings.selection)
+            result.append(boxes[own[kept.to(own.device)]])
+        return result
 
     def describe(self, pixels: Tensor, boxes: list[Tensor], feature_map: FeatureMap) -> Described:
         """Describe given boxes, (R, 4) corners in pixels for each picture of a batch."""

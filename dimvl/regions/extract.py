@@ -1,18 +1,30 @@
-"""Pictures through a detector into a region store: `dimvl extract`, and the demo's first reading of its pictures."""
+"""Pictures through a detector into a region store: `dimvl extract`, and the demo's first reading of its pictures.
+
+Pictures are decoded ahead in threads (decoders work outside Python's lock), so that the detector does not wait. Batches
+are cut from the pictures that can be read, in their order, and a shard ends where a batch ends (unless one batch fills
+more than a shard); so neither the threads nor an interruption change what a batch is, and with it not a bit of what is
+stored.
+"""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dimvl.errors import UserError
 from dimvl.files import read_json
-from dimvl.regions.images import load_image
-from dimvl.regions.records import Regions
+from dimvl.regions.detections import Detections
+from dimvl.regions.given_boxes import GivenBoxes
+from dimvl.regions.images import load_image_in_thread, quiet_decoders
+from dimvl.regions.records import ARRAYS, Regions
+from dimvl.regions.store_format import check_space
 from dimvl.regions.store_writer import RegionStoreWriter
 
 log = logging.getLogger(__name__)
@@ -20,39 +32,16 @@ log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
-class Detections(Protocol):
-    """What a detector saw in one picture: the arrays of `Regions`."""
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """(R, 4) float32 fractions."""
-
-    @property
-    def features(self) -> np.ndarray:
-        """(R, F) float16."""
-
-    @property
-    def class_ids(self) -> np.ndarray:
-        """(R, K) int16."""
-
-    @property
-    def class_scores(self) -> np.ndarray:
-        """(R, K) float16."""
-
-    @property
-    def attribute_ids(self) -> np.ndarray:
-        """(R, A) int16."""
-
-    @property
-    def attribute_scores(self) -> np.ndarray:
-        """(R, A) float16."""
-
-
 class Detector(Protocol):
-    """Whatever turns pictures into regions."""
+    """Whatever turns pictures into regions; `dimvl.regions.detections.RegionDetector` says more."""
 
-    def detect(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray] | None = None) -> Sequence[Detections]:
-        """Regions of upright RGB pictures; with `boxes`, of those boxes (R, 4) of each picture, as fractions."""
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Turn an upright RGB picture into what `detect_prepared` takes."""
+
+    def detect_prepared(
+        self, arrays: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None
+    ) -> Sequence[Detections]:
+        """Regions of prepared pictures; with `boxes`, of those boxes (R, 4) of each picture, as fractions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +51,7 @@ class ExtractReport:
     Attributes:
         done: pictures whose regions were written.
         already: pictures that the store had.
-        skipped: pictures that could not be read, each with the reason.
+        skipped: pictures that could not be read or looked at, each with the reason.
 
     """
 
@@ -71,52 +60,63 @@ class ExtractReport:
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
+class _Picture(NamedTuple):
+    image_id: str
+    path: Path
+    width: int
+    height: int
+    array: np.ndarray
+    boxes: np.ndarray | None
+
+
 def extract(
     images: Collection[tuple[str, Path]],
     detector: Detector,
     writer: RegionStoreWriter,
     *,
     batch_size: int = 16,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
-    boxes: Mapping[str, np.ndarray] | None = None,
+    boxes: GivenBoxes | Mapping[str, np.ndarray] | None = None,
 ) -> ExtractReport:
     """Write the regions of pictures that the store does not have yet.
 
-    A picture that cannot be read is logged, counted and left out.
+    A picture that cannot be read, or on which the detector fails, is logged, counted and left out.
 
     Args:
         images: image ids and picture files.
         detector: see `Detector`.
         writer: an open store.
         batch_size: pictures that the detector sees at once.
-        progress: called with pictures dealt with and in total.
-        boxes: boxes (R, 4) by image id, fractions, to be used in place of the detector's own.
+        workers: threads that decode pictures ahead.
+        progress: called with pictures dealt with and in total; those that the store has are dealt with at once.
+        boxes: boxes by image id, fractions, to be used in place of the detector's own.
 
     Raises:
-        UserError: the store cannot be written or the detector gives values that are not finite.
+        UserError: the store cannot be written, there is no room for it, the device's memory is too small for the
+            batch, or the detector gives values that are not finite.
 
     """
-    done, already = 0, 0
+    given = boxes if boxes is None or isinstance(boxes, GivenBoxes) else GivenBoxes(boxes=boxes)
+    todo = [(image_id, path) for image_id, path in images if image_id not in writer]
+    already, done = len(images) - len(todo), 0
     skipped: list[tuple[Path, str]] = []
-    batch: list[tuple[str, Image.Image]] = []
-    for number, (image_id, path) in enumerate(images, start=1):
-        if image_id in writer:
-            already += 1
-        else:
-            try:
-                picture = load_image(path)
-                if boxes is not None and image_id not in boxes:
-                    raise UserError(f"no boxes are given for image {image_id!r}; add them or leave the image out")
-                batch.append((image_id, picture))
-            except UserError as error:
-                log.warning("skipped: %s", error)
-                skipped.append((path, str(error)))
-        if len(batch) == batch_size or (batch and number == len(images)):
-            _write(batch, detector, writer, boxes)
-            done += len(batch)
-            batch = []
-        if progress is not None:
-            progress(number - len(batch), len(images))
+    output = _Output(writer, len(todo))
+    batch: list[_Picture] = []
+    if progress is not None:
+        progress(already, len(images))
+    with quiet_decoders():
+        for number, (path, loaded) in enumerate(_loaded(todo, detector, given, workers, batch_size), start=1):
+            if isinstance(loaded, UserError):
+                _skip(path, str(loaded), skipped)
+            else:
+                batch.append(loaded)
+            if len(batch) == batch_size or (batch and number == len(todo)):
+                regions = _regions(batch, detector, given, skipped)
+                output.write(regions)
+                done, batch = done + len(regions), []
+            if progress is not None:
+                progress(already + number - len(batch), len(images))
     return ExtractReport(done=done, already=already, skipped=skipped)
 
 
@@ -155,28 +155,98 @@ def images_of_coco(annotations: Path, image_folder: Path) -> list[tuple[str, Pat
     return _without_doubles(listed)
 
 
-def _write(
-    batch: list[tuple[str, Image.Image]],
-    detector: Detector,
-    writer: RegionStoreWriter,
-    boxes: Mapping[str, np.ndarray] | None,
-) -> None:
-    pictures = [picture for _, picture in batch]
-    given = None if boxes is None else [boxes[image_id] for image_id, _ in batch]
-    for (image_id, picture), found in zip(batch, detector.detect(pictures, boxes=given), strict=True):
-        writer.add(
-            Regions(
-                image_id=image_id,
-                width=picture.width,
-                height=picture.height,
-                boxes=found.boxes,
-                features=found.features,
-                class_ids=found.class_ids,
-                class_scores=found.class_scores,
-                attribute_ids=found.attribute_ids,
-                attribute_scores=found.attribute_scores,
+class _Output:
+    """Writes batches, each into one shard, after a look at the space that all of them will take."""
+
+    def __init__(self, writer: RegionStoreWriter, images: int) -> None:
+        self.writer = writer
+        self.images = images
+        self.waiting = 0
+        self.checked = False
+
+    def write(self, batch: list[Regions]) -> None:
+        if not batch:
+            return
+        if not self.checked:
+            check_space(
+                self.writer.path,
+                self.images,
+                sum(map(len, batch)) / len(batch),
+                batch[0].features.shape[1],
+                class_columns=batch[0].class_ids.shape[1],
+                attribute_columns=batch[0].attribute_ids.shape[1],
             )
-        )
+            self.checked = True
+        # At least what the writer counts: it keeps all but the features as float32.
+        size = sum(regions.features.nbytes for regions in batch)
+        size += 4 * sum(getattr(regions, name).size for regions in batch for name in ARRAYS if name != "features")
+        if self.waiting and self.waiting + size >= self.writer.shard_bytes:
+            self.writer.flush()
+            self.waiting = 0
+        for regions in batch:
+            self.writer.add(regions)
+        self.waiting += size
+
+
+def _loaded(
+    images: Sequence[tuple[str, Path]], detector: Detector, given: GivenBoxes | None, workers: int, ahead: int
+) -> Iterator[tuple[Path, "_Picture | UserError"]]:
+    """Read pictures in threads, at most `ahead` and one for each thread before they are asked for; in order."""
+
+    def load(image_id: str, path: Path) -> "_Picture | UserError":
+        try:
+            picture = load_image_in_thread(path)
+            boxes = None if given is None else given.of(image_id, *picture.size)
+        except UserError as error:
+            return error
+        try:
+            return _Picture(image_id, path, *picture.size, detector.prepare(picture), boxes)
+        except (ValueError, RuntimeError, OverflowError, MemoryError, ZeroDivisionError) as error:
+            return UserError(f"picture {path} of {picture.width} x {picture.height} pixels cannot be scaled ({error})")
+
+    waiting: deque[tuple[Path, Future[_Picture | UserError]]] = deque()
+    pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="picture")
+    try:
+        for image_id, path in images:
+            waiting.append((path, pool.submit(load, image_id, path)))
+            if len(waiting) > ahead + workers:
+                path, future = waiting.popleft()
+                yield path, future.result()
+        while waiting:
+            path, future = waiting.popleft()
+            yield path, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _regions(
+    batch: Sequence[_Picture], detector: Detector, given: GivenBoxes | None, skipped: list[tuple[Path, str]]
+) -> list[Regions]:
+    """Detect in a batch; where that fails, in each picture alone, leaving out those that it fails on."""
+    boxes = None if given is None else [picture.boxes for picture in batch if picture.boxes is not None]
+    try:
+        found = detector.detect_prepared([picture.array for picture in batch], boxes)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device's memory is too small for {len(batch)} pictures at once ({str(error).splitlines()[0]}); "
+            "give a smaller batch size or longest side"
+        ) from None
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        if len(batch) == 1:
+            _skip(batch[0].path, f"picture {batch[0].path}: the detector fails on it ({error})", skipped)
+            return []
+        return [regions for picture in batch for regions in _regions([picture], detector, given, skipped)]
+    results = []
+    for picture, seen in zip(batch, found, strict=True):
+        named = seen if given is None else given.named(picture.image_id, seen)
+        arrays = {name: getattr(named, name) for name in ARRAYS}
+        results.append(Regions(image_id=picture.image_id, width=picture.width, height=picture.height, **arrays))
+    return results
+
+
+def _skip(path: Path, reason: str, skipped: list[tuple[Path, str]]) -> None:
+    log.warning("skipped: %s", reason)
+    skipped.append((path, reason))
 
 
 def _without_doubles(images: list[tuple[str, Path]]) -> list[tuple[str, Path]]:

@@ -5,6 +5,8 @@ everything that is merely unusual (greyscale, 16 bit, transparent, rotated by th
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +29,30 @@ def load_image(path: Path) -> Image.Image:
         UserError: the file is missing, is not a picture, is damaged, or has more than `MAX_PIXELS` pixels.
 
     """
+    with quiet_decoders():
+        return load_image_in_thread(path)
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep PIL from warning of harmless oddities (bad EXIF) and of sizes that are refused anyway.
+
+    Python's warning filters belong to the whole process, so threads must not change them: enter this around them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def load_image_in_thread(path: Path) -> Image.Image:
+    """Do as `load_image`, within `quiet_decoders`."""
     try:
-        # PIL warns of harmless oddities (bad EXIF) and of sizes that are refused below.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:  # from the header, before any pixel is decoded
-                    raise Image.DecompressionBombError
-                image.load()
-                return upright_rgb(image)
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:  # from the header, before any pixel is decoded
+                raise Image.DecompressionBombError
+            image.load()
+            return upright_rgb(image)
     except FileNotFoundError:
         raise UserError(f"picture {path} does not exist; check the path") from None
     except Image.UnidentifiedImageError:

@@ -2,13 +2,13 @@
 
 import json
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dimvl.errors import UserError
+from dimvl.regions.detections import Detections
 from dimvl.regions.extract import extract, images_of_coco, images_of_folder
 from dimvl.regions.records import Extractor
 from dimvl.regions.store import RegionStore
@@ -19,33 +19,26 @@ EXTRACTOR = Extractor(
 )
 
 
-@dataclass
-class Found:
-    boxes: np.ndarray
-    features: np.ndarray
-    class_ids: np.ndarray
-    class_scores: np.ndarray
-    attribute_ids: np.ndarray
-    attribute_scores: np.ndarray
-
-
 class MeanColourDetector:
     """One whole-image region, or those given; its feature is the mean colour. Remembers the sizes of its batches."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def detect(self, images, boxes=None):
-        self.batches.append(len(images))
+    def prepare(self, image):
+        return np.asarray(image)
+
+    def detect_prepared(self, arrays, boxes=None):
+        self.batches.append(len(arrays))
         if boxes is None:
-            boxes = [np.array([[0, 0, 1, 1]], dtype=np.float32)] * len(images)
-        return [self.describe(image, of) for image, of in zip(images, boxes, strict=True)]
+            boxes = [np.array([[0, 0, 1, 1]], dtype=np.float32)] * len(arrays)
+        return [self.describe(array, of) for array, of in zip(arrays, boxes, strict=True)]
 
     @staticmethod
     def describe(image, boxes):
-        feature = np.asarray(image).reshape(-1, 3).mean(axis=0)
+        feature = image.reshape(-1, 3).mean(axis=0)
         shape = (len(boxes), 1)
-        return Found(
+        return Detections(
             boxes=boxes,
             features=np.tile(feature, shape).astype(np.float16),
             class_ids=np.zeros(shape, dtype=np.int16),
@@ -73,7 +66,7 @@ def test_every_picture_gets_its_own_regions(folder, tmp_path):
         )
     assert (report.done, report.already, report.skipped) == (5, 0, [])
     assert detector.batches == [2, 2, 1]
-    assert calls == [(0, 5), (2, 5), (2, 5), (4, 5), (5, 5)]  # a picture is done when its batch is
+    assert calls == [(0, 5), (0, 5), (2, 5), (2, 5), (4, 5), (5, 5)]  # a picture is done when its batch is
     store = RegionStore(tmp_path / "store")
     for number, name in enumerate("abcde"):
         regions = store.read(store.position(name))

@@ -1,0 +1,131 @@
+"""Pictures a second of `dimvl extract` beside plain loops over the same detector, in one run.
+
+    python benchmarks/extract.py --out benchmarks/results/extract.json
+
+A plain loop reads a picture, runs the detector on it and keeps the arrays in memory; one loop takes pictures one by
+one, the other in batches as large as those of `extract`. `extract` also decodes ahead in threads and writes the region
+store. The sides take turns, so that other work on the machine falls on all of them, and the medians are compared.
+Beside the clock on the wall stands the processor's time, all threads together, which other work does not touch: it
+tells what `extract` costs, and not what its threads gain.
+Detectors: the shipped one on rendered scenes, and torchvision's Faster R-CNN for 320 pixels with random weights (only
+its speed means anything) on rendered scenes scaled to 640 x 480 and kept as JPEG, the size and kind of COCO's
+photographs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dimvl.data.scenes import SceneOptions, render, sample_world
+from dimvl.regions.detections import RegionDetector
+from dimvl.regions.detectors import load_detector
+from dimvl.regions.extract import extract, images_of_folder
+from dimvl.regions.images import load_image
+from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.torchvision_ops import import_torchvision
+
+BATCH = 16
+TORCHVISION = "fasterrcnn_mobilenet_v3_large_320_fpn"
+
+
+def main() -> None:
+    """Measure and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--scenes", type=int, default=320, help="pictures for the shipped detector")
+    parser.add_argument("--photos", type=int, default=32, help="pictures for torchvision's; 0 leaves it out")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--machine", default=f"{platform.machine()}, {os.cpu_count()} cores")
+    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"))
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    result = {"machine": options.machine, "date": options.date, "torch_threads": torch.get_num_threads()}
+    result |= {"batch_size": BATCH, "workers": options.workers, "device": options.device, "detectors": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        sides = {"scenes": (options.scenes, (160, 160), "png")}
+        if options.photos:
+            sides[TORCHVISION] = (options.photos, (640, 480), "jpg")
+        for name, (count, size, suffix) in sides.items():
+            pictures = write_pictures(place / name, count, size, suffix)
+            detector = open_detector(name, place).to(options.device)
+            result["detectors"][name] = compare(detector, pictures, place / f"{name}-store", options)
+            print(json.dumps({name: result["detectors"][name]}, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int], suffix: str) -> list[tuple[str, Path]]:
+    """Render scenes."""
+    folder.mkdir()
+    scenes = SceneOptions(seed=11)
+    for index in range(count):
+        picture = render(sample_world(scenes, split="train", index=index), scenes)
+        picture.resize(size).save(folder / f"{index:05}.{suffix}")
+    return images_of_folder(folder)
+
+
+def open_detector(name: str, place: Path) -> RegionDetector:
+    """Open the shipped detector, or torchvision's with random weights."""
+    if name != TORCHVISION:
+        return load_detector(name)
+    torch.manual_seed(0)
+    model = import_torchvision().models.get_model_builder(name)(weights=None, weights_backbone=None)
+    save_file(model.state_dict(), place / "random.safetensors")
+    return load_detector(name, weights=str(place / "random.safetensors"))
+
+
+def compare(
+    detector: RegionDetector, pictures: list[tuple[str, Path]], store: Path, options: argparse.Namespace
+) -> dict[str, object]:
+    """Pictures a second of the three sides, each repeat once through all of them."""
+    sides: dict[str, Callable[[int], object]] = {
+        "plain_loop": lambda _: plain_loop(detector, pictures, 1),
+        "plain_loop_in_batches": lambda _: plain_loop(detector, pictures, BATCH),
+        "extract": lambda repeat: write_store(detector, pictures, store / str(repeat), options.workers),
+    }
+    plain_loop(detector, pictures[:BATCH], BATCH)  # warm
+    clocks = {"wall": time.perf_counter, "processor": time.process_time}
+    speeds: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in sides} for clock in clocks}
+    for repeat in range(options.repeats):
+        for name, run in sides.items():
+            starts = {clock: read() for clock, read in clocks.items()}
+            run(repeat)
+            for clock, read in clocks.items():
+                speeds[clock][name].append(round(len(pictures) / (read() - starts[clock]), 2))
+    result: dict[str, object] = {"pictures": len(pictures)}
+    for clock, of_sides in speeds.items():
+        medians = {name: statistics.median(values) for name, values in of_sides.items()}
+        result[f"pictures_per_{clock}_second"] = medians
+        for name in ("plain_loop", "plain_loop_in_batches"):
+            result[f"extract_over_{name}_{clock}"] = round(medians["extract"] / medians[name], 2)
+    return {**result, "runs": speeds}
+
+
+def plain_loop(detector: RegionDetector, pictures: list[tuple[str, Path]], batch: int) -> list[object]:
+    """Read, detect, keep."""
+    kept: list[object] = []
+    for start in range(0, len(pictures), batch):
+        kept += detector.detect([load_image(path) for _, path in pictures[start : start + batch]])
+    return kept
+
+
+def write_store(detector: RegionDetector, pictures: list[tuple[str, Path]], store: Path, workers: int) -> None:
+    """Do what `dimvl extract` does."""
+    with RegionStoreWriter(store, detector.extractor) as writer:
+        extract(pictures, detector, writer, batch_size=BATCH, workers=workers)
+
+
+if __name__ == "__main__":
+    main()

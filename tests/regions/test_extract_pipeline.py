@@ -1,0 +1,223 @@
+"""Extraction with a real, tiny detector: threads, batches and interruptions do not show in the store."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dimvl.regions.extract
+from dimvl.errors import UserError
+from dimvl.regions.extract import extract, images_of_folder
+from dimvl.regions.images import load_image
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store_format import read_manifest
+from dimvl.regions.store_writer import RegionStoreWriter
+from tests.exports import make_detector, make_picture
+from tests.regions.synthetic_store import ARRAYS
+
+SHARD_BYTES = 600  # two or three pictures
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return make_detector()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Eleven pictures of three sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(11):
+        make_picture(number, *[(90, 70), (64, 64), (70, 90)][number % 3]).save(folder / f"{number:02}.png")
+    return images_of_folder(folder)
+
+
+def run(images, detector, store, shard_bytes=SHARD_BYTES, **options):
+    with RegionStoreWriter(store, detector.extractor, shard_bytes=shard_bytes) as writer:
+        return extract(images, detector, writer, **{"batch_size": 4, **options})
+
+
+def arrays(store):
+    """Everything that a store says, by image."""
+    store = RegionStore(store)
+    found = [store.read(position) for position in range(len(store))]
+    return {r.image_id: (r.width, r.height, *(getattr(r, name).tobytes() for name in ARRAYS)) for r in found}
+
+
+def files(store):
+    return {path.name: path.read_bytes() for path in store.iterdir() if path.suffix == ".safetensors"}
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_the_store_is_the_same_bit_for_bit_with_any_number_of_threads(images, detector, tmp_path, workers):
+    run(images, detector, tmp_path / "one")
+    run(images, detector, tmp_path / "many", workers=workers)
+    assert list(arrays(tmp_path / "many")) == [image_id for image_id, _ in images]
+    assert files(tmp_path / "many") == files(tmp_path / "one") and len(files(tmp_path / "one")) > 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_the_size_of_batches_shows_in_the_rounding_at_most(images, detector, tmp_path, batch_size):
+    run(images, detector, tmp_path / "four")
+    run(images, detector, tmp_path / "other", batch_size=batch_size)
+    first, second = RegionStore(tmp_path / "four"), RegionStore(tmp_path / "other")
+    for position in range(len(images)):
+        ours, theirs = first.read(position), second.read(position)
+        np.testing.assert_array_equal(ours.class_ids, theirs.class_ids)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-5)  # float32 sums in another order
+        np.testing.assert_allclose(ours.features, theirs.features, rtol=2e-3, atol=1e-3)  # and then kept in float16
+
+
+class CutError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_an_extraction_that_was_interrupted_ends_as_one_that_was_not(images, detector, tmp_path, monkeypatch, calls):
+    run(images, detector, tmp_path / "whole")
+    detect, seen = type(detector).detect_prepared, []
+
+    def failing(self, *arguments):
+        seen.append(1)
+        if len(seen) > calls:
+            raise CutError
+        return detect(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(detector), "detect_prepared", failing)
+        with pytest.raises(CutError):
+            run(images, detector, tmp_path / "cut", workers=2)
+    assert len(RegionStore(tmp_path / "cut")) == 4 * calls
+    report = run(images, detector, tmp_path / "cut")
+    assert (report.done, report.already) == (11 - 4 * calls, 4 * calls)
+    assert arrays(tmp_path / "cut") == arrays(tmp_path / "whole")
+
+
+def test_a_shard_ends_where_a_batch_ends_so_that_a_killed_extraction_resumes_with_the_same_batches(
+    images, detector, tmp_path
+):
+    for shard_bytes in range(1100, 2600, 250):  # from little more than a batch of three to two of them
+        store = tmp_path / str(shard_bytes)
+        run(images, detector, store, shard_bytes=shard_bytes, batch_size=3)
+        counts = [entry.num_images for entry in read_manifest(store).shards]
+        assert len(counts) > 1 and all(count % 3 == 0 for count in counts[:-1]), (shard_bytes, counts)
+
+
+def test_no_more_pictures_are_decoded_ahead_than_a_batch_and_one_for_each_thread(images, monkeypatch, tmp_path):
+    decoded, started, most = [], threading.Lock(), []
+    load = dimvl.regions.extract.load_image_in_thread
+
+    def counted(path):
+        with started:
+            decoded.append(path)
+        return load(path)
+
+    class Slow:
+        def prepare(self, image):
+            return np.asarray(image)
+
+        def detect_prepared(self, arrays, boxes=None):
+            most.append(len(decoded))
+            raise UserError("enough")
+
+    monkeypatch.setattr(dimvl.regions.extract, "load_image_in_thread", counted)
+    many = [(f"{number}", images[0][1]) for number in range(100)]
+    with pytest.raises(UserError, match="enough"):
+        run(many, Wrapped(Slow()), tmp_path / "store", workers=2)
+    assert most[0] <= 4 + 4 + 2 + 1 and len(decoded) < 20
+
+
+class Wrapped:
+    """A detector of another kind with the extractor of the tiny one."""
+
+    def __init__(self, inner):
+        self.prepare, self.detect_prepared = inner.prepare, inner.detect_prepared
+        self.extractor = make_detector().extractor
+
+
+class Fails:
+    """Fails on every batch with a picture 64 pixels wide."""
+
+    def __init__(self, inner, error):
+        self.inner, self.error, self.prepare = inner, error, inner.prepare
+
+    def detect_prepared(self, arrays, boxes=None):
+        if any(array.shape == (64, 64, 3) for array in arrays):
+            raise self.error
+        return self.inner.detect_prepared(arrays, boxes)
+
+
+def test_a_picture_that_the_detector_fails_on_is_left_out_and_its_batch_is_not(images, detector, tmp_path, caplog):
+    failing = Fails(detector, RuntimeError("kernel size cannot be greater"))
+    with caplog.at_level(logging.WARNING, logger="dimvl.regions.extract"):
+        report = run(images, Wrapped(failing), tmp_path / "store")
+    assert (report.done, len(report.skipped)) == (7, 4)  # every third is 64 pixels wide
+    assert [path.stem for path, _ in report.skipped] == ["01", "04", "07", "10"]
+    assert "01.png: the detector fails on it (kernel size cannot be greater)" in report.skipped[0][1]
+    assert len(caplog.records) == 4
+
+
+def test_too_little_memory_names_the_remedy_and_keeps_what_was_written(images, detector, tmp_path):
+    failing = Fails(detector, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"))
+    with pytest.raises(UserError, match=r"too small for 2 pictures at once \(.*9 GiB\); give a smaller batch size"):
+        run([images[0], images[2], images[3], images[1]], Wrapped(failing), tmp_path / "store", batch_size=2)
+    assert len(RegionStore(tmp_path / "store")) == 2
+
+
+def test_there_must_be_room_for_all_before_anything_is_written(images, detector, tmp_path, monkeypatch):
+    asked = []
+
+    def full(path, count, regions, width, **columns):
+        asked.append((count, width, columns))
+        raise UserError("its disk has 0.0 GB free")
+
+    monkeypatch.setattr(dimvl.regions.extract, "check_space", full)
+    with pytest.raises(UserError, match="free"):
+        run(images, detector, tmp_path / "store")
+    assert asked == [(11, 6, {"class_columns": 3, "attribute_columns": 2})]
+    assert len(RegionStore(tmp_path / "store")) == 0
+
+
+def odd_pictures(folder):
+    """One picture as PNG, greyscale, transparent, 16 bit, turned by the camera, JPEG, palette; and three bad ones."""
+    folder.mkdir()
+    colour = make_picture(3)
+    grey = colour.convert("L")
+    colour.save(folder / "colour.png")
+    grey.save(folder / "grey.png")
+    Image.merge("RGBA", (*colour.split(), grey)).save(folder / "transparent.png")
+    Image.fromarray(np.asarray(grey, dtype=np.uint16) * 256).save(folder / "sixteen.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera lay on its side
+    colour.save(folder / "turned.jpg", exif=turned)
+    colour.convert("P").save(folder / "palette.gif")
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "torn.png").write_bytes((folder / "colour.png").read_bytes()[:300])
+    (folder / "empty.png").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_odd_pictures_are_taken_as_a_person_sees_them_and_bad_ones_left_out(detector, tmp_path, caplog, workers):
+    folder = odd_pictures(tmp_path / "pictures")
+    report = run(images_of_folder(folder), detector, tmp_path / "store", workers=workers)
+    assert sorted(path.name for path, _ in report.skipped) == ["empty.png", "text.jpg", "torn.png"]
+    assert report.done == 6
+    store = RegionStore(tmp_path / "store")
+    for name in ("colour.png", "grey.png", "transparent.png", "sixteen.png", "turned.jpg", "palette.gif"):
+        picture = load_image(folder / name)
+        regions = store.read(store.position(name.split(".")[0]))
+        (wanted,) = detector.detect([picture])
+        assert (regions.width, regions.height) == picture.size
+        np.testing.assert_allclose(regions.boxes, wanted.boxes, atol=1e-5)
+        np.testing.assert_allclose(regions.features, wanted.features, rtol=2e-3, atol=1e-3)
+    assert store.read(store.position("turned")).width == 70, "upright"
+
+
+def test_a_decompression_bomb_is_left_out(detector, tmp_path, images, monkeypatch):
+    monkeypatch.setattr("dimvl.regions.images.MAX_PIXELS", 64 * 64 + 1)
+    report = run(images, detector, tmp_path / "store", workers=2)
+    assert report.done == 4 and all("pixels; make it smaller" in reason for _, reason in report.skipped)

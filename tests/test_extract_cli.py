@@ -1,0 +1,183 @@
+"""`dimvl extract` and `dimvl export` with every kind of detector, in this process."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import dimvl.cli
+from dimvl.regions.store import RegionStore
+from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
+from tests.regions.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
+        code = 0
+        try:
+            dimvl.cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures 1 to 3, a COCO file of boxes in them, weights for torchvision, folders of transformers and dimvl."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "pictures").mkdir()
+    for number in (1, 2, 3):
+        make_picture(number).save(place / "pictures" / f"{number}.png")
+    images = [{"id": number, "file_name": f"{number}.png", "width": 90, "height": 70} for number in (1, 2, 3)]
+    boxes = [{"image_id": number, "category_id": 7, "bbox": [9, 7, 45, 35]} for number in (1, 2)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "lamp"}]}
+    (place / "boxes.json").write_text(json.dumps(content))
+    torchvision_file(place)
+    save_transformers(place / "detr", "detr")
+    make_detector().save(place / "mine")
+    return place
+
+
+def detector_of(place: Path, kind: str) -> tuple[object, ...]:
+    if kind == "torchvision":
+        return ("--detector", TORCHVISION, "--weights", place / "weights-0.pth", "--classes", place / "names.txt")
+    return ("--detector", {"scenes": "scenes", "detr": place / "detr", "mine": place / "mine"}[kind])
+
+
+def refused(result: Result, *words: str) -> None:
+    lines = result.err.strip().splitlines()
+    assert result.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), result
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["scenes", "mine", "torchvision", "detr"])
+def test_every_kind_of_detector_fills_a_store_with_what_was_asked_for(
+    run: Run, place: Path, tmp_path: Path, kind: str
+) -> None:
+    options = ("--threshold", 0.3, "--min-regions", 2, "--max-regions", 4, "--nms", 0.4, "--whole-image")
+    sizes = ("--shortest-side", 48, "--batch-size", 2, "--workers", 2)
+    result = run("extract", place / "pictures", tmp_path / "out", *detector_of(place, kind), *options, *sizes)
+    assert result.code == 0 and "3 pictures done, 0 already there, 0 skipped" in result.out, result
+    assert "3 of 3 pictures, " in result.err and "/s" in result.err
+    store = RegionStore(tmp_path / "out")
+    parameters = dict(store.extractor.parameters)
+    side = parameters.pop("side", None) or parameters.pop("shortest_side")
+    asked = {"score_threshold": 0.3, "nms_threshold": 0.4, "min_regions": 2, "max_regions": 4, "whole_image": True}
+    assert side == 48 and parameters.items() >= asked.items()
+    for position in range(3):
+        regions = store.read(position)
+        assert 1 <= len(regions) <= 5 and regions.boxes[-1].tolist() == [0, 0, 1, 1]
+    assert run("verify", tmp_path / "out").code == 0
+
+
+def test_top_k_gives_so_many_regions_of_every_picture(run: Run, place: Path, tmp_path: Path) -> None:
+    for kind in ("torchvision", "detr"):
+        assert run("extract", place / "pictures", tmp_path / kind, *detector_of(place, kind), "--top-k", 7).code == 0
+        assert RegionStore(tmp_path / kind).num_regions(np.arange(3)).tolist() == [7, 7, 7]
+
+
+def test_given_boxes_name_the_pictures_and_the_classes(run: Run, place: Path, tmp_path: Path) -> None:
+    result = run(
+        *("extract", place / "pictures", tmp_path / "out", *detector_of(place, "torchvision")),
+        *("--boxes", place / "boxes.json"),
+    )
+    store = RegionStore(tmp_path / "out")
+    assert result.code == 0 and store.extractor.classes == ("lamp",) and len(store) == 3
+    assert store.read(store.position("1")).class_ids.tolist() == [[0]]
+    assert store.read(store.position("3")).class_ids.tolist() == [[-1]]
+
+
+def test_options_that_would_be_ignored_are_refused_before_anything_is_written(
+    run: Run, place: Path, tmp_path: Path
+) -> None:
+    begin = ("extract", place / "pictures", tmp_path / "out")
+    for arguments, words in [
+        (("--top-k", 3, "--threshold", 0.2), ("--top-k fixes", "leave out --threshold")),
+        (("--top-k", 3, "--max-regions", 2), ("leave out --max-regions",)),
+        (("--top-k", 0), ("max_regions is 0",)),
+        (("--boxes", place / "boxes.json", "--nms", 0.3), ("--boxes gives the regions; leave out --nms",)),
+        (("--boxes", place / "boxes.json", "--detector", place / "detr"), ("detr cannot describe given boxes",)),
+        (("--boxes", place / "names.txt"), ("is not valid JSON",)),
+        (("--weights", "COCO_V1"), ("has its own weights",)),
+        (("--longest-side", 100), ("has no setting longest_side",)),
+        (("--threshold", 2), ("score_threshold is 2.0; give a number from 0 to 1",)),
+        (("--detector", "yolo"), ("neither a folder here nor one of torchvision's",)),
+        (("--detector", place / "pictures"), ("detector.json does not exist",)),
+    ]:
+        refused(run(*begin, *arguments), *words)
+        assert not (tmp_path / "out").exists(), arguments
+
+
+def test_a_store_is_not_continued_with_another_threshold(run: Run, place: Path, tmp_path: Path) -> None:
+    begin = ("extract", place / "pictures", tmp_path / "out", *detector_of(place, "detr"))
+    assert run(*begin).code == 0
+    refused(run(*begin, "--threshold", 0.5), "parameters.score_threshold is 0.2 and 0.5")
+    assert "0 pictures done, 3 already there" in run(*begin).out
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "detr"])
+def test_an_export_predicts_from_a_picture_in_an_empty_folder_with_any_detector(
+    run: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    detector = detector_of(place, kind)
+    settings = ("--threshold", 0.35, "--max-regions", 6, "--shortest-side", 50)
+    assert run("extract", place / "pictures", tmp_path / "store", *detector, *settings).code == 0
+    store = RegionStore(tmp_path / "store")
+    trained = write_run(tmp_path / "run", make_trained(all_abilities(store.extractor)))
+    result = run("export", trained, tmp_path / "export", *detector)
+    assert result.code == 0, result
+    from dimvl.predictor import Predictor
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    predictor = Predictor.from_pretrained(tmp_path / "export", "cpu")
+    for number in ("1", "2"):
+        seen = predictor.regions(place / "pictures" / f"{number}.png")
+        kept = store.read(store.position(number))  # the export has the settings of the store, not the defaults
+        np.testing.assert_allclose(seen.boxes, kept.boxes, atol=1e-5)
+        np.testing.assert_allclose(seen.features, kept.features, rtol=4e-3, atol=2e-3)
+    result = run("caption", place / "pictures" / "1.png", "--model", tmp_path / "export")
+    assert result.code == 0 and result.out == predictor.caption(place / "pictures" / "1.png") + "\n"
+    assert predictor.explain(place / "pictures" / "1.png", "is it red").regions[0].name in ("", *CLASSES)
+
+
+def test_a_detector_of_other_weights_classes_or_sizes_is_not_exported(run: Run, place: Path, tmp_path: Path) -> None:
+    assert run("extract", place / "pictures", tmp_path / "store", *detector_of(place, "mine")).code == 0
+    trained = write_run(tmp_path / "run", make_trained(all_abilities(RegionStore(tmp_path / "store").extractor)))
+    refused(run("export", trained, tmp_path / "out", *detector_of(place, "detr")), "is not the extractor tiny", "none")
+    boxes = ("--boxes", place / "boxes.json")
+    assert run("extract", place / "pictures", tmp_path / "given", *detector_of(place, "mine"), *boxes).code == 0
+    given = write_run(tmp_path / "other", make_trained(all_abilities(RegionStore(tmp_path / "given").extractor)))
+    refused(run("export", given, tmp_path / "out", *detector_of(place, "mine")), "other classes", "--detector")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_without_a_detector_takes_regions_and_refuses_pictures(run: Run, place: Path, tmp_path: Path) -> None:
+    from dimvl.predictor import Predictor
+
+    assert run("extract", place / "pictures", tmp_path / "store", *detector_of(place, "mine")).code == 0
+    store = RegionStore(tmp_path / "store")
+    trained = write_run(tmp_path / "run", make_trained(all_abilities(store.extractor)))
+    assert run("export", trained, tmp_path / "out", "--detector", "none").code == 0
+    assert Predictor.from_pretrained(tmp_path / "out", "cpu").caption(store.read(0))
+    picture = place / "pictures" / "1.png"
+    refused(run("caption", picture, "--model", tmp_path / "out"), "was exported without a detector; give it regions")
