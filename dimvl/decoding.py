@@ -155,47 +155,61 @@ def _cannot_improve(finished: Sequence[Hypothesis], best: float, length: int, op
     return max(best / at**options.length_penalty for at in lengths) <= finished[-1].score
 
 
-def sample(
-    model: NextWords, end: int, options: DecodingOptions, generator: torch.Generator, temperature: float = 1.0
-) -> list[Hypothesis]:
-    """Draw one text for each image; `log_probability` is the model's own, at temperature 1.
+@dataclass(frozen=True)
+class Sample:
+    """A text as drawn: token ids, the final [SEP] too if it came in time, and their log-probability."""
+
+    token_ids: tuple[int, ...]
+    log_probability: float
+
+
+def sample(model: NextWords, end: int, draws: Tensor) -> list[list[Sample]]:
+    """Draw texts word by word from the model's own distribution.
+
+    A text ends with [SEP] or is cut off where its numbers end; nothing is forced, so that its log-probability is that
+    of what was drawn.
 
     Args:
         model: gives log-probabilities.
         end: id of [SEP].
-        options: `max_tokens` and `block_ngrams` are used.
-        generator: seeded.
-        temperature: below 1 sharper, above 1 flatter.
+        draws: (B, S, L) uniform numbers in [0, 1), one for each word of S texts of at most L words; a number chooses
+            the word in whose part of the cumulated distribution it lies, so equal numbers give equal texts.
+
+    Returns:
+        For each image its S texts.
 
     """
-    log_probabilities = model.start().float()
-    images = len(log_probabilities)
-    texts: list[list[tuple[int, ...]]] = [[()] for _ in range(images)]
-    totals = [0.0] * images
-    ended = [False] * images
-    parents = torch.zeros(images, 1, dtype=torch.long, device=log_probabilities.device)
-    for length in range(1, options.max_tokens + 1):
-        _forbid(log_probabilities, texts, end, length, options)
-        weights = (log_probabilities[:, 0] / temperature).softmax(dim=-1)
-        tokens = torch.multinomial(weights.cpu(), 1, generator=generator).to(weights.device)
-        gained = log_probabilities[:, 0].gather(1, tokens)[:, 0].tolist()
-        for image, token in enumerate(tokens[:, 0].tolist()):
-            if not ended[image]:
-                totals[image] += gained[image]
-                ended[image] = token == end
-                if token != end:
-                    texts[image][0] = (*texts[image][0], token)
-        if all(ended):
+    images, samples, longest = draws.shape
+    parents = torch.zeros(images, samples, dtype=torch.long, device=draws.device)
+    log_probabilities = model.start().float().expand(images, samples, -1)
+    texts: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in range(images)]
+    totals = torch.zeros(images, samples, dtype=torch.float64, device=draws.device)
+    ended = torch.zeros(images, samples, dtype=torch.bool, device=draws.device)
+    for place in range(longest):
+        cumulated = log_probabilities.double().exp().cumsum(dim=-1)
+        wanted = draws[:, :, place, None].double() * cumulated[..., -1:]
+        tokens = torch.searchsorted(cumulated, wanted, right=True).clamp(max=cumulated.shape[-1] - 1)
+        gained = log_probabilities.gather(2, tokens)[..., 0]
+        totals += gained.double().masked_fill(ended, 0.0)
+        for image, row in enumerate(zip(tokens[..., 0].tolist(), ended.tolist(), strict=True)):
+            for text, token, is_over in zip(texts[image], *row, strict=True):
+                if not is_over:
+                    text.append(token)
+        ended |= tokens[..., 0] == end
+        if ended.all() or place == longest - 1:
             break
-        log_probabilities = model.advance(parents, tokens).float()
+        log_probabilities = model.advance(parents, tokens[..., 0]).float()
+        parents = torch.arange(samples, device=draws.device).expand(images, -1)
     return [
-        Hypothesis(text[0], total, total / (len(text[0]) + 1) ** options.length_penalty)
-        for text, total in zip(texts, totals, strict=True)
+        [Sample(tuple(text), total) for text, total in zip(*pair, strict=True)]
+        for pair in zip(texts, totals.tolist(), strict=True)
     ]
 
 
 class CachedDecoder:
     """Next-word log-probabilities of a model, with the prefix computed once and text keys and values cached.
+
+    Special tokens other than [SEP] get -inf; the words keep what the model gives them.
 
     Args:
         model: with a word head.
@@ -211,6 +225,8 @@ class CachedDecoder:
         self.variant, self.text_start = processor.variant, processor.text_start
         self.images = len(prefixes.layout.num_regions)
         self.device = prefixes.token_ids.device
+        never = sorted(self.tokenizer.special_ids - {self.tokenizer.sep})  # no text has them
+        self._never = torch.tensor(never, device=self.device)
         self.length = 0  # text rows in the cache
         self._index, self._mask = _padded_prefix(prefixes, self.device)
         self._prefix: list[tuple[Tensor, Tensor]] = []  # per layer, each (B, P, H, E)
@@ -270,7 +286,8 @@ class CachedDecoder:
         self._text = cache if self.length else []
         assert self.model.word_head is not None
         logits = self.model.word_head(rows.reshape(images * beams, -1))
-        return logits.float().log_softmax(dim=-1).view(images, beams, -1)
+        scores = logits.float().log_softmax(dim=-1).index_fill(-1, self._never, float("-inf"))
+        return scores.view(images, beams, -1)
 
 
 def _attend_cached(query: Tensor, prefix: tuple[Tensor, Tensor], mask: Tensor, key: Tensor, value: Tensor) -> Tensor:

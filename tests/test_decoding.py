@@ -174,34 +174,50 @@ def test_a_longer_text_wins_only_through_the_length_penalty():
     assert texts == {0.0: (), 1.0: (1,)}
 
 
-def test_samples_are_reproducible_and_come_as_often_as_the_model_says():
-    options = DecodingOptions(max_tokens=3)
-    table = Table([[3, 0]] * 4000, sharpness=1.0, vocabulary=3)
-    draws = sample(table, END, options, torch.Generator().manual_seed(0))
-    again = sample(table, END, options, torch.Generator().manual_seed(0))
-    assert draws == again and draws != sample(table, END, options, torch.Generator().manual_seed(1))
+def uniform(images, samples, longest, seed=0):
+    return torch.rand(images, samples, longest, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn_texts(table, longest):
+    """Log-probability of every text that may be drawn: ended by END, or cut off at the last place."""
+    found = {}
+    for length in range(1, longest + 1):
+        for words in itertools.product(range(1, table.vocabulary), repeat=length - 1):
+            before = sum(table.row(0, words[:n])[word].item() for n, word in enumerate(words))
+            last = range(table.vocabulary) if length == longest else [END]
+            found |= {(*words, word): before + table.row(0, words)[word].item() for word in last}
+    assert sum(map(math.exp, found.values())) == pytest.approx(1)
+    return found
+
+
+def test_samples_come_as_often_as_the_model_says_and_their_log_probabilities_are_its_own():
+    table = Table([[3, 0]] * 1000, sharpness=1.0, vocabulary=3)
+    draws = [draw for texts in sample(table, END, uniform(1000, 4, 3)) for draw in texts]
+    known = drawn_texts(table, 3)
     counts = Counter(draw.token_ids for draw in draws)
-    known = {text: total for text, total, _ in all_texts(table, 0, options)}
+    assert counts.keys() <= known.keys() and len(draws) == 4000
     for draw in draws:
         assert draw.log_probability == pytest.approx(known[draw.token_ids], abs=1e-5)
-    for text in [t for t in known if len(t) < 2]:  # at the last place the end is forced
-        share = math.exp(known[text])
-        assert counts[text] / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
-    for word in (1, 2):
-        share = sum(math.exp(table.row(0, ())[word]) * math.exp(table.row(0, (word,))[w]) for w in (1, 2))
-        drawn = sum(n for text, n in counts.items() if len(text) == 2 and text[0] == word) / 4000
-        assert drawn == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
+    for text, total in known.items():
+        share = math.exp(total)
+        assert counts[text] / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000)), text
 
 
-def test_a_low_temperature_is_greedy_and_blocking_holds_in_samples():
-    options = DecodingOptions(max_tokens=8, block_ngrams=1)
-    table = Table([[5, 0]] * 20)
-    for draw in sample(table, END, options, torch.Generator().manual_seed(0), temperature=5.0):
-        assert not has_repeated_ngram(draw.token_ids, 1)
-    cold, text = sample(table, END, DecodingOptions(max_tokens=5), torch.Generator().manual_seed(0), 1e-4)[0], ()
-    while len(text) < 4 and (word := int(table.row(0, text).argmax())) != END:
-        text = (*text, word)
-    assert cold.token_ids == text
+def test_the_numbers_alone_decide_what_is_drawn():
+    tables, draws = [[5, image] for image in range(6)], uniform(6, 3, 5)
+    together = sample(Table(tables), END, draws)
+    assert together == sample(Table(tables), END, draws) != sample(Table(tables), END, uniform(6, 3, 5, seed=1))
+    for image in range(6):
+        assert sample(Table(tables[image : image + 1]), END, draws[image : image + 1]) == together[image : image + 1]
+        for number in range(3):
+            [[alone]] = sample(Table([tables[image]]), END, draws[image : image + 1, number : number + 1])
+            assert alone == together[image][number]
+
+
+def test_the_largest_and_the_smallest_number_draw_a_word_of_the_vocabulary():
+    for number in (0.0, 1 - 2**-24):
+        [[draw]] = sample(Table(0), END, torch.full((1, 1, 4), number))
+        assert all(0 <= token < VOCABULARY for token in draw.token_ids)
 
 
 # --- the model behind the search
@@ -262,7 +278,8 @@ def uncached(model, processor, prefixes, texts):
             rows.append([type(given)(token_ids=ids, places=given.places, labels=given.labels)])
     batch = prefix_batch(processor, prefixes, rows)
     last = batch.layout.text_starts + batch.layout.text_lengths - 1
-    return model.word_head(model(batch)[last]).log_softmax(dim=-1)
+    never = list(tokenizer.special_ids - {tokenizer.sep})
+    return model.word_head(model(batch)[last]).log_softmax(dim=-1).index_fill(-1, torch.tensor(never), float("-inf"))
 
 
 @pytest.mark.parametrize("variant", ["causal", "masked"])
@@ -285,7 +302,8 @@ def test_cached_log_probabilities_equal_a_whole_forward_pass(variant):
                 for text, *pair in zip(texts, parents.tolist(), tokens.tolist(), strict=True)
             ]
             scores, beams = decoder.advance(torch.from_numpy(parents), torch.from_numpy(tokens)), 3
-    assert (scores[0] - scores[1]).abs().max() > 0.01, "the prefix matters"
+    words = scores[0].isfinite()
+    assert (scores[0] - scores[1])[words].abs().max() > 0.01, "the prefix matters"
 
 
 @pytest.mark.parametrize("variant", ["causal", "masked"])
@@ -319,6 +337,17 @@ def test_the_log_probability_of_a_caption_is_the_teacher_forced_one(variant):
                 ]
             assert hypothesis.log_probability == pytest.approx(sum(steps), abs=1e-4)
             assert hypothesis.score == pytest.approx(sum(steps) / len(words), abs=1e-4)
+
+
+def test_no_text_has_a_special_token_however_likely_it_is():
+    model, processor = make_captioner()
+    special = processor.tokenizer.special_ids
+    with torch.no_grad():
+        model.word_head.decoder.bias[list(special - {processor.tokenizer.sep})] = 40
+    batch = prefix_batch(processor, make_prefixes(processor))
+    found = caption_prefixes(model, processor, batch, DecodingOptions(beams=3, max_tokens=5, length_penalty=3))
+    texts = [hypothesis.token_ids for hypotheses in found for hypothesis in hypotheses]
+    assert max(map(len, texts)) > 1 and not special & {token for text in texts for token in text}
 
 
 @pytest.mark.parametrize("variant", ["causal", "masked"])

@@ -87,6 +87,31 @@ class WordTargets(NamedTuple):
     labels: Tensor
 
 
+class CaptionTargets(NamedTuple):
+    """Words of captions to predict, where the captions of highest loss may be dropped.
+
+    rows (M,) into the row matrix, labels (M,) token ids, texts (M,) the text of each word, drop (P,) how many texts of
+    each prefix are dropped.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    texts: Tensor
+    drop: Tensor
+
+
+class SampleTargets(NamedTuple):
+    """Captions to draw.
+
+    rows (M,) the prefix that each is of (no row: its rows are not there yet), images (M,) the image's place in the
+    references, draws (M, L) numbers in [0, 1) that decide the words.
+    """
+
+    rows: Tensor
+    images: Tensor
+    draws: Tensor
+
+
 class ObjectTargets(NamedTuple):
     """Regions to predict.
 
@@ -116,7 +141,7 @@ class AnswerTargets(NamedTuple):
     scores: Tensor
 
 
-Targets = WordTargets | ObjectTargets | MatchTargets | AnswerTargets
+Targets = WordTargets | CaptionTargets | SampleTargets | ObjectTargets | MatchTargets | AnswerTargets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,11 @@ from torch import Tensor
 from dimvl.data.batch import (
     AnswerTargets,
     Batch,
+    CaptionTargets,
     Layout,
     MatchTargets,
     ObjectTargets,
+    SampleTargets,
     Targets,
     WordTargets,
     ranges,
@@ -92,6 +94,9 @@ class Document:
         match: for each text 1 if it belongs to the image, 0 if not; None without a matching target. Judged from
             [CLS], or with seq2seq, where [CLS] has not seen the text, from the text's last row.
         answers: (number of texts, A) soft targets of questions; None without.
+        drop: texts of highest loss that are left out.
+        draws: for captions to draw: (S, L) numbers in [0, 1) that decide the words of S captions ...
+        image: ... and the image's place in the references.
 
     """
 
@@ -105,6 +110,9 @@ class Document:
     region_classes: np.ndarray | None = None
     match: Sequence[float] | None = None
     answers: np.ndarray | None = None
+    drop: int = 0
+    draws: np.ndarray | None = None
+    image: int = 0
 
 
 class ImageReader:
@@ -177,6 +185,7 @@ class BatchShape:
         feature_width: F.
         classes: K of the object head.
         answers: A of the answer head.
+        draws: most words L of a caption that is drawn.
 
     """
 
@@ -185,6 +194,7 @@ class BatchShape:
     feature_width: int
     classes: int = 0
     answers: int = 0
+    draws: int = 0
 
 
 def collate(documents: Sequence[Document], shape: BatchShape) -> Batch:
@@ -223,14 +233,15 @@ def _targets(
     chosen = [index for index, document in enumerate(documents) if document.objective == name]
     first_text = starts_of(_lengths([document.texts for document in documents]))
     picked = [documents[index] for index in chosen]
-    if kind is WordTargets:
-        places = [
-            layout.text_starts[first_text[index] + number] + text.places
-            for index in chosen
-            for number, text in enumerate(documents[index].texts)
-        ]
-        labels = [text.labels for document in picked for text in document.texts]
-        return WordTargets(_long(places), _long(labels))
+    if kind in (WordTargets, CaptionTargets):
+        numbers = [first_text[index] + number for index in chosen for number in range(len(documents[index].texts))]
+        return _word_targets(kind, np.array(numbers, dtype=np.int64), documents, layout)
+    if kind is SampleTargets:
+        samples = _lengths([() if document.draws is None else document.draws for document in picked])
+        owner = np.repeat(np.array(chosen, dtype=np.int64), samples)
+        images = np.repeat(np.array([document.image for document in picked], dtype=np.int64), samples)
+        draws = _stack([document.draws for document in picked], shape.draws)
+        return SampleTargets(torch.from_numpy(owner), torch.from_numpy(images), torch.from_numpy(draws))
     if kind is ObjectTargets:
         regions = [layout.region_starts[index] + documents[index].regions for index in chosen]
         return ObjectTargets(
@@ -238,8 +249,7 @@ def _targets(
             torch.from_numpy(_stack([document.region_features for document in picked], shape.feature_width)),
             torch.from_numpy(_stack([document.region_classes for document in picked], shape.classes + 1)),
         )
-    texts = np.array([len(document.texts) for document in picked], dtype=np.int64)
-    which = ranges(first_text[chosen], texts)
+    which = ranges(first_text[chosen], _lengths([document.texts for document in picked]))
     last = layout.text_starts[which] + layout.text_lengths[which] - 1
     if kind is MatchTargets:
         owner = layout.text_prefix[which]
@@ -249,6 +259,21 @@ def _targets(
     answers = [np.zeros((len(d.texts), shape.answers)) if d.answers is None else d.answers for d in picked]
     scores = torch.from_numpy(_stack(answers, shape.answers))
     return AnswerTargets(torch.from_numpy(last.astype(np.int64)), scores)
+
+
+def _word_targets(
+    kind: type[Targets], numbers: np.ndarray, documents: Sequence[Document], layout: Layout
+) -> WordTargets | CaptionTargets:
+    """Words to predict in the texts of these numbers."""
+    every = [text for document in documents for text in document.texts]
+    texts = [every[number] for number in numbers]
+    places = _join([text.places for text in texts], np.int64)
+    of_word = np.repeat(numbers, _lengths([text.places for text in texts]))
+    words = WordTargets(torch.from_numpy(layout.text_starts[of_word] + places), _long([text.labels for text in texts]))
+    if kind is WordTargets:
+        return words
+    drop = np.array([document.drop for document in documents], dtype=np.int64)
+    return CaptionTargets(*words, torch.from_numpy(of_word), torch.from_numpy(drop))
 
 
 def _lengths(items: Sequence[Sequence[object] | np.ndarray]) -> np.ndarray:

@@ -83,7 +83,7 @@ class QuestionSource:
 
     def __init__(self, questions: TextStore, images: ImageReader, processor: Processor) -> None:
         self.questions, self.images, self.processor = questions, images, processor
-        positions = images.store.positions([image_id.decode() for image_id in questions.image_ids])
+        positions = images.store.positions(questions.image_ids())
         if processor.shared_prefix:
             self.first = np.asarray(questions.groups)  # first question of each document, and the end
         else:

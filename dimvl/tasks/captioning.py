@@ -1,12 +1,15 @@
 """Captioning: the same stack under the sequence-to-sequence mask, with no separate decoder."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dimvl.config import Seq2seqConfig
-from dimvl.data.batch import Batch, WordTargets
+from dimvl.config import DropWorstConfig, Seq2seqConfig
+from dimvl.data.batch import Batch, CaptionTargets
 from dimvl.data.documents import Document, ImageReader, keyed_generator
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
@@ -19,10 +22,10 @@ OBJECTIVE = "captions"
 
 
 class CaptionTask(Task):
-    """Cross entropy of the next word, with label smoothing."""
+    """Cross entropy of the next word, with label smoothing; the worst captions of an image may be dropped."""
 
     name = "caption"
-    objectives = MappingProxyType({OBJECTIVE: WordTargets})
+    objectives = MappingProxyType({OBJECTIVE: CaptionTargets})
     weights = MappingProxyType({OBJECTIVE: 1.0})
 
     def __init__(self, model: DimvlModel, processor: Processor, smoothing: float) -> None:
@@ -32,9 +35,37 @@ class CaptionTask(Task):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name, summed over targets."""
         targets = batch.targets[OBJECTIVE]
-        assert isinstance(targets, WordTargets) and self.model.word_head is not None
+        assert isinstance(targets, CaptionTargets) and self.model.word_head is not None
         logits = self.model.word_head(self.model(batch)[targets.rows])
-        return {OBJECTIVE: word_loss(logits, targets.labels, self.smoothing)}
+        if not targets.drop.any():
+            return {OBJECTIVE: word_loss(logits, targets.labels, self.smoothing)}
+        losses = F.cross_entropy(logits.float(), targets.labels, reduction="none", label_smoothing=self.smoothing)
+        kept = kept_texts(losses.detach(), targets, batch.layout.text_prefix)
+        return {OBJECTIVE: losses[kept[targets.texts]].sum()}
+
+
+def kept_texts(losses: Tensor, targets: CaptionTargets, text_prefix: np.ndarray) -> Tensor:
+    """Tell which texts are kept where the worst of each prefix are dropped: (T,) bool.
+
+    VLP ranks the captions of a batch by their summed loss, divides by the words of those that it keeps, and so depends
+    on what else is in the batch. Here the captions of one image are ranked against each other, by loss per word, so
+    neither an image that is hard nor a caption that is long is dropped for that; and the loss is still divided by all
+    words, whose number is known beforehand. So micro-batches and ranks change nothing.
+
+    Args:
+        losses: (M,) of each word.
+        targets: which text each word is of, and how many texts to drop.
+        text_prefix: (T,) prefix of each text.
+
+    """
+    texts = targets.texts.cpu().numpy()
+    words = np.bincount(texts, minlength=len(text_prefix))
+    mean = np.bincount(texts, losses.double().cpu().numpy(), len(text_prefix)) / np.maximum(words, 1)
+    worst_first = np.lexsort((-mean, text_prefix))
+    rank = np.empty(len(text_prefix), dtype=np.int64)
+    first = np.searchsorted(text_prefix, text_prefix[worst_first])  # of each one's prefix; they are ascending
+    rank[worst_first] = np.arange(len(text_prefix)) - first
+    return torch.from_numpy(rank >= targets.drop.cpu().numpy()[text_prefix]).to(targets.texts.device)
 
 
 class CaptionSource:
@@ -46,15 +77,22 @@ class CaptionSource:
         seq2seq: variant, share of masked tokens and captions per prefix.
         tokenizer: the model's tokenizer.
         seed: of the run.
+        drop_worst: how many captions of an image are dropped, and from which epoch on; None for none ever.
 
     """
 
     def __init__(
-        self, captions: TextStore, images: ImageReader, seq2seq: Seq2seqConfig, tokenizer: Tokenizer, seed: int
+        self,
+        captions: TextStore,
+        images: ImageReader,
+        seq2seq: Seq2seqConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        drop_worst: DropWorstConfig | None = None,
     ) -> None:
         self.captions, self.images, self.seq2seq = captions, images, seq2seq
-        self.tokenizer, self.seed = tokenizer, seed
-        self.positions = images.store.positions([image_id.decode() for image_id in captions.image_ids])
+        self.tokenizer, self.seed, self.drop_worst = tokenizer, seed, drop_worst
+        self.positions = images.store.positions(captions.image_ids())
         self._shared = shared_rows(captions, seq2seq.captions)
 
     def __len__(self) -> int:
@@ -67,7 +105,7 @@ class CaptionSource:
     def build(self, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
         generator = keyed_generator(self.seed, "document", epoch, index)
-        return caption_document(
+        document = caption_document(
             self.captions,
             self.images,
             index,
@@ -77,6 +115,9 @@ class CaptionSource:
             generator,
             OBJECTIVE,
         )
+        if self.drop_worst is None or epoch < self.drop_worst.after:
+            return document
+        return replace(document, drop=self.drop_worst.count(len(document.texts)))
 
 
 def shared_rows(captions: TextStore, most: int) -> np.ndarray:
@@ -116,5 +157,5 @@ def caption_document(
         for text in chosen
     ]
     prefix = images.prefix(images.read(position))
-    source = f"image {captions.image_ids[group].decode()}"
+    source = f"image {captions.image_id(group)}"
     return Document(source=source, objective=objective, prefix=prefix, texts=texts, seq2seq=True)

@@ -98,7 +98,7 @@ class PretrainSource:
     ) -> None:
         self.captions, self.images, self.config, self.seq2seq = captions, images, config, seq2seq
         self.tokenizer, self.seed, self.word_changes = tokenizer, seed, word_changes
-        self.positions = images.store.positions([image_id.decode() for image_id in captions.image_ids])
+        self.positions = images.store.positions(captions.image_ids())
         self.shares: Mapping[str, float] = config.shares.model_dump()
         lengths, groups = captions.lengths(), captions.groups
         self._longest = np.maximum.reduceat(lengths, groups[:-1])
@@ -147,7 +147,7 @@ class PretrainSource:
         return builder(index, generator)
 
     def _source(self, index: int) -> str:
-        return f"image {self.captions.image_ids[index].decode()}"
+        return f"image {self.captions.image_id(index)}"
 
     def _words(self, index: int, generator: np.random.Generator) -> np.ndarray:
         first, end = self.captions.groups[index : index + 2]

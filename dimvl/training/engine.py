@@ -13,7 +13,7 @@ from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
 from dimvl.pretrained import choose_device
 from dimvl.tasks.base import Task
-from dimvl.training.optimiser import build_optimiser, build_schedule
+from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
 
 
 class Engine(Protocol):
@@ -67,6 +67,7 @@ class TorchEngine:
         self.device = choose_device(config.device)
         self.config = config
         self.task = task.to(self.device).train()
+        freeze(task.model, config.freeze)
         self.optimiser = build_optimiser(task.model, config)
         self.schedule = build_schedule(self.optimiser, config)
 

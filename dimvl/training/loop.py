@@ -2,10 +2,11 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from dimvl.errors import Interrupted, NotFiniteError
 from dimvl.objectives import normalise
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training.checkpoint import save_checkpoint
+from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
 from dimvl.training.report import Meter, RunLog, StepReport, peak_memory_gb
 
@@ -28,8 +30,9 @@ def train(
     config: RunConfig,
     run: Path,
     progress: Callable[[StepReport], None] | None = None,
+    validation: Validation | None = None,
 ) -> None:
-    """Train to the last step, going on from the newest checkpoint of the run.
+    """Train to the last step or until the score no longer rises, going on from the newest checkpoint of the run.
 
     Args:
         engine: holds the task.
@@ -37,55 +40,60 @@ def train(
         config: of the run.
         run: its folder.
         progress: called with each logged step.
+        validation: a score of the weights, which decides what the best checkpoint is and when to stop.
 
     Raises:
-        NotFiniteError: a loss or gradient is not finite; nothing is saved.
-        Interrupted: SIGTERM or SIGINT came; a checkpoint is saved.
+        NotFiniteError: a loss, gradient or score is not finite; nothing is saved.
+        Interrupted: SIGTERM or SIGINT came; a checkpoint is saved, after the validation that is due if any.
 
     """
-    settings = config.training
-    first = 0
+    settings, first, best = config.training, 0, None
     if (folder := latest_checkpoint(run)) is not None:
-        first = int(check_checkpoint(folder)["step"])
+        state = check_checkpoint(folder)
+        first, best = int(state["step"]), Best(**state["best"]) if "best" in state else None
         engine.load(folder)
+    if validation is not None and validation.gives_up(best):
+        return
     with RunLog(run, config, first) as log, _asked_to_stop() as asked:
         meter = Meter()
-        for number, step in zip(
-            range(first, settings.steps), _prefetch(data, first, settings.workers, meter), strict=True
-        ):
+        steps = _prefetch(data, first, settings.workers, meter)
+        for number, step in zip(range(first, settings.steps), steps, strict=True):
             rate = engine.learning_rate
             losses, counts, norm = _optimise(engine, step, config.seed, number)
-            done = number + 1
-            meter.steps, meter.documents, meter.rows = (
-                meter.steps + 1,
-                meter.documents + step.documents,
-                meter.rows + step.rows,
-            )
-            if done % settings.log_every == 0 or done == settings.steps:
-                rates = meter.rates()
-                left = rates.pop("seconds_per_step") * (settings.steps - done)
-                weights = engine.task.weights
-                report = StepReport(
-                    step=done,
-                    steps=settings.steps,
-                    epoch=step.epoch,
-                    loss=sum(weights[name] * value for name, value in losses.items()),
-                    losses=losses,
-                    counts=counts,
-                    gradient_norm=norm,
-                    learning_rate=rate,
-                    memory_gb=peak_memory_gb(),
-                    seconds_left=left,
-                    **rates,
-                )
+            meter.add(step)
+            done, over = number + 1, number + 1 == settings.steps
+            if done % settings.log_every == 0 or over:
+                facts: dict[str, Any] = {"losses": losses, "counts": counts}
+                facts |= {"gradient_norm": norm, "learning_rate": rate}
+                report = _report(done, settings.steps, step.epoch, engine.task.weights, meter, facts)
                 log.write(report)
                 if progress is not None:
                     progress(report)
-            if done % settings.save_every == 0 or done == settings.steps or asked:
-                save_checkpoint(run, engine, done, settings.keep)
-            if asked and done < settings.steps:
+            if validation is not None and validation.is_due(done, settings.steps):
+                score = _finite_score(validation.score(), done)
+                best = Best.after(best, score, done)
+                over = over or validation.gives_up(best)
+                log.write_validation(done, score, best)
+            if done % settings.save_every == 0 or over or asked or (best is not None and best.step == done):
+                save_checkpoint(run, engine, done, settings.keep, best)
+            if over:
+                return
+            if asked:
                 message = f"stopped at step {done} of {settings.steps}; run the same command to go on"
                 raise Interrupted(message, asked[0])
+
+
+def _report(
+    done: int, steps: int, epoch: int, weights: Mapping[str, float], meter: Meter, facts: dict[str, Any]
+) -> StepReport:
+    """What is logged of a step; rates start anew."""
+    rates: dict[str, Any] = meter.rates()
+    left = rates.pop("seconds_per_step") * (steps - done)
+    loss = sum(weights[name] * value for name, value in facts["losses"].items())
+    memory = peak_memory_gb()
+    return StepReport(
+        step=done, steps=steps, epoch=epoch, loss=loss, memory_gb=memory, seconds_left=left, **facts, **rates
+    )
 
 
 def _optimise(engine: Engine, step: Step, seed: int, number: int) -> tuple[dict[str, float], dict[str, int], float]:
@@ -123,6 +131,12 @@ def _check_finite(losses: dict[str, Tensor], step: int, sources: Sequence[str]) 
             raise NotFiniteError(
                 f"the loss {name} is not finite at step {step + 1}, in {_shorten(sources)}; nothing was saved"
             )
+
+
+def _finite_score(score: float, step: int) -> float:
+    if not abs(score) < float("inf"):
+        raise NotFiniteError(f"the validation score is not finite after step {step}; this step was not saved")
+    return score
 
 
 def _shorten(sources: Sequence[str], most: int = 8) -> str:

@@ -1,4 +1,4 @@
-"""AdamW with parameter groups, Muon for the matrices of the encoder, and the learning-rate schedule."""
+"""AdamW with parameter groups, Muon for the matrices of the encoder, frozen weights, the learning-rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -8,8 +8,44 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from dimvl.config import TrainingConfig
+from dimvl.config import FreezeConfig, TrainingConfig
+from dimvl.errors import UserError
 from dimvl.model.convert import HEADS
+from dimvl.model.model import DimvlModel
+
+
+def freeze(model: DimvlModel, config: FreezeConfig) -> None:
+    """Make weights untrainable, before an optimiser is built.
+
+    Raises:
+        UserError: more layers than the model has.
+
+    """
+    layers = model.encoder.layers
+    if config.layers > len(layers):
+        raise UserError(f"training.freeze.layers is {config.layers} but the model has {len(layers)}; lower it")
+    parts = [*layers[: config.layers], *([model.regions, model.tokens] if config.embeddings else [])]
+    for part in parts:
+        part.requires_grad_(False)
+
+
+def rate_multiplier(name: str, layers: int, config: TrainingConfig) -> float:
+    """Learning rate of a weight over the configured one.
+
+    As in BEiT: heads have the whole rate, each block one factor of the decay less than what is above it, embeddings the
+    lowest. A word embedding that a word head shares is an embedding.
+
+    Args:
+        name: of the weight in a `DimvlModel`.
+        layers: number of blocks.
+        config: head multiplier and layer decay.
+
+    """
+    if name.startswith(HEADS):
+        return config.head_multiplier
+    if name.startswith("encoder.layers."):
+        return config.layer_decay ** (layers - int(name.split(".")[2]))
+    return config.layer_decay ** (layers + 1)
 
 
 class Muon(AdamW):
@@ -60,32 +96,39 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     return result if wide else result.T
 
 
-def build_optimiser(model: nn.Module, config: TrainingConfig) -> AdamW:
-    """Make AdamW: no weight decay on biases, norms and vectors; heads with their own multiple of the rate.
+def build_optimiser(model: DimvlModel, config: TrainingConfig) -> AdamW:
+    """Make AdamW over what is trainable: no weight decay on biases, norms and vectors; rates by `rate_multiplier`.
 
     With `muon_rate` the matrices of the encoder go by Muon at that rate.
 
     Args:
-        model: a `DimvlModel`; names of its heads begin with one of `HEADS`.
-        config: learning rates, weight decay, head multiplier, beta2.
+        model: names of its heads begin with one of `HEADS`.
+        config: learning rates, weight decay, multipliers, beta2.
+
+    Raises:
+        UserError: nothing is trainable.
 
     """
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise UserError("training.freeze leaves nothing to train; freeze less")
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
         matrix = parameter.ndim > 1
         muon = matrix and config.muon_rate is not None and name.startswith("encoder.")
-        groups.setdefault((name.startswith(HEADS), matrix, muon), []).append(parameter)
+        multiplier = rate_multiplier(name, len(model.encoder.layers), config)
+        groups.setdefault((multiplier, matrix, muon), []).append(parameter)
     settings = [
         {
             "params": parameters,
-            "lr": config.muon_rate if muon else config.learning_rate * (config.head_multiplier if head else 1.0),
+            "lr": (config.muon_rate if muon and config.muon_rate else config.learning_rate) * multiplier,
             "weight_decay": config.weight_decay if matrix else 0.0,
             "muon": muon,
         }
-        for (head, matrix, muon), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (multiplier, matrix, muon), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     covered = sum(len(parameters) for parameters in groups.values())
-    assert covered == len(list(model.parameters())), "every parameter is in exactly one group"
+    assert covered == len(trainable), "every trainable parameter is in exactly one group"
     fused = next(model.parameters()).is_cuda
     kind = AdamW if config.muon_rate is None else Muon
     return kind(settings, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-8, fused=fused or None)

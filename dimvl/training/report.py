@@ -1,8 +1,8 @@
 """What a run tells: one progress line, a JSONL file always, wandb when asked."""
 
 import json
+import logging
 import resource
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dimvl.config import RunConfig
+from dimvl.data.sampler import Step
 from dimvl.errors import UserError
-from dimvl.files import atomic_path
+from dimvl.files import atomic_path, git_revision
+from dimvl.training.early_stopping import Best
 
+logger = logging.getLogger(__name__)
 Log = Callable[["StepReport"], None]
 
 
@@ -84,6 +87,10 @@ class Meter:
         self.wait = 0.0
         self.documents = self.rows = self.steps = 0
 
+    def add(self, step: Step) -> None:
+        """Count a step that was done."""
+        self.steps, self.documents, self.rows = self.steps + 1, self.documents + step.documents, self.rows + step.rows
+
     def rates(self) -> dict[str, float]:
         """Documents and rows a second, share of waiting, seconds a step; starts anew."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
@@ -118,10 +125,20 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.finish()
 
+    def write_validation(self, step: int, score: float, best: Best) -> None:
+        """Log one validation, as a line of its own."""
+        self._write({"step": step, "validation": score, "best": best.score, "best_step": best.step})
+        logger.info("validation after step %d: %.4f (best %.4f after step %d)", step, score, best.score, best.step)
+        if self._wandb is not None:
+            self._wandb.log({"validation": score}, step=step)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
     def write(self, report: StepReport) -> None:
         """Log one step."""
-        self._file.write(json.dumps(report.__dict__) + "\n")
-        self._file.flush()
+        self._write(report.__dict__)
         if self._wandb is not None:
             flat = {f"loss/{name}": value for name, value in report.losses.items()}
             rest = {name: value for name, value in report.__dict__.items() if not isinstance(value, Mapping)}
@@ -140,12 +157,3 @@ def _start_wandb(run: Path, config: RunConfig) -> Any:
     settings = {**config.model_dump(mode="json"), "git_revision": git_revision()}
     mode: Any = config.training.wandb
     return wandb.init(project="dimvl", name=run.name, id=identity, resume="allow", dir=run, mode=mode, config=settings)
-
-
-def git_revision() -> str | None:
-    """Revision of the code, if it runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

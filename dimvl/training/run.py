@@ -1,6 +1,8 @@
 """A run from its configuration: stores, tokenizer, model, task, engine and loop; and reading a finished one.
 
 RUN/run.json             the configuration, versions and the git revision
+    match.json           which images of the annotations are in the region store
+    trained_on.npy       hashes of the images trained on, see `dimvl/data/trained_on.py`
     config.json          the model's arguments
     processor.json, tokenizer.json, tokenizer_config.json
     checkpoints/, log.jsonl, texts/
@@ -16,14 +18,18 @@ import torch
 
 from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
 from dimvl.data.annotations import Caption, Question, describe_file, read_captions, read_questions
-from dimvl.data.answers import answer_vocabulary, label_ids, soft_scores
+from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
 from dimvl.data.documents import ImageReader
+from dimvl.data.matching import match_files
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import DocumentSource, TrainingSteps
 from dimvl.data.text_store import LabelledText, TextStore, text_store
+from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
+from dimvl.data.trained_on import NOTHING, write_trained_on
 from dimvl.errors import UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import git_revision, read_json, write_json
+from dimvl.metrics.cider import CiderD
 from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read_weights
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import WordChanges
@@ -33,15 +39,18 @@ from dimvl.tasks.answering import QuestionSource, VqaTask
 from dimvl.tasks.base import Task
 from dimvl.tasks.captioning import CaptionSource, CaptionTask
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
+from dimvl.tasks.self_critical import SampleSource, SelfCriticalTask, token_references
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import train
-from dimvl.training.report import StepReport, git_revision
+from dimvl.training.report import StepReport
+from dimvl.training.validation import build_validation
 
 logger = logging.getLogger(__name__)
 ANNOTATIONS = ("captions", "questions", "annotations")
+MATCH = "match.json"
 # What may change between two calls of one run: where and how it runs, not what comes out.
 FREE = {f"training.{name}" for name in ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")}
-FREE |= {"output", "cache"}
+FREE |= {"output", "cache", "training.check_reads"}
 
 
 def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
@@ -56,11 +65,24 @@ def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | Non
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
-    _claim(run, config)
-    store = RegionStore(config.regions)
+    description = _describe(config)
+    _check_claim(run, description)
+    store = RegionStore(config.regions, settings.check_reads)
+    annotations = _read_annotations(config, store)
+    is_new = not (run / RUN).exists()
+    if is_new:
+        write_json(run / RUN, description)
     torch.manual_seed(config.seed)
-    task, source = _build(config, store)
-    engine = TorchEngine(task, settings)
+    try:
+        task, source = _build(config, store, *annotations)
+        engine = TorchEngine(task, settings)
+        validation = build_validation(config, task, store)
+    except UserError:
+        if is_new:  # nothing is trained, so the mended configuration may have the folder
+            for name in (RUN, TOKENIZER):
+                (run / name).unlink(missing_ok=True)
+        raise
+    del annotations  # loader processes are forks: an object per text here would be one in each of them
     data = TrainingSteps(
         source,
         task.shape,
@@ -71,26 +93,36 @@ def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | Non
         rank=engine.rank,
         ranks=engine.ranks,
     )
-    train(engine, data, config, run, progress)
+    train(engine, data, config, run, progress, validation)
     return run
 
 
-def _claim(run: Path, config: AnyConfig) -> None:
-    """Write `run.json`, or compare with the one that is there.
+def _describe(config: AnyConfig) -> dict[str, Any]:
+    """What `run.json` says."""
+    data = {}
+    for name in ANNOTATIONS:
+        files = [file for file in getattr(config, name, []) if file is not None]
+        for number, file in enumerate(files, start=1):
+            data[name if len(files) == 1 else f"{name} {number}"] = describe_file(file)
+        if (file := getattr(getattr(config, "validation", None), name, None)) is not None:
+            data[f"validation {name}"] = describe_file(file)
+    packages = {name: version(name) for name in ("dimvl", "torch", "tokenizers", "numpy")}
+    values = config.model_dump(mode="json")
+    return {"config": values, "data": data, "versions": packages, "git_revision": git_revision()}
+
+
+def _check_claim(run: Path, description: dict[str, Any]) -> None:
+    """Compare with the `run.json` that is there.
 
     Raises:
         UserError: the folder holds a run of another configuration.
 
     """
-    values = config.model_dump(mode="json")
-    data = {name: describe_file(getattr(config, name)) for name in ANNOTATIONS if hasattr(config, name)}
-    path = run / RUN
-    if not path.exists():
-        packages = {name: version(name) for name in ("dimvl", "torch", "tokenizers", "numpy")}
-        write_json(path, {"config": values, "data": data, "versions": packages, "git_revision": git_revision()})
+    if not (run / RUN).exists():
         return
-    old = read_json(path)
-    if changed := _differences(old["config"], values) or _differences(old["data"], data):
+    old = read_json(run / RUN)
+    changed = _differences(old["config"], description["config"]) or _differences(old["data"], description["data"])
+    if changed:
         raise UserError(
             f"{run} holds a run with another {changed[0]}; give another output folder, or remove this one to start anew"
         )
@@ -107,10 +139,51 @@ def _differences(old: dict[str, Any], new: dict[str, Any], place: str = "") -> l
     return result
 
 
-def _build(config: AnyConfig, store: RegionStore) -> tuple[Task, DocumentSource]:
+def _read_annotations(config: AnyConfig, store: RegionStore) -> tuple[list[Caption], list[Question]]:
+    """Read the texts to train on; one of the lists is empty."""
     if isinstance(config, VqaConfig):
-        return _build_vqa(config, store)
-    captions = read_captions(config.captions)
+        return [], _read_questions(config, store)
+    return _read_captions(config, store), []
+
+
+def _read_captions(config: PretrainConfig | CaptionConfig, store: RegionStore) -> list[Caption]:
+    """Read the captions to train on and match them with the store; `match.json` tells how they fit.
+
+    Raises:
+        UserError: as `read_captions` and `match_files`.
+
+    """
+    captions = [(path, read_captions(path, config.split)) for path in config.captions]
+    return match_files(captions, store, config.missing, config.output / MATCH)
+
+
+def _read_questions(config: VqaConfig, store: RegionStore) -> list[Question]:
+    """Read the questions to train on, without those that nobody answered, and match them with the store.
+
+    Raises:
+        UserError: as `read_questions` and `match_files`, no question of a file has an answer, or two files have one
+            question id.
+
+    """
+    files, unanswered, seen = [], 0, set[int]()
+    for path, annotations in zip(config.questions, config.annotations or [None] * len(config.questions), strict=True):
+        questions = read_questions(path, annotations)
+        if twice := [question.question_id for question in questions if question.question_id in seen]:
+            raise UserError(f"{path} has question {twice[0]}, which another file has too; number the questions anew")
+        seen.update(question.question_id for question in questions)
+        answered = [question for question in questions if question.answers]
+        if questions and not answered:
+            raise UserError(f"{path}: no question has an answer; name its file of answers in annotations")
+        unanswered += len(questions) - len(answered)
+        files.append((path, answered))
+    return match_files(files, store, config.missing, config.output / MATCH, {"question without an answer": unanswered})
+
+
+def _build(
+    config: AnyConfig, store: RegionStore, captions: Sequence[Caption], questions: Sequence[Question]
+) -> tuple[Task, DocumentSource]:
+    if isinstance(config, VqaConfig):
+        return _build_vqa(config, store, questions)
     if isinstance(config, PretrainConfig):
         return _build_pretraining(config, store, captions)
     return _build_captioning(config, store, captions)
@@ -122,7 +195,7 @@ def _build_pretraining(
     initial = _initial(config.initial, store, new_extractor=False)
     abilities = {"captions": True, "matches": True, "shared_prefix": config.objectives.shared_prefix}
     processor = _processor(config, store, [c.text for c in captions], initial, **abilities)
-    texts = _caption_texts(config, processor, captions)
+    texts = _caption_texts(config, processor, captions, initial)
     heads = {"word_head": True, "match_head": True, "classes": len(store.extractor.classes)}
     model = _model(config, processor, initial, heads)
     changes = None
@@ -138,37 +211,62 @@ def _build_captioning(
 ) -> tuple[Task, DocumentSource]:
     initial = _initial(config.initial, store, config.new_extractor)
     processor = _processor(config, store, [c.text for c in captions], initial, captions=True)
-    texts = _caption_texts(config, processor, captions)
+    texts = _caption_texts(config, processor, captions, initial)
     model = _model(config, processor, initial, {"word_head": True}, config.new_extractor)
     images = ImageReader(store, processor.tags, processor.max_regions)
-    source = CaptionSource(texts, images, config.seq2seq, processor.tokenizer, config.seed)
+    if config.self_critical is not None:
+        longest = processor.text_tokens + 1
+        reward = CiderD(token_references(texts, processor.tokenizer.sep)).scores
+        samples = SampleSource(texts, images, config.self_critical.samples, longest, config.seed)
+        return SelfCriticalTask(model, processor, reward, longest), samples
+    source = CaptionSource(texts, images, config.seq2seq, processor.tokenizer, config.seed, config.drop_worst)
     return CaptionTask(model, processor, config.smoothing), source
 
 
-def _build_vqa(config: VqaConfig, store: RegionStore) -> tuple[Task, DocumentSource]:
+def _build_vqa(config: VqaConfig, store: RegionStore, questions: Sequence[Question]) -> tuple[Task, DocumentSource]:
     initial = _initial(config.initial, store, config.new_extractor)
-    questions = read_questions(config.questions, config.annotations)
-    answers = answer_vocabulary([question.answers for question in questions], config.answers)
+    if isinstance(config.answers, Path):
+        answers = read_answers(config.answers)
+    else:
+        answers = answer_vocabulary([question.answers for question in questions], config.answers)
     answering = {"answers": tuple(answers), "shared_prefix": config.shared_prefix}
     processor = _processor(config, store, [q.text for q in questions], initial, **answering)
-    texts = _question_texts(config, processor, questions)
+    texts = _question_texts(config, processor, questions, initial)
     model = _model(config, processor, initial, {"answers": len(answers)}, config.new_extractor)
     images = ImageReader(store, processor.tags, processor.max_regions)
     return VqaTask(model, processor), QuestionSource(texts, images, processor)
 
 
-def _caption_texts(config: AnyConfig, processor: Processor, captions: Sequence[Caption]) -> TextStore:
+def _caption_texts(
+    config: AnyConfig, processor: Processor, captions: Sequence[Caption], initial: Trained | None
+) -> TextStore:
     assert not isinstance(config, VqaConfig)
     texts = [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in captions]
-    cache = config.cache or config.output / "texts"
-    return text_store(cache, processor.tokenizer, processor.text_tokens, [config.captions], texts)
+    return _texts(config, processor, config.captions, texts, initial)
 
 
-def _question_texts(config: VqaConfig, processor: Processor, questions: Sequence[Question]) -> TextStore:
-    ids = {answer: place for place, answer in enumerate(processor.answers)}
+def _question_texts(
+    config: VqaConfig, processor: Processor, questions: Sequence[Question], initial: Trained | None
+) -> TextStore:
+    ids = answer_ids(processor.answers)
     texts = [LabelledText(q.question_id, q.image_id, q.text, label_ids(soft_scores(q.answers), ids)) for q in questions]
+    if unlabelled := sum(not text.labels for text in texts):
+        logger.info("%d of %d questions have no answer of the %d kept", unlabelled, len(texts), len(processor.answers))
+    sources = [*config.questions, *(path for path in config.annotations if path is not None)]
+    return _texts(config, processor, sources, texts, initial)
+
+
+def _texts(
+    config: AnyConfig,
+    processor: Processor,
+    sources: Sequence[Path],
+    texts: Sequence[LabelledText],
+    initial: Trained | None,
+) -> TextStore:
+    """Tokenise, and write down which images are trained on, those of the checkpoint that the run starts from too."""
+    images = dict.fromkeys(text.image_id for text in texts)
+    write_trained_on(config.output, images, NOTHING if initial is None else initial.trained_on)
     cache = config.cache or config.output / "texts"
-    sources = [config.questions, config.annotations]
     return text_store(cache, processor.tokenizer, processor.text_tokens, sources, texts)
 
 
@@ -190,7 +288,7 @@ def _processor(
         tokenizer = Tokenizer.load(inputs.tokenizer)
     elif initial is not None:
         tokenizer = initial.processor.tokenizer
-    elif (run / "tokenizer.json").exists():
+    elif (run / TOKENIZER).exists():
         tokenizer = Tokenizer.load(run)
     elif not isinstance(config, PretrainConfig | VqaConfig | CaptionConfig) or config.model.bert is None:
         extractor = store.extractor

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from dimvl.data.batch import Layout
 from dimvl.model.convert import load_pretrained
 from dimvl.model.encoder import SPLITS
-from dimvl.model.model import DimvlModel
+from dimvl.model.model import DimvlModel, sinusoids
 from tests.factories import make_batch, make_layout, make_model
 
 ALL_SPLITS = [list(names) for count in range(5) for names in itertools.combinations(SPLITS, count)]
@@ -54,6 +55,16 @@ def test_a_fresh_model_has_equal_weights_for_both_modalities():
     block = model.encoder.layers[0]
     assert torch.equal(block.qkv.vision.weight, block.qkv.language.weight)
     assert torch.equal(block.ffn.vision.inner.weight, block.ffn.language.inner.weight)
+
+
+def test_positions_start_alike_where_they_are_near():
+    model = DimvlModel(vocabulary=9, feature_width=6, layers=1, width=16, heads=2, inner_width=32, max_positions=40)
+    positions = model.tokens.position.weight.detach()
+    alike = positions @ positions.T
+    torch.testing.assert_close(alike.diag(), torch.ones(40))
+    assert alike[20, 20] > alike[20, 21] > alike[20, 22] > alike[20, 24]
+    sines_and_cosines = [math.sin(1), math.cos(1), math.sin(0.01), math.cos(0.01)]
+    torch.testing.assert_close(sinusoids(3, 4)[1] * 2**0.5, torch.tensor(sines_and_cosines))
 
 
 def test_a_document_does_not_depend_on_its_neighbours():

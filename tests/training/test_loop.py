@@ -21,13 +21,16 @@ from dimvl.regions.store import RegionStore
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import seed_dropout, train
 from dimvl.training.report import format_seconds
-from dimvl.training.run import _build as build_task
-from dimvl.training.run import run_training
+from dimvl.training.run import _build, _read_annotations, run_training
 from tests.tiny_runs import make_config, make_data
 
 ROOT = Path(__file__).parents[2]
 FILES = ("model.safetensors", "optimiser.safetensors")
 TIMES = ("documents_per_second", "rows_per_second", "data_wait", "memory_gb", "seconds_left")
+
+
+def build_task(config, store):
+    return _build(config, store, *_read_annotations(config, store))
 
 
 @pytest.fixture(scope="module")
@@ -269,13 +272,13 @@ def test_other_annotations_under_the_same_name_are_refused(data, tmp_path, undis
     shutil.copytree(undisturbed, run)
     shutil.copytree(data.captions.parent, moved)
     described = json.loads((run / "run.json").read_text())
-    described["config"]["regions"] = str(moved / "regions")
-    described["config"]["captions"] = str(moved / "c.json")
+    described["config"]["regions"] = [str(moved / "regions")]
+    described["config"]["captions"] = [str(moved / "c.json")]
     (run / "run.json").write_text(json.dumps(described))
     copied = type(data)(moved / "regions", moved / "c.json", moved / "q.json", moved / "a.json")
     config = make_config(copied, run, training={"steps": 8})
     run_training(config)
-    config.captions.write_text(config.captions.read_text().replace("star", "circle", 1))
+    config.captions[0].write_text(config.captions[0].read_text().replace("star", "circle", 1))
     with pytest.raises(UserError, match=r"another captions\.sha256"):
         run_training(config)
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dimvl.config import TrainingConfig
-from dimvl.training.optimiser import build_optimiser, build_schedule
+from dimvl.config import FreezeConfig, TrainingConfig
+from dimvl.errors import UserError
+from dimvl.training.optimiser import build_optimiser, build_schedule, freeze, orthogonalise
 from tests.factories import make_model
 
 
@@ -66,3 +67,59 @@ def test_adam_uses_the_configured_moments():
     model = make_model()
     group = build_optimiser(model, settings(beta2=0.9)).param_groups[0]
     assert group["betas"] == (0.9, 0.9)
+
+
+def test_each_block_learns_slower_than_the_one_above_it_and_the_embeddings_slowest():
+    wanted = {"_head.": 0.5 * 3, "layers.1.": 0.5 * 0.8, "layers.0.": 0.5 * 0.64, "tokens.": 0.5 * 0.512}
+    wanted["regions."] = wanted["tokens."]
+    for name, group in groups_by_name(layer_decay=0.8, head_multiplier=3).items():
+        [rate] = [rate for part, rate in wanted.items() if part in name]
+        assert group["lr"] == pytest.approx(rate), name
+
+
+def test_with_every_option_each_trainable_parameter_is_in_one_group_and_no_frozen_one_in_any():
+    model = make_model(word_head=True, answers=3)
+    freeze(model, FreezeConfig(embeddings=True, layers=1))
+    optimiser = build_optimiser(model, settings(layer_decay=0.9, head_multiplier=2))
+    grouped = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in set(grouped)}
+    assert len(grouped) == len(set(grouped)) == len(names)
+    assert names == {n for n, _ in model.named_parameters() if n.startswith(("encoder.layers.1.", "word", "answer"))}
+
+
+def test_a_model_that_is_frozen_wholly_is_told():
+    model = make_model()
+    freeze(model, FreezeConfig(embeddings=True, layers=2))
+    with pytest.raises(UserError, match=r"training\.freeze leaves nothing to train"):
+        build_optimiser(model, settings())
+
+
+# --- Muon
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_near_one(shape):
+    left, _, right = torch.linalg.svd(
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
+    )
+    matrix = left @ torch.diag(torch.linspace(5.0, 0.3, min(shape))) @ right
+    values = left.T @ orthogonalise(matrix) @ right.T
+    assert (values - torch.diag(values.diag())).abs().max() < 1e-4
+    assert values.diag().min() > 0.6 and values.diag().max() < 1.3
+
+
+def test_muon_moves_the_matrices_of_the_encoder_alike_far_and_adam_moves_the_rest():
+    before, plain, muon = make_model(word_head=True), make_model(word_head=True), make_model(word_head=True)
+    for model, changes in ((plain, {}), (muon, {"muon_rate": 0.1})):
+        optimiser = build_optimiser(model, settings(learning_rate=0.01, weight_decay=0, **changes))
+        for number, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(number)
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * 10.0 ** (number % 5)
+        optimiser.step()
+    for name, parameter in muon.named_parameters():
+        if name.startswith("encoder.") and parameter.ndim > 1:
+            moved = (parameter - before.get_parameter(name)).square().mean().sqrt().item()
+            # an orthogonal matrix of R x C entries has a root mean square of 1 / sqrt(max(R, C))
+            assert moved == pytest.approx(0.1 * 0.2, rel=0.3), name
+        else:
+            assert torch.equal(parameter, plain.get_parameter(name)), name

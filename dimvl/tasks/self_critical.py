@@ -1,0 +1,177 @@
+"""Self-critical training of captions: drawn captions are made more or less likely by their reward.
+
+Rennie et al. (CVPR 2017) take the reward of the greedy caption as the baseline. Here several captions are drawn of each
+image, and the baseline of each is the mean reward of the others (Luo, arXiv 2003.09971: better than the greedy baseline
+in his experiments, at no extra decoding). It does not depend on the caption itself, so the gradient is unbiased, and
+it fits a prefix that is computed once for all captions of an image.
+
+The reward is of the tokens as drawn, the final [SEP] among them where it came in time: a caption that breaks off is
+paid less than one that ends. [SEP] is in the log-probability for the same reason. Captions are drawn without gradients
+from a cached prefix; then their log-probabilities are computed in one ragged forward pass. Both are of the same
+function, so the model has no dropout here.
+
+What is drawn is decided by numbers that travel with the document, keyed by seed, epoch and document: neither
+micro-batches nor ranks change it.
+
+Letters: M drawn captions, N rows, V vocabulary, L most words of a caption.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dimvl.data.batch import Batch, SampleTargets
+from dimvl.data.documents import BatchShape, Document, ImageReader, keyed_generator
+from dimvl.data.processor import Processor
+from dimvl.data.text_store import TextStore
+from dimvl.decoding import CachedDecoder, Sample, sample
+from dimvl.model.model import DimvlModel
+from dimvl.tasks.base import Task
+
+OBJECTIVE = "self_critical"
+REWARD = f"{OBJECTIVE}/reward"
+Reward = Callable[[Sequence[Sequence[int]], np.ndarray], np.ndarray]
+
+
+class SelfCriticalTask(Task):
+    """Loss of a drawn caption: minus its advantage times its log-probability.
+
+    The mean reward is logged as a loss of weight 0.
+
+    Args:
+        model: with a word head and without dropout.
+        processor: of the causal variant.
+        reward: (token ids of M captions, place (M,) of each one's image in the references) -> (M,).
+        longest: most tokens L of a caption, [SEP] included.
+
+    """
+
+    name = "caption"
+    objectives = MappingProxyType({OBJECTIVE: SampleTargets})
+    weights = MappingProxyType({OBJECTIVE: 1.0, REWARD: 0.0})
+
+    def __init__(self, model: DimvlModel, processor: Processor, reward: Reward, longest: int) -> None:
+        super().__init__(model, processor)
+        self.reward, self.longest = reward, longest
+
+    @property
+    def shape(self) -> BatchShape:
+        """What is fixed about this task's batches."""
+        return replace(super().shape, draws=self.longest)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses by name, summed over drawn captions."""
+        targets = batch.targets[OBJECTIVE]
+        assert isinstance(targets, SampleTargets)
+        owners = targets.rows.cpu().numpy()
+        texts = [drawn.token_ids for drawn in self.draw(batch)]
+        rewards = np.asarray(self.reward(texts, targets.images.cpu().numpy()), dtype=np.float64)
+        log_probabilities = self.log_probabilities(batch, texts, owners)
+        loss = self_critical_loss(log_probabilities, rewards, owners)
+        return {OBJECTIVE: loss, REWARD: loss.new_tensor(rewards.sum())}
+
+    @torch.no_grad()
+    def draw(self, batch: Batch) -> list[Sample]:
+        """Draw the captions that a batch asks for: M, in the order of its targets."""
+        targets = batch.targets[OBJECTIVE]
+        assert isinstance(targets, SampleTargets)
+        if not len(targets.rows):
+            return []
+        samples = int((targets.rows == targets.rows[0]).sum())  # the same number of every image
+        draws = targets.draws.view(-1, samples, self.longest)
+        drawn = sample(CachedDecoder(self.model, self.processor, batch), self.processor.tokenizer.sep, draws)
+        return [text for texts in drawn for text in texts]
+
+    def log_probabilities(self, batch: Batch, texts: Sequence[Sequence[int]], owners: np.ndarray) -> Tensor:
+        """Log-probability of each text given its prefix, in one forward pass with gradients: (M,).
+
+        Args:
+            batch: prefixes without texts.
+            texts: token ids, the final [SEP] among them if there is one; none is empty.
+            owners: (M,) prefix of each, ascending.
+
+        """
+        tokenizer, device = self.processor.tokenizer, batch.token_ids.device
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        words = torch.tensor([token for text in texts for token in text], dtype=torch.long, device=device)
+        fed = torch.tensor([token for text in texts for token in (tokenizer.cls, *text[:-1])], device=device).long()
+        places = [np.arange(length) + self.processor.text_start for length in lengths]
+        positions = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *places])).to(device)
+        whole = replace(
+            batch,
+            layout=replace(batch.layout, text_lengths=lengths, text_prefix=owners),
+            token_ids=torch.cat([batch.token_ids, fed]),
+            positions=torch.cat([batch.positions, positions]),
+            segments=torch.cat([batch.segments, torch.ones_like(fed)]),
+        )
+        rows = self.model(whole)
+        assert self.model.word_head is not None
+        logits = self.model.word_head(rows[len(rows) - len(words) :])
+        gained = -F.cross_entropy(logits.float(), words, reduction="none")
+        of_word = torch.from_numpy(np.repeat(np.arange(len(texts)), lengths)).to(device)
+        return gained.new_zeros(len(texts)).index_add(0, of_word, gained)
+
+
+def advantages(rewards: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Reward of each caption over the mean of the others of its image, at least two each: (M,), (M,) -> (M,)."""
+    count = np.bincount(owners)[owners]
+    others = (np.bincount(owners, rewards)[owners] - rewards) / (count - 1)
+    return rewards - others
+
+
+def self_critical_loss(log_probabilities: Tensor, rewards: np.ndarray, owners: np.ndarray) -> Tensor:
+    """Sum of minus advantage times log-probability: (M,), (M,), (M,) -> ().
+
+    Divided by M, its gradient is in expectation minus that of the mean reward.
+    """
+    advantage = torch.from_numpy(advantages(rewards, owners)).to(log_probabilities)
+    return -(advantage * log_probabilities).sum()
+
+
+def token_references(captions: TextStore, end: int) -> list[list[list[int]]]:
+    """Token ids of every caption, [SEP] at its end, by image: what a reward compares drawn captions with."""
+    texts = [[*captions.tokens(text).tolist(), end] for text in range(len(captions))]
+    return [texts[first:last] for first, last in zip(captions.groups[:-1], captions.groups[1:], strict=True)]
+
+
+class SampleSource:
+    """One document per image and epoch: a prefix, and the numbers that decide what is drawn behind it.
+
+    Args:
+        captions: tokenised captions, grouped by image, in the order of the reward's references.
+        images: reads the region store.
+        samples: captions drawn of each image.
+        longest: most tokens L of a caption, [SEP] included.
+        seed: of the run.
+
+    """
+
+    def __init__(self, captions: TextStore, images: ImageReader, samples: int, longest: int, seed: int) -> None:
+        self.images, self.samples, self.longest, self.seed = images, samples, longest, seed
+        self.captions = captions
+        self.positions = images.store.positions(captions.image_ids())
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def costs(self, epoch: int) -> np.ndarray:
+        """(D,) upper bound of rows, those of the captions that are to be drawn too."""
+        return self.images.rows(self.positions) + self.samples * self.longest
+
+    def build(self, epoch: int, index: int) -> Document:
+        """Build the document of an image in an epoch."""
+        generator = keyed_generator(self.seed, "document", epoch, index)
+        return Document(
+            source=f"image {self.captions.image_id(index)}",
+            objective=OBJECTIVE,
+            prefix=self.images.prefix(self.images.read(int(self.positions[index]))),
+            texts=[],
+            seq2seq=True,
+            draws=generator.random((self.samples, self.longest), dtype=np.float32),
+            image=index,
+        )

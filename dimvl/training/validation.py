@@ -1,0 +1,176 @@
+"""The task's own score on other data, during training: what the best checkpoint is chosen by.
+
+Scores are the higher the better. Nothing here is drawn at random but the subset, which its own seed decides; so a run
+that is resumed finds the same scores. Captions are decoded greedily, which is quick and what self-critical training
+changes first.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dimvl.config import (
+    AnyConfig,
+    CaptionConfig,
+    CaptionValidationConfig,
+    ValidationConfig,
+    VqaConfig,
+    VqaValidationConfig,
+)
+from dimvl.data.annotations import Caption, read_captions, read_questions
+from dimvl.data.documents import ImageReader, collate, keyed_generator
+from dimvl.data.matching import Record, in_store, match_file
+from dimvl.data.sampler import in_order
+from dimvl.data.text_store import LabelledText, text_store
+from dimvl.data.trained_on import read_trained_on, trained_images
+from dimvl.decoding import DecodingOptions
+from dimvl.errors import UserError
+from dimvl.metrics.cider import CiderD
+from dimvl.metrics.vqa import vqa_accuracy
+from dimvl.metrics.words import plain_words
+from dimvl.pretrained import Trained
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.base import Task
+from dimvl.tasks.captioning import OBJECTIVE, CaptionSource, CaptionTask
+from dimvl.training.early_stopping import Validation
+
+logger = logging.getLogger(__name__)
+Score = Callable[[], float]
+
+
+def build_validation(config: AnyConfig, task: Task, store: RegionStore) -> Validation | None:
+    """Prepare the validation that a run asks for.
+
+    Args:
+        config: of the run.
+        task: its model is scored; in eval mode, and put back into training mode.
+        store: of the training images, where the validation names none.
+
+    Raises:
+        UserError: annotations or regions that do not fit.
+
+    """
+    if not isinstance(config, VqaConfig | CaptionConfig) or config.validation is None:
+        return None
+    section = config.validation
+    if section.regions is not None:
+        store = RegionStore(section.regions)
+        task.processor.check_extractor(store.extractor, str(store.path))
+    if isinstance(config, VqaConfig):
+        assert config.validation is not None
+        score = _accuracy(config, config.validation, task, store)
+    else:
+        assert config.validation is not None
+        score = _captioning(config, config.validation, task, store)
+
+    def without_training() -> float:
+        task.eval()
+        try:
+            with torch.inference_mode():
+                return score()
+        finally:
+            task.train()
+
+    return Validation(without_training, section.every, section.patience)
+
+
+def _accuracy(config: VqaConfig, section: VqaValidationConfig, task: Task, store: RegionStore) -> Score:
+    """Official accuracy of the most probable answers."""
+    every = _on_images(read_questions(section.questions, section.annotations), section.questions, config, store)
+    asked = [every[place] for place in _chosen(len(every), section)]
+    if unanswered := [question for question in asked if not question.answers]:
+        raise UserError(
+            f"question {unanswered[0].question_id} of {section.questions} has no answers to compare with; give "
+            "validation.annotations"
+        )
+    trained = Trained(task.model, task.processor, section.questions)
+    words = trained.tokenise([question.text for question in asked])
+    images = ImageReader(store, task.processor.tags, task.processor.max_regions)
+    positions = store.positions([question.image_id for question in asked])
+    costs = images.rows(positions) + np.array([len(text) + 1 for text in words])
+
+    def score() -> float:
+        answers: dict[int, str] = {}
+        for places in in_order(costs, config.training.rows_per_micro_batch):
+            prefixes = [images.prefix(images.read(int(position))) for position in positions[places]]
+            best = trained.answer_probabilities(prefixes, [words[place] for place in places]).argmax(dim=1)
+            for place, answer in zip(places, best.tolist(), strict=True):
+                answers[asked[place].question_id] = task.processor.answers[answer]
+        return vqa_accuracy(answers, asked).overall
+
+    return score
+
+
+def _captioning(config: CaptionConfig, section: CaptionValidationConfig, task: Task, store: RegionStore) -> Score:
+    """CIDEr-D of greedy captions, or minus the loss per word."""
+    by_image: dict[str, list[Caption]] = {}
+    for caption in _on_images(read_captions(section.captions, section.split), section.captions, config, store):
+        by_image.setdefault(caption.image_id, []).append(caption)
+    names = list(by_image)
+    chosen = [names[place] for place in _chosen(len(names), section)]
+    if section.metric == "loss":
+        return _loss(config, section.captions, task, store, [c for name in chosen for c in by_image[name]])
+    if len(chosen) < 2:
+        raise UserError(f"validation.captions {section.captions}: CIDEr-D of one image is always 0; take more images")
+    reward = CiderD([[plain_words(caption.text) for caption in by_image[name]] for name in chosen])
+    trained = Trained(task.model, task.processor, section.captions)
+    images = ImageReader(store, task.processor.tags, task.processor.max_regions)
+    positions = store.positions(chosen)
+    options = DecodingOptions(beams=1, max_tokens=task.processor.text_tokens + 1)
+
+    def score() -> float:
+        scores = np.zeros(len(chosen))
+        for places in in_order(images.rows(positions) + options.max_tokens, config.training.rows_per_micro_batch):
+            prefixes = [images.prefix(images.read(int(position))) for position in positions[places]]
+            written = trained.captions(prefixes, options)
+            scores[places] = reward.scores([plain_words(text) for text in written], places)
+        return float(scores.mean())
+
+    return score
+
+
+def _loss(config: CaptionConfig, path: Path, task: Task, store: RegionStore, captions: Sequence[Caption]) -> Score:
+    """Minus the cross entropy per word, without smoothing, of all captions of each image."""
+    processor = task.processor
+    texts = [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in captions]
+    cache = config.cache or config.output / "texts"
+    tokens = text_store(cache, processor.tokenizer, processor.text_tokens, [path], texts)
+    images = ImageReader(store, processor.tags, processor.max_regions)
+    all_of_them = config.seq2seq.model_copy(update={"captions": len(captions)})
+    source = CaptionSource(tokens, images, all_of_them, processor.tokenizer, config.seed)
+    plain = CaptionTask(task.model, processor, smoothing=0.0).eval()
+    costs, device = source.costs(0), next(task.parameters()).device
+
+    def score() -> float:
+        total = count = 0.0
+        for places in in_order(costs, config.training.rows_per_micro_batch):
+            batch = collate([source.build(0, int(place)) for place in places], plain.shape)
+            total += float(plain(batch.to(device))[OBJECTIVE])
+            count += batch.counts()[OBJECTIVE]
+        return -total / count
+
+    return score
+
+
+def _chosen(number: int, section: ValidationConfig) -> np.ndarray:
+    """Places of the subset, ascending; of all without one."""
+    if section.subset is None or section.subset >= number:
+        return np.arange(number)
+    return np.sort(keyed_generator(section.seed, "validation").permutation(number)[: section.subset])
+
+
+def _on_images(records: Sequence[Record], path: Path, config: AnyConfig, store: RegionStore) -> list[Record]:
+    """Match records with the store's images; tell how many of these are trained on."""
+    match = match_file(path, records, store)
+    match.check(store, config.missing, "missing=skip")
+    found = list(in_store(records, match))
+    images = list(dict.fromkeys(record.image_id for record in found))
+    if seen := trained_images(images, read_trained_on(config.output)):
+        logger.warning(
+            "%d of the %d images of %s were trained on, %r for one: the validation is too kind",
+            *(len(seen), len(images), path, seen[0]),
+        )
+    return found

@@ -1,0 +1,120 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dimvl.config import DropWorstConfig, Seq2seqConfig
+from dimvl.data.documents import collate
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.objectives import normalise
+from dimvl.tasks.base import seq2seq_text
+from dimvl.tasks.captioning import OBJECTIVE, CaptionSource, CaptionTask
+from tests.factories import make_model, make_processor
+from tests.tiny_runs import caption_store, image_reader, make_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"), 6, captions=5)
+
+
+DROP = DropWorstConfig(share=0.4, after=2)
+
+
+def make_source(data, variant="causal", drop=DROP):
+    processor = make_processor()
+    seq2seq = Seq2seqConfig(variant=variant, captions=5)
+    return CaptionSource(
+        caption_store(data, processor), image_reader(data, processor), seq2seq, processor.tokenizer, 0, drop
+    )
+
+
+def make_task(smoothing=0.1):
+    processor = make_processor(captions=True)
+    model = make_model(4, vocabulary=len(processor.tokenizer), word_head=True)
+    return CaptionTask(model, processor, smoothing)
+
+
+def obvious_loss(task, documents):
+    """Every caption by itself; of each image the worst by loss per word are left out."""
+    total = 0.0
+    for document in documents:
+        captions = []
+        for text in document.texts:
+            batch = collate([replace(document, texts=[text], drop=0)], task.shape)
+            targets = batch.targets[OBJECTIVE]
+            logits = task.model.word_head(task.model(batch)[targets.rows])
+            captions.append(
+                [
+                    F.cross_entropy(row, label, label_smoothing=task.smoothing)
+                    for row, label in zip(logits, targets.labels, strict=True)
+                ]
+            )
+        captions.sort(key=lambda losses: sum(losses).item() / len(losses))
+        kept = captions[: len(captions) - document.drop]
+        total = total + sum(loss for losses in kept for loss in losses)
+    return total
+
+
+@pytest.mark.parametrize("variant", ["causal", "masked"])
+def test_the_worst_captions_of_each_image_are_dropped_as_in_the_obvious_way(data, variant):
+    source, task = make_source(data, variant), make_task()
+    documents = [source.build(2, index) for index in range(len(source))]
+    assert [(len(d.texts), d.drop) for d in documents] == [(2, 0), (3, 1), (4, 1), (5, 2), (1, 0), (2, 0)]
+    loss = task(collate(documents, task.shape))[OBJECTIVE]
+    # fp32 sums in another order
+    torch.testing.assert_close(loss, obvious_loss(task, documents), atol=1e-3, rtol=1e-5)
+    with_all = task(collate([replace(document, drop=0) for document in documents], task.shape))[OBJECTIVE]
+    assert loss < 0.9 * with_all
+
+
+def test_micro_batches_drop_what_one_large_batch_drops_and_give_its_gradient(data):
+    source, task = make_source(data), make_task()
+    documents = [source.build(2, index) for index in range(len(source))]
+    gradients = []
+    for parts in ([documents], [documents[:1], documents[1:4], [], documents[4:]]):
+        batches = [collate(part, task.shape) for part in parts]
+        count = sum(batch.counts()[OBJECTIVE] for batch in batches)
+        task.zero_grad()
+        for batch in batches:
+            normalise(task(batch), {OBJECTIVE: count}, task.weights).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)  # fp32 sums in another order
+
+
+def test_a_dropped_caption_gives_no_gradient(data):
+    source, task = make_source(data), make_task(smoothing=0.0)
+    [document] = [replace(source.build(2, 3), drop=4)]
+    loss = task(collate([document], task.shape))[OBJECTIVE]
+    alone = [task(collate([replace(document, texts=[text], drop=0)], task.shape))[OBJECTIVE] for text in document.texts]
+    counts = [len(text.labels) for text in document.texts]
+    best = min(range(5), key=lambda place: alone[place].item() / counts[place])
+    torch.testing.assert_close(loss, alone[best])
+
+
+def test_dropping_begins_after_the_configured_epochs(data):
+    source = make_source(data)
+    assert [source.build(epoch, 3).drop for epoch in range(4)] == [0, 0, 2, 2]
+    assert make_source(data, drop=None).build(9, 3).drop == 0
+
+
+def test_without_dropping_the_loss_is_that_of_all_words(data):
+    source, task = make_source(data), make_task()
+    batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
+    targets = batch.targets[OBJECTIVE]
+    logits = task.model.word_head(task.model(batch)[targets.rows])
+    wanted = F.cross_entropy(logits, targets.labels, reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(task(batch)[OBJECTIVE], wanted)
+
+
+def test_seventy_percent_of_the_words_and_the_end_are_masked_where_beit3_fine_tunes():
+    tokenizer, words = Tokenizer.train(["a b c d e f g h i j k l"], 60), np.arange(5, 24)
+    generator = np.random.default_rng(0)
+    shares, ends = [], []
+    for _ in range(300):
+        text = seq2seq_text(words, generator, tokenizer, "masked", 0.7)
+        shares.append(len(text.places) / 20)
+        ends.append(19 in text.places)
+    assert np.mean(shares) == pytest.approx(0.7, abs=0.01) and np.mean(ends) == pytest.approx(0.7, abs=0.1)

@@ -1,0 +1,45 @@
+"""The shipped configurations of published protocols."""
+
+from pathlib import Path
+
+import pytest
+
+from dimvl.config import CaptionConfig, VqaConfig, load_config
+from dimvl.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+
+def test_there_is_one_for_each_published_protocol():
+    assert NAMES == ["coco-karpathy-scst.yaml", "coco-karpathy.yaml", "flickr30k.yaml", "vqa-v2.yaml"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_loads_opens_with_its_command_and_misses_nothing(name):
+    config = load_config(CONFIGS / name)
+    assert config.initial is not None and config.validation is not None
+    assert f"#   dimvl finetune configs/{name} initial=" in (CONFIGS / name).read_text()
+    settings = config.training
+    assert settings.steps > settings.warmup_steps and settings.rows_per_step >= settings.rows_per_micro_batch
+    with pytest.raises(UserError, match="unknown key"):
+        load_config(CONFIGS / name, ["training.patience=3"])
+
+
+def test_vqa_v2_keeps_the_3129_answers():
+    config = load_config(CONFIGS / "vqa-v2.yaml")
+    assert isinstance(config, VqaConfig) and config.answers == 3129
+
+
+def test_self_critical_training_goes_on_with_the_model_of_the_cross_entropy():
+    before, after = (load_config(CONFIGS / f"coco-karpathy{name}.yaml") for name in ("", "-scst"))
+    assert isinstance(before, CaptionConfig) and isinstance(after, CaptionConfig)
+    assert after.initial == before.output and after.self_critical is not None
+    assert after.inputs == before.inputs and after.model == before.model.model_copy(update={"dropout": 0.0})
+    assert (after.regions, after.captions, after.split) == (before.regions, before.captions, before.split)
+
+
+def test_masking_of_seventy_percent_with_smoothing_can_be_asked_for():
+    changes = ["seq2seq.variant=masked", "seq2seq.share=0.7", "smoothing=0.1"]
+    config = load_config(CONFIGS / "coco-karpathy.yaml", changes)
+    assert (config.seq2seq.variant, config.seq2seq.share, config.smoothing) == ("masked", 0.7, 0.1)

@@ -1,0 +1,163 @@
+"""Options of fine-tuning through whole runs: frozen weights, layer-wise rates, self-critical training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dimvl.errors import UserError
+from dimvl.model.convert import read_weights
+from dimvl.pretrained import latest_checkpoint
+from dimvl.training.run import run_training
+from tests.tiny_runs import make_config, make_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
+
+
+@pytest.fixture(scope="module")
+def captioner(data, tmp_path_factory):
+    """A run that captions a little, to go on from."""
+    training = {"steps": 30, "learning_rate": 2e-2}
+    return run_training(
+        make_config(data, tmp_path_factory.mktemp("runs") / "captioner", "caption", model=MODEL, training=training)
+    )
+
+
+MODEL = {"layers": 3, "dropout": 0.0, "split": ["qkv"]}
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(step):
+    def progress(report):
+        if report.step == step:
+            raise Killed
+
+    return progress
+
+
+def bytes_of(run):
+    return [(latest_checkpoint(run) / name).read_bytes() for name in ("model.safetensors", "optimiser.safetensors")]
+
+
+def losses_of(run):
+    return [json.loads(line)["losses"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+# --- frozen weights, layer-wise rates
+
+FREEZE = {"freeze": {"embeddings": True, "layers": 2}, "layer_decay": 0.75, "head_multiplier": 4}
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption"])
+def test_frozen_weights_stay_bit_equal_have_no_state_and_all_others_move(data, tmp_path, captioner, task):
+    config = make_config(data, tmp_path, task, model=MODEL, initial=captioner, training={**FREEZE, "steps": 3})
+    run_training(config)
+    before = read_weights(latest_checkpoint(captioner) / "model.safetensors")
+    after = read_weights(latest_checkpoint(tmp_path) / "model.safetensors")
+    moved = 0
+    for name, weights in after.items():
+        frozen = name.startswith(("regions.", "tokens.", "encoder.layers.0.", "encoder.layers.1."))
+        if name in before and not name.startswith("answer_head"):
+            assert torch.equal(weights, before[name]) == frozen, name
+            moved += not frozen
+    assert moved > 10
+    state = read_weights(latest_checkpoint(tmp_path) / "optimiser.safetensors")
+    trainable = sum(
+        weights.numel()
+        for name, weights in after.items()
+        if name.startswith(("encoder.layers.2.", "answer_head.", "word_head.")) and name != "word_head.decoder.weight"
+    )
+    assert sum(value.numel() for name, value in state.items() if name.endswith("exp_avg")) == trainable
+
+
+def test_a_run_with_frozen_weights_and_layer_wise_rates_goes_on_bit_for_bit(data, tmp_path):
+    whole = run_training(make_config(data, tmp_path / "whole", "vqa", model={"layers": 3}, training=FREEZE))
+    config = make_config(data, tmp_path / "killed", "vqa", model={"layers": 3}, training={**FREEZE, "save_every": 2})
+    with pytest.raises(Killed):
+        run_training(config, kill_at(5))
+    assert bytes_of(run_training(config)) == bytes_of(whole)
+
+
+def test_more_frozen_layers_than_there_are_is_told(data, tmp_path):
+    config = make_config(data, tmp_path, "vqa", training={"freeze": {"layers": 2}})
+    with pytest.raises(UserError, match=r"training\.freeze\.layers is 2 but the model has 1; lower it"):
+        run_training(config)
+
+
+# --- self-critical training
+
+
+def self_critical(data, output, captioner, samples=4, **training):
+    return make_config(
+        data,
+        output,
+        "caption",
+        model=MODEL,
+        initial=captioner,
+        self_critical={"samples": samples},
+        training={"rows_per_step": 800, "rows_per_micro_batch": 300, "learning_rate": 2e-3, **training},
+    )
+
+
+def test_self_critical_training_raises_the_reward_of_what_is_drawn(data, tmp_path, captioner):
+    rows = {"rows_per_step": 3000, "rows_per_micro_batch": 3000}
+    run = run_training(self_critical(data, tmp_path, captioner, samples=16, steps=30, learning_rate=1e-2, **rows))
+    rewards = [losses["self_critical/reward"] for losses in losses_of(run)]
+    assert np.mean(rewards[-5:]) > 1.2 * np.mean(rewards[:5]), rewards
+
+
+def test_a_self_critical_run_that_is_killed_goes_on_bit_for_bit(data, tmp_path, captioner):
+    whole = run_training(self_critical(data, tmp_path / "whole", captioner))
+    config = self_critical(data, tmp_path / "killed", captioner, save_every=2)
+    with pytest.raises(Killed):
+        run_training(config, kill_at(5))
+    run_training(config)
+    assert bytes_of(config.output) == bytes_of(whole) and losses_of(config.output) == losses_of(whole)
+
+
+def test_the_size_of_micro_batches_changes_self_critical_training_only_by_rounding(data, tmp_path, captioner):
+    runs = [
+        run_training(
+            self_critical(data, tmp_path / str(rows), captioner, steps=1, rows_per_micro_batch=rows, learning_rate=1e-5)
+        )
+        for rows in (150, 800)
+    ]
+    small, large = (losses_of(run)[0] for run in runs)
+    assert small["self_critical/reward"] == pytest.approx(large["self_critical/reward"], rel=1e-6)
+    # advantages of both signs cancel: fp32 rounding of log-probabilities around -30
+    assert small["self_critical"] == pytest.approx(large["self_critical"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"smoothing": 0.1}, "take smoothing and drop_worst out"),
+        ({"drop_worst": {"after": 1, "share": 0.5}}, "take smoothing and drop_worst out"),
+        ({"model": {"dropout": 0.1}}, r"set model\.dropout to 0"),
+        ({"seq2seq": {"variant": "masked"}}, "'causal' only"),
+        ({"initial": None}, "name its run as initial"),
+    ],
+)
+def test_what_self_critical_training_cannot_be_combined_with_is_told(data, tmp_path, changes, message):
+    content = {"model": {"dropout": 0.0}, "initial": tmp_path, "self_critical": {"samples": 2}} | changes
+    with pytest.raises(ValueError, match=message):
+        make_config(data, tmp_path, "caption", **content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"drop_worst": {"after": 1, "share": 0.3}}, "nothing would be dropped"),
+        ({"new_extractor": True, "training": {"freeze": {"embeddings": True}}}, "keeps it from learning"),
+    ],
+)
+def test_options_that_would_do_nothing_are_told(data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(data, tmp_path, "caption", **changes)
