@@ -104,6 +104,9 @@ def hide_regions(boxes: np.ndarray, generator: np.random.Generator, share: float
 def class_distribution(regions: Regions, rows: np.ndarray, classes: int) -> np.ndarray:
     """Spread kept classes over all K, with the mass of background and of classes that were not kept last.
 
+    Scores that sum to more than 1, as those of independent sigmoids may, are divided by their sum and leave no other
+    mass; so are scores that float16 rounded up.
+
     Args:
         regions: of one image.
         rows: (M,) which regions.
@@ -117,7 +120,7 @@ def class_distribution(regions: Regions, rows: np.ndarray, classes: int) -> np.n
     for out, row in zip(dense, rows, strict=True):
         kept = regions.class_ids[row] >= 0
         out[regions.class_ids[row][kept]] = regions.class_scores[row][kept]
-    dense[:, -1] = np.clip(1 - dense[:, :-1].sum(axis=1), 0, 1)  # fp16 scores may sum to a little over 1
+    dense[:, -1] = regions.other_scores[rows]
     return dense / dense.sum(axis=1, keepdims=True)
 
 

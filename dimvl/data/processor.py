@@ -1,5 +1,6 @@
 """Everything between pictures and words on one side and the model on the other; travels with every checkpoint."""
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from dimvl.errors import UserError
 from dimvl.files import read_json, write_json
 from dimvl.regions.records import Extractor
 
+logger = logging.getLogger(__name__)
 FILE = "processor.json"
 Variant = Literal["causal", "masked"]
 
@@ -88,16 +90,17 @@ class Processor:
             ) from None
 
     def check_extractor(self, extractor: Extractor, place: str) -> None:
-        """Refuse regions of another extractor than the model was trained with.
+        """Refuse regions that the model cannot take; warn of those that were chosen by other thresholds.
 
         Raises:
-            UserError: the fingerprints differ.
+            UserError: they are of another extractor than the model was trained with; see `Extractor.conflict`.
 
         """
         own = self.extractor
-        if extractor.fingerprint != own.fingerprint:
+        if conflict := own.conflict(extractor):
             raise UserError(
-                f"{place} was made by {extractor.name} ({extractor.fingerprint[:12]}) but the model was trained with "
-                f"{own.name} ({own.fingerprint[:12]}); extract the pictures again with that detector, or fine-tune "
-                "with new_extractor=true"
+                f"{place} was made by {extractor.name} ({conflict}) but the model was trained with {own.name}; extract "
+                "the pictures again with that detector, or fine-tune with new_extractor=true"
             )
+        if deviations := own.deviations(extractor):
+            logger.warning("%s has regions chosen otherwise than in training: %s", place, "; ".join(deviations))

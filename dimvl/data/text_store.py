@@ -1,11 +1,12 @@
 """Texts tokenised once into memory-mapped flat arrays, keyed by the tokenizer and the source files.
 
-Nothing per text lives in Python objects in the loader processes: they open the same few files.
+Nothing per text or image lives in Python objects in the loader processes: they open the same few files, by their path.
+Writing takes the texts a piece at a time; beside the caller's texts it holds some 20 bytes a text and 4 a token.
 """
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import numpy as np
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, read_json, sha256, write_json
+from dimvl.regions.store_format import decode_id, encode_id
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
+TEXTS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,18 @@ class TextStore:
         offsets: (T + 1,) where each text's tokens start.
         text_ids: (T,) ids of the captions or questions.
         groups: (G + 1,) where each image's texts start.
-        image_ids: (G,) bytes, the images' ids.
+        image_bytes: the images' ids as UTF-8, end to end.
+        image_offsets: (G + 1,) where each image's id starts.
         label_offsets: (T + 1,) where each text's labels start.
         label_ids: label ids.
         label_scores: their scores.
 
     """
 
-    ARRAYS = ("token_ids", "offsets", "text_ids", "groups", "image_ids", "label_offsets", "label_ids", "label_scores")
+    ARRAYS = (
+        *("token_ids", "offsets", "text_ids", "groups", "image_bytes", "image_offsets"),
+        *("label_offsets", "label_ids", "label_scores"),
+    )
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +63,8 @@ class TextStore:
     offsets: np.ndarray
     text_ids: np.ndarray
     groups: np.ndarray
-    image_ids: np.ndarray
+    image_bytes: np.ndarray
+    image_offsets: np.ndarray
     label_offsets: np.ndarray
     label_ids: np.ndarray
     label_scores: np.ndarray
@@ -85,11 +93,19 @@ class TextStore:
         """(T,) the group (image) of each text."""
         return np.repeat(np.arange(len(self.groups) - 1), np.diff(self.groups))
 
+    def image_id(self, group: int) -> str:
+        """Id of one image."""
+        return decode_id(self.image_bytes[self.image_offsets[group] : self.image_offsets[group + 1]].tobytes())
+
+    def image_ids(self) -> Iterator[str]:
+        """Ids of all images, one after the other, so that they need not be in memory together."""
+        return map(self.image_id, range(len(self.groups) - 1))
+
 
 def text_store(
     cache: Path, tokenizer: Tokenizer, max_tokens: int, sources: Sequence[Path], texts: Sequence[LabelledText]
 ) -> TextStore:
-    """Open the store of these texts, and write it first if it is not there.
+    """Open the store of these texts, and write it first if it is not there or is damaged.
 
     Args:
         cache: folder of the stores.
@@ -106,11 +122,13 @@ def text_store(
         raise UserError(
             f"{', '.join(map(str, sources))}: no text for any image of the store; check that they belong together"
         )
-    labels = hashlib.sha256(repr([(text.text_id, text.labels) for text in texts]).encode()).hexdigest()
-    parts = [str(FORMAT), tokenizer.fingerprint, str(max_tokens), labels, *map(sha256, sources)]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
-    path = cache / key
-    if not (path / "manifest.json").exists():
+    hasher = hashlib.sha256()
+    for part in (FORMAT, tokenizer.fingerprint, max_tokens, *map(sha256, sources)):
+        hasher.update(f"{part}\n".encode())
+    for text in texts:
+        hasher.update(repr((text.text_id, text.image_id, text.labels)).encode())
+    path = cache / hasher.hexdigest()[:20]
+    if not _is_sound(path):
         _write(path, tokenizer, max_tokens, sources, texts)
     store = TextStore(path)
     if cut := store.manifest["texts_cut"]:
@@ -118,35 +136,72 @@ def text_store(
     return store
 
 
+def _is_sound(path: Path) -> bool:
+    """Whether a store is there with every file as it was written; a damaged one is told."""
+    if not (path / "manifest.json").exists():
+        return False
+    try:
+        manifest = read_json(path / "manifest.json")
+        sound = all(sha256(path / f"{name}.npy") == manifest["sha256"][name] for name in TextStore.ARRAYS)
+        sound = sound and isinstance(manifest["texts_cut"], int)
+    except (UserError, OSError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        logger.warning("the tokenised texts in %s are damaged; they are made again", path)
+    return sound
+
+
 def _write(
     path: Path, tokenizer: Tokenizer, max_tokens: int, sources: Sequence[Path], texts: Sequence[LabelledText]
 ) -> None:
     first_seen: dict[str, int] = {}
-    for text in texts:
-        first_seen.setdefault(text.image_id, len(first_seen))
-    texts = sorted(texts, key=lambda text: first_seen[text.image_id])  # stable: the file's order within an image
-    encoded = tokenizer.encode_all([text.text for text in texts])
-    cut = sum(len(tokens) > max_tokens for tokens in encoded)
-    encoded = [tokens[:max_tokens] for tokens in encoded]
-    labels = [label for text in texts for label in text.labels]
-    group = np.array([first_seen[text.image_id] for text in texts])
+    groups = np.fromiter((first_seen.setdefault(text.image_id, len(first_seen)) for text in texts), dtype=np.int64)
+    image_ids = [encode_id(image_id) for image_id in first_seen]
+    del first_seen
+    order = np.argsort(groups, kind="stable")  # the file's order within an image
+    tokens, lengths, cut = _encode(tokenizer, max_tokens, texts, order)
+
+    def labels(place: int, dtype: type) -> np.ndarray:
+        return np.fromiter((label[place] for index in order for label in texts[index].labels), dtype=dtype)
+
     arrays = {
-        "token_ids": np.array([token for tokens in encoded for token in tokens], dtype=np.int32),
-        "offsets": _offsets([len(tokens) for tokens in encoded]),
-        "text_ids": np.array([text.text_id for text in texts], dtype=np.int64),
-        "groups": _offsets(np.bincount(group, minlength=len(first_seen))),
-        "image_ids": np.array([image_id.encode() for image_id in first_seen]),
-        "label_offsets": _offsets([len(text.labels) for text in texts]),
-        "label_ids": np.array([label for label, _ in labels], dtype=np.int32),
-        "label_scores": np.array([score for _, score in labels], dtype=np.float32),
+        "token_ids": tokens,
+        "offsets": _offsets(lengths),
+        "text_ids": np.fromiter((texts[index].text_id for index in order), dtype=np.int64),
+        "groups": _offsets(np.bincount(groups)),
+        "image_bytes": np.frombuffer(b"".join(image_ids), dtype=np.uint8),
+        "image_offsets": _offsets([len(image_id) for image_id in image_ids]),
+        "label_offsets": _offsets([len(texts[index].labels) for index in order]),
+        "label_ids": labels(0, np.int32),
+        "label_scores": labels(1, np.float32),
+    }
+    manifest = {
+        "format": FORMAT,
+        "tokenizer": tokenizer.fingerprint,
+        "max_tokens": max_tokens,
+        "texts": len(texts),
+        "texts_cut": cut,
+        "sources": [source.name for source in sources],
     }
     with atomic_folder(path) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        manifest = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "max_tokens": max_tokens, "texts": len(texts)}
-        write_json(
-            temporary / "manifest.json", manifest | {"texts_cut": cut, "sources": [source.name for source in sources]}
-        )
+        checksums = {name: sha256(temporary / f"{name}.npy") for name in arrays}
+        write_json(temporary / "manifest.json", manifest | {"sha256": checksums})
+
+
+def _encode(
+    tokenizer: Tokenizer, max_tokens: int, texts: Sequence[LabelledText], order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Tokenise in an order, a piece at a time: all token ids end to end, the lengths (T,), and how many were cut."""
+    tokens, lengths, cut = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)], 0
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        encoded = tokenizer.encode_all([texts[index].text for index in order[start : start + TEXTS_AT_ONCE]])
+        cut += sum(len(ids) > max_tokens for ids in encoded)
+        kept = [ids[:max_tokens] for ids in encoded]
+        lengths.append(np.array([len(ids) for ids in kept], dtype=np.int64))
+        tokens.append(np.fromiter((token for ids in kept for token in ids), dtype=np.int32))
+    return np.concatenate(tokens), np.concatenate(lengths), cut
 
 
 def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Tokenizer:
         The same texts, in any order, give the same tokenizer. The trainer alone does not: it numbers the continuing
         letters in the order of a hash map and breaks ties by number. So they are numbered here beforehand.
         """
-        texts = list(texts)
+        texts = list(map(_well_formed, texts))
         normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
         words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
         letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
@@ -97,11 +97,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens not added."""
-        return self._inner.encode(text, add_special_tokens=False).ids
+        return self._inner.encode(_well_formed(text), add_special_tokens=False).ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of many texts."""
-        return [encoding.ids for encoding in self._inner.encode_batch(list(texts), add_special_tokens=False)]
+        well_formed = list(map(_well_formed, texts))
+        return [encoding.ids for encoding in self._inner.encode_batch(well_formed, add_special_tokens=False)]
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of token ids; special tokens are left out."""
@@ -110,3 +111,8 @@ class Tokenizer:
     def continues_word(self, token_id: int) -> bool:
         """Tell whether a token continues the word before it."""
         return self._continues[token_id]
+
+
+def _well_formed(text: str) -> str:
+    """Put ? for half surrogate pairs, which JSON can hold but which are no characters."""
+    return text.encode("utf-8", "replace").decode()

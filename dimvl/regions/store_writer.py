@@ -3,6 +3,9 @@
 A commit is: the shard under its final name, then the tails of `index.bin` and `ids.bin`, then the manifest. Only the
 manifest counts; what an interrupted commit left behind is overwritten or removed by the next writer. `store.py` says
 what the files are.
+
+One writer to a folder, held by a lock. To write with several processes, give each its own images and its own folder;
+`RegionStore` and the key `regions` of a run take the list of folders as one store.
 """
 
 import fcntl
@@ -11,24 +14,43 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, write_json
-from dimvl.regions.records import Extractor, Regions
-from dimvl.regions.store import RegionStore
+from dimvl.files import atomic_path
+from dimvl.regions.records import ARRAYS, Extractor, Regions
+from dimvl.regions.store_folder import StoreFolder
 from dimvl.regions.store_format import (
     INDEX_DTYPE,
+    FeatureDtype,
     FileEntry,
     Manifest,
     ShardEntry,
+    checksum_of_record,
+    checksum_of_rows,
     encode_id,
+    first_difference,
     hash_of_id,
     make_lookup,
+    quantise,
     read_manifest,
+    write_manifest,
 )
+
+BOX_TOLERANCE = 0.01
+"""How far a box may stand out of the picture, as a fraction: detectors round, but pixels given for fractions do not."""
+
+
+class _Pending(NamedTuple):
+    """An image that waits for its shard to be full."""
+
+    encoded_id: bytes
+    width: int
+    height: int
+    arrays: dict[str, np.ndarray]
 
 
 class RegionStoreWriter:
@@ -41,20 +63,30 @@ class RegionStoreWriter:
         path: the store's folder; made if it is missing.
         extractor: who makes the regions; must be the same as in a store that is continued.
         shard_bytes: a shard is written when its arrays reach so many bytes.
+        feature_dtype: how features are kept. int8 with a float32 scale per row takes half the space, and every value
+            comes back within 1/254 of the largest of its row; must be the same as in a store that is continued.
 
     Raises:
-        UserError: the folder has other content, another extractor's regions or another writer, or cannot be written.
+        UserError: the folder has other content, another extractor's or dtype's regions or another writer, or cannot
+            be written.
 
     """
 
-    def __init__(self, path: Path, extractor: Extractor, *, shard_bytes: int = 64 * 2**20) -> None:
+    def __init__(
+        self,
+        path: Path,
+        extractor: Extractor,
+        *,
+        shard_bytes: int = 64 * 2**20,
+        feature_dtype: FeatureDtype = "float16",
+    ) -> None:
         self.path = Path(path)
         self.shard_bytes = shard_bytes
-        self._pending: list[tuple[bytes, int, int, dict[str, np.ndarray]]] = []
+        self._pending: list[_Pending] = []
         self._pending_bytes = 0
         self._lock = _lock(self.path)
         try:
-            self.manifest = self._open(extractor)
+            self.manifest = self._open(extractor, feature_dtype)
         except BaseException:
             os.close(self._lock)
             raise
@@ -82,24 +114,24 @@ class RegionStoreWriter:
         """Add one image. Its arrays are copied.
 
         Raises:
-            UserError: the id is there already, an array has another shape than the store's or a value that is not
-                finite, or the disk is full.
+            UserError: the id is there already or is no text, an array has another shape than the store's or a value
+                that is not finite, a box has negative sides or is in pixels, a score is no probability, an id is not
+                in the vocabulary, or the disk is full.
 
         """
+        encoded_id = encode_id(regions.image_id)
         if regions.image_id in self._ids:
             raise UserError(f"image {regions.image_id!r} is in region store {self.path} already; give each image once")
+        manifest = self.manifest
         if not len(self):
-            self.manifest = self.manifest.model_copy(
-                update={
-                    "class_columns": regions.class_ids.shape[1],
-                    "attribute_columns": regions.attribute_ids.shape[1],
-                }
-            )
-        arrays = {
-            name: _checked(regions, name, np.dtype(dtype), columns)
-            for name, (dtype, columns) in self.manifest.layout.items()
-        }
-        self._pending.append((encode_id(regions.image_id), regions.width, regions.height, arrays))
+            columns = {
+                name: getattr(regions, array).shape[-1]
+                for name, array in (("class_columns", "class_ids"), ("attribute_columns", "attribute_ids"))
+            }
+            manifest = manifest.model_copy(update=columns)
+        arrays = _arrays(regions, manifest)
+        self.manifest = manifest
+        self._pending.append(_Pending(encoded_id, int(regions.width), int(regions.height), arrays))
         self._pending_bytes += sum(array.nbytes for array in arrays.values())
         self._ids.add(regions.image_id)
         if self._pending_bytes >= self.shard_bytes:
@@ -130,16 +162,18 @@ class RegionStoreWriter:
             return
         try:
             self.flush()
-            lookup = self.path / "lookup.npy"
-            with atomic_path(lookup) as temporary, temporary.open("wb") as file:
-                np.save(file, make_lookup(np.fromfile(self.path / "index.bin", dtype=INDEX_DTYPE)))
+            lookup = make_lookup(StoreFolder(self.path).index).astype("<u8").tobytes()
+            with atomic_path(self.path / "lookup.bin") as temporary:
+                temporary.write_bytes(lookup)
+            entry = FileEntry(num_bytes=len(lookup), sha256=hashlib.sha256(lookup).hexdigest())
+            write_manifest(self.path, self.manifest.model_copy(update={"lookup": entry}))
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         finally:
             os.close(self._lock)
             self._lock = -1
 
-    def _open(self, extractor: Extractor) -> Manifest:
+    def _open(self, extractor: Extractor, feature_dtype: FeatureDtype) -> Manifest:
         """Take over the store in the folder, or begin one."""
         if not (self.path / "manifest.json").exists():
             if any(not _is_remnant(file) for file in self.path.iterdir()):
@@ -147,18 +181,28 @@ class RegionStoreWriter:
             nothing = FileEntry(num_bytes=0, sha256=hashlib.sha256().hexdigest())
             manifest = Manifest(
                 extractor=extractor,
+                feature_dtype=feature_dtype,
                 class_columns=0,
                 attribute_columns=0,
                 num_images=0,
                 num_regions=0,
                 index=nothing,
                 ids=nothing,
+                lookup=None,
                 shards=(),
             )
-            self._write_manifest(manifest)
+            write_manifest(self.path, manifest)
         manifest = read_manifest(self.path)
-        if manifest.extractor != extractor:
-            raise UserError(_other_extractor(self.path, manifest.extractor, extractor))
+        if difference := first_difference(manifest.extractor, extractor):
+            raise UserError(
+                f"region store {self.path} was made by another extractor: there and here, {difference}; "
+                "choose another folder or the same detector"
+            )
+        if manifest.feature_dtype != feature_dtype:
+            raise UserError(
+                f"region store {self.path} holds features as {manifest.feature_dtype}, not as {feature_dtype}; "
+                f"go on with {manifest.feature_dtype} or choose another folder"
+            )
         try:
             self._index_hash = _cut(self.path / "index.bin", manifest.index)
             self._ids_hash = _cut(self.path / "ids.bin", manifest.ids)
@@ -168,20 +212,20 @@ class RegionStoreWriter:
                     file.unlink()
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        store = RegionStore(self.path)
-        self._ids = {store.image_id(position) for position in range(len(store))}
+        folder = StoreFolder(self.path)
+        self._ids = {folder.image_id(position) for position in range(len(folder))}
         return manifest
 
     def _commit(self) -> None:
         old = self.manifest
-        counts = np.array([len(arrays["boxes"]) for *_, arrays in self._pending])
+        counts = np.array([len(image.arrays["details"]) for image in self._pending])
         number, num_regions = len(old.shards), int(counts.sum())
-        data = save({name: np.concatenate([arrays[name] for *_, arrays in self._pending]) for name in old.layout})
+        data = save({name: np.concatenate([image.arrays[name] for image in self._pending]) for name in old.layout})
         file = f"shard-{number:05}.safetensors"
         with atomic_path(self.path / file) as temporary:
             temporary.write_bytes(data)
 
-        ids = [encoded for encoded, *_ in self._pending]
+        ids = [image.encoded_id for image in self._pending]
         lengths = np.array([len(encoded) for encoded in ids])
         index = np.zeros(len(ids), dtype=INDEX_DTYPE)
         index["hash"] = [hash_of_id(encoded) for encoded in ids]
@@ -190,8 +234,13 @@ class RegionStoreWriter:
         index["id_length"] = lengths
         index["shard"] = number
         index["num_regions"] = counts
-        index["width"] = [width for _, width, _, _ in self._pending]
-        index["height"] = [height for _, _, height, _ in self._pending]
+        index["width"] = [image.width for image in self._pending]
+        index["height"] = [image.height for image in self._pending]
+        index["rows_checksum"] = [
+            checksum_of_rows(image.arrays[name] for name in old.layout if image.arrays[name].size)
+            for image in self._pending
+        ]
+        index["checksum"] = [checksum_of_record(record) for record in index]
 
         entry = ShardEntry(
             file=file, num_images=len(ids), num_regions=num_regions, sha256=hashlib.sha256(data).hexdigest()
@@ -203,29 +252,79 @@ class RegionStoreWriter:
                 "num_regions": old.num_regions + num_regions,
                 "index": _append(self.path / "index.bin", old.index, index.tobytes(), index_hash),
                 "ids": _append(self.path / "ids.bin", old.ids, b"".join(ids), ids_hash),
+                "lookup": None,  # that of the images before: it is written anew at the end
                 "shards": (*old.shards, entry),
             }
         )
-        self._write_manifest(manifest)
+        write_manifest(self.path, manifest)
         self.manifest, self._index_hash, self._ids_hash = manifest, index_hash, ids_hash
         self._pending, self._pending_bytes = [], 0
 
-    def _write_manifest(self, manifest: Manifest) -> None:
-        write_json(self.path / "manifest.json", manifest.model_dump(mode="json"))
+
+def _arrays(regions: Regions, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Check an image and copy its arrays to the store's dtypes."""
+    _check_size(regions)
+    quantised = manifest.feature_dtype == "int8"
+    dtypes = {**manifest.details, "features": ("<f4" if quantised else "<f2", manifest.extractor.feature_width)}
+    arrays = {name: _checked(regions, name, np.dtype(dtypes[name][0]), dtypes[name][1]) for name in ARRAYS}
+    if quantised:
+        arrays["features"], arrays["feature_scales"] = quantise(arrays["features"])
+    _check_boxes(regions.image_id, arrays["boxes"])
+    for kind, vocabulary in (("class", manifest.extractor.classes), ("attribute", manifest.extractor.attributes)):
+        _check_names(regions.image_id, kind, arrays[f"{kind}_ids"], arrays[f"{kind}_scores"], len(vocabulary))
+    details = np.concatenate([arrays[name].astype("<f4") for name in manifest.details], axis=1)
+    return {"features": arrays["features"], "details": details}
 
 
 def _checked(regions: Regions, name: str, dtype: np.dtype, columns: int) -> np.ndarray:
     """Copy one array of an image to the store's dtype."""
-    with np.errstate(over="ignore"):  # a float32 beyond float16 becomes infinite, which is refused below
-        array = np.array(getattr(regions, name), dtype=dtype, order="C")
+    given = np.asarray(getattr(regions, name))
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float16 becomes infinite, which is refused below
+        array = given.astype(dtype, order="C")
     if array.shape != (len(regions), columns):
         raise UserError(
             f"image {regions.image_id!r} has {name} of shape {array.shape}, but this store holds "
             f"{(len(regions), columns)}; use the detector that the store was begun with"
         )
+    if dtype.kind == "i" and not np.array_equal(array, given):  # int16 would hold another number
+        raise UserError(
+            f"image {regions.image_id!r} has {name} that are no whole numbers of 16 bits; check the detector"
+        )
     if not np.isfinite(array).all():
         raise UserError(f"image {regions.image_id!r} has {name} that are not finite in {dtype}; check the detector")
     return array
+
+
+def _check_size(regions: Regions) -> None:
+    for name in ("width", "height"):
+        if not 0 < (value := getattr(regions, name)) < 2**32:
+            raise UserError(f"image {regions.image_id!r} has {name} {value!r}; give the picture's pixels, at least 1")
+
+
+def _check_boxes(image_id: str, boxes: np.ndarray) -> None:
+    """Refuse boxes with swapped corners and boxes that are no fractions. A side of 0 is legal."""
+    swapped = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    outside = ((boxes < -BOX_TOLERANCE) | (boxes > 1 + BOX_TOLERANCE)).any(axis=1)
+    for wrong, what in (
+        (swapped, "whose right or lower side comes before the left or upper one; give corners x1, y1, x2, y2"),
+        (outside, "beyond the picture; give fractions of its width and height, not pixels"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise UserError(f"image {image_id!r} has box {row}, {boxes[row].tolist()}, {what}")
+
+
+def _check_names(image_id: str, kind: str, ids: np.ndarray, scores: np.ndarray, vocabulary: int) -> None:
+    """Refuse ids that the vocabulary lacks and scores that are no probabilities."""
+    if ids.size and (ids.min() < -1 or ids.max() >= vocabulary):
+        wrong = ids.min() if ids.min() < -1 else ids.max()
+        raise UserError(
+            f"image {image_id!r} has {kind} id {wrong} but the extractor names {vocabulary}, numbered from 0; "
+            "give the vocabulary that belongs to the detector, or -1 for none"
+        )
+    if scores.size and (scores.min() < 0 or scores.max() > 1):
+        wrong = scores.min() if scores.min() < 0 else scores.max()
+        raise UserError(f"image {image_id!r} has {kind} score {wrong:g}; give probabilities from 0 to 1, not logits")
 
 
 def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Hash") -> FileEntry:
@@ -246,7 +345,11 @@ def _cut(file: Path, committed: FileEntry) -> "hashlib._Hash":
         file.write_bytes(b"")
     elif file.is_file() and file.stat().st_size > committed.num_bytes:
         os.truncate(file, committed.num_bytes)
-    running = hashlib.sha256(file.read_bytes() if file.is_file() else b"")
+    running = hashlib.sha256()
+    if file.is_file():
+        with file.open("rb") as stream:
+            while some := stream.read(2**20):
+                running.update(some)
     if running.hexdigest() != committed.sha256:
         raise UserError(f"region store {file.parent} is damaged: {file.name} is not as written; extract it again")
     return running
@@ -272,14 +375,6 @@ def _lock(path: Path) -> int:
     except OSError:
         pass  # a file system without locks: one writer at a time is then up to the user
     return descriptor
-
-
-def _other_extractor(path: Path, there: Extractor, given: Extractor) -> str:
-    differing = next(name for name in vars(there) if getattr(there, name) != getattr(given, name))
-    return (
-        f"region store {path} was made by another extractor ({differing} is {getattr(there, differing)!r} there and "
-        f"{getattr(given, differing)!r} here); choose another folder or the same detector"
-    )
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

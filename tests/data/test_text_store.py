@@ -1,10 +1,12 @@
 import json
 import logging
+import os
 import pickle
 
 import numpy as np
 import pytest
 
+from dimvl.data import text_store as text_store_module
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
@@ -32,7 +34,7 @@ def test_every_text_comes_back_with_its_labels_grouped_by_image(tmp_path, source
     tokenizer = make_tokenizer()
     store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT)
     assert store.text_ids.tolist() == [7, 6, 5] and store.groups.tolist() == [0, 2, 3]
-    assert store.image_ids.tolist() == [b"b", b"a"] and store.group_of().tolist() == [0, 0, 1]
+    assert list(store.image_ids()) == ["b", "a"] and store.image_id(1) == "a" and store.group_of().tolist() == [0, 0, 1]
     for place, text in enumerate([TEXT[0], TEXT[2], TEXT[1]]):
         assert tokenizer.decode(store.tokens(place).tolist()) == text.text
         ids, scores = store.labels(place)
@@ -92,6 +94,46 @@ def test_a_store_is_pickled_as_its_path_and_holds_no_object_per_text(tmp_path, s
     assert len(pickle.dumps(store)) < 500
     assert isinstance(again, TextStore) and again.tokens(17).tolist() == store.tokens(17).tolist()
     assert all(isinstance(getattr(store, name), np.memmap) for name in ("token_ids", "offsets", "text_ids"))
+
+
+def test_writing_in_pieces_gives_the_same_files(tmp_path, source, monkeypatch):
+    texts = [LabelledText(n, f"{'é' * (n % 3)}{n % 7}", TEXTS[n % 3], ((n % 5, 0.5),) * (n % 3)) for n in range(50)]
+    stores = []
+    for pieces in (50, 8):
+        monkeypatch.setattr(text_store_module, "TEXTS_AT_ONCE", pieces)
+        path = text_store(tmp_path / f"cache-{pieces}", make_tokenizer(), 9, [source], texts).path
+        stores.append({file.name: file.read_bytes() for file in path.iterdir()})
+    assert stores[0] == stores[1]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_a_damaged_store_is_told_and_made_again(tmp_path, source, caplog, damage):
+    path = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT).path
+    whole = {file.name: file.read_bytes() for file in path.iterdir()}
+    for name in sorted(whole) if damage != "manifest" else ["manifest.json"]:
+        data = bytearray(whole[name])
+        if damage == "remove":
+            (path / name).unlink()
+        elif damage == "flip":
+            data[-1] ^= 1
+            (path / name).write_bytes(data)
+        else:
+            (path / name).write_bytes(data[: len(data) // 2])
+        caplog.clear()
+        store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)
+        harmless = name == "manifest.json" and damage in ("flip", "remove")
+        assert harmless or "are damaged; they are made again" in caplog.text, name
+        assert {file.name: file.read_bytes() for file in store.path.iterdir()} == whole
+
+
+def test_ids_of_any_text_come_back_and_half_a_surrogate_pair_in_a_text_is_a_question_mark(tmp_path, source):
+    ids = ["图", "a" * 300, os.fsdecode(b"caf\xe9"), "9007199254740993"]
+    texts = [LabelledText(2**60 + n, image_id, "a star \ud83d") for n, image_id in enumerate(ids)]
+    store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
+    assert list(store.image_ids()) == ids and store.text_ids[1] == 2**60 + 1
+    assert store.tokens(0).tolist() == make_tokenizer().encode("a star ?")
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [LabelledText(1, "\ud83d", "a star")])
 
 
 def test_no_texts_are_one_clear_sentence(tmp_path, source):

@@ -1,10 +1,12 @@
 """A small synthetic region store that the tests of its reader and of its writer share."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.records import ARRAYS, Extractor, Regions
 from dimvl.regions.store_writer import RegionStoreWriter
 
 EXTRACTOR = Extractor(
@@ -15,7 +17,6 @@ EXTRACTOR = Extractor(
     classes=("circle", "square"),
     attributes=("large", "red"),
 )
-ARRAYS = ("boxes", "features", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 IMAGES = 23
 SHARD_BYTES = 400  # a handful of images
 
@@ -25,25 +26,28 @@ def regions_of(number: int) -> Regions:
     random = np.random.default_rng([7, number])
     count = number % 6
 
-    def half(columns: int) -> np.ndarray:
-        return random.normal(size=(count, columns)).astype(np.float16)
+    def scores(columns: int) -> np.ndarray:
+        return random.random((count, columns)).astype(np.float16)
 
+    corners = random.random((count, 2, 2), dtype=np.float32)
     return Regions(
         image_id=f"{'é' * (number % 3)}{number * 37}",
         width=100 + number,
         height=200 + number,
-        boxes=random.random((count, 4), dtype=np.float32),
-        features=half(5),
+        boxes=np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1),
+        features=random.normal(size=(count, 5)).astype(np.float16),
         class_ids=random.integers(-1, 2, (count, 2), dtype=np.int16),
-        class_scores=half(2),
+        class_scores=scores(2),
         attribute_ids=random.integers(-1, 2, (count, 3), dtype=np.int16),
-        attribute_scores=half(3),
+        attribute_scores=scores(3),
     )
 
 
-def write_store(path: Path, numbers: range = range(IMAGES), extractor: Extractor = EXTRACTOR) -> None:
+def write_store(
+    path: Path, numbers: Iterable[int] = range(IMAGES), extractor: Extractor = EXTRACTOR, **options: Any
+) -> None:
     """Write images, leaving out those that the store has, as an extraction does."""
-    with RegionStoreWriter(path, extractor, shard_bytes=SHARD_BYTES) as writer:
+    with RegionStoreWriter(path, extractor, **{"shard_bytes": SHARD_BYTES, **options}) as writer:
         for number in numbers:
             regions = regions_of(number)
             if regions.image_id not in writer:

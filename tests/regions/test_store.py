@@ -1,5 +1,6 @@
 """Reading a region store: what is read is what was written, and damage is found."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -12,10 +13,12 @@ import pytest
 
 from dimvl.errors import UserError
 from dimvl.regions import store as store_module
-from dimvl.regions import store_format, store_writer
+from dimvl.regions import store_folder, store_format, store_writer
+from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
+from dimvl.regions.store_check import verify_store
 from dimvl.regions.store_writer import RegionStoreWriter
-from tests.regions.synthetic_store import ARRAYS, EXTRACTOR, IMAGES, assert_same, regions_of, write_store
+from tests.regions.synthetic_store import EXTRACTOR, IMAGES, assert_same, regions_of, write_store
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def flip_bit(file: Path, byte: int) -> None:
 def test_every_image_is_read_as_it_was_written(path):
     store = RegionStore(path)
     assert len(store) == IMAGES
-    assert len(store.manifest.shards) > 3
+    assert len(store.folders[0].manifest.shards) > 3
     assert store.extractor == EXTRACTOR
     for number in range(IMAGES):
         wanted = regions_of(number)
@@ -88,7 +91,7 @@ def test_an_image_that_the_store_lacks_is_named(path):
 
 
 def test_images_whose_hashes_collide_are_told_apart(tmp_path, monkeypatch):
-    for module in (store_module, store_writer):
+    for module in (store_folder, store_writer):
         monkeypatch.setattr(module, "hash_of_id", lambda encoded: len(encoded) % 2)
     write_store(tmp_path / "store")
     store = RegionStore(tmp_path / "store")
@@ -110,7 +113,7 @@ def test_a_store_of_no_images_opens(tmp_path):
     assert len(store) == 0
     assert "1" not in store
     assert store.positions([]).tolist() == []
-    assert store.verify() == []
+    assert verify_store(store.folders[0].path) == []
 
 
 def test_more_shards_than_descriptors_are_read(path, monkeypatch):
@@ -129,10 +132,12 @@ def test_an_open_store_keeps_no_python_object_per_image(tmp_path):
     for count in (10, 200):
         write_store(tmp_path / str(count), range(count))
         store = RegionStore(tmp_path / str(count))
-        arrays = [value for value in vars(store).values() if isinstance(value, np.ndarray)]
-        assert all(isinstance(base_of(array), np.memmap) for array in arrays)
-        per_store = {name: value for name, value in vars(store).items() if not isinstance(value, np.ndarray)}
-        assert set(per_store) == {"path", "manifest", "_shards"}
+        [folder] = store.folders
+        arrays = [value for value in vars(folder).values() if isinstance(value, np.ndarray)]
+        assert len(arrays) == 4 and all(isinstance(base_of(array), np.memmap) for array in arrays)
+        per_store = {name for name, value in vars(folder).items() if not isinstance(value, np.ndarray)}
+        assert per_store == {"path", "manifest", "_max_open", "_shards"}
+        assert set(vars(store)) == {"check", "folders", "_ends", "_manifest"} and len(store._ends) == 1
         sizes.append(len(pickle.dumps(store)))
     assert sizes[0] == sizes[1] - 1  # one more digit in the path
 
@@ -168,34 +173,59 @@ def test_another_process_reads_the_same(path, method):
 
 def test_a_sound_store_verifies(path):
     calls = []
-    assert RegionStore(path).verify(lambda *call: calls.append(call)) == []
+    assert verify_store(path, lambda *call: calls.append(call)) == []
     assert calls[-1][0] == calls[-1][1] == len(list(path.glob("shard-*")))
 
 
-@pytest.mark.parametrize("where", [0.3, 0.9, -1])
-def test_verify_finds_a_flipped_bit_and_names_shard_and_images(path, where):
-    shards = RegionStore(path).manifest.shards
-    file = path / shards[1].file
-    flip_bit(file, -1 if where == -1 else int(file.stat().st_size * where))
-    problems = RegionStore(path).verify()
+def names(images: range) -> str:
+    return ", ".join(regions_of(number).image_id for number in images)
+
+
+def test_verify_names_the_one_image_whose_rows_are_damaged(path):
+    file = path / "shard-00001.safetensors"
+    data = file.read_bytes()
+    place = data.index(regions_of(7).features.tobytes())
+    flip_bit(file, place + 3)
+    assert verify_store(path) == [f"{file.name} is damaged; it costs the images {regions_of(7).image_id}"]
+
+
+def test_verify_names_all_images_of_a_shard_without_a_readable_header(path):
+    shards = RegionStore(path).folders[0].manifest.shards
+    flip_bit(path / shards[1].file, 9)
     images = range(shards[0].num_images, shards[0].num_images + shards[1].num_images)
-    names = ", ".join(regions_of(number).image_id for number in images)
-    assert problems == [f"{file.name} is damaged: its checksum differs; it has the images {names}"]
+    assert verify_store(path) == [
+        f"{shards[1].file} is damaged in its header or cut off; it has the images {names(images)}"
+    ]
 
 
-@pytest.mark.parametrize("name", ["index.bin", "ids.bin", "lookup.npy"])
-def test_verify_finds_a_flipped_bit_beside_the_shards(path, name):
-    size = (path / name).stat().st_size
-    for byte in (size // 2, size - 2):
-        flip_bit(path / name, byte)
-        assert any(problem.startswith(f"{name} is damaged") for problem in RegionStore(path).verify())
-        flip_bit(path / name, byte)
-    assert RegionStore(path).verify() == []
+def test_verify_names_the_image_of_a_damaged_record_by_its_id_or_its_number(path):
+    record = store_format.INDEX_DTYPE.itemsize
+    flip_bit(path / "index.bin", 5 * record + store_format.INDEX_DTYPE.fields["width"][1])
+    assert verify_store(path) == [f"index.bin is damaged or cut off; it costs the images {regions_of(5).image_id}"]
+    flip_bit(path / "index.bin", 6 * record)  # the hash of the id
+    problem = f"index.bin is damaged or cut off; it costs the images {regions_of(5).image_id}, number 6"
+    assert problem in verify_store(path)
+
+
+def test_verify_names_the_images_of_damaged_ids_by_their_number(path):
+    flip_bit(path / "ids.bin", 0)
+    assert verify_store(path) == ["ids.bin is damaged or cut off; it costs the images number 0"]
+
+
+def test_a_damaged_lookup_costs_no_image(path):
+    flip_bit(path / "lookup.bin", 3)
+    assert verify_store(path) == [
+        "lookup.bin is damaged or cut off; it costs no image: delete it and the store does without it"
+    ]
+    (path / "lookup.bin").unlink()
+    assert verify_store(path) == []
+    assert RegionStore(path, check=True).position(regions_of(9).image_id) == 9
 
 
 def test_verify_names_a_missing_shard(path):
     (path / "shard-00000.safetensors").unlink()
-    assert [problem.split(",")[0] for problem in RegionStore(path).verify()] == ["shard-00000.safetensors is missing"]
+    images = range(RegionStore(path).folders[0].manifest.shards[0].num_images)
+    assert verify_store(path) == [f"shard-00000.safetensors is missing; it has the images {names(images)}"]
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
@@ -203,7 +233,7 @@ def test_a_truncated_shard_is_refused_when_it_is_read(path, size):
     file = path / "shard-00001.safetensors"
     os.truncate(file, size if size >= 0 else file.stat().st_size - 1)
     store = RegionStore(path)
-    position = store.manifest.shards[0].num_images + 1
+    position = store.folders[0].manifest.shards[0].num_images + 1
     with pytest.raises(UserError, match=r"shard-00001\.safetensors is missing or damaged .*`dimvl verify"):
         store.read(position)
     assert_same(store.read(1), regions_of(1))  # other shards are not affected
@@ -215,7 +245,7 @@ def test_a_shard_that_shrinks_while_it_is_open_is_refused(path):
     file = path / "shard-00000.safetensors"
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(UserError, match="is cut off"):
-        store.read_packed(np.arange(store.manifest.shards[0].num_images))
+        store.read_packed(np.arange(store.folders[0].manifest.shards[0].num_images))
 
 
 def test_a_folder_without_a_manifest_is_not_a_store(tmp_path):
@@ -225,17 +255,20 @@ def test_a_folder_without_a_manifest_is_not_a_store(tmp_path):
 
 
 def edit_manifest(path: Path, **changes: object) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+    values = (
+        json.loads((path / "manifest.json").read_text()) | changes | {"checksum": store_format.NO_CHECKSUM.decode()}
+    )
+    text = json.dumps(values)
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    (path / "manifest.json").write_text(text.replace(store_format.NO_CHECKSUM.decode(), checksum))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 2}, "version: Input should be 1"),
+        ({"version": 1}, "version: Input should be 2"),
         ({"format": "other"}, "format: Input should be 'dimvl-regions'"),
         ({"num_images": -1}, "num_images: Input should be greater"),
-        ({"num_images": 5}, "counts disagree"),
         ({"extractor": {}}, r"extractor\.name"),
         ({"shards": [{"file": "../x", "num_images": 1, "num_regions": 1, "sha256": ""}]}, r"shards\.0\.file"),
     ],
@@ -246,10 +279,19 @@ def test_a_damaged_manifest_is_refused_in_one_sentence(path, changes, words):
         RegionStore(path)
 
 
-def test_a_manifest_that_is_cut_off_is_refused(path):
-    os.truncate(path / "manifest.json", 100)
-    with pytest.raises(UserError, match=r"manifest\.json is not valid JSON"):
-        RegionStore(path)
+def test_a_manifest_that_is_cut_off_or_changed_is_refused(path):
+    whole = (path / "manifest.json").read_bytes()
+    for damaged in (whole[:100], whole[:-1], whole.replace(b"synthetic", b"synthetik"), b"[]"):
+        (path / "manifest.json").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"manifest\.json is "):
+            RegionStore(path)
+        [problem] = verify_store(path)
+        assert "manifest.json" in problem and problem.endswith("costs every image")
+
+
+def test_a_manifest_may_be_laid_out_otherwise_if_its_checksum_fits(path):
+    edit_manifest(path)
+    assert_same(RegionStore(path).read(1), regions_of(1))
 
 
 @pytest.mark.parametrize("name", ["index.bin", "ids.bin"])
@@ -261,19 +303,17 @@ def test_a_short_index_is_refused(path, name):
         write_store(path)
 
 
-def test_a_damaged_lookup_is_refused_and_can_be_deleted(path):
-    os.truncate(path / "lookup.npy", 20)
-    with pytest.raises(UserError, match=r"lookup\.npy is damaged; delete it"):
-        RegionStore(path)
-    (path / "lookup.npy").unlink()
+def test_a_lookup_of_another_length_is_not_used(path):
+    os.truncate(path / "lookup.bin", 20)
     assert RegionStore(path).position(regions_of(9).image_id) == 9
+    assert [problem.split()[0] for problem in verify_store(path)] == ["lookup.bin"]
 
 
 def test_a_reader_sees_the_state_at_which_it_was_opened(path):
     store = RegionStore(path)
     write_store(path, range(IMAGES + 20))
     assert len(store) == IMAGES
-    assert store.verify() == []
+    assert verify_store(store.folders[0].path) == []
     assert_same(store.read(IMAGES - 1), regions_of(IMAGES - 1))
     assert regions_of(IMAGES + 3).image_id not in store
 

@@ -12,6 +12,7 @@ import pytest
 from dimvl.errors import UserError
 from dimvl.regions import store_writer
 from dimvl.regions.store import RegionStore
+from dimvl.regions.store_check import verify_store
 from dimvl.regions.store_writer import RegionStoreWriter
 from tests.regions.synthetic_store import (
     EXTRACTOR,
@@ -44,7 +45,7 @@ def test_an_image_is_written_once(path):
 )
 def test_another_extractor_is_refused(path, change):
     before = contents(path)
-    with pytest.raises(UserError, match=rf"made by another extractor \({next(iter(change))} is"):
+    with pytest.raises(UserError, match=rf"made by another extractor: there and here, {next(iter(change))}[.a-z]* is"):
         RegionStoreWriter(path, replace(EXTRACTOR, **change))
     assert contents(path) == before
     write_store(path)  # and the folder is not left locked
@@ -73,6 +74,76 @@ def test_values_that_are_not_finite_are_refused_with_the_image(path, name, value
     ):
         writer.add(replace(regions_of(2), image_id="new", **{name: array}))
     assert len(RegionStore(path)) == IMAGES
+
+
+def refused(path: Path, message: str, **changes: object) -> None:
+    with pytest.raises(UserError, match=message), RegionStoreWriter(path, EXTRACTOR) as writer:
+        writer.add(replace(regions_of(2), **{"image_id": "new", **changes}))
+    assert len(RegionStore(path)) == IMAGES and verify_store(path) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([0.5, 0.2, 0.4, 0.9], r"'new' has box 1, .* comes before the left or upper one; give corners"),
+        ([0.1, 0.9, 0.4, 0.2], "comes before the left or upper one"),
+        ([10, 20, 30, 40], "beyond the picture; give fractions of its width and height, not pixels"),
+        ([-0.5, 0.2, 0.4, 0.9], "beyond the picture"),
+        ([0.1, 0.2, np.inf, 0.9], "not finite"),
+    ],
+)
+def test_a_box_that_is_no_box_is_refused(path, box, message):
+    boxes = regions_of(2).boxes.copy()
+    boxes[1] = box
+    refused(path, message, boxes=boxes)
+
+
+def test_a_box_without_area_and_one_a_rounding_beyond_the_picture_are_legal(path):
+    boxes = np.array([[0.5, 0.5, 0.5, 0.5], [-0.001, 0, 1.001, 1]], dtype=np.float32)
+    with RegionStoreWriter(path, EXTRACTOR) as writer:
+        writer.add(replace(regions_of(2), image_id="new", boxes=boxes))
+    np.testing.assert_array_equal(RegionStore(path).read(IMAGES).boxes, boxes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("class_ids", 2, "class id 2 but the extractor names 2, numbered from 0"),
+        ("class_ids", -2, "class id -2"),
+        ("attribute_ids", 9, "attribute id 9"),
+        ("class_scores", 1.5, "class score 1.5; give probabilities"),
+        ("attribute_scores", -0.5, "attribute score -0.5"),
+    ],
+)
+def test_ids_without_a_name_and_scores_that_are_no_probabilities_are_refused(path, name, value, message):
+    array = getattr(regions_of(2), name).copy()
+    array[1, 1] = value
+    refused(path, message, **{name: array})
+
+
+@pytest.mark.parametrize("value", [2**16, -(2**31), 0.5, np.nan])
+def test_an_id_that_sixteen_bits_would_change_is_refused(path, value):
+    array = regions_of(2).class_ids.astype(np.float64)
+    array[1, 1] = value
+    refused(path, "class_ids that are no whole numbers of 16 bits", class_ids=array)
+
+
+@pytest.mark.parametrize("size", [0, -3, 2**32])
+def test_a_picture_without_size_is_refused(path, size):
+    refused(path, f"'new' has height {size}; give the picture's pixels", height=size)
+
+
+@pytest.mark.parametrize(("image_id", "message"), [(42, "42 is no text"), ("a\ud800", "half a surrogate pair")])
+def test_an_id_that_is_no_text_is_refused_by_writer_and_reader(path, image_id, message):
+    refused(path, message, image_id=image_id)
+    with pytest.raises(UserError, match=message):
+        RegionStore(path).position(image_id)
+
+
+def test_features_of_another_dtype_are_refused(path):
+    with pytest.raises(UserError, match="holds features as float16, not as int8; go on with float16"):
+        RegionStoreWriter(path, EXTRACTOR, feature_dtype="int8")
+    write_store(path)  # and the folder is not left locked
 
 
 def test_a_folder_with_other_content_is_refused(tmp_path):
@@ -155,7 +226,7 @@ def test_a_writer_killed_at_any_step_leaves_a_store_that_opens_and_continues_to_
         assert code == -signal.SIGKILL
         if (killed / "manifest.json").exists():
             store = RegionStore(killed)
-            assert store.verify() == []
+            assert verify_store(killed) == []
             for position in range(len(store)):
                 assert_same(store.read(position), regions_of(position))
                 assert store.position(regions_of(position).image_id) == position
@@ -163,7 +234,7 @@ def test_a_writer_killed_at_any_step_leaves_a_store_that_opens_and_continues_to_
             assert steps <= 2  # only before there was a store
         write_store(killed)
         assert contents(killed) == undisturbed
-    assert steps > 4 * len(RegionStore(path).manifest.shards)  # every commit was cut at each of its steps
+    assert steps > 4 * len(RegionStore(path).folders[0].manifest.shards)  # every commit was cut at each of its steps
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
@@ -206,7 +277,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_store_as_it_was(path):
     assert len(RegionStore(path)) == IMAGES + 5
 
 
-@pytest.mark.parametrize("failing", ["_append", "write_json", "make_lookup"])
+@pytest.mark.parametrize("failing", ["_append", "write_manifest", "make_lookup"])
 def test_a_write_that_fails_at_any_step_leaves_what_was_finished(path, failing, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -216,7 +287,7 @@ def test_a_write_that_fails_at_any_step_leaves_what_was_finished(path, failing, 
         with pytest.raises(UserError, match=r"cannot write .*store.*: No space left on device; free space"):
             write_store(path, range(IMAGES + 5))
     store = RegionStore(path)
-    assert store.verify() == []
+    assert verify_store(path) == []
     assert len(store) >= IMAGES
     for position in range(len(store)):
         assert_same(store.read(position), regions_of(position))
@@ -231,9 +302,9 @@ def test_a_writer_may_try_again_after_a_failed_commit(path, monkeypatch):
     with RegionStoreWriter(path, EXTRACTOR) as writer:
         writer.add(regions_of(IMAGES))
         with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
-            patch.setattr(store_writer, "write_json", full)  # the last step: the index has been appended to
+            patch.setattr(store_writer, "write_manifest", full)  # the last step: the index has been appended to
             writer.flush()
     store = RegionStore(path)
-    assert store.verify() == []
+    assert verify_store(path) == []
     assert_same(store.read(IMAGES), regions_of(IMAGES))
-    assert len((path / "index.bin").read_bytes()) == store.manifest.index.num_bytes
+    assert len((path / "index.bin").read_bytes()) == store.folders[0].manifest.index.num_bytes

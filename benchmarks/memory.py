@@ -1,0 +1,163 @@
+"""Memory of a loader process over large stores: what it holds of the region store and of the tokenised texts.
+
+    python benchmarks/memory.py --out benchmarks/results/memory.json
+
+For each size, a region store of so many images and a text store of one caption for each are written; then a fresh
+process gets the pickled data set, as a spawned loader process does, and builds batches in random order. `anonymous` is
+its own memory (what Python objects and arrays take), `files` the mapped pages of files, which all processes share with
+the page cache. Figures are megabytes above those of a process that has imported the same modules and opened nothing.
+The regions are few and narrow: only the number of images matters here.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from dimvl.config import Seq2seqConfig
+from dimvl.data.batch import WordTargets
+from dimvl.data.documents import BatchShape, ImageReader
+from dimvl.data.processor import Processor
+from dimvl.data.sampler import TrainingSteps
+from dimvl.data.text_store import LabelledText, TextStore, text_store
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.tasks.captioning import OBJECTIVE, CaptionSource
+
+WIDTH, REGIONS, STEPS = 16, 2, 200
+TEXTS = ("a small red circle left of a large blue square", "there are two blue stars", "the star is above a circle")
+EXTRACTOR = Extractor(
+    name="synthetic",
+    fingerprint="0" * 64,
+    parameters={},
+    feature_width=WIDTH,
+    classes=("circle", "square", "star"),
+    attributes=(),
+)
+
+
+def memory() -> dict[str, float]:
+    """Memory of this process in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("Rss", "VmHWM"))}
+    return {"anonymous": values["RssAnon"], "files": values["RssFile"], "peak": values["VmHWM"]}
+
+
+def write_regions(folder: Path, images: int) -> None:
+    """Write a store of small images."""
+    generator = np.random.default_rng(0)
+    arrays = {
+        "boxes": np.tile(np.array([0.1, 0.2, 0.3, 0.4], np.float32), (REGIONS, 1)),
+        "features": generator.random((REGIONS, WIDTH)).astype(np.float16),
+        "class_ids": np.zeros((REGIONS, 1), np.int16),
+        "class_scores": np.full((REGIONS, 1), 0.5, np.float16),
+        "attribute_ids": np.zeros((REGIONS, 0), np.int16),
+        "attribute_scores": np.zeros((REGIONS, 0), np.float16),
+    }
+    with RegionStoreWriter(folder, EXTRACTOR, shard_bytes=2**20) as writer:
+        for number in range(images):
+            writer.add(Regions(image_id=f"{number:012}", width=640, height=480, **arrays))
+
+
+def write_texts(folder: Path, images: int, tokenizer: Tokenizer) -> TextStore:
+    """Tokenise one caption of each image."""
+    source = folder / "captions.json"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text(str(images))
+    texts = [LabelledText(number, f"{number:012}", TEXTS[number % 3]) for number in range(images)]
+    return text_store(folder, tokenizer, 40, [source], texts)
+
+
+def write(folder: Path, images: int) -> None:
+    """Write both stores and the pickled data set, and print how long each took and the peak memory of it."""
+    figures, started = {}, time.process_time()
+    write_regions(folder / "regions", images)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures["regions"] = {"cpu_seconds": time.process_time() - started, "peak": peak}
+    tokenizer, started = Tokenizer.train([*TEXTS, *EXTRACTOR.classes], 200), time.process_time()
+    texts = write_texts(folder / "texts", images, tokenizer)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures["texts"] = {"cpu_seconds": time.process_time() - started, "peak": peak}
+    processor = Processor(
+        tokenizer=tokenizer, extractor=EXTRACTOR, max_regions=36, tag_tokens=20, tag_score=0.3, text_tokens=40
+    )
+    reader = ImageReader(RegionStore(folder / "regions"), processor.tags, processor.max_regions)
+    source = CaptionSource(texts, reader, Seq2seqConfig(), tokenizer, seed=0)
+    shape = BatchShape(
+        objectives={OBJECTIVE: WordTargets}, text_start=processor.text_start, feature_width=WIDTH, classes=3
+    )
+    steps = TrainingSteps(source, shape, seed=0, steps=10**6, rows_per_step=2048, rows_per_micro_batch=2048)
+    (folder / "data.pickle").write_bytes(pickle.dumps(steps))
+    print(json.dumps(figures))
+
+
+def load(folder: Path) -> None:
+    """Build batches as a loader process does, and print what memory that took."""
+    data = (folder / "data.pickle").read_bytes()
+    before, started = memory(), time.process_time()
+    steps = pickle.loads(data)
+    opened = memory()
+    steps[0]
+    planned, seconds = memory(), time.process_time() - started
+    for step in range(1, STEPS):
+        steps[step]
+    after = memory()
+
+    def above(now: dict[str, float]) -> dict[str, float]:
+        return {name: now[name] - before[name] for name in ("anonymous", "files")}
+
+    figures = {"opened": above(opened), "first_step": above(planned), f"{STEPS}_steps": above(after)}
+    print(json.dumps({**figures, "pickle": len(data) / 2**20, "peak": after["peak"], "cpu_seconds_to_first": seconds}))
+
+
+def main() -> None:
+    """Measure every size and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", type=int, nargs="+", default=[1000, 50_000, 1_000_000])
+    parser.add_argument("--folder", type=Path, help="where to write the files; by default a temporary folder")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--stage", nargs=3, metavar=("STAGE", "FOLDER", "ENTRIES"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stage:
+        stage, place, entries = options.stage
+        write(Path(place), int(entries)) if stage == "write" else load(Path(place))
+        return
+    sizes = {}
+    for entries in options.entries:
+        folder = Path(tempfile.mkdtemp(dir=options.folder))
+        try:
+            for stage in ("write", "load"):
+                command = [sys.executable, __file__, "--stage", stage, folder, str(entries)]
+                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                sizes.setdefault(entries, {})[stage] = found
+        finally:
+            shutil.rmtree(folder)
+    result = {
+        "command": "python benchmarks/memory.py",
+        "date": str(date.today()),
+        "hardware": f"{os.cpu_count()}-core {platform.machine()}",
+        "python": platform.python_version(),
+        "unit": "MB",
+        "entries": sizes,
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Region stores through the command line and in runs: inspected, verified, several as one, and read with checks."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dimvl.cli
+from dimvl.errors import UserError
+from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.training.run import run_training
+from tests.exports import make_trained, write_run
+from tests.factories import make_extractor, make_regions
+from tests.tiny_runs import TinyData, make_config, make_data
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`dimvl ARGUMENTS` in this process: exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
+        code = 0
+        try:
+            dimvl.cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            logging.getLogger("dimvl").setLevel(logging.NOTSET)
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TinyData:
+    return make_data(tmp_path / "data")
+
+
+def write_part(folder: Path, images: range) -> Path:
+    """The images of these numbers, as `make_data` has them."""
+    with RegionStoreWriter(folder, make_extractor()) as writer:
+        for number in images:
+            writer.add(make_regions(number, str(number), 2 + number % 4))
+    return folder
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    return [write_part(tmp_path / "part-0", range(1, 5)), write_part(tmp_path / "part-1", range(5, 7))]
+
+
+def flip_last_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_inspect_counts_in_numbers_for_machines_and_in_bars_for_people(run: Run, data: TinyData) -> None:
+    facts = json.loads(run("inspect", data.regions, "--json")[1])
+    assert (facts["images"], facts["regions"], facts["feature_dtype"], facts["finished"]) == (6, 21, "float16", True)
+    assert facts["regions_per_image"] == [
+        {"low": low, "high": low, "number": number} for low, number in ((2, 1), (3, 2), (4, 2), (5, 1))
+    ]
+    assert [part["number"] for part in facts["top_scores"]] == [0] * 7 + [21, 0, 0]  # all of score .75
+    lines = run("inspect", data.regions)[1].splitlines()
+    assert "images: 6" in lines and "classes: circle, square, star" in lines
+    assert lines[lines.index("regions_per_image:") + 2] == f"3  2  {'#' * 40}"
+    assert lines[lines.index("top_scores:") + 8] == f"0.7 - 0.8  21  {'#' * 40}"
+
+
+def test_verify_finds_a_damaged_manifest_and_refuses_what_is_no_store(run: Run, data: TinyData, tmp_path: Path) -> None:
+    flip_last_bit(data.regions / "manifest.json")
+    code, out, _ = run("verify", data.regions)
+    assert code == 1 and "manifest.json is damaged" in out and out.endswith("costs every image\n")
+    code, out, err = run("verify", tmp_path)
+    assert (code, out) == (2, "") and "is not a region store" in err
+
+
+def test_verify_names_images_whose_ids_cannot_be_printed(run: Run, tmp_path: Path) -> None:
+    with RegionStoreWriter(tmp_path / "store", make_extractor()) as writer:
+        writer.add(replace(make_regions(1), image_id=os.fsdecode(b"caf\xe9")))
+    flip_last_bit(next((tmp_path / "store").glob("shard-*")))
+    code, out, _ = run("verify", tmp_path / "store")
+    assert (code, out) == (1, "shard-00000.safetensors is damaged; it costs the images caf\\udce9\n")
+
+
+def test_evaluating_over_parts_of_a_store_gives_what_the_whole_gives(
+    run: Run, data: TinyData, parts: list[Path], tmp_path: Path
+) -> None:
+    trained = write_run(tmp_path / "run", make_trained())
+    asked = ("evaluate", trained, "--questions", data.questions, "--annotations", data.annotations)
+    assert run(*asked, "--regions", data.regions, "--out", tmp_path / "whole")[0] == 0
+    assert run(*asked, "--regions", parts[1], "--regions", parts[0], "--out", tmp_path / "parts")[0] == 0
+    for name in ("predictions.json", "scores.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    code, _, err = run(*asked, "--regions", parts[0], "--regions", data.regions)
+    assert code == 2 and "part-0 and" in err and "have images in common, such as '" in err
+
+
+def test_evaluating_never_reads_damaged_regions(run: Run, data: TinyData, tmp_path: Path) -> None:
+    trained = write_run(tmp_path / "run", make_trained())
+    flip_last_bit(next(data.regions.glob("shard-*")))
+    code, _, err = run("evaluate", trained, "--questions", data.questions, "--regions", data.regions)
+    assert code == 2 and "the regions of image '6' do not match their checksum; `dimvl verify" in err
+
+
+def losses(folder: Path) -> list[object]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["losses"] for line in lines if "losses" in line]
+
+
+def test_training_over_parts_of_a_store_gives_the_losses_of_the_whole(
+    data: TinyData, parts: list[Path], tmp_path: Path
+) -> None:
+    runs = [
+        run_training(make_config(data, tmp_path / name, "caption", regions=regions, training={"check_reads": checked}))
+        for name, regions, checked in (("whole", data.regions, False), ("parts", parts, True))
+    ]
+    assert losses(runs[0]) == losses(runs[1]) and len(losses(runs[0])) == 6
+
+
+def test_training_with_checks_stops_at_damaged_regions_and_names_the_image(data: TinyData, tmp_path: Path) -> None:
+    flip_last_bit(next(data.regions.glob("shard-*")))
+    with pytest.raises(UserError, match="the regions of image '6' do not match their checksum"):
+        run_training(make_config(data, tmp_path / "run", "vqa", training={"check_reads": True}))
+    with pytest.raises(UserError, match="is damaged: its checksum differs; `dimvl verify"):
+        flip_last_bit(data.regions / "index.bin")
+        run_training(make_config(data, tmp_path / "other", "vqa", training={"check_reads": True}))
+
+
+def test_features_are_finite_numbers_from_a_store_of_int8(data: TinyData, tmp_path: Path) -> None:
+    with RegionStoreWriter(tmp_path / "int8", make_extractor(), feature_dtype="int8") as writer:
+        for number in range(1, 7):
+            writer.add(make_regions(number, str(number), 2 + number % 4))
+    folders = [
+        run_training(make_config(data, tmp_path / name, regions=regions, training={"steps": 3}))
+        for name, regions in (("float16", data.regions), ("int8", tmp_path / "int8"))
+    ]
+    both = [
+        [value for step in losses(folder) for value in step.values() if value is not None]  # type: ignore[attr-defined]
+        for folder in folders
+    ]
+    np.testing.assert_allclose(both[0], both[1], rtol=0.02)  # features differ by up to .4% of their row's largest
+    assert both[0] != both[1]
