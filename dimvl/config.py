@@ -9,16 +9,41 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dimvl.errors import UserError
 
 Share = float
 Split = Literal["qkv", "out", "norm", "ffn"]
 Variant = Literal["causal", "masked"]
+Missing = Literal["error", "skip"]
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _number_or_file(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str | Path):
+        raise ValueError("give a number of answers or a JSON file of them")
+    if isinstance(value, int) and value < 2:
+        raise ValueError("keep at least 2 answers")
+    return value
+
+
+def _each_once(files: list[Path]) -> list[Path]:
+    for place, file in enumerate(files):
+        if file in files[:place]:
+            raise ValueError(f"{file} is there twice; name each file once")
+    return files
+
+
+Files = Annotated[list[Path], BeforeValidator(_as_list), AfterValidator(_each_once), Field(min_length=1)]
+FilesOrNone = Annotated[list[Path | None], BeforeValidator(_as_list)]
+Names = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
@@ -117,6 +142,13 @@ class ObjectivesConfig(Section):
         return self
 
 
+class FreezeConfig(Section):
+    """Weights that stay as they are; the optimiser keeps no state of them."""
+
+    embeddings: bool = Field(False, description="of regions and tokens; a word head shares the word embedding")
+    layers: int = Field(0, ge=0, description="lowest Transformer blocks")
+
+
 class TrainingConfig(Section):
     """Optimisation, hardware and bookkeeping."""
 
@@ -128,6 +160,10 @@ class TrainingConfig(Section):
         None, gt=0, description="highest rate of the encoder's matrices, which then go by Muon; none: AdamW for all"
     )
     head_multiplier: float = Field(1.0, gt=0, description="learning rate of heads over that of the rest")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each block below the heads, and last the embeddings, learns so much slower"
+    )
+    freeze: FreezeConfig = FreezeConfig()
     warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="fall to 0 after the warmup, or none"
@@ -139,6 +175,7 @@ class TrainingConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
     workers: int = Field(0, ge=0, description="processes that build batches")
+    check_reads: bool = Field(False, description="compare the regions of every image read with their checksum")
     deterministic: bool = Field(False, description="bit-equal runs on CUDA, at some cost")
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep: int = Field(1, ge=1, description="checkpoints kept")
@@ -151,11 +188,59 @@ class RunConfig(Section):
 
     output: Path = Field(description="folder of the run")
     seed: int = Field(0, ge=0, description="of everything that is drawn")
-    regions: Path = Field(description="region store")
+    regions: Files = Field(description="region store, or a list of stores of one detector to use as one")
+    missing: Missing = Field(
+        "error", description="where the store lacks an image: error, or skip its texts, counted and told"
+    )
     cache: Path | None = Field(None, description="folder of tokenised texts; by default inside the run")
     inputs: InputsConfig = InputsConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig
+
+
+class ValidationConfig(Section):
+    """A score on other data now and then: the best checkpoint is kept, and training stops when it no longer rises."""
+
+    every: int = Field(ge=1, description="steps between validations; the last step has one too")
+    patience: int = Field(0, ge=0, description="validations without a better score after which to stop; 0: never")
+    subset: int | None = Field(None, ge=1, description="so many questions, or images to caption; none: all")
+    seed: int = Field(0, ge=0, description="which ones")
+    regions: Files | None = Field(None, description="region store of the images; none: that of the training")
+
+
+class VqaValidationConfig(ValidationConfig):
+    """Official accuracy on other questions: the best checkpoint is kept, and training stops when it no longer rises."""
+
+    questions: Path = Field(description="VQA v2 questions, or lines of JSON with their answers")
+    annotations: Path | None = Field(None, description="VQA v2 annotations; none for questions with their own answers")
+
+
+class CaptionValidationConfig(ValidationConfig):
+    """A score of captions of other images: the best checkpoint is kept, and training stops when it no longer rises."""
+
+    captions: Path = Field(description="captions of any format in annotations.md")
+    split: Names = Field([], description="splits of a file of Karpathy's splits, such as [val]")
+    metric: Literal["cider", "loss"] = Field(
+        "cider",
+        description="cider: CIDEr-D of greedy captions, on plainly split words, not official tokens; loss: per word",
+    )
+
+
+class DropWorstConfig(Section):
+    """Leave the captions with the highest loss out."""
+
+    share: Share = Field(0.2, gt=0, lt=1, description="of the captions behind one prefix, rounded down")
+    after: int = Field(ge=0, description="epochs before the first one that drops")
+
+    def count(self, captions: int) -> int:
+        """Captions dropped of so many."""
+        return int(self.share * captions + 1e-9)  # .29 * 100 is a little less than 29
+
+
+class SelfCriticalConfig(Section):
+    """Self-critical training: drawn captions are rewarded by CIDEr-D over the other captions drawn of the image."""
+
+    samples: int = Field(5, ge=2, description="captions drawn of each image")
 
 
 class PretrainConfig(RunConfig):
@@ -163,7 +248,8 @@ class PretrainConfig(RunConfig):
 
     task: Literal["pretrain"] = "pretrain"
     initial: Path | None = Field(None, description="an earlier pretraining run to go on from; none: from scratch")
-    captions: Path = Field(description="COCO captions")
+    captions: Files = Field(description="captions of any format in annotations.md")
+    split: Names = Field([], description="splits of a file of Karpathy's splits, such as [train, restval]")
     objectives: ObjectivesConfig = ObjectivesConfig()
     seq2seq: Seq2seqConfig = Seq2seqConfig()
 
@@ -173,13 +259,32 @@ class VqaConfig(RunConfig):
 
     task: Literal["vqa"]
     initial: Path | None = Field(None, description="a pretraining run or an export to start from; none: from scratch")
-    questions: Path = Field(description="VQA v2 questions")
-    annotations: Path = Field(description="VQA v2 annotations")
-    answers: int = Field(3129, ge=2, description="most frequent training answers kept")
+    questions: Files = Field(description="VQA v2 questions, or lines of JSON with their answers")
+    annotations: FilesOrNone = Field(
+        [], description="VQA v2 annotations of each question file, null for one with its own answers"
+    )
+    answers: Annotated[int | Path, BeforeValidator(_number_or_file)] = Field(
+        3129, description="most frequent training answers kept, or a JSON file that lists the answers"
+    )
     shared_prefix: bool = Field(
         False, description="questions see the picture but it does not see them, so it is computed once for all of them"
     )
     new_extractor: bool = Field(False, description="start the region projection afresh for another extractor")
+    validation: VqaValidationConfig | None = None
+
+    @model_validator(mode="after")
+    def _annotations_fit(self) -> "VqaConfig":
+        if self.annotations and len(self.annotations) != len(self.questions):
+            raise ValueError(
+                f"annotations names {len(self.annotations)} files but questions {len(self.questions)}; give one for "
+                "each, null for one with its own answers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _projection_learns(self) -> "VqaConfig":
+        _check_projection_learns(self.new_extractor, self.training)
+        return self
 
 
 class CaptionConfig(RunConfig):
@@ -187,10 +292,44 @@ class CaptionConfig(RunConfig):
 
     task: Literal["caption"]
     initial: Path | None = Field(None, description="a pretraining run or an export to start from; none: from scratch")
-    captions: Path = Field(description="COCO captions")
+    captions: Files = Field(description="captions of any format in annotations.md")
+    split: Names = Field([], description="splits of a file of Karpathy's splits, such as [train, restval]")
     seq2seq: Seq2seqConfig = Seq2seqConfig()
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     new_extractor: bool = Field(False, description="start the region projection afresh for another extractor")
+    drop_worst: DropWorstConfig | None = None
+    self_critical: SelfCriticalConfig | None = None
+    validation: CaptionValidationConfig | None = None
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> "CaptionConfig":
+        _check_projection_learns(self.new_extractor, self.training)
+        if self.drop_worst is not None and self.drop_worst.count(self.seq2seq.captions) == 0:
+            raise ValueError(
+                f"drop_worst.share {self.drop_worst.share} of seq2seq.captions {self.seq2seq.captions} is no whole "
+                "caption, so nothing would be dropped; raise one of them"
+            )
+        if self.self_critical is not None:
+            if self.initial is None:
+                raise ValueError("self_critical goes on with a model that captions; name its run as initial")
+            if self.smoothing or self.drop_worst is not None:
+                raise ValueError("self_critical has no words to predict; take smoothing and drop_worst out")
+            if self.model.dropout:
+                raise ValueError(
+                    f"self_critical learns from the model that it draws captions with, and model.dropout "
+                    f"{self.model.dropout} makes them two; set model.dropout to 0"
+                )
+            if self.seq2seq.variant == "masked":
+                raise ValueError("self_critical takes seq2seq.variant 'causal' only; pretrain and fine-tune with it")
+        return self
+
+
+def _check_projection_learns(new_extractor: bool, training: TrainingConfig) -> None:
+    if new_extractor and training.freeze.embeddings:
+        raise ValueError(
+            "new_extractor starts the region projection afresh and training.freeze.embeddings keeps it from learning; "
+            "take one of them out"
+        )
 
 
 AnyConfig = PretrainConfig | VqaConfig | CaptionConfig
@@ -287,7 +426,7 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = _first_mistake(error)
         place = [str(part) for part in first["loc"]]
         name = ".".join(place) or "the file"
         if first["type"] == "extra_forbidden":
@@ -300,6 +439,20 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
         message = first["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
         raise UserError(f"{source}: {name}{shown}: {message[0].lower()}{message[1:]}") from None
+
+
+def _first_mistake(error: ValidationError) -> Any:
+    """Choose the mistake to tell: a missing key that is there misspelt is told as the unknown key that it is."""
+    first, *others = error.errors()
+    if first["type"] != "missing":
+        return first
+    *section, missing = map(str, first["loc"])
+    for other in others:
+        *place, unknown = map(str, other["loc"])
+        beside = other["type"] == "extra_forbidden" and place == section
+        if beside and difflib.get_close_matches(unknown, [missing], cutoff=0.7):
+            return other
+    return first
 
 
 def _known_keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:

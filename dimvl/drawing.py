@@ -129,6 +129,8 @@ def read_losses(path: Path) -> list[Series]:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             report = json.loads(line)
+            if "validation" in report:
+                continue
             for name, value in report["losses"].items():
                 if report["counts"][name.partition("/")[0]]:
                     points.setdefault(name, []).append((report["step"], value))

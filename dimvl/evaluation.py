@@ -3,25 +3,52 @@
 The same texts and regions give the same results whatever their order; nothing is drawn at random.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dimvl.config import Missing
 from dimvl.data.annotations import Question, describe_file, read_captions, read_questions
 from dimvl.data.documents import ImageReader, Prefix
+from dimvl.data.matching import in_store, match_file
 from dimvl.data.sampler import in_order
 from dimvl.data.scenes import read_worlds, score_captions
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
-from dimvl.metrics.vqa import vqa_accuracy
-from dimvl.pretrained import Trained
+from dimvl.files import atomic_path, git_revision, sha256, write_json
+from dimvl.metrics.captions import caption_scores
+from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
+from dimvl.pretrained import RUN, Trained, run_arguments
 from dimvl.regions.store import RegionStore
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 ROW_BUDGET = 8192
+PACKAGES = ("dimvl", "torch", "tokenizers", "numpy", "pycocoevalcap")
+PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model predicted for an annotation file.
+
+    Attributes:
+        predictions: records of the official submission format.
+        items: for people, one for each prediction: what was asked, what is right, what was said, how it scored.
+        scores: of all of them; empty where there is nothing to compare with.
+
+    """
+
+    predictions: list[dict[str, Any]]
+    items: list[dict[str, Any]]
+    scores: dict[str, Any]
 
 
 def answer_questions(
@@ -32,6 +59,8 @@ def answer_questions(
     progress: Progress | None = None,
 ) -> dict[int, str]:
     """Give the most probable answer to each question, by question id.
+
+    Where the model's prefixes do not depend on the question, an image is computed once for all its questions.
 
     Args:
         trained: a model that answers.
@@ -47,11 +76,18 @@ def answer_questions(
     trained.require("answer")
     result: dict[int, str] = {}
     words = trained.tokenise([question.text for question in questions])
-    image_ids = [question.image_id for question in questions]
-    for places, prefixes in _batches(trained, store, image_ids, [len(text) + 1 for text in words], row_budget):
-        probabilities = trained.answer_probabilities(prefixes, [words[place] for place in places])
-        for place, best in zip(places, probabilities.argmax(dim=1).tolist(), strict=True):
-            result[questions[place].question_id] = trained.processor.answers[best]
+    groups: dict[int | str, list[int]] = {}  # questions that share a prefix
+    for place, question in enumerate(questions):
+        groups.setdefault(question.image_id if trained.processor.shared_prefix else place, []).append(place)
+    asked = list(groups.values())
+    image_ids = [questions[group[0]].image_id for group in asked]
+    rows = [sum(len(words[place]) + 1 for place in group) for group in asked]
+    for chosen, prefixes in _batches(trained, store, image_ids, rows, row_budget):
+        pairs = [(prefix, place) for prefix, one in zip(prefixes, chosen, strict=True) for place in asked[one]]
+        repeated, texts = [prefix for prefix, _ in pairs], [words[place] for _, place in pairs]
+        best = trained.answer_probabilities(repeated, texts).argmax(dim=1).tolist()
+        for (_, place), answer in zip(pairs, best, strict=True):
+            result[questions[place].question_id] = trained.processor.answers[answer]
         if progress is not None:
             progress(len(result), len(questions))
     return result
@@ -130,7 +166,8 @@ def _batches(
     """Give places into `image_ids`, alike many rows together, with the prefixes of their images.
 
     Raises:
-        UserError: nothing to do, an image that the store lacks, or a store of another extractor.
+        UserError: nothing to do, an image that the store lacks or that the model was trained on, or a store of another
+            extractor.
 
     """
     if not image_ids:
@@ -139,6 +176,7 @@ def _batches(
     processor.check_extractor(store.extractor, str(store.path))
     reader = ImageReader(store, processor.tags, processor.max_regions)
     positions = store.positions(image_ids)
+    trained.refuse_trained(image_ids)
     for places in in_order(reader.rows(positions) + np.array(text_rows), row_budget):
         yield places, [reader.prefix(reader.read(int(position))) for position in positions[places]]
 
@@ -149,29 +187,40 @@ def evaluate_questions(
     questions: Path,
     annotations: Path | None,
     progress: Progress | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    missing: Missing = "error",
+) -> Evaluation:
     """Answer a question file and score the answers.
 
     Args:
         trained: a model that answers.
         store: the regions of the questions' images.
-        questions: VQA v2 questions.
-        annotations: VQA v2 annotations; None where they are not published.
+        questions: of any format that is read.
+        annotations: VQA v2 annotations; None where they are not published, or where the questions have their answers.
         progress: called with (questions done, questions in all).
-
-    Returns:
-        The answers in the official results format and the scores, empty without annotations.
+        missing: whether questions on images that the store lacks are an error, or left out.
 
     Raises:
-        UserError: as `answer_questions` and `read_questions`.
+        UserError: as `answer_questions`, `read_questions` and `match_file`.
 
     """
-    asked = read_questions(questions, annotations)
+    read = read_questions(questions, annotations)
+    match = match_file(questions, read, store)
+    match.check(store, missing, "--skip-missing")
+    asked = list(in_store(read, match))
     answers = answer_questions(trained, store, asked, progress=progress)
-    records = [{"question_id": question.question_id, "answer": answers[question.question_id]} for question in asked]
-    if annotations is None:
-        return records, {}
-    return records, {"task": "vqa", "data": describe_file(questions), **asdict(vqa_accuracy(answers, asked))}
+    items = []
+    for question in asked:
+        given = answers[question.question_id]
+        item: dict[str, Any] = {"question_id": question.question_id, "image_id": _official_id(question.image_id)}
+        item |= {"question": question.text, "prediction": given}
+        if question.answers:
+            item |= {"answers": question.answers, "accuracy": question_accuracy(given, question.answers)}
+        items.append(item)
+    records = [{"question_id": item["question_id"], "answer": item["prediction"]} for item in items]
+    scores: dict[str, Any] = {}
+    if any(question.answers for question in asked):
+        scores = {"task": "vqa", "data": describe_file(questions), **asdict(vqa_accuracy(answers, asked))}
+    return Evaluation(predictions=records, items=items, scores=scores)
 
 
 def evaluate_captions(
@@ -181,40 +230,135 @@ def evaluate_captions(
     worlds: Path | None = None,
     options: DecodingOptions | None = None,
     progress: Progress | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    missing: Missing = "error",
+    split: Sequence[str] = (),
+) -> Evaluation:
     """Caption the images of a caption file and, where they are scenes, score the captions by their facts.
+
+    `with_official_scores` adds the scores by the COCO protocol.
 
     Args:
         trained: a model that captions.
         store: the regions of the images.
-        captions: COCO captions.
+        captions: of any format that is read.
         worlds: ground truth of scenes; by default `worlds.jsonl` beside the captions, if it is there.
         options: how to decode.
         progress: called with (images done, images in all).
-
-    Returns:
-        The captions in the official results format and the scores, empty where the images are no scenes.
+        missing: whether an image that the store lacks is an error, or left out.
+        split: splits of a file of Karpathy's splits.
 
     Raises:
-        UserError: as `caption_images` and `read_captions`.
+        UserError: as `caption_images`, `read_captions` and `match_file`.
 
     """
     references: dict[str, list[str]] = {}
-    for reference in read_captions(captions):
-        references.setdefault(reference.image_id, []).append(reference.text)
-    found = caption_images(trained, store, list(references), options, progress=progress)
-    records = [{"image_id": _official_id(image_id), "caption": caption} for image_id, caption in found.items()]
-    beside = captions.parent / "worlds.jsonl"
-    if worlds is None and not beside.exists():
-        return records, {}
-    scores = score_captions(
-        {int(image_id): caption for image_id, caption in found.items()},
-        read_worlds(worlds or beside),
-        {int(image_id): texts for image_id, texts in references.items()},
+    read = read_captions(captions, split)
+    match = match_file(captions, read, store)
+    match.check(store, missing, "--skip-missing")
+    for reference in read:
+        if reference.image_id in match.store_ids:
+            references.setdefault(reference.image_id, []).append(reference.text)
+    written = caption_images(
+        trained, store, [match.store_ids[image] for image in references], options, progress=progress
     )
-    return records, {"task": "caption", "data": describe_file(captions), "count": len(found), **asdict(scores)}
+    found = {image: written[match.store_ids[image]] for image in references}
+    records = [{"image_id": _official_id(image_id), "caption": caption} for image_id, caption in found.items()]
+    items = [
+        {"image_id": _official_id(image_id), "prediction": caption, "references": references[image_id]}
+        for image_id, caption in found.items()
+    ]
+    scores = {"task": "caption", "data": describe_file(captions), "count": len(found)}
+    if (truth := worlds_of(captions, worlds)) is not None:
+        facts = score_captions(
+            {int(image_id): caption for image_id, caption in found.items()},
+            read_worlds(truth),
+            {int(image_id): texts for image_id, texts in references.items()},
+        )
+        scores |= asdict(facts)
+    return Evaluation(predictions=records, items=items, scores=scores)
+
+
+def worlds_of(captions: Path | None, worlds: Path | None) -> Path | None:
+    """Return the ground truth of scenes: the file given, or `worlds.jsonl` beside the captions if it is there."""
+    beside = None if captions is None else captions.parent / "worlds.jsonl"
+    return worlds or (beside if beside is not None and beside.exists() else None)
+
+
+def with_official_scores(evaluation: Evaluation) -> Evaluation:
+    """Add the scores of the COCO protocol to captions; where they cannot be computed, why.
+
+    They stand under `official` in the scores and in each item, what is not there under `left_out`.
+    """
+    predictions = {str(item["image_id"]): item["prediction"] for item in evaluation.items}
+    references = {str(item["image_id"]): item["references"] for item in evaluation.items}
+    try:
+        found = caption_scores(predictions, references)
+    except UserError as error:
+        logger.warning("no scores by the COCO protocol (%s); `dimvl score caption` gives them later", error)
+        return replace(evaluation, scores={**evaluation.scores, "left_out": {"official": str(error)}})
+    items = [{**item, "official": found.per_image[str(item["image_id"])]} for item in evaluation.items]
+    scores = {**evaluation.scores, "official": found.corpus, "left_out": found.left_out}
+    return replace(evaluation, items=items, scores=scores)
+
+
+def describe_evaluation(
+    model: Path, trained: Trained, store: RegionStore, files: Mapping[str, Path | None], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Tell what an evaluation depends on: model, regions, annotation files, settings and code.
+
+    Nothing is drawn at random in an evaluation; the seed is the one that a run was trained with.
+
+    Args:
+        model: the folder that was given.
+        trained: what was loaded from it.
+        store: the regions.
+        files: name -> annotation file; those that are None are left out.
+        settings: everything else that the predictions depend on.
+
+    """
+    run = run_arguments(model) if (model / RUN).exists() else {}
+    return {
+        "model": {
+            "folder": model.name,
+            "weights": str(trained.weights.relative_to(model)),
+            "sha256": sha256(trained.weights),
+            "trained_by": {name: run.get(name) for name in ("git_revision", "data")},
+        },
+        "seed": run.get("config", {}).get("seed"),
+        "regions": [
+            {
+                "store": folder.path.name,
+                "manifest_sha256": sha256(folder.path / "manifest.json"),
+                "images": len(folder),
+                "extractor": folder.manifest.extractor.name,
+                "fingerprint": folder.manifest.extractor.fingerprint,
+            }
+            for folder in store.folders
+        ],
+        "data": {name: describe_file(path) for name, path in files.items() if path is not None},
+        "settings": dict(settings),
+        "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
+        "git_revision": git_revision(),
+    }
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, manifest: Mapping[str, Any]) -> None:
+    """Write items, scores and the manifest, which comes last and has the checksum of the predictions beside it."""
+    with atomic_path(folder / ITEMS) as temporary:
+        lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in evaluation.items)
+        temporary.write_text("".join(lines), encoding="utf-8")
+    if evaluation.scores:
+        write_json(folder / SCORES, evaluation.scores)
+    write_json(folder / MANIFEST, {**manifest, "predictions_sha256": sha256(folder / PREDICTIONS)})
+
+
+def write_predictions(folder: Path, evaluation: Evaluation) -> None:
+    """Write the predictions; what an earlier evaluation left of other predictions is removed."""
+    write_json(folder / PREDICTIONS, evaluation.predictions, indent=None)
+    for name in (ITEMS, SCORES, MANIFEST):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _official_id(image_id: str) -> int | str:
     """Return an image id as annotation files have it: a number where it is one."""
-    return int(image_id) if image_id.isdecimal() else image_id
+    return int(image_id) if image_id.isdecimal() and image_id == str(int(image_id)) else image_id

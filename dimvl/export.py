@@ -4,6 +4,7 @@ config.json           the model's arguments
 model.safetensors     each weight once
 processor.json        extractor, limits, answer vocabulary
 tokenizer.json, tokenizer_config.json
+trained_on.npy        hashes of the images that it was trained on
 detector/             what turns a picture into the regions that the model was trained with
 README.md             model card: data, configuration, code revision, measured scores
 """
@@ -16,10 +17,14 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 
+from dimvl.data.trained_on import FILE as TRAINED_ON
+from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, read_json, write_json
 from dimvl.pretrained import MODEL, WEIGHTS, Trained, load_trained, run_arguments
-from dimvl.regions.detector import SCENES_FOLDER, Detector
+from dimvl.regions.detections import KIND, SETTINGS, RegionDetector
+from dimvl.regions.detectors import NO_DETECTOR, SCENES, load_detector, missing_file
+from dimvl.regions.records import Extractor
 
 CARD = "README.md"
 DETECTOR = "detector"
@@ -28,20 +33,32 @@ FILES = (
     WEIGHTS,
     "processor.json",
     "tokenizer.json",
+    TRAINED_ON,
     f"{DETECTOR}/detector.json",
-    f"{DETECTOR}/detector.safetensors",
 )
 PIPELINES = {"vqa": "visual-question-answering", "caption": "image-to-text", "pretrain": "feature-extraction"}
 
 
-def export(run: Path, out: Path, detector: Path | None = None, scores: Mapping[str, Any] | None = None) -> Path:
-    """Write a run's newest whole checkpoint as an export, whole or not at all.
+def export(
+    run: Path,
+    out: Path,
+    detector: str | Path = SCENES,
+    scores: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    classes: Path | None = None,
+) -> Path:
+    """Write a run's best checkpoint (without validation its newest) as an export, whole or not at all.
 
     Args:
         run: folder of the run; it is only read.
         out: folder to write; an older export there is replaced.
-        detector: folder of the detector that made the regions of the run; by default the shipped one for scenes.
+        detector: what made the regions of the run, as `load_detector` opens it; its settings become those that the
+            regions were made with. `none` for regions that no detector here can make: the export then takes regions
+            and no pictures.
         scores: what was measured, for the model card: names to numbers, or to such mappings.
+        weights: as in `load_detector`.
+        classes: as in `load_detector`.
 
     Returns:
         `out`.
@@ -54,13 +71,7 @@ def export(run: Path, out: Path, detector: Path | None = None, scores: Mapping[s
     trained = load_trained(run)
     if out.exists() and not _is_replaceable(out):
         raise UserError(f"{out} is not empty and not an export; choose another folder")
-    found = Detector.load(detector or SCENES_FOLDER)
-    if found.extractor.fingerprint != trained.processor.extractor.fingerprint:
-        own = trained.processor.extractor
-        raise UserError(
-            f"{detector or 'the shipped detector'} is not the extractor {own.name} ({own.fingerprint[:12]}) that {run} "
-            "was trained with; name its folder with --detector"
-        )
+    found = None if detector == NO_DETECTOR else _same_detector(trained.processor.extractor, detector, weights, classes)
     with atomic_folder(out) as temporary:
         write_json(temporary / MODEL, read_json(run / MODEL))
         try:
@@ -68,9 +79,26 @@ def export(run: Path, out: Path, detector: Path | None = None, scores: Mapping[s
         except SafetensorError as error:  # safetensors reports a full disk in its own type
             raise OSError(str(error)) from error
         trained.processor.save(temporary)
-        found.save(temporary / DETECTOR)
+        copy_trained_on(temporary, trained.trained_on)
+        if found is None:
+            write_json(temporary / DETECTOR / SETTINGS, {KIND: NO_DETECTOR})
+        else:
+            found.save(temporary / DETECTOR)
         (temporary / CARD).write_text(model_card(trained, arguments, scores or {}), encoding="utf-8")
     return out
+
+
+def _same_detector(own: Extractor, name: str | Path, weights: str | None, classes: Path | None) -> RegionDetector:
+    """Open the detector that made the regions of a run, with the settings that it had then."""
+    found = load_detector(name, weights=weights, classes=classes)
+    settings = found.extractor.parameters
+    found.configure({key: value for key, value in own.parameters.items() if key in settings})
+    if conflict := own.conflict(found.extractor):
+        raise UserError(
+            f"detector {name} ({conflict}) is not the extractor {own.name} that the run was trained with; name its "
+            f"folder with --detector, or {NO_DETECTOR} to export without one"
+        )
+    return found
 
 
 def check_export(folder: Path) -> None:
@@ -83,6 +111,8 @@ def check_export(folder: Path) -> None:
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}; export the run again or copy the whole folder")
+    if lacking := missing_file(folder / DETECTOR):
+        raise UserError(f"{folder} lacks {DETECTOR}/{lacking}; export the run again or copy the whole folder")
 
 
 def _is_replaceable(out: Path) -> bool:
@@ -179,6 +209,12 @@ def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, Mapping):
             result[name] = _without_folders(value)
+        elif isinstance(value, list):
+            result[name] = [_without_folder(item) for item in value]
         else:
-            result[name] = Path(value).name if isinstance(value, str) and "/" in value else value
+            result[name] = _without_folder(value)
     return result
+
+
+def _without_folder(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and "/" in value else value

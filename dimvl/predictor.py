@@ -22,7 +22,8 @@ from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
 from dimvl.pretrained import Trained, choose_device, load_trained
-from dimvl.regions.detector import Detector
+from dimvl.regions.detections import RegionDetector
+from dimvl.regions.detectors import load_detector
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.images import load_image, upright_rgb
 from dimvl.regions.records import Regions
@@ -87,7 +88,7 @@ class Predictor:
     def __init__(self, trained: Trained, detector: Path) -> None:
         self.trained = trained
         self._detector_folder = detector
-        self._detector: Detector | None = None
+        self._detector: RegionDetector | None = None
         self._tags = trained.processor.tags
 
     @classmethod
@@ -241,10 +242,9 @@ class Predictor:
         if not images:
             return {}
         if self._detector is None:
-            detector = Detector.load(self._detector_folder)
+            detector = load_detector(self._detector_folder)
             self.trained.processor.check_extractor(detector.extractor, str(self._detector_folder))
-            detector.network.to(self.trained.device)
-            self._detector = detector
+            self._detector = detector.to(self.trained.device)
         return {
             key: Regions(image_id=str(key), width=image.width, height=image.height, **vars(seen))
             for (key, image), seen in zip(images.items(), self._detector.detect(list(images.values())), strict=True)

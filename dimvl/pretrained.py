@@ -9,7 +9,9 @@ Letters: M questions or pairs, A answers.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from dimvl.data.batch import Batch, MatchTargets
 from dimvl.data.documents import BatchShape, Document, Prefix, collate
 from dimvl.data.processor import Processor
+from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.decoding import DecodingOptions, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.files import read_json, sha256
@@ -43,12 +46,14 @@ class Trained:
         model: the network.
         processor: tokenizer, extractor, limits, answer vocabulary.
         weights: the file that the weights came from.
+        trained_on: hashes of the images that it was trained on, see `dimvl/data/trained_on.py`.
 
     """
 
     model: DimvlModel
     processor: Processor
     weights: Path
+    trained_on: np.ndarray = field(default_factory=NOTHING.copy)
 
     @property
     def device(self) -> torch.device:
@@ -71,6 +76,27 @@ class Trained:
             others = " and ".join(name for name, there in abilities.items() if there)
             raise UserError(f"the model {self.weights.parent} cannot {ability}, it can {others}; give another model")
 
+    def without_guard(self) -> "Trained":
+        """Return the same model, which `refuse_trained` lets evaluate on any image."""
+        return replace(self, trained_on=NOTHING)
+
+    def refuse_trained(self, image_ids: Sequence[str]) -> None:
+        """Check that images to evaluate on were not trained on.
+
+        Args:
+            image_ids: as the region store has them.
+
+        Raises:
+            UserError: some were; names the first ones.
+
+        """
+        if trained := trained_images(image_ids, self.trained_on):
+            names = ", ".join(map(repr, trained[:3]))
+            raise UserError(
+                f"{len(trained):,} of the {len(set(image_ids)):,} images were trained on by {self.weights.parent} or "
+                f"by what it started from, such as {names}; evaluate on others, or give --allow-trained-images"
+            )
+
     def tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the token ids (T,) of each text; longer texts are cut, and a warning counts them.
 
@@ -91,6 +117,9 @@ class Trained:
     def answer_probabilities(self, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
         """Probability of each answer by itself, for one question on each prefix: (M, A).
 
+        Where the model's prefixes do not depend on the question, one that is given several times in a row (the same
+        object) is computed once.
+
         Raises:
             UserError: the model cannot answer.
 
@@ -98,11 +127,13 @@ class Trained:
         self.require("answer")
         task = VqaTask(self.model, self.processor)
         processor = self.processor
-        pairs = zip(prefixes, words, strict=True)
-        documents = [
-            question_document("question", prefix, [text], processor.tokenizer, processor.shared_prefix)
-            for prefix, text in pairs
-        ]
+        owners = map(id, prefixes) if processor.shared_prefix else range(len(prefixes))
+        pairs = zip(prefixes, words, owners, strict=True)
+        documents = []
+        for _, group in groupby(pairs, key=itemgetter(2)):
+            (prefix, first, _), *others = group
+            texts = [first, *(text for _, text, _ in others)]
+            documents.append(question_document("question", prefix, texts, processor.tokenizer, processor.shared_prefix))
         return task.probabilities(collate(documents, task.shape).to(self.device)).cpu()
 
     @torch.inference_mode()
@@ -169,6 +200,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Return where a run has the checkpoint of a step."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the whole checkpoints of a run, oldest first."""
     return sorted((run / "checkpoints").glob("step-????????"))
@@ -178,6 +214,27 @@ def latest_checkpoint(run: Path) -> Path | None:
     """Return the newest whole checkpoint of a run."""
     folders = checkpoint_folders(run)
     return folders[-1] if folders else None
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """Return the checkpoint with the best validation score, or of a run without validation the newest whole one.
+
+    It is the one that is evaluated, exported and fine-tuned; training goes on from the newest.
+
+    Raises:
+        UserError: a checkpoint is damaged or missing.
+
+    """
+    newest = latest_checkpoint(run)
+    if newest is None:
+        return None
+    state = check_checkpoint(newest)
+    if "best" not in state:
+        return newest
+    best = checkpoint_folder(run, state["best"]["step"])
+    if best != newest:
+        check_checkpoint(best)
+    return best
 
 
 def check_checkpoint(folder: Path) -> dict[str, Any]:
@@ -190,6 +247,8 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
     state = read_json(folder / STATE)
     try:
         step, checksums = int(state["step"]), dict(state["checksums"])
+        if "best" in state:
+            _ = float(state["best"]["score"]), int(state["best"]["step"]), int(state["best"]["misses"])
     except (KeyError, TypeError, ValueError):
         step, checksums = -1, {}
     if step != int(folder.name.rpartition("-")[2]):
@@ -203,7 +262,7 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
-    """Open the newest checkpoint of a run, or an export, for inference.
+    """Open the best checkpoint of a run (without validation the newest), or an export, for inference.
 
     Raises:
         UserError: it is neither, or a file is missing or damaged.
@@ -213,10 +272,9 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
         raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
     weights = folder / WEIGHTS
     if not weights.exists():
-        checkpoint = latest_checkpoint(folder)
+        checkpoint = best_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a finished run or a whole export")
-        check_checkpoint(checkpoint)
         weights = checkpoint / WEIGHTS
     processor = Processor.load(folder)
     arguments = read_json(folder / MODEL)
@@ -227,7 +285,7 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
     load_pretrained(model, state := read_weights(weights), str(weights))
     if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
         raise UserError(f"{weights} lacks {lacking[0]}; copy or export it again")
-    return Trained(model.to(device).eval(), processor, weights)
+    return Trained(model.to(device).eval(), processor, weights, read_trained_on(folder))
 
 
 def run_arguments(run: Path) -> dict[str, Any]:

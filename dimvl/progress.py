@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,17 +15,23 @@ LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 @contextmanager
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show (done, total) on stderr: a bar with the time left on a terminal, else a line every few seconds."""
+    """Show (done, total) on stderr with speed and time left: a bar on a terminal, else a line every few seconds.
+
+    What is done at the first call was done before and is no part of the speed.
+    """
+    speed = _Speed()
     if not sys.stderr.isatty():
-        yield _lines(lambda done, total: f"{done} of {total} {unit}", lambda done, total: done == total)
+        yield _lines(
+            lambda done, total: f"{done} of {total} {unit}{speed.text(done, total)}", lambda done, total: done == total
+        )
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit + "{task.fields[speed]}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(unit, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(unit, total=None, speed="")
+        yield lambda done, total: bar.update(task, completed=done, total=total, speed=speed.text(done, total))
 
 
 @contextmanager
@@ -39,6 +46,23 @@ def training_progress() -> Iterator[Callable[["StepReport"], None]]:
 
     with Live(console=Console(stderr=True)) as live:
         yield lambda report: live.update(Text(report.line()))
+
+
+class _Speed:
+    """Items per second since the first call, and the time left."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def text(self, done: int, total: int) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        seconds, new = now - self._first[0], done - self._first[1]
+        if not new or not seconds:
+            return ""
+        left = "" if done == total else f", {timedelta(seconds=round((total - done) * seconds / new))} left"
+        return f", {new / seconds:.1f}/s{left}"
 
 
 def _lines(line: Callable[..., str], is_last: Callable[..., bool]) -> Callable[..., None]:

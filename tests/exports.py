@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_model
 
 from dimvl.data.processor import Processor
+from dimvl.data.trained_on import copy_trained_on
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
 from dimvl.pretrained import MODEL, RUN, STATE, WEIGHTS, Trained
@@ -84,6 +85,7 @@ def make_trained(processor: Processor | None = None, seed: int = 0) -> Trained:
 def write_run(folder: Path, trained: Trained, step: int = 3, description: str = "synthetic scenes") -> Path:
     """What training leaves behind, as far as an export reads it."""
     trained.processor.save(folder)
+    copy_trained_on(folder, trained.trained_on)
     write_json(folder / MODEL, model_arguments(trained.processor))
     config = {"task": "vqa", "output": str(folder), "regions": str(folder.parent / "regions"), "initial": None}
     file = {"file": "questions.json", "sha256": "0" * 64, "description": description}

@@ -9,13 +9,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dimvl"
 # A room imports from rooms to its left only. Files of the package's top stand for themselves.
 ORDER = (
-    *("errors", "files", "config", "regions", "data", "model", "objectives", "tasks", "decoding", "pretrained"),
-    *("metrics", "training", "export", "predictor", "evaluation", "drawing", "page", "progress"),
+    *("errors", "files", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
+    *("tasks", "pretrained", "training", "export", "predictor", "evaluation", "drawing", "page", "progress"),
     *("demo_config", "demo_report", "demo_results", "demo_stages", "demo", "cli", "__main__"),
 )
 # Rooms that a finished model must do without.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}
-HEAVY = ("torchvision", "transformers", "wandb", "deepspeed", "matplotlib", "pandas", "scipy")
+HEAVY = ("torchvision", "transformers", "wandb", "deepspeed", "matplotlib", "pandas", "scipy", "pycocoevalcap")
 
 
 def room_of(path):

@@ -37,7 +37,7 @@ def test_the_task_tells_which_configuration_a_file_is(tmp_path, pretrain):
     files = {"questions": "q.json", "annotations": "a.json", "task": "vqa"}
     vqa = write(tmp_path / "vqa.yaml", {**{k: v for k, v in PRETRAIN.items() if k != "captions"}, **files})
     config = load_config(vqa)
-    assert isinstance(config, VqaConfig) and config.questions == Path("q.json")
+    assert isinstance(config, VqaConfig) and config.questions == [Path("q.json")]
     for task in ("dance", ["vqa"], None):
         with pytest.raises(UserError, match="it must be one of pretrain, vqa, caption"):
             load_config(write(tmp_path / "other.yaml", {**PRETRAIN, "task": task}))
@@ -86,6 +86,46 @@ def test_all_shares_zero_are_refused(pretrain):
     assert load_config(pretrain, zero[:3]).objectives.shares.matching == 0.25
     with pytest.raises(UserError, match="all shares are 0"):
         load_config(pretrain, zero)
+
+
+def test_a_misspelt_key_that_must_be_there_is_told_as_misspelt_and_another_as_missing(tmp_path):
+    with pytest.raises(UserError, match=r"unknown key 'training\.stepz'; did you mean 'training\.steps'\?"):
+        load_config(write(tmp_path / "run.yaml", {**PRETRAIN, "training": {"stepz": 10}}))
+    with pytest.raises(UserError, match=r"unknown key 'region'; did you mean 'regions'\?"):
+        content = {key: value for key, value in PRETRAIN.items() if key != "regions"}
+        load_config(write(tmp_path / "run.yaml", {**content, "region": "r"}))
+    with pytest.raises(UserError, match="'questions' is missing"):  # `captions` is of another task, not a misspelling
+        load_config(write(tmp_path / "run.yaml", {**PRETRAIN, "task": "vqa"}))
+
+
+def test_annotation_files_and_splits_may_be_one_or_several(pretrain):
+    assert load_config(pretrain).captions == [Path("c.json")]
+    several = load_config(pretrain, ["captions=[a.json,b.tsv]", "split=[train,restval]"])
+    assert several.captions == [Path("a.json"), Path("b.tsv")] and several.split == ["train", "restval"]
+    assert load_config(pretrain, ["split=val"]).split == ["val"]
+    with pytest.raises(UserError, match="captions is"):
+        load_config(pretrain, ["captions=[]"])
+    with pytest.raises(UserError, match=r"a\.json is there twice"):
+        load_config(pretrain, ["captions=[a.json,b.json,a.json]"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["answers=1"], "answers is 1: keep at least 2"),
+        (["answers=true"], "answers is True: give a number of answers or a JSON file"),
+        (["answers=[yes,no]"], "give a number of answers or a JSON file"),
+        (["questions=[a.json,b.json]"], "annotations names 1 files but questions 2"),
+        (["missing=drop"], "missing is 'drop': input should be 'error' or 'skip'"),
+    ],
+)
+def test_bad_answers_and_annotations_are_one_sentence(tmp_path, overrides, says):
+    content = {**{k: v for k, v in PRETRAIN.items() if k != "captions"}, "task": "vqa", "questions": "q.json"}
+    path = write(tmp_path / "vqa.yaml", {**content, "annotations": "a.json"})
+    assert load_config(path, ["answers=list.json"]).answers == Path("list.json")
+    assert load_config(path, ["answers=7"]).answers == 7
+    with pytest.raises(UserError, match=says):
+        load_config(path, overrides)
 
 
 def test_a_missing_key_is_named(tmp_path):

@@ -39,6 +39,15 @@ def named(path):
     return [name.split()[1:] for name in re.findall(r"`(dimvl [^`]+)`", text)]
 
 
+def command_of(words):
+    """The command that words call, and the words from its own name on."""
+    command = COMMANDS.commands[words[0]]
+    while hasattr(command, "commands"):
+        words = words[1:]
+        command = command.commands[words[0]]
+    return command, words
+
+
 def options_of(command):
     return {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
 
@@ -55,11 +64,11 @@ def test_every_command_of_the_command_line_stands_in_the_readme():
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_call_of_the_command_line_is_one_that_it_takes(path):
     for words in called(path):
-        command = COMMANDS.commands[words[0]]
+        command, words = command_of(words)
         command.make_context(words[0], words[1:])  # parses and checks without running anything
     for words in named(path):
         assert words[0] in COMMANDS.commands, words
-        assert {word for word in words if word.startswith("--")} <= options_of(COMMANDS.commands[words[0]]), words
+        assert {word for word in words if word.startswith("--")} <= options_of(command_of(words)[0]), words
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

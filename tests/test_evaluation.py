@@ -5,17 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import dimvl.evaluation
 from dimvl.data.annotations import Question
+from dimvl.data.documents import ImageReader
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.evaluation import (
+    Evaluation,
     answer_questions,
     caption_images,
     evaluate_captions,
     evaluate_questions,
     match_probabilities,
+    with_official_scores,
 )
+from dimvl.metrics.captions import CaptionScores
 from dimvl.pretrained import Trained
 from dimvl.regions.store import RegionStore
 from tests.exports import all_abilities, make_trained
@@ -149,21 +155,82 @@ def test_answers_to_a_question_file_are_records_of_the_official_format_with_thei
     ]
     asked.write_text(json.dumps({"info": {"description": "synthetic"}, "questions": questions}))
     said.write_text(json.dumps({"annotations": annotations}))
-    records, scores = evaluate_questions(trained, store, asked, said)
+    found = evaluate_questions(trained, store, asked, said)
+    records, scores = found.predictions, found.scores
     assert {record["question_id"]: record["answer"] for record in records} == answers
     assert all(set(record) == {"question_id", "answer"} for record in records)
+    right = {question_id: place % 2 for place, question_id in enumerate(answers)}
+    assert {item["question_id"]: item["accuracy"] for item in found.items} == right
+    first = {"question_id": 100, "image_id": 1, "question": TEXTS[0], "prediction": answers[100]}
+    people = (answers[100] if right[100] else "never",) * 10
+    assert found.items[0] == {**first, "answers": people, "accuracy": right[100]}
     assert scores["by_kind"] == {"even": 1.0, "odd": 0.0} and scores["overall"] == 0.5 and scores["count"] == 18
     assert scores["data"]["synthetic"]
-    assert evaluate_questions(trained, store, asked, None) == (records, {})
+    unscored = evaluate_questions(trained, store, asked, None)
+    assert (unscored.predictions, unscored.items[0], unscored.scores) == (records, first, {})
 
 
-def test_captions_of_images_that_are_no_scenes_are_written_and_not_scored(
-    tmp_path: Path, trained: Trained, store: RegionStore
-) -> None:
-    captions = tmp_path / "captions.json"
+def evaluate_two_images(folder: Path, trained: Trained, store: RegionStore) -> Evaluation:
+    captions = folder / "captions.json"
     said = [{"id": place, "image_id": image, "caption": "a star"} for place, image in enumerate([2, 1, 2])]
     captions.write_text(json.dumps({"annotations": said}))
-    records, scores = evaluate_captions(trained, store, captions, options=OPTIONS)
+    return evaluate_captions(trained, store, captions, options=OPTIONS)
+
+
+def test_captions_of_images_that_are_no_scenes_are_written_and_have_no_facts(
+    tmp_path: Path, trained: Trained, store: RegionStore
+) -> None:
+    found = evaluate_two_images(tmp_path, trained, store)
     expected = caption_images(trained, store, ["2", "1"], OPTIONS)
-    assert records == [{"image_id": 2, "caption": expected["2"]}, {"image_id": 1, "caption": expected["1"]}]
-    assert scores == {}
+    assert found.predictions == [{"image_id": 2, "caption": expected["2"]}, {"image_id": 1, "caption": expected["1"]}]
+    assert found.items[0] == {"image_id": 2, "prediction": expected["2"], "references": ["a star", "a star"]}
+    assert set(found.scores) == {"task", "data", "count"} and found.scores["count"] == 2
+
+
+def test_captions_get_the_official_scores_or_the_reason_why_not(
+    tmp_path: Path, trained: Trained, store: RegionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = evaluate_two_images(tmp_path, trained, store)
+    given = {str(record["image_id"]): record["caption"] for record in found.predictions}
+
+    def score(predictions: dict[str, str], references: dict[str, list[str]]) -> CaptionScores:
+        assert predictions == given and references == {"2": ["a star"] * 2, "1": ["a star"]}
+        per_image = {"1": {"CIDEr": 1.0}, "2": {"CIDEr": 2.0}}
+        return CaptionScores(
+            corpus={"CIDEr": 1.5}, per_image=per_image, left_out={"SPICE": "why"}, count=2, references=3
+        )
+
+    monkeypatch.setattr(dimvl.evaluation, "caption_scores", score)
+    scored = with_official_scores(found)
+    assert scored.scores == {**found.scores, "official": {"CIDEr": 1.5}, "left_out": {"SPICE": "why"}}
+    assert [item["official"] for item in scored.items] == [{"CIDEr": 2.0}, {"CIDEr": 1.0}]
+
+    def fail(*_: object) -> None:
+        raise UserError("no Java")
+
+    monkeypatch.setattr(dimvl.evaluation, "caption_scores", fail)
+    left = with_official_scores(found)
+    assert left == replace(found, scores={**found.scores, "left_out": {"official": "no Java"}})
+
+
+def test_an_image_is_computed_once_for_all_its_questions_where_it_does_not_see_them(
+    store: RegionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = make_trained(all_abilities(shared_prefix=True))
+    reader = ImageReader(store, trained.processor.tags, trained.processor.max_regions)
+    once = [reader.prefix(reader.read(place)) for place in (0, 1, 4)]
+    words = trained.tokenise(TEXTS)
+    shared = trained.answer_probabilities([prefix for prefix in once for _ in words], words * 3)
+    alone = trained.answer_probabilities([replace(prefix) for prefix in once for _ in words], words * 3)
+    torch.testing.assert_close(shared, alone, atol=1e-6, rtol=0)  # fp32 sums in another order
+    assert (alone[0] - alone[1]).abs().max() > 1e-3, "questions matter"
+    batches = []
+    forward = type(trained.model).forward
+    monkeypatch.setattr(
+        type(trained.model), "forward", lambda model, batch: batches.append(batch.layout) or forward(model, batch)
+    )
+    answers = answer_questions(trained, store, make_questions()[::-1])
+    assert len(batches[0].num_regions) == len(IMAGES) and len(batches[0].text_lengths) == len(answers)
+    both_ways = make_trained()
+    answer_questions(both_ways, store, make_questions())
+    assert len(batches[1].num_regions) == len(answers), "where picture and question see each other it is not shared"

@@ -3,13 +3,13 @@
 python tools/write_configuration_docs.py
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dimvl.config import TASKS, RunConfig
@@ -54,18 +54,22 @@ def page() -> str:
 def _tables(heading: str, prefix: str, model: type[BaseModel], known: dict[str, FieldInfo], level: int = 2) -> str:
     """Return the table of a section and those of the sections inside it, leaving out the keys of `known`."""
     fields = {name: field for name, field in model.model_fields.items() if name not in known and name != "task"}
-    sections: dict[str, Any] = {name: field.annotation for name, field in fields.items() if _is_section(field)}
+    sections = {name: section for name, field in fields.items() if (section := _section(field)) is not None}
     rows = [_row(prefix + name, field) for name, field in fields.items() if name not in sections]
     parts = [f"{'#' * level} {heading}", "", " ".join((model.__doc__ or "").split()), ""]
     if rows:
         parts += ["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""]
     for name, section in sections.items():
-        parts.append(_tables(f"`{prefix}{name}`", f"{prefix}{name}.", section, {}, level + 1))
+        optional = "" if fields[name].default is not None else " (none by default)"
+        parts.append(_tables(f"`{prefix}{name}`{optional}", f"{prefix}{name}.", section, {}, level + 1))
     return "\n".join(parts)
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the section that a key holds, also one that may be left out; None for a plain value."""
+    options = get_args(field.annotation) or (field.annotation,)
+    found = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+    return found[0] if found else None
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -78,19 +82,27 @@ def _as_yaml(value: Any) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    return ", ".join([_kind(field.annotation), *_bounds(field)])
+    return ", ".join([_kind(field.annotation, _takes_one(field.metadata)), *_bounds(field)])
 
 
-def _kind(annotation: Any) -> str:
+def _takes_one(constraints: Sequence[Any]) -> bool:
+    """Whether one value stands for a list of one."""
+    return any(isinstance(constraint, BeforeValidator) for constraint in constraints)
+
+
+def _kind(annotation: Any, takes_one: bool = False) -> str:
     """Name what a value may be."""
     arguments = get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_kind(argument) for argument in arguments)
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
+    if get_origin(annotation) is Annotated:
+        return _kind(arguments[0], _takes_one(arguments[1:]))
     if get_origin(annotation) is list:
-        return f"list of {_kind(arguments[0])}"
-    return {int: "whole number", float: "number", bool: "`true`, `false`", Path: "path", NoneType: "`null`"}[annotation]
+        return f"{_kind(arguments[0])}, or a list" if takes_one else f"list of {_kind(arguments[0])}"
+    plain = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}
+    return {**plain, NoneType: "`null`"}[annotation]
 
 
 def _bounds(field: FieldInfo) -> Iterator[str]:
