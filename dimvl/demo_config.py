@@ -12,6 +12,7 @@ from dimvl.config import (
     ObjectivesConfig,
     PretrainConfig,
     Section,
+    SelfCriticalConfig,
     Seq2seqConfig,
     TrainingConfig,
     VqaConfig,
@@ -73,6 +74,7 @@ class DemoConfig(Section):
     )
     vqa: TrainingConfig
     caption: TrainingConfig
+    self_critical: TrainingConfig | None = Field(None, description="goes on with the captions; none: it ends there")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
     decoding: DecodingConfig = DecodingConfig()
     seconds: dict[str, float] = Field(description="budget: expected seconds of each stage")
@@ -81,6 +83,11 @@ class DemoConfig(Section):
     def options(self) -> SceneOptions:
         """Options of the generator."""
         return SceneOptions(seed=self.seed, **self.scenes.model_dump())
+
+    @property
+    def captioner(self) -> str:
+        """Name of the run whose captions are scored and exported."""
+        return "caption" if self.self_critical is None else "self_critical"
 
 
 def configs_folder() -> Path:
@@ -141,7 +148,7 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
     Args:
         config: of the demo.
         places: its folders.
-        name: `pretraining-1`, ..., `vqa`, `caption` or a baseline.
+        name: `pretraining-1`, ..., `vqa`, `caption`, `self_critical` or a baseline.
 
     """
     train = places.scenes / "train"
@@ -164,7 +171,7 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
         objectives = objectives.model_copy(update={"shared_prefix": config.shared_prefix})
         initial = places.run(previous_phase(config, series, int(number))) if int(number) > 1 else None
         phase_values = {"objectives": objectives, "training": phase.training, "seq2seq": config.seq2seq}
-        return PretrainConfig(**common, **phase_values, captions=train / "captions.json", initial=initial)
+        return PretrainConfig(**common, **phase_values, captions=[train / "captions.json"], initial=initial)
     last = places.run(f"pretraining-{len(config.pretraining)}")
     if name == "caption":
         return CaptionConfig(
@@ -172,9 +179,20 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
             task="caption",
             training=config.caption,
             initial=last,
-            captions=train / "captions.json",
+            captions=[train / "captions.json"],
             seq2seq=config.seq2seq,
             smoothing=config.smoothing,
+        )
+    if name == "self_critical":
+        assert config.self_critical is not None
+        return CaptionConfig(
+            **common,
+            task="caption",
+            training=config.self_critical,
+            initial=places.run("caption"),
+            captions=[train / "captions.json"],
+            seq2seq=config.seq2seq,
+            self_critical=SelfCriticalConfig(),
         )
     if name == "question_only":
         common["inputs"] = inputs.model_copy(update={"max_regions": 0, "tag_tokens": 0})
@@ -183,8 +201,8 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
         task="vqa",
         training=config.vqa,
         initial=last if name == "vqa" else None,
-        questions=train / "questions.json",
-        annotations=train / "annotations.json",
+        questions=[train / "questions.json"],
+        annotations=[train / "annotations.json"],
         shared_prefix=config.shared_prefix,
     )
 

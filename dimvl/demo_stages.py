@@ -96,11 +96,16 @@ def all_stages(config: DemoConfig) -> list[Stage]:
         Stage("vqa", partial(_train, "vqa"), (final,), "fine-tune for questions", scenes.train, questions),
         Stage("no_pretraining", partial(_train, "no_pretraining"), ("extract-train",), "baseline from scratch"),
         Stage("caption", partial(_train, "caption"), (final,), "fine-tune for captions", scenes.train),
+    ]
+    if config.self_critical is not None:
+        work = partial(_train, "self_critical")
+        stages.append(Stage("self_critical", work, ("caption",), "reward captions by CIDEr-D", scenes.train))
+    stages += [
         Stage("score-detector", _score_detector, ("extract-test",), "AP50, attributes", tests),
         Stage(
             "score-matching", partial(_score_matching, final, plain), (final, plain, "extract-test"), "true or false"
         ),
-        Stage("score-captions", _score_captions, ("caption", "extract-test"), "facts of captions", tests),
+        Stage("score-captions", _score_captions, (config.captioner, "extract-test"), "facts of captions", tests),
         Stage(
             "score-vqa",
             _score_vqa,
@@ -109,7 +114,7 @@ def all_stages(config: DemoConfig) -> list[Stage]:
             tests,
             tests * scenes.questions_per_image,
         ),
-        Stage("export", _export, ("vqa", "caption"), "write the exports"),
+        Stage("export", _export, ("vqa", config.captioner), "write the exports"),
         Stage("predict", _predict, ("export",), "answer and caption from picture files", EXAMPLES),
     ]
     return stages
@@ -220,20 +225,31 @@ def _majority(train: Sequence[Question], test: Sequence[Question]) -> list[float
 
 
 def _score_captions(config: DemoConfig, places: Places, progress: Progress) -> None:
-    trained = load_trained(places.run("caption"))
-    options = DecodingOptions(max_tokens=config.inputs.text_tokens + 1, **config.decoding.model_dump())
     scores: dict[str, Any] = {}
+    final = load_trained(places.run(config.captioner))
     for split in SPLITS:
-        folder = places.scenes / split
-        references: dict[int, list[str]] = {}
-        for caption in read_captions(folder / "captions.json"):
-            references.setdefault(int(caption.image_id), []).append(caption.text)
-        store = RegionStore(places.regions(split))
-        given = caption_images(trained, store, list(map(str, references)), options, progress=progress)
-        captions = {int(image): text for image, text in given.items()}
+        scores[split], captions = _caption_scores(final, config, places, split, progress)
         write_json(places.scores / f"captions-{split}.json", {str(image): text for image, text in captions.items()})
-        scores[split] = score_captions(captions, read_worlds(folder / "worlds.jsonl"), references).__dict__
-    write_json(places.scores / "caption.json", {**scores["heldout"], "compositional": scores["compositional"]})
+    result = {**scores["heldout"], "compositional": scores["compositional"]}
+    if config.self_critical is not None:
+        before = load_trained(places.run("caption"))
+        result["before_self_critical"], _ = _caption_scores(before, config, places, "heldout", progress)
+    write_json(places.scores / "caption.json", result)
+
+
+def _caption_scores(
+    trained: Trained, config: DemoConfig, places: Places, split: str, progress: Progress
+) -> tuple[dict[str, Any], dict[int, str]]:
+    """Scores of the captions of a split, and the captions by image."""
+    options = DecodingOptions(max_tokens=config.inputs.text_tokens + 1, **config.decoding.model_dump())
+    folder = places.scenes / split
+    references: dict[int, list[str]] = {}
+    for caption in read_captions(folder / "captions.json"):
+        references.setdefault(int(caption.image_id), []).append(caption.text)
+    store = RegionStore(places.regions(split))
+    given = caption_images(trained, store, list(map(str, references)), options, progress=progress)
+    captions = {int(image): text for image, text in given.items()}
+    return score_captions(captions, read_worlds(folder / "worlds.jsonl"), references).__dict__, captions
 
 
 def _score_matching(final: str, plain: str, config: DemoConfig, places: Places, progress: Progress) -> None:
@@ -298,9 +314,9 @@ def _score_detector(config: DemoConfig, places: Places, progress: Progress) -> N
 
 
 def _export(config: DemoConfig, places: Places, progress: Progress) -> None:
-    for name in ("vqa", "caption", f"pretraining-{len(config.pretraining)}"):
-        out = places.exports / ("match" if name.startswith("pretraining") else name)
-        export(places.run(name), out)
+    runs = {"vqa": "vqa", "caption": config.captioner, "match": f"pretraining-{len(config.pretraining)}"}
+    for ability, run in runs.items():
+        export(places.run(run), places.exports / ability)
 
 
 def _predict(config: DemoConfig, places: Places, progress: Progress) -> None:
@@ -341,4 +357,4 @@ def training_of(config: DemoConfig, name: str) -> TrainingConfig | None:
     if name.startswith("pretraining"):
         return config.pretraining[int(name.rpartition("-")[2]) - 1].training
     questions = dict.fromkeys(("vqa", "no_pretraining", "question_only"), config.vqa)
-    return {**questions, "caption": config.caption}.get(name)
+    return {**questions, "caption": config.caption, "self_critical": config.self_critical}.get(name)

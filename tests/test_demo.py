@@ -47,6 +47,17 @@ def test_each_baseline_differs_from_the_model_in_one_thing(config):
     assert plain["objectives"]["word_change_share"] == 0 < with_changes["objectives"]["word_change_share"]
 
 
+def test_self_critical_training_goes_on_with_the_captioner_and_takes_its_place(config):
+    places = Places(Path("out"))
+    before, after = (run_config(config, places, name) for name in ("caption", "self_critical"))
+    assert after.initial == before.output and after.captions == before.captions and after.self_critical is not None
+    stages = {stage.name: stage for stage in all_stages(config)}
+    assert stages["self_critical"].after == ("caption",)
+    assert "self_critical" in stages["score-captions"].after and "self_critical" in stages["export"].after
+    plain = config.model_copy(update={"self_critical": None})
+    assert plain.captioner == "caption" and "self_critical" not in {stage.name for stage in all_stages(plain)}
+
+
 def test_half_of_the_matching_pairs_are_true_and_the_others_are_verified_false(config, tmp_path):
     places = Places(tmp_path)
     write_scenes(
