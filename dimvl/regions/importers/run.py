@@ -271,6 +271,6 @@ def _of_npz(file: Path) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged bytes make zip raise anything
         raise UserError(f"{file} cannot be read ({error}); restore it, or name the format with --format") from None
     return "uniter-npz" if "norm_bb.npy" in names else "npz"
