@@ -208,10 +208,12 @@ def evaluate_questions(
     match.check(store, missing, "--skip-missing")
     asked = list(in_store(read, match))
     answers = answer_questions(trained, store, asked, progress=progress)
+    names = {question.question_id: question.image_id for question in read}  # as the file names images, not the store
     items = []
     for question in asked:
         given = answers[question.question_id]
-        item: dict[str, Any] = {"question_id": question.question_id, "image_id": _official_id(question.image_id)}
+        image_id = _official_id(names[question.question_id])
+        item: dict[str, Any] = {"question_id": question.question_id, "image_id": image_id}
         item |= {"question": question.text, "prediction": given}
         if question.answers:
             item |= {"answers": question.answers, "accuracy": question_accuracy(given, question.answers)}

@@ -24,8 +24,9 @@ from dimvl.evaluation import (
 from dimvl.metrics.captions import CaptionScores
 from dimvl.pretrained import Trained
 from dimvl.regions.store import RegionStore
+from dimvl.regions.store_writer import RegionStoreWriter
 from tests.exports import all_abilities, make_trained
-from tests.factories import TEXTS, make_extractor, make_store
+from tests.factories import TEXTS, make_extractor, make_regions, make_store
 
 IMAGES = ("1", "2", "3", "4", "5", "6")
 OPTIONS = DecodingOptions(beams=2, max_tokens=8)
@@ -168,6 +169,18 @@ def test_answers_to_a_question_file_are_records_of_the_official_format_with_thei
     assert scores["data"]["synthetic"]
     unscored = evaluate_questions(trained, store, asked, None)
     assert (unscored.predictions, unscored.items[0], unscored.scores) == (records, first, {})
+
+
+def test_items_name_images_as_the_annotation_file_does(tmp_path: Path, trained: Trained) -> None:
+    with RegionStoreWriter(tmp_path / "regions", make_extractor()) as writer:
+        writer.add(make_regions(1, "000000000005"))
+    asked, said = tmp_path / "questions.json", tmp_path / "captions.json"
+    asked.write_text(json.dumps({"questions": [{"question_id": 1, "image_id": 5, "question": TEXTS[0]}]}))
+    said.write_text(json.dumps({"annotations": [{"id": 1, "image_id": 5, "caption": TEXTS[0]}]}))
+    padded = RegionStore(tmp_path / "regions")
+    questions = evaluate_questions(trained, padded, asked, None)
+    captions = evaluate_captions(trained, padded, said, options=OPTIONS)
+    assert [item["image_id"] for item in [*questions.items, *captions.items]] == [5, 5]
 
 
 def evaluate_two_images(folder: Path, trained: Trained, store: RegionStore) -> Evaluation:
