@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
 # Configuration of a run
 
-This page is written by `tools/write_configuration_docs.py` from the classes in `dimvl/config.py`; a test compares the
+This page is written by `tools/write_configuration_docs.py` from the classes in `dimvl/config/`; a test compares the
 two. Change the classes, then run the script.
 
 `dimvl pretrain` and `dimvl finetune` take a YAML file, followed by overrides of the form `section.key=value`:

@@ -1,0 +1,168 @@
+"""Scores: evaluate a model, or score a file of predictions."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dimvl.cli.app import AsJson, Device, Threads, app, set_threads
+from dimvl.errors import UserError
+from dimvl.progress import progress
+
+if TYPE_CHECKING:
+    from dimvl.config import Missing
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a run or of an export.")],
+    regions: Annotated[list[Path], typer.Option(help="Region store of the pictures; repeated, several as one.")],
+    questions: Annotated[Path | None, typer.Option(help="Questions of any format in docs/annotations.md.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="VQA v2 annotations; without answers nothing is scored.")
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="Captions of any format; their images are captioned.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Of a file of Karpathy's splits; may be repeated.")] = None,
+    worlds: Annotated[
+        Path | None, typer.Option(help="worlds.jsonl of scenes, to score captions; by default beside the captions.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL/evaluation.")] = None,
+    beams: Annotated[int, typer.Option(min=1, help="Width of the beam search for captions.")] = 3,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave images out that the store lacks, with a warning.")
+    ] = False,
+    allow_trained_images: Annotated[
+        bool, typer.Option("--allow-trained-images", help="Evaluate even on images that the model was trained on.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Predict for an annotation file and score it.
+
+    Writes predictions.json in the official submission format, items.jsonl to read, scores.json where there is something
+    to compare with, and manifest.json, which tells what the result depends on.
+
+    Example: dimvl evaluate runs/vqa --regions data/regions --questions questions.json --annotations annotations.json
+    """
+    if (questions is None) == (captions is None):
+        raise UserError("give either --questions or --captions: one of them says what to predict")
+    if questions is not None and split:
+        raise UserError(f"--split {' '.join(split)} is for captions; leave it out with --questions")
+    from dataclasses import asdict
+
+    from dimvl.decoding import DecodingOptions
+    from dimvl.evaluation import (
+        describe_evaluation,
+        evaluate_captions,
+        evaluate_questions,
+        with_official_scores,
+        worlds_of,
+        write_evaluation,
+        write_predictions,
+    )
+    from dimvl.pretrained import choose_device, load_trained
+    from dimvl.regions.store import RegionStore
+
+    set_threads(threads)
+    store = RegionStore(regions, check=True)
+    trained = load_trained(model, choose_device(device))
+    if allow_trained_images:
+        trained = trained.without_guard()
+    missing: Missing = "skip" if skip_missing else "error"
+    settings: dict[str, object] = {"missing": missing, "allow_trained_images": allow_trained_images}
+    settings["device"] = str(trained.device)
+    if questions is not None:
+        with progress("questions") as show:
+            result = evaluate_questions(trained, store, questions, annotations, show, missing)
+    else:
+        assert captions is not None
+        options = DecodingOptions(beams=beams)
+        with progress("pictures") as show:
+            result = evaluate_captions(trained, store, captions, worlds, options, show, missing, split or ())
+        settings |= {"split": split or [], **asdict(options)}
+    folder = out or model / "evaluation"
+    write_predictions(folder, result)
+    if captions is not None:
+        result = with_official_scores(result)
+    files = {"questions": questions, "annotations": annotations, "captions": captions}
+    files["worlds"] = worlds_of(captions, worlds)
+    write_evaluation(folder, result, describe_evaluation(model, trained, store, files, settings))
+    if result.scores:
+        print(json.dumps(result.scores, indent=2))
+    print(f"{len(result.predictions)} predictions written to {folder}", file=sys.stderr)
+
+
+score = typer.Typer(
+    help="Score a file of predictions by the official protocol, without a model.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(score, name="score")
+Predictions = Annotated[Path, typer.Option(help="Predictions in the official submission format.")]
+
+
+@score.command("vqa")
+def score_vqa(
+    questions: Annotated[Path, typer.Option(help="VQA v2 questions.")],
+    annotations: Annotated[Path, typer.Option(help="VQA v2 annotations.")],
+    predictions: Predictions,
+    as_json: AsJson = False,
+) -> None:
+    """Score answers as the VQA evaluator does.
+
+    Overall, by answer type and by question type, in percent; with --json as fractions too.
+
+    Example: dimvl score vqa --questions questions.json --annotations annotations.json --predictions predictions.json
+    """
+    from dimvl.data.annotations import read_questions
+    from dimvl.metrics.predictions import read_answers
+    from dimvl.metrics.vqa import vqa_accuracy
+
+    asked = read_questions(questions, annotations)
+    scores = vqa_accuracy(read_answers(predictions, [question.question_id for question in asked]), asked)
+    if as_json:
+        print(json.dumps({"task": "vqa", **vars(scores)}))
+        return
+    print(f"questions: {scores.count}")
+    print(f"overall: {scores.official['overall']:.2f}")
+    for group in ("perAnswerType", "perQuestionType"):
+        print(f"{group}:")
+        for name, value in scores.official[group].items():
+            print(f"  {name or '(none)'}: {value:.2f}")
+
+
+@score.command("caption")
+def score_caption(
+    annotations: Annotated[Path, typer.Option(help="Captions to compare with, of any format that is read.")],
+    predictions: Predictions,
+    split: Annotated[list[str] | None, typer.Option(help="Of a file of Karpathy's splits; may be repeated.")] = None,
+    tokenised: Annotated[
+        bool, typer.Option("--tokenised", help="All texts are tokens between blanks: without Java, all but METEOR.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score captions as the COCO evaluation does.
+
+    BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens; SPICE where its files are installed. What is left out is said.
+
+    Example: dimvl score caption --annotations captions.json --predictions predictions.json
+    """
+    from dimvl.data.annotations import read_captions
+    from dimvl.metrics.captions import caption_scores
+    from dimvl.metrics.predictions import read_predicted_captions
+
+    references: dict[str, list[str]] = {}
+    for caption in read_captions(annotations, split or ()):
+        references.setdefault(caption.image_id, []).append(caption.text)
+    scores = caption_scores(read_predicted_captions(predictions, references), references, tokenised)
+    if as_json:
+        counts = {"count": scores.count, "references": scores.references}
+        print(json.dumps({"task": "caption", **counts, "official": scores.corpus, "left_out": scores.left_out}))
+        return
+    print(f"images: {scores.count}, captions to compare with: {scores.references}")
+    for name, value in scores.corpus.items():
+        print(f"{name}: {value:.4f}")
+    for name, reason in scores.left_out.items():
+        print(f"{name} is left out: {reason}", file=sys.stderr)

@@ -1,0 +1,56 @@
+"""Training: pretrain and finetune."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dimvl.cli.app import Config, Overrides, Threads, app
+from dimvl.errors import UserError
+from dimvl.progress import training_progress
+
+
+@app.command()
+def pretrain(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
+    """Pretrain a model from captions.
+
+    The same command again goes on where the run stopped.
+
+    Example: dimvl pretrain pretrain.yaml training.steps=2000
+    """
+    _train(config, overrides or [], threads, ("pretrain",))
+
+
+@app.command()
+def finetune(
+    config: Config,
+    overrides: Overrides = None,
+    new_extractor: Annotated[
+        bool, typer.Option("--new-extractor", help="Take regions of another extractor: their projection starts afresh.")
+    ] = False,
+    threads: Threads = 0,
+) -> None:
+    """Fine-tune a model to answer or to caption.
+
+    The same command again goes on where the run stopped.
+
+    Example: dimvl finetune vqa.yaml initial=runs/pretrain
+    """
+    added = ["new_extractor=true"] if new_extractor else []
+    _train(config, [*(overrides or []), *added], threads, ("vqa", "caption"))
+
+
+def _train(path: Path, overrides: list[str], threads: int, tasks: tuple[str, ...]) -> None:
+    from dimvl.config import load_config
+
+    config = load_config(path, overrides + ([f"training.threads={threads}"] if threads else []))
+    if config.task not in tasks:
+        command = "pretrain" if config.task == "pretrain" else "finetune"
+        raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {command}`; use that command")
+    logging.getLogger("dimvl").setLevel(logging.INFO)
+    from dimvl.training.run import run_training
+
+    with training_progress() as show:
+        run = run_training(config, show)
+    print(f"trained: {run}")

@@ -1,0 +1,145 @@
+"""YAML files and `section.key=value` overrides to a checked configuration, each mistake in one sentence."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dimvl.config.runs import TASKS, AnyConfig
+from dimvl.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
+    """Read a YAML file and the files it includes, its own values over theirs.
+
+    Args:
+        path: the file.
+        includers: the files that led to it.
+
+    Raises:
+        UserError: missing, no YAML, not a mapping, or including itself.
+
+    """
+    if path.resolve() in includers:
+        raise UserError(f"{path} includes itself; take one include out")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path of the configuration") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a readable YAML file ({reason}); mend it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold sections and keys, not a {type(content).__name__}")
+    merged: dict[str, Any] = {}
+    others = content.pop("include", [])
+    if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+        raise UserError(f"{path}: include is {others!r}; it must be a list of files, such as [other.yaml]")
+    for other in others:
+        merged = merge(merged, read_yaml(path.parent / other, [*includers, path.resolve()]))
+    return merge(merged, content)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested mappings over each other; `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn `section.key=value` into nested mappings; values are read as YAML.
+
+    Raises:
+        UserError: an override without `=`.
+
+    """
+    result: dict[str, Any] = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise UserError(f"override {override!r} is not of the form section.key=value")
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"override {override!r}: the value is not readable as YAML; put it in quotes") from None
+        if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+            with suppress(ValueError):
+                value = float(value)
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        result = merge(result, value)
+    return result
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read a run configuration; its `task` tells which kind it is.
+
+    Raises:
+        UserError: any mistake in it, with the nearest valid name.
+
+    """
+    content = merge(read_yaml(path), parse_overrides(overrides))
+    task = content.setdefault("task", "pretrain")
+    if not isinstance(task, str) or task not in TASKS:
+        raise UserError(f"{path}: task is {task!r}; it must be one of {', '.join(TASKS)}")
+    return validate(TASKS[task], content, str(path))
+
+
+def validate(model: type[Model], content: Any, source: str) -> Model:
+    """Check values against a configuration class.
+
+    Raises:
+        UserError: one sentence on the first mistake.
+
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = _first_mistake(error)
+        place = [str(part) for part in first["loc"]]
+        name = ".".join(place) or "the file"
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, place[:-1])
+            near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
+            hint = f"did you mean {'.'.join([*place[:-1], near[0]])!r}?" if near else f"valid keys: {', '.join(known)}"
+            raise UserError(f"{source}: unknown key {name!r}; {hint}") from None
+        if first["type"] == "missing":
+            raise UserError(f"{source}: {name!r} is missing; give it in the file or as {name}=VALUE") from None
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
+        raise UserError(f"{source}: {name}{shown}: {message[0].lower()}{message[1:]}") from None
+
+
+def _first_mistake(error: ValidationError) -> Any:
+    """Choose the mistake to tell: a missing key that is there misspelt is told as the unknown key that it is."""
+    first, *others = error.errors()
+    if first["type"] != "missing":
+        return first
+    *section, missing = map(str, first["loc"])
+    for other in others:
+        *place, unknown = map(str, other["loc"])
+        beside = other["type"] == "extra_forbidden" and place == section
+        if beside and difflib.get_close_matches(unknown, [missing], cutoff=0.7):
+            return other
+    return first
+
+
+def _known_keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:
+    for part in place:
+        if part.isdigit():  # an item of a list
+            continue
+        annotation: Any = model.model_fields[part].annotation
+        if get_origin(annotation) in (Union, UnionType):
+            annotation = next(option for option in get_args(annotation) if option is not type(None))
+        model = get_args(annotation)[0] if get_origin(annotation) is list else annotation
+    return list(model.model_fields)
