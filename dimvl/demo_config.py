@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dimvl.config import (
     CaptionConfig,
@@ -51,7 +51,14 @@ class PhaseConfig(Section):
     """One phase of pretraining; each goes on with the weights of the one before."""
 
     objectives: ObjectivesConfig = ObjectivesConfig()
+    word_change_share: float = Field(0.0, ge=0, le=1, description="of the negatives of matching")
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _words_change_in_matching(self) -> "PhaseConfig":
+        if self.word_change_share and not self.objectives.shares.matching:
+            raise ValueError("word_change_share is of the negatives of matching, which has no share; take it out")
+        return self
 
 
 class DemoConfig(Section):
@@ -68,7 +75,6 @@ class DemoConfig(Section):
     model: ModelConfig
     seq2seq: Seq2seqConfig = Seq2seqConfig()
     pretraining: list[PhaseConfig] = Field(min_length=1)
-    word_change_share: float = Field(0.5, ge=0, le=1, description="of the matching negatives of pretraining")
     shared_prefix: bool = Field(
         False, description="of questions and of matching, of the model and of its baselines alike"
     )
@@ -165,8 +171,8 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
         series, _, number = name.rpartition("-")
         phase = config.pretraining[int(number) - 1]
         objectives = phase.objectives
-        if objectives.shares.matching and series == "pretraining" and config.word_change_share:
-            changes = {"word_change_share": config.word_change_share, "word_changes": places.word_changes}
+        if series == "pretraining" and phase.word_change_share:
+            changes = {"word_change_share": phase.word_change_share, "word_changes": places.word_changes}
             objectives = objectives.model_copy(update=changes)
         objectives = objectives.model_copy(update={"shared_prefix": config.shared_prefix})
         initial = places.run(previous_phase(config, series, int(number))) if int(number) > 1 else None
@@ -209,6 +215,9 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
 
 def previous_phase(config: DemoConfig, series: str, number: int) -> str:
     """Name of the run that phase `number` of a series goes on from; phases that are alike in both series are shared."""
-    earlier = config.pretraining[: number - 1]
-    shared = not any(phase.objectives.shares.matching for phase in earlier)
-    return f"{'pretraining' if shared else series}-{number - 1}"
+    return f"{series if changes_words(config, number - 1) else 'pretraining'}-{number - 1}"
+
+
+def changes_words(config: DemoConfig, number: int) -> bool:
+    """Whether any of the first `number` phases of pretraining has negatives with one word changed."""
+    return any(phase.word_change_share for phase in config.pretraining[:number])

@@ -91,6 +91,8 @@ def _say(fact: Fact) -> str:
     """A fact in words."""
     if fact.kind == "relation" and fact.other is not None:
         return f"{fact.phrase.singular()}: {fact.side} of {fact.other.singular()}"
+    if fact.kind == "place":
+        return f"{fact.phrase.singular()}: {fact.place}"
     if fact.kind == "count":
         return f"{fact.count} x {fact.phrase.singular()}"
     return (

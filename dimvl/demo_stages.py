@@ -25,7 +25,7 @@ from dimvl.data.scenes import (
 from dimvl.data.scenes.world import COLOURS
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.decoding import DecodingOptions
-from dimvl.demo_config import DemoConfig, Places, previous_phase, run_config
+from dimvl.demo_config import DemoConfig, Places, changes_words, previous_phase, run_config
 from dimvl.evaluation import answer_questions, caption_images, match_probabilities
 from dimvl.export import export
 from dimvl.files import read_json, write_json
@@ -86,12 +86,12 @@ def all_stages(config: DemoConfig) -> list[Stage]:
     for number in range(1, last + 1):
         for series in ("pretraining", "pretraining_without_word_change"):
             name = f"{series}-{number}"
-            if series != "pretraining" and not _differs(config, number):
+            if series != "pretraining" and not changes_words(config, number):
                 continue
             before = previous_phase(config, series, number) if number > 1 else "extract-train"
             stages.append(Stage(name, partial(_train, name), (before,), "pretrain from captions", scenes.train))
     final = f"pretraining-{last}"
-    plain = f"pretraining_without_word_change-{last}" if _differs(config, last) else final
+    plain = f"pretraining_without_word_change-{last}" if changes_words(config, last) else final
     stages += [
         Stage("vqa", partial(_train, "vqa"), (final,), "fine-tune for questions", scenes.train, questions),
         Stage("no_pretraining", partial(_train, "no_pretraining"), ("extract-train",), "baseline from scratch"),
@@ -118,12 +118,6 @@ def all_stages(config: DemoConfig) -> list[Stage]:
         Stage("predict", _predict, ("export",), "answer and caption from picture files", EXAMPLES),
     ]
     return stages
-
-
-def _differs(config: DemoConfig, number: int) -> bool:
-    """Whether a phase of pretraining differs without word changes."""
-    matching = any(phase.objectives.shares.matching for phase in config.pretraining[:number])
-    return bool(config.word_change_share) and matching
 
 
 def _scenes(config: DemoConfig, places: Places, progress: Progress) -> None:

@@ -1,16 +1,16 @@
 """Facts that a caption states, judged against the world.
 
-Kinds: `object` (some object of that shape is there), `attribute` (one per adjective of a phrase), `relation` and
-`count`. A counted phrase ("two red circles") states one count fact and nothing else.
+Kinds: `object` (some object of that shape is there), `attribute` (one per adjective of a phrase), `place`, `relation`
+and `count`. A counted phrase ("two red circles") states one count fact and nothing else.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from dimvl.data.scenes.phrases import Phrase, offset
+from dimvl.data.scenes.phrases import Phrase, offset, place_of
 from dimvl.data.scenes.world import SceneObject, World
 
-FactKind = Literal["object", "attribute", "relation", "count"]
+FactKind = Literal["object", "attribute", "place", "relation", "count"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,10 @@ class Fact:
     """One statement.
 
     Attributes:
-        kind: object, attribute, relation or count.
+        kind: object, attribute, place, relation or count.
         phrase: the whole noun phrase it belongs to; of a relation, the one that lies on the side of `other`.
         adjective: of an attribute fact.
+        place: quarter of the picture, of a place fact.
         side: left, right, above or below, of a relation fact.
         other: the second phrase of a relation fact.
         count: of a count fact.
@@ -30,6 +31,7 @@ class Fact:
     kind: FactKind
     phrase: Phrase
     adjective: str | None = None
+    place: str | None = None
     side: str | None = None
     other: Phrase | None = None
     count: int | None = None
@@ -57,6 +59,7 @@ def judge(fact: Fact, world: World) -> bool:
 
     - object: an object of the shape is there;
     - attribute: the object that matches the whole phrase best (`best_match`) has it;
+    - place: an object that matches the phrase entirely has its centre there;
     - relation: two distinct objects match the two phrases entirely and the centre of the first lies strictly on the
       side of the centre of the second;
     - count: exactly that many objects match.
@@ -65,6 +68,8 @@ def judge(fact: Fact, world: World) -> bool:
         return fact.phrase.count_in(world) == fact.count
     if fact.kind == "relation":
         return _relation_holds(fact, world)
+    if fact.kind == "place":
+        return any(place_of(item, world) == fact.place for item in _matching(fact.phrase, world))
     index = best_match(fact.phrase, world)
     if index is None:
         return False

@@ -6,6 +6,7 @@ slots; reading turns the same template into a regular expression, so the two can
     {a} {b} {c}    "a large red circle"; {A} {B}: "the" is possible where the phrase names one object only
     {side}         "to the left of": a lies on that side of b; {side2}: a lies on that side of c
     {its}          "on its left": a lies on that side of b
+    {place} {place2}  "top left": a and b lie in that quarter of the picture
     {many}         "two red circles": neither a nor b is among them; {all}: every mentioned object is among them
 """
 
@@ -17,9 +18,11 @@ import numpy as np
 from dimvl.data.scenes.facts import Fact, judge, phrase_facts
 from dimvl.data.scenes.phrases import (
     NUMBER_WORDS,
+    PLACES,
     SAID_TEXTURES,
     SIDES,
     Phrase,
+    clear_place,
     clear_sides,
     describe,
     pick,
@@ -42,6 +45,10 @@ TEMPLATES = (
     f"{_PICTURE} {{a}} {{side}} {{b}}",
     "there are {all} and {A} (is|sits|lies) {side} {B}",
     "{A} (is|sits|lies) {side} {B}, and there are {all} (in total|altogether)",
+    "{A} (is|sits|lies) in the {place} and {B} in the {place2}",
+    f"{_SEE} {{a}} in the {{place}} and {{b}} in the {{place2}}",
+    "in the {place} (there is|you can see|lies) {a}, and in the {place2} {b}",
+    "{A} (is|sits|lies) in the {place}, {side} {B}",
     "there are {all}, one of them is {a}",
     f"{_SEE_MANY} {{many}} and {{a}}",
     "{a} is (shown|drawn) (with|together with) {many}",
@@ -50,7 +57,8 @@ TEMPLATES = (
     f"{_SEE} {{a}}, {{b}} and {{c}}",
     f"{_PICTURE} {{a}}, {{b}} and {{c}}",
 )
-_DRAWN = [template for template in TEMPLATES for _ in range(3 if "{side}" in template or "{its}" in template else 2)]
+_SHARES = {"{place}": 4, "{side}": 3, "{its}": 3}  # what is said of where things lie comes more often than the rest
+_DRAWN = [t for t in TEMPLATES for _ in range(next((n for slot, n in _SHARES.items() if slot in t), 2))]
 
 _ITS = {
     "left": ("on its left", "to its left"),
@@ -76,6 +84,7 @@ _SLOT_PATTERNS = {
     **dict.fromkeys("abcAB", _PHRASE),
     **dict.fromkeys(("many", "all"), _COUNTED),
     **dict.fromkeys(("side", "side2"), _SIDE),
+    **dict.fromkeys(("place", "place2"), f"(?P<NAME>{_one_of(PLACES)})"),
     "its": f"(?P<NAME>{_one_of(text for texts in _ITS.values() for text in texts)})",
 }
 _SIDE_OF = {text: side for sides in (SIDES, _ITS) for side, texts in sides.items() for text in texts}
@@ -93,7 +102,7 @@ _PATTERNS = tuple(_pattern(template) for template in TEMPLATES)
 
 
 def parse_caption(text: str) -> list[Fact] | None:
-    """Read the facts of a caption, in the order a, b, c, relations, count.
+    """Read the facts of a caption, in the order a, b, c, places, relations, count.
 
     Case, blanks and the final stop do not matter, nor does the choice of article.
 
@@ -119,6 +128,9 @@ def is_true(caption: str, world: World) -> bool:
 def _facts(said: dict[str, str]) -> list[Fact]:
     phrases = {slot: read_phrase(said[slot]) for slot in "abc" if slot in said}
     facts = [fact for phrase in phrases.values() for fact in phrase_facts(phrase)]
+    for slot, name in (("place", "a"), ("place2", "b")):
+        if slot in said:
+            facts.append(Fact(kind="place", phrase=phrases[name], place=said[slot]))
     for slot, other in (("side", "b"), ("its", "b"), ("side2", "c")):
         if slot in said:
             side = _SIDE_OF[said[slot]]
@@ -174,6 +186,12 @@ def _fill(template: str, world: World, generator: np.random.Generator) -> dict[s
             if not sides:
                 return None
             said[slot] = pick(texts[pick(sides, generator)], generator)
+    for slot, name in (("place", "a"), ("place2", "b")):
+        if slot in slots:
+            place = clear_place(items[name], world)
+            if place is None:
+                return None
+            said[slot] = place
     for slot in ("many", "all"):
         if slot in slots:
             counted = _counted_phrases(world, list(items.values()), inside=slot == "all")

@@ -23,6 +23,9 @@ SIDES = {
     "below": ("below", "beneath", "under"),
 }
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+PLACE_MARGIN = 0.06
+"""A place is only said where the centre is at least this share of the picture's side off both middle lines."""
 CLEAR_MARGIN = 0.15
 """A side is only said where the centres are at least this share of the picture's side apart."""
 
@@ -117,6 +120,18 @@ def offset(side: str, item: SceneObject, other: SceneObject) -> float:
     axis = 0 if side in ("left", "right") else 1
     sign = 1.0 if side in ("right", "below") else -1.0
     return sign * (item.centre[axis] - other.centre[axis])
+
+
+def place_of(item: SceneObject, world: World) -> str:
+    """Return the quarter of the picture in which the centre of `item` lies."""
+    across, down = item.centre[0] >= world.width / 2, item.centre[1] >= world.height / 2
+    return PLACES[2 * down + across]
+
+
+def clear_place(item: SceneObject, world: World) -> str | None:
+    """Return the quarter of the picture in which `item` clearly lies; None near a middle line."""
+    distances = (abs(item.centre[0] / world.width - 0.5), abs(item.centre[1] / world.height - 0.5))
+    return place_of(item, world) if min(distances) >= PLACE_MARGIN else None
 
 
 def clear_sides(item: SceneObject, other: SceneObject, world: World) -> list[str]:

@@ -1,4 +1,4 @@
-"""Questions about scenes with their answers: existence, counting, attribute, relation and comparison.
+"""Questions about scenes with their answers: existence, counting, attribute, place, relation and comparison.
 
 The wanted answer is drawn first and a question with that answer is looked for, so that who knows the question only
 gains little over chance. A phrase of a held-out combination is only asked about in the compositional split: elsewhere
@@ -13,9 +13,11 @@ import numpy as np
 from dimvl.data.scenes.phrases import (
     CLEAR_MARGIN,
     OPPOSITE,
+    PLACES,
     SAID_TEXTURES,
     SIDES,
     Phrase,
+    clear_place,
     clear_sides,
     describe,
     offset,
@@ -24,7 +26,7 @@ from dimvl.data.scenes.phrases import (
 )
 from dimvl.data.scenes.world import COLOURS, SHAPES, SIZES, SceneObject, SceneOptions, World, generator_for
 
-KINDS = ("existence", "counting", "attribute", "relation", "comparison")
+KINDS = ("existence", "counting", "attribute", "place", "relation", "comparison")
 SLOTS = ("size", "colour", "texture", "shape")
 VALUES = {"size": SIZES, "colour": tuple(COLOURS), "texture": SAID_TEXTURES, "shape": SHAPES}
 ASKED_AS = {"size": "size", "colour": "color", "texture": "texture", "shape": "shape"}
@@ -32,6 +34,7 @@ ASKED_AS = {"size": "size", "colour": "color", "texture": "texture", "shape": "s
 _EXISTENCE = ("is there {}?", "can you see {}?", "does the picture show {}?")
 _COUNTING = ("how many {} are there?", "how many {} can you see?", "how many {} are in the picture?")
 _ATTRIBUTE = ("what {} is the {}?", "which {} does the {} have?", "what is the {} of the {}?")
+_PLACE = ("where in the picture is the {}?", "in which part of the picture does the {} lie?", "where is the {}?")
 _RELATION = ("is the {} {} the {}?", "does the {} lie {} the {}?", "can you see the {} {} the {}?")
 _OPEN_RELATION = ("what {} is the object {} the {}?", "which {} does the object {} the {} have?")
 _WHERE = ("where is the {} relative to the {}?", "on which side of the {1} is the {0}?")
@@ -171,6 +174,16 @@ def _attribute(world: World, wanted: int, generator: np.random.Generator) -> Que
     return Question("attribute", text, getattr(item, slot), (phrase,))
 
 
+def _place(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
+    """Ask for the quarter of the picture: the way into relations, since only here one object's box is the answer."""
+    items = [item for item in world.objects if clear_place(item, world) == PLACES[wanted % len(PLACES)]]
+    phrase = _referring_phrase(pick(items, generator), world, SLOTS, generator) if items else None
+    if phrase is None:
+        return None
+    text = pick(_PLACE, generator).format(phrase.singular())
+    return Question("place", text, PLACES[wanted % len(PLACES)], (phrase,))
+
+
 def _relation(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
     item, other = shuffled(world.objects, generator)[:2]
     sides = clear_sides(item, other, world)
@@ -276,6 +289,7 @@ _ASK: dict[str, _Ask] = {
     "existence": _existence,
     "counting": _counting,
     "attribute": _attribute,
+    "place": _place,
     "relation": _relation,
     "comparison": _comparison,
 }

@@ -22,6 +22,7 @@ class CaptionScores:
     Attributes:
         fact_precision: share of all stated facts that are true.
         attribute_precision: the same for attribute facts.
+        place_precision: the same for place facts.
         relation_precision: the same for relation facts.
         fact_recall: share of the scene's facts that the caption states truly, mean over captions. The scene's facts
             are each object's shape, size, colour, and texture unless plain.
@@ -34,6 +35,7 @@ class CaptionScores:
 
     fact_precision: float
     attribute_precision: float
+    place_precision: float
     relation_precision: float
     fact_recall: float
     reference_recall: float
@@ -72,6 +74,7 @@ def score_captions(
     return CaptionScores(
         fact_precision=_mean([truth for truths in judged.values() for truth in truths]),
         attribute_precision=_mean(judged["attribute"]),
+        place_precision=_mean(judged["place"]),
         relation_precision=_mean(judged["relation"]),
         fact_recall=_mean(recalls),
         reference_recall=_mean(reference_recalls),

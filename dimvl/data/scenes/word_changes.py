@@ -1,8 +1,9 @@
 """Captions with one word changed, so that they are false: hard negatives for image-text matching.
 
 The ordered pairs (old word, new word) of training and of tests are disjoint, and with (a, b) always goes (b, a), so a
-model cannot know a test negative by its words. A category of only two words (sizes, textures, left and right) would be
-unlearnable if a direction were kept for tests, so both directions belong to training and tests never change them.
+model cannot know a test negative by its words. A category of only two words (sizes, textures, left and right, top and
+bottom) would be unlearnable if a direction were kept for tests, so both directions belong to training and tests never
+change them.
 """
 
 import re
@@ -22,6 +23,7 @@ WORD_CATEGORIES: dict[str, tuple[str, ...]] = {
     "size": SIZES,
     "texture": SAID_TEXTURES,
     "horizontal": ("left", "right"),
+    "height": ("top", "bottom"),
     "vertical": ("above", "below", "over", "beneath", "under"),
     "number": tuple(NUMBER_WORDS.values()),
 }
