@@ -178,7 +178,7 @@ def _batches(
     positions = store.positions(image_ids)
     trained.refuse_trained(image_ids)
     for places in in_order(reader.rows(positions) + np.array(text_rows), row_budget):
-        yield places, [reader.prefix(reader.read(int(position))) for position in positions[places]]
+        yield places, reader.prefixes(positions[places])
 
 
 def evaluate_questions(

@@ -21,7 +21,7 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.model.heads import ObjectPrediction
 from dimvl.regions.geometry import coverage
-from dimvl.regions.records import Regions
+from dimvl.regions.records import Detections
 
 
 class MaskedText(NamedTuple):
@@ -101,7 +101,7 @@ def hide_regions(boxes: np.ndarray, generator: np.random.Generator, share: float
     return HiddenRegions(targets, hidden)
 
 
-def class_distribution(regions: Regions, rows: np.ndarray, classes: int) -> np.ndarray:
+def class_distribution(regions: Detections, rows: np.ndarray, classes: int) -> np.ndarray:
     """Spread kept classes over all K, with the mass of background and of classes that were not kept last.
 
     Scores that sum to more than 1, as those of independent sigmoids may, are divided by their sum and leave no other

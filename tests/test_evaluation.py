@@ -231,7 +231,7 @@ def test_an_image_is_computed_once_for_all_its_questions_where_it_does_not_see_t
 ) -> None:
     trained = make_trained(all_abilities(shared_prefix=True))
     reader = ImageReader(store, trained.processor.tags, trained.processor.max_regions)
-    once = [reader.prefix(reader.read(place)) for place in (0, 1, 4)]
+    once = reader.prefixes(np.array([0, 1, 4]))
     words = trained.tokenise(TEXTS)
     shared = trained.answer_probabilities([prefix for prefix in once for _ in words], words * 3)
     alone = trained.answer_probabilities([replace(prefix) for prefix in once for _ in words], words * 3)

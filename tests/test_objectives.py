@@ -352,7 +352,7 @@ def test_tags_come_from_visible_regions_only(data):
     for epoch in range(30):
         for index in (0, 1, 3, 4):
             document = source.build(epoch, index)
-            regions = source.images.read(int(source.positions[index]))
+            [regions] = source.images.read(source.positions[[index]])
             seen = ~document.prefix.hidden
             visible = {words[CLASSES[i]] for i in regions.class_ids[seen, 0]}
             visible |= {words[ATTRIBUTES[i]] for i in regions.attribute_ids[seen].flatten()}
@@ -392,13 +392,13 @@ def test_what_the_model_sees_of_a_hidden_region_tells_nothing_of_its_class(data)
     hidden = document.prefix.hidden
     read = source.images.read
 
-    def other_classes(position):
-        regions = read(position)
+    def other_classes(positions):
+        [regions] = read(positions)
         regions.class_ids[hidden] = (regions.class_ids[hidden] + 1) % 3
         regions.class_scores[hidden] = [0.5, 0.375]
         regions.attribute_ids[hidden] = [0, 2]
         regions.features[hidden] += 1
-        return regions
+        return [regions]
 
     source.images.read = other_classes
     try:

@@ -150,7 +150,7 @@ class Batch:
 
     Attributes:
         layout: which rows belong together.
-        region_features: (Nv, F) float32.
+        region_features: (Nv, F) float16 or float32, as the store gives them; the model casts them.
         region_geometry: (Nv, 7) float32 x1, y1, x2, y2, w, h, w*h as fractions of the image.
         region_image_index: (Nv,) which of the prefix's images the region is of, from 0.
         region_hidden: (Nv,) bool, True where the feature is to be replaced by the learned vector.

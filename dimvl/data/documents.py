@@ -30,7 +30,7 @@ from dimvl.data.batch import (
 )
 from dimvl.data.tags import TagWriter
 from dimvl.regions.geometry import geometry_features
-from dimvl.regions.records import Regions
+from dimvl.regions.records import ARRAYS, Detections, Regions
 from dimvl.regions.store import RegionStore
 
 
@@ -46,7 +46,7 @@ class Prefix:
 
     Attributes:
         features: (R, F) float16 or float32.
-        geometry: (R, 7) float32 fractions.
+        boxes: (R, 4) float32 corners as fractions.
         image_index: (R,) which image a region is of, from 0.
         hidden: (R,) bool, True where the feature is hidden from the model.
         context: (C,) token ids of `[CLS] tags [SEP]`.
@@ -54,7 +54,7 @@ class Prefix:
     """
 
     features: np.ndarray
-    geometry: np.ndarray
+    boxes: np.ndarray
     image_index: np.ndarray
     hidden: np.ndarray
     context: np.ndarray
@@ -89,8 +89,7 @@ class Document:
         texts: one, or any number if `seq2seq`.
         seq2seq: whether texts see the prefix and their own past only.
         regions: for masked object prediction: (M,) regions to predict ...
-        region_features: ... (M, F) what the detector gave ...
-        region_classes: ... (M, K + 1) and its class distribution with the other mass last.
+        region_classes: ... and (M, K + 1) the detector's class distribution with the other mass last.
         match: for each text 1 if it belongs to the image, 0 if not; None without a matching target. Judged from
             [CLS], or with seq2seq, where [CLS] has not seen the text, from the text's last row.
         answers: (number of texts, A) soft targets of questions; None without.
@@ -106,7 +105,6 @@ class Document:
     texts: Sequence[Text]
     seq2seq: bool = False
     regions: np.ndarray | None = None
-    region_features: np.ndarray | None = None
     region_classes: np.ndarray | None = None
     match: Sequence[float] | None = None
     answers: np.ndarray | None = None
@@ -138,11 +136,11 @@ class ImageReader:
         """Upper bound of prefix rows of each image: (P,) -> (P,)."""
         return self.num_regions(positions) + self.tags.max_length
 
-    def read(self, position: int) -> Regions:
-        """Read one image's regions, the best `max_regions`."""
-        return best_regions(self.store.read(position), self.max_regions)
+    def read(self, positions: np.ndarray) -> list[Detections]:
+        """Read the best `max_regions` of images (P,), all at once; their arrays lie end to end, as in a batch."""
+        return self.store.read_packed(positions, most=self.max_regions).images()
 
-    def prefix(self, regions: Regions, hidden: np.ndarray | None = None) -> Prefix:
+    def prefix(self, regions: Detections, hidden: np.ndarray | None = None) -> Prefix:
         """Make a prefix; where regions are hidden, tags come from the visible ones only.
 
         Args:
@@ -152,26 +150,29 @@ class ImageReader:
         """
         return make_prefix(regions, self.tags, hidden)
 
+    def prefixes(self, positions: np.ndarray) -> list[Prefix]:
+        """Read images (P,) at once as prefixes with nothing hidden."""
+        return [self.prefix(regions) for regions in self.read(positions)]
+
 
 def best_regions(regions: Regions, most: int) -> Regions:
     """Keep the first `most` regions; they stand best first."""
-    names = ("boxes", "features", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
-    return replace(regions, **{name: getattr(regions, name)[:most] for name in names})
+    return replace(regions, **{name: getattr(regions, name)[:most] for name in ARRAYS})
 
 
-def make_prefix(regions: Regions, tags: TagWriter, hidden: np.ndarray | None = None) -> Prefix:
+def make_prefix(regions: Detections, tags: TagWriter, hidden: np.ndarray | None = None) -> Prefix:
     """Make the prefix of one image; tags come from regions that are not hidden."""
-    hidden = np.zeros(len(regions), dtype=bool) if hidden is None else hidden
-    seen = ~hidden
-    context = tags.context(
-        regions.class_ids[seen], regions.class_scores[seen], regions.attribute_ids[seen], regions.attribute_scores[seen]
-    )
+    named = (regions.class_ids, regions.class_scores, regions.attribute_ids, regions.attribute_scores)
+    if hidden is None:
+        hidden = np.zeros(len(regions), dtype=bool)
+    else:
+        named = tuple(array[~hidden] for array in named)
     return Prefix(
         features=regions.features,
-        geometry=geometry_features(regions.boxes),
+        boxes=regions.boxes,
         image_index=np.zeros(len(regions), dtype=np.int64),
         hidden=hidden,
-        context=context,
+        context=tags.context(*named),
     )
 
 
@@ -208,26 +209,35 @@ def collate(documents: Sequence[Document], shape: BatchShape) -> Batch:
         text_prefix=np.repeat(np.arange(len(documents)), [len(document.texts) for document in documents]).astype(int),
         seq2seq=np.array([document.seq2seq for document in documents], dtype=bool),
     )
-    positions = [np.arange(len(prefix.context)) for prefix in prefixes]
-    positions += [np.arange(len(text.token_ids)) + shape.text_start + (not text.has_start) for text in texts]
+    first_positions = np.array([0] * len(prefixes) + [shape.text_start + (not text.has_start) for text in texts], int)
+    positions = ranges(first_positions, np.concatenate([layout.num_context, layout.text_lengths]))
     num_context = int(layout.num_context.sum())
+    region_features = _end_to_end([prefix.features for prefix in prefixes], shape.feature_width)
     token_ids = _join([prefix.context for prefix in prefixes] + [text.token_ids for text in texts], np.int64)
     return Batch(
         layout=layout,
-        region_features=torch.from_numpy(_stack([p.features for p in prefixes], shape.feature_width)),
-        region_geometry=torch.from_numpy(_stack([p.geometry for p in prefixes], 7)),
+        region_features=torch.from_numpy(region_features),
+        region_geometry=torch.from_numpy(geometry_features(_end_to_end([p.boxes for p in prefixes], 4))),
         region_image_index=torch.from_numpy(_join([p.image_index for p in prefixes], np.int64)),
         region_hidden=torch.from_numpy(_join([p.hidden for p in prefixes], np.bool_)),
         token_ids=torch.from_numpy(token_ids),
-        positions=torch.from_numpy(_join(positions, np.int64)),
+        positions=torch.from_numpy(positions),
         segments=(torch.arange(len(token_ids)) >= num_context).long(),
-        targets={name: _targets(name, kind, documents, layout, shape) for name, kind in shape.objectives.items()},
+        targets={
+            name: _targets(name, kind, documents, layout, region_features, shape)
+            for name, kind in shape.objectives.items()
+        },
         sources=[document.source for document in documents],
     )
 
 
 def _targets(
-    name: str, kind: type[Targets], documents: Sequence[Document], layout: Layout, shape: BatchShape
+    name: str,
+    kind: type[Targets],
+    documents: Sequence[Document],
+    layout: Layout,
+    region_features: np.ndarray,
+    shape: BatchShape,
 ) -> Targets:
     """Gather the targets of one objective, as rows of the whole batch."""
     chosen = [index for index, document in enumerate(documents) if document.objective == name]
@@ -243,10 +253,10 @@ def _targets(
         draws = _stack([document.draws for document in picked], shape.draws)
         return SampleTargets(torch.from_numpy(owner), torch.from_numpy(images), torch.from_numpy(draws))
     if kind is ObjectTargets:
-        regions = [layout.region_starts[index] + documents[index].regions for index in chosen]
+        rows = _join([layout.region_starts[index] + documents[index].regions for index in chosen], np.int64)
         return ObjectTargets(
-            _long(regions),
-            torch.from_numpy(_stack([document.region_features for document in picked], shape.feature_width)),
+            torch.from_numpy(rows),
+            torch.from_numpy(region_features[rows]),
             torch.from_numpy(_stack([document.region_classes for document in picked], shape.classes + 1)),
         )
     which = ranges(first_text[chosen], _lengths([document.texts for document in picked]))
@@ -291,3 +301,23 @@ def _long(arrays: Sequence[np.ndarray]) -> Tensor:
 def _stack(arrays: Sequence[np.ndarray | None], width: int) -> np.ndarray:
     """Stack (., width) arrays to float32, also none of them."""
     return np.concatenate([np.zeros((0, width), np.float32), *arrays]).astype(np.float32, copy=False)
+
+
+def _end_to_end(arrays: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """Join (., width) arrays. Those that lie end to end in memory, as images read at once do, are not copied."""
+    arrays = [array for array in arrays if len(array)]
+    if not arrays:
+        return np.zeros((0, width), np.float32)
+    whole, addresses = arrays[0].base, [array.__array_interface__["data"][0] for array in arrays]
+    starts = starts_of(np.array([array.nbytes for array in arrays]), addresses[0])
+    if whole is None or addresses != starts.tolist() or any(not _is_piece(array, whole) for array in arrays):
+        return np.concatenate(arrays)
+    first = (addresses[0] - whole.__array_interface__["data"][0]) // whole.strides[0]
+    return whole[first : first + sum(map(len, arrays))]
+
+
+def _is_piece(array: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether an array is some consecutive rows of another."""
+    return array.base is whole and (array.dtype, array.shape[1:], array.strides) == (
+        (whole.dtype, whole.shape[1:], whole.strides) if isinstance(whole, np.ndarray) else ()
+    )

@@ -24,8 +24,8 @@ class DocumentSource(Protocol):
         """(D,) upper bound of each document's rows."""
         ...
 
-    def build(self, epoch: int, index: int) -> Document:
-        """Build one document; the same key gives the same document always."""
+    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Document]:
+        """Build documents (B,) of a batch; the same epoch and index give the same document always."""
         ...
 
 
@@ -159,10 +159,7 @@ class TrainingSteps(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         epoch, documents, costs = self._locate(step)
         mine = deal(costs, self.ranks, self.rows_per_micro_batch)[self.rank]
-        batches = [
-            collate([self.source.build(epoch, int(documents[place])) for place in places], self.shape)
-            for places in mine
-        ]
+        batches = [collate(self.source.build_all(epoch, documents[places]), self.shape) for places in mine]
         return Step(epoch, batches, len(documents), sum(batch.layout.num_rows for batch in batches))
 
 

@@ -58,17 +58,16 @@ class TagWriter:
 
         """
         tags: dict[tuple[int, ...], None] = {}
-        used = 0
-        if class_ids.shape[1] and self.max_tokens:
-            known = (class_ids[:, 0] >= 0) & (class_scores[:, 0] >= self.min_score)
-            for region in np.flatnonzero(known):
-                words = [
-                    self.attributes[attribute]
-                    for attribute, score in zip(attribute_ids[region], attribute_scores[region], strict=True)
-                    if attribute >= 0 and score >= self.min_score
-                ]
-                tag = tuple(token for word in [*words, self.classes[class_ids[region, 0]]] for token in word)
-                if tag not in tags and used + len(tag) <= self.max_tokens:
+        room = self.max_tokens
+        if class_ids.shape[1]:
+            known = np.flatnonzero((class_ids[:, 0] >= 0) & (class_scores[:, 0] >= self.min_score))
+            attributes = np.where(attribute_scores[known] >= self.min_score, attribute_ids[known], -1)
+            for class_id, own in zip(class_ids[known, 0].tolist(), attributes.tolist(), strict=True):
+                if not room:
+                    break
+                words = [*(self.attributes[attribute] for attribute in own if attribute >= 0), self.classes[class_id]]
+                tag = tuple(token for word in words for token in word)
+                if tag not in tags and len(tag) <= room:
                     tags[tag] = None
-                    used += len(tag)
+                    room -= len(tag)
         return np.array([self.cls, *(token for tag in tags for token in tag), self.sep], dtype=np.int64)

@@ -31,13 +31,13 @@ class RegionEmbeddings(nn.Module):
         """Embed regions.
 
         Args:
-            features: (Nv, F)
+            features: (Nv, F) of any floating type; cast here, on the device, so that less has to get there.
             geometry: (Nv, 7) fractions of the image.
             hidden: (Nv,) bool, True where the learned vector takes the feature's place.
             image_index: (Nv,)
 
         """
-        features = torch.where(hidden[:, None], self.hidden_feature.to(features.dtype), features)
+        features = torch.where(hidden[:, None], self.hidden_feature, features.to(self.hidden_feature.dtype))
         rows = self.feature_norm(self.feature(features)) + self.geometry_norm(self.geometry(geometry))
         return self.dropout(self.norm(rows + self.segment + self.image_index(image_index)))
 

@@ -11,7 +11,6 @@ Letters: R regions of a picture, N of several, F feature width, K kept classes, 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from dimvl.errors import UserError
-from dimvl.regions.records import Extractor
+from dimvl.regions.records import Detections, Extractor
 
 CLASSES_KEPT = 5
 AT_ONCE = 16  # pictures that `detect` runs at once: more is no faster on a CPU
 KIND = "kind"  # the key of detector.json that tells who reads the folder
 SETTINGS = "detector.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detections:
-    """What was found in one picture, best first: the arrays of `dimvl.regions.records.Regions`."""
-
-    boxes: np.ndarray
-    features: np.ndarray
-    class_ids: np.ndarray
-    class_scores: np.ndarray
-    attribute_ids: np.ndarray
-    attribute_scores: np.ndarray
 
 
 class RegionDetector(ABC):

@@ -20,10 +20,9 @@ from PIL import Image
 
 from dimvl.errors import UserError
 from dimvl.files import read_json
-from dimvl.regions.detections import Detections
 from dimvl.regions.given_boxes import GivenBoxes
 from dimvl.regions.images import load_image_in_thread, quiet_decoders
-from dimvl.regions.records import ARRAYS, Regions
+from dimvl.regions.records import ARRAYS, Detections, Regions
 from dimvl.regions.store_format import check_space
 from dimvl.regions.store_writer import RegionStoreWriter
 

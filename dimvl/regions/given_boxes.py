@@ -13,9 +13,9 @@ import numpy as np
 
 from dimvl.errors import UserError
 from dimvl.files import read_json
-from dimvl.regions.detections import Detections, RegionDetector, cannot_describe
+from dimvl.regions.detections import RegionDetector, cannot_describe
 from dimvl.regions.geometry import area, clip, pixels_to_fractions, xywh_to_corners
-from dimvl.regions.records import SIZES, Extractor
+from dimvl.regions.records import SIZES, Detections, Extractor
 
 log = logging.getLogger(__name__)
 

@@ -8,19 +8,16 @@ SIZES = ("side", "shortest_side", "longest_side", "height", "width")
 """Parameters of an extractor that change the feature of one and the same box: the size that pictures are scaled to."""
 
 ARRAYS = ("boxes", "features", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
-"""The arrays of `Regions`, one row per region."""
+"""The arrays of `Detections`, one row per region."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions:
-    """The regions of one image, best first.
+class Detections:
+    """What was found in one picture, best first.
 
     Shapes: R regions, F feature width, K kept classes, A attributes per region.
 
     Attributes:
-        image_id: the image's id in its annotation files, as text.
-        width: width of the upright picture in pixels.
-        height: height of the upright picture in pixels.
         boxes: (R, 4) float32, corners x1, y1, x2, y2 as fractions of width and height.
         features: (R, F) float16, or float32 from a store that holds them as int8.
         class_ids: (R, K) int16 into the extractor's class vocabulary, best first; -1 for none.
@@ -30,9 +27,6 @@ class Regions:
 
     """
 
-    image_id: str
-    width: int
-    height: int
     boxes: np.ndarray
     features: np.ndarray
     class_ids: np.ndarray
@@ -54,6 +48,22 @@ class Regions:
         """
         kept = np.where(self.class_ids >= 0, self.class_scores, 0).sum(axis=1, dtype=np.float32)
         return np.maximum(1 - kept, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions(Detections):
+    """The regions of one image that has a name.
+
+    Attributes:
+        image_id: the image's id in its annotation files, as text.
+        width: width of the upright picture in pixels.
+        height: height of the upright picture in pixels.
+
+    """
+
+    image_id: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, kw_only=True)

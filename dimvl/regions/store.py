@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.regions.records import ARRAYS, Extractor, Regions
+from dimvl.regions.records import ARRAYS, Detections, Extractor, Regions
 from dimvl.regions.store_folder import StoreFolder
 from dimvl.regions.store_format import INDEX_DTYPE, Manifest, checksum_of_rows, encode_id, first_difference
 
@@ -43,29 +43,31 @@ IDS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedRegions:
+class PackedRegions(Detections):
     """The regions of several images, end to end: what a batch is made of.
-
-    Shapes: B images, N regions of all of them; the rest as in `Regions`.
 
     Attributes:
         num_regions: (B,) int64 regions of each image.
-        boxes: (N, 4) float32.
-        features: (N, F) float16, or float32 from a store that holds them as int8.
-        class_ids: (N, K) int16.
-        class_scores: (N, K) float16.
-        attribute_ids: (N, A) int16.
-        attribute_scores: (N, A) float16.
 
     """
 
     num_regions: np.ndarray
-    boxes: np.ndarray
-    features: np.ndarray
-    class_ids: np.ndarray
-    class_scores: np.ndarray
-    attribute_ids: np.ndarray
-    attribute_scores: np.ndarray
+
+    def images(self) -> list[Detections]:
+        """Return the images one by one, as views."""
+        ends = np.cumsum(self.num_regions)
+        arrays = [getattr(self, name) for name in ARRAYS]
+        return [
+            Detections(**{name: array[start:end] for name, array in zip(ARRAYS, arrays, strict=True)})
+            for start, end in zip((ends - self.num_regions).tolist(), ends.tolist(), strict=True)
+        ]
+
+    def best(self, most: int) -> "PackedRegions":
+        """Return the first `most` regions of each image."""
+        first = np.cumsum(self.num_regions) - self.num_regions
+        kept = np.arange(len(self)) - np.repeat(first, self.num_regions) < most
+        arrays = {name: getattr(self, name)[kept] for name in ARRAYS}
+        return PackedRegions(num_regions=np.minimum(self.num_regions, most), **arrays)
 
 
 class RegionStore:
@@ -152,11 +154,11 @@ class RegionStore:
 
     def num_regions(self, positions: np.ndarray) -> np.ndarray:
         """Numbers of regions (B,) int64 of images by position, from the index alone."""
-        return self._records(positions)["num_regions"].astype(np.int64)
+        return self._records(positions)[0]["num_regions"].astype(np.int64)
 
     def sizes(self, positions: np.ndarray) -> np.ndarray:
         """Widths and heights (B, 2) int64 in pixels of images by position, from the index alone."""
-        records = self._records(positions)
+        records, _ = self._records(positions)
         return np.stack([records["width"], records["height"]], axis=-1).astype(np.int64)
 
     def read(self, position: int) -> Regions:
@@ -166,77 +168,91 @@ class RegionStore:
             UserError: the shard is missing or damaged in its structure; with `check`, any damage of the rows.
 
         """
-        packed = self.read_packed(np.array([position]))
+        [found] = self.read_packed(np.array([position])).images()
         width, height = self.sizes(np.array([position]))[0].tolist()
-        arrays = {name: getattr(packed, name) for name in ARRAYS}
-        return Regions(image_id=self.image_id(position), width=width, height=height, **arrays)
+        return Regions(image_id=self.image_id(position), width=width, height=height, **vars(found))
 
     def read_packed(
-        self, positions: np.ndarray, allocate: Callable[[tuple[int, int], np.dtype], np.ndarray] = np.empty
+        self,
+        positions: np.ndarray,
+        *,
+        most: int | None = None,
+        allocate: Callable[[tuple[int, int], np.dtype], np.ndarray] = np.empty,
     ) -> PackedRegions:
         """Regions of several images end to end, each image's rows read straight to their place.
 
         Args:
             positions: (B,) integers.
+            most: only the first so many of each image, which are the best; None for all.
             allocate: gives an array of a shape and dtype to read into, such as one in pinned memory.
 
         Raises:
             UserError: as `read`.
 
         """
-        owners, _ = self._place(positions)
-        records = self._records(positions)
+        records, owners = self._records(positions)
         num_regions = records["num_regions"].astype(np.int64)
-        ends = np.cumsum(num_regions)
-        total = int(num_regions.sum())
+        if most is not None and num_regions.max(initial=0) > most:
+            if self.check:  # a checksum is of all rows
+                return self.read_packed(positions, allocate=allocate).best(most)
+            num_regions = np.minimum(num_regions, most)
         dtype, feature_width = self._manifest.layout["features"]
-        details = np.empty((total, self._manifest.layout["details"][1]), dtype=np.float32)
         quantised = self._manifest.feature_dtype == "int8"
-        features = (np.empty if quantised else allocate)((total, feature_width), np.dtype(dtype))
-        targets = [
-            (name, array.reshape(-1).view(np.uint8).data, array.itemsize * array.shape[1])
-            for name, array in (("features", features), ("details", details))
-        ]
-        rows = (owners, records["shard"], records["first_row"], ends - num_regions, ends, records["rows_checksum"])
-        for owner, number, first_row, start, end, checksum in zip(*(column.tolist() for column in rows), strict=True):
-            shard = self.folders[owner].shard(number)
-            for name, target, width in targets:
-                shard.read_into(name, first_row * width, target[start * width : end * width])
-            if self.check and checksum != checksum_of_rows(
-                target[start * width : end * width] for _, target, width in targets
-            ):
-                damaged = self.image_id(int(positions[np.searchsorted(ends, end)]))
-                raise UserError(
-                    f"shard {shard.file} is damaged: the regions of image {damaged!r} do not match their checksum; "
-                    f"`dimvl verify {shard.file.parent}` tells what else is"
-                )
+        shape = (int(num_regions.sum()), feature_width)
+        features = np.empty(shape, dtype) if quantised else allocate(shape, np.dtype(dtype))
+        details = np.empty((shape[0], self._manifest.layout["details"][1]), dtype=np.float32)
+        self._read_rows(positions, records, owners, num_regions, (features, details))
         arrays, column = {}, 0
         for name, (_, columns) in self._manifest.details.items():
             arrays[name] = details[:, column : column + columns]
             column += columns
         if quantised:
-            quantities, features = features, allocate((total, feature_width), np.dtype(np.float32))
-            features[:] = quantities
-            features *= arrays.pop("feature_scales")
+            quantities, features = features, allocate(shape, np.dtype(np.float32))
+            np.multiply(quantities, arrays.pop("feature_scales"), out=features)
         for name, part in arrays.items():
             arrays[name] = allocate(part.shape, np.dtype(self._manifest.details[name][0]))
             np.copyto(arrays[name], part, casting="unsafe")
         return PackedRegions(num_regions=num_regions, features=features, **arrays)
+
+    def _read_rows(
+        self,
+        positions: np.ndarray,
+        records: np.ndarray,
+        owners: np.ndarray,
+        num_regions: np.ndarray,
+        arrays: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Fill features and details with the first `num_regions` (B,) rows of each image."""
+        targets = [array.reshape(-1).view(np.uint8).data for array in arrays]
+        widths = [array.itemsize * array.shape[1] for array in arrays]
+        ends = np.cumsum(num_regions)
+        columns = (owners, records["shard"], records["first_row"], ends - num_regions, ends)
+        for number, (owner, shard_number, row, start, end) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
+            shard = self.folders[owner].shard(shard_number)
+            parts = [target[start * width : end * width] for target, width in zip(targets, widths, strict=True)]
+            shard.read_rows(row, parts)
+            if self.check and checksum_of_rows(parts) != records["rows_checksum"][number]:
+                raise UserError(
+                    f"shard {shard.file} is damaged: the regions of image {self.image_id(int(positions[number]))!r} do "
+                    f"not match their checksum; `dimvl verify {shard.file.parent}` tells what else is"
+                )
 
     def _place(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Folder (B,) and position in it (B,) of images by position."""
         owners = np.searchsorted(self._ends, positions, side="right")
         return owners, positions - np.concatenate([[0], self._ends])[owners]
 
-    def _records(self, positions: np.ndarray) -> np.ndarray:
-        """Index records (B,) of images by position."""
+    def _records(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Index records (B,) of images by position, and their folders (B,)."""
         if len(self.folders) == 1:
-            return self.folders[0].index[positions]
+            return self.folders[0].index[positions], np.zeros(len(positions), dtype=np.int64)
         owners, local = self._place(positions)
         records = np.empty(len(positions), dtype=INDEX_DTYPE)
         for owner in np.unique(owners).tolist():
             records[owners == owner] = self.folders[owner].index[local[owners == owner]]
-        return records
+        return records, owners
 
     def _find(self, image_ids: Sequence[str]) -> np.ndarray:
         """Positions (B,) of images, -1 for those not there."""

@@ -133,6 +133,10 @@ class Shard:
         try:
             self.descriptor = os.open(self.file, os.O_RDONLY)
             self.starts = self._read_header(manifest.layout, entry.num_regions)
+            self._places = [
+                (name, self.starts[name], np.dtype(dtype).itemsize * columns)
+                for name, (dtype, columns) in manifest.layout.items()
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"shard {self.file} is missing or damaged ({error}); `dimvl verify {folder}` names its images"
@@ -159,6 +163,17 @@ class Shard:
                 raise ValueError(f"array {name} is cut off")
             starts[name] = 8 + header_bytes + start
         return starts
+
+    def read_rows(self, row: int, buffers: Sequence[memoryview]) -> None:
+        """Fill one buffer of bytes for each array of the layout, from a row on.
+
+        Raises:
+            UserError: the file ends before that.
+
+        """
+        for (name, start, width), buffer in zip(self._places, buffers, strict=True):
+            if os.preadv(self.descriptor, (buffer,), start + row * width) < len(buffer):
+                self.read_into(name, row * width, buffer)  # tries again until it is full
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill a buffer of bytes from `offset` bytes into an array.

@@ -13,7 +13,8 @@ from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.objectives import answer_loss
-from dimvl.tasks.base import Task, plain_text
+from dimvl.regions.records import Detections
+from dimvl.tasks.base import ImageSource, Task, plain_text
 
 OBJECTIVE = "answers"
 
@@ -68,7 +69,7 @@ def question_document(
     )
 
 
-class QuestionSource:
+class QuestionSource(ImageSource):
     """One document per question and epoch or, with a shared prefix, per image.
 
     As published, question and picture see each other. With a shared prefix a question is a sequence-to-sequence text:
@@ -91,15 +92,12 @@ class QuestionSource:
             self.first = np.arange(len(questions) + 1)
         self.positions = positions
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
     def costs(self, epoch: int) -> np.ndarray:
         """(D,) upper bound of rows."""
         text_rows = np.add.reduceat(self.questions.lengths() + 1, self.first[:-1])
         return self.images.rows(self.positions) + text_rows
 
-    def build(self, epoch: int, index: int) -> Document:
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
         """Build the document of a question, or of an image's questions."""
         questions = range(self.first[index], self.first[index + 1])
         scores = np.zeros((len(questions), len(self.processor.answers)), dtype=np.float32)
@@ -108,8 +106,8 @@ class QuestionSource:
             row[ids] = values
         return question_document(
             f"question {self.questions.text_ids[questions[0]]}",
-            self.images.prefix(self.images.read(int(self.positions[index]))),
-            [self.questions.tokens(question).astype(np.int64) for question in questions],
+            self.images.prefix(regions),
+            [self.questions.tokens(question) for question in questions],
             self.processor.tokenizer,
             self.processor.shared_prefix,
             scores,

@@ -1,5 +1,6 @@
 """The interface between a task and the training loop, and the texts that tasks are made of."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -7,11 +8,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from dimvl.data.batch import Batch, Targets
-from dimvl.data.documents import BatchShape, Text
+from dimvl.data.documents import BatchShape, Document, ImageReader, Text
 from dimvl.data.processor import Processor, Variant
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import mask_tokens
+from dimvl.regions.records import Detections
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -52,9 +54,42 @@ class Task(nn.Module):
         raise NotImplementedError
 
 
+class ImageSource(ABC):
+    """Documents of one image each, for `dimvl.data.sampler.TrainingSteps`.
+
+    Attributes:
+        images: reads the region store.
+        positions: (D,) of each document's image in the store.
+
+    """
+
+    images: ImageReader
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @abstractmethod
+    def costs(self, epoch: int) -> np.ndarray:
+        """(D,) upper bound of rows."""
+
+    def build(self, epoch: int, index: int) -> Document:
+        """Build one document of an epoch."""
+        return self.build_all(epoch, np.array([index]))[0]
+
+    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Document]:
+        """Build documents of an epoch, with their images read at once; company changes no document."""
+        found = self.images.read(self.positions[indexes])
+        return [self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)]
+
+    @abstractmethod
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
+        """Build one document from its image's regions."""
+
+
 def plain_text(words: np.ndarray, tokenizer: Tokenizer) -> Text:
     """`words [SEP]` with nothing to predict."""
-    return Text(token_ids=np.append(words, tokenizer.sep), places=NOTHING, labels=NOTHING)
+    return Text(token_ids=_with_end(words, tokenizer), places=NOTHING, labels=NOTHING)
 
 
 def masked_text(
@@ -62,7 +97,7 @@ def masked_text(
 ) -> Text:
     """`words [SEP]` with a share of the words masked."""
     masked = mask_tokens(words, generator, tokenizer, share, whole_words=whole_words)
-    return Text(token_ids=np.append(masked.token_ids, tokenizer.sep), places=masked.places, labels=masked.labels)
+    return Text(token_ids=_with_end(masked.token_ids, tokenizer), places=masked.places, labels=masked.labels)
 
 
 def seq2seq_text(
@@ -73,9 +108,18 @@ def seq2seq_text(
     `causal`: `[CLS] words`, where every row predicts the next token, [SEP] at the end. `masked` (VLP, UniLM):
     `words [SEP]` with a share of the tokens masked, the final [SEP] among them.
     """
-    whole = np.append(words, tokenizer.sep)
+    whole = _with_end(words, tokenizer)
     if variant == "causal":
-        rows = np.append(tokenizer.cls, words)
+        rows = np.empty_like(whole)
+        rows[0], rows[1:] = tokenizer.cls, words
         return Text(token_ids=rows, places=np.arange(len(rows)), labels=whole, has_start=True)
     masked = mask_tokens(whole, generator, tokenizer, share)
     return Text(token_ids=masked.token_ids, places=masked.places, labels=masked.labels)
+
+
+def _with_end(words: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """`words [SEP]` as int64."""
+    whole = np.empty(len(words) + 1, dtype=np.int64)
+    whole[:-1] = words
+    whole[-1] = tokenizer.sep
+    return whole

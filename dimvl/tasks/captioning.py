@@ -10,13 +10,14 @@ from torch import Tensor
 
 from dimvl.config import DropWorstConfig, Seq2seqConfig
 from dimvl.data.batch import Batch, CaptionTargets
-from dimvl.data.documents import Document, ImageReader, keyed_generator
+from dimvl.data.documents import Document, ImageReader, Prefix, keyed_generator
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import word_loss
-from dimvl.tasks.base import Task, seq2seq_text
+from dimvl.regions.records import Detections
+from dimvl.tasks.base import ImageSource, Task, seq2seq_text
 
 OBJECTIVE = "captions"
 
@@ -68,7 +69,7 @@ def kept_texts(losses: Tensor, targets: CaptionTargets, text_prefix: np.ndarray)
     return torch.from_numpy(rank >= targets.drop.cpu().numpy()[text_prefix]).to(targets.texts.device)
 
 
-class CaptionSource:
+class CaptionSource(ImageSource):
     """One document per image and epoch, with up to k captions behind one prefix, drawn by seed, epoch and image.
 
     Args:
@@ -95,26 +96,15 @@ class CaptionSource:
         self.positions = images.store.positions(captions.image_ids())
         self._shared = shared_rows(captions, seq2seq.captions)
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
     def costs(self, epoch: int) -> np.ndarray:
         """(D,) upper bound of rows."""
         return self.images.rows(self.positions) + self._shared
 
-    def build(self, epoch: int, index: int) -> Document:
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
         generator = keyed_generator(self.seed, "document", epoch, index)
-        document = caption_document(
-            self.captions,
-            self.images,
-            index,
-            int(self.positions[index]),
-            self.seq2seq,
-            self.tokenizer,
-            generator,
-            OBJECTIVE,
-        )
+        prefix = self.images.prefix(regions)
+        document = caption_document(self.captions, index, prefix, self.seq2seq, self.tokenizer, generator, OBJECTIVE)
         if self.drop_worst is None or epoch < self.drop_worst.after:
             return document
         return replace(document, drop=self.drop_worst.count(len(document.texts)))
@@ -129,9 +119,8 @@ def shared_rows(captions: TextStore, most: int) -> np.ndarray:
 
 def caption_document(
     captions: TextStore,
-    images: ImageReader,
     group: int,
-    position: int,
+    prefix: Prefix,
     seq2seq: Seq2seqConfig,
     tokenizer: Tokenizer,
     generator: np.random.Generator,
@@ -141,9 +130,8 @@ def caption_document(
 
     Args:
         captions: tokenised captions, grouped by image.
-        images: reads the region store.
         group: the image in `captions`.
-        position: the image in the store.
+        prefix: of the image.
         seq2seq: variant, share and k.
         tokenizer: the model's tokenizer.
         generator: keyed by the document.
@@ -153,9 +141,7 @@ def caption_document(
     first, end = captions.groups[group : group + 2]
     chosen = np.sort(generator.permutation(np.arange(first, end))[: seq2seq.captions])
     texts = [
-        seq2seq_text(captions.tokens(text).astype(np.int64), generator, tokenizer, seq2seq.variant, seq2seq.share)
-        for text in chosen
+        seq2seq_text(captions.tokens(text), generator, tokenizer, seq2seq.variant, seq2seq.share) for text in chosen
     ]
-    prefix = images.prefix(images.read(position))
     source = f"image {captions.image_id(group)}"
     return Document(source=source, objective=objective, prefix=prefix, texts=texts, seq2seq=True)

@@ -25,7 +25,8 @@ from dimvl.objectives import (
     object_feature_loss,
     word_loss,
 )
-from dimvl.tasks.base import Task, masked_text, plain_text
+from dimvl.regions.records import Detections
+from dimvl.tasks.base import ImageSource, Task, masked_text, plain_text
 from dimvl.tasks.captioning import caption_document, shared_rows
 
 
@@ -72,7 +73,7 @@ class PretrainTask(Task):
         }
 
 
-class PretrainSource:
+class PretrainSource(ImageSource):
     """One document per image and epoch, its objective drawn by share, its randomness by seed, epoch and image.
 
     Args:
@@ -106,9 +107,6 @@ class PretrainSource:
         self._matching_texts = seq2seq.captions if config.shared_prefix else 1
         self._shared = shared_rows(captions, seq2seq.captions)
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
     def objectives(self, epoch: int) -> np.ndarray:
         """(D,) index into the shares of each document's objective in an epoch; keyed by seed and epoch."""
         edges = np.cumsum(list(self.shares.values()))
@@ -134,7 +132,7 @@ class PretrainSource:
             self._drawn = (epoch, self.objectives(epoch))
         return self._drawn[1]
 
-    def build(self, epoch: int, index: int) -> Document:
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
         objective = list(self.shares)[self._objectives_of(epoch)[index]]
         generator = keyed_generator(self.seed, "document", epoch, index)
@@ -144,7 +142,7 @@ class PretrainSource:
             "masked_object": self._masked_object,
             "matching": self._matching,
         }[objective]
-        return builder(index, generator)
+        return builder(index, regions, generator)
 
     def _source(self, index: int) -> str:
         return f"image {self.captions.image_id(index)}"
@@ -153,21 +151,18 @@ class PretrainSource:
         first, end = self.captions.groups[index : index + 2]
         return self.captions.tokens(int(generator.integers(first, end))).astype(np.int64)
 
-    def _masked_lm(self, index: int, generator: np.random.Generator) -> Document:
+    def _masked_lm(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
         config = self.config
         words = self._words(index, generator)
         text = masked_text(words, generator, self.tokenizer, config.text_share, config.whole_words)
-        prefix = self.images.prefix(self.images.read(int(self.positions[index])))
+        prefix = self.images.prefix(regions)
         return Document(source=self._source(index), objective="masked_lm", prefix=prefix, texts=[text])
 
-    def _seq2seq_lm(self, index: int, generator: np.random.Generator) -> Document:
-        position = int(self.positions[index])
-        return caption_document(
-            self.captions, self.images, index, position, self.seq2seq, self.tokenizer, generator, "seq2seq_lm"
-        )
+    def _seq2seq_lm(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
+        prefix = self.images.prefix(regions)
+        return caption_document(self.captions, index, prefix, self.seq2seq, self.tokenizer, generator, "seq2seq_lm")
 
-    def _masked_object(self, index: int, generator: np.random.Generator) -> Document:
-        regions = self.images.read(int(self.positions[index]))
+    def _masked_object(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
         targets, hidden = hide_regions(regions.boxes, generator, self.config.region_share, self.config.max_cover)
         return Document(
             source=self._source(index),
@@ -175,11 +170,10 @@ class PretrainSource:
             prefix=self.images.prefix(regions, hidden),
             texts=[plain_text(self._words(index, generator), self.tokenizer)],
             regions=targets,
-            region_features=regions.features[targets],
             region_classes=class_distribution(regions, targets, len(self.images.store.extractor.classes)),
         )
 
-    def _matching(self, index: int, generator: np.random.Generator) -> Document:
+    def _matching(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
         """One text or, with a shared prefix, several, each a match or not by itself."""
         first, end = self.captions.groups[index : index + 2]
         drawn = generator.permutation(np.arange(first, end))[: self._matching_texts]
@@ -193,7 +187,7 @@ class PretrainSource:
         return Document(
             source=self._source(index),
             objective="matching",
-            prefix=self.images.prefix(self.images.read(int(self.positions[index]))),
+            prefix=self.images.prefix(regions),
             texts=texts,
             seq2seq=self.config.shared_prefix,
             match=labels,

@@ -31,7 +31,8 @@ from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.decoding import CachedDecoder, Sample, sample
 from dimvl.model.model import DimvlModel
-from dimvl.tasks.base import Task
+from dimvl.regions.records import Detections
+from dimvl.tasks.base import ImageSource, Task
 
 OBJECTIVE = "self_critical"
 REWARD = f"{OBJECTIVE}/reward"
@@ -139,7 +140,7 @@ def token_references(captions: TextStore, end: int) -> list[list[list[int]]]:
     return [texts[first:last] for first, last in zip(captions.groups[:-1], captions.groups[1:], strict=True)]
 
 
-class SampleSource:
+class SampleSource(ImageSource):
     """One document per image and epoch: a prefix, and the numbers that decide what is drawn behind it.
 
     Args:
@@ -156,20 +157,17 @@ class SampleSource:
         self.captions = captions
         self.positions = images.store.positions(captions.image_ids())
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
     def costs(self, epoch: int) -> np.ndarray:
         """(D,) upper bound of rows, those of the captions that are to be drawn too."""
         return self.images.rows(self.positions) + self.samples * self.longest
 
-    def build(self, epoch: int, index: int) -> Document:
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
         generator = keyed_generator(self.seed, "document", epoch, index)
         return Document(
             source=f"image {self.captions.image_id(index)}",
             objective=OBJECTIVE,
-            prefix=self.images.prefix(self.images.read(int(self.positions[index]))),
+            prefix=self.images.prefix(regions),
             texts=[],
             seq2seq=True,
             draws=generator.random((self.samples, self.longest), dtype=np.float32),

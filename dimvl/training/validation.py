@@ -95,7 +95,7 @@ def _accuracy(config: VqaConfig, section: VqaValidationConfig, task: Task, store
     def score() -> float:
         answers: dict[int, str] = {}
         for places in in_order(costs, config.training.rows_per_micro_batch):
-            prefixes = [images.prefix(images.read(int(position))) for position in positions[places]]
+            prefixes = images.prefixes(positions[places])
             best = trained.answer_probabilities(prefixes, [words[place] for place in places]).argmax(dim=1)
             for place, answer in zip(places, best.tolist(), strict=True):
                 answers[asked[place].question_id] = task.processor.answers[answer]
@@ -124,7 +124,7 @@ def _captioning(config: CaptionConfig, section: CaptionValidationConfig, task: T
     def score() -> float:
         scores = np.zeros(len(chosen))
         for places in in_order(images.rows(positions) + options.max_tokens, config.training.rows_per_micro_batch):
-            prefixes = [images.prefix(images.read(int(position))) for position in positions[places]]
+            prefixes = images.prefixes(positions[places])
             written = trained.captions(prefixes, options)
             scores[places] = reward.scores([plain_words(text) for text in written], places)
         return float(scores.mean())
@@ -147,7 +147,7 @@ def _loss(config: CaptionConfig, path: Path, task: Task, store: RegionStore, cap
     def score() -> float:
         total = count = 0.0
         for places in in_order(costs, config.training.rows_per_micro_batch):
-            batch = collate([source.build(0, int(place)) for place in places], plain.shape)
+            batch = collate(source.build_all(0, places), plain.shape)
             total += float(plain(batch.to(device))[OBJECTIVE])
             count += batch.counts()[OBJECTIVE]
         return -total / count

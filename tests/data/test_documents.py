@@ -45,7 +45,6 @@ def documents():
             prefix=make_prefix(objects, PROCESSOR.tags, np.arange(5) == 2),
             texts=[plain_text(words(1), TOKENIZER)],
             regions=np.array([2]),
-            region_features=objects.features[[2]],
             region_classes=np.array([[0.5, 0.25, 0.0, 0.25]]),
         ),
         Document(
@@ -87,7 +86,8 @@ def test_geometry_is_seven_fractions_of_each_box():
     regions = make_regions(1, count=2)
     x1, y1, x2, y2 = regions.boxes.T
     wanted = np.stack([x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1)], axis=1)
-    np.testing.assert_allclose(make_prefix(regions, PROCESSOR.tags).geometry, wanted, rtol=1e-6)
+    document = Document(source="", objective="", prefix=make_prefix(regions, PROCESSOR.tags), texts=[])
+    torch.testing.assert_close(collate([document], SHAPE).region_geometry, torch.from_numpy(wanted))
 
 
 def test_masked_words_restore_the_text_at_their_rows():

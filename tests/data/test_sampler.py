@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
-from dimvl.data.documents import keyed_generator
+from dimvl.data.documents import collate, keyed_generator
 from dimvl.data.sampler import TrainingSteps, deal, global_steps, in_order
 from dimvl.errors import UserError
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
@@ -164,6 +164,20 @@ def test_worker_processes_build_the_same_batches(source, shape):
         wanted = steps[number]
         assert (step.epoch, step.documents, step.rows) == (wanted.epoch, wanted.documents, wanted.rows)
         assert all(map(same, step.micro_batches, wanted.micro_batches))
+
+
+def test_documents_built_together_are_those_built_alone_and_their_features_are_not_copied(source, shape):
+    indexes = np.array([4, 0, 2, 9, 4, 13])  # document 2 has no regions
+    for epoch in range(8):
+        together = source.build_all(epoch, indexes)
+        batch = collate(together, shape)
+        alone = collate([source.build(epoch, int(index)) for index in indexes], shape)
+        assert same(batch, alone)
+        assert np.shares_memory(batch.region_features.numpy(), together[0].prefix.features)
+        assert same(collate(together[1:5], shape), collate([source.build(epoch, int(i)) for i in indexes[1:5]], shape))
+        assert same(
+            collate(together[::-1], shape), collate([source.build(epoch, int(i)) for i in indexes[::-1]], shape)
+        )
 
 
 def test_no_documents_are_one_clear_sentence(shape):

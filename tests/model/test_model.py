@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,17 @@ def test_a_hidden_feature_cannot_reach_any_row():
     assert torch.equal(before, model(batch))
     batch.region_geometry[1] += 0.5
     assert not torch.allclose(before, model(batch))
+
+
+def test_features_in_float16_give_the_rows_and_gradients_of_the_same_in_float32():
+    half = make_batch(make_layout(4)).region_features.half()
+    results = []
+    for features in (half, half.float()):
+        model = make_model()
+        rows = model(replace(make_batch(make_layout(4)), region_features=features))
+        rows.square().sum().backward()
+        results.append([rows, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_the_first_image_index_embeds_to_zero_and_others_do_not():

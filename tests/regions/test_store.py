@@ -59,6 +59,18 @@ def test_packed_reading_equals_reading_one_by_one(path):
         np.testing.assert_array_equal(getattr(packed, name), stacked, err_msg=name)
 
 
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("most", [0, 2, 100])
+def test_the_first_regions_of_each_image_can_be_read_alone(path, most, check):
+    positions = np.random.default_rng(0).permutation(IMAGES)
+    packed = RegionStore(path, check).read_packed(positions, most=most)
+    wanted = [regions_of(number) for number in positions]
+    assert packed.num_regions.tolist() == [min(len(regions), most) for regions in wanted]
+    for found, regions in zip(packed.images(), wanted, strict=True):
+        for name in ARRAYS:
+            np.testing.assert_array_equal(getattr(found, name), getattr(regions, name)[:most], err_msg=name)
+
+
 def test_packed_reading_fills_the_memory_that_it_is_given(path):
     given = []
 
@@ -66,7 +78,7 @@ def test_packed_reading_fills_the_memory_that_it_is_given(path):
         given.append(np.zeros(shape, dtype))
         return given[-1]
 
-    packed = RegionStore(path).read_packed(np.array([5, 3]), allocate)
+    packed = RegionStore(path).read_packed(np.array([5, 3]), allocate=allocate)
     assert all(any(getattr(packed, name) is array for array in given) for name in ARRAYS)
 
 

@@ -44,7 +44,7 @@ def test_packed_reading_fills_the_memory_that_it_is_given(tmp_path):
         given[shape, dtype] = np.zeros(shape, dtype)
         return given[shape, dtype]
 
-    packed = RegionStore(tmp_path / "store").read_packed(np.array([5, 3]), allocate)
+    packed = RegionStore(tmp_path / "store").read_packed(np.array([5, 3]), allocate=allocate)
     assert packed.features is given[packed.features.shape, np.dtype(np.float32)]
 
 

@@ -53,7 +53,7 @@ def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_a
     for index in range(len(questions)):
         document = questions.build(0, index)
         image = int(questions.images.store.image_id(int(questions.positions[index])))
-        own = questions.images.read(int(questions.positions[index]))
+        [own] = questions.images.read(questions.positions[[index]])
         np.testing.assert_array_equal(document.prefix.features, own.features)
         for text, scores in zip(document.texts, document.answers, strict=True):
             words = questions.processor.tokenizer.decode(text.token_ids)
