@@ -70,7 +70,9 @@ def test_every_weight_is_written_once_though_some_are_tied(run: Path, trained: T
     out = export_tiny(run, run.parent / "out")
     with safe_open(out / "model.safetensors", "pt") as file:
         written = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
-    assert written == sum(parameter.numel() for parameter in trained.model.parameters())
+    statistics = trained.model.regions.feature_mean, trained.model.regions.feature_deviation
+    wanted = [*trained.model.parameters(), *statistics]
+    assert written == sum(tensor.numel() for tensor in wanted)
 
 
 def test_an_export_has_processor_and_detector_of_the_run(run: Path, trained: Trained, detector: Detector) -> None:

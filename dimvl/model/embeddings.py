@@ -1,7 +1,7 @@
 """Regions and tokens to rows.
 
-A region is its projected feature plus its projected geometry (7 numbers), each normalised, plus a segment vector and
-the embedding of its image's index (row 0 is zero). A token is word + position + segment, as in BERT.
+A region is its feature, standardised and projected, plus its projected geometry (7 numbers), each normalised, plus a
+segment vector and the embedding of its image's index (row 0 is zero). A token is word + position + segment, as in BERT.
 
 Letters: Nv visual rows, Nl language rows, F region feature, D width, V vocabulary.
 """
@@ -15,8 +15,13 @@ GEOMETRY = 7
 class RegionEmbeddings(nn.Module):
     """(Nv, F) features and (Nv, 7) geometry -> (Nv, D)."""
 
+    feature_mean: Tensor
+    feature_deviation: Tensor
+
     def __init__(self, feature_width: int, width: int, max_images: int, dropout: float, norm_eps: float) -> None:
         super().__init__()
+        self.register_buffer("feature_mean", torch.zeros(feature_width))
+        self.register_buffer("feature_deviation", torch.ones(feature_width))
         self.hidden_feature = nn.Parameter(torch.zeros(feature_width))
         self.feature = nn.Linear(feature_width, width)
         self.feature_norm = nn.LayerNorm(width, norm_eps)
@@ -26,6 +31,14 @@ class RegionEmbeddings(nn.Module):
         self.image_index = nn.Embedding(max_images, width, padding_idx=0)
         self.norm = nn.LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """(Nv, F) as a detector gives them -> (Nv, F) fp32 with mean 0 and deviation 1 over the regions of the store.
+
+        Features behind a rectifier have a large common mean and dimensions of very different size; projected as they
+        are, what tells regions apart is a small part of each row and is learned late.
+        """
+        return (features.float() - self.feature_mean) / self.feature_deviation
 
     def forward(self, features: Tensor, geometry: Tensor, hidden: Tensor, image_index: Tensor) -> Tensor:
         """Embed regions.
@@ -37,7 +50,8 @@ class RegionEmbeddings(nn.Module):
             image_index: (Nv,)
 
         """
-        features = torch.where(hidden[:, None], self.hidden_feature, features.to(self.hidden_feature.dtype))
+        features = self.standardise(features).to(self.hidden_feature.dtype)
+        features = torch.where(hidden[:, None], self.hidden_feature, features)
         rows = self.feature_norm(self.feature(features)) + self.geometry_norm(self.geometry(geometry))
         return self.dropout(self.norm(rows + self.segment + self.image_index(image_index)))
 

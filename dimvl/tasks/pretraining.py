@@ -68,7 +68,7 @@ class PretrainTask(Task):
             "masked_lm": word_loss(heads.word_head(rows[masked.rows]), masked.labels),
             "seq2seq_lm": word_loss(heads.word_head(rows[seq2seq.rows]), seq2seq.labels),
             "masked_object/class": object_class_loss(prediction, objects.class_probabilities),
-            "masked_object/feature": object_feature_loss(prediction, objects.features),
+            "masked_object/feature": object_feature_loss(prediction, heads.regions.standardise(objects.features)),
             "matching": match_loss(heads.match_head(rows[match.rows]), match.labels),
         }
 

@@ -34,7 +34,7 @@ from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import WordChanges
 from dimvl.pretrained import MODEL, RUN, Trained, load_trained
-from dimvl.regions.store import RegionStore
+from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks.answering import QuestionSource, VqaTask
 from dimvl.tasks.base import Task
 from dimvl.tasks.captioning import CaptionSource, CaptionTask
@@ -197,7 +197,7 @@ def _build_pretraining(
     processor = _processor(config, store, [c.text for c in captions], initial, **abilities)
     texts = _caption_texts(config, processor, captions, initial)
     heads = {"word_head": True, "match_head": True, "classes": len(store.extractor.classes)}
-    model = _model(config, processor, initial, heads)
+    model = _model(config, processor, store, initial, heads)
     changes = None
     if config.objectives.word_changes is not None:
         changes = WordChanges([tuple(pair) for pair in read_json(config.objectives.word_changes)], processor.tokenizer)
@@ -212,7 +212,7 @@ def _build_captioning(
     initial = _initial(config.initial, store, config.new_extractor)
     processor = _processor(config, store, [c.text for c in captions], initial, captions=True)
     texts = _caption_texts(config, processor, captions, initial)
-    model = _model(config, processor, initial, {"word_head": True}, config.new_extractor)
+    model = _model(config, processor, store, initial, {"word_head": True}, config.new_extractor)
     images = ImageReader(store, processor.tags, processor.max_regions)
     if config.self_critical is not None:
         longest = processor.text_tokens + 1
@@ -232,7 +232,7 @@ def _build_vqa(config: VqaConfig, store: RegionStore, questions: Sequence[Questi
     answering = {"answers": tuple(answers), "shared_prefix": config.shared_prefix}
     processor = _processor(config, store, [q.text for q in questions], initial, **answering)
     texts = _question_texts(config, processor, questions, initial)
-    model = _model(config, processor, initial, {"answers": len(answers)}, config.new_extractor)
+    model = _model(config, processor, store, initial, {"answers": len(answers)}, config.new_extractor)
     images = ImageReader(store, processor.tags, processor.max_regions)
     return VqaTask(model, processor), QuestionSource(texts, images, processor)
 
@@ -371,6 +371,7 @@ def _same_network(arguments: dict[str, Any], initial: Trained) -> dict[str, Any]
 def _model(
     config: AnyConfig,
     processor: Processor,
+    store: RegionStore,
     initial: Trained | None,
     heads: dict[str, Any],
     new_extractor: bool = False,
@@ -390,6 +391,10 @@ def _model(
     model = DimvlModel(**arguments)
     if config.model.bert is not None:
         load_bert(model, config.model.bert)
+    if processor.max_regions and (initial is None or new_extractor):
+        mean, deviation = feature_statistics(store)
+        model.regions.feature_mean.copy_(torch.from_numpy(mean))
+        model.regions.feature_deviation.copy_(torch.from_numpy(deviation))
     if initial is not None:
         weights = read_weights(initial.weights)
         if new_extractor:

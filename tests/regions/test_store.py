@@ -15,9 +15,10 @@ from dimvl.errors import UserError
 from dimvl.regions import store as store_module
 from dimvl.regions import store_folder, store_format, store_writer
 from dimvl.regions.records import ARRAYS
-from dimvl.regions.store import RegionStore
+from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.regions.store_check import verify_store
 from dimvl.regions.store_writer import RegionStoreWriter
+from tests.factories import make_extractor, make_regions
 from tests.regions.synthetic_store import EXTRACTOR, IMAGES, assert_same, regions_of, write_store
 
 
@@ -333,3 +334,26 @@ def test_a_reader_sees_the_state_at_which_it_was_opened(path):
 def test_hashes_of_ids_never_change():
     # Stores on disk depend on it. The bytes are what `printf 42 | b2sum -l 64` prints.
     assert store_format.hash_of_id(b"42") == int.from_bytes(bytes.fromhex("57b43cf02666687a"), "little")
+
+
+def test_statistics_of_features_are_those_of_all_regions_and_bound_what_hardly_changes(tmp_path):
+    generator = np.random.default_rng(0)
+    features = generator.normal([0, 5, -100, 3], [1, 20, 0.5, 0], size=(300, 4)).astype(np.float16)
+    extractor = replace(make_extractor(), feature_width=4)
+    with RegionStoreWriter(tmp_path / "store", extractor) as writer:
+        for number, part in enumerate(np.split(features, 100)):
+            writer.add(replace(make_regions(number, str(number), 3), features=part))
+    mean, deviation = feature_statistics(RegionStore(tmp_path / "store"))
+    variance = features.astype(np.float64).var(axis=0)
+    np.testing.assert_allclose(mean, features.astype(np.float64).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(deviation, np.sqrt(variance + variance.mean() / 1000), rtol=1e-5)
+    assert deviation[3] > 0.2  # the fourth dimension is constant
+
+
+def test_statistics_of_a_store_without_two_different_regions_change_nothing(tmp_path):
+    for images in (0, 1):
+        with RegionStoreWriter(tmp_path / str(images), make_extractor()) as writer:
+            for number in range(images):
+                writer.add(make_regions(number, str(number), 1))
+        mean, deviation = feature_statistics(RegionStore(tmp_path / str(images)))
+        assert not mean.any() and (deviation == 1).all()
