@@ -28,7 +28,7 @@ setup(
         "pillow>=11",  # image files
         "pydantic>=2.10",  # strict configuration
         "pyyaml>=6",  # configuration files
-        "typer>=0.15",  # command line
+        "typer>=0.19",  # command line
         "rich>=13",  # progress and tables
         "safetensors>=0.5",  # weights and feature shards
         "huggingface_hub>=1.0",  # sharing of exported models

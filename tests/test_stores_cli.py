@@ -13,10 +13,12 @@ import pytest
 
 import dimvl.cli
 from dimvl.errors import UserError
+from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.training.run import run_training
-from tests.exports import make_trained, write_run
+from tests.exports import make_detector, make_picture, make_trained, write_run
 from tests.factories import make_extractor, make_regions
+from tests.regions.importers.written import images_of, write_plain
 from tests.tiny_runs import TinyData, make_config, make_data
 
 Run = Callable[..., tuple[int, str, str]]
@@ -91,6 +93,34 @@ def test_verify_names_images_whose_ids_cannot_be_printed(run: Run, tmp_path: Pat
     flip_last_bit(next((tmp_path / "store").glob("shard-*")))
     code, out, _ = run("verify", tmp_path / "store")
     assert (code, out) == (1, "shard-00000.safetensors is damaged; it costs the images caf\\udce9\n")
+
+
+@pytest.mark.parametrize("command", ["extract", "import"])
+def test_features_are_kept_as_int8_where_that_is_asked_for(run: Run, tmp_path: Path, command: str) -> None:
+    asked: tuple[object, ...] = ("import", write_plain(tmp_path, images_of()))
+    if command == "extract":
+        make_detector().save(tmp_path / "detector")
+        make_picture(1).save(tmp_path / "1.png")
+        asked = ("extract", tmp_path, "--detector", tmp_path / "detector", "--top-k", 3)
+    (name, source, *options), folders = asked, [tmp_path / "float16", tmp_path / "int8"]
+    assert run(name, source, folders[0], *options)[0] == 0
+    assert run(name, source, folders[1], *options, "--dtype", "int8")[0] == 0
+    float16, int8 = (RegionStore(folder) for folder in folders)
+    assert [folder.manifest.feature_dtype for store in (float16, int8) for folder in store.folders] == [
+        "float16",
+        "int8",
+    ]
+    assert len(float16) == len(int8) > 0
+    for position in range(len(int8)):
+        exact, kept = float16.read(position).features.astype(np.float32), int8.read(position).features
+        largest = np.abs(exact).max(axis=1, keepdims=True, initial=0)
+        # float16 rounds the exact values by up to 1/2048, which is little beside a step of int8
+        assert np.all(np.abs(kept - exact) <= largest * (1 / 254 + 1 / 2048)) and np.isfinite(kept).all()
+    assert run("verify", folders[1])[0] == 0
+    code, _, err = run(name, source, folders[1], *options)
+    assert code == 2 and "holds features as int8, not as float16; go on with int8" in err
+    code, _, err = run(name, source, tmp_path / "int4", *options, "--dtype", "int4")
+    assert code == 2 and "'int4' is not one of 'float16', 'int8'" in err and not (tmp_path / "int4").exists()
 
 
 def test_evaluating_over_parts_of_a_store_gives_what_the_whole_gives(

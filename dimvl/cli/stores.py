@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dimvl.cli.app import AsJson, DetectorClasses, DetectorName, DetectorWeights, Device, Threads, app, set_threads
 from dimvl.errors import UserError
 from dimvl.progress import progress
+
+Dtype = Annotated[
+    Literal["float16", "int8"],
+    typer.Option(help="How features are kept; int8 takes half the space, see docs/stores.md."),
+]
 
 
 @app.command()
@@ -63,6 +68,7 @@ def extract(
     whole_image: Annotated[bool, typer.Option("--whole-image", help="Append the whole image as a region.")] = False,
     shortest_side: Annotated[int | None, typer.Option(help="Pixels that pictures are scaled to.")] = None,
     longest_side: Annotated[int | None, typer.Option(help="Most pixels of a scaled picture's longer side.")] = None,
+    dtype: Dtype = "float16",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode pictures ahead.")] = 2,
     device: Device = "auto",
@@ -90,7 +96,7 @@ def extract(
     given = None if boxes is None else GivenBoxes.read(boxes)
     found = load_detector(detector, options, weights=weights, classes=classes).to(choose_device(device))
     extractor = found.extractor if given is None else given.extractor(found)
-    with RegionStoreWriter(out, extractor) as writer, progress("pictures") as show:
+    with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("pictures") as show:
         report = extract_regions(
             pictures, found, writer, batch_size=batch_size, workers=workers, progress=show, boxes=given
         )
@@ -139,6 +145,7 @@ def import_(
     coco_ids: Annotated[
         bool, typer.Option("--coco-ids", help="Name images by the number at the end of their ids, as COCO and VQA do.")
     ] = False,
+    dtype: Dtype = "float16",
 ) -> None:
     """Turn region features that others made into a region store.
 
@@ -152,7 +159,7 @@ def import_(
         source, format_name, classes=classes, attributes=attributes, sizes=sizes, coco_ids=coco_ids
     )
     with progress(opened.unit) as show:
-        report = import_source(opened, assembler, out, extractor or source.resolve().stem, show)
+        report = import_source(opened, assembler, out, extractor or source.resolve().stem, show, dtype)
     print(f"{report.done} images done, {report.already} already there, {report.skipped} skipped: {out}")
     if report.skipped:
         raise typer.Exit(1)

@@ -172,6 +172,7 @@ class _Output:
                 self.images,
                 sum(map(len, batch)) / len(batch),
                 batch[0].features.shape[1],
+                feature_dtype=self.writer.manifest.feature_dtype,
                 class_columns=batch[0].class_ids.shape[1],
                 attribute_columns=batch[0].attribute_ids.shape[1],
             )

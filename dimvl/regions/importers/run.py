@@ -20,7 +20,7 @@ from dimvl.regions.importers.npz import files_of, npz, uniter_npz
 from dimvl.regions.importers.oscar import oscar_tsv
 from dimvl.regions.importers.tsv import TsvFile, lxmert_tsv
 from dimvl.regions.records import Extractor, Regions
-from dimvl.regions.store_format import check_space
+from dimvl.regions.store_format import FeatureDtype, check_space
 from dimvl.regions.store_writer import RegionStoreWriter
 
 log = logging.getLogger(__name__)
@@ -153,6 +153,7 @@ def import_source(
     out: Path,
     extractor_name: str,
     progress: Callable[[int, int], None] | None = None,
+    feature_dtype: FeatureDtype = "float16",
 ) -> ImportReport:
     """Write a source into a new region store, or go on with one of the same extractor.
 
@@ -162,19 +163,22 @@ def import_source(
         out: the store's folder.
         extractor_name: see `extractor_of`.
         progress: see `import_regions`.
+        feature_dtype: how the store keeps features, see `RegionStoreWriter`.
 
     Raises:
-        UserError: no image of the source can be read, the store is another extractor's, or the disk is too small.
+        UserError: no image of the source can be read, the store is another extractor's or dtype's, or the disk is too
+            small.
 
     """
     first = first_regions(source)
     extractor = extractor_of(extractor_name, first, assembler)
-    with RegionStoreWriter(out, extractor) as writer:
+    with RegionStoreWriter(out, extractor, feature_dtype=feature_dtype) as writer:
         check_space(
             out,
             max(source.images - len(writer), 0),
             len(first),
             extractor.feature_width,
+            feature_dtype=feature_dtype,
             class_columns=first.class_ids.shape[1],
             attribute_columns=first.attribute_ids.shape[1],
         )
