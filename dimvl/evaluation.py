@@ -221,7 +221,10 @@ def evaluate_questions(
     records = [{"question_id": item["question_id"], "answer": item["prediction"]} for item in items]
     scores: dict[str, Any] = {}
     if any(question.answers for question in asked):
-        scores = {"task": "vqa", "data": describe_file(questions), **asdict(vqa_accuracy(answers, asked))}
+        found = vqa_accuracy(answers, asked)
+        for remark in found.remarks():
+            logger.warning("%s", remark)
+        scores = {"task": "vqa", "data": describe_file(questions), **asdict(found)}
     return Evaluation(predictions=records, items=items, scores=scores)
 
 

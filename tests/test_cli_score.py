@@ -72,6 +72,30 @@ def test_answers_are_scored_without_a_model(run: Run, tmp_path: Path, data: Tiny
     assert run(*files, wrong)[1] == f"questions: 12\noverall: 91.67\n{kinds}"
 
 
+def test_questions_with_one_answer_each_score_whether_it_was_met(
+    run: Run, tmp_path: Path, data: TinyData, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    questions, predictions = tmp_path / "questions.jsonl", tmp_path / "predictions.json"
+    records = [
+        {"image": number, "question": "what is it?", "question_id": number, "answer": answer}
+        for number, answer in enumerate(["T-shirt", "red", "two", ""], start=1)
+    ]
+    del records[3]["answer"]
+    questions.write_text("\n".join(map(json.dumps, records)))
+    said = {1: "t shirt", 2: "blue", 3: "2", 4: "red"}
+    predictions.write_text(json.dumps([{"question_id": number, "answer": text} for number, text in said.items()]))
+    code, out, err = run("score", "vqa", "--questions", questions, "--predictions", predictions)
+    assert code == 0 and out.startswith("questions: 3\noverall: 66.67\n")
+    few, unanswered = err.splitlines()
+    assert "3 of 3 questions have answers of fewer than 4 people" in few and unanswered.startswith("1 questions that")
+    code, out, err = run("evaluate", trained, "--regions", data.regions, "--questions", questions)
+    scores = json.loads(out)
+    assert code == 0 and (scores["count"], scores["few_people"], scores["unanswered"]) == (3, 3, 1)
+    assert [few, unanswered] == caplog.messages[-2:], "an evaluation tells the same"
+    items = [json.loads(line) for line in (trained / "evaluation/items.jsonl").read_text().splitlines()]
+    assert [item.get("accuracy") in (0.0, 1.0) for item in items] == [True, True, True, False]
+
+
 def test_captions_are_scored_without_a_model(run: Run, tmp_path: Path, data: TinyData) -> None:
     pytest.importorskip("pycocoevalcap.bleu")
     files = ("score", "caption", "--annotations", data.captions, "--predictions", write_captions(tmp_path, data))

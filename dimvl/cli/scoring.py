@@ -105,9 +105,9 @@ Predictions = Annotated[Path, typer.Option(help="Predictions in the official sub
 
 @score.command("vqa")
 def score_vqa(
-    questions: Annotated[Path, typer.Option(help="VQA v2 questions.")],
-    annotations: Annotated[Path, typer.Option(help="VQA v2 annotations.")],
+    questions: Annotated[Path, typer.Option(help="VQA v2 questions, or lines of JSON with their answers.")],
     predictions: Predictions,
+    annotations: Annotated[Path | None, typer.Option(help="VQA v2 annotations.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score answers as the VQA evaluator does.
@@ -125,6 +125,8 @@ def score_vqa(
     if as_json:
         print(json.dumps({"task": "vqa", **vars(scores)}))
         return
+    for remark in scores.remarks():
+        print(remark, file=sys.stderr)
     print(f"questions: {scores.count}")
     print(f"overall: {scores.official['overall']:.2f}")
     for group in ("perAnswerType", "perQuestionType"):

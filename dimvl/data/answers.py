@@ -14,7 +14,7 @@ from dimvl.files import read_json
 
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _PERIODS_REMOVED = 32
-PEOPLE = 10  # who answered each question of VQA v2
+AGREEING = 3  # others who must give an answer too for a full point
 _COMMA = re.compile(r"(\d)(\,)(\d)")
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -81,13 +81,25 @@ def _words(text: str) -> str:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Soft targets of one question: 0, .3, .6, .9, 1 for 0, 1, 2, 3 and more of ten people (LXMERT, UNITER).
+    """Soft targets of one question: what each answer would score, see `agreement`.
 
-    Fewer people count as if ten had answered in the same shares, so the one answer of GQA gets 1. More than ten do not.
+    So 0, .3, .6, .9, 1 for 0, 1, 2, 3 and more of ten people (LXMERT, UNITER), and 1 for the one answer of GQA.
     """
     counts = Counter(map(normalise_answer, answers))
-    weight = max(1.0, PEOPLE / max(1, len(answers)))
-    return {answer: min(1.0, 0.3 * count * weight) for answer, count in counts.items()}
+    return {answer: agreement(count, len(answers)) for answer, count in counts.items()}
+
+
+def agreement(agreeing: int, people: int) -> float:
+    """Score of an answer that so many of all people gave, at least one.
+
+    The mean over the ways to leave one person out of min(n / 3, 1), with n the others who agree, as the evaluator of
+    VQA v2 has it. Three or fewer people have no three others, so that nobody could be right: there it is the share of
+    the people, which for four is the same.
+    """
+    if people <= AGREEING:
+        return agreeing / people
+    left_out, there = min((agreeing - 1) / AGREEING, 1.0), min(agreeing / AGREEING, 1.0)
+    return (agreeing * left_out + (people - agreeing) * there) / people
 
 
 def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:

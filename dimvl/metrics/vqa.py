@@ -3,6 +3,9 @@
 An answer counts by how many people gave it: the mean, over the ten ways to leave one person out, of min(n / 3, 1) with
 n the others who agree (Antol et al., ICCV 2015; Goyal et al., CVPR 2017). Answers are normalised only where the people
 do not all say the same.
+
+The evaluator's formula needs four people. On questions with fewer, such as those of GQA with one answer each, it would
+give no answer a full point; here they score the share of the people who gave the answer, normalised in any case.
 """
 
 from collections import defaultdict
@@ -11,10 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dimvl.data.annotations import Question
-from dimvl.data.answers import normalise_answer, strip_answer
+from dimvl.data.answers import AGREEING, agreement, normalise_answer, strip_answer
 from dimvl.errors import UserError
-
-AGREEING = 3  # others who must agree for a full point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,9 @@ class VqaScores:
         overall: mean over questions.
         by_answer_type: mean over the questions of each answer type (yes/no, number, other).
         by_kind: mean over the questions of each question type.
-        count: number of questions.
+        count: questions scored.
+        few_people: how many of them have fewer than four answers, so that their score is no official one.
+        unanswered: questions that nobody answered; they are left out.
         official: the same in percent to two decimals, under the names of the official evaluator: overall,
             perAnswerType, perQuestionType.
 
@@ -35,11 +38,29 @@ class VqaScores:
     by_answer_type: dict[str, float]
     by_kind: dict[str, float]
     count: int
+    few_people: int
+    unanswered: int
     official: dict[str, Any]
+
+    def remarks(self) -> list[str]:
+        """Tell what a reader of the scores must know."""
+        remarks = []
+        if self.few_people:
+            remarks.append(
+                f"{self.few_people} of {self.count} questions have answers of fewer than {AGREEING + 1} people; they "
+                "score the share of the people who gave the answer, which the official evaluator does not"
+            )
+        if self.unanswered:
+            remarks.append(f"{self.unanswered} questions that nobody answered are left out")
+        return remarks
 
 
 def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Accuracy of one predicted answer given what people answered, at least one."""
+    if len(answers) <= AGREEING:
+        return agreement(
+            [normalise_answer(answer) for answer in answers].count(normalise_answer(prediction)), len(answers)
+        )
     given = [strip_answer(answer) for answer in answers]
     predicted = strip_answer(prediction)
     if len(set(given)) > 1:
@@ -58,18 +79,19 @@ def vqa_accuracy(predictions: Mapping[int, str], questions: Sequence[Question]) 
         questions: with what people answered.
 
     Raises:
-        UserError: no question, a question without a prediction, or one without answers.
+        UserError: no question, a question without a prediction, or nobody answered any of them.
 
     """
     if not questions:
         raise UserError("there are no questions to score; give a question file that is not empty")
+    answered = [question for question in questions if question.answers]
+    if not answered:
+        raise UserError("none of the questions has answers to compare with; give their annotations")
     by_answer_type, by_kind = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     accuracies = []
-    for question in questions:
+    for question in answered:
         if question.question_id not in predictions:
             raise UserError(f"question {question.question_id} has no predicted answer; predict every question")
-        if not question.answers:
-            raise UserError(f"question {question.question_id} has no answers to compare with; give its annotations")
         accuracy = question_accuracy(predictions[question.question_id], question.answers)
         accuracies.append(accuracy)
         by_answer_type[question.answer_type].append(accuracy)
@@ -79,6 +101,8 @@ def vqa_accuracy(predictions: Mapping[int, str], questions: Sequence[Question]) 
         by_answer_type={name: _mean(values) for name, values in sorted(by_answer_type.items())},
         by_kind={name: _mean(values) for name, values in sorted(by_kind.items())},
         count=len(accuracies),
+        few_people=sum(len(question.answers) <= AGREEING for question in answered),
+        unanswered=len(questions) - len(answered),
         official={
             "overall": _percent(accuracies),
             "perAnswerType": {name: _percent(values) for name, values in sorted(by_answer_type.items())},

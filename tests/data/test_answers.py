@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from dimvl.data.annotations import read_captions, read_questions
-from dimvl.data.answers import answer_ids, label_ids, normalise_answer, read_answers, soft_scores
+from dimvl.data.answers import agreement, answer_ids, label_ids, normalise_answer, read_answers, soft_scores
 from dimvl.errors import UserError
+from dimvl.metrics.vqa import question_accuracy
 
 PUBLISHED = Path(__file__).parents[3] / "shared/data/vqa_answers/trainval_label2ans.json"
 COCO = Path(__file__).parents[3] / "shared/data/coco_small"
@@ -27,13 +28,21 @@ def test_soft_scores_of_ten_people_are_the_published_ones():
     [
         ([], {}),
         (["red"], {"red": 1}),  # the one answer of GQA is right
-        (["red", "Red.", "blue"], {"red": 1, "blue": 1}),  # a third of the people is as three of ten
-        (["red"] * 4 + ["blue"], {"red": 1, "blue": 0.6}),
-        (["red"] * 10 + ["blue"], {"red": 1, "blue": 0.3}),  # eleven people
+        (["red", "The red", "blue"], {"red": 2 / 3, "blue": 1 / 3}),
+        (["red"] * 4 + ["blue"], {"red": 1, "blue": 4 / 5 / 3}),  # who said blue has no other to agree
+        (["red"] * 10 + ["blue"], {"red": 1, "blue": 10 / 11 / 3}),
     ],
 )
-def test_fewer_people_count_as_if_ten_had_answered_in_the_same_shares_and_more_do_not(answers, scores):
+def test_soft_scores_of_any_number_of_people_go_by_the_same_rule(answers, scores):
     assert soft_scores(answers) == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("people", range(1, 13))
+def test_an_answer_is_trained_towards_what_it_scores(people):
+    for agreeing in range(1, people + 1):
+        answers = ["red"] * agreeing + ["blue"] * (people - agreeing)
+        assert agreement(agreeing, people) == pytest.approx(question_accuracy("red", answers))
+    assert agreement(people, people) == 1, "what all say is right"
 
 
 def test_an_answer_vocabulary_is_a_list_or_a_mapping_to_places(tmp_path):

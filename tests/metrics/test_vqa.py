@@ -37,6 +37,36 @@ def test_answers_are_normalised_only_where_people_disagree() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prediction", "answers", "accuracy"),
+    [
+        ("red", ["red"], 1.0),
+        ("blue", ["red"], 0.0),
+        ("t shirt", ["T-shirt"], 1.0),  # models answer in the normalised form
+        ("Two", ["2", "2"], 1.0),
+        ("red", ["red", "blue"], 0.5),
+        ("red", ["red", "the red", "blue"], 2 / 3),
+        ("red", ["red"] * 3, 1.0),
+        ("T-shirt", ["t shirt"] * 4, 0.0),  # from four people on the official rule, quirks included
+        ("red", ["red"] * 3 + ["blue"], 0.75),
+        ("red", ["red"] * 3 + ["blue"] * 8, (3 * 2 / 3 + 8) / 11),
+    ],
+)
+def test_three_people_or_fewer_score_the_share_who_gave_the_answer(
+    prediction: str, answers: list[str], accuracy: float
+) -> None:
+    assert question_accuracy(prediction, answers) == pytest.approx(accuracy)
+
+
+def test_scores_tell_of_questions_with_few_people_and_leave_out_those_that_nobody_answered() -> None:
+    questions = [make_question(1, ["red"]), make_question(2, ["red"] * 4), make_question(3, [])]
+    scores = vqa_accuracy({1: "red", 2: "blue", 3: "red"}, questions)
+    assert (scores.overall, scores.count, scores.few_people, scores.unanswered) == (0.5, 2, 1, 1)
+    few, unanswered = scores.remarks()
+    assert few.startswith("1 of 2 questions have answers of fewer than 4 people") and unanswered.startswith("1 ")
+    assert vqa_accuracy({2: "red"}, questions[1:2]).remarks() == []
+
+
+@pytest.mark.parametrize(
     ("answer", "normalised"),
     [
         ("The Two cats", "2 cats"),
@@ -79,7 +109,7 @@ def test_accuracy_is_split_by_answer_type_and_kind() -> None:
     [
         ({}, [], "no questions to score"),
         ({}, [make_question(7, ["red"] * 10)], "question 7 has no predicted answer"),
-        ({7: "red"}, [make_question(7, [])], "question 7 has no answers"),
+        ({7: "red"}, [make_question(7, [])], "none of the questions has answers"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_with_the_question(
