@@ -144,7 +144,7 @@ def images_of_coco(annotations: Path, image_folder: Path) -> list[tuple[str, Pat
     value = read_json(annotations)
     try:
         listed = [(str(int(image["id"])), image_folder / image["file_name"]) for image in value["images"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(
             f'{annotations} has no list "images" with an integer "id" and a "file_name" each; '
             "give a COCO annotation file"

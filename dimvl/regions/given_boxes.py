@@ -55,7 +55,7 @@ class GivenBoxes:
             categories = {int(category["id"]): str(category["name"]) for category in value["categories"]}
             sizes = {str(int(image["id"])): (int(image["width"]), int(image["height"])) for image in value["images"]}
             annotations = list(value["annotations"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{file} has no lists images (id, width, height), annotations and categories (id, name) as COCO has "
                 f"them ({type(error).__name__}: {error}); give a COCO annotation file"
@@ -135,7 +135,7 @@ def _box(
         image, category = str(int(annotation["image_id"])), int(annotation["category_id"])
         box = np.array([float(number) for number in annotation["bbox"]])
         score = float(annotation.get("score", 1.0))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(
             f"{file}: an annotation lacks image_id, category_id or bbox ({type(error).__name__}: {error}): "
             f"{str(annotation)[:80]}; correct it"

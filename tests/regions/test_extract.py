@@ -138,7 +138,12 @@ def test_coco_gives_integer_ids_as_text(tmp_path):
     assert images_of_coco(path, tmp_path / "images") == [("42", tmp_path / "images" / "000000000042.png")]
 
 
-@pytest.mark.parametrize("content", ['{"images": []}', "{}", "[]", '{"images": [{"id": 1}]}', '{"images": [{"id": '])
+INFINITE = '{"images": [{"id": Infinity, "file_name": "a.png"}]}'
+
+
+@pytest.mark.parametrize(
+    "content", ['{"images": []}', "{}", "[]", '{"images": [{"id": 1}]}', '{"images": [{"id": ', INFINITE]
+)
 def test_a_file_that_is_not_a_coco_file_of_images_is_refused(tmp_path, content):
     (tmp_path / "instances.json").write_text(content)
     with pytest.raises(UserError, match=r"instances\.json"):
