@@ -208,6 +208,13 @@ def test_a_mistake_inside_a_list_of_sections_is_named():
         validate(Outer, {"phases": [{"steps": "x"}]}, "file")
 
 
+def test_what_is_wrong_with_several_keys_together_is_told_of_the_file():
+    path = CONFIGS / "coco-karpathy-scst.yaml"
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["smoothing=0.1"])
+    assert str(caught.value).startswith(f"{path}: self_critical has no words to predict")
+
+
 def test_a_configuration_never_changes(pretrain):
     config = load_config(pretrain)
     with pytest.raises(ValueError, match="frozen"):

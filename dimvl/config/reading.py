@@ -107,7 +107,7 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
     except ValidationError as error:
         first = _first_mistake(error)
         place = [str(part) for part in first["loc"]]
-        name = ".".join(place) or "the file"
+        name = ".".join(place)
         if first["type"] == "extra_forbidden":
             known = _known_keys(model, place[:-1])
             near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
@@ -117,7 +117,8 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
             raise UserError(f"{source}: {name!r} is missing; give it in the file or as {name}=VALUE") from None
         message = first["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
-        raise UserError(f"{source}: {name}{shown}: {message[0].lower()}{message[1:]}") from None
+        where = f"{source}: {name}{shown}" if name else source  # a rule over several keys names them itself
+        raise UserError(f"{where}: {message[0].lower()}{message[1:]}") from None
 
 
 def _first_mistake(error: ValidationError) -> Any:
