@@ -25,7 +25,7 @@ from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, sha256, write_json
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
-from dimvl.pretrained import RUN, Trained, run_arguments
+from dimvl.pretrained import Trained, origin_of
 from dimvl.regions.store import RegionStore
 
 logger = logging.getLogger(__name__)
@@ -321,15 +321,15 @@ def describe_evaluation(
         settings: everything else that the predictions depend on.
 
     """
-    run = run_arguments(model) if (model / RUN).exists() else {}
+    origin = origin_of(model)
     return {
         "model": {
             "folder": model.name,
             "weights": str(trained.weights.relative_to(model)),
             "sha256": sha256(trained.weights),
-            "trained_by": {name: run.get(name) for name in ("git_revision", "data")},
+            "trained_by": {name: origin.get(name) for name in ("git_revision", "data")},
         },
-        "seed": run.get("config", {}).get("seed"),
+        "seed": origin.get("seed"),
         "regions": [
             {
                 "store": folder.path.name,

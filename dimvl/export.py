@@ -5,6 +5,7 @@ model.safetensors     each weight once
 processor.json        extractor, limits, answer vocabulary
 tokenizer.json, tokenizer_config.json
 trained_on.npy        hashes of the images that it was trained on
+training.json         seed, data and code revision of the run
 detector/             what turns a picture into the regions that the model was trained with
 README.md             model card: data, configuration, code revision, measured scores
 """
@@ -21,7 +22,7 @@ from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, read_json, write_json
-from dimvl.pretrained import MODEL, WEIGHTS, Trained, load_trained, run_arguments
+from dimvl.pretrained import MODEL, ORIGIN, WEIGHTS, Trained, load_trained, origin_of, run_arguments
 from dimvl.regions.detections import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors import NO_DETECTOR, SCENES, load_detector, missing_file
 from dimvl.regions.records import Extractor
@@ -80,11 +81,12 @@ def export(
             raise OSError(str(error)) from error
         trained.processor.save(temporary)
         copy_trained_on(temporary, trained.trained_on)
+        write_json(temporary / ORIGIN, origin_of(run))
         if found is None:
             write_json(temporary / DETECTOR / SETTINGS, {KIND: NO_DETECTOR})
         else:
             found.save(temporary / DETECTOR)
-        (temporary / CARD).write_text(model_card(trained, arguments, scores or {}), encoding="utf-8")
+        (temporary / CARD).write_text(model_card(trained, arguments, scores or {}, found is not None), encoding="utf-8")
     return out
 
 
@@ -119,13 +121,14 @@ def _is_replaceable(out: Path) -> bool:
     return out.is_dir() and (not any(out.iterdir()) or all((out / name).is_file() for name in (*FILES[:3], CARD)))
 
 
-def model_card(trained: Trained, arguments: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+def model_card(trained: Trained, arguments: Mapping[str, Any], scores: Mapping[str, Any], detector: bool = True) -> str:
     """Write the model card: hub metadata, what the model can do, data, scores, configuration.
 
     Args:
         trained: the model.
         arguments: what `run.json` says.
         scores: names to numbers, or to such mappings.
+        detector: whether the export has one.
 
     """
     config = arguments["config"]
@@ -144,15 +147,14 @@ def model_card(trained: Trained, arguments: Mapping[str, Any], scores: Mapping[s
         f"# dimvl: {task}",
         "",
         f"A region-based vision-language model with modality-decoupled attention ({parameters / 1e6:.2f} million "
-        "weights). The folder holds the detector too: picture in, result out.",
+        "weights). "
+        + (
+            "The folder holds the detector too: picture in, result out."
+            if detector
+            else "It holds no detector: it takes the regions of a store and no pictures."
+        ),
         "",
-        "```python",
-        "from dimvl.predictor import Predictor",
-        "",
-        'predictor = Predictor.from_pretrained("this folder")',
-        *_examples(trained),
-        "```",
-        "",
+        *(_usage(trained) if detector else ["```", "dimvl evaluate FOLDER --regions STORE", "```", ""]),
         "## Data",
         "",
         *(["**The training data is synthetic**: generated scenes, no photographs.", ""] if synthetic else []),
@@ -178,14 +180,16 @@ def model_card(trained: Trained, arguments: Mapping[str, Any], scores: Mapping[s
     return "\n".join(lines)
 
 
-def _examples(trained: Trained) -> list[str]:
+def _usage(trained: Trained) -> list[str]:
     processor = trained.processor
     examples = {
         'predictor.answer("photo.png", "what colour is the circle?")': bool(processor.answers),
         'predictor.caption("photo.png")': processor.captions,
         'predictor.match("photo.png", "a red circle")': processor.matches,
     }
-    return [example for example, possible in examples.items() if possible]
+    lines = [example for example, possible in examples.items() if possible]
+    begin = ["from dimvl.predictor import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
+    return ["```python", *begin, *lines, "```", ""]
 
 
 def _data_line(name: str, entry: Mapping[str, Any]) -> str:

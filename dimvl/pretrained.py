@@ -34,6 +34,7 @@ from dimvl.tasks.base import plain_text
 logger = logging.getLogger(__name__)
 MODEL = "config.json"
 RUN = "run.json"
+ORIGIN = "training.json"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
 
@@ -286,6 +287,14 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
     if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
         raise UserError(f"{weights} lacks {lacking[0]}; copy or export it again")
     return Trained(model.to(device).eval(), processor, weights, read_trained_on(folder))
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """Tell how the model of a run, or of an export made of one, was trained: seed, git revision and data files."""
+    if not (folder / RUN).exists():
+        return dict(read_json(folder / ORIGIN)) if (folder / ORIGIN).exists() else {}
+    run = run_arguments(folder)
+    return {"seed": run["config"].get("seed"), "git_revision": run.get("git_revision"), "data": run.get("data")}
 
 
 def run_arguments(run: Path) -> dict[str, Any]:

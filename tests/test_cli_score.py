@@ -164,6 +164,11 @@ def test_an_evaluation_can_be_read_scored_again_and_traced(
     assert manifest["regions"][0]["manifest_sha256"] == sha256(data.regions / "manifest.json")
     assert manifest["predictions_sha256"] == sha256(out / "predictions.json")
     assert {"dimvl", "torch"} <= set(manifest["versions"]) and manifest["seed"] == 7
+    assert run("export", trained, tmp_path / "export", "--detector", "none")[0] == 0
+    place = ("--regions", data.regions, "--out", tmp_path / "of-export")
+    assert run("evaluate", tmp_path / "export", *place, *files)[0] == 0
+    of_export = json.loads((tmp_path / "of-export" / "manifest.json").read_text())
+    assert of_export["model"]["trained_by"] == manifest["model"]["trained_by"] and of_export["seed"] == 7
     assert str(tmp_path) not in (out / "manifest.json").read_text(), "no folder of a machine"
 
 
