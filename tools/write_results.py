@@ -2,9 +2,11 @@
 
 python tools/write_results.py runs/demo "2-core AMD EPYC (AVX2)" 2026-11-22
 python tools/write_results.py runs/full "2-core AMD EPYC (AVX2)" 2026-11-22 --full
+python tools/write_results.py runs/real-data "2-core AMD EPYC (AVX-512)" 2026-11-25 --real-data
 
 `results.json` itself is copied to docs/results. With `--full` everything goes into docs/experiments.md and
-docs/results/full.json: it is the run of configs/scenes/full.yaml.
+docs/results/full.json: it is the run of configs/scenes/full.yaml. With `--real-data` it is what tools/run_real_data.py
+wrote, and goes into docs/real-data.md and docs/results/real-data.json, which also keeps hardware and date.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.demo_results import goals_of
-from dimvl.files import read_json
+from dimvl.files import read_json, write_json
 from dimvl.training.report import format_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -26,9 +28,16 @@ def main() -> None:
     parser.add_argument("demo", type=Path)
     parser.add_argument("hardware")
     parser.add_argument("date")
-    parser.add_argument("--full", action="store_true")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--full", action="store_true")
+    kinds.add_argument("--real-data", action="store_true")
     arguments = parser.parse_args()
     results = read_json(arguments.demo / "results.json")
+    if arguments.real_data:
+        results |= {"hardware": arguments.hardware, "date": arguments.date}
+        write_json(ROOT / "docs" / "results" / "real-data.json", results)
+        fill(ROOT / "docs" / "real-data.md", "results", real_data(results))
+        return
     command = "dimvl demo --config configs/scenes/full.yaml" if arguments.full else "make demo"
     source = f"`{command}`, seed {results['seed']}, {arguments.hardware}, {arguments.date}"
     log = ROOT / "docs" / "experiments.md"
@@ -80,6 +89,62 @@ def times(results: Mapping[str, Any], source: str) -> str:
     return "\n".join(
         [*lines, f"| all, two at a time | {work} of work, {format_seconds(results['seconds']['wall'])} in all |"]
     )
+
+
+def real_data(results: Mapping[str, Any]) -> str:
+    """Scores of docs/real-data.md beside their baselines."""
+    seeds, caption, vqa = results["seeds"], results["caption"], results["vqa"]
+    names = {"features": "regions and tags", "text_only": "text only", "raw": "raw pictures, detector of the scenes"}
+    metrics = {"Bleu_1": "BLEU-1", "Bleu_4": "BLEU-4", "METEOR": "METEOR", "ROUGE_L": "ROUGE-L", "CIDEr": "CIDEr"}
+    lines = [
+        f"`python tools/run_real_data.py`, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, one thread of a "
+        f"{results['hardware']}, {results['date']}; scores are means over the seeds. An interval is that of 95% of the "
+        "means when pictures, or questions, are drawn again and again: it tells how a score hangs on them, not on the "
+        "seed.",
+        "",
+        f"Captions of {caption['count']} pictures that were not trained on:",
+        "",
+        f"| | {' | '.join(metrics.values())} | interval | over text only | CIDEr by seed | distinct captions |",
+        "|---" * (len(metrics) + 5) + "|",
+    ]
+    for key, name in names.items():
+        run = caption[key]
+        means = [f"{sum(scores[metric] for scores in run['official']) / len(seeds):.3f}" for metric in metrics]
+        of_seeds = ", ".join(f"{scores['CIDEr']:.3f}" for scores in run["official"])
+        distinct = ", ".join(map(str, run["distinct"]))
+        lines.append(f"| {name} | {' | '.join(means)} | {_ranges(run, 3)} | {of_seeds} | {distinct} |")
+    lines += [
+        "",
+        f"Answers to {vqa['count']} questions on pictures that were not trained on, official accuracy in percent:",
+        "",
+        "| | accuracy | interval | over text only | by seed |",
+        "|---|---|---|---|---|",
+    ]
+    for key in ("features", "text_only"):
+        run = vqa[key]
+        of_seeds = ", ".join(f"{scores['overall']:.1f}" for scores in run["official"])
+        lines.append(f"| {names[key]} | {run['interval'][0]:.1f} | {_ranges(run, 1)} | {of_seeds} |")
+    floors = vqa["floors"]
+    most, constant = floors["most_frequent_training_answer"], floors["best_constant_answer"]
+    lines += [
+        f'| always "{most[0]}", the most frequent training answer | {most[1]:.1f} | | | |',
+        f'| always "{constant[0]}", the best of all constants | {constant[1]:.1f} | | | |',
+        f"| the best that the {floors['answers']} training answers allow | "
+        f"{floors['best_of_the_training_answers']:.1f} | | | |",
+    ]
+    seconds = sum(results["cpu_seconds"].values())
+    lines += ["", f"All commands of one seed take {seconds / 60:.0f} CPU minutes and {results['peak_memory_gb']} GB."]
+    return "\n".join(lines)
+
+
+def _ranges(run: Mapping[str, Any], digits: int) -> str:
+    """The interval of a score, and its distance to text only with the interval of that, as two columns."""
+    _, low, high = run["interval"]
+    interval = f"{low:.{digits}f} to {high:.{digits}f}"
+    if "over_text_only" not in run:
+        return f"{interval} |"
+    mean, low, high = run["over_text_only"]
+    return f"{interval} | {mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def fill(path: Path, mark: str, text: str) -> None:
