@@ -7,7 +7,7 @@ alone.
 Letters: P prefixes, T texts, N rows, Nv visual rows, Nl language rows, F region feature, M targets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -175,16 +175,21 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """Move all tensors to `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Copy all tensors to page-locked memory, from where a GPU fetches them while it computes."""
+        return self._changed(lambda tensor: tensor.pin_memory())
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to every tensor."""
+        changed: dict[str, Any] = {
+            field.name: change(value)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        targets = {
-            name: type(target)(*(part.to(device, non_blocking=True) for part in target))
-            for name, target in self.targets.items()
-        }
-        return replace(self, targets=targets, **moved)
+        targets = {name: type(target)(*map(change, target)) for name, target in self.targets.items()}
+        return replace(self, targets=targets, **changed)
 
     def counts(self) -> dict[str, int]:
         """Number of targets by objective: what the losses of an optimiser step are divided by."""

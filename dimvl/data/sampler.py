@@ -6,7 +6,7 @@ nothing but its number: resuming is starting at i.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -97,6 +97,10 @@ class Step:
     micro_batches: list[Batch]
     documents: int
     rows: int
+
+    def pin_memory(self) -> "Step":
+        """Copy the batches to page-locked memory; `torch.utils.data.DataLoader` calls it."""
+        return replace(self, micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
 
 class TrainingSteps(Dataset[Step]):

@@ -225,20 +225,21 @@ class RegionStore:
         arrays: tuple[np.ndarray, np.ndarray],
     ) -> None:
         """Fill features and details with the first `num_regions` (B,) rows of each image."""
-        targets = [array.reshape(-1).view(np.uint8).data for array in arrays]
-        widths = [array.itemsize * array.shape[1] for array in arrays]
+        (features, wide), (details, narrow) = (
+            (array.reshape(-1).view(np.uint8).data, array.itemsize * array.shape[1]) for array in arrays
+        )
         ends = np.cumsum(num_regions)
-        columns = (owners, records["shard"], records["first_row"], ends - num_regions, ends)
-        for number, (owner, shard_number, row, start, end) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)
-        ):
-            shard = self.folders[owner].shard(shard_number)
-            parts = [target[start * width : end * width] for target, width in zip(targets, widths, strict=True)]
-            shard.read_rows(row, parts)
-            if self.check and checksum_of_rows(parts) != records["rows_checksum"][number]:
+        columns = [positions, owners, *(records[name] for name in ("shard", "first_row", "rows_checksum"))]
+        columns += [ends - num_regions, ends]
+        for position, owner, number, row, checksum, start, end in zip(*map(np.ndarray.tolist, columns), strict=True):
+            shard = self.folders[owner].shard(number)
+            parts = features[start * wide : end * wide], details[start * narrow : end * narrow]
+            shard.read_into("features", row, parts[0])
+            shard.read_into("details", row, parts[1])
+            if self.check and checksum_of_rows(parts) != checksum:
                 raise UserError(
-                    f"shard {shard.file} is damaged: the regions of image {self.image_id(int(positions[number]))!r} do "
-                    f"not match their checksum; `dimvl verify {shard.file.parent}` tells what else is"
+                    f"shard {shard.file} is damaged: the regions of image {self.image_id(position)!r} do not match "
+                    f"their checksum; `dimvl verify {shard.file.parent}` tells what else is"
                 )
 
     def _place(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

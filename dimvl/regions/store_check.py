@@ -103,7 +103,7 @@ class _Check:
             row_bytes = np.dtype(dtype).itemsize * columns
             arrays.append(bytearray(int(record["num_regions"]) * row_bytes))
             try:
-                shard.read_into(name, int(record["first_row"]) * row_bytes, memoryview(arrays[-1]))
+                shard.read_into(name, int(record["first_row"]), memoryview(arrays[-1]))
             except (UserError, OSError, OverflowError):
                 return False
         return bool(checksum_of_rows(arrays) == record["rows_checksum"])

@@ -132,11 +132,7 @@ class Shard:
         self.descriptor = -1
         try:
             self.descriptor = os.open(self.file, os.O_RDONLY)
-            self.starts = self._read_header(manifest.layout, entry.num_regions)
-            self._places = [
-                (name, self.starts[name], np.dtype(dtype).itemsize * columns)
-                for name, (dtype, columns) in manifest.layout.items()
-            ]
+            self._places = self._read_header(manifest.layout, entry.num_regions)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"shard {self.file} is missing or damaged ({error}); `dimvl verify {folder}` names its images"
@@ -146,43 +142,35 @@ class Shard:
         if self.descriptor >= 0:
             os.close(self.descriptor)
 
-    def _read_header(self, layout: dict[str, tuple[str, int]], num_regions: int) -> dict[str, int]:
+    def _read_header(self, layout: dict[str, tuple[str, int]], num_regions: int) -> dict[str, tuple[int, int]]:
+        """Return where each array starts in the file and how many bytes a row of it has."""
         size = os.fstat(self.descriptor).st_size
         header_bytes = int.from_bytes(os.pread(self.descriptor, 8, 0), "little")
         if header_bytes > size:
             raise ValueError("its header is cut off")
         header = json.loads(os.pread(self.descriptor, header_bytes, 8))
-        starts = {}
+        places = {}
         for name, (dtype, columns) in layout.items():
             entry = header[name]
             start, end = entry["data_offsets"]
+            width = np.dtype(dtype).itemsize * columns
             wanted = (SAFETENSORS_NAMES[dtype], [num_regions, columns])
             if (entry["dtype"], entry["shape"]) != wanted:
                 raise ValueError(f"array {name} is not as the manifest says")
-            if end - start != num_regions * columns * np.dtype(dtype).itemsize or 8 + header_bytes + end > size:
+            if end - start != num_regions * width or 8 + header_bytes + end > size:
                 raise ValueError(f"array {name} is cut off")
-            starts[name] = 8 + header_bytes + start
-        return starts
+            places[name] = 8 + header_bytes + start, width
+        return places
 
-    def read_rows(self, row: int, buffers: Sequence[memoryview]) -> None:
-        """Fill one buffer of bytes for each array of the layout, from a row on.
-
-        Raises:
-            UserError: the file ends before that.
-
-        """
-        for (name, start, width), buffer in zip(self._places, buffers, strict=True):
-            if os.preadv(self.descriptor, (buffer,), start + row * width) < len(buffer):
-                self.read_into(name, row * width, buffer)  # tries again until it is full
-
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer of bytes from `offset` bytes into an array.
+    def read_into(self, name: str, row: int, buffer: memoryview) -> None:
+        """Fill a buffer of bytes with an array, from a row on.
 
         Raises:
             UserError: the file ends before that.
 
         """
-        offset += self.starts[name]
+        start, width = self._places[name]
+        offset = start + row * width
         while (count := os.preadv(self.descriptor, (buffer,), offset)) < len(buffer):
             if not count:
                 raise UserError(f"shard {self.file} is cut off; `dimvl verify {self.file.parent}` names its images")

@@ -125,5 +125,5 @@ def _first_classes(folder: StoreFolder) -> Iterator[tuple[np.ndarray, np.ndarray
         for start in range(0, entry.num_regions, ROWS_AT_ONCE):
             details = np.empty((min(ROWS_AT_ONCE, entry.num_regions - start), width), dtype=np.float32)
             buffer = details.reshape(-1).view(np.uint8).data
-            folder.shard(number).read_into("details", start * width * details.itemsize, buffer)
+            folder.shard(number).read_into("details", start, buffer)
             yield details[:, first], details[:, first + manifest.class_columns]

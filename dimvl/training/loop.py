@@ -56,7 +56,7 @@ def train(
         return
     with RunLog(run, config, first) as log, _asked_to_stop() as asked:
         meter = Meter()
-        steps = _prefetch(data, first, settings.workers, meter)
+        steps = _prefetch(data, first, settings.workers, engine.device.type == "cuda", meter)
         for number, step in zip(range(first, settings.steps), steps, strict=True):
             rate = engine.learning_rate
             losses, counts, norm = _optimise(engine, step, config.seed, number)
@@ -143,9 +143,10 @@ def _shorten(sources: Sequence[str], most: int = 8) -> str:
     return ", ".join(sources[:most]) + (f" and {len(sources) - most} more" if len(sources) > most else "")
 
 
-def _prefetch(data: TrainingSteps, first: int, workers: int, meter: Meter) -> Iterator[Step]:
+def _prefetch(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter) -> Iterator[Step]:
     """Steps from `first` on, built by worker processes if any; the time spent waiting is counted."""
-    loader = DataLoader(data, batch_size=None, sampler=range(first, len(data)), num_workers=workers)
+    numbers = range(first, len(data))
+    loader = DataLoader(data, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin)
     steps = iter(loader)
     while True:
         start = time.perf_counter()

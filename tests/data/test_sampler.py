@@ -180,6 +180,20 @@ def test_documents_built_together_are_those_built_alone_and_their_features_are_n
         )
 
 
+def test_pinning_a_step_copies_every_tensor_of_it(source, shape, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # real pinning needs a GPU
+    step = make_steps(source, shape)[0]
+    pinned = step.pin_memory()
+    assert (pinned.epoch, pinned.documents, pinned.rows) == (step.epoch, step.documents, step.rows)
+    for one, other in zip(step.micro_batches, pinned.micro_batches, strict=True):
+        assert same(one, other) and one.sources == other.sources
+        tensors = [[v for v in vars(batch).values() if isinstance(v, torch.Tensor)] for batch in (one, other)]
+        for own, target in zip(tensors, (one.targets, other.targets), strict=True):
+            own += [part for parts in target.values() for part in parts]
+        assert len(tensors[0]) == 7 + 9
+        assert all(a.data_ptr() != b.data_ptr() for a, b in zip(*tensors, strict=True) if len(a))
+
+
 def test_no_documents_are_one_clear_sentence(shape):
     class Empty:
         def costs(self, epoch):
