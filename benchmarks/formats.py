@@ -278,11 +278,11 @@ class Hdf5(Reader):
     def open(self) -> None:
         self.file = h5py.File(self.folder / "features.h5", "r")
         self.sets = {name: self.file[name] for name in LAYOUT}
-        self.own = {name: np.zeros((REGIONS, columns), dtype) for name, (dtype, columns) in LAYOUT.items()}
 
     def image(self, number: int) -> Arrays:
-        self.fill(self.own, 0, number)
-        return self.own
+        arrays = {name: np.empty((REGIONS, columns), dtype) for name, (dtype, columns) in LAYOUT.items()}
+        self.fill(arrays, 0, number)
+        return arrays
 
     def fill(self, arrays: Arrays, place: int, number: int) -> None:
         source, target = (slice(n * REGIONS, (n + 1) * REGIONS) for n in (number, place))

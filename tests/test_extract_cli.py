@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import dimvl.cli
+from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
 from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
 from tests.regions.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
@@ -92,6 +93,35 @@ def test_top_k_gives_so_many_regions_of_every_picture(run: Run, place: Path, tmp
     for kind in ("torchvision", "detr"):
         assert run("extract", place / "pictures", tmp_path / kind, *detector_of(place, kind), "--top-k", 7).code == 0
         assert RegionStore(tmp_path / kind).num_regions(np.arange(3)).tolist() == [7, 7, 7]
+
+
+def test_parts_of_the_pictures_in_stores_of_their_own_are_the_whole(
+    run: Run, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = (*detector_of(place, "torchvision"), "--batch-size", 1)
+    run("extract", place / "pictures", tmp_path / "whole", *arguments)
+    for part in (1, 2):
+        result = run("extract", place / "pictures", tmp_path / f"{part}", *arguments, "--part", f"{part}/2")
+        assert result.out.startswith(f"{3 - part} pictures done")
+        assert f"{part} will take about 0.0 GB for {3 - part} images of" in caplog.text
+    whole, parts = RegionStore(tmp_path / "whole"), RegionStore([tmp_path / "1", tmp_path / "2"])
+    assert len(parts) == 3
+    for name in ("1", "2", "3"):
+        one, other = (store.read(store.position(name)) for store in (whole, parts))
+        assert all(np.array_equal(getattr(one, array), getattr(other, array)) for array in ARRAYS)
+    for wrong in ("3/2", "0/2", "half"):
+        result = run("extract", place / "pictures", tmp_path / "out", *arguments, "--part", wrong)
+        assert result.code == 2 and f"--part {wrong} is no part; give K/N" in result.err
+
+
+def test_int8_takes_half_the_space_and_is_kept_to(run: Run, place: Path, tmp_path: Path) -> None:
+    arguments = ("extract", place / "pictures", tmp_path / "out", *detector_of(place, "torchvision"))
+    assert run(*arguments, "--dtype", "int8").code == 0
+    store = RegionStore(tmp_path / "out")
+    assert json.loads(run("inspect", tmp_path / "out", "--json").out)["feature_dtype"] == "int8"
+    assert store.read(0).features.dtype == np.float32
+    result = run(*arguments)
+    assert result.code == 2 and "holds features as int8, not as float16" in result.err
 
 
 def test_given_boxes_name_the_pictures_and_the_classes(run: Run, place: Path, tmp_path: Path) -> None:

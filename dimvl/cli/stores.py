@@ -1,6 +1,8 @@
 """Pictures and features to region stores: scenes, extract, import, inspect, verify."""
 
 import json
+import logging
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +15,12 @@ from dimvl.progress import progress
 Dtype = Annotated[
     Literal["float16", "int8"],
     typer.Option(help="How features are kept; int8 takes half the space, see docs/stores.md."),
+]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K/N", help="Take every N-th image from the K-th on: N processes, each with an OUT of its own."
+    ),
 ]
 
 
@@ -71,6 +79,7 @@ def extract(
     dtype: Dtype = "float16",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode pictures ahead.")] = 2,
+    part: Part = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -91,8 +100,9 @@ def extract(
     from dimvl.regions.store_writer import RegionStoreWriter
 
     set_threads(threads)
-    listing = coco or boxes
-    pictures = images_of_folder(images) if listing is None else images_of_coco(listing, images)
+    _tell_sizes()
+    listing, chosen = coco or boxes, _part(part)
+    pictures = (images_of_folder(images) if listing is None else images_of_coco(listing, images))[chosen]
     given = None if boxes is None else GivenBoxes.read(boxes)
     found = load_detector(detector, options, weights=weights, classes=classes).to(choose_device(device))
     extractor = found.extractor if given is None else given.extractor(found)
@@ -103,6 +113,26 @@ def extract(
     print(f"{report.done} pictures done, {report.already} already there, {len(report.skipped)} skipped: {out}")
     if report.skipped:
         raise typer.Exit(1)
+
+
+def _tell_sizes() -> None:
+    """Let the estimate of a store's size be told before it is written."""
+    logging.getLogger("dimvl.regions.store_format").setLevel(logging.INFO)
+
+
+def _part(text: str | None) -> slice:
+    """Turn K/N into a slice.
+
+    Raises:
+        UserError: it is none.
+
+    """
+    if text is None:
+        return slice(0, None, 1)
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--part {text} is no part; give K/N with K from 1 to N, such as 2/4")
+    return slice(int(found[1]) - 1, None, int(found[2]))
 
 
 def _detector_options(given: dict[str, float | None], boxes: Path | None) -> dict[str, float]:
@@ -145,6 +175,7 @@ def import_(
     coco_ids: Annotated[
         bool, typer.Option("--coco-ids", help="Name images by the number at the end of their ids, as COCO and VQA do.")
     ] = False,
+    part: Part = None,
     dtype: Dtype = "float16",
 ) -> None:
     """Turn region features that others made into a region store.
@@ -153,13 +184,15 @@ def import_(
 
     Example: dimvl import train2014_obj36.tsv data/regions --classes objects.txt --extractor bottom-up-36
     """
-    from dimvl.regions.importers.run import import_source, open_source
+    from dimvl.regions.importers.run import import_source, open_source, part_of
 
+    _tell_sizes()
+    chosen = _part(part)
     opened, assembler = open_source(
         source, format_name, classes=classes, attributes=attributes, sizes=sizes, coco_ids=coco_ids
     )
     with progress(opened.unit) as show:
-        report = import_source(opened, assembler, out, extractor or source.resolve().stem, show, dtype)
+        report = import_source(part_of(opened, chosen), assembler, out, extractor or source.resolve().stem, show, dtype)
     print(f"{report.done} images done, {report.already} already there, {report.skipped} skipped: {out}")
     if report.skipped:
         raise typer.Exit(1)

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import zlib
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dimvl.errors import UserError
 from dimvl.files import atomic_path
 from dimvl.regions.records import Extractor
+
+log = logging.getLogger(__name__)
 
 FeatureDtype = Literal["float16", "int8"]
 
@@ -256,7 +259,7 @@ def check_space(
     class_columns: int = 1,
     attribute_columns: int = 0,
 ) -> int:
-    """Refuse to begin a store that the disk has no room for; return its estimated bytes.
+    """Refuse to begin a store that the disk has no room for; log and return its estimated bytes.
 
     Args:
         path: the store's folder, which need not exist yet.
@@ -287,4 +290,8 @@ def check_space(
             f"{regions_per_image:g} regions but its disk has {free / 1e9:,.1f} GB free; free space, choose another "
             "place, or keep fewer regions or int8 features"
         )
+    log.info(
+        "region store %s will take about %.1f GB for %d images of %g regions; %.1f GB are free",
+        *(path, needed / 1e9, images, regions_per_image, free / 1e9),
+    )
     return needed

@@ -57,7 +57,7 @@ def build_validation(config: AnyConfig, task: Task, store: RegionStore) -> Valid
         return None
     section = config.validation
     if section.regions is not None:
-        store = RegionStore(section.regions)
+        store = RegionStore(section.regions, config.training.check_reads)
         task.processor.check_extractor(store.extractor, str(store.path))
     if isinstance(config, VqaConfig):
         assert config.validation is not None

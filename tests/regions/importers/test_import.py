@@ -274,6 +274,24 @@ def test_the_command_imports_goes_on_and_tells_what_it_left_out(tmp_path):
     assert_same(got, replace(by_id(tmp_path / "out")["17"], image_id="new"))
 
 
+def test_parts_of_a_source_in_stores_of_their_own_are_the_whole(tmp_path):
+    source = write_lxmert(tmp_path, images_of())
+    for part in (1, 2):
+        arguments = ("--part", f"{part}/2", "--dtype", "int8", "--extractor", "mine")
+        code, out, err = dimvl("import", source, tmp_path / f"part-{part}", *arguments)
+        assert (
+            code == 0
+            and out.startswith("3 images done, 0 already there, 0 skipped")
+            and " will take about 0.0 GB for " in err
+        )
+    assert dimvl("import", source, tmp_path / "whole", "--dtype", "int8", "--extractor", "mine")[0] == 0
+    whole, parts = RegionStore(tmp_path / "whole"), RegionStore([tmp_path / "part-1", tmp_path / "part-2"])
+    assert len(parts) == len(whole) == 6 and whole.folders[0].manifest.feature_dtype == "int8"
+    for position in range(6):
+        regions = whole.read(position)
+        assert_same(parts.read(parts.position(regions.image_id)), regions)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,212 @@
+"""What the data part of a training step costs, from the store to the batch that the model takes.
+
+    python benchmarks/steps.py --out benchmarks/results/steps.json
+
+Optimiser steps of captioning are built by `TrainingSteps`, as in training: about 64 images of 36 regions of 2,048
+float16 features, tags, five captions behind each. `formats` builds the same steps with images read from the formats of
+the field (`formats.py`) and everything behind reading as it is; processor time of one process, readers in turn, ratios
+to dimvl within a round. `workers` builds them in 1 to 4 processes of torch's `DataLoader`, forked and spawned, over
+1,000 and 50,000 images; it tells images per wall second and per processor second of the workers, and the memory that
+each worker has to itself early and late. Mapped files are shared with the page cache and among workers.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from formats import EXTRACTOR, Reader, Store, all_readers, id_of
+from store import hardware, versions
+from torch.utils.data import DataLoader
+
+from dimvl.config import Seq2seqConfig
+from dimvl.data.batch import CaptionTargets
+from dimvl.data.documents import BatchShape, ImageReader
+from dimvl.data.processor import Processor
+from dimvl.data.sampler import TrainingSteps
+from dimvl.data.text_store import LabelledText, text_store
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.regions.records import Detections
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.captioning import OBJECTIVE, CaptionSource
+
+CAPTIONS, ROWS = 5, 64 * 110
+TEXTS = ("a small red circle left of a large blue square", "there are two blue stars", "the star is above a circle")
+SLOW = ("LMDB npz", "npz files", "TSV base64")
+
+
+class FormatImages(ImageReader):
+    """Images read one by one from another format."""
+
+    def __init__(self, reader: Reader, like: ImageReader) -> None:
+        super().__init__(like.store, like.tags, like.max_regions)
+        self.reader = reader
+
+    def read(self, positions: np.ndarray) -> list[Detections]:
+        return [Detections(**self.reader.image(number)) for number in positions.tolist()]
+
+
+def make_steps(folder: Path, regions: Path, check: bool = False) -> TrainingSteps:
+    """Return endless steps of captioning over a store."""
+    store = RegionStore(regions, check)
+    tokenizer = Tokenizer.train([*TEXTS, *EXTRACTOR.classes, *EXTRACTOR.attributes], 2000)
+    source = folder / f"captions-{len(store)}.json"
+    source.write_text(str(len(store)))
+    numbered = [(image, number) for image in range(len(store)) for number in range(CAPTIONS)]
+    texts = [LabelledText(CAPTIONS * image + n, id_of(image), TEXTS[(image + n) % 3]) for image, n in numbered]
+    captions = text_store(folder / "texts", tokenizer, 40, [source], texts)
+    processor = Processor(
+        tokenizer=tokenizer, extractor=EXTRACTOR, max_regions=36, tag_tokens=20, tag_score=0.3, text_tokens=40
+    )
+    images = ImageReader(store, processor.tags, processor.max_regions)
+    shape = BatchShape(
+        objectives={OBJECTIVE: CaptionTargets},
+        text_start=processor.text_start,
+        feature_width=EXTRACTOR.feature_width,
+        classes=len(EXTRACTOR.classes),
+    )
+    documents = CaptionSource(captions, images, Seq2seqConfig(captions=CAPTIONS), tokenizer, seed=0)
+    return TrainingSteps(documents, shape, seed=0, steps=10**6, rows_per_step=ROWS, rows_per_micro_batch=ROWS)
+
+
+def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[str, object]]:
+    """Processor time of building steps in this process, by format."""
+    steps = {}
+    for name, reader in all_readers(folder).items():
+        reader.write(images)
+        reader.open()
+        steps[name] = make_steps(
+            folder, reader.folder if isinstance(reader, Store) else folder / "float16", name == "dimvl, checked"
+        )
+        if not isinstance(reader, Store):
+            steps[name].source.images = FormatImages(reader, steps[name].source.images)
+    wanted = steps["dimvl"][0].micro_batches[0]
+    for name, made in steps.items():
+        found = made[0].micro_batches[0]
+        assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(
+            found.region_geometry, wanted.region_geometry
+        )
+        assert "int8" in name or torch.equal(found.region_features.float(), wanted.region_features.float())
+    generator, seconds = random.Random(0), {name: np.zeros(rounds) for name in steps}
+    for made in steps.values():
+        for number in range(images // 64):
+            made[number]
+    for turn in range(rounds):
+        for name in generator.sample(list(steps), len(steps)):
+            count = 1 if name in SLOW else 4
+            started = time.process_time()
+            documents = sum(steps[name][count * turn + number].documents for number in range(count))
+            seconds[name][turn] = (time.process_time() - started) / documents
+    return {
+        name: {
+            "images_per_cpu_second": round(1 / float(np.median(values))),
+            "times_slower": [round(x, 2) for x in np.quantile(values / seconds["dimvl"], [0.5, 0.1, 0.9]).tolist()],
+        }
+        for name, values in seconds.items()
+    }
+
+
+def look_at(process: int) -> dict[str, float]:
+    """Memory of a process in MB, its own and mapped files, and its processor seconds so far."""
+    status = Path(f"/proc/{process}/status").read_text().splitlines()
+    files = next(int(line.split()[1]) for line in status if line.startswith("RssFile")) / 1024
+    rollup = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    private = sum(int(line.split()[1]) for line in rollup if line.startswith(("Private_Clean", "Private_Dirty"))) / 1024
+    ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return {"own": round(private), "files": round(files), "cpu": sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")}
+
+
+def load(data: bytes, method: str, workers: int, count: int, queue) -> None:
+    """Run a loader in a fresh process, which opens the pickled steps, and tell what came of it."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are cores, on purpose
+    torch.set_num_threads(1)
+    steps = pickle.loads(data)
+    loader = DataLoader(
+        steps, batch_size=None, sampler=range(count), num_workers=workers, multiprocessing_context=method
+    )
+    first, last = 4 * workers, count - 1 - 2 * workers  # from when all are at work to before the first has ended
+    documents, looks = 0, {}
+    for number, step in enumerate(loader):
+        documents += step.documents if first < number <= last else 0
+        if number in (first, last):
+            processes = sorted(child.pid for child in multiprocessing.active_children())
+            looks[number] = time.monotonic(), list(map(look_at, processes))
+    (started, early), (ended, late) = looks[first], looks[last]
+    seconds = sum(after["cpu"] - before["cpu"] for before, after in zip(early, late, strict=True))
+    found = {
+        "images_per_second": round(documents / (ended - started)),
+        "images_per_cpu_second": round(documents / seconds),
+        **{f"own_mb_after_{n}_steps": [each["own"] for each in seen] for n, (_, seen) in looks.items()},
+        "files_mb": [each["files"] for each in late],
+    }
+    queue.put(found)
+
+
+def measure_workers(folder: Path, sizes: list[int], count: int) -> dict[int, Mapping[str, object]]:
+    """Speed and memory of loader processes, by number of images, method and number of processes."""
+    context, result = multiprocessing.get_context("spawn"), {}
+    for images in sizes:
+        regions = folder / f"of-{images}"
+        Store(regions).write(images)
+        data = pickle.dumps(make_steps(folder, regions))
+        found: dict[str, object] = {"pickled_bytes": len(data)}
+        for method in ("fork", "spawn"):
+            for workers in (1, 2, 3, 4):
+                queue = context.Queue()
+                process = context.Process(target=load, args=(data, method, workers, count, queue))
+                process.start()
+                found[f"{method} {workers}"] = queue.get()
+                process.join()
+        shutil.rmtree(regions)
+        result[images] = found
+    return result
+
+
+def main() -> None:
+    """Measure everything and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 50_000], help="images of the loaders' stores")
+    parser.add_argument("--steps", type=int, default=120, help="steps of each loader")
+    parser.add_argument("--folder", type=Path, help="where to write the files; by default a temporary folder")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        formats = measure_formats(folder, options.images, options.rounds)
+        workers = measure_workers(folder, options.sizes, options.steps)
+    finally:
+        shutil.rmtree(folder)
+    result = {
+        "command": "python benchmarks/steps.py",
+        "date": str(date.today()),
+        "hardware": hardware(),
+        "load_average": os.getloadavg(),
+        "versions": versions("numpy", "torch", "h5py", "lmdb", "msgpack"),
+        "images": options.images,
+        "rounds": options.rounds,
+        "formats": formats,
+        "workers": workers,
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
