@@ -9,6 +9,7 @@ EXTRAS = {
     "metrics": ["pycocoevalcap>=1.2"],  # COCO caption scores; some need Java
     "detectors": ["transformers>=5.17"],  # its detectors; the tests compare with its models
     "wandb": ["wandb>=0.19"],
+    "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used
 }
 
 setup(

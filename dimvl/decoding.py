@@ -6,7 +6,7 @@ steps (folded into the query axis, never copied per beam). Text keys and values 
 Letters: B images, K beams, P longest prefix, T text rows so far, Q new rows, H heads, E head width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,7 +60,13 @@ class Hypothesis:
     score: float
 
 
-def beam_search(model: NextWords, end: int, options: DecodingOptions) -> list[list[Hypothesis]]:
+Everywhere = Callable[[bool], bool]
+"""Turns "all done here" into "all done on every rank", where ranks must take equally many steps."""
+
+
+def beam_search(
+    model: NextWords, end: int, options: DecodingOptions, everywhere: Everywhere = bool
+) -> list[list[Hypothesis]]:
     """Search for the best texts.
 
     An image is done when no unfinished hypothesis can still beat the worst of its K finished ones; the batch stops
@@ -70,6 +76,7 @@ def beam_search(model: NextWords, end: int, options: DecodingOptions) -> list[li
         model: gives log-probabilities.
         end: id of [SEP].
         options: how.
+        everywhere: the batch stops when this says so of it.
 
     Returns:
         For each image at most K hypotheses, best first.
@@ -93,7 +100,7 @@ def beam_search(model: NextWords, end: int, options: DecodingOptions) -> list[li
         best = scores.max(dim=1).values.tolist()
         for image in range(images):
             done[image] = done[image] or _cannot_improve(finished[image], best[image], length, options)
-        if all(done) or length == options.max_tokens:
+        if everywhere(all(done)) or length == options.max_tokens:
             break
         texts = [
             [(*texts[image][parent], token) for parent, token in zip(*pair, strict=True)]
@@ -163,7 +170,7 @@ class Sample:
     log_probability: float
 
 
-def sample(model: NextWords, end: int, draws: Tensor) -> list[list[Sample]]:
+def sample(model: NextWords, end: int, draws: Tensor, everywhere: Everywhere = bool) -> list[list[Sample]]:
     """Draw texts word by word from the model's own distribution.
 
     A text ends with [SEP] or is cut off where its numbers end; nothing is forced, so that its log-probability is that
@@ -174,6 +181,7 @@ def sample(model: NextWords, end: int, draws: Tensor) -> list[list[Sample]]:
         end: id of [SEP].
         draws: (B, S, L) uniform numbers in [0, 1), one for each word of S texts of at most L words; a number chooses
             the word in whose part of the cumulated distribution it lies, so equal numbers give equal texts.
+        everywhere: the batch stops when this says so of it.
 
     Returns:
         For each image its S texts.
@@ -196,7 +204,7 @@ def sample(model: NextWords, end: int, draws: Tensor) -> list[list[Sample]]:
                 if not is_over:
                     text.append(token)
         ended |= tokens[..., 0] == end
-        if ended.all() or place == longest - 1:
+        if everywhere(bool(ended.all())) or place == longest - 1:
             break
         log_probabilities = model.advance(parents, tokens[..., 0]).float()
         parents = torch.arange(samples, device=draws.device).expand(images, -1)
@@ -281,13 +289,14 @@ class CachedDecoder:
             cache.append((key[:, :, : self.length + keep], value[:, :, : self.length + keep]))
             return _attend_cached(query, self._prefix[layer], self._mask, key, value)
 
-        rows = self.model.encoder.run(rows, 0, step).view(images, beams, count, -1)[:, :, -1]
+        rows = self.model.encoder.run(rows, 0, step)
+        rows = rows.view(images, beams, count, rows.shape[1])[:, :, -1]
         self.length += keep
         self._text = cache if self.length else []
         assert self.model.word_head is not None
-        logits = self.model.word_head(rows.reshape(images * beams, -1))
+        logits = self.model.word_head(rows.flatten(0, 1))
         scores = logits.float().log_softmax(dim=-1).index_fill(-1, self._never, float("-inf"))
-        return scores.view(images, beams, -1)
+        return scores.view(images, beams, scores.shape[1])
 
 
 def _attend_cached(query: Tensor, prefix: tuple[Tensor, Tensor], mask: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -333,8 +342,12 @@ def _padded_prefix(prefixes: Batch, device: torch.device) -> tuple[Tensor, Tenso
 
 @torch.inference_mode()
 def caption_prefixes(
-    model: DimvlModel, processor: Processor, prefixes: Batch, options: DecodingOptions
+    model: DimvlModel,
+    processor: Processor,
+    prefixes: Batch,
+    options: DecodingOptions,
+    everywhere: Everywhere = bool,
 ) -> list[list[Hypothesis]]:
     """Caption a batch of prefixes: for each image at most K hypotheses, best first."""
     decoder = CachedDecoder(model, processor, prefixes)
-    return beam_search(decoder, processor.tokenizer.sep, options)
+    return beam_search(decoder, processor.tokenizer.sep, options, everywhere)

@@ -23,7 +23,7 @@ from dimvl.data.batch import Batch, MatchTargets
 from dimvl.data.documents import BatchShape, Document, Prefix, collate
 from dimvl.data.processor import Processor
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
-from dimvl.decoding import DecodingOptions, caption_prefixes
+from dimvl.decoding import DecodingOptions, Everywhere, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.files import read_json, sha256
 from dimvl.model.convert import load_pretrained, read_weights
@@ -163,12 +163,15 @@ class Trained:
         rows = self.model(batch)[batch.targets["matching"].rows]
         return self.model.match_head(rows).float().sigmoid().cpu()
 
-    def captions(self, prefixes: Sequence[Prefix], options: DecodingOptions) -> list[str]:
+    def captions(
+        self, prefixes: Sequence[Prefix], options: DecodingOptions, everywhere: Everywhere = bool
+    ) -> list[str]:
         """Caption each prefix.
 
         Args:
             prefixes: images and context.
             options: how to decode; `max_tokens` is lowered to what the model's positions allow.
+            everywhere: as in `beam_search`.
 
         Raises:
             UserError: the model cannot caption.
@@ -177,7 +180,7 @@ class Trained:
         self.require("caption")
         options = replace(options, max_tokens=min(options.max_tokens, self.processor.text_tokens + 1))
         documents = [Document(source="image", objective="", prefix=p, texts=[], seq2seq=True) for p in prefixes]
-        found = caption_prefixes(self.model, self.processor, self._batch(documents, {}), options)
+        found = caption_prefixes(self.model, self.processor, self._batch(documents, {}), options, everywhere)
         return [self.processor.tokenizer.decode(hypotheses[0].token_ids) for hypotheses in found]
 
     def _batch(self, documents: Sequence[Document], objectives: dict[str, type[MatchTargets]]) -> Batch:

@@ -66,6 +66,13 @@ def test_only_the_detection_room_imports_torchvision_and_only_when_it_is_called(
                 assert path.parent == PACKAGE / "regions" and not at_import, path
 
 
+def test_only_the_deepspeed_engine_imports_deepspeed_and_only_when_it_is_made():
+    for path in FILES:
+        for name, at_import in imported_modules(path):
+            if name.split(".")[0] == "deepspeed":
+                assert path == PACKAGE / "training" / "deepspeed_engine.py" and not at_import, path
+
+
 def test_no_part_of_a_finished_model_imports_the_training_code():
     seen, todo = set(), [PACKAGE / "predictor.py"]
     while todo:

@@ -460,17 +460,18 @@ def test_a_checkpoint_of_another_model_is_one_sentence(run: Run, config: Path, d
 def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_one_before(
     run: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dimvl.training.engine import TorchEngine
+    from dimvl.training import checkpoint
+    from dimvl.training.state import State
 
-    save, calls = TorchEngine.save, []
+    write, calls = checkpoint.write_state, []
 
-    def full_at_the_second(self: TorchEngine, folder: Path) -> None:
-        save(self, folder)
+    def full_at_the_second(folder: Path, state: State) -> None:
+        write(folder, state)
         calls.append(folder)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(TorchEngine, "save", full_at_the_second)
+    monkeypatch.setattr(checkpoint, "write_state", full_at_the_second)
     result = run("pretrain", config)
     assert result.code == 2 and result.err.splitlines()[-1].startswith("error: cannot write")
     assert "No space left on device; free space" in result.err

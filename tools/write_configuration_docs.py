@@ -101,6 +101,8 @@ def _kind(annotation: Any, takes_one: bool = False) -> str:
         return _kind(arguments[0], _takes_one(arguments[1:]))
     if get_origin(annotation) is list:
         return f"{_kind(arguments[0])}, or a list" if takes_one else f"list of {_kind(arguments[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
     plain = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}
     return {**plain, NoneType: "`null`"}[annotation]
 

@@ -2,7 +2,8 @@
 
 Everything heavy is imported inside the commands, so that `dimvl --help` answers at once. Results go to stdout, progress
 and messages to stderr. Exit codes: 0 done; 1 something was left out or found wrong; 2 a mistake in what was given;
-130 and 143 interrupted.
+130 and 143 interrupted. Of several processes of one run, rank 0 prints; what only another one knows is printed with its
+rank.
 """
 
 import logging
@@ -10,7 +11,7 @@ import os
 import sys
 
 from dimvl.cli.app import app
-from dimvl.errors import Interrupted, NotFiniteError, UserError
+from dimvl.errors import Interrupted, NotFiniteError, OtherRankError, UserError
 
 # The order of `dimvl --help`.
 # isort: off
@@ -28,17 +29,24 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2, never in a traceback."""
     # Two torch threads that spin while waiting slow each other down 10 times and more on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    rank = os.environ.get("RANK", "0")  # set by launchers of several processes
+    if "LOCAL_RANK" in os.environ:  # the launcher of DeepSpeed says it once more
+        sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
+    prefix = "" if rank == "0" else f"rank {rank}: "
+    logging.basicConfig(format=f"{prefix}%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()
     except UserError as error:
-        _fail(error, 2)
+        _fail(error, 2, prefix)
+    except OtherRankError as error:
+        _fail(error, error.code, prefix)
     except NotFiniteError as error:
-        _fail(error, 1)
+        _fail(error, 1, prefix)
     except Interrupted as error:
-        _fail(error, 128 + error.signal_number)
+        _fail(error, 128 + error.signal_number, prefix)
 
 
-def _fail(error: Exception, code: int) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code: int, prefix: str) -> None:
+    if not (prefix and error.told):
+        print(f"error: {prefix}{' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)

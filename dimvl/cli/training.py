@@ -1,6 +1,7 @@
 """Training: pretrain and finetune."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from dimvl.progress import training_progress
 def pretrain(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
     """Pretrain a model from captions.
 
-    The same command again goes on where the run stopped.
+    The same command again goes on where the run stopped. On many devices it is started by `torchrun` or `deepspeed`.
 
     Example: dimvl pretrain pretrain.yaml training.steps=2000
     """
@@ -48,9 +49,12 @@ def _train(path: Path, overrides: list[str], threads: int, tasks: tuple[str, ...
     if config.task not in tasks:
         command = "pretrain" if config.task == "pretrain" else "finetune"
         raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {command}`; use that command")
-    logging.getLogger("dimvl").setLevel(logging.INFO)
     from dimvl.training.run import run_training
 
+    if os.environ.get("RANK", "0") != "0":
+        run_training(config)
+        return
+    logging.getLogger("dimvl").setLevel(logging.INFO)
     with training_progress() as show:
         run = run_training(config, show)
     print(f"trained: {run}")

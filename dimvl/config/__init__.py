@@ -23,6 +23,7 @@ from dimvl.config.runs import (
     VqaValidationConfig,
 )
 from dimvl.config.sections import (
+    DeepSpeedConfig,
     FreezeConfig,
     InputsConfig,
     ModelConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "AnyConfig",
     "CaptionConfig",
     "CaptionValidationConfig",
+    "DeepSpeedConfig",
     "DropWorstConfig",
     "Files",
     "FilesOrNone",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dimvl.config.sections import (
+    DeepSpeedConfig,
     InputsConfig,
     ModelConfig,
     ObjectivesConfig,
@@ -55,6 +56,16 @@ class RunConfig(Section):
     inputs: InputsConfig = InputsConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig
+    deepspeed: DeepSpeedConfig | None = None
+
+    @model_validator(mode="after")
+    def _muon_has_whole_matrices(self) -> "RunConfig":
+        if self.deepspeed is not None and self.deepspeed.stage and self.training.muon_rate is not None:
+            raise ValueError(
+                f"training.muon_rate makes each update from a whole matrix and deepspeed.stage {self.deepspeed.stage} "
+                "cuts matrices into parts; take muon_rate out, or set deepspeed.stage to 0"
+            )
+        return self
 
 
 class ValidationConfig(Section):

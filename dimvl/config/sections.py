@@ -1,7 +1,7 @@
 """The sections of a run configuration: each key with its type, its bounds and one line of explanation."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -113,6 +113,33 @@ class FreezeConfig(Section):
     layers: int = Field(0, ge=0, description="lowest Transformer blocks")
 
 
+class DeepSpeedConfig(Section):
+    """Training by DeepSpeed, on one device or many; without this section plain torch trains in one process."""
+
+    stage: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="ZeRO: what is split over ranks. 1: optimiser state, 2: gradients too, 3: weights too, 0: nothing",
+    )
+    offload_optimizer: bool = Field(
+        False, description="keep and update the optimiser state in CPU memory; from stage 1"
+    )
+    offload_parameters: bool = Field(
+        False, description="keep weights in CPU memory too; stage 3 with offload_optimizer"
+    )
+    timeout: float = Field(1800, ge=1, description="seconds that ranks wait for one that does not answer")
+    options: dict[str, Any] = Field(
+        {}, description="more of DeepSpeed's own keys, such as {zero_optimization: {overlap_comm: false}}"
+    )
+
+    @model_validator(mode="after")
+    def _offload_fits_the_stage(self) -> "DeepSpeedConfig":
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer needs a split optimiser state; set stage 1, 2 or 3, or take it out")
+        if self.offload_parameters and (self.stage < 3 or not self.offload_optimizer):
+            raise ValueError("offload_parameters needs stage 3 and offload_optimizer; set both, or take it out")
+        return self
+
+
 class TrainingConfig(Section):
     """Optimisation, hardware and bookkeeping."""
 
@@ -135,7 +162,12 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="of matrices; biases, norms and vectors have none")
     beta2: float = Field(0.999, gt=0, lt=1, description="decay of AdamW's second moment")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is autocast over fp32 weights")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast over fp32 weights; with ZeRO 1 to 3 bf16 weights under fp32 masters"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="keep only the input of each block and compute the block again for its gradient"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
     workers: int = Field(0, ge=0, description="processes that build batches")

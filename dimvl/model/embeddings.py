@@ -50,9 +50,9 @@ class RegionEmbeddings(nn.Module):
             image_index: (Nv,)
 
         """
-        features = self.standardise(features).to(self.hidden_feature.dtype)
-        features = torch.where(hidden[:, None], self.hidden_feature, features)
-        rows = self.feature_norm(self.feature(features)) + self.geometry_norm(self.geometry(geometry))
+        kind = self.feature.weight.dtype
+        features = torch.where(hidden[:, None], self.hidden_feature, self.standardise(features).to(kind))
+        rows = self.feature_norm(self.feature(features)) + self.geometry_norm(self.geometry(geometry.to(kind)))
         return self.dropout(self.norm(rows + self.segment + self.image_index(image_index)))
 
 

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dimvl.model.attention import attend
 from dimvl.model.plan import AttentionPlan
@@ -114,6 +115,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backend, self.heads, self.activation = backend, heads, activation
+        self.checkpoint_activations = False  # keep only the rows between blocks for the gradient
         self.layers = nn.ModuleList(
             Block(width, heads, inner_width, split, dropout, activation, norm_eps) for _ in range(layers)
         )
@@ -124,6 +126,8 @@ class Encoder(nn.Module):
 
     def run(self, rows: Tensor, num_vision: int, attend: Attend) -> Tensor:
         """Run the stack with attention of the caller's: decoding keeps keys and values this way."""
+        again = self.checkpoint_activations and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
-            rows = layer(rows, num_vision, lambda q, k, v, index=index: attend(index, q, k, v))
+            arguments = (rows, num_vision, lambda q, k, v, index=index: attend(index, q, k, v))
+            rows = checkpoint(layer, *arguments, use_reentrant=False) if again else layer(*arguments)
         return rows

@@ -1,7 +1,7 @@
 """The interface between a task and the training loop, and the texts that tasks are made of."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -25,6 +25,7 @@ class Task(nn.Module):
         name: of the task.
         objectives: objective -> type of its targets.
         weights: loss name (`objective` or `objective/part`) -> weight.
+        everywhere: turns "so it is here" into "so it is on every rank", where ranks must call modules equally often.
 
     """
 
@@ -36,6 +37,7 @@ class Task(nn.Module):
         super().__init__()
         self.model = model
         self.processor = processor
+        self.everywhere: Callable[[bool], bool] = bool
 
     @property
     def shape(self) -> BatchShape:

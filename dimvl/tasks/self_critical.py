@@ -81,11 +81,12 @@ class SelfCriticalTask(Task):
         """Draw the captions that a batch asks for: M, in the order of its targets."""
         targets = batch.targets[OBJECTIVE]
         assert isinstance(targets, SampleTargets)
-        if not len(targets.rows):
-            return []
-        samples = int((targets.rows == targets.rows[0]).sum())  # the same number of every image
-        draws = targets.draws.view(-1, samples, self.longest)
-        drawn = sample(CachedDecoder(self.model, self.processor, batch), self.processor.tokenizer.sep, draws)
+        images = len(
+            batch.layout.num_regions
+        )  # none where a rank has no documents; it takes as many steps all the same
+        draws = targets.draws.view(images, -1 if images else 1, self.longest)
+        decoder = CachedDecoder(self.model, self.processor, batch)
+        drawn = sample(decoder, self.processor.tokenizer.sep, draws, self.everywhere)
         return [text for texts in drawn for text in texts]
 
     def log_probabilities(self, batch: Batch, texts: Sequence[Sequence[int]], owners: np.ndarray) -> Tensor:

@@ -1,39 +1,43 @@
 """What the loop asks of an engine, and the plain torch engine: one process, the reference."""
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from dimvl.config import TrainingConfig
 from dimvl.data.batch import Batch
-from dimvl.errors import UserError
-from dimvl.model.convert import read_weights
 from dimvl.pretrained import choose_device
 from dimvl.tasks.base import Task
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
+from dimvl.training.ranks import Alone, Ranks
+from dimvl.training.state import State, saved_tensors
 
 
 class Engine(Protocol):
-    """Forward, backward, step, and its own state on disk. The loop does not know which engine it has."""
+    """Forward, backward, step, and its own state. The loop does not know which engine it has.
+
+    All ranks call the same methods in the same order.
+    """
 
     task: Task
     device: torch.device
-    rank: int
-    ranks: int
+    ranks: Ranks
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a micro-batch by name, summed over its targets."""
         ...
 
-    def sum_over_ranks(self, counts: dict[str, int]) -> dict[str, int]:
-        """Global number of targets by objective."""
-        ...
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Add gradients of a loss that is already divided by the global counts.
 
-    def backward(self, loss: Tensor) -> None:
-        """Add gradients of a loss that is already divided by the global counts."""
+        Args:
+            loss: of one micro-batch of this rank.
+            is_last: no further micro-batch before the step; all ranks have as many.
+
+        """
         ...
 
     def step(self) -> float:
@@ -48,22 +52,20 @@ class Engine(Protocol):
         """Rate of the next step."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimiser state into a folder."""
+    def state(self) -> State:
+        """Weights and optimiser state, whole, on rank 0; nothing on the others."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+    def restore(self, state: State) -> None:
+        """Take over a state, which every rank has read."""
         ...
 
 
 class TorchEngine:
     """One process, plain torch. bf16 is autocast over fp32 weights."""
 
-    rank = 0
-    ranks = 1
-
     def __init__(self, task: Task, config: TrainingConfig) -> None:
+        self.ranks: Ranks = Alone()
         self.device = choose_device(config.device)
         self.config = config
         self.task = task.to(self.device).train()
@@ -81,11 +83,7 @@ class TorchEngine:
         with self._precision():
             return self.task(batch.to(self.device))
 
-    def sum_over_ranks(self, counts: dict[str, int]) -> dict[str, int]:
-        """One rank: the counts themselves."""
-        return counts
-
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, is_last: bool) -> None:
         """Add gradients."""
         loss.backward()
 
@@ -104,43 +102,40 @@ class TorchEngine:
         """Rate of the next step."""
         return float(max(self.schedule.get_last_lr()))
 
-    def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `optimiser.safetensors`; no pickle."""
-        from safetensors.torch import save_file, save_model
+    def state(self) -> State:
+        """Weights and optimiser state: the engine's own tensors."""
+        weights = {name: weight.detach() for name, weight in saved_tensors(self.task.model).items()}
+        return State(weights, plain_state(self.task.model, self.optimiser), self.schedule.last_epoch)
 
-        save_model(self.task.model, str(folder / "model.safetensors"))
-        state = self.optimiser.state_dict()["state"]
-        flat = {f"{index}.{name}": value.contiguous() for index, part in state.items() for name, value in part.items()}
-        flat["schedule"] = torch.tensor(self.schedule.last_epoch)
-        save_file(flat, str(folder / "optimiser.safetensors"))
+    def restore(self, state: State) -> None:
+        """Take over a state."""
+        with torch.no_grad():
+            for name, weight in saved_tensors(self.task.model).items():
+                weight.copy_(state.weights[name])
+        restore_plain_state(self.task.model, self.optimiser, state)
+        restore_schedule(self.schedule, state.steps)
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote.
 
-        Raises:
-            UserError: the weights do not fit the configuration.
+def plain_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimiser over the model's own weights, by `weight name.state name`."""
+    return {
+        f"{name}.{key}": value
+        for name, weight in model.named_parameters()
+        for key, value in optimiser.state.get(weight, {}).items()
+    }
 
-        """
-        weights = read_weights(folder / "model.safetensors")
-        try:
-            missing = self.task.model.load_state_dict(weights, strict=False)
-        except RuntimeError as error:  # another shape
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder} was saved by another configuration ({reason})") from None
-        absent = [name for name in missing.missing_keys if name != "word_head.decoder.weight"]
-        if absent or missing.unexpected_keys:
-            raise UserError(f"{folder} was saved by another configuration ({[*absent, *missing.unexpected_keys][0]})")
-        flat = read_weights(folder / "optimiser.safetensors")
-        steps = int(flat.pop("schedule"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in flat.items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        schedule = self.schedule.state_dict()
-        self.schedule.load_state_dict({**schedule, "last_epoch": steps, "_step_count": steps + 1})
-        for group, base, rate in zip(
-            self.optimiser.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * rate(steps)
-        self.schedule._last_lr = [group["lr"] for group in self.optimiser.param_groups]
+
+def restore_plain_state(model: nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
+    """Give such an optimiser its state back."""
+    places = {id(weight): place for place, weight in enumerate(w for g in optimiser.param_groups for w in g["params"])}
+    found = {places[id(weight)]: state.of(name) for name, weight in model.named_parameters() if id(weight) in places}
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": found})
+
+
+def restore_schedule(schedule: LambdaLR, steps: int) -> None:
+    """Set the schedule and the rates of its optimiser to what they are after so many steps."""
+    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": steps, "_step_count": steps + 1})
+    groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    for group, base, rate in groups:
+        group["lr"] = base * rate(steps)
+    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]

@@ -1,5 +1,7 @@
 """The one training loop. It knows steps, an engine and a task, and nothing of what the task is."""
 
+import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,20 +10,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dimvl.config import RunConfig
 from dimvl.data.documents import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
-from dimvl.errors import Interrupted, NotFiniteError
+from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.objectives import normalise
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training.checkpoint import save_checkpoint
 from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
-from dimvl.training.report import Meter, RunLog, StepReport, peak_memory_gb
+from dimvl.training.ranks import Ranks, any_says, on_first, together
+from dimvl.training.report import Meter, StepReport, open_log, peak_memory_gb
+from dimvl.training.state import read_state, saved_tensors, shape_of
+
+logger = logging.getLogger(__name__)
+SHOWN = 8  # images named in a message
 
 
 def train(
@@ -39,31 +46,29 @@ def train(
         data: optimiser steps by number.
         config: of the run.
         run: its folder.
-        progress: called with each logged step.
+        progress: called with each logged step, on every rank.
         validation: a score of the weights, which decides what the best checkpoint is and when to stop.
 
     Raises:
         NotFiniteError: a loss, gradient or score is not finite; nothing is saved.
         Interrupted: SIGTERM or SIGINT came; a checkpoint is saved, after the validation that is due if any.
+        OtherRankError: another rank failed or is gone.
 
     """
-    settings, first, best = config.training, 0, None
-    if (folder := latest_checkpoint(run)) is not None:
-        state = check_checkpoint(folder)
-        first, best = int(state["step"]), Best(**state["best"]) if "best" in state else None
-        engine.load(folder)
+    settings, ranks = config.training, engine.ranks
+    first, best = _resume(engine, run)
     if validation is not None and validation.gives_up(best):
         return
-    with RunLog(run, config, first) as log, _asked_to_stop() as asked:
-        meter = Meter()
-        steps = _prefetch(data, first, settings.workers, engine.device.type == "cuda", meter)
+    with open_log(run, config, first, ranks) as log, _asked_to_stop() as asked:
+        meter = Meter(ranks)
+        steps = _prefetch(data, first, settings.workers, engine.device.type == "cuda", meter, ranks)
         for number, step in zip(range(first, settings.steps), steps, strict=True):
             rate = engine.learning_rate
-            losses, counts, norm = _optimise(engine, step, config.seed, number)
+            sums, counts, norm = _optimise(engine, step, config.seed, number)
             meter.add(step)
             done, over = number + 1, number + 1 == settings.steps
             if done % settings.log_every == 0 or over:
-                facts: dict[str, Any] = {"losses": losses, "counts": counts}
+                facts: dict[str, Any] = {"losses": _means(ranks, sums, counts), "counts": counts}
                 facts |= {"gradient_norm": norm, "learning_rate": rate}
                 report = _report(done, settings.steps, step.epoch, engine.task.weights, meter, facts)
                 log.write(report)
@@ -74,13 +79,35 @@ def train(
                 best = Best.after(best, score, done)
                 over = over or validation.gives_up(best)
                 log.write_validation(done, score, best)
-            if done % settings.save_every == 0 or over or asked or (best is not None and best.step == done):
+            stop = any_says(ranks, bool(asked))
+            if done % settings.save_every == 0 or over or stop or (best is not None and best.step == done):
                 save_checkpoint(run, engine, done, settings.keep, best)
             if over:
                 return
-            if asked:
+            if stop:
                 message = f"stopped at step {done} of {settings.steps}; run the same command to go on"
-                raise Interrupted(message, asked[0])
+                raise Interrupted(message, asked[0] if asked else signal.SIGTERM)
+
+
+def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
+    """Take over the newest checkpoint; return the steps done and the best score so far."""
+    ranks = engine.ranks
+
+    def newest() -> tuple[str, dict[str, Any]] | None:
+        folder = latest_checkpoint(run)
+        return None if folder is None else (folder.name, check_checkpoint(folder))
+
+    if (found := on_first(ranks, newest)) is None:
+        return 0, None
+    name, described = found
+    if described["ranks"] != ranks.size:
+        before = described["ranks"]
+        logger.info("the checkpoint of %d ranks goes on with %d: the same data in other parts", before, ranks.size)
+    shapes = {name: shape_of(weight) for name, weight in saved_tensors(engine.task.model).items()}
+    with together(ranks):
+        state = read_state(run / "checkpoints" / name, shapes)
+    engine.restore(state)
+    return int(described["step"]), Best(**described["best"]) if "best" in described else None
 
 
 def _report(
@@ -97,27 +124,34 @@ def _report(
 
 
 def _optimise(engine: Engine, step: Step, seed: int, number: int) -> tuple[dict[str, float], dict[str, int], float]:
-    """One optimiser step: losses per target by name, targets by objective, norm of the gradient."""
-    counts: dict[str, int] = {}
-    for batch in step.micro_batches:
-        for name, count in batch.counts().items():
-            counts[name] = counts.get(name, 0) + count
-    counts = engine.sum_over_ranks(counts)
-    sums: dict[str, Tensor] = {}
+    """One optimiser step: this rank's sums of losses by name, global targets by objective, norm of the gradient."""
+    ranks, last = engine.ranks, len(step.micro_batches) - 1
+    names = list(engine.task.objectives)
+    own = [sum(batch.counts()[name] for batch in step.micro_batches) for name in names]
+    counts = dict(zip(names, ranks.sum(np.array(own, dtype=np.int64)).tolist(), strict=True))
+    sums: dict[str, float] = {}
     for place, batch in enumerate(step.micro_batches):
-        seed_dropout(seed, number, place, engine.rank)
+        seed_dropout(seed, number, place, ranks.rank)
         losses = engine.losses(batch)
-        _check_finite(losses, number, batch.sources)
-        engine.backward(normalise(losses, counts, engine.task.weights))
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, torch.zeros(())) + loss.detach().cpu()
+        stacked = torch.stack([loss.detach().float() for loss in losses.values()])  # one wait for the device
+        values = dict(zip(losses, stacked.tolist(), strict=True))
+        _check_finite(ranks, values, number, batch.sources)
+        engine.backward(normalise(losses, counts, engine.task.weights), is_last=place == last)
+        sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
     norm = engine.step()
     if not norm < float("inf"):
         images = [source for batch in step.micro_batches for source in batch.sources]
+        images = [source for part in ranks.gather(images[:SHOWN]) for source in part]
         raise NotFiniteError(
             f"the gradient is not finite at step {number + 1}, in {_shorten(images)}; nothing was saved"
         )
-    return {name: float(total) / max(1, counts[name.partition("/")[0]]) for name, total in sums.items()}, counts, norm
+    return sums, counts, norm
+
+
+def _means(ranks: Ranks, sums: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """Losses per target over all ranks, by name."""
+    total = ranks.sum(np.array(list(sums.values()), dtype=np.float64)).tolist()
+    return {name: value / max(1, counts[name.partition("/")[0]]) for name, value in zip(sums, total, strict=True)}
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
@@ -125,12 +159,16 @@ def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
     torch.manual_seed(int(keyed_generator(seed, "dropout", step, micro_batch, rank).integers(2**63)))
 
 
-def _check_finite(losses: dict[str, Tensor], step: int, sources: Sequence[str]) -> None:
-    for name, loss in losses.items():
-        if not loss.isfinite():
-            raise NotFiniteError(
-                f"the loss {name} is not finite at step {step + 1}, in {_shorten(sources)}; nothing was saved"
-            )
+def _check_finite(ranks: Ranks, losses: Mapping[str, float], step: int, sources: Sequence[str]) -> None:
+    """Let every rank stop if a loss of one is not finite, before its gradient reaches the others."""
+    bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    if not any_says(ranks, bool(bad)):
+        return
+    own = f"the loss {bad[0]} is not finite at step {step + 1}, in {_shorten(sources)}" if bad else ""
+    told = ranks.gather(own)
+    rank = next(rank for rank, text in enumerate(told) if text)
+    where = f" (rank {rank})" if ranks.size > 1 else ""
+    raise NotFiniteError(f"{told[rank]}{where}; nothing was saved")
 
 
 def _finite_score(score: float, step: int) -> float:
@@ -139,23 +177,42 @@ def _finite_score(score: float, step: int) -> float:
     return score
 
 
-def _shorten(sources: Sequence[str], most: int = 8) -> str:
-    return ", ".join(sources[:most]) + (f" and {len(sources) - most} more" if len(sources) > most else "")
+def _shorten(sources: Sequence[str]) -> str:
+    rest = f" and {len(sources) - SHOWN} more" if len(sources) > SHOWN else ""
+    return ", ".join(sources[:SHOWN]) + rest
 
 
-def _prefetch(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter) -> Iterator[Step]:
-    """Steps from `first` on, built by worker processes if any; the time spent waiting is counted."""
+def _prefetch(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter, ranks: Ranks) -> Iterator[Step]:
+    """Steps from `first` on, built by worker processes if any; the time spent waiting is counted.
+
+    Raises:
+        UserError: a worker process died.
+        OtherRankError: no step could be built on another rank.
+
+    """
     numbers = range(first, len(data))
     loader = DataLoader(data, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin)
     steps = iter(loader)
-    while True:
-        start = time.perf_counter()
-        try:
+    for _ in range(first, len(data)):
+        with together(ranks), _dead_workers():
+            start = time.perf_counter()
             step = next(steps)
-        except StopIteration:
-            return
-        meter.wait += time.perf_counter() - start
+            meter.wait += time.perf_counter() - start
         yield step
+
+
+@contextmanager
+def _dead_workers() -> Iterator[None]:
+    """Tell the death of a process that builds batches as a user's concern: mostly it was killed for its memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that builds batches died ({' '.join(str(error).split())}); if memory ran out, lower "
+            "training.workers; run the same command to go on from the last checkpoint"
+        ) from None
 
 
 @contextmanager

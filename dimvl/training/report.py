@@ -5,19 +5,22 @@ import logging
 import resource
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
+
+import numpy as np
 
 from dimvl.config import RunConfig
 from dimvl.data.sampler import Step
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision
 from dimvl.training.early_stopping import Best
+from dimvl.training.ranks import Ranks, together
 
 logger = logging.getLogger(__name__)
-Log = Callable[["StepReport"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,9 @@ class StepReport:
         learning_rate: that this step used.
         documents_per_second: since the last report.
         rows_per_second: likewise; all rows are valid, there is no padding outside attention.
-        data_wait: share of the time spent waiting for batches.
-        memory_gb: peak of this process.
+        data_wait: share of the time spent waiting for batches, mean over ranks.
+        rank_wait: share of the time that a rank spent waiting for others, mean over ranks; 0 for one.
+        memory_gb: peak of the process of rank 0.
         seconds_left: estimate for the rest of the run.
 
     """
@@ -52,6 +56,7 @@ class StepReport:
     documents_per_second: float
     rows_per_second: float
     data_wait: float
+    rank_wait: float
     memory_gb: float
     seconds_left: float
 
@@ -60,10 +65,11 @@ class StepReport:
         parts = " ".join(
             f"{name}={value:.3f}" for name, value in self.losses.items() if self.counts[name.partition("/")[0]]
         )
+        ranks = f" ranks wait {self.rank_wait:.0%}" if self.rank_wait else ""
         return (
             f"step {self.step}/{self.steps} loss {self.loss:.3f} [{parts}] lr {self.learning_rate:.1e} "
-            f"{self.documents_per_second:.0f} documents/s {self.rows_per_second:.0f} rows/s wait {self.data_wait:.0%} "
-            f"{self.memory_gb:.1f} GB left {format_seconds(self.seconds_left)}"
+            f"{self.documents_per_second:.0f} documents/s {self.rows_per_second:.0f} rows/s wait {self.data_wait:.0%}"
+            f"{ranks} {self.memory_gb:.1f} GB left {format_seconds(self.seconds_left)}"
         )
 
 
@@ -80,28 +86,76 @@ def peak_memory_gb() -> float:
 
 
 class Meter:
-    """Rates between two reports."""
+    """Rates between two reports, over all ranks."""
 
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.start, self.waited_before = time.perf_counter(), self.ranks.waited
         self.wait = 0.0
         self.documents = self.rows = self.steps = 0
 
     def add(self, step: Step) -> None:
-        """Count a step that was done."""
+        """Count a step that was done; its documents are those of all ranks, its rows those of this one."""
         self.steps, self.documents, self.rows = self.steps + 1, self.documents + step.documents, self.rows + step.rows
 
     def rates(self) -> dict[str, float]:
-        """Documents and rows a second, share of waiting, seconds a step; starts anew."""
+        """Documents and rows a second, shares of waiting, seconds a step; starts anew. Every rank must call it."""
+        own = np.array([self.rows, self.wait, self.ranks.waited - self.waited_before], dtype=np.float64)
+        rows, wait, waited = self.ranks.sum(own).tolist()
         seconds = max(time.perf_counter() - self.start, 1e-9)
         result = {
             "documents_per_second": self.documents / seconds,
-            "rows_per_second": self.rows / seconds,
-            "data_wait": self.wait / seconds,
+            "rows_per_second": rows / seconds,
+            "data_wait": wait / seconds / self.ranks.size,
+            "rank_wait": waited / seconds / self.ranks.size,
             "seconds_per_step": seconds / max(1, self.steps),
         }
-        self.__init__()  # type: ignore[misc]
+        self._start_anew()
         return result
+
+
+@contextmanager
+def open_log(run: Path, config: RunConfig, step: int, ranks: Ranks) -> Iterator["Log"]:
+    """Open the log of a run on rank 0; what the others log goes nowhere.
+
+    Raises:
+        UserError: wandb is asked for and not installed.
+
+    """
+    log: RunLog | None = None
+    with together(ranks):
+        if ranks.rank == 0:
+            log = RunLog(run, config, step)
+    if log is None:
+        yield NoLog()
+    else:
+        with log:
+            yield log
+
+
+class Log(Protocol):
+    """Where a run writes what it reports."""
+
+    def write(self, report: StepReport) -> None:
+        """Log one step."""
+        ...
+
+    def write_validation(self, step: int, score: float, best: Best) -> None:
+        """Log one validation."""
+        ...
+
+
+class NoLog:
+    """Of a rank that does not write."""
+
+    def write(self, report: StepReport) -> None:
+        """Do nothing."""
+
+    def write_validation(self, step: int, score: float, best: Best) -> None:
+        """Do nothing."""
 
 
 class RunLog:

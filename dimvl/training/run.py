@@ -9,7 +9,7 @@ RUN/run.json             the configuration, versions and the git revision
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.data.trained_on import NOTHING, write_trained_on
 from dimvl.errors import UserError
-from dimvl.files import git_revision, read_json, write_json
+from dimvl.files import git_revision, read_json, sha256, write_json
 from dimvl.metrics.cider import CiderD
 from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read_weights
 from dimvl.model.model import DimvlModel
@@ -40,8 +40,11 @@ from dimvl.tasks.base import Task
 from dimvl.tasks.captioning import CaptionSource, CaptionTask
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
 from dimvl.tasks.self_critical import SampleSource, SelfCriticalTask, token_references
-from dimvl.training.engine import TorchEngine
+from dimvl.training.deepspeed_engine import DeepSpeedEngine
+from dimvl.training.early_stopping import Validation
+from dimvl.training.engine import Engine, TorchEngine
 from dimvl.training.loop import train
+from dimvl.training.ranks import Ranks, check_same, open_ranks, together
 from dimvl.training.report import StepReport
 from dimvl.training.validation import build_validation
 
@@ -50,7 +53,8 @@ ANNOTATIONS = ("captions", "questions", "annotations")
 MATCH = "match.json"
 # What may change between two calls of one run: where and how it runs, not what comes out.
 FREE = {f"training.{name}" for name in ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")}
-FREE |= {"output", "cache", "training.check_reads"}
+FREE |= {"output", "cache", "training.check_reads", "training.checkpoint_activations", "deepspeed"}
+OWN = {"regions", "cache"}  # paths that each rank may have its own of
 
 
 def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
@@ -58,31 +62,31 @@ def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | Non
 
     Raises:
         UserError: anything in configuration, stores, annotations or checkpoints that does not fit.
+        OtherRankError: another process of the run failed or is gone.
 
     """
+    with open_ranks(config) as ranks:
+        return train_on(ranks, config, progress)
+
+
+def train_on(ranks: Ranks, config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
+    """Train on ranks that have met; as `run_training`."""
     settings, run = config.training, config.output
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
     description = _describe(config)
-    _check_claim(run, description)
-    store = RegionStore(config.regions, settings.check_reads)
-    annotations = _read_annotations(config, store)
-    is_new = not (run / RUN).exists()
-    if is_new:
-        write_json(run / RUN, description)
-    torch.manual_seed(config.seed)
-    try:
-        task, source = _build(config, store, *annotations)
-        engine = TorchEngine(task, settings)
-        validation = build_validation(config, task, store)
-    except UserError:
-        if is_new:  # nothing is trained, so the mended configuration may have the folder
-            for name in (RUN, TOKENIZER):
-                (run / name).unlink(missing_ok=True)
-        raise
-    del annotations  # loader processes are forks: an object per text here would be one in each of them
+    if ranks.size > 1:
+        _check_ranks(ranks, config, description)
+    prepared = None
+    for turn in (True, False):  # rank 0 writes the tokenizer, the texts and so on, which the others then find there
+        with together(ranks):
+            if (ranks.rank == 0) is turn:
+                prepared = _prepare(config, description, ranks)
+    assert prepared is not None
+    task, source, validation = prepared
+    engine = _engine(config, task, ranks)
     data = TrainingSteps(
         source,
         task.shape,
@@ -90,11 +94,66 @@ def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | Non
         steps=settings.steps,
         rows_per_step=settings.rows_per_step,
         rows_per_micro_batch=settings.rows_per_micro_batch,
-        rank=engine.rank,
-        ranks=engine.ranks,
+        rank=ranks.rank,
+        ranks=ranks.size,
     )
     train(engine, data, config, run, progress, validation)
     return run
+
+
+def _check_ranks(ranks: Ranks, config: AnyConfig, description: dict[str, Any]) -> None:
+    """Compare configuration, data, packages and code of all ranks before anything is written.
+
+    Raises:
+        UserError: something differs.
+
+    """
+    with together(ranks):
+        manifests = [sha256(folder.path / "manifest.json") for folder in RegionStore(config.regions).folders]
+    values = {key: value for key, value in description["config"].items() if key not in OWN}
+    facts = {"launched world size": ranks.size, "region store (checksum of manifest.json)": manifests}
+    facts |= {f"{name} in its configuration": value for name, value in flat(values)}
+    facts |= {f"file of {name}": value for name, value in flat(description["data"])}
+    facts |= {f"version of {name}": value for name, value in description["versions"].items()}
+    check_same(ranks, facts | {"git revision of dimvl": description["git_revision"]})
+
+
+def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Names of nested values, joined by dots, with the values."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
+def _prepare(
+    config: AnyConfig, description: dict[str, Any], ranks: Ranks
+) -> tuple[Task, DocumentSource, Validation | None]:
+    """Build model, task, documents and validation; what they need is written into the run's folder."""
+    run = config.output
+    _check_claim(run, description)
+    store = RegionStore(config.regions, config.training.check_reads)
+    annotations = _read_annotations(config, store)
+    is_new = not (run / RUN).exists()
+    if is_new:
+        write_json(run / RUN, description)
+    torch.manual_seed(config.seed)
+    try:
+        task, source = _build(config, store, *annotations)
+        return task, source, build_validation(config, task, store, ranks)
+    except UserError:
+        if is_new:  # nothing is trained, so the mended configuration may have the folder
+            for name in (RUN, TOKENIZER):
+                (run / name).unlink(missing_ok=True)
+        raise
+
+
+def _engine(config: AnyConfig, task: Task, ranks: Ranks) -> Engine:
+    task.model.encoder.checkpoint_activations = config.training.checkpoint_activations
+    if config.deepspeed is None:
+        return TorchEngine(task, config.training)
+    return DeepSpeedEngine(task, config.training, config.deepspeed, ranks)
 
 
 def _describe(config: AnyConfig) -> dict[str, Any]:
@@ -106,7 +165,8 @@ def _describe(config: AnyConfig) -> dict[str, Any]:
             data[name if len(files) == 1 else f"{name} {number}"] = describe_file(file)
         if (file := getattr(getattr(config, "validation", None), name, None)) is not None:
             data[f"validation {name}"] = describe_file(file)
-    packages = {name: version(name) for name in ("dimvl", "torch", "tokenizers", "numpy")}
+    names = ("dimvl", "torch", "tokenizers", "numpy", *(() if config.deepspeed is None else ("deepspeed",)))
+    packages = {name: version(name) for name in names}
     values = config.model_dump(mode="json")
     return {"config": values, "data": data, "versions": packages, "git_revision": git_revision()}
 

@@ -3,10 +3,13 @@
 Scores are the higher the better. Nothing here is drawn at random but the subset, which its own seed decides; so a run
 that is resumed finds the same scores. Captions are decoded greedily, which is quick and what self-critical training
 changes first.
+
+Ranks share the work: each scores every so manieth batch, an empty one where there is none left for it, so that all of
+them call the modules of the model equally often.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,18 +39,20 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
 from dimvl.tasks.captioning import OBJECTIVE, CaptionSource, CaptionTask
 from dimvl.training.early_stopping import Validation
+from dimvl.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 Score = Callable[[], float]
 
 
-def build_validation(config: AnyConfig, task: Task, store: RegionStore) -> Validation | None:
+def build_validation(config: AnyConfig, task: Task, store: RegionStore, ranks: Ranks) -> Validation | None:
     """Prepare the validation that a run asks for.
 
     Args:
         config: of the run.
         task: its model is scored; in eval mode, and put back into training mode.
         store: of the training images, where the validation names none.
+        ranks: all of which ask for the score at once.
 
     Raises:
         UserError: annotations or regions that do not fit.
@@ -61,10 +66,10 @@ def build_validation(config: AnyConfig, task: Task, store: RegionStore) -> Valid
         task.processor.check_extractor(store.extractor, str(store.path))
     if isinstance(config, VqaConfig):
         assert config.validation is not None
-        score = _accuracy(config, config.validation, task, store)
+        score = _accuracy(config, config.validation, task, store, ranks)
     else:
         assert config.validation is not None
-        score = _captioning(config, config.validation, task, store)
+        score = _captioning(config, config.validation, task, store, ranks)
 
     def without_training() -> float:
         task.eval()
@@ -77,7 +82,7 @@ def build_validation(config: AnyConfig, task: Task, store: RegionStore) -> Valid
     return Validation(without_training, section.every, section.patience)
 
 
-def _accuracy(config: VqaConfig, section: VqaValidationConfig, task: Task, store: RegionStore) -> Score:
+def _accuracy(config: VqaConfig, section: VqaValidationConfig, task: Task, store: RegionStore, ranks: Ranks) -> Score:
     """Official accuracy of the most probable answers."""
     every = _on_images(read_questions(section.questions, section.annotations), section.questions, config, store)
     asked = [every[place] for place in _chosen(len(every), section)]
@@ -93,18 +98,19 @@ def _accuracy(config: VqaConfig, section: VqaValidationConfig, task: Task, store
     costs = images.rows(positions) + np.array([len(text) + 1 for text in words])
 
     def score() -> float:
-        answers: dict[int, str] = {}
-        for places in in_order(costs, config.training.rows_per_micro_batch):
+        best = np.zeros(len(asked), dtype=np.int64)
+        for places in _share(in_order(costs, config.training.rows_per_micro_batch), ranks):
             prefixes = images.prefixes(positions[places])
-            best = trained.answer_probabilities(prefixes, [words[place] for place in places]).argmax(dim=1)
-            for place, answer in zip(places, best.tolist(), strict=True):
-                answers[asked[place].question_id] = task.processor.answers[answer]
-        return vqa_accuracy(answers, asked).overall
+            best[places] = trained.answer_probabilities(prefixes, [words[place] for place in places]).argmax(dim=1)
+        names = [task.processor.answers[answer] for answer in ranks.sum(best)]
+        return vqa_accuracy({q.question_id: name for q, name in zip(asked, names, strict=True)}, asked).overall
 
     return score
 
 
-def _captioning(config: CaptionConfig, section: CaptionValidationConfig, task: Task, store: RegionStore) -> Score:
+def _captioning(
+    config: CaptionConfig, section: CaptionValidationConfig, task: Task, store: RegionStore, ranks: Ranks
+) -> Score:
     """CIDEr-D of greedy captions, or minus the loss per word."""
     by_image: dict[str, list[Caption]] = {}
     for caption in _on_images(read_captions(section.captions, section.split), section.captions, config, store):
@@ -112,7 +118,7 @@ def _captioning(config: CaptionConfig, section: CaptionValidationConfig, task: T
     names = list(by_image)
     chosen = [names[place] for place in _chosen(len(names), section)]
     if section.metric == "loss":
-        return _loss(config, section.captions, task, store, [c for name in chosen for c in by_image[name]])
+        return _loss(config, section.captions, task, store, [c for name in chosen for c in by_image[name]], ranks)
     if len(chosen) < 2:
         raise UserError(f"validation.captions {section.captions}: CIDEr-D of one image is always 0; take more images")
     reward = CiderD([[plain_words(caption.text) for caption in by_image[name]] for name in chosen])
@@ -123,16 +129,19 @@ def _captioning(config: CaptionConfig, section: CaptionValidationConfig, task: T
 
     def score() -> float:
         scores = np.zeros(len(chosen))
-        for places in in_order(images.rows(positions) + options.max_tokens, config.training.rows_per_micro_batch):
+        costs = images.rows(positions) + options.max_tokens
+        for places in _share(in_order(costs, config.training.rows_per_micro_batch), ranks):
             prefixes = images.prefixes(positions[places])
-            written = trained.captions(prefixes, options)
+            written = trained.captions(prefixes, options, task.everywhere)
             scores[places] = reward.scores([plain_words(text) for text in written], places)
-        return float(scores.mean())
+        return float(ranks.sum(scores).mean())
 
     return score
 
 
-def _loss(config: CaptionConfig, path: Path, task: Task, store: RegionStore, captions: Sequence[Caption]) -> Score:
+def _loss(
+    config: CaptionConfig, path: Path, task: Task, store: RegionStore, captions: Sequence[Caption], ranks: Ranks
+) -> Score:
     """Minus the cross entropy per word, without smoothing, of all captions of each image."""
     processor = task.processor
     texts = [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in captions]
@@ -142,17 +151,25 @@ def _loss(config: CaptionConfig, path: Path, task: Task, store: RegionStore, cap
     all_of_them = config.seq2seq.model_copy(update={"captions": len(captions)})
     source = CaptionSource(tokens, images, all_of_them, processor.tokenizer, config.seed)
     plain = CaptionTask(task.model, processor, smoothing=0.0).eval()
-    costs, device = source.costs(0), next(task.parameters()).device
+    costs = source.costs(0)
 
     def score() -> float:
-        total = count = 0.0
-        for places in in_order(costs, config.training.rows_per_micro_batch):
+        total, device = np.zeros(2), next(task.parameters()).device
+        for places in _share(in_order(costs, config.training.rows_per_micro_batch), ranks):
             batch = collate(source.build_all(0, places), plain.shape)
-            total += float(plain(batch.to(device))[OBJECTIVE])
-            count += batch.counts()[OBJECTIVE]
-        return -total / count
+            total += float(plain(batch.to(device))[OBJECTIVE]), batch.counts()[OBJECTIVE]
+        loss, count = ranks.sum(total)
+        return float(-loss / count)
 
     return score
+
+
+def _share(batches: Sequence[np.ndarray], ranks: Ranks) -> Iterator[np.ndarray]:
+    """Give this rank's share of the batches; as many on every rank, the last one empty on some."""
+    nothing = np.zeros(0, dtype=np.int64)
+    for first in range(0, len(batches), ranks.size):
+        place = first + ranks.rank
+        yield batches[place] if place < len(batches) else nothing
 
 
 def _chosen(number: int, section: ValidationConfig) -> np.ndarray:

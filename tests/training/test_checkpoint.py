@@ -10,24 +10,38 @@ from safetensors import SafetensorError
 
 from dimvl.config import ObjectivesConfig, TrainingConfig
 from dimvl.errors import UserError
+from dimvl.model.convert import read_weights
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.tasks.pretraining import PretrainTask
 from dimvl.training import checkpoint
 from dimvl.training.checkpoint import save_checkpoint
 from dimvl.training.engine import TorchEngine
+from dimvl.training.ranks import Alone
+from dimvl.training.state import State, read_state
 from tests.factories import CLASSES, make_model, make_processor
 
 
-class FileEngine:
-    """Saves two small files; may be told to fail between them."""
+class SmallEngine:
+    """Has a state of one number; may be told to fail between the two files that it is written to."""
 
-    def __init__(self, content="x", fail=lambda: None):
-        self.content, self.fail = content, fail
+    ranks = Alone()
 
-    def save(self, folder):
-        (folder / "model.safetensors").write_text(self.content * 100)
-        self.fail()
-        (folder / "optimiser.safetensors").write_text(self.content * 50)
+    def __init__(self, number=0, fail=lambda: None):
+        self.number, self.fail = number, fail
+
+    def state(self):
+        engine = self
+
+        class Failing(dict):
+            def items(self):
+                engine.fail()
+                return super().items()
+
+        return State({"w": torch.tensor(self.number)}, Failing(), 3)
+
+
+def number_in(folder):
+    return int(read_weights(folder / "model.safetensors")["w"])
 
 
 def names(run):
@@ -36,7 +50,7 @@ def names(run):
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for step in (2, 10, 100):
-        assert save_checkpoint(tmp_path, FileEngine(), step, keep=2) == latest_checkpoint(tmp_path)
+        assert save_checkpoint(tmp_path, SmallEngine(), step, keep=2) == latest_checkpoint(tmp_path)
     assert names(tmp_path) == ["step-00000010", "step-00000100"]
     assert check_checkpoint(latest_checkpoint(tmp_path))["step"] == 100
 
@@ -46,7 +60,7 @@ def test_a_run_without_checkpoints_has_no_latest_one(tmp_path):
 
 
 KILLED_AT = {
-    "between the files": (FileEngine, "fail"),
+    "between the files": (SmallEngine, "fail"),
     "before the checksums": (checkpoint, "sha256"),
     "before state.json": (checkpoint, "write_json"),
     "before the rename": (os, "replace"),
@@ -57,7 +71,7 @@ KILLED_AT = {
 
 @pytest.mark.parametrize("moment", KILLED_AT)
 def test_a_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, moment):
-    save_checkpoint(tmp_path, FileEngine("a"), 1, keep=1)
+    save_checkpoint(tmp_path, SmallEngine(1), 1, keep=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forking where threads are; none is used
         child = os.fork()
@@ -67,17 +81,17 @@ def test_a_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, moment)
             os._exit(9)
 
         place, name = KILLED_AT[moment]
-        if place is FileEngine:
-            save_checkpoint(tmp_path, FileEngine("b", fail=die), 2, keep=1)
+        if place is SmallEngine:
+            save_checkpoint(tmp_path, SmallEngine(2, fail=die), 2, keep=1)
         setattr(place, name, die)
-        save_checkpoint(tmp_path, FileEngine("b"), 2, keep=1)
+        save_checkpoint(tmp_path, SmallEngine(2), 2, keep=1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     left = latest_checkpoint(tmp_path)
     state = check_checkpoint(left)
     assert state["step"] == (2 if "old ones" in moment else 1)
-    assert (left / "model.safetensors").read_text() == ("b" if "old ones" in moment else "a") * 100
-    save_checkpoint(tmp_path, FileEngine("c"), 3, keep=1)
+    assert number_in(left) == (2 if "old ones" in moment else 1)
+    save_checkpoint(tmp_path, SmallEngine(3), 3, keep=1)
     assert names(tmp_path) == ["step-00000003"], "nothing of the killed one is left"
 
 
@@ -91,9 +105,9 @@ def full_in_safetensors():
 
 @pytest.mark.parametrize("fail", [full, full_in_safetensors])
 def test_a_full_disk_is_one_clear_sentence_and_the_previous_checkpoint_survives(tmp_path, fail):
-    save_checkpoint(tmp_path, FileEngine("a"), 1, keep=1)
+    save_checkpoint(tmp_path, SmallEngine(1), 1, keep=1)
     with pytest.raises(UserError, match=r"cannot write .*step-00000002: .*No space left on device.*; free space"):
-        save_checkpoint(tmp_path, FileEngine("b", fail), 2, keep=1)
+        save_checkpoint(tmp_path, SmallEngine(2, fail), 2, keep=1)
     assert names(tmp_path) == ["step-00000001"]
     check_checkpoint(latest_checkpoint(tmp_path))
 
@@ -103,7 +117,7 @@ def test_a_mistake_in_the_program_is_not_told_as_a_full_disk(tmp_path):
         raise KeyError("weights")
 
     with pytest.raises(KeyError):
-        save_checkpoint(tmp_path, FileEngine(fail=mistake), 1, keep=1)
+        save_checkpoint(tmp_path, SmallEngine(fail=mistake), 1, keep=1)
 
 
 @contextmanager
@@ -122,6 +136,11 @@ def make_engine(seed=0, **changes):
         PretrainTask(model, make_processor(), ObjectivesConfig()),
         TrainingConfig(steps=10, warmup_steps=4, device="cpu"),
     )
+
+
+def restore(engine, folder):
+    weights = saved_tensors(engine.task.model).items()
+    engine.restore(read_state(folder, {name: tuple(weight.shape) for name, weight in weights}))
 
 
 def take_steps(engine, count):
@@ -147,7 +166,7 @@ def test_an_engine_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path):
     saved, loaded = make_engine(0), make_engine(1)
     take_steps(saved, 3)
     folder = save_checkpoint(tmp_path, saved, 3, keep=1)
-    loaded.load(folder)
+    restore(loaded, folder)
     assert loaded.learning_rate == saved.learning_rate
     for engine in (saved, loaded):
         take_steps(engine, 4)
@@ -158,7 +177,7 @@ def test_an_engine_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flipped bit", "cut off", "missing"])
 def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
-    folder = save_checkpoint(tmp_path, FileEngine(), 7, keep=1)
+    folder = save_checkpoint(tmp_path, SmallEngine(), 7, keep=1)
     file, content = folder / name, (folder / name).read_bytes()
     if damage == "missing":
         file.unlink()
@@ -172,7 +191,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
 
 @pytest.mark.parametrize("state", ["{}", "[]", '{"step": 7, "checksums": 3}', '{"step": null, "checksums": {}}'])
 def test_a_state_file_of_another_form_is_damaged(tmp_path, state):
-    folder = save_checkpoint(tmp_path, FileEngine(), 7, keep=1)
+    folder = save_checkpoint(tmp_path, SmallEngine(), 7, keep=1)
     (folder / "state.json").write_text(state)
     with pytest.raises(UserError, match=r"state\.json is damaged"):
         check_checkpoint(folder)
@@ -182,7 +201,7 @@ def test_a_state_file_of_another_form_is_damaged(tmp_path, state):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes):
     folder = save_checkpoint(tmp_path, make_engine(), 1, keep=1)
     with pytest.raises(UserError, match="saved by another configuration"):
-        make_engine(**changes).load(folder)
+        restore(make_engine(**changes), folder)
 
 
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path):

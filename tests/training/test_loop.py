@@ -28,7 +28,7 @@ from tests.tiny_runs import make_config, make_data
 
 ROOT = Path(__file__).parents[2]
 FILES = ("model.safetensors", "optimiser.safetensors")
-TIMES = ("documents_per_second", "rows_per_second", "data_wait", "memory_gb", "seconds_left")
+TIMES = ("documents_per_second", "rows_per_second", "data_wait", "rank_wait", "memory_gb", "seconds_left")
 
 
 def build_task(config, store):
@@ -89,7 +89,9 @@ def overfit(config, steps=60, rate=2e-2):
     for _ in range(steps):
         losses = engine.losses(batch)
         first = first or {name: loss.item() for name, loss in losses.items()}
-        engine.backward(sum(loss / max(1, batch.counts()[name.partition("/")[0]]) for name, loss in losses.items()))
+        engine.backward(
+            sum(loss / max(1, batch.counts()[name.partition("/")[0]]) for name, loss in losses.items()), True
+        )
         engine.step()
     last = {name: loss.item() for name, loss in engine.losses(batch).items()}
     counts = {name: batch.counts()[name.partition("/")[0]] for name in last}
@@ -383,8 +385,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name_step_and_images_a
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(data, tmp_path, monkeypatch):
     real = TorchEngine.backward
 
-    def backward(self, loss):
-        real(self, loss)
+    def backward(self, loss, is_last):
+        real(self, loss, is_last)
         if self.schedule.last_epoch == 2:
             self.task.model.tokens.word.weight.grad[0, 0] = float("nan")
 

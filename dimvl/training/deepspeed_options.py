@@ -1,0 +1,138 @@
+"""DeepSpeed's own JSON, from the configuration of a run.
+
+Every key that changes numbers is written, since DeepSpeed's defaults are not silent about nothing: without
+`gradient_clipping` it clips at 1.0, and without `overlap_comm` the choice depends on the stage. What a user adds in
+`deepspeed.options` is laid over it; a key that dimvl settles elsewhere may not say anything else, and a key that
+DeepSpeed would ignore is refused.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dimvl.config import DeepSpeedConfig, TrainingConfig, merge
+from dimvl.errors import UserError
+
+# Keys that dimvl settles, and by what.
+SETTLED = {
+    "train_batch_size": "training.rows_per_step",
+    "train_micro_batch_size_per_gpu": "training.rows_per_micro_batch",
+    "gradient_accumulation_steps": "training.rows_per_micro_batch",
+    "managed_gradient_accumulation": "training.rows_per_micro_batch",
+    "gradient_clipping": "training.clip",
+    "prescale_gradients": "the loss, which is divided by global counts",
+    "gradient_predivide_factor": "the loss, which is divided by global counts",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "amp": "training.precision",
+    "torch_autocast": "training.precision",
+    "data_types": "training.precision",
+    "optimizer": "training.learning_rate and its neighbours",
+    "scheduler": "training.schedule",
+    "checkpoint": "training.save_every and training.keep",
+    "activation_checkpointing": "training.checkpoint_activations",
+    "zero_force_ds_cpu_optimizer": "deepspeed.offload_optimizer",
+    "zero_optimization.stage": "deepspeed.stage",
+    "zero_optimization.offload_optimizer.device": "deepspeed.offload_optimizer",
+    "zero_optimization.offload_param.device": "deepspeed.offload_parameters",
+}
+# Further keys at the top of DeepSpeed's JSON that make sense here; it ignores what it does not know.
+FREE = (
+    *("zero_optimization", "communication_data_type", "steps_per_print", "wall_clock_breakdown"),
+    *("dump_state", "memory_breakdown", "comms_logger", "flops_profiler", "aio", "disable_python_gc"),
+)
+
+
+def deepspeed_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> dict[str, Any]:
+    """Return the JSON.
+
+    Args:
+        training: optimisation and precision.
+        config: stage, offload and the user's own keys.
+        ranks: number of processes.
+
+    Raises:
+        UserError: a key of the user is unknown or contradicts the rest of the configuration.
+
+    """
+    options = _settled(training, config, ranks)
+    _check_known(config.options, [*SETTLED, *FREE], "deepspeed.options")
+    for name, owner in SETTLED.items():
+        given, own = _look_up(config.options, name), _look_up(options, name)
+        if given is not None and given != own:
+            raise UserError(f"deepspeed.options.{name} is {given!r}, but {owner} settles it ({own!r}); take it out")
+    return merge(options, config.options)
+
+
+def check_zero_keys(options: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse keys of `zero_optimization` that the installed DeepSpeed does not know.
+
+    Raises:
+        UserError: names the first one.
+
+    """
+    zero = options["zero_optimization"]
+    _check_known(zero, known, "deepspeed.options.zero_optimization")
+
+
+def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> dict[str, Any]:
+    bf16, zero = training.precision == "bf16", config.stage > 0
+    options: dict[str, Any] = {
+        # Nominal: micro-batches are counted in rows, and the loop says which one is the last of a step.
+        "train_batch_size": ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": True,
+        "gradient_clipping": training.clip,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": "fp32",
+        "fp16": {"enabled": False},
+        "bf16": {
+            "enabled": bf16 and zero,
+            "check_grad_overflow": True,
+            "bf16_master_weights_and_grads": False,
+            "bf16_optimizer_states": False,
+        },
+        # Stage 0 has no fp32 masters: bf16 is autocast over fp32 weights there, as in the torch engine.
+        "torch_autocast": {
+            "enabled": bf16 and not zero,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, which needs no compiler, on the CPU too
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "zero_optimization": {
+            "stage": config.stage,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": config.stage == 3,
+            "round_robin_gradients": False,
+            "zero_quantized_weights": False,
+            "zero_quantized_gradients": False,
+            "ignore_unused_parameters": False,
+        },
+    }
+    if config.offload_optimizer:
+        options["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    if config.offload_parameters:
+        options["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": False}
+    return options
+
+
+def _check_known(given: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+    names = sorted({name.split(".")[0] for name in known})
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(names)}"
+            raise UserError(f"{place}: unknown key {key!r}, which DeepSpeed would ignore; {hint}")
+
+
+def _look_up(options: Mapping[str, Any], name: str) -> Any:
+    value: Any = options
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value

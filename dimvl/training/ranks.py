@@ -1,0 +1,252 @@
+"""What the processes of one run agree on: counts, failures, when to stop. A run of one process needs none of it.
+
+A launcher (`torchrun`, `deepspeed`, SLURM with `RANK` and the like set) starts one process per device, each of which
+is a *rank*. Ranks must call the same methods in the same order. Whoever fails between two calls says so at the end of
+a `together` block, so that all ranks stop with the reason instead of waiting for one that is gone; a rank that was
+killed ends the others as soon as its connection breaks, or after `deepspeed.timeout` seconds.
+
+These messages are small and go over gloo on the CPU; gradients and weights are the engine's own business.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dimvl.config import RunConfig
+from dimvl.errors import NotFiniteError, OtherRankError, UserError
+
+T = TypeVar("T")
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Ranks(Protocol):
+    """The processes of one run.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: number of processes.
+        waited: seconds that this process has spent in the methods below, mostly waiting for the others.
+
+    """
+
+    rank: int
+    size: int
+    waited: float
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum arrays of one shape over ranks; float64 and int64."""
+        ...
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of each rank, small and plain."""
+        ...
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+    size = 1
+    waited = 0.0
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Return the values themselves."""
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Return the one value."""
+        return [value]
+
+
+class Group:
+    """The processes of torch's process group.
+
+    Args:
+        group: over gloo; None for the default one.
+
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.rank, self.size, self.waited = dist.get_rank(), dist.get_world_size(), 0.0
+        self._group = group
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum arrays of one shape over ranks."""
+        total = torch.from_numpy(values.copy())
+        with self._waiting():
+            dist.all_reduce(total, group=self._group)
+        return total.numpy()
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of each rank."""
+        values: list[Any] = [None] * self.size
+        with self._waiting():
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - start
+
+
+def all_agree(ranks: Ranks, flag: bool) -> bool:
+    """Tell whether the flag is set on every rank."""
+    return bool(ranks.sum(np.array([flag], dtype=np.int64))[0] == ranks.size)
+
+
+def any_says(ranks: Ranks, flag: bool) -> bool:
+    """Tell whether the flag is set on some rank."""
+    return bool(ranks.sum(np.array([flag], dtype=np.int64))[0])
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """Make sure that all ranks do a block, or none goes on: no collective call may stand inside it.
+
+    Raises:
+        OtherRankError: another rank failed; the one that did raises its own error.
+
+    """
+    failure: tuple[str, int] | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = _told(error)
+        any_says(ranks, True)
+        ranks.gather(failure)
+        if isinstance(error, UserError):
+            error.told = True
+        raise
+    if any_says(ranks, False):
+        rank, told = next((rank, told) for rank, told in enumerate(ranks.gather(failure)) if told is not None)
+        raise OtherRankError(f"rank {rank}: {told[0]}", told[1])
+
+
+def on_first(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Do something on rank 0 only and give the result, small and plain, to all.
+
+    Raises:
+        OtherRankError: it failed there.
+
+    """
+    result = None
+    with together(ranks):
+        if ranks.rank == 0:
+            result = action()
+    value: Any = ranks.gather(result)[0]
+    return value
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """Sentence and exit code for the other ranks."""
+    if isinstance(error, UserError | NotFiniteError):
+        return str(error), 2 if isinstance(error, UserError) else 1
+    return f"{type(error).__name__}: {error}", 1
+
+
+def check_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
+    """Compare what must be the same on every rank with that of rank 0.
+
+    Args:
+        ranks: all of which call this.
+        facts: name -> plain value, nested by mappings; a name that is told as it is.
+
+    Raises:
+        UserError: on every rank, naming the first one that differs, and what differs.
+
+    """
+    first, *others = ranks.gather(dict(facts))
+    for rank, other in enumerate(others, start=1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                error = UserError(
+                    f"rank {rank} has another {name} than rank 0 ({other.get(name)!r}, not {first.get(name)!r}); "
+                    "start every rank with the same configuration, data and packages"
+                )
+                error.told = True
+                raise error
+
+
+@contextmanager
+def open_ranks(config: RunConfig) -> Iterator[Ranks]:
+    """Join the processes that a launcher started, for as long as the block lasts.
+
+    Raises:
+        UserError: launched as several processes without a `deepspeed` section, or the ranks cannot meet.
+        OtherRankError: a rank was lost while others waited for it.
+
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.deepspeed is None:
+        if size > 1:
+            raise UserError(
+                f"a launcher started {size} processes but the configuration has no section deepspeed, and plain torch "
+                "trains in one; add deepspeed.stage=1, or start a single process"
+            )
+        yield Alone()
+        return
+    timeout = timedelta(seconds=config.deepspeed.timeout)
+    _join(size, timeout, choose_backend(config.training.device))
+    with _lost_ranks(config.deepspeed.timeout):
+        yield Group(dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() != "gloo" else None)
+    dist.destroy_process_group()  # not after a failure: it would wait for the ranks that are gone
+
+
+def choose_backend(device: str) -> str:
+    """Name the backend of the engine's own messages: NCCL between GPUs, gloo between CPUs."""
+    return "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+
+
+def _join(size: int, timeout: timedelta, backend: str) -> None:
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" not in os.environ:  # without a launcher
+        if size > 1:
+            raise UserError(f"WORLD_SIZE is {size} but RANK is not set; start the run by torchrun or deepspeed")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    if missing := [name for name in LAUNCHED if name not in os.environ]:
+        raise UserError(f"RANK is set but {missing[0]} is not; start the run by torchrun or deepspeed")
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = " ".join(str(error).split())[:200]
+        if "EADDRINUSE" in reason or "address already in use" in reason.lower():
+            raise UserError(
+                f"port {os.environ['MASTER_PORT']} is in use by another program; give the launcher another one "
+                "(--master_port, or MASTER_PORT)"
+            ) from None
+        raise UserError(
+            f"the {size} ranks do not meet at {where} ({reason}); check that all were started, that the address is "
+            "reachable and that no other run uses the port"
+        ) from None
+
+
+@contextmanager
+def _lost_ranks(timeout: float) -> Iterator[None]:
+    """Tell a broken connection as what it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(part in text for part in ("gloo", "NCCL", "Gloo")):
+            raise
+        reason = " ".join(text.split())[:200]
+        rank = dist.get_rank()
+        raise OtherRankError(
+            f"rank {rank} lost another rank, which died or did not answer within {timeout:g} seconds ({reason}); what "
+            "ended it stands above or in its own log; run the same command to go on from the last checkpoint",
+            1,
+        ) from None
