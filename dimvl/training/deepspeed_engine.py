@@ -39,15 +39,33 @@ from dimvl.training.state import State, saved_tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
-class DeepSpeedEngine:
-    """A task under DeepSpeed; see `Engine` for the methods."""
+def checked_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> dict[str, Any]:
+    """Return DeepSpeed's JSON.
 
-    def __init__(self, task: Task, training: TrainingConfig, config: DeepSpeedConfig, ranks: Ranks) -> None:
-        self.ranks, self.stage = ranks, config.stage
-        options = deepspeed_options(training, config, ranks.size)
+    Raises:
+        UserError: deepspeed is not installed, or a key of the user is unknown or contradicts the configuration.
+
+    """
+    options = deepspeed_options(training, config, ranks)
+    zero = _deepspeed().runtime.zero.config.DeepSpeedZeroConfig.model_fields
+    check_zero_keys(options, [*zero, *(field.alias for field in zero.values() if field.alias)])
+    return options
+
+
+class DeepSpeedEngine:
+    """A task under DeepSpeed; see `Engine` for the methods.
+
+    Args:
+        task: still on the CPU, with the weights to start from.
+        training: optimisation and precision.
+        options: DeepSpeed's JSON, from `checked_options`.
+        ranks: that have met.
+
+    """
+
+    def __init__(self, task: Task, training: TrainingConfig, options: dict[str, Any], ranks: Ranks) -> None:
         deepspeed = _deepspeed()
-        zero = deepspeed.runtime.zero.config.DeepSpeedZeroConfig.model_fields
-        check_zero_keys(options, [*zero, *(field.alias for field in zero.values() if field.alias)])
+        self.ranks, self.stage = ranks, int(options["zero_optimization"]["stage"])
         self.device = choose_device(training.device)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
@@ -219,7 +237,7 @@ def _deepspeed() -> Any:
             "the section deepspeed needs the package deepspeed; install it with pip install 'dimvl[deepspeed]'"
         ) from None
     logger = deepspeed.utils.logger
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)  # a step that was not applied is told by the loop
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)  # stdout is for results

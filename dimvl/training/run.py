@@ -40,7 +40,7 @@ from dimvl.tasks.base import Task
 from dimvl.tasks.captioning import CaptionSource, CaptionTask
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
 from dimvl.tasks.self_critical import SampleSource, SelfCriticalTask, token_references
-from dimvl.training.deepspeed_engine import DeepSpeedEngine
+from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
 from dimvl.training.early_stopping import Validation
 from dimvl.training.engine import Engine, TorchEngine
 from dimvl.training.loop import train
@@ -76,7 +76,11 @@ def train_on(ranks: Ranks, config: AnyConfig, progress: Callable[[StepReport], N
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
         torch.use_deterministic_algorithms(True)
-    description = _describe(config)
+    options: dict[str, Any] = {}
+    with together(ranks):
+        if config.deepspeed is not None:
+            options = checked_options(settings, config.deepspeed, ranks.size)
+        description = _describe(config)
     if ranks.size > 1:
         _check_ranks(ranks, config, description)
     prepared = None
@@ -86,7 +90,7 @@ def train_on(ranks: Ranks, config: AnyConfig, progress: Callable[[StepReport], N
                 prepared = _prepare(config, description, ranks)
     assert prepared is not None
     task, source, validation = prepared
-    engine = _engine(config, task, ranks)
+    engine = _engine(config, task, options, ranks)
     data = TrainingSteps(
         source,
         task.shape,
@@ -149,11 +153,11 @@ def _prepare(
         raise
 
 
-def _engine(config: AnyConfig, task: Task, ranks: Ranks) -> Engine:
+def _engine(config: AnyConfig, task: Task, options: dict[str, Any], ranks: Ranks) -> Engine:
     task.model.encoder.checkpoint_activations = config.training.checkpoint_activations
     if config.deepspeed is None:
         return TorchEngine(task, config.training)
-    return DeepSpeedEngine(task, config.training, config.deepspeed, ranks)
+    return DeepSpeedEngine(task, config.training, options, ranks)
 
 
 def _describe(config: AnyConfig) -> dict[str, Any]:

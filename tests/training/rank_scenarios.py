@@ -1,0 +1,317 @@
+"""What several ranks do in the tests of DeepSpeed: run as `python -m tests.training.rank_scenarios FOLDER NAME...`.
+
+All scenarios run in one start of the ranks, since a start costs many seconds. Each rank writes what it saw to
+FOLDER/NAME.RANK.json; the tests read it. A scenario that fails writes its traceback there, and the others go on.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dimvl.errors import Interrupted
+from dimvl.training import checkpoint, run
+from dimvl.training.ranks import open_ranks
+from dimvl.training.run import train_on
+from tests.factories import make_store
+from tests.tiny_runs import TinyData, make_config
+
+SPLIT_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+TRAINING = {"steps": 6, "learning_rate": 1e-3, "warmup_steps": 2, "rows_per_micro_batch": 60}
+
+
+class Scenarios:
+    """One method a scenario; what it returns is written."""
+
+    def __init__(self, folder, ranks):
+        self.folder, self.ranks = folder, ranks
+        self.data = TinyData(*(folder / "data" / name for name in ("regions", "c.json", "q.json", "a.json")))
+        self.engine = None
+
+    def config(self, output, stage, task="pretrain", training=None, deepspeed=None, **changes):
+        settings = {"stage": stage, "timeout": 60, "options": SPLIT_ALL if stage == 3 else {}, **(deepspeed or {})}
+        changes = {"model": {"dropout": 0, "layers": 2}, **changes}
+        return make_config(
+            self.data, self.folder / output, task, training=TRAINING | (training or {}), deepspeed=settings, **changes
+        )
+
+    def train(self, output, stage, progress=None, **changes):
+        """Train; the losses of each step."""
+        losses = []
+
+        def show(report):
+            losses.append(report.loss)
+            if progress is not None:
+                progress(report)
+
+        train_on(self.ranks, self.config(output, stage, **changes), show)
+        return losses
+
+    def failure(self, output, stage, **changes):
+        """Train and tell how it failed."""
+        try:
+            self.train(output, stage, **changes)
+        except Exception as error:
+            return {"kind": type(error).__name__, "text": str(error), "code": getattr(error, "code", None)}
+        return None
+
+    # --- one curve
+
+    def curve_0(self):
+        return self._curve(0)
+
+    def curve_1(self):
+        return self._curve(1)
+
+    def curve_2(self):
+        return self._curve(2)
+
+    def curve_3(self):
+        return self._curve(3)
+
+    def _curve(self, stage):
+        losses = self.train(f"stage{stage}-on-{self.ranks.size}", stage)
+        whole, kept, tied = 0, 0, True
+        live = {}
+        import deepspeed
+
+        for name, weight in self.engine.task.model.named_parameters():
+            whole += getattr(weight, "ds_numel", weight.numel())
+            kept += weight.ds_tensor.numel() if hasattr(weight, "ds_tensor") else weight.numel()
+            assert stage < 3 or weight.numel() == 0, "between two calls a rank holds its part only"
+            with deepspeed.zero.GatheredParameters([weight], enabled=stage == 3):
+                live[name] = weight.detach().float().cpu().clone()
+        model = self.engine.task.model
+        tied = model.word_head.decoder.weight is model.tokens.word.weight
+        if self.ranks.rank == 0:
+            save_file(live, self.folder / f"live{stage}-on-{self.ranks.size}.safetensors")
+        return {"losses": losses, "share": kept / whole, "tied": tied}
+
+    def bf16_0(self):
+        return self.train("bf16-0", 0, training={"precision": "bf16"})
+
+    def bf16_1(self):
+        return self.train("bf16-1", 1, training={"precision": "bf16"})
+
+    def bf16_2(self):
+        return self.train("bf16-2", 2, training={"precision": "bf16"})
+
+    def bf16_3(self):
+        return self.train("bf16-3", 3, training={"precision": "bf16"})
+
+    def offload_2(self):
+        return self.train("offload2", 2, deepspeed={"offload_optimizer": True})
+
+    def offload_3(self):
+        settings = {"offload_optimizer": True, "offload_parameters": True}
+        return self.train("offload3", 3, deepspeed=settings)
+
+    def activations_again(self):
+        return [self.train(f"again{stage}", stage, training={"checkpoint_activations": True}) for stage in (1, 3)]
+
+    def accumulation(self):
+        """Losses with small micro-batches, with one large one, and the micro-batches and targets of each."""
+        found = []
+        for rows in (20, 4000):
+            seen = []
+            with self.spying(seen):
+                losses = self.train(f"accumulation{rows}", 2, training={"rows_per_micro_batch": rows})
+            found.append({"losses": losses, "targets": seen})
+        return found
+
+    @contextmanager
+    def spying(self, seen):
+        """Write down the number of words to predict in each micro-batch of this rank."""
+        from dimvl.training.deepspeed_engine import DeepSpeedEngine
+
+        real = DeepSpeedEngine.losses
+
+        def losses(engine, batch):
+            seen.append(sum(batch.counts().values()))
+            return real(engine, batch)
+
+        DeepSpeedEngine.losses = losses
+        try:
+            yield
+        finally:
+            DeepSpeedEngine.losses = real
+
+    # --- stopping and going on
+
+    def resume_exactly(self):
+        """With dropout, at stage 2: 8 steps at once, and 8 steps with a stop that only the last rank asked for."""
+        settings = {"model": {"dropout": 0.1, "layers": 2}, "training": {"steps": 8}}
+        whole = self.train("undisturbed", 2, **settings)
+        first = self.stop_at(4, "stopped", 2, **settings)
+        return {"whole": whole, "first": first, "rest": self.train("stopped", 2, **settings)}
+
+    def stop_at(self, step, output, stage, **changes):
+        losses = []
+
+        def stop(report):
+            losses.append(report.loss)
+            if report.step == step and self.ranks.rank == self.ranks.size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            self.train(output, stage, stop, **changes)
+        except Interrupted as error:
+            return {"losses": losses, "message": str(error)}
+        return None
+
+    def save_for_others(self):
+        """Stop at step 3 of 6 at stage 2: what other stages and other numbers of ranks go on from."""
+        return self.stop_at(3, "half", 2)
+
+    def go_on_1(self):
+        return self._go_on(1)
+
+    def go_on_3(self):
+        return self._go_on(3)
+
+    def from_torch(self):
+        """Go on at stage 2 with a run that the torch engine stopped after step 3."""
+        return self._go_on(2, "torch-half")
+
+    def _go_on(self, stage, half="half"):
+        output = f"{half}-on-{self.ranks.size}-at-{stage}"
+        if self.ranks.rank == 0:
+            shutil.copytree(self.folder / half, self.folder / output)
+        self.ranks.gather(None)
+        return self.train(output, stage)
+
+    def frozen(self):
+        """Freeze the embeddings at stage 3 in bf16: their weights stay what they were, in fp32."""
+        freeze = {"embeddings": True, "layers": 1}
+        first = {}
+        real = run._build
+
+        def build(*arguments):
+            task, source = real(*arguments)
+            first.update({name: weight.detach().clone() for name, weight in task.model.named_parameters()})
+            return task, source
+
+        run._build = build
+        try:
+            self.train("frozen", 3, training={"precision": "bf16", "freeze": freeze, "steps": 2})
+        finally:
+            run._build = real
+        if self.ranks.rank == 0:
+            save_file(first, self.folder / "frozen-before.safetensors")
+
+    # --- validation and drawing
+
+    def validation(self):
+        section = {"every": 3, "questions": self.data.questions, "annotations": self.data.annotations}
+        self.train("validated-vqa", 3, task="vqa", validation=section)
+        section = {"every": 3, "captions": self.data.captions}
+        self.train("validated-caption", 3, task="caption", validation=section)
+        self.train("validated-loss", 2, task="caption", validation=section | {"metric": "loss"})
+
+    def self_critical(self):
+        """Draw captions of different lengths on ranks of different load, at stage 3."""
+        changes = {"initial": self.folder / "validated-caption", "self_critical": {"samples": 2}}
+        return self.train("drawn", 3, task="caption", training={"rows_per_micro_batch": 1000}, **changes)
+
+    # --- failures
+
+    def loss_not_finite(self):
+        return self._broken(lambda engine, batch, losses: {name: loss * float("nan") for name, loss in losses.items()})
+
+    def _broken(self, change):
+        from dimvl.training.deepspeed_engine import DeepSpeedEngine
+
+        real = DeepSpeedEngine.losses
+
+        def losses(engine, batch):
+            found = real(engine, batch)
+            late = engine.schedule.last_epoch == 3 and self.ranks.rank == 1 and batch.sources
+            return change(engine, batch, found) if late else found
+
+        DeepSpeedEngine.losses = losses
+        try:
+            return self.failure("no-loss", 2, training={"save_every": 1})
+        finally:
+            DeepSpeedEngine.losses = real
+
+    def gradient_not_finite(self):
+        """How it failed with each of DeepSpeed's optimisers."""
+        from dimvl.training.deepspeed_engine import DeepSpeedEngine
+
+        real, found = DeepSpeedEngine.backward, {}
+
+        def backward(engine, loss, is_last):
+            late = engine.schedule.last_epoch == 2 and self.ranks.rank == 1
+            real(engine, loss * float("inf") if late else loss, is_last)
+
+        DeepSpeedEngine.backward = backward
+        try:
+            for stage, precision in [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16")]:
+                output, training = f"no-gradient-{stage}-{precision}", {"save_every": 1, "precision": precision}
+                found[output] = self.failure(output, stage, training=training)
+        finally:
+            DeepSpeedEngine.backward = real
+        return found
+
+    def full_disk(self):
+        real = checkpoint.write_state
+
+        def full(folder, state):
+            if state.steps == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(folder, state)
+
+        checkpoint.write_state = full
+        try:
+            return self.failure("full", 1, training={"save_every": 1})
+        finally:
+            checkpoint.write_state = real
+
+    def another_seed(self):
+        return self.failure("differs", 1, seed=self.ranks.rank)
+
+    def another_store(self):
+        """A store of the same images on each rank, one of which has no regions on rank 1."""
+        own = make_store(self.folder / f"store{self.ranks.rank}", 12, empty=3 if self.ranks.rank == 0 else 4)
+        return self.failure("differs", 1, regions=own)
+
+    def one_lacks_a_file(self):
+        gone = {"captions": self.folder / "gone.json"} if self.ranks.rank == 1 else {}
+        return self.failure("differs", 1, **gone)
+
+    def unknown_options(self):
+        options = {"zero_optimization": {"overlap_com": True}}
+        return self.failure("unknown", 1, deepspeed={"options": options})
+
+
+def main():
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    anything = make_config(TinyData(*[folder] * 4), folder, deepspeed={"timeout": 60})
+    with open_ranks(anything) as ranks:
+        scenarios = Scenarios(folder, ranks)
+        real = run._engine
+
+        def engine(*arguments):
+            scenarios.engine = real(*arguments)
+            return scenarios.engine
+
+        run._engine = engine
+        for name in names:
+            torch.manual_seed(0)
+            try:
+                found = {"found": getattr(scenarios, name)()}
+            except BaseException:
+                found = {"error": traceback.format_exc()}
+            (folder / f"{name}.{ranks.size}.{ranks.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
