@@ -17,7 +17,7 @@ from dimvl.training import checkpoint
 from dimvl.training.checkpoint import save_checkpoint
 from dimvl.training.engine import TorchEngine
 from dimvl.training.ranks import Alone
-from dimvl.training.state import State, read_state
+from dimvl.training.state import State, read_state, saved_tensors
 from tests.factories import CLASSES, make_model, make_processor
 
 
