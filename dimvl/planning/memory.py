@@ -1,0 +1,195 @@
+"""Memory of a training step: what the weights take by ZeRO stage, and what a micro-batch keeps for its backward pass.
+
+Bytes per parameter, P parameters of which T are trained, on N ranks (Rajbhandari et al., "ZeRO", SC 2020, section 3.1;
+the second moment is missing for what Muon trains):
+
+    engine, precision      weights   gradients   optimizer states
+    torch, fp32            4 P       4 T         8 T (two moments)
+    torch, bf16 autocast   4 P       4 T         8 T; casts of the matrices, 2 bytes each, are counted as activations
+    DeepSpeed, fp32        4 P       4 T         8 T
+    DeepSpeed, bf16        2 P       2 T         12 T (fp32 master weights and two moments)
+
+Stage 1 divides the states by N, stage 2 the gradients too, stage 3 the weights too.
+
+Bytes that a block keeps, with e bytes of an element (fp32 4, else 2), n of a norm's input (bf16 under autocast: 4, since
+residuals stay fp32), m of a dropout mask (GPU 1, processor e, without dropout 0), q attending rows and k rows that are
+gathered to be attended to (for a prefix shared by texts once per text), H heads:
+
+    2 N D n  inputs of two norms, and 4 N n their means and deviations
+    2 N D e  inputs of the projections to query, key, value and into the feed-forward
+    2 (q + k) D e + 4 q H  query, output, key and value of attention, and its log-sum-exp
+    N D e    input of the output projection
+    2 N I e  input and output of the activation
+    2 N D m  two dropout masks
+
+The padded core (processor, fp32) also keeps its mask, as e bytes a pair. Heads keep 4 bytes per word and vocabulary
+entry. A fused kernel (torch.compile) may keep less.
+
+Letters: N rows, D width, I inner width, F region feature, V vocabulary, K classes, A answers, M targets.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dimvl.model.model import DimvlModel
+from dimvl.planning.work import Work
+
+Arithmetic = Literal["fp32", "autocast", "bf16"]
+"""`autocast` is bf16 of the torch engine, `bf16` that of DeepSpeed, which casts the model."""
+
+HEADS = ("word_head", "object_head", "match_head", "answer_head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """How numbers are kept.
+
+    Attributes:
+        arithmetic: of the engine.
+        gpu: else a processor, whose dropout keeps a mask of whole numbers and whose norms take bf16 as it comes.
+        dropout: whether there is any.
+        recompute: activation checkpointing: of each block its input alone is kept.
+
+    """
+
+    arithmetic: Arithmetic
+    gpu: bool
+    dropout: bool
+    recompute: bool = False
+
+    @property
+    def element(self) -> int:
+        """Bytes of what products take."""
+        return 4 if self.arithmetic == "fp32" else 2
+
+    @property
+    def norm(self) -> int:
+        """Bytes of what norms take in the residual stream."""
+        return 2 if self.arithmetic == "bf16" else 4
+
+    @property
+    def inner_norm(self) -> int:
+        """Bytes of what norms take right behind a product: CUDA's autocast makes fp32 of it."""
+        return self.norm if self.gpu else self.element
+
+    def mask(self, element: int) -> int:
+        """Bytes of an entry of a dropout mask over elements of so many bytes."""
+        return 0 if not self.dropout else 1 if self.gpu else element
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateBytes:
+    """Bytes that stay on one GPU from step to step."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def state_bytes(
+    parameters: int, trained: int, muon: int, *, deepspeed: bool, precision: str, stage: int, ranks: int
+) -> StateBytes:
+    """Bytes of weights, gradients and optimizer states on one GPU; the module's docstring has the table.
+
+    Args:
+        parameters: P.
+        trained: T, of these.
+        muon: of these, those with one moment.
+        deepspeed: else the torch engine, which takes stage 0 and one rank.
+        precision: `fp32` or `bf16`.
+        stage: of ZeRO, 0 to 3.
+        ranks: N.
+
+    """
+    half = deepspeed and precision == "bf16"
+    element, masters = (2, 4) if half else (4, 0)
+    states = (masters + 8) * trained - 4 * muon
+    return StateBytes(
+        weights=element * parameters / (ranks if stage >= 3 else 1),
+        gradients=element * trained / (ranks if stage >= 2 else 1),
+        optimizer=states / (ranks if stage >= 1 else 1),
+    )
+
+
+def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, float]:
+    """Bytes of activations at the end of a forward pass, by part: what is kept for the backward pass.
+
+    Args:
+        model: on any device; all of it learns (what is frozen keeps less, which is not counted).
+        work: of the micro-batch.
+        numbers: how numbers are kept.
+
+    """
+    layers, block = len(model.encoder.layers), _block_bytes(model, work, numbers)
+    if numbers.recompute:
+        block, again = work.rows * model.regions.feature.out_features * numbers.norm, block
+    else:
+        again = 0.0
+    kept = {"embeddings": _embedding_bytes(model, work, numbers), "encoder": layers * block + again}
+    kept["heads"] = _head_bytes(model, work, numbers)
+    if numbers.arithmetic == "autocast":
+        linear = (module for module in model.modules() if hasattr(module, "in_features"))
+        kept["casts of weights"] = 2.0 * sum(p.numel() for module in linear for p in module.parameters())
+    return kept
+
+
+def batch_bytes(model: DimvlModel, work: Work) -> float:
+    """Bytes of the micro-batch itself, as it comes: fp32 features, geometry, 64-bit ids, targets."""
+    features = model.regions.feature.in_features
+    classes = 0 if model.object_head is None else model.object_head.classes.out_features
+    answers = 0 if model.answer_head is None else model.answer_head.outer.out_features
+    targets = 16 * work.words + (8 + 4 * features + 4 * classes) * work.regions + 12 * work.matches
+    return work.vision * (4 * features + 4 * 7 + 8 + 1) + 24 * work.language + targets + work.answers * (8 + 4 * answers)
+
+
+def passing_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
+    """Bytes of the largest thing that comes and goes beside what is kept.
+
+    Either the logits of words and their gradient at the turn from forward to backward, or, in a block, the gradients of
+    the activation's two sides.
+    """
+    element, inner = numbers.element, model.encoder.layers[0].ffn.language.inner.out_features
+    logits = work.words * model.tokens.word.num_embeddings * (4 + (element if element == 2 else 0))
+    return max(logits, 2 * work.rows * inner * element)
+
+
+def _block_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
+    width = model.regions.feature.out_features
+    inner = model.encoder.layers[0].ffn.language.inner.out_features
+    element, attention = numbers.element, work.attention
+    rows = 2 * width * numbers.norm + 4 * numbers.norm  # norms
+    rows += 3 * width * element + 2 * inner * element  # products
+    rows += 2 * width * numbers.mask(element)
+    attended = 2 * (attention.queries + attention.keys) * width * element
+    attended += 4 * attention.queries * model.encoder.heads
+    if not numbers.gpu or numbers.arithmetic == "fp32":
+        attended += attention.masked * element
+    return work.rows * rows + attended
+
+
+def _embedding_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
+    width, features = model.regions.feature.out_features, model.regions.feature.in_features
+    element, norm = numbers.element, numbers.norm
+    stream = norm + numbers.mask(norm)
+    vision = features * element + 7 * element * (element == 2) + width * (2 * numbers.inner_norm + stream)
+    return work.vision * (vision + 6 * norm) + work.language * (width * stream + 2 * norm)
+
+
+def _head_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
+    width, element, norm = model.regions.feature.out_features, numbers.element, numbers.inner_norm
+    transform = width * (3 * element + norm) + 2 * norm
+    total = work.words * (transform + 4 * model.tokens.word.num_embeddings)
+    if model.object_head is not None:
+        classes, features = model.object_head.classes.out_features, model.object_head.features.out_features
+        total += work.regions * (transform + 4 * classes + 4 * features)
+    if model.match_head is not None:
+        total += work.matches * 2 * width * element
+    if model.answer_head is not None:
+        answers = model.answer_head.outer.out_features
+        total += work.answers * (width * element + 2 * width * (2 * element + norm) + 4 * answers)
+    return total

@@ -1,0 +1,136 @@
+"""The work in a batch: how many rows there are of each kind, who attends to whom, and how many targets heads see.
+
+Everything may be a fraction: the work of an average batch is as good as that of a real one.
+
+Letters: P prefixes, T texts, S sequences of an attention call, M targets.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from dimvl.data.batch import AnswerTargets, Batch, CaptionTargets, MatchTargets, ObjectTargets, WordTargets
+from dimvl.model.plan import AttentionCall, plan_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionWork:
+    """What one attention call, or several together, compute on in every layer.
+
+    Attributes:
+        queries: rows that attend.
+        keys: rows that are gathered to be attended to; those of a shared prefix count once per text.
+        pairs: query-key products, the sum over sequences of query length x key length. A causal call counts as the
+            whole rectangle, as torch counts it; a kernel that skips what is masked does less.
+        masked: of these, pairs in calls that have a dense mask (padded core only).
+
+    """
+
+    queries: float = 0.0
+    keys: float = 0.0
+    pairs: float = 0.0
+    masked: float = 0.0
+
+    def __add__(self, other: "AttentionWork") -> "AttentionWork":
+        return AttentionWork(**{name: value + getattr(other, name) for name, value in self.__dict__.items()})
+
+    def __mul__(self, factor: float) -> "AttentionWork":
+        return AttentionWork(**{name: value * factor for name, value in self.__dict__.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Rows and targets of a batch.
+
+    Attributes:
+        vision: rows of regions.
+        language: rows of context and text.
+        attention: of all calls.
+        words: words to predict.
+        regions: regions to predict.
+        matches: pairs to judge.
+        answers: questions to answer.
+
+    """
+
+    vision: float = 0.0
+    language: float = 0.0
+    attention: AttentionWork = AttentionWork()
+    words: float = 0.0
+    regions: float = 0.0
+    matches: float = 0.0
+    answers: float = 0.0
+
+    @property
+    def rows(self) -> float:
+        """Rows of both modalities, N."""
+        return self.vision + self.language
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(**{name: value + getattr(other, name) for name, value in self.__dict__.items()})
+
+    def __mul__(self, factor: float) -> "Work":
+        return Work(**{name: value * factor for name, value in self.__dict__.items()})
+
+    @classmethod
+    def of(cls, batch: Batch, padded: bool) -> Self:
+        """Count the work of a real batch.
+
+        Args:
+            batch: with its targets.
+            padded: attention runs in the padded core (CPU, fp32), and what it adds counts too.
+
+        """
+        layout, targets = batch.layout, list(batch.targets.values())
+
+        def count(*kinds: type) -> int:
+            return sum(len(target.rows) for target in targets if isinstance(target, kinds))
+
+        calls = [_call(call, padded) for call in plan_attention(layout).calls]
+        return cls(
+            vision=layout.num_vision,
+            language=layout.num_rows - layout.num_vision,
+            attention=sum(calls, AttentionWork()),
+            words=count(WordTargets, CaptionTargets),
+            regions=count(ObjectTargets),
+            matches=count(MatchTargets),
+            answers=count(AnswerTargets),
+        )
+
+
+def _call(call: AttentionCall, padded: bool) -> AttentionWork:
+    queries, keys = call.query_lengths, call.key_lengths
+    if not padded:
+        return AttentionWork(queries=queries.sum(), keys=keys.sum(), pairs=np.dot(queries, keys))
+    longest = len(queries) * queries.max(), len(keys) * keys.max()
+    pairs = float(longest[0] * keys.max())
+    mask = call.padded_mask
+    masked = 0.0 if mask is None else float(mask.numel())
+    return AttentionWork(queries=float(longest[0]), keys=float(longest[1]), pairs=pairs, masked=masked)
+
+
+def document_work(
+    *, regions: float, context: float, texts: float, text_rows: float, shared_prefix: bool, **targets: float
+) -> Work:
+    """Work of a document of average lengths.
+
+    Args:
+        regions: visual rows of its prefix.
+        context: rows of `[CLS] tags [SEP]`.
+        texts: number of texts; one where the prefix sees its text.
+        text_rows: rows of each text.
+        shared_prefix: sequence-to-sequence: the prefix sees itself only and is computed once for all texts.
+        targets: `words`, `regions_predicted`, `matches` or `answers`: their number.
+
+    """
+    prefix, text = regions + context, texts * text_rows
+    if shared_prefix:
+        keys = texts * (prefix + text_rows)
+        attention = AttentionWork(queries=prefix, keys=prefix, pairs=prefix * prefix)
+        attention += AttentionWork(queries=text, keys=keys, pairs=text * (prefix + text_rows), masked=text * (prefix + text_rows))
+    else:
+        rows = prefix + text
+        attention = AttentionWork(queries=rows, keys=rows, pairs=rows * rows)
+    predicted = targets.pop("regions_predicted", 0.0)
+    return Work(vision=regions, language=context + text, attention=attention, regions=predicted, **targets)
