@@ -3,17 +3,16 @@
 Bytes per parameter, P parameters of which T are trained, on N ranks (Rajbhandari et al., "ZeRO", SC 2020, section 3.1;
 the second moment is missing for what Muon trains):
 
-    engine, precision      weights   gradients   optimizer states
-    torch, fp32            4 P       4 T         8 T (two moments)
-    torch, bf16 autocast   4 P       4 T         8 T; casts of the matrices, 2 bytes each, are counted as activations
-    DeepSpeed, fp32        4 P       4 T         8 T
-    DeepSpeed, bf16        2 P       2 T         12 T (fp32 master weights and two moments)
+                                          weights   gradients   optimizer states
+    fp32                                  4 P       4 T         8 T (two moments)
+    bf16 autocast: torch, and stage 0     4 P       4 T         8 T; casts of matrices, 2 bytes each, are activations
+    bf16 weights: stages 1 to 3           2 P       2 T         12 T (fp32 master weights and two moments)
 
 Stage 1 divides the states by N, stage 2 the gradients too, stage 3 the weights too.
 
-Bytes that a block keeps, with e bytes of an element (fp32 4, else 2), n of a norm's input (bf16 under autocast: 4, since
-residuals stay fp32), m of a dropout mask (GPU 1, processor e, without dropout 0), q attending rows and k rows that are
-gathered to be attended to (for a prefix shared by texts once per text), H heads:
+Bytes that a block keeps, with e bytes of an element (fp32 4, else 2), n of a norm's input (bf16 under autocast: 4,
+since residuals stay fp32), m of a dropout mask (GPU 1, processor e, without dropout 0), q attending rows and k rows
+that are gathered to be attended to (for a prefix shared by texts once per text), H heads:
 
     2 N D n  inputs of two norms, and 4 N n their means and deviations
     2 N D e  inputs of the projections to query, key, value and into the feed-forward
@@ -31,11 +30,14 @@ Letters: N rows, D width, I inner width, F region feature, V vocabulary, K class
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
+from dimvl.model.encoder import FeedForward
 from dimvl.model.model import DimvlModel
 from dimvl.planning.work import Work
 
 Arithmetic = Literal["fp32", "autocast", "bf16"]
-"""`autocast` is bf16 of the torch engine, `bf16` that of DeepSpeed, which casts the model."""
+"""`autocast` is bf16 of the torch engine and of stage 0; `bf16` that of stages 1 to 3, which cast the model."""
 
 HEADS = ("word_head", "object_head", "match_head", "answer_head")
 
@@ -91,8 +93,15 @@ class StateBytes:
         return self.weights + self.gradients + self.optimizer
 
 
+def arithmetic_of(precision: Literal["fp32", "bf16"], stage: int) -> Arithmetic:
+    """How a precision is had at a stage of ZeRO; the torch engine is as stage 0."""
+    if precision == "fp32":
+        return "fp32"
+    return "bf16" if stage else "autocast"
+
+
 def state_bytes(
-    parameters: int, trained: int, muon: int, *, deepspeed: bool, precision: str, stage: int, ranks: int
+    parameters: int, trained: int, muon: int, *, arithmetic: Arithmetic, stage: int, ranks: int
 ) -> StateBytes:
     """Bytes of weights, gradients and optimizer states on one GPU; the module's docstring has the table.
 
@@ -100,14 +109,12 @@ def state_bytes(
         parameters: P.
         trained: T, of these.
         muon: of these, those with one moment.
-        deepspeed: else the torch engine, which takes stage 0 and one rank.
-        precision: `fp32` or `bf16`.
-        stage: of ZeRO, 0 to 3.
+        arithmetic: see `arithmetic_of`.
+        stage: of ZeRO, 0 to 3; 0 for the torch engine.
         ranks: N.
 
     """
-    half = deepspeed and precision == "bf16"
-    element, masters = (2, 4) if half else (4, 0)
+    element, masters = (2, 4) if arithmetic == "bf16" else (4, 0)
     states = (masters + 8) * trained - 4 * muon
     return StateBytes(
         weights=element * parameters / (ranks if stage >= 3 else 1),
@@ -133,7 +140,7 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
     kept = {"embeddings": _embedding_bytes(model, work, numbers), "encoder": layers * block + again}
     kept["heads"] = _head_bytes(model, work, numbers)
     if numbers.arithmetic == "autocast":
-        linear = (module for module in model.modules() if hasattr(module, "in_features"))
+        linear = (module for module in model.modules() if isinstance(module, nn.Linear))
         kept["casts of weights"] = 2.0 * sum(p.numel() for module in linear for p in module.parameters())
     return kept
 
@@ -144,7 +151,8 @@ def batch_bytes(model: DimvlModel, work: Work) -> float:
     classes = 0 if model.object_head is None else model.object_head.classes.out_features
     answers = 0 if model.answer_head is None else model.answer_head.outer.out_features
     targets = 16 * work.words + (8 + 4 * features + 4 * classes) * work.regions + 12 * work.matches
-    return work.vision * (4 * features + 4 * 7 + 8 + 1) + 24 * work.language + targets + work.answers * (8 + 4 * answers)
+    targets += (8 + 4 * answers) * work.answers
+    return (4 * features + 4 * 7 + 8 + 1) * work.vision + 24 * work.language + targets
 
 
 def passing_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
@@ -153,14 +161,19 @@ def passing_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     Either the logits of words and their gradient at the turn from forward to backward, or, in a block, the gradients of
     the activation's two sides.
     """
-    element, inner = numbers.element, model.encoder.layers[0].ffn.language.inner.out_features
+    element, inner = numbers.element, inner_width(model)
     logits = work.words * model.tokens.word.num_embeddings * (4 + (element if element == 2 else 0))
     return max(logits, 2 * work.rows * inner * element)
 
 
+def inner_width(model: DimvlModel) -> int:
+    """Width inside the feed-forward sublayers, I."""
+    return next(module.inner.out_features for module in model.modules() if isinstance(module, FeedForward))
+
+
 def _block_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     width = model.regions.feature.out_features
-    inner = model.encoder.layers[0].ffn.language.inner.out_features
+    inner = inner_width(model)
     element, attention = numbers.element, work.attention
     rows = 2 * width * numbers.norm + 4 * numbers.norm  # norms
     rows += 3 * width * element + 2 * inner * element  # products

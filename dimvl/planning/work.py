@@ -128,7 +128,8 @@ def document_work(
     if shared_prefix:
         keys = texts * (prefix + text_rows)
         attention = AttentionWork(queries=prefix, keys=prefix, pairs=prefix * prefix)
-        attention += AttentionWork(queries=text, keys=keys, pairs=text * (prefix + text_rows), masked=text * (prefix + text_rows))
+        pairs = text * (prefix + text_rows)
+        attention += AttentionWork(queries=text, keys=keys, pairs=pairs, masked=pairs)
     else:
         rows = prefix + text
         attention = AttentionWork(queries=rows, keys=rows, pairs=rows * rows)

@@ -3,21 +3,15 @@
 import itertools
 
 import pytest
-import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimvl.config import FreezeConfig
-from dimvl.data.documents import collate
-from dimvl.model.model import DimvlModel
 from dimvl.planning.flops import Flops, flops_by_part
-from dimvl.planning.work import AttentionWork, Work
-from dimvl.regions.store import RegionStore
-from dimvl.training.optimiser import freeze
-from dimvl.training.run import _build, _read_annotations
-from tests.tiny_runs import make_config, make_data
+from dimvl.planning.work import Work
+from tests.planning.runs import SPLITS, build
+from tests.tiny_runs import make_data
 
-SPLITS = [[], ["qkv"], ["qkv", "out", "norm", "ffn"]]
 MIXES = {
     "all": {},
     "masked_lm": {"masked_lm": 1, "seq2seq_lm": 0, "masked_object": 0, "matching": 0},
@@ -29,17 +23,6 @@ MIXES = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), 12, empty=3)
-
-
-def build(data, output, task="pretrain", frozen=None, **changes):
-    """A task and a batch of all its documents."""
-    torch.manual_seed(0)
-    config = make_config(data, output, task, model={"layers": 2, "dropout": 0, **changes.pop("model", {})}, **changes)
-    task, source = _build(config, RegionStore(config.regions), *_read_annotations(config, RegionStore(config.regions)))
-    if frozen is not None:
-        freeze(task.model, frozen)
-    batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
-    return task, batch
 
 
 def counted(task, batch):

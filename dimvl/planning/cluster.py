@@ -1,0 +1,63 @@
+"""GPUs and the network between them: what ranks send each other in a step, and what time arithmetic takes.
+
+Bytes that a rank sends in a step, P parameters of e bytes, m micro-batches, N ranks, in rings (Rajbhandari et al.,
+"ZeRO", SC 2020, section 7; each factor times (N - 1) / N):
+
+    stage 0, 1   2 P e           gradients reduced and their result, or the new weights, gathered, once a step
+    stage 2      (m + 1) P e     gradients reduced for each micro-batch, new weights gathered once
+    stage 3      3 m P e         weights gathered for forward and again for backward, gradients reduced
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PEAK = {"bf16": 798.0, "fp32": 67.0}
+"""TFLOP/s of one H100: bf16 as measured on matrix products, fp32 without TF32 from its data sheet."""
+NODE = 8
+NETWORK = {"in a node": 450.0, "between nodes": 50.0}
+"""GB/s one way of a GPU, by data sheet: NVLink of an H100, and an adapter of 400 Gbit/s for each GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The machine to plan for.
+
+    Attributes:
+        gpus: ranks N.
+        gpu_memory: GB (10^9 bytes) of one GPU.
+        peak: TFLOP/s of one GPU at the run's precision; None for that of an H100.
+        utilisation: share of the peak that is reached; an assumption until it is measured.
+        network: GB/s that one GPU sends to the others while they send to it; None for NVLink up to 8 GPUs and an
+            adapter of 400 Gbit/s for each beyond.
+
+    """
+
+    gpus: int
+    gpu_memory: float = 80.0
+    peak: float | None = None
+    utilisation: float = 0.4
+    network: float | None = None
+
+    def peak_at(self, precision: Literal["fp32", "bf16"]) -> float:
+        """TFLOP/s of one GPU."""
+        return self.peak or PEAK[precision]
+
+    @property
+    def network_rate(self) -> float:
+        """Bytes that a GPU sends in a second."""
+        return 1e9 * (self.network or NETWORK["in a node" if self.gpus <= NODE else "between nodes"])
+
+
+def sent_bytes(parameters: int, element: int, stage: int, micro_batches: int, ranks: int) -> float:
+    """Bytes that one rank sends in an optimiser step.
+
+    Args:
+        parameters: trained, P.
+        element: bytes of a gradient and of a weight on the wire, e.
+        stage: of ZeRO.
+        micro_batches: of a rank in a step, m.
+        ranks: N.
+
+    """
+    factor = {0: 2, 1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[stage]
+    return factor * parameters * element * (ranks - 1) / ranks

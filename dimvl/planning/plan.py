@@ -1,0 +1,262 @@
+"""The plan of a run: what it costs on a number of GPUs, put together from its parts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dimvl.config import AnyConfig, TrainingConfig
+from dimvl.errors import UserError
+from dimvl.model.model import DimvlModel
+from dimvl.planning.cluster import Cluster, sent_bytes
+from dimvl.planning.data import DataFacts, Given, gather, wanted_heads
+from dimvl.planning.flops import Flops, flops_by_part, part_of, split_sublayers
+from dimvl.planning.memory import Numbers, arithmetic_of, batch_bytes, passing_bytes, saved_bytes, state_bytes
+from dimvl.planning.step import AverageStep, average_document, average_step
+from dimvl.regions.store_format import FeatureDtype, estimated_bytes
+from dimvl.training.optimiser import freeze
+
+REDUCE_BUCKET = 5e8
+"""Elements of DeepSpeed's buffer of gradients, its own default."""
+
+FREE_SHARE = 0.1
+"""Share of a GPU's memory that is left to the CUDA context, the allocator's gaps and the libraries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMemory:
+    """Bytes on one GPU under one engine and stage.
+
+    Attributes:
+        engine: `torch` or `deepspeed`.
+        stage: of ZeRO.
+        weights: that stay.
+        gradients: of what is trained.
+        optimizer: states, fp32 master weights among them.
+        activations: kept for the backward pass of a micro-batch.
+        batch: the micro-batch itself, and the largest thing that comes and goes.
+        buffers: that DeepSpeed fills with gradients to reduce.
+        sent: bytes that the GPU sends in an optimiser step.
+        fits: whether all but `sent` is within the memory, less what is left free.
+
+    """
+
+    engine: str
+    stage: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    batch: float
+    buffers: float
+    sent: float
+    fits: bool
+
+    @property
+    def total(self) -> float:
+        """All bytes in memory."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.batch + self.buffers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will take.
+
+    Attributes:
+        cluster: what it is planned for.
+        precision: of the run.
+        facts: of the data, with what is assumed.
+        parameters: by part; the word head's matrix is the word embedding and counts there.
+        trained: of all parameters.
+        step: the average optimiser step.
+        flops: of an optimiser step over all GPUs, by part.
+        memory: by engine and stage.
+        peak: TFLOP/s of one GPU.
+        network: bytes that one GPU sends in a second.
+        seconds: of arithmetic, an optimiser step.
+        steps: of the run.
+        epochs: that they are; None where the number of images is not known.
+        image_bytes: features of one image, by how the store keeps them.
+        store_bytes: of the whole store likewise; None where the number of images is not known.
+
+    """
+
+    cluster: Cluster
+    precision: str
+    facts: DataFacts
+    parameters: dict[str, int]
+    trained: int
+    step: AverageStep
+    flops: dict[str, Flops]
+    memory: tuple[StageMemory, ...]
+    peak: float
+    network: float
+    seconds: float
+    steps: int
+    epochs: float | None
+    image_bytes: dict[FeatureDtype, float]
+    store_bytes: dict[FeatureDtype, int] | None
+
+    @property
+    def flops_per_step(self) -> float:
+        """Operations of an optimiser step over all GPUs."""
+        return sum(part.total for part in self.flops.values())
+
+    @property
+    def documents_per_second(self) -> float:
+        """Of all GPUs, while nothing but arithmetic takes time."""
+        return self.step.documents / self.seconds
+
+    @property
+    def fitting(self) -> StageMemory | None:
+        """The engine and lowest stage that fit: lower ones send less and do less work."""
+        return next((memory for memory in self.memory if memory.fits), None)
+
+
+def make_plan(config: AnyConfig, cluster: Cluster, given: Given | None = None) -> Plan:
+    """Plan a run from its configuration; no weights are made and no data has to be there.
+
+    Args:
+        config: of the run.
+        cluster: to plan for.
+        given: what is said about data that is not there.
+
+    Raises:
+        UserError: a budget of rows that no step fits into, self-critical training, or a file that is damaged.
+
+    """
+    _check(cluster)
+    facts = gather(config, given or Given())
+    model = meta_model(config, facts)
+    document = average_document(config, facts)
+    step = average_step(config.training, document, cluster.gpus)
+    flops = flops_by_part(model, step.work)
+    peak = cluster.peak_at(config.training.precision)
+    reached = cluster.gpus * peak * 1e12 * cluster.utilisation
+    epochs = None
+    if facts.images is not None:
+        epochs = config.training.steps * step.documents / (facts.images * document.per_image)
+    return Plan(
+        cluster=cluster,
+        precision=config.training.precision,
+        facts=facts,
+        parameters=parameters_by_part(model),
+        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        step=step,
+        flops=flops,
+        memory=tuple(_memory(model, config.training, step, cluster)),
+        peak=peak,
+        network=cluster.network_rate,
+        seconds=sum(part.total for part in flops.values()) / reached,
+        steps=config.training.steps,
+        epochs=epochs,
+        image_bytes={dtype: float(_store_bytes(1, facts, dtype, index=False)) for dtype in ("float16", "int8")},
+        store_bytes=_stores(facts),
+    )
+
+
+def _check(cluster: Cluster) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        UserError: one of them.
+
+    """
+    if not 0 < cluster.utilisation <= 1:
+        raise UserError(f"--utilisation {cluster.utilisation:g} is no share of the peak; give one above 0, at most 1")
+    for name in ("gpu_memory", "network", "peak"):
+        value = getattr(cluster, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {value:g} must be above 0")
+
+
+def meta_model(config: AnyConfig, facts: DataFacts) -> DimvlModel:
+    """Build the run's network without weights, and freeze what the run freezes.
+
+    Raises:
+        UserError: more layers are frozen than there are.
+
+    """
+    arguments = {
+        **config.model.model_dump(exclude={"bert"}),
+        "vocabulary": facts.vocabulary,
+        "feature_width": facts.feature_width,
+        "max_positions": facts.max_positions,
+        **wanted_heads(config, facts),
+    }
+    with torch.device("meta"):
+        model = DimvlModel(**arguments)
+    freeze(model, config.training.freeze)
+    return model
+
+
+def parameters_by_part(model: DimvlModel) -> dict[str, int]:
+    """Count parameters by part of the model; shared ones count once, where they come first."""
+    parts: dict[str, int] = {}
+    split = split_sublayers(model)
+    for name, parameter in model.named_parameters():
+        part = part_of(name, name.startswith(split))
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    return parts
+
+
+def _memory(model: DimvlModel, training: TrainingConfig, step: AverageStep, cluster: Cluster) -> Sequence[StageMemory]:
+    """Memory under the torch engine, if there is one GPU, and under DeepSpeed by stage."""
+    engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
+    return [_stage_memory(model, training, step, cluster, engine, stage) for engine, stage in engines]
+
+
+def _stage_memory(
+    model: DimvlModel, training: TrainingConfig, step: AverageStep, cluster: Cluster, engine: str, stage: int
+) -> StageMemory:
+    named = list(model.named_parameters())
+    trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+    muon = [p for name, p in trained.items() if training.muon_rate and p.ndim > 1 and name.startswith("encoder.")]
+    arithmetic = arithmetic_of(training.precision, stage)
+    numbers = Numbers(arithmetic=arithmetic, gpu=True, dropout=_dropout(model))
+    states = state_bytes(
+        sum(parameter.numel() for _, parameter in named),
+        total := sum(parameter.numel() for parameter in trained.values()),
+        sum(parameter.numel() for parameter in muon),
+        arithmetic=arithmetic,
+        stage=stage,
+        ranks=cluster.gpus,
+    )
+    activations = sum(saved_bytes(model, step.micro_batch, numbers).values())
+    batch = batch_bytes(model, step.micro_batch) + passing_bytes(model, step.micro_batch, numbers)
+    element = 2 if arithmetic == "bf16" else 4
+    buffers = REDUCE_BUCKET * element if stage else 0
+    return StageMemory(
+        engine=engine,
+        stage=stage,
+        weights=states.weights,
+        gradients=states.gradients,
+        optimizer=states.optimizer,
+        activations=activations,
+        batch=batch,
+        buffers=buffers,
+        sent=sent_bytes(total, element, stage, step.micro_batches, cluster.gpus),
+        fits=states.total + activations + batch + buffers <= (1 - FREE_SHARE) * cluster.gpu_memory * 1e9,
+    )
+
+
+def _dropout(model: DimvlModel) -> bool:
+    return model.tokens.dropout.p > 0
+
+
+def _store_bytes(images: int, facts: DataFacts, dtype: FeatureDtype, index: bool = True) -> int:
+    whole = estimated_bytes(
+        images,
+        facts.regions,
+        facts.feature_width,
+        feature_dtype=dtype,
+        class_columns=facts.class_columns,
+        attribute_columns=facts.attribute_columns,
+    )
+    return whole if index else whole - estimated_bytes(images, 0, facts.feature_width)
+
+
+def _stores(facts: DataFacts) -> dict[FeatureDtype, int] | None:
+    if facts.images is None:
+        return None
+    return {dtype: _store_bytes(facts.images, facts, dtype) for dtype in ("float16", "int8")}

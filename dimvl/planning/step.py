@@ -1,0 +1,147 @@
+"""What an average optimiser step holds: documents by objective, and the micro-batches that they are dealt into.
+
+The row budget is filled by upper bounds of rows, as the sampler does it (`DocumentSource.costs`); the work is that of
+average lengths, with contexts as long as their budget.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, Seq2seqConfig, TrainingConfig, VqaConfig
+from dimvl.errors import UserError
+from dimvl.planning.data import DataFacts
+from dimvl.planning.work import Work, document_work
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageDocument:
+    """The average of the documents of a run.
+
+    Attributes:
+        work: rows and targets.
+        cost: rows that the sampler counts for it.
+        per_image: how many such documents an image gives in an epoch.
+
+    """
+
+    work: Work
+    cost: float
+    per_image: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageStep:
+    """The average optimiser step.
+
+    Attributes:
+        documents: of all ranks.
+        work: of all ranks.
+        micro_batches: of each rank, one after the other.
+        micro_batch: work of one of them on one rank.
+
+    """
+
+    documents: float
+    work: Work
+    micro_batches: int
+    micro_batch: Work
+
+
+class _Counted(NamedTuple):
+    """Work of a document, and the rows that the sampler counts for it."""
+
+    work: Work
+    cost: float
+
+
+def average_document(config: AnyConfig, facts: DataFacts) -> AverageDocument:
+    """Average over the documents of a task, of pretraining by the shares of its objectives.
+
+    Raises:
+        UserError: self-critical training, which draws captions before each step; that is not counted.
+
+    """
+    if isinstance(config, CaptionConfig):
+        if config.self_critical is not None:
+            raise UserError(
+                "self_critical draws captions before every step, which the plan does not count; "
+                "plan the run that it starts from"
+            )
+        return AverageDocument(**_captions(config, facts, config.seq2seq)._asdict(), per_image=1.0)
+    if isinstance(config, VqaConfig):
+        together = facts.texts if config.shared_prefix else 1.0
+        work = _document(config, facts, together, config.shared_prefix, answers=together)
+        return AverageDocument(work=work, cost=work.rows, per_image=facts.texts / together)
+    return _pretraining(config, facts)
+
+
+def _pretraining(config: PretrainConfig, facts: DataFacts) -> AverageDocument:
+    objectives = config.objectives
+    shares = objectives.shares.model_dump()
+    words, regions = float(max(1, round(objectives.text_share * facts.words))), 0.0
+    if facts.regions:
+        regions = float(max(1, round(objectives.region_share * facts.regions)))
+    else:  # without regions there is nothing to hide
+        shares |= {"masked_lm": shares["masked_lm"] + shares["masked_object"], "masked_object": 0.0}
+    matching = min(facts.texts, config.seq2seq.captions) if objectives.shared_prefix else 1.0
+    kinds = {
+        "masked_lm": _plain(_document(config, facts, words=words)),
+        "masked_object": _plain(_document(config, facts, regions_predicted=regions)),
+        "seq2seq_lm": _captions(config, facts, config.seq2seq),
+        "matching": _plain(_document(config, facts, matching, objectives.shared_prefix, matches=matching)),
+    }
+    longer = matching * (facts.longest - facts.words)  # the text of another image may be the longest of all
+    kinds["matching"] = kinds["matching"]._replace(cost=kinds["matching"].cost + longer)
+    total = sum(shares.values())
+    work, cost = Work(), 0.0
+    for name, share in shares.items():
+        work += kinds[name].work * (share / total)
+        cost += kinds[name].cost * (share / total)
+    return AverageDocument(work=work, cost=cost, per_image=1.0)
+
+
+def _plain(work: Work) -> _Counted:
+    return _Counted(work, work.rows)
+
+
+def _captions(config: AnyConfig, facts: DataFacts, seq2seq: Seq2seqConfig) -> _Counted:
+    texts = min(facts.texts, seq2seq.captions)
+    whole = facts.words + 1
+    words = whole if seq2seq.variant == "causal" else float(max(1, round(seq2seq.share * whole)))
+    return _plain(_document(config, facts, texts, True, words=texts * words))
+
+
+def _document(
+    config: AnyConfig, facts: DataFacts, texts: float = 1.0, shared_prefix: bool = False, **targets: float
+) -> Work:
+    return document_work(
+        regions=facts.regions,
+        context=config.inputs.tag_tokens + 2,
+        texts=texts,
+        text_rows=facts.words + 1,
+        shared_prefix=shared_prefix,
+        **targets,
+    )
+
+
+def average_step(training: TrainingConfig, document: AverageDocument, ranks: int) -> AverageStep:
+    """Fill the row budget of a step and deal it over ranks and micro-batches, as the sampler does.
+
+    Raises:
+        UserError: the budget is below one document.
+
+    """
+    if document.cost > training.rows_per_step:
+        raise UserError(
+            f"training.rows_per_step {training.rows_per_step} is below the {document.cost:.0f} rows of an average "
+            "document; raise it"
+        )
+    documents = training.rows_per_step / document.cost
+    micro_batches = max(1, -(-training.rows_per_step // (ranks * training.rows_per_micro_batch)))
+    work = document.work * documents
+    return AverageStep(
+        documents=documents,
+        work=work,
+        micro_batches=micro_batches,
+        micro_batch=work * (1 / (ranks * micro_batches)),
+    )

@@ -1,0 +1,23 @@
+"""Real tasks and batches to compare plans with."""
+
+import torch
+
+from dimvl.data.documents import collate
+from dimvl.regions.store import RegionStore
+from dimvl.training.optimiser import freeze
+from dimvl.training.run import _build, _read_annotations
+from tests.tiny_runs import make_config
+
+SPLITS = [[], ["qkv"], ["qkv", "out", "norm", "ffn"]]
+
+
+def build(data, output, task="pretrain", frozen=None, **changes):
+    """Make a task and a batch of all its documents."""
+    torch.manual_seed(0)
+    config = make_config(data, output, task, model={"layers": 2, "dropout": 0, **changes.pop("model", {})}, **changes)
+    store = RegionStore(config.regions)
+    task, source = _build(config, store, *_read_annotations(config, store))
+    if frozen is not None:
+        freeze(task.model, frozen)
+    batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
+    return task, batch
