@@ -10,7 +10,8 @@ PACKAGE = ROOT / "dimvl"
 # A room imports from rooms to its left only. Files of the package's top stand for themselves.
 ORDER = (
     *("errors", "files", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
-    *("tasks", "pretrained", "training", "export", "predictor", "evaluation", "drawing", "page", "progress"),
+    *("tasks", "pretrained", "training", "planning", "export", "predictor", "evaluation"),
+    *("drawing", "page", "progress"),
     *("demo_config", "demo_report", "demo_results", "demo_stages", "demo", "cli", "__main__"),
 )
 # Rooms that a finished model must do without.

@@ -7,6 +7,7 @@ exist; nothing is made and nothing has to exist. Every assumption is written dow
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from dimvl.files import read_json
 from dimvl.model.convert import bert_arguments
 from dimvl.pretrained import MODEL
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.captioning import shared_rows
 
 IMAGES_AT_ONCE = 1_000_000
 
@@ -39,6 +41,27 @@ class Given:
     texts: float | None = None
 
 
+class TextFacts(NamedTuple):
+    """Sizes of tokenised texts.
+
+    Attributes:
+        words: mean word pieces of a text.
+        longest: most word pieces of a text.
+        longest_of_image: mean over images of the most word pieces of one of its texts.
+        number: mean texts of an image.
+        drawn: mean texts of an image of which at most `seq2seq.captions` stand behind one prefix.
+        drawn_rows: mean rows that the sampler counts for these.
+
+    """
+
+    words: float = 0.0
+    longest: float = 0.0
+    longest_of_image: float = 0.0
+    number: float = 1.0
+    drawn: float = 1.0
+    drawn_rows: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
     """Sizes that the costs of a run depend on.
@@ -50,9 +73,7 @@ class DataFacts:
         classes: K of the extractor.
         class_columns: classes kept of each region.
         attribute_columns: attributes kept of each region.
-        words: mean word pieces of a text.
-        longest: most word pieces of a text.
-        texts: mean texts of an image.
+        texts: of the tokenised texts.
         vocabulary: V.
         max_positions: token positions of the model.
         answers: A; 0 without an answer head.
@@ -66,13 +87,11 @@ class DataFacts:
     classes: int = 1600
     class_columns: int = 1
     attribute_columns: int = 0
-    words: float = 0.0
-    longest: int = 0
-    texts: float = 1.0
+    texts: TextFacts = field(default_factory=TextFacts)
     vocabulary: int = 0
     max_positions: int = 0
     answers: int = 0
-    assumed: tuple[str, ...] = field(default=())
+    assumed: tuple[str, ...] = ()
 
     def assuming(self, sentence: str, **values: object) -> "DataFacts":
         """Take values that nothing tells, and say so."""
@@ -129,28 +148,37 @@ def _mean_regions(store: RegionStore, most: int) -> float:
 
 
 def _of_texts(config: AnyConfig, given: Given, facts: DataFacts) -> DataFacts:
-    limit = config.inputs.text_tokens
+    behind_one = 10**6 if isinstance(config, VqaConfig) else config.seq2seq.captions
     found = _text_stores(config.cache or config.output / "texts")
     if found is not None:
-        facts = replace(
-            facts,
-            words=float(found.lengths().mean()),
-            longest=int(found.lengths().max()),
-            texts=len(found) / (len(found.groups) - 1),
-            images=given.images or len(found.groups) - 1,
-        )
-    else:
-        words, texts = min(12.0, limit), 5.0 if config.task == "caption" else 1.0
-        sentences = [
-            f"{words:g} word pieces in a text (captions of COCO have 10.5 words; --words says otherwise)",
-            f"{texts:g} text{'s' if texts > 1 else ''} for each image (--texts says otherwise)",
-            f"the longest text has inputs.text_tokens, {limit}",
-        ]
-        told = [given.words, given.texts, None]
-        for sentence in [s for s, value in zip(sentences, told, strict=True) if value is None]:
+        facts = replace(facts, images=given.images or len(found.groups) - 1)
+        if given.words is None and given.texts is None:
+            return replace(facts, texts=_of_store(found, behind_one))
+    limit = config.inputs.text_tokens
+    words, texts = min(12.0, limit), 5.0 if config.task == "caption" else 1.0
+    for value, sentence in (
+        (given.words, f"{words:g} word pieces in a text (captions of COCO have 10.5 words; --words says otherwise)"),
+        (given.texts, f"texts for each image: {texts:g} (--texts says otherwise)"),
+        (None, f"the longest text has inputs.text_tokens, {limit}"),
+    ):
+        if value is None:
             facts = facts.assuming(f"no tokenised texts: {sentence}")
-        facts = replace(facts, words=words, texts=texts, longest=limit)
-    return replace(facts, words=given.words or facts.words, texts=given.texts or facts.texts)
+    words, texts = given.words or words, given.texts or texts
+    drawn = min(texts, behind_one)
+    rows = drawn * (words + 1)
+    return replace(facts, texts=TextFacts(words, float(limit), words, texts, drawn, rows))
+
+
+def _of_store(texts: TextStore, behind_one: int) -> TextFacts:
+    lengths, counts = texts.lengths(), np.diff(texts.groups)
+    return TextFacts(
+        words=float(lengths.mean()),
+        longest=float(lengths.max()),
+        longest_of_image=float(np.maximum.reduceat(lengths, texts.groups[:-1]).mean()),
+        number=float(counts.mean()),
+        drawn=float(np.minimum(counts, behind_one).mean()),
+        drawn_rows=float(shared_rows(texts, behind_one).mean()),
+    )
 
 
 def _text_stores(cache: Path) -> TextStore | None:

@@ -69,29 +69,31 @@ def average_document(config: AnyConfig, facts: DataFacts) -> AverageDocument:
             )
         return AverageDocument(**_captions(config, facts, config.seq2seq)._asdict(), per_image=1.0)
     if isinstance(config, VqaConfig):
-        together = facts.texts if config.shared_prefix else 1.0
+        together = facts.texts.number if config.shared_prefix else 1.0
         work = _document(config, facts, together, config.shared_prefix, answers=together)
-        return AverageDocument(work=work, cost=work.rows, per_image=facts.texts / together)
+        return AverageDocument(work=work, cost=work.rows, per_image=facts.texts.number / together)
     return _pretraining(config, facts)
 
 
 def _pretraining(config: PretrainConfig, facts: DataFacts) -> AverageDocument:
     objectives = config.objectives
     shares = objectives.shares.model_dump()
-    words, regions = float(max(1, round(objectives.text_share * facts.words))), 0.0
+    words, regions = float(max(1, round(objectives.text_share * facts.texts.words))), 0.0
     if facts.regions:
         regions = float(max(1, round(objectives.region_share * facts.regions)))
     else:  # without regions there is nothing to hide
         shares |= {"masked_lm": shares["masked_lm"] + shares["masked_object"], "masked_object": 0.0}
-    matching = min(facts.texts, config.seq2seq.captions) if objectives.shared_prefix else 1.0
+    matching = facts.texts.drawn if objectives.shared_prefix else 1.0
+    longest, longest_of_image = (length - facts.texts.words for length in facts.texts[1:3])  # beyond the mean
+    masked = _document(config, facts, words=words)
+    hidden = _document(config, facts, regions_predicted=regions)
+    matched = _document(config, facts, matching, objectives.shared_prefix, matches=matching)
     kinds = {
-        "masked_lm": _plain(_document(config, facts, words=words)),
-        "masked_object": _plain(_document(config, facts, regions_predicted=regions)),
+        "masked_lm": _Counted(masked, masked.rows + longest_of_image),
+        "masked_object": _Counted(hidden, hidden.rows + longest_of_image),
         "seq2seq_lm": _captions(config, facts, config.seq2seq),
-        "matching": _plain(_document(config, facts, matching, objectives.shared_prefix, matches=matching)),
+        "matching": _Counted(matched, matched.rows + matching * longest),  # another image's text may be the longest
     }
-    longer = matching * (facts.longest - facts.words)  # the text of another image may be the longest of all
-    kinds["matching"] = kinds["matching"]._replace(cost=kinds["matching"].cost + longer)
     total = sum(shares.values())
     work, cost = Work(), 0.0
     for name, share in shares.items():
@@ -100,15 +102,11 @@ def _pretraining(config: PretrainConfig, facts: DataFacts) -> AverageDocument:
     return AverageDocument(work=work, cost=cost, per_image=1.0)
 
 
-def _plain(work: Work) -> _Counted:
-    return _Counted(work, work.rows)
-
-
 def _captions(config: AnyConfig, facts: DataFacts, seq2seq: Seq2seqConfig) -> _Counted:
-    texts = min(facts.texts, seq2seq.captions)
-    whole = facts.words + 1
+    texts, whole = facts.texts.drawn, facts.texts.words + 1
     words = whole if seq2seq.variant == "causal" else float(max(1, round(seq2seq.share * whole)))
-    return _plain(_document(config, facts, texts, True, words=texts * words))
+    work = _document(config, facts, texts, True, words=texts * words)
+    return _Counted(work, work.rows + facts.texts.drawn_rows - texts * whole)
 
 
 def _document(
@@ -118,7 +116,7 @@ def _document(
         regions=facts.regions,
         context=config.inputs.tag_tokens + 2,
         texts=texts,
-        text_rows=facts.words + 1,
+        text_rows=facts.texts.words + 1,
         shared_prefix=shared_prefix,
         **targets,
     )

@@ -57,7 +57,7 @@ def _step(plan: Plan) -> Iterator[str]:
 def _memory(plan: Plan) -> Iterator[str]:
     yield f"memory of one GPU in GB, {plan.precision}:"
     parts = ("weights", "gradients", "optimizer", "activations", "batch", "buffers", "total", "sent")
-    rows = [("", *parts[:-1], "sent a step", "")]
+    rows: list[tuple[str, ...]] = [("", *parts[:-1], "sent a step", "")]
     for memory in plan.memory:
         name = "torch" if memory.engine == "torch" else f"ZeRO {memory.stage}"
         numbers = [f"{getattr(memory, part) / GB:.2f}" for part in parts]

@@ -2,7 +2,8 @@
 
 import torch
 
-from dimvl.data.documents import collate
+from dimvl.data.documents import collate, keyed_generator
+from dimvl.data.sampler import global_steps
 from dimvl.regions.store import RegionStore
 from dimvl.training.optimiser import freeze
 from dimvl.training.run import _build, _read_annotations
@@ -21,3 +22,18 @@ def build(data, output, task="pretrain", frozen=None, **changes):
         freeze(task.model, frozen)
     batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
     return task, batch
+
+
+def all_batches(config, epochs, in_steps=False):
+    """Make the batches of some epochs of a run that was begun, one an epoch or full step, and count their documents."""
+    store = RegionStore(config.regions)
+    task, source = _build(config, store, *_read_annotations(config, store))
+    batches, documents = [], 0
+    for epoch in range(epochs):
+        costs = source.costs(epoch)
+        order = keyed_generator(config.seed, "order", epoch)
+        steps = global_steps(costs, config.training.rows_per_step, order)[:-1] if in_steps else [range(len(costs))]
+        for step in steps:
+            batches.append(collate([source.build(epoch, int(index)) for index in step], task.shape))
+        documents += len(costs)
+    return batches, documents

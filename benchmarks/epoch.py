@@ -1,0 +1,204 @@
+"""What planning an epoch costs a process as the data grows, and how fast one core makes batches.
+
+    python benchmarks/epoch.py --out benchmarks/results/epoch.json
+
+For each size, a region store of so many images and one caption for each are written; then a fresh process opens them
+as pretraining does, finds the images in the store, and plans the first epoch. Memory is what the process holds of its
+own above what it held before (`kept`) and at its highest (`peak`), in bytes a document; time is of the processor, in
+microseconds a document. Dealing is measured by itself: one step of `rows_per_gpu` rows on every GPU, dealt over all of
+them, which every process does for itself. Batches are made of images with 36 regions x 2048 float16 and one caption.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.memory import EXTRACTOR, TEXTS, write_regions
+from dimvl.config import ObjectivesConfig, Seq2seqConfig
+from dimvl.data.documents import BatchShape, ImageReader
+from dimvl.data.processor import Processor
+from dimvl.data.sampler import TrainingSteps, deal
+from dimvl.data.text_store import FORMAT, TextStore
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.files import write_json
+from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.tasks.pretraining import PretrainSource, PretrainTask
+
+WORDS, ROWS_PER_STEP, ROWS_PER_GPU = 12, 65_536, 8192
+REAL = Extractor(
+    name="real", fingerprint="0" * 64, parameters={}, feature_width=2048, classes=EXTRACTOR.classes, attributes=()
+)
+
+
+def write_texts(folder: Path, images: int) -> None:
+    """Write the arrays of a text store with one caption of about `WORDS` tokens for each image."""
+    lengths = np.random.default_rng(0).integers(WORDS // 2, 3 * WORDS // 2 + 1, images)
+    ids = np.frombuffer("".join(f"{number:012}" for number in range(images)).encode(), dtype=np.uint8)
+    arrays = {
+        "token_ids": np.full(lengths.sum(), 7, dtype=np.int32),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]),
+        "text_ids": np.arange(images),
+        "groups": np.arange(images + 1),
+        "image_bytes": ids,
+        "image_offsets": 12 * np.arange(images + 1),
+        "label_offsets": np.zeros(images + 1, dtype=np.int64),
+        "label_ids": np.zeros(0, dtype=np.int32),
+        "label_scores": np.zeros(0, dtype=np.float32),
+    }
+    folder.mkdir(parents=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    write_json(folder / "manifest.json", {"format": FORMAT, "texts_cut": 0})
+
+
+def write_real_regions(folder: Path, images: int) -> None:
+    """Write a store of images as real ones are: 36 regions x 2048."""
+    generator = np.random.default_rng(0)
+    corners = generator.random((36, 2, 2)).astype(np.float32)
+    arrays = {
+        "boxes": np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1),
+        "features": generator.random((36, 2048)).astype(np.float16),
+        "class_ids": generator.integers(0, 3, (36, 1)).astype(np.int16),
+        "class_scores": np.full((36, 1), 0.5, np.float16),
+        "attribute_ids": np.zeros((36, 0), np.int16),
+        "attribute_scores": np.zeros((36, 0), np.float16),
+    }
+    with RegionStoreWriter(folder, REAL) as writer:
+        for number in range(images):
+            writer.add(Regions(image_id=f"{number:012}", width=640, height=480, **arrays))
+
+
+def open_steps(folder: Path, extractor: Extractor) -> TrainingSteps:
+    """Open both stores as a pretraining run does."""
+    tokenizer = Tokenizer.train([*TEXTS, *extractor.classes], 200)
+    processor = Processor(
+        tokenizer=tokenizer, extractor=extractor, max_regions=36, tag_tokens=20, tag_score=0.3, text_tokens=40
+    )
+    reader = ImageReader(RegionStore(folder / "regions"), processor.tags, processor.max_regions)
+    texts = TextStore(folder / "texts")
+    source = PretrainSource(texts, reader, ObjectivesConfig(), Seq2seqConfig(), tokenizer, seed=0)
+    shape = BatchShape(
+        objectives=PretrainTask.objectives,
+        text_start=processor.text_start,
+        feature_width=extractor.feature_width,
+        classes=len(extractor.classes),
+    )
+    return TrainingSteps(
+        source, shape, seed=0, steps=10**6, rows_per_step=ROWS_PER_STEP, rows_per_micro_batch=ROWS_PER_STEP
+    )
+
+
+def memory() -> tuple[int, int]:
+    """Own memory of this process and the highest it had, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = {
+        line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "VmHWM"))
+    }
+    return values["RssAnon"], values["VmHWM"]
+
+
+def plan(folder: Path, images: int) -> dict[str, float]:
+    """Open, find the images and plan an epoch: bytes and microseconds a document."""
+    own, peak = memory()
+    started = time.process_time()
+    steps = open_steps(folder, EXTRACTOR)
+    opened, (own_opened, _) = time.process_time(), memory()
+    steps._locate(0)
+    planned, (own_planned, peak_planned) = time.process_time(), memory()
+    return {
+        "open_microseconds": (opened - started) * 1e6 / images,
+        "plan_microseconds": (planned - opened) * 1e6 / images,
+        "open_kept": (own_opened - own) / images,
+        "plan_kept": (own_planned - own) / images,
+        "peak": (peak_planned - peak) / images,
+    }
+
+
+def deal_steps() -> dict[int, dict[str, float]]:
+    """Milliseconds that dealing one step over so many GPUs takes each process."""
+    found = {}
+    for gpus in (8, 64, 512):
+        costs = np.random.default_rng(0).integers(58, 99, ROWS_PER_GPU * gpus // 78)
+        started = time.process_time()
+        deal(costs, gpus, ROWS_PER_GPU)
+        found[gpus] = {"documents": len(costs), "milliseconds": (time.process_time() - started) * 1e3}
+    return found
+
+
+def batches(folder: Path) -> dict[str, float]:
+    """Documents a second of one core: read, masked, laid out as a batch."""
+    write_real_regions(folder / "regions", 2000)
+    write_texts(folder / "texts", 2000)
+    steps = open_steps(folder, REAL)
+    steps[0]
+    started, documents = time.process_time(), 0
+    for number in range(1, 9):
+        documents += steps[number].documents
+    return {"documents_per_second": documents / (time.process_time() - started)}
+
+
+def stage(name: str, folder: Path, images: int) -> None:
+    """Do one stage in a process of its own and print its figures."""
+    if name == "write":
+        write_regions(folder / "regions", images)
+        write_texts(folder / "texts", images)
+        print("{}")
+    else:
+        print(json.dumps(plan(folder, images)))
+
+
+def main() -> None:
+    """Measure every size and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--folder", type=Path, help="where to write the files; by default a temporary folder")
+    parser.add_argument("--keep", action="store_true", help="keep the files, and take those that are there")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--stage", nargs=3, metavar=("STAGE", "FOLDER", "DOCUMENTS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stage:
+        stage(options.stage[0], Path(options.stage[1]), int(options.stage[2]))
+        return
+    root = options.folder or Path(tempfile.mkdtemp())
+    sizes = {}
+    for documents in options.documents:
+        folder = root / str(documents)
+        for name in ("write", "plan"):
+            if name == "write" and folder.exists():
+                continue
+            command = [sys.executable, "-m", "benchmarks.epoch", "--stage", name, str(folder), str(documents)]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            sizes.setdefault(documents, {}).update(found)
+        if not options.keep:
+            shutil.rmtree(folder)
+    real = Path(tempfile.mkdtemp(dir=root))
+    result = {
+        "command": "python benchmarks/epoch.py",
+        "date": str(date.today()),
+        "hardware": f"{os.cpu_count()}-core {platform.machine()}",
+        "python": platform.python_version(),
+        "documents": sizes,
+        "dealing": deal_steps(),
+        "batches": batches(real),
+    }
+    shutil.rmtree(real)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

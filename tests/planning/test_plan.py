@@ -1,0 +1,278 @@
+"""Plans against the runs that they are of, and against figures that were counted elsewhere."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+
+from dimvl.cli import main
+from dimvl.config import PretrainConfig, load_config
+from dimvl.errors import UserError
+from dimvl.files import read_json
+from dimvl.model.model import DimvlModel
+from dimvl.planning import Cluster, Given, make_plan
+from dimvl.planning.cluster import sent_bytes
+from dimvl.planning.data import DataFacts, TextFacts, gather
+from dimvl.planning.flops import Flops, flops_by_part
+from dimvl.planning.plan import meta_model, parameters_by_part
+from dimvl.planning.step import average_document, average_step
+from dimvl.planning.work import Work, document_work
+from dimvl.pretrained import load_trained
+from dimvl.training.run import run_training
+from tests.planning.runs import SPLITS, all_batches
+from tests.tiny_runs import make_config, make_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"), 40)
+
+
+# --- against real runs
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
+def test_the_planned_model_is_that_of_the_run(data, tmp_path, task, split):
+    config = make_config(data, tmp_path / "run", task, model={"split": split}, training={"steps": 1})
+    run = run_training(config)
+    trained = load_trained(run).model
+    planned = meta_model(config, gather(config, Given()))
+    assert all(parameter.is_meta for parameter in planned.parameters())
+    assert {n: p.shape for n, p in planned.named_parameters()} == {n: p.shape for n, p in trained.named_parameters()}
+    assert sum(parameters_by_part(planned).values()) == sum(p.numel() for p in trained.parameters())
+
+
+@pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
+def test_before_the_run_only_what_the_texts_decide_is_assumed(data, tmp_path, task):
+    config = make_config(data, tmp_path / "run", task)
+    before = gather(config, Given())
+    assert all("tokeni" in sentence for sentence in before.assumed) and before.assumed
+    run_training(config)
+    after = gather(config, Given())
+    assert not after.assumed
+    same = ("regions", "feature_width", "classes", "class_columns", "attribute_columns", "max_positions")
+    assert [getattr(before, name) for name in same] == [getattr(after, name) for name in same]
+    assert after.vocabulary == read_json(config.output / "config.json")["vocabulary"]
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("pretrain", {}),
+        ("pretrain", {"objectives": {"shared_prefix": True, "shares": {"matching": 2}}}),
+        ("vqa", {}),
+        ("vqa", {"shared_prefix": True}),
+        ("caption", {}),
+        ("caption", {"seq2seq": {"captions": 3, "variant": "masked"}}),
+    ],
+)
+def test_an_average_document_is_the_mean_of_the_documents_of_an_epoch(data, tmp_path, task, changes):
+    # Tags fill their whole budget in a plan, so they are given none here; texts of other lengths than the mean
+    # round their number of masks otherwise, and small batches have few documents of each objective.
+    config = make_config(data, tmp_path / "run", task, **{"inputs": {"tag_tokens": 0}, **changes})
+    run_training(config)
+    facts = gather(config, Given())
+    batches, documents = all_batches(config, epochs=40 if task == "pretrain" else 4)
+    real = sum((Work.of(batch, padded=False) for batch in batches), Work()) * (1 / documents)
+    planned = average_document(config, facts)
+    for name in ("vision", "language", "matches", "answers"):
+        assert getattr(planned.work, name) == pytest.approx(getattr(real, name), rel=0.06), name
+    for name in ("words", "regions"):
+        assert getattr(planned.work, name) == pytest.approx(getattr(real, name), rel=0.2), name
+    assert planned.work.attention.pairs == pytest.approx(real.attention.pairs, rel=0.15)
+    assert planned.per_image == pytest.approx(documents / len(batches) / facts.images)
+
+
+def test_a_planned_step_takes_the_operations_of_real_steps(data, tmp_path):
+    config = make_config(data, tmp_path / "run", inputs={"tag_tokens": 0}, training={"rows_per_step": 400})
+    run_training(config)
+    model = meta_model(config, gather(config, Given()))
+    plan = make_plan(config, Cluster(gpus=1))
+    works = [Work.of(batch, padded=False) for batch in all_batches(config, epochs=30, in_steps=True)[0]]
+    real = sum(sum(flops_by_part(model, work).values(), Flops()).total for work in works) / len(works)
+    # A step ends before its budget where the next document does not fit, half of one on average: 4% here.
+    assert plan.flops_per_step == pytest.approx(real, rel=0.08) and plan.flops_per_step > real
+
+
+# --- against figures counted elsewhere
+
+
+def base_model(**changes):
+    with torch.device("meta"):
+        return DimvlModel(
+            **{
+                **dict(vocabulary=30_522, feature_width=2048, layers=12, width=768, heads=12, inner_width=3072),
+                **dict(word_head=True, classes=1600),
+                **changes,
+            }
+        )
+
+
+def total(model, work):
+    return sum(flops_by_part(model, work).values(), Flops()).total
+
+
+@pytest.mark.parametrize(("regions", "tokens", "gflop"), [(100, 36, 73.4), (36, 20, 29.8), (40, 14, 28.7)])
+def test_a_sample_of_base_size_takes_the_operations_that_were_counted_by_hand(regions, tokens, gflop):
+    work = document_work(
+        regions=regions,
+        context=0,
+        texts=1,
+        text_rows=tokens,
+        shared_prefix=False,
+        words=0.15 * tokens,
+        regions_predicted=0.15 * regions,
+    )
+    assert total(base_model(), work) / 1e9 == pytest.approx(gflop, rel=0.003)  # the figures have three digits
+
+
+@pytest.mark.parametrize(("regions", "words", "ratio"), [(100, 0.5, 3.3), (100, 1, 3.1), (40, 0.5, 2.4), (40, 1, 2.2)])
+def test_five_captions_behind_one_prefix_save_what_was_counted_by_hand(regions, words, ratio):
+    sizes = {"regions": regions, "context": 0, "text_rows": 14, "shared_prefix": True}
+    together = document_work(**sizes, texts=5, words=5 * 14 * words)
+    pairs = document_work(**sizes, texts=1, words=14 * words) * 5
+    assert total(base_model(), pairs) / total(base_model(), together) == pytest.approx(ratio, abs=0.06)
+
+
+def test_what_a_rank_sends_by_stage():
+    sent = {stage: sent_bytes(1000, 2, stage, micro_batches=4, ranks=8) for stage in range(4)}
+    assert sent == {0: 2 * 1750, 1: 2 * 1750, 2: 5 * 1750, 3: 12 * 1750}
+    assert sent_bytes(1000, 2, 3, micro_batches=4, ranks=1) == 0
+
+
+# --- what follows from what
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "output: run\nregions: none\ncaptions: none.json\n"
+        "model: {layers: 12, width: 768, heads: 12, inner_width: 3072}\n"
+        "inputs: {vocabulary: 30522}\n"
+        "training: {steps: 1000, rows_per_step: 65536, rows_per_micro_batch: 8192, precision: bf16}\n"
+    )
+    return path
+
+
+def planned(path, *overrides, given=None, **cluster):
+    return make_plan(load_config(path, overrides), Cluster(**{"gpus": 8, **cluster}), given)
+
+
+def test_more_gpus_share_the_step_and_the_memory(config_file):
+    one, eight = planned(config_file, gpus=1), planned(config_file)
+    assert one.flops_per_step == eight.flops_per_step and one.seconds == pytest.approx(8 * eight.seconds)
+    assert one.step.micro_batches == 8 and eight.step.micro_batches == 1
+    assert one.step.micro_batch == eight.step.micro_batch
+    assert [m.engine for m in one.memory] == ["torch", *["deepspeed"] * 4] and len(eight.memory) == 4
+    three = eight.memory[3]
+    assert three.weights == pytest.approx(2 * eight.trained / 8) and three.optimizer == pytest.approx(
+        1.5 * eight.trained
+    )
+
+
+def test_the_lowest_stage_that_fits_is_told(config_file):
+    sizes = [memory.total / 1e9 for memory in planned(config_file).memory]
+    assert sizes == sorted(sizes, reverse=True)
+    for stage in range(4):
+        enough = sizes[stage] / 0.9 + 1e-6
+        assert planned(config_file, gpu_memory=enough).fitting.stage == stage
+    assert planned(config_file, gpu_memory=sizes[3]).fitting is None
+
+
+def test_what_is_given_takes_the_place_of_what_is_assumed(config_file):
+    plain, given = planned(config_file), planned(config_file, given=Given(images=3_000_000, words=20, texts=5))
+    assert plain.epochs is None and plain.store_bytes is None
+    assert given.epochs == pytest.approx(1000 * given.step.documents / 3_000_000)
+    assert given.store_bytes["float16"] == pytest.approx(3e6 * 36 * (2 * 2048 + 24), rel=0.01)
+    assert given.step.documents < plain.step.documents and len(given.facts.assumed) == len(plain.facts.assumed) - 2
+
+
+def test_a_frozen_part_has_no_gradients_and_no_optimizer_state(config_file):
+    whole = planned(config_file)
+    frozen = planned(config_file, "training.freeze.layers=6", "training.freeze.embeddings=true")
+    assert frozen.trained < whole.trained and frozen.flops_per_step < whole.flops_per_step
+    assert frozen.memory[0].weights == whole.memory[0].weights
+    assert frozen.memory[0].optimizer / whole.memory[0].optimizer == pytest.approx(frozen.trained / whole.trained)
+
+
+# --- the command
+
+
+def run_command(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["dimvl", "plan", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as stopped:
+        code = stopped.code or 0
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command_tells_what_fits_what_is_assumed_and_the_formulae(monkeypatch, capsys, config_file):
+    code, out, _ = run_command(monkeypatch, capsys, config_file, "--gpus", 8, "--images", 3000000)
+    assert code == 0
+    for part in ("parameters: 136.0 M", "ZeRO 3", "fits in 80 GB", "GB/s a GPU", "epochs of 3,000,000", "assumed:"):
+        assert part in out, part
+    assert "formulae:" in out and "none is not there: 36 regions" in out
+
+
+def test_as_json_it_has_the_same_numbers(monkeypatch, capsys, config_file):
+    code, out, _ = run_command(monkeypatch, capsys, config_file, "--gpus", 8, "--json", "training.rows_per_step=32768")
+    values, plan = json.loads(out), planned(config_file, "training.rows_per_step=32768")
+    assert code == 0 and values["flops_per_step"] == plan.flops_per_step
+    assert [m["total"] for m in values["memory"]] == [m.total for m in plan.memory]
+    assert values["fits"] == {"engine": "deepspeed", "stage": 0}
+
+
+def test_planning_writes_nothing(monkeypatch, capsys, config_file):
+    before = sorted(os.listdir(config_file.parent))
+    monkeypatch.chdir(config_file.parent)
+    assert run_command(monkeypatch, capsys, config_file)[0] == 0
+    assert sorted(os.listdir(config_file.parent)) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--utilisation", 1.5], "--utilisation 1.5 is no share of the peak"),
+        (["--gpu-memory", -1], "--gpu-memory -1 must be above 0"),
+        (["--network", 0], "--network 0 must be above 0"),
+        (["training.rows_per_step=50"], "rows_per_step 50 is below the"),
+        (["training.freeze.layers=13"], "training.freeze.layers is 13 but the model has 12"),
+        (["training.row_per_step=50"], "unknown key 'training.row_per_step'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(monkeypatch, capsys, config_file, arguments, sentence):
+    code, out, err = run_command(monkeypatch, capsys, config_file, *arguments)
+    assert code == 2 and not out and sentence in err and len(err.splitlines()) == 1
+
+
+def test_self_critical_training_is_refused_by_name(data, tmp_path):
+    config = make_config(
+        data, tmp_path, "caption", initial=tmp_path, self_critical={"samples": 2}, model={"dropout": 0}
+    )
+    with pytest.raises(UserError, match="self_critical draws captions before every step"):
+        make_plan(config, Cluster(gpus=1))
+
+
+def test_a_damaged_store_is_told_and_not_assumed_away(data, tmp_path):
+    copied = tmp_path / "regions"
+    shutil.copytree(data.regions, copied)
+    (copied / "manifest.json").write_text("{")
+    config = make_config(data, tmp_path / "run", regions=copied)
+    with pytest.raises(UserError, match="manifest"):
+        make_plan(config, Cluster(gpus=1))
+
+
+def test_a_step_holds_the_budget_in_the_sampler_s_own_counting():
+    config = PretrainConfig(output="o", regions="r", captions="c", training={"steps": 1, "rows_per_step": 10_000})
+    document = average_document(config, DataFacts(regions=36.0, texts=TextFacts(12.0, 40.0, 12.0, 1.0, 1.0, 13.0)))
+    step = average_step(config.training, document, ranks=4)
+    assert step.documents * document.cost == 10_000 and document.cost > document.work.rows
+    assert step.micro_batch.rows == pytest.approx(step.work.rows / 4)
