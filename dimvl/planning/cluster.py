@@ -1,11 +1,13 @@
 """GPUs and the network between them: what ranks send each other in a step, and what time arithmetic takes.
 
-Bytes that a rank sends in a step, P parameters of e bytes, m micro-batches, N ranks, in rings (Rajbhandari et al.,
-"ZeRO", SC 2020, section 7; each factor times (N - 1) / N):
+Bytes that a rank sends in a step, P parameters whose gradients are 4 bytes on the wire and whose weights are w, in m
+micro-batches on N ranks, in rings (Rajbhandari et al., "ZeRO", SC 2020, section 7, with what DeepSpeed 0.19 makes of
+it); each times (N - 1) / N:
 
-    stage 0, 1   2 P e           gradients reduced and their result, or the new weights, gathered, once a step
-    stage 2      (m + 1) P e     gradients reduced for each micro-batch, new weights gathered once
-    stage 3      3 m P e         weights gathered for forward and again for backward, gradients reduced
+    stage 0      2 x 4 P              gradients are summed everywhere, once a step
+    stage 1      2 x 4 P + w P        and each rank's new weights go to all
+    stage 2      2 m x 4 P + w P      gradients of every micro-batch
+    stage 3      m x 4 P + 2 m w P    weights are gathered for forward and for backward, gradients go to their owner
 """
 
 from dataclasses import dataclass
@@ -48,16 +50,17 @@ class Cluster:
         return 1e9 * (self.network or NETWORK["in a node" if self.gpus <= NODE else "between nodes"])
 
 
-def sent_bytes(parameters: int, element: int, stage: int, micro_batches: int, ranks: int) -> float:
+def sent_bytes(parameters: int, weight: int, stage: int, micro_batches: int, ranks: int) -> float:
     """Bytes that one rank sends in an optimiser step.
 
     Args:
         parameters: trained, P.
-        element: bytes of a gradient and of a weight on the wire, e.
+        weight: bytes of a weight, w.
         stage: of ZeRO.
         micro_batches: of a rank in a step, m.
         ranks: N.
 
     """
-    factor = {0: 2, 1: 2, 2: micro_batches + 1, 3: 3 * micro_batches}[stage]
-    return factor * parameters * element * (ranks - 1) / ranks
+    gathered = {0: 0, 1: 1, 2: 1, 3: 2 * micro_batches}[stage] * weight
+    reduced = {0: 2, 1: 2, 2: 2 * micro_batches, 3: micro_batches}[stage] * 4
+    return (gathered + reduced) * parameters * (ranks - 1) / ranks

@@ -1,14 +1,19 @@
 """Memory of a training step: what the weights take by ZeRO stage, and what a micro-batch keeps for its backward pass.
 
-Bytes per parameter, P parameters of which T are trained, on N ranks (Rajbhandari et al., "ZeRO", SC 2020, section 3.1;
-the second moment is missing for what Muon trains):
+Bytes of P parameters, of which T are trained, on each of N ranks (Rajbhandari et al., "ZeRO", SC 2020, section 3.1,
+with what DeepSpeed 0.19 makes of it: gradients are summed in fp32, and from stage 1 on there are fp32 masters even of
+fp32 weights). Muon keeps one moment instead of two.
 
-                                          weights   gradients   optimizer states
-    fp32                                  4 P       4 T         8 T (two moments)
-    bf16 autocast: torch, and stage 0     4 P       4 T         8 T; casts of matrices, 2 bytes each, are activations
-    bf16 weights: stages 1 to 3           2 P       2 T         12 T (fp32 master weights and two moments)
+                        weights     gradients     optimizer states
+    torch and stage 0   4 P         4 T           8 T (two moments); bf16 is autocast there
+    stage 1             w P         s T           12 T / N (fp32 masters and two moments)
+    stage 2             w P         4 T / N       12 T / N
+    stage 3             w P / N     4 T / N       12 T / N
 
-Stage 1 divides the states by N, stage 2 the gradients too, stage 3 the weights too.
+Weights have w bytes, in fp32 4 and in bf16 2; stage 1 holds gradients of s bytes, in fp32 4 and in bf16 6, since the
+sum stands beside what backward gives. Beside that stand buffers, of b elements (`reduce_bucket_size`) or as many as
+there are: at stage 0, and at stage 1 in bf16, 4 bytes of gradients laid end to end; at stage 1 in fp32 and at stage 2,
+w bytes; at stage 3, 4 bytes and whole weights that are gathered for use, w bytes of at most `GATHERED`.
 
 Bytes that a block keeps, with e bytes of an element (fp32 4, else 2), n of a norm's input (bf16 under autocast: 4,
 since residuals stay fp32), m of a dropout mask (GPU 1, processor e, without dropout 0), q attending rows and k rows
@@ -27,7 +32,7 @@ entry. A fused kernel (torch.compile) may keep less.
 Letters: N rows, D width, I inner width, F region feature, V vocabulary, K classes, A answers, M targets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -79,18 +84,20 @@ class Numbers:
         return 0 if not self.dropout else 1 if self.gpu else element
 
 
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's `reduce_bucket_size` and of its other buckets, where nothing else is set."""
+GATHERED = 1_000_000_000
+"""Parameters that stage 3 keeps whole at most, DeepSpeed's `stage3_max_live_parameters`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StateBytes:
-    """Bytes that stay on one GPU from step to step."""
+    """Bytes on one GPU that do not depend on the batch."""
 
     weights: float
     gradients: float
     optimizer: float
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.weights + self.gradients + self.optimizer
+    buffers: float
 
 
 def arithmetic_of(precision: Literal["fp32", "bf16"], stage: int) -> Arithmetic:
@@ -100,26 +107,48 @@ def arithmetic_of(precision: Literal["fp32", "bf16"], stage: int) -> Arithmetic:
     return "bf16" if stage else "autocast"
 
 
-def state_bytes(
-    parameters: int, trained: int, muon: int, *, arithmetic: Arithmetic, stage: int, ranks: int
-) -> StateBytes:
-    """Bytes of weights, gradients and optimizer states on one GPU; the module's docstring has the table.
+def torch_state_bytes(parameters: int, trained: int, muon: int) -> StateBytes:
+    """Bytes under the torch engine; the module's docstring has the table.
 
     Args:
         parameters: P.
         trained: T, of these.
         muon: of these, those with one moment.
-        arithmetic: see `arithmetic_of`.
-        stage: of ZeRO, 0 to 3; 0 for the torch engine.
-        ranks: N.
 
     """
-    element, masters = (2, 4) if arithmetic == "bf16" else (4, 0)
-    states = (masters + 8) * trained - 4 * muon
+    return StateBytes(weights=4 * parameters, gradients=4 * trained, optimizer=8 * trained - 4 * muon, buffers=0)
+
+
+def zero_state_bytes(
+    parameters: int, trained: int, muon: int, *, arithmetic: Arithmetic, stage: int, ranks: int, bucket: int = BUCKET
+) -> StateBytes:
+    """Bytes under DeepSpeed; the module's docstring has the table.
+
+    Args:
+        parameters: P.
+        trained: T, of these.
+        muon: of these, those with one moment; only at stage 0.
+        arithmetic: see `arithmetic_of`.
+        stage: of ZeRO, 0 to 3.
+        ranks: N.
+        bucket: `reduce_bucket_size`, b.
+
+    """
+    if stage == 0:
+        return replace(torch_state_bytes(parameters, trained, muon), buffers=4 * min(trained, BUCKET))
+    half = arithmetic == "bf16"
+    weight = 2 if half else 4
+    gradients = {1: (6 if half else 4) * trained, 2: 4 * trained / ranks, 3: 4 * trained / ranks}
+    buffers = {
+        1: 4 * min(trained, BUCKET) if half else weight * bucket,
+        2: weight * bucket,
+        3: 4 * bucket + weight * min(parameters, GATHERED),
+    }
     return StateBytes(
-        weights=element * parameters / (ranks if stage >= 3 else 1),
-        gradients=element * trained / (ranks if stage >= 2 else 1),
-        optimizer=states / (ranks if stage >= 1 else 1),
+        weights=weight * parameters / (ranks if stage == 3 else 1),
+        gradients=gradients[stage],
+        optimizer=12 * trained / ranks,
+        buffers=buffers[stage],
     )
 
 

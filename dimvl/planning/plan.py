@@ -1,7 +1,7 @@
 """The plan of a run: what it costs on a number of GPUs, put together from its parts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -11,13 +11,18 @@ from dimvl.model.model import DimvlModel
 from dimvl.planning.cluster import Cluster, sent_bytes
 from dimvl.planning.data import DataFacts, Given, gather, wanted_heads
 from dimvl.planning.flops import Flops, flops_by_part, part_of, split_sublayers
-from dimvl.planning.memory import Numbers, arithmetic_of, batch_bytes, passing_bytes, saved_bytes, state_bytes
+from dimvl.planning.memory import (
+    Numbers,
+    arithmetic_of,
+    batch_bytes,
+    passing_bytes,
+    saved_bytes,
+    torch_state_bytes,
+    zero_state_bytes,
+)
 from dimvl.planning.step import AverageStep, average_document, average_step
 from dimvl.regions.store_format import FeatureDtype, estimated_bytes
 from dimvl.training.optimiser import freeze
-
-REDUCE_BUCKET = 5e8
-"""Elements of DeepSpeed's buffer of gradients, its own default."""
 
 FREE_SHARE = 0.1
 """Share of a GPU's memory that is left to the CUDA context, the allocator's gaps and the libraries."""
@@ -33,11 +38,11 @@ class StageMemory:
         weights: that stay.
         gradients: of what is trained.
         optimizer: states, fp32 master weights among them.
+        buffers: of gradients to reduce, and of weights that stage 3 gathers.
         activations: kept for the backward pass of a micro-batch.
         batch: the micro-batch itself, and the largest thing that comes and goes.
-        buffers: that DeepSpeed fills with gradients to reduce.
         sent: bytes that the GPU sends in an optimiser step.
-        fits: whether all but `sent` is within the memory, less what is left free.
+        fits: whether `total` is within the memory, less what is left free.
 
     """
 
@@ -46,9 +51,9 @@ class StageMemory:
     weights: float
     gradients: float
     optimizer: float
+    buffers: float
     activations: float
     batch: float
-    buffers: float
     sent: float
     fits: bool
 
@@ -209,39 +214,25 @@ def _memory(model: DimvlModel, training: TrainingConfig, step: AverageStep, clus
 def _stage_memory(
     model: DimvlModel, training: TrainingConfig, step: AverageStep, cluster: Cluster, engine: str, stage: int
 ) -> StageMemory:
-    named = list(model.named_parameters())
-    trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     muon = [p for name, p in trained.items() if training.muon_rate and p.ndim > 1 and name.startswith("encoder.")]
+    counts = [sum(p.numel() for p in some) for some in (model.parameters(), trained.values(), muon)]
     arithmetic = arithmetic_of(training.precision, stage)
-    numbers = Numbers(arithmetic=arithmetic, gpu=True, dropout=_dropout(model))
-    states = state_bytes(
-        sum(parameter.numel() for _, parameter in named),
-        total := sum(parameter.numel() for parameter in trained.values()),
-        sum(parameter.numel() for parameter in muon),
-        arithmetic=arithmetic,
-        stage=stage,
-        ranks=cluster.gpus,
-    )
-    activations = sum(saved_bytes(model, step.micro_batch, numbers).values())
-    batch = batch_bytes(model, step.micro_batch) + passing_bytes(model, step.micro_batch, numbers)
-    element = 2 if arithmetic == "bf16" else 4
-    buffers = REDUCE_BUCKET * element if stage else 0
-    return StageMemory(
+    if engine == "torch":
+        states = torch_state_bytes(*counts)
+    else:
+        states = zero_state_bytes(*counts, arithmetic=arithmetic, stage=stage, ranks=cluster.gpus)
+    numbers = Numbers(arithmetic=arithmetic, gpu=True, dropout=model.tokens.dropout.p > 0)
+    found = StageMemory(
         engine=engine,
         stage=stage,
-        weights=states.weights,
-        gradients=states.gradients,
-        optimizer=states.optimizer,
-        activations=activations,
-        batch=batch,
-        buffers=buffers,
-        sent=sent_bytes(total, element, stage, step.micro_batches, cluster.gpus),
-        fits=states.total + activations + batch + buffers <= (1 - FREE_SHARE) * cluster.gpu_memory * 1e9,
+        **asdict(states),
+        activations=sum(saved_bytes(model, step.micro_batch, numbers).values()),
+        batch=batch_bytes(model, step.micro_batch) + passing_bytes(model, step.micro_batch, numbers),
+        sent=sent_bytes(counts[1], 2 if arithmetic == "bf16" else 4, stage, step.micro_batches, cluster.gpus),
+        fits=False,
     )
-
-
-def _dropout(model: DimvlModel) -> bool:
-    return model.tokens.dropout.p > 0
+    return replace(found, fits=found.total <= (1 - FREE_SHARE) * cluster.gpu_memory * 1e9)
 
 
 def _store_bytes(images: int, facts: DataFacts, dtype: FeatureDtype, index: bool = True) -> int:

@@ -8,11 +8,12 @@ from dimvl.planning.plan import FREE_SHARE, Plan
 
 GB = 1e9
 FORMULAE = (
-    "bytes a parameter, weights + gradients + optimizer: 4 + 4 + 8 in fp32, and in bf16 by autocast (torch, stage 0); "
-    "2 + 2 + 12 in bf16 with fp32 masters (stages 1 to 3)",
-    "stage 1 divides optimizer states by the GPUs, 2 gradients too, 3 weights too; activations are of one micro-batch",
-    "sent: 2 P e at stages 0 and 1, (m + 1) P e at 2, 3 m P e at 3, times (N - 1) / N; P trained parameters of e "
-    "bytes, m micro-batches, N GPUs",
+    "bytes a parameter, weights + gradients + optimizer: 4 + 4 + 8 in fp32 and by autocast (torch, stage 0); stages 1 "
+    "to 3 have fp32 masters, 12 over the GPUs, and in bf16 weights of 2, with gradients of 6 at stage 1; gradients are 4 "
+    "over the GPUs at stages 2 and 3, weights over the GPUs at 3; buffers: gradients to reduce, at 3 gathered weights too",
+    "activations are those of one micro-batch; see dimvl/planning/memory.py for what a block keeps",
+    "sent: 2 x 4 P at stage 0, + w P at 1, 2 m x 4 P + w P at 2, m x 4 P + 2 m w P at 3, times (N - 1) / N; P trained "
+    "parameters, weights of w bytes, m micro-batches, N GPUs",
     "arithmetic: 2 x rows x inputs x outputs of every product, attention 4 x pairs x width a layer, backward twice "
     "that where all learns; heads on rows with a target; a shared prefix counts once",
 )
@@ -56,7 +57,7 @@ def _step(plan: Plan) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Iterator[str]:
     yield f"memory of one GPU in GB, {plan.precision}:"
-    parts = ("weights", "gradients", "optimizer", "activations", "batch", "buffers", "total", "sent")
+    parts = ("weights", "gradients", "optimizer", "buffers", "activations", "batch", "total", "sent")
     rows: list[tuple[str, ...]] = [("", *parts[:-1], "sent a step", "")]
     for memory in plan.memory:
         name = "torch" if memory.engine == "torch" else f"ZeRO {memory.stage}"

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dimvl.config import TrainingConfig
-from dimvl.planning.memory import Numbers, arithmetic_of, batch_bytes, saved_bytes, state_bytes
+from dimvl.planning.memory import Numbers, arithmetic_of, batch_bytes, saved_bytes, torch_state_bytes, zero_state_bytes
 from dimvl.planning.work import Work
 from dimvl.training.optimiser import build_optimiser
 from tests.planning.runs import SPLITS, build
@@ -73,22 +73,25 @@ def test_a_batch_takes_the_bytes_of_its_tensors(data, tmp_path, name):
     assert batch_bytes(task.model, Work.of(batch, padded=True)) == pytest.approx(held, rel=TOLERANCE)
 
 
+# Counted once on 2 ranks over all tensors alive after a backward pass under DeepSpeed 0.19 (gloo, 16 x 256 x 256
+# weights, buckets of 1/8 of them): 16 bytes a weight and a flattened copy of 4 at stage 0, then 14.75, 12.75, 10.5 in
+# fp32 and 14, 10.13, 9.5 in bf16, the buckets among them.
 @pytest.mark.parametrize(
-    ("precision", "stage", "weights", "gradients", "optimizer"),
+    ("precision", "stage", "measured"),
     [
-        ("fp32", 0, 4 * 100, 4 * 80, 8 * 80),
-        ("fp32", 1, 4 * 100, 4 * 80, 8 * 80 / 4),
-        ("fp32", 2, 4 * 100, 4 * 80 / 4, 8 * 80 / 4),
-        ("fp32", 3, 4 * 100 / 4, 4 * 80 / 4, 8 * 80 / 4),
-        ("bf16", 0, 4 * 100, 4 * 80, 8 * 80),
-        ("bf16", 1, 2 * 100, 2 * 80, 12 * 80 / 4),
-        ("bf16", 2, 2 * 100, 2 * 80 / 4, 12 * 80 / 4),
-        ("bf16", 3, 2 * 100 / 4, 2 * 80 / 4, 12 * 80 / 4),
+        *(("fp32", stage, bytes_) for stage, bytes_ in enumerate((20, 14.75, 12.75, 10.5))),
+        *(("bf16", stage, bytes_) for stage, bytes_ in enumerate((20, 14, 10.13, 9.5))),
     ],
 )
-def test_what_each_stage_divides_by_four_ranks(precision, stage, weights, gradients, optimizer):
-    states = state_bytes(100, 80, 0, arithmetic=arithmetic_of(precision, stage), stage=stage, ranks=4)
-    assert (states.weights, states.gradients, states.optimizer) == (weights, gradients, optimizer)
+def test_what_a_weight_takes_on_two_ranks_is_what_was_measured(precision, stage, measured):
+    weights = 2**20
+    arithmetic = arithmetic_of(precision, stage)
+    states = zero_state_bytes(weights, weights, 0, arithmetic=arithmetic, stage=stage, ranks=2, bucket=weights // 8)
+    # A copy to reduce from (stage 1, bf16) and gathered weights (stage 3) are gone by then.
+    gone = states.buffers if (precision, stage) == ("bf16", 1) else 0
+    gone = 2 * weights if stage == 3 and precision == "bf16" else 4 * weights if stage == 3 else gone
+    total = states.weights + states.gradients + states.optimizer + states.buffers - gone
+    assert total / weights == pytest.approx(measured, rel=0.03)
 
 
 def test_what_muon_trains_has_one_moment(data, tmp_path):
@@ -99,5 +102,5 @@ def test_what_muon_trains_has_one_moment(data, tmp_path):
     sum(task(batch).values()).backward()
     optimiser.step()
     held = sum(v.nbytes for state in optimiser.state.values() for v in state.values() if v.ndim)
-    states = state_bytes(total, total, sum(p.numel() for p in muon), arithmetic="fp32", stage=0, ranks=1)
+    states = torch_state_bytes(total, total, sum(p.numel() for p in muon))
     assert states.optimizer == held

@@ -140,7 +140,7 @@ def test_five_captions_behind_one_prefix_save_what_was_counted_by_hand(regions, 
 
 def test_what_a_rank_sends_by_stage():
     sent = {stage: sent_bytes(1000, 2, stage, micro_batches=4, ranks=8) for stage in range(4)}
-    assert sent == {0: 2 * 1750, 1: 2 * 1750, 2: 5 * 1750, 3: 12 * 1750}
+    assert sent == {0: 8 * 875, 1: 10 * 875, 2: 34 * 875, 3: 32 * 875}
     assert sent_bytes(1000, 2, 3, micro_batches=4, ranks=1) == 0
 
 
@@ -176,12 +176,13 @@ def test_more_gpus_share_the_step_and_the_memory(config_file):
 
 
 def test_the_lowest_stage_that_fits_is_told(config_file):
-    sizes = [memory.total / 1e9 for memory in planned(config_file).memory]
+    large = ("model.layers=48", "model.width=2048", "model.inner_width=8192", "model.heads=16")
+    sizes = [memory.total / 1e9 for memory in planned(config_file, *large).memory]
     assert sizes == sorted(sizes, reverse=True)
     for stage in range(4):
         enough = sizes[stage] / 0.9 + 1e-6
-        assert planned(config_file, gpu_memory=enough).fitting.stage == stage
-    assert planned(config_file, gpu_memory=sizes[3]).fitting is None
+        assert planned(config_file, *large, gpu_memory=enough).fitting.stage == stage
+    assert planned(config_file, *large, gpu_memory=sizes[3]).fitting is None
 
 
 def test_what_is_given_takes_the_place_of_what_is_assumed(config_file):
