@@ -9,8 +9,9 @@ from dimvl.planning.plan import FREE_SHARE, Plan
 GB = 1e9
 FORMULAE = (
     "bytes a parameter, weights + gradients + optimizer: 4 + 4 + 8 in fp32 and by autocast (torch, stage 0); stages 1 "
-    "to 3 have fp32 masters, 12 over the GPUs, and in bf16 weights of 2, with gradients of 6 at stage 1; gradients are 4 "
-    "over the GPUs at stages 2 and 3, weights over the GPUs at 3; buffers: gradients to reduce, at 3 gathered weights too",
+    "to 3 have fp32 masters, 12 over the GPUs, and in bf16 weights of 2, with gradients of 6 at stage 1; gradients are "
+    "4 over the GPUs at stages 2 and 3, weights over the GPUs at 3; buffers hold gradients to reduce, at 3 gathered "
+    "weights too",
     "activations are those of one micro-batch; see dimvl/planning/memory.py for what a block keeps",
     "sent: 2 x 4 P at stage 0, + w P at 1, 2 m x 4 P + w P at 2, m x 4 P + 2 m w P at 3, times (N - 1) / N; P trained "
     "parameters, weights of w bytes, m micro-batches, N GPUs",

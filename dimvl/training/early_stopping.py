@@ -3,16 +3,25 @@
 The best so far is saved with every checkpoint, so a run that is resumed stops where an undisturbed one stops.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Validation(NamedTuple):
-    """How to get a score, the higher the better; after how many steps; after how many misses to stop, 0 for never."""
+    """What the loop asks of a validation.
+
+    Attributes:
+        score: gives the score, the higher the better; every rank calls it.
+        every: steps between two of them.
+        patience: misses after which to stop, 0 for never.
+        predictions: what the last score was found for, on a fixed sample; `score` fills it.
+
+    """
 
     score: Callable[[], float]
     every: int
     patience: int
+    predictions: Sequence[Mapping[str, Any]] = ()
 
     def is_due(self, step: int, steps: int) -> bool:
         """Tell whether a score is wanted after `step` of `steps` steps; the last one always has one."""

@@ -78,7 +78,7 @@ def train(
                 score = _finite_score(validation.score(), done)
                 best = Best.after(best, score, done)
                 over = over or validation.gives_up(best)
-                log.write_validation(done, score, best)
+                log.write_validation(done, score, best, validation.predictions)
             stop = any_says(ranks, bool(asked))
             if done % settings.save_every == 0 or over or stop or (best is not None and best.step == done):
                 save_checkpoint(run, engine, done, settings.keep, best)

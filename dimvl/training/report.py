@@ -4,8 +4,7 @@ import json
 import logging
 import resource
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,14 @@ import numpy as np
 
 from dimvl.config import RunConfig
 from dimvl.data.sampler import Step
-from dimvl.errors import UserError
-from dimvl.files import atomic_path, git_revision
+from dimvl.files import atomic_path
 from dimvl.training.early_stopping import Best
 from dimvl.training.ranks import Ranks, together
+from dimvl.training.wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
+LOG = "log.jsonl"
+PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def open_log(run: Path, config: RunConfig, step: int, ranks: Ranks) -> Iterator[
     """Open the log of a run on rank 0; what the others log goes nowhere.
 
     Raises:
-        UserError: wandb is asked for and not installed.
+        UserError: wandb is asked for and does not start.
 
     """
     log: RunLog | None = None
@@ -143,7 +144,9 @@ class Log(Protocol):
         """Log one step."""
         ...
 
-    def write_validation(self, step: int, score: float, best: Best) -> None:
+    def write_validation(
+        self, step: int, score: float, best: Best, predictions: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         """Log one validation."""
         ...
 
@@ -154,22 +157,26 @@ class NoLog:
     def write(self, report: StepReport) -> None:
         """Do nothing."""
 
-    def write_validation(self, step: int, score: float, best: Best) -> None:
+    def write_validation(
+        self, step: int, score: float, best: Best, predictions: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         """Do nothing."""
 
 
 class RunLog:
-    """`log.jsonl` of a run and, when asked, wandb. A resumed run takes off what was logged after its checkpoint."""
+    """`log.jsonl` and `predictions.jsonl` of a run and, when asked, wandb.
+
+    A resumed run takes off what was logged after its checkpoint.
+    """
 
     def __init__(self, run: Path, config: RunConfig, step: int) -> None:
-        self.path = run / "log.jsonl"
-        if self.path.exists():
-            whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # a kill cuts the last
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            with atomic_path(self.path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept))
-        self._file: TextIO = self.path.open("a")
-        self._wandb = _start_wandb(run, config) if config.training.wandb != "disabled" else None
+        kept = _take_off(run / LOG, step)
+        told = {line["step"]: line["predictions"] for line in _take_off(run / PREDICTIONS, step)}
+        self._wandb = WandbLog(run, config) if config.training.wandb != "disabled" else None
+        for line in kept if self._wandb is not None else []:
+            self._to_wandb(line, told.get(line["step"], []))
+        self._file: TextIO = (run / LOG).open("a")
+        self._predictions = run / PREDICTIONS
 
     def __enter__(self) -> "RunLog":
         return self
@@ -179,35 +186,42 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def write_validation(self, step: int, score: float, best: Best) -> None:
-        """Log one validation, as a line of its own."""
-        self._write({"step": step, "validation": score, "best": best.score, "best_step": best.step})
+    def write_validation(
+        self, step: int, score: float, best: Best, predictions: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Log one validation, as a line of its own, and what was predicted for the sample."""
         logger.info("validation after step %d: %.4f (best %.4f after step %d)", step, score, best.score, best.step)
-        if self._wandb is not None:
-            self._wandb.log({"validation": score}, step=step)
+        if predictions:
+            with self._predictions.open("a") as file:
+                file.write(json.dumps({"step": step, "predictions": list(predictions)}) + "\n")
+        self._write({"step": step, "validation": score, "best": best.score, "best_step": best.step}, predictions)
 
-    def _write(self, record: Mapping[str, Any]) -> None:
+    def _write(self, record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]] = ()) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        self._to_wandb(record, predictions)
 
     def write(self, report: StepReport) -> None:
         """Log one step."""
         self._write(report.__dict__)
-        if self._wandb is not None:
-            flat = {f"loss/{name}": value for name, value in report.losses.items()}
-            rest = {name: value for name, value in report.__dict__.items() if not isinstance(value, Mapping)}
-            self._wandb.log({**rest, **flat}, step=report.step)
+
+    def _to_wandb(self, record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Send a line of the log; what is nested goes by `name/part`."""
+        if self._wandb is None:
+            return
+        flat = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
+        flat |= {f"loss/{name}": value for name, value in record.get("losses", {}).items()}
+        self._wandb.log(record["step"], flat)
+        if "validation" in record:
+            self._wandb.log_predictions(record["step"], predictions)
 
 
-def _start_wandb(run: Path, config: RunConfig) -> Any:
-    """Start or continue the wandb run that belongs to this folder."""
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("training.wandb needs the package wandb; install it with pip install 'dimvl[wandb]'") from None
-    record = run / "wandb_id"
-    identity = record.read_text() if record.exists() else uuid.uuid4().hex[:12]
-    record.write_text(identity)
-    settings = {**config.model_dump(mode="json"), "git_revision": git_revision()}
-    mode: Any = config.training.wandb
-    return wandb.init(project="dimvl", name=run.name, id=identity, resume="allow", dir=run, mode=mode, config=settings)
+def _take_off(path: Path, step: int) -> list[dict[str, Any]]:
+    """Take off the lines of a file that were written after a step, and return the rest."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]  # a kill cuts the last
+    kept = [(line, record) for line in whole if (record := json.loads(line))["step"] <= step]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line, _ in kept))
+    return [record for _, record in kept]

@@ -9,8 +9,10 @@ them call the modules of the model equally often.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,8 @@ from dimvl.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 Score = Callable[[], float]
+PREDICTIONS = 32
+TOP_ANSWERS = 3
 
 
 def build_validation(config: AnyConfig, task: Task, store: RegionStore, ranks: Ranks) -> Validation | None:
@@ -64,12 +68,13 @@ def build_validation(config: AnyConfig, task: Task, store: RegionStore, ranks: R
     if section.regions is not None:
         store = RegionStore(section.regions, config.training.check_reads)
         task.processor.check_extractor(store.extractor, str(store.path))
+    predictions: list[dict[str, Any]] = []
     if isinstance(config, VqaConfig):
         assert config.validation is not None
-        score = _accuracy(config, config.validation, task, store, ranks)
+        score = _accuracy(config, config.validation, task, store, ranks, predictions)
     else:
         assert config.validation is not None
-        score = _captioning(config, config.validation, task, store, ranks)
+        score = _captioning(config, config.validation, task, store, ranks, predictions)
 
     def without_training() -> float:
         task.eval()
@@ -79,11 +84,18 @@ def build_validation(config: AnyConfig, task: Task, store: RegionStore, ranks: R
         finally:
             task.train()
 
-    return Validation(without_training, section.every, section.patience)
+    return Validation(without_training, section.every, section.patience, predictions)
 
 
-def _accuracy(config: VqaConfig, section: VqaValidationConfig, task: Task, store: RegionStore, ranks: Ranks) -> Score:
-    """Official accuracy of the most probable answers."""
+def _accuracy(
+    config: VqaConfig,
+    section: VqaValidationConfig,
+    task: Task,
+    store: RegionStore,
+    ranks: Ranks,
+    predictions: list[dict[str, Any]],
+) -> Score:
+    """Official accuracy of the most probable answers; the best answers to a sample go to `predictions`."""
     every = _on_images(read_questions(section.questions, section.annotations), section.questions, config, store)
     asked = [every[place] for place in _chosen(len(every), section)]
     if unanswered := [question for question in asked if not question.answers]:
@@ -97,21 +109,42 @@ def _accuracy(config: VqaConfig, section: VqaValidationConfig, task: Task, store
     positions = store.positions([question.image_id for question in asked])
     costs = images.rows(positions) + np.array([len(text) + 1 for text in words])
 
+    names, shown = task.processor.answers, _sample(len(asked), section)
+    top = min(TOP_ANSWERS, len(names))
+
     def score() -> float:
-        best = np.zeros(len(asked), dtype=np.int64)
+        best = np.zeros((len(asked), top), dtype=np.int64)
+        sure = np.zeros((len(asked), top))
         for places in _share(in_order(costs, config.training.rows_per_micro_batch), ranks):
             prefixes = images.prefixes(positions[places])
-            best[places] = trained.answer_probabilities(prefixes, [words[place] for place in places]).argmax(dim=1)
-        names = [task.processor.answers[answer] for answer in ranks.sum(best)]
-        return vqa_accuracy({q.question_id: name for q, name in zip(asked, names, strict=True)}, asked).overall
+            found = trained.answer_probabilities(prefixes, [words[place] for place in places])
+            found, order = found.sort(dim=1, descending=True, stable=True)
+            best[places], sure[places] = order[:, :top], found[:, :top]
+        best, sure = ranks.sum(best), ranks.sum(sure)
+        predictions[:] = [
+            {
+                "question_id": asked[place].question_id,
+                "image_id": asked[place].image_id,
+                "question": asked[place].text,
+                "answers": [[names[answer], round(p, 4)] for answer, p in zip(best[place], sure[place], strict=True)],
+                "truth": [answer for answer, _ in Counter(asked[place].answers).most_common()],
+            }
+            for place in shown
+        ]
+        return vqa_accuracy({q.question_id: names[n] for q, n in zip(asked, best[:, 0], strict=True)}, asked).overall
 
     return score
 
 
 def _captioning(
-    config: CaptionConfig, section: CaptionValidationConfig, task: Task, store: RegionStore, ranks: Ranks
+    config: CaptionConfig,
+    section: CaptionValidationConfig,
+    task: Task,
+    store: RegionStore,
+    ranks: Ranks,
+    predictions: list[dict[str, Any]],
 ) -> Score:
-    """CIDEr-D of greedy captions, or minus the loss per word."""
+    """CIDEr-D of greedy captions, those of a sample to `predictions`; or minus the loss per word, without any."""
     by_image: dict[str, list[Caption]] = {}
     for caption in _on_images(read_captions(section.captions, section.split), section.captions, config, store):
         by_image.setdefault(caption.image_id, []).append(caption)
@@ -126,15 +159,28 @@ def _captioning(
     images = ImageReader(store, task.processor.tags, task.processor.max_regions)
     positions = store.positions(chosen)
     options = DecodingOptions(beams=1, max_tokens=task.processor.text_tokens + 1)
+    shown = _sample(len(chosen), section)
 
     def score() -> float:
-        scores = np.zeros(len(chosen))
+        scores, texts = np.zeros(len(chosen)), dict[int, str]()
         costs = images.rows(positions) + options.max_tokens
         for places in _share(in_order(costs, config.training.rows_per_micro_batch), ranks):
             prefixes = images.prefixes(positions[places])
             written = trained.captions(prefixes, options, task.everywhere)
             scores[places] = reward.scores([plain_words(text) for text in written], places)
-        return float(ranks.sum(scores).mean())
+            texts |= {int(place): text for place, text in zip(places, written, strict=True) if place in shown}
+        scores, told = ranks.sum(scores), ranks.gather(texts)
+        texts = {place: text for part in told for place, text in part.items()}
+        predictions[:] = [
+            {
+                "image_id": chosen[place],
+                "caption": texts[place],
+                "references": [caption.text for caption in by_image[chosen[place]]],
+                "cider": round(float(scores[place]), 4),
+            }
+            for place in sorted(texts)
+        ]
+        return float(scores.mean())
 
     return score
 
@@ -177,6 +223,12 @@ def _chosen(number: int, section: ValidationConfig) -> np.ndarray:
     if section.subset is None or section.subset >= number:
         return np.arange(number)
     return np.sort(keyed_generator(section.seed, "validation").permutation(number)[: section.subset])
+
+
+def _sample(number: int, section: ValidationConfig) -> list[int]:
+    """Places whose predictions are shown, ascending; the same ones at every validation."""
+    drawn = keyed_generator(section.seed, "predictions").permutation(number)[:PREDICTIONS]
+    return [int(place) for place in np.sort(drawn)]
 
 
 def _on_images(records: Sequence[Record], path: Path, config: AnyConfig, store: RegionStore) -> list[Record]:

@@ -1,0 +1,219 @@
+"""The wandb log in offline mode, without a network: what was written is read back from wandb's own files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dimvl.errors import UserError
+from dimvl.training.report import NoLog, open_log
+from dimvl.training.run import run_training
+from dimvl.training.wandb_files import offline_records, offline_rows
+from tests.tiny_runs import make_config, make_data
+
+pytest.importorskip("wandb")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")  # should a test forget to say so
+    monkeypatch.setenv("HOME", str(tmp_path))  # no login of whoever runs this
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
+
+
+def config_of(data, output, task="pretrain", mode="offline", steps=8, **changes):
+    training = {"steps": steps, "save_every": 3, "wandb": mode}
+    return make_config(data, output, task, training=training, **changes)
+
+
+def lines(run, name="log.jsonl"):
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def records(run):
+    """All records of a run's last start, which wandb may still be writing when it says that it is done."""
+    until = time.monotonic() + 30
+    while True:
+        found = list(offline_records(files(run)[-1]))
+        if (found and found[-1].WhichOneof("record_type") == "exit") or time.monotonic() > until:
+            return found
+        time.sleep(0.2)
+
+
+def rows(run):
+    records(run)
+    return list(offline_rows(run, (run / "wandb_id").read_text()))
+
+
+def files(run):
+    return sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_every_step_is_in_the_wandb_log_with_the_values_of_the_run_s_own(data, tmp_path):
+    run = run_training(config_of(data, tmp_path / "run"))
+    assert [row["_step"] for row in rows(run)] == list(range(1, 9))
+    for row, line in zip(rows(run), lines(run), strict=True):
+        assert row["loss"] == line["loss"] and row["learning_rate"] == line["learning_rate"]
+        assert {name: row[f"loss/{name}"] for name in line["losses"]} == line["losses"]
+
+
+def test_the_run_its_group_configuration_and_revision_are_told(data, tmp_path):
+    run = run_training(config_of(data, tmp_path / "run", steps=1))
+    (told,) = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"]
+    assert (told.project, told.display_name, told.run_group, told.job_type) == ("dimvl", "run", "run", "pretrain")
+    assert told.run_id == (run / "wandb_id").read_text()
+    values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in told.config.update}
+    assert values["model"]["width"] == 16 and values["seed"] == 3
+    assert values["git_revision"] == json.loads((run / "run.json").read_text())["git_revision"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dimvl.training.run import run_training
+from tests.tiny_runs import TinyData
+from tests.training.test_wandb import config_of, vqa
+
+*paths, output, task, last = sys.argv[1:]
+
+def progress(report):
+    if report.step == int(last):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+data = TinyData(*map(Path, paths))
+run_training(config_of(data, Path(output), task, **(vqa(data) if task == "vqa" else {})), progress)
+"""
+
+
+def kill_after(data, run, step, task="pretrain"):
+    paths = [data.regions, data.captions, data.questions, data.annotations, run, task, str(step)]
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not the one of this process
+    command = [sys.executable, "-c", KILLED, *paths]
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -9, done.stderr
+    wait_for_silence(run)
+
+
+def wait_for_silence(run):
+    """Wait until the process that wandb leaves behind has written what it has."""
+    size = -1
+    while size != (size := sum(file.stat().st_size for file in files(run))):
+        time.sleep(1)
+
+
+@pytest.mark.parametrize("steps", [(5,), (5, 7)])
+def test_a_run_that_was_killed_has_every_step_once_and_in_order_in_one_wandb_run(data, tmp_path, steps):
+    run = tmp_path / "run"
+    for step in steps:
+        kill_after(data, run, step)
+    identity = (run / "wandb_id").read_text()
+    before = [row["_step"] for row in offline_rows(run, identity)]
+    assert before == list(range(1, len(before) + 1)) and len(before) < steps[-1], "wandb had not written all"
+    run_training(config_of(data, run))
+    assert [row["_step"] for row in rows(run)] == list(range(1, 9))
+    assert [row["loss"] for row in rows(run)] == [line["loss"] for line in lines(run)]
+    assert (run / "wandb_id").read_text() == identity and len(files(run)) == len(steps) + 1
+
+
+def vqa(data):
+    return {"validation": {"questions": data.questions, "annotations": data.annotations, "every": 2}}
+
+
+def tables(run):
+    """Step -> rows of the table of predictions, from the files that wandb has written."""
+    found = {}
+    for row in rows(run):
+        if "predictions/path" in row:
+            (file,) = run.glob(f"wandb/offline-run-*/files/{row['predictions/path']}")
+            found[row["_step"]] = json.loads(file.read_text())
+    return found
+
+
+def test_predictions_on_a_fixed_sample_of_questions_are_in_the_run_and_in_wandb(data, tmp_path):
+    run = run_training(config_of(data, tmp_path / "run", "vqa", **vqa(data)))
+    told = lines(run, "predictions.jsonl")
+    assert [line["step"] for line in told] == [2, 4, 6, 8]
+    assert len({tuple(item["question_id"] for item in line["predictions"]) for line in told}) == 1
+    for item in told[-1]["predictions"]:
+        assert set(item) == {"question_id", "image_id", "question", "answers", "truth"}
+        assert item["truth"][0] in ("yes", "no", "red") and len(item["answers"]) == 3
+        probabilities = [probability for _, probability in item["answers"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+    written = tables(run)
+    assert list(written) == [2, 4, 6, 8]
+    for line in told:
+        table = written[line["step"]]
+        assert table["columns"] == list(line["predictions"][0])
+        assert [row[0] for row in table["data"]] == [item["question_id"] for item in line["predictions"]]
+    scores = {row["_step"]: row["validation"] for row in rows(run) if "validation" in row}
+    assert scores == {line["step"]: line["validation"] for line in lines(run) if "validation" in line}
+
+
+def test_predicted_captions_are_in_the_run_with_their_references_without_wandb_too(data, tmp_path):
+    section = {"captions": data.captions, "every": 4}
+    config = config_of(data, tmp_path / "run", "caption", "disabled", validation=section)
+    run = run_training(config)
+    told = lines(run, "predictions.jsonl")
+    assert [line["step"] for line in told] == [4, 8] and not (run / "wandb").exists()
+    validations = [line["validation"] for line in lines(run) if "validation" in line]
+    for line, score in zip(told, validations, strict=True):
+        assert len(line["predictions"]) == 8 and all(item["references"] for item in line["predictions"])
+        mean = sum(item["cider"] for item in line["predictions"]) / 8
+        assert mean == pytest.approx(score, abs=1e-4)  # rounded to 4 digits
+
+
+def test_a_killed_run_has_the_predictions_of_each_validation_once(data, tmp_path):
+    whole = run_training(config_of(data, tmp_path / "whole", "vqa", "disabled", **vqa(data)))
+    run = tmp_path / "run"
+    kill_after(data, run, 7, "vqa")
+    run_training(config_of(data, run, "vqa", **vqa(data)))
+    assert lines(run, "predictions.jsonl") == lines(whole, "predictions.jsonl")
+    assert list(tables(run)) == [2, 4, 6, 8]
+    assert [row["_step"] for row in rows(run)] == list(range(1, 9))
+
+
+def test_without_wandb_it_is_not_imported(data, tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom dimvl.training.run import run_training\n"
+        "from tests.tiny_runs import make_config, make_data\nfolder = Path(sys.argv[1])\n"
+        "run_training(make_config(make_data(folder), folder / 'run', training={'steps': 1}))\n"
+        "assert 'wandb' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "data"], cwd=ROOT, check=True)
+
+
+def test_online_without_a_login_is_one_sentence_and_leaves_the_log_as_it_is(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    config = config_of(data, tmp_path / "run", mode="online")
+    with pytest.raises(
+        UserError, match=r"wandb is 'online' but wandb does not start \(No API key.*training\.wandb=offline"
+    ):
+        run_training(config)
+    run_training(config_of(data, tmp_path / "run", mode="disabled"))
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 9))
+
+
+def test_a_rank_that_does_not_lead_logs_nothing(data, tmp_path):
+    class Second:
+        rank, size, waited = 1, 2, 0.0
+
+        def gather(self, value):
+            return [value, value]
+
+        def sum(self, values):
+            return values
+
+    with open_log(tmp_path, config_of(data, tmp_path), 0, Second()) as log:
+        assert isinstance(log, NoLog)
+    assert not list(tmp_path.glob("wandb*")) and not (tmp_path / "log.jsonl").exists()
