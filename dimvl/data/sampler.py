@@ -48,7 +48,8 @@ def global_steps(costs: np.ndarray, row_budget: int, generator: np.random.Genera
         raise UserError(
             f"one document has up to {costs.max()} rows, above training.rows_per_step {row_budget}; raise it"
         )
-    order = generator.permutation(len(costs))
+    order = np.arange(len(costs), dtype=np.int32 if len(costs) < 2**31 else np.int64)
+    generator.shuffle(order)
     steps, start, total = [], 0, 0
     for place, cost in enumerate(costs[order]):
         if total + cost > row_budget:
@@ -156,7 +157,7 @@ class TrainingSteps(Dataset[Step]):
     def _plan(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         if epoch not in self._plans:
             generator = keyed_generator(self.seed, "order", epoch)
-            costs = self.source.costs(epoch)
+            costs = self.source.costs(epoch).astype(np.int32)
             self._plans = {epoch: (costs, global_steps(costs, self.rows_per_step, generator))}
         return self._plans[epoch]
 

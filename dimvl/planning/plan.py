@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from dimvl.config import AnyConfig, TrainingConfig
+from dimvl.config import AnyConfig, DeepSpeedConfig
 from dimvl.errors import UserError
 from dimvl.model.model import DimvlModel
 from dimvl.planning.cluster import Cluster, sent_bytes
 from dimvl.planning.data import DataFacts, Given, gather, wanted_heads
 from dimvl.planning.flops import Flops, flops_by_part, part_of, split_sublayers
 from dimvl.planning.memory import (
+    BUCKET,
     Numbers,
     arithmetic_of,
     batch_bytes,
@@ -37,7 +38,7 @@ class StageMemory:
         stage: of ZeRO.
         weights: that stay.
         gradients: of what is trained.
-        optimizer: states, fp32 master weights among them.
+        optimizer: states, fp32 master weights among them; 0 where they are offloaded to the CPU, as are weights.
         buffers: of gradients to reduce, and of weights that stage 3 gathers.
         activations: kept for the backward pass of a micro-batch.
         batch: the micro-batch itself, and the largest thing that comes and goes.
@@ -76,6 +77,7 @@ class Plan:
         step: the average optimiser step.
         flops: of an optimiser step over all GPUs, by part.
         memory: by engine and stage.
+        configured: the stage that the configuration asks for; None for the torch engine.
         peak: TFLOP/s of one GPU.
         network: bytes that one GPU sends in a second.
         seconds: of arithmetic, an optimiser step.
@@ -94,6 +96,7 @@ class Plan:
     step: AverageStep
     flops: dict[str, Flops]
     memory: tuple[StageMemory, ...]
+    configured: int | None
     peak: float
     network: float
     seconds: float
@@ -135,7 +138,7 @@ def make_plan(config: AnyConfig, cluster: Cluster, given: Given | None = None) -
     model = meta_model(config, facts)
     document = average_document(config, facts)
     step = average_step(config.training, document, cluster.gpus)
-    flops = flops_by_part(model, step.work)
+    flops = flops_by_part(model, step.work, config.training.checkpoint_activations)
     peak = cluster.peak_at(config.training.precision)
     reached = cluster.gpus * peak * 1e12 * cluster.utilisation
     epochs = None
@@ -149,7 +152,8 @@ def make_plan(config: AnyConfig, cluster: Cluster, given: Given | None = None) -
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         step=step,
         flops=flops,
-        memory=tuple(_memory(model, config.training, step, cluster)),
+        memory=tuple(_memory(model, config, step, cluster)),
+        configured=None if config.deepspeed is None else config.deepspeed.stage,
         peak=peak,
         network=cluster.network_rate,
         seconds=sum(part.total for part in flops.values()) / reached,
@@ -205,15 +209,16 @@ def parameters_by_part(model: DimvlModel) -> dict[str, int]:
     return parts
 
 
-def _memory(model: DimvlModel, training: TrainingConfig, step: AverageStep, cluster: Cluster) -> Sequence[StageMemory]:
+def _memory(model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster) -> Sequence[StageMemory]:
     """Memory under the torch engine, if there is one GPU, and under DeepSpeed by stage."""
     engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
-    return [_stage_memory(model, training, step, cluster, engine, stage) for engine, stage in engines]
+    return [_stage_memory(model, config, step, cluster, engine, stage) for engine, stage in engines]
 
 
 def _stage_memory(
-    model: DimvlModel, training: TrainingConfig, step: AverageStep, cluster: Cluster, engine: str, stage: int
+    model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, engine: str, stage: int
 ) -> StageMemory:
+    training, section = config.training, config.deepspeed or DeepSpeedConfig()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     muon = [p for name, p in trained.items() if training.muon_rate and p.ndim > 1 and name.startswith("encoder.")]
     counts = [sum(p.numel() for p in some) for some in (model.parameters(), trained.values(), muon)]
@@ -221,8 +226,18 @@ def _stage_memory(
     if engine == "torch":
         states = torch_state_bytes(*counts)
     else:
-        states = zero_state_bytes(*counts, arithmetic=arithmetic, stage=stage, ranks=cluster.gpus)
-    numbers = Numbers(arithmetic=arithmetic, gpu=True, dropout=model.tokens.dropout.p > 0)
+        bucket = section.options.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET)
+        states = zero_state_bytes(*counts, arithmetic=arithmetic, stage=stage, ranks=cluster.gpus, bucket=int(bucket))
+        if section.offload_optimizer and stage:
+            states = replace(states, optimizer=0.0)
+        if section.offload_parameters and stage == 3:
+            states = replace(states, weights=0.0)
+    numbers = Numbers(
+        arithmetic=arithmetic,
+        gpu=True,
+        dropout=model.tokens.dropout.p > 0,
+        recompute=training.checkpoint_activations,
+    )
     found = StageMemory(
         engine=engine,
         stage=stage,

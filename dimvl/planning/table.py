@@ -72,7 +72,12 @@ def _memory(plan: Plan) -> Iterator[str]:
     elif best.engine == "torch":
         yield f"fits in {room} without DeepSpeed"
     else:
-        yield f"fits in {room} from stage {best.stage} on; lower stages send less and do less work"
+        yield f"fits in {room} from stage {best.stage} on, where it says so; lower stages send less"
+    if plan.configured is not None:
+        fits = next(m.fits for m in plan.memory if m.engine == "deepspeed" and m.stage == plan.configured)
+        yield f"the configuration has deepspeed.stage {plan.configured}, which {'fits' if fits else 'does not fit'}"
+    elif plan.cluster.gpus > 1:
+        yield f"the configuration has no section deepspeed; {plan.cluster.gpus} GPUs need one"
 
 
 def _rates(plan: Plan) -> Iterator[str]:

@@ -156,6 +156,8 @@ class RegionStore:
 
     def num_regions(self, positions: np.ndarray) -> np.ndarray:
         """Numbers of regions (B,) int64 of images by position, from the index alone."""
+        if len(self.folders) == 1:  # whole records of a large epoch would take 56 bytes each
+            return self.folders[0].index["num_regions"][positions].astype(np.int64)
         return self._records(positions)[0]["num_regions"].astype(np.int64)
 
     def sizes(self, positions: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 DiMBERT is pretrained with the two language models; the other two are additions to that recipe.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -28,6 +28,8 @@ from dimvl.objectives import (
 from dimvl.regions.records import Detections
 from dimvl.tasks.base import ImageSource, Task, masked_text, plain_text
 from dimvl.tasks.captioning import caption_document, shared_rows
+
+PIECE = 1_000_000
 
 
 class PretrainTask(Task):
@@ -73,6 +75,12 @@ class PretrainTask(Task):
         }
 
 
+def _pieces(count: int) -> Iterator[slice]:
+    """Slices of a large array, so that what is computed on the way is small."""
+    for start in range(0, count, PIECE):
+        yield slice(start, min(start + PIECE, count))
+
+
 class PretrainSource(ImageSource):
     """One document per image and epoch, its objective drawn by share, its randomness by seed, epoch and image.
 
@@ -102,30 +110,37 @@ class PretrainSource(ImageSource):
         self.positions = images.store.positions(captions.image_ids())
         self.shares: Mapping[str, float] = config.shares.model_dump()
         lengths, groups = captions.lengths(), captions.groups
-        self._longest = np.maximum.reduceat(lengths, groups[:-1])
+        self._longest = np.maximum.reduceat(lengths, groups[:-1]).astype(np.int32)
         self._drawn: tuple[int, np.ndarray] | None = None
         self._matching_texts = seq2seq.captions if config.shared_prefix else 1
-        self._shared = shared_rows(captions, seq2seq.captions)
+        self._shared = shared_rows(captions, seq2seq.captions).astype(np.int32)
 
     def objectives(self, epoch: int) -> np.ndarray:
-        """(D,) index into the shares of each document's objective in an epoch; keyed by seed and epoch."""
+        """(D,) uint8 index into the shares of each document's objective in an epoch; keyed by seed and epoch."""
         edges = np.cumsum(list(self.shares.values()))
-        drawn = keyed_generator(self.seed, "objectives", epoch).random(len(self)) * edges[-1]
-        chosen = np.searchsorted(edges, drawn, side="right")
+        generator = keyed_generator(self.seed, "objectives", epoch)
         names = list(self.shares)
-        nothing_to_hide = (chosen == names.index("masked_object")) & (self.images.num_regions(self.positions) == 0)
-        chosen[nothing_to_hide] = names.index("masked_lm")
-        return chosen
+        objectives = np.empty(len(self), dtype=np.uint8)
+        for some in _pieces(len(self)):
+            drawn = generator.random(len(objectives[some])) * edges[-1]
+            chosen = np.searchsorted(edges, drawn, side="right")
+            nothing = self.images.num_regions(self.positions[some]) == 0
+            chosen[(chosen == names.index("masked_object")) & nothing] = names.index("masked_lm")
+            objectives[some] = chosen
+        return objectives
 
     def costs(self, epoch: int) -> np.ndarray:
-        """(D,) upper bound of rows."""
-        names = list(self.shares)
-        objectives = self.objectives(epoch)
-        text = self._longest + 1
-        matching = np.minimum(np.diff(self.captions.groups), self._matching_texts) * (self._longest.max() + 1)
-        text = np.where(objectives == names.index("matching"), matching, text)
-        text = np.where(objectives == names.index("seq2seq_lm"), self._shared, text)
-        return self.images.rows(self.positions) + text
+        """(D,) int32 upper bound of rows."""
+        names, objectives = list(self.shares), self._objectives_of(epoch)
+        longest_of_all = int(self._longest.max()) + 1
+        costs = np.empty(len(self), dtype=np.int32)
+        for some in _pieces(len(self)):
+            objective, text = objectives[some], self._longest[some] + 1
+            number = np.minimum(np.diff(self.captions.groups[some.start : some.stop + 1]), self._matching_texts)
+            text = np.where(objective == names.index("matching"), number * longest_of_all, text)
+            text = np.where(objective == names.index("seq2seq_lm"), self._shared[some], text)
+            costs[some] = self.images.rows(self.positions[some]) + text
+        return costs
 
     def _objectives_of(self, epoch: int) -> np.ndarray:
         if self._drawn is None or self._drawn[0] != epoch:

@@ -59,6 +59,15 @@ def test_steps_are_a_shuffled_cut_of_all_documents_within_the_budget():
     assert all(costs[one].sum() + costs[two[0]] > 100 for one, two in pairwise(steps))
 
 
+@pytest.mark.parametrize("piece", [1, 4, 1000])
+def test_the_pieces_that_an_epoch_is_planned_in_change_nothing(source, monkeypatch, piece):
+    monkeypatch.setattr("dimvl.tasks.pretraining.PIECE", piece)
+    costs, objectives = source.costs(3), source.objectives(3)
+    monkeypatch.undo()
+    assert np.array_equal(objectives, source.objectives(3)) and np.array_equal(costs, source.costs(3))
+    assert len(set(objectives.tolist())) > 1 and objectives.dtype == np.uint8 and costs.dtype == np.int32
+
+
 def test_a_document_above_the_budget_is_one_clear_sentence():
     with pytest.raises(UserError, match=r"up to 101 rows, above training\.rows_per_step 100"):
         global_steps(np.array([5, 101]), 100, keyed_generator(1))

@@ -185,6 +185,23 @@ def test_the_lowest_stage_that_fits_is_told(config_file):
     assert planned(config_file, *large, gpu_memory=sizes[3]).fitting is None
 
 
+def test_activation_checkpointing_keeps_less_and_computes_more(config_file):
+    plain, again = planned(config_file), planned(config_file, "training.checkpoint_activations=true")
+    assert again.memory[1].activations < 0.3 * plain.memory[1].activations
+    assert again.flops_per_step == pytest.approx(plain.flops_per_step * 4 / 3, rel=0.02)  # heads run once
+
+
+def test_offloaded_states_are_not_on_the_gpu(config_file):
+    plan = planned(config_file, "deepspeed={stage: 3, offload_optimizer: true, offload_parameters: true}")
+    assert plan.configured == 3 and plan.memory[0].optimizer > 0
+    assert plan.memory[1].optimizer == 0 and plan.memory[1].weights > 0 and plan.memory[3].weights == 0
+
+
+def test_the_bucket_of_the_configuration_is_counted(config_file):
+    small = "deepspeed={stage: 2, options: {zero_optimization: {reduce_bucket_size: 1000000}}}"
+    assert planned(config_file, small).memory[2].buffers == 2e6
+
+
 def test_what_is_given_takes_the_place_of_what_is_assumed(config_file):
     plain, given = planned(config_file), planned(config_file, given=Given(images=3_000_000, words=20, texts=5))
     assert plain.epochs is None and plain.store_bytes is None
