@@ -19,7 +19,8 @@ def plan(
     ] = None,
     utilisation: Annotated[float, typer.Option(help="Share of the peak that is reached: an assumption.")] = 0.4,
     network: Annotated[
-        float | None, typer.Option(help="GB/s that a GPU sends; by default 450 up to 8 GPUs (NVLink), else 50.")
+        float | None,
+        typer.Option(help="GB/s of rings, as nccl-tests' bus bandwidth; by default 450 up to 8 GPUs, else 400."),
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Images, where the store is not there.")] = None,
     words: Annotated[float | None, typer.Option(min=1, help="Mean word pieces of a text, where there is none.")] = None,

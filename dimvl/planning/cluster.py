@@ -16,8 +16,9 @@ from typing import Literal
 PEAK = {"bf16": 798.0, "fp32": 67.0}
 """TFLOP/s of one H100: bf16 as measured on matrix products, fp32 without TF32 from its data sheet."""
 NODE = 8
-NETWORK = {"in a node": 450.0, "between nodes": 50.0}
-"""GB/s one way of a GPU, by data sheet: NVLink of an H100, and an adapter of 400 Gbit/s for each GPU."""
+NETWORK = {"in a node": 450.0, "between nodes": 400.0}
+"""GB/s that a GPU passes on in rings, by data sheets: NVLink of an H100 one way, and eight adapters of 400 Gbit/s a
+node, which NCCL's rings use together, each crossing to the next node by another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class Cluster:
         gpu_memory: GB (10^9 bytes) of one GPU.
         peak: TFLOP/s of one GPU at the run's precision; None for that of an H100.
         utilisation: share of the peak that is reached; an assumption until it is measured.
-        network: GB/s that one GPU sends to the others while they send to it; None for NVLink up to 8 GPUs and an
-            adapter of 400 Gbit/s for each beyond.
+        network: GB/s that a GPU passes on in rings, the bus bandwidth of nccl-tests; between nodes about what all
+            adapters of a node do together. None for NVLink up to 8 GPUs and 8 adapters of 400 Gbit/s a node beyond.
 
     """
 

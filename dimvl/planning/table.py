@@ -91,7 +91,7 @@ def _rates(plan: Plan) -> Iterator[str]:
     if cluster.gpus > 1:
         ways = [memory for memory in plan.memory if memory.engine == "deepspeed"]
         times = ", ".join(f"stage {m.stage} {m.sent / plan.network * 1e3:,.1f} ms" for m in ways)
-        yield f"network: {times} a step at {plan.network / GB:g} GB/s a GPU (assumed), partly beside the arithmetic"
+        yield f"network: {times} a step at {plan.network / GB:g} GB/s (assumed), partly beside the arithmetic"
     for dtype, size in plan.image_bytes.items():
         rate = size * plan.documents_per_second
         disk = "" if plan.store_bytes is None else f"; on disk {plan.store_bytes[dtype] / GB:,.0f} GB"

@@ -135,7 +135,7 @@ def tables(run):
     found = {}
     for row in rows(run):
         if "predictions/path" in row:
-            (file,) = run.glob(f"wandb/offline-run-*/files/{row['predictions/path']}")
+            file, *_ = run.glob(f"wandb/offline-run-*/files/{row['predictions/path']}")  # its name has its checksum
             found[row["_step"]] = json.loads(file.read_text())
     return found
 
