@@ -191,7 +191,14 @@ def _prefetch(data: TrainingSteps, first: int, workers: int, pin: bool, meter: M
 
     """
     numbers = range(first, len(data))
-    loader = DataLoader(data, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin)
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_run,
+    )
     steps = iter(loader)
     for _ in range(first, len(data)):
         with together(ranks), _dead_workers():
@@ -199,6 +206,15 @@ def _prefetch(data: TrainingSteps, first: int, workers: int, pin: bool, meter: M
             step = next(steps)
             meter.wait += time.perf_counter() - start
         yield step
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Let a worker process live on when its whole process group is asked to stop, as launchers do.
+
+    Batches are needed until the run has saved; the worker ends with the process that it works for.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -216,19 +216,23 @@ def progress(report):
     time.sleep(0.2)
 
 try:
-    run_training(make_config(TinyData(*paths), output, training={"steps": 8}), progress)
+    run_training(make_config(TinyData(*paths), output, training={"steps": 8, "workers": WORKERS}), progress)
 except Interrupted as stopped:
     print(stopped)
     sys.exit(3)
 """
 
 
-def test_a_process_that_gets_sigterm_saves_exits_and_is_continued_by_another_bit_for_bit(data, tmp_path, undisturbed):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_process_that_gets_sigterm_saves_exits_and_is_continued_by_another_bit_for_bit(
+    data, tmp_path, undisturbed, workers
+):
     run = tmp_path / "run"
     paths = [data.regions, data.captions, data.questions, data.annotations, run]
-    with subprocess.Popen([sys.executable, "-c", CHILD, *paths], stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+    command = [sys.executable, "-c", CHILD.replace("WORKERS", str(workers)), *paths]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True) as child:
         assert child.stdout.readline() == "1\n"
-        child.send_signal(signal.SIGTERM)
+        os.killpg(child.pid, signal.SIGTERM)  # as launchers do: the processes that build batches get it too
         rest, _ = child.communicate(timeout=60)
     assert child.returncode == 3 and re.search(r"stopped at step [1-7] of 8", rest)
     run_training(make_config(data, run, training={"steps": 8}))

@@ -14,6 +14,7 @@ from dimvl.training.report import NoLog, open_log
 from dimvl.training.run import run_training
 from dimvl.training.wandb_files import offline_records, offline_rows
 from tests.tiny_runs import make_config, make_data
+from tests.training.test_loop import Killed, kill, stop_at
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.slow
@@ -124,6 +125,15 @@ def test_a_run_that_was_killed_has_every_step_once_and_in_order_in_one_wandb_run
     assert [row["_step"] for row in rows(run)] == list(range(1, 9))
     assert [row["loss"] for row in rows(run)] == [line["loss"] for line in lines(run)]
     assert (run / "wandb_id").read_text() == identity and len(files(run)) == len(steps) + 1
+
+
+def test_steps_that_are_repeated_after_a_checkpoint_are_not_sent_twice(data, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(Killed):  # wandb ends well, so that everything is on disk
+        run_training(config_of(data, run), stop_at(5, kill))
+    assert [row["_step"] for row in rows(run)] == [1, 2, 3, 4, 5]
+    run_training(config_of(data, run))
+    assert [row["_step"] for row in rows(run)] == list(range(1, 9)) and len(files(run)) == 2
 
 
 def vqa(data):
