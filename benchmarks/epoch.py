@@ -1,6 +1,6 @@
 """What planning an epoch costs a process as the data grows, and how fast one core makes batches.
 
-    python benchmarks/epoch.py --out benchmarks/results/epoch.json
+    python -m benchmarks.epoch --out benchmarks/results/epoch.json
 
 For each size, a region store of so many images and one caption for each are written; then a fresh process opens them
 as pretraining does, finds the images in the store, and plans the first epoch. Memory is what the process holds of its
@@ -185,7 +185,7 @@ def main() -> None:
             shutil.rmtree(folder)
     real = Path(tempfile.mkdtemp(dir=root))
     result = {
-        "command": "python benchmarks/epoch.py",
+        "command": " ".join(["python -m benchmarks.epoch", *sys.argv[1:]]),
         "date": str(date.today()),
         "hardware": f"{os.cpu_count()}-core {platform.machine()}",
         "python": platform.python_version(),
