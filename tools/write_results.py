@@ -74,7 +74,7 @@ def scores(results: Mapping[str, Any], source: str) -> str:
         row = " | ".join(f"{vqa['by_kind'][key][kind]:.3f}" for kind in kinds)
         lines.append(f"| {name} | {vqa[key]:.3f} | {row} |")
     if before := results["caption"].get("before_self_critical"):
-        names = ("fact_precision", "attribute_precision", "relation_precision", "fact_recall")
+        names = ("fact_precision", "attribute_precision", "place_precision", "relation_precision", "fact_recall")
         shown = ", ".join(f"{name.replace('_', ' ')} {before[name]:.3f}" for name in names)
         lines += ["", f"Captions before self-critical training: {shown}."]
     return "\n".join(lines)
