@@ -9,6 +9,7 @@ rank.
 import logging
 import os
 import sys
+import time
 
 from dimvl.cli.app import app
 from dimvl.errors import Interrupted, NotFiniteError, OtherRankError, UserError
@@ -36,6 +37,18 @@ def main() -> None:
     prefix = "" if rank == "0" else f"rank {rank}: "
     logging.basicConfig(format=f"{prefix}%(levelname)s: %(message)s", level=logging.WARNING)
     try:
+        _run(prefix)
+    except SystemExit as done:
+        if "RANK" not in os.environ:
+            raise
+        # Threads of torch's process group may abort a Python that is ending, and with it the exit code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(done.code if isinstance(done.code, int) else int(done.code is not None))
+
+
+def _run(prefix: str) -> None:
+    try:
         app()
     except UserError as error:
         _fail(error, 2, prefix)
@@ -48,6 +61,8 @@ def main() -> None:
 
 
 def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code: int, prefix: str) -> None:
-    if not (prefix and error.told):
-        print(f"error: {prefix}{' '.join(str(error).split())}", file=sys.stderr)
+    if prefix and error.told:
+        time.sleep(1)  # rank 0 tells it, and a launcher ends all ranks as soon as one is gone
+    else:
+        print(f"error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -228,6 +228,7 @@ def _deepspeed() -> Any:
         UserError: it is not installed.
 
     """
+    os.environ.setdefault("LOCAL_RANK", "0")  # it insists on one, without a launcher too
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:

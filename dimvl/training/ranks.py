@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -198,9 +199,22 @@ def open_ranks(config: RunConfig) -> Iterator[Ranks]:
         return
     timeout = timedelta(seconds=config.deepspeed.timeout)
     _join(size, timeout, choose_backend(config.training.device))
-    with _lost_ranks(config.deepspeed.timeout):
-        yield Group(dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() != "gloo" else None)
-    dist.destroy_process_group()  # not after a failure: it would wait for the ranks that are gone
+    try:
+        with _lost_ranks(config.deepspeed.timeout):
+            yield Group(dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() != "gloo" else None)
+    finally:
+        dist.destroy_process_group()  # a group that is still there when Python ends may abort the process
+
+
+@contextmanager
+def new_groups_wait(seconds: float) -> Iterator[None]:
+    """Let the process groups that a library makes meanwhile wait so long: torch's own 30 minutes are its default."""
+    real = dist.new_group
+    dist.new_group = partial(real, timeout=timedelta(seconds=seconds))
+    try:
+        yield
+    finally:
+        dist.new_group = real
 
 
 def choose_backend(device: str) -> str:

@@ -44,7 +44,7 @@ from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
 from dimvl.training.early_stopping import Validation
 from dimvl.training.engine import Engine, TorchEngine
 from dimvl.training.loop import train
-from dimvl.training.ranks import Ranks, check_same, open_ranks, together
+from dimvl.training.ranks import Ranks, check_same, new_groups_wait, open_ranks, together
 from dimvl.training.report import StepReport
 from dimvl.training.validation import build_validation
 
@@ -157,7 +157,8 @@ def _engine(config: AnyConfig, task: Task, options: dict[str, Any], ranks: Ranks
     task.model.encoder.checkpoint_activations = config.training.checkpoint_activations
     if config.deepspeed is None:
         return TorchEngine(task, config.training)
-    return DeepSpeedEngine(task, config.training, options, ranks)
+    with new_groups_wait(config.deepspeed.timeout):
+        return DeepSpeedEngine(task, config.training, options, ranks)
 
 
 def _describe(config: AnyConfig) -> dict[str, Any]:
