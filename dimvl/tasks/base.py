@@ -44,7 +44,7 @@ class Task(nn.Module):
         """What is fixed about this task's batches."""
         extractor = self.processor.extractor
         return BatchShape(
-            objectives=self.objectives,
+            objectives=dict(self.objectives),  # what spawned loader processes get must be picklable
             text_start=self.processor.text_start,
             feature_width=extractor.feature_width,
             classes=len(extractor.classes),

@@ -166,9 +166,10 @@ def test_the_same_image_is_drawn_anew_in_every_epoch(source):
     assert len(texts) > 10
 
 
-def test_worker_processes_build_the_same_batches(source, shape):
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_worker_processes_build_the_same_batches(source, shape, method):
     steps = make_steps(source, shape, steps=4)
-    loader = DataLoader(steps, batch_size=None, sampler=range(1, 4), num_workers=2, multiprocessing_context="fork")
+    loader = DataLoader(steps, batch_size=None, sampler=range(1, 4), num_workers=2, multiprocessing_context=method)
     for number, step in zip(range(1, 4), loader, strict=True):
         wanted = steps[number]
         assert (step.epoch, step.documents, step.rows) == (wanted.epoch, wanted.documents, wanted.rows)

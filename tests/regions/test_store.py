@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 from dataclasses import replace
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -161,20 +163,25 @@ def base_of(array: np.ndarray) -> object:
     return array
 
 
-def read_in_child(store: RegionStore, queue: multiprocessing.Queue) -> None:
+def read_in_child(store: RegionStore, closed: Event, queue: SimpleQueue) -> None:
+    closed.wait(60)
     queue.put([store.read_packed(np.arange(IMAGES)).features.tobytes(), store.position(regions_of(9).image_id)])
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-def test_another_process_reads_the_same(path, method):
+def test_other_processes_read_the_same_also_when_the_first_has_closed_the_store(path, method):
     store = RegionStore(path)
     wanted = store.read_packed(np.arange(IMAGES)).features.tobytes()  # shards are open when the process forks
     context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
-    children = [context.Process(target=read_in_child, args=(store, queue)) for _ in range(2)]
+    queue, closed = context.SimpleQueue(), context.Event()
+    children = [context.Process(target=read_in_child, args=(store, closed, queue), daemon=True) for _ in range(2)]
     for child in children:
         child.start()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    del store
+    assert len(os.listdir("/proc/self/fd")) < descriptors
+    closed.set()
     results = [queue.get() for _ in children]
     for child in children:
         child.join()
