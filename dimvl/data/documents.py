@@ -318,6 +318,6 @@ def _end_to_end(arrays: Sequence[np.ndarray], width: int) -> np.ndarray:
 
 def _is_piece(array: np.ndarray, whole: np.ndarray) -> bool:
     """Whether an array is some consecutive rows of another."""
-    return array.base is whole and (array.dtype, array.shape[1:], array.strides) == (
-        (whole.dtype, whole.shape[1:], whole.strides) if isinstance(whole, np.ndarray) else ()
-    )
+    if array.base is not whole or not isinstance(whole, np.ndarray):
+        return False
+    return (array.dtype, array.shape[1:], array.strides) == (whole.dtype, whole.shape[1:], whole.strides)
