@@ -138,6 +138,7 @@ def measure_workers(folder: Path, images: int, rounds: int) -> dict[str, dict[st
     return {
         state: {name: {n: round(float(np.median(values))) for n, values in of.items()} for name, of in by.items()}
         for state, by in rates.items()
+        if rounds
     }
 
 
@@ -162,7 +163,8 @@ def main() -> None:
     """Measure everything and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=25, help="of the warm part")
+    parser.add_argument("--worker-rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write the files; by default a temporary folder")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -180,7 +182,7 @@ def main() -> None:
         warm = measure_warm(readers, options.images, options.rounds)
         for reader in readers.values():
             reader.close()
-        workers = measure_workers(folder, options.images, max(1, options.rounds // 8))
+        workers = measure_workers(folder, options.images, options.worker_rounds)
     finally:
         shutil.rmtree(folder)
     columns = [np.dtype(dtype).itemsize * columns for dtype, columns in LAYOUT.values()]
