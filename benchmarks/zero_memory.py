@@ -1,0 +1,72 @@
+"""Bytes a weight that DeepSpeed holds by stage, over all tensors alive: what `dimvl/planning/memory.py` counts.
+
+    torchrun --nproc-per-node 2 -m benchmarks.zero_memory 2 bf16
+
+Stage and precision as arguments; 16 linear layers of 256 x 256 without bias, two micro-batches a step, DeepSpeed's JSON
+as `dimvl` writes it, but for buckets of an eighth of the weights and no weight that stage 3 leaves whole. Rank 0 prints
+one line: bytes a weight right after the last backward pass of the third step, the highest there is, and after the step.
+"""
+
+import gc
+import io
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+
+import torch
+import torch.distributed as dist
+
+from dimvl.config import DeepSpeedConfig, TrainingConfig
+from dimvl.training.deepspeed_engine import _deepspeed
+from dimvl.training.deepspeed_options import deepspeed_options
+
+LAYERS, WIDTH = 16, 256
+WEIGHTS = LAYERS * WIDTH * WIDTH
+
+
+def alive() -> int:
+    """Bytes of all storages of tensors that Python knows, gradients among them."""
+    gc.collect()
+    found = {}
+    for item in gc.get_objects():
+        if type(item) in (torch.Tensor, torch.nn.Parameter):
+            for tensor in (item, item.grad if item.is_leaf else None):
+                if tensor is not None:
+                    storage = tensor.untyped_storage()
+                    found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def main() -> None:
+    """Take three steps and print what was alive."""
+    stage, precision = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo")
+    deepspeed = _deepspeed()
+    zero = {"reduce_bucket_size": WEIGHTS // 8} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    section = DeepSpeedConfig.model_validate({"stage": stage, "options": {"zero_optimization": zero}})
+    training = TrainingConfig.model_validate({"steps": 3, "precision": precision, "device": "cpu"})
+    options = deepspeed_options(training, section, dist.get_world_size())
+    model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    with redirect_stdout(io.StringIO()):
+        engine = deepspeed.initialize(model=model, optimizer=optimiser, config=options, dist_init_required=False)[0]
+    backward = 0
+    for _ in range(3):
+        for micro_batch in range(2):
+            engine.set_gradient_accumulation_boundary(micro_batch == 1)
+            rows = torch.randn(4, WIDTH)
+            loss = engine(rows.bfloat16() if precision == "bf16" and stage else rows).float().square().mean()
+            engine.backward(loss)
+            del loss
+            backward = alive()
+        engine.step()
+    if dist.get_rank() == 0:
+        figures = {"after_backward": backward / WEIGHTS, "after_step": alive() / WEIGHTS}
+        print(json.dumps({"stage": stage, "precision": precision, "bytes_a_weight": figures}))
+    dist.barrier()
+    os._exit(0)  # DeepSpeed's threads have nothing more to do
+
+
+if __name__ == "__main__":
+    main()
