@@ -102,7 +102,7 @@ def planned_bytes(model: Any, work: Work, config: PretrainConfig, gpu: bool) -> 
     numbers = Numbers(arithmetic=arithmetic, gpu=gpu, dropout=True, recompute=config.training.checkpoint_activations)
     activations = sum(saved_bytes(model, work, numbers).values()) + passing_bytes(model, work, numbers)
     fixed = states.weights + states.gradients + states.optimizer + states.buffers
-    return fixed + activations + batch_bytes(model, work)
+    return fixed + activations + batch_bytes(model, work, feature=2)
 
 
 def resident() -> dict[str, int]:

@@ -20,6 +20,7 @@ from dimvl.files import read_json
 from dimvl.model.convert import bert_arguments
 from dimvl.pretrained import MODEL
 from dimvl.regions.store import RegionStore
+from dimvl.regions.store_format import FeatureDtype
 from dimvl.tasks.captioning import shared_rows
 
 IMAGES_AT_ONCE = 1_000_000
@@ -71,6 +72,7 @@ class DataFacts:
         regions: mean regions used of an image.
         feature_width: F.
         classes: K of the extractor.
+        feature_dtype: as the store keeps features.
         class_columns: classes kept of each region.
         attribute_columns: attributes kept of each region.
         texts: of the tokenised texts.
@@ -85,6 +87,7 @@ class DataFacts:
     regions: float = 0.0
     feature_width: int = 2048
     classes: int = 1600
+    feature_dtype: FeatureDtype = "float16"
     class_columns: int = 1
     attribute_columns: int = 0
     texts: TextFacts = field(default_factory=TextFacts)
@@ -127,6 +130,7 @@ def _of_regions(config: AnyConfig, given: Given, facts: DataFacts) -> DataFacts:
             regions=_mean_regions(store, most),
             feature_width=store.extractor.feature_width,
             classes=len(store.extractor.classes),
+            feature_dtype=manifest.feature_dtype,
             class_columns=manifest.class_columns,
             attribute_columns=manifest.attribute_columns,
         )

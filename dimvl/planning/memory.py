@@ -174,14 +174,21 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
     return kept
 
 
-def batch_bytes(model: DimvlModel, work: Work) -> float:
-    """Bytes of the micro-batch itself, as it comes: fp32 features, geometry, 64-bit ids, targets."""
+def batch_bytes(model: DimvlModel, work: Work, feature: int) -> float:
+    """Bytes of the micro-batch itself, as it comes: features, fp32 geometry, 64-bit ids, targets.
+
+    Args:
+        model: on any device.
+        work: of the micro-batch.
+        feature: bytes of each number of a feature: 2 of a float16 store, 4 of one that holds int8.
+
+    """
     features = model.regions.feature.in_features
     classes = 0 if model.object_head is None else model.object_head.classes.out_features
     answers = 0 if model.answer_head is None else model.answer_head.outer.out_features
-    targets = 16 * work.words + (8 + 4 * features + 4 * classes) * work.regions + 12 * work.matches
+    targets = 16 * work.words + (8 + feature * features + 4 * classes) * work.regions + 12 * work.matches
     targets += (8 + 4 * answers) * work.answers
-    return (4 * features + 4 * 7 + 8 + 1) * work.vision + 24 * work.language + targets
+    return (feature * features + 4 * 7 + 8 + 1) * work.vision + 24 * work.language + targets
 
 
 def passing_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:

@@ -152,7 +152,7 @@ def make_plan(config: AnyConfig, cluster: Cluster, given: Given | None = None) -
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         step=step,
         flops=flops,
-        memory=tuple(_memory(model, config, step, cluster)),
+        memory=tuple(_memory(model, config, step, cluster, 4 if facts.feature_dtype == "int8" else 2)),
         configured=None if config.deepspeed is None else config.deepspeed.stage,
         peak=peak,
         network=cluster.network_rate,
@@ -209,14 +209,17 @@ def parameters_by_part(model: DimvlModel) -> dict[str, int]:
     return parts
 
 
-def _memory(model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster) -> Sequence[StageMemory]:
+def _memory(
+    model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, feature: int
+) -> Sequence[StageMemory]:
     """Memory under the torch engine, if there is one GPU, and under DeepSpeed by stage."""
     engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
-    return [_stage_memory(model, config, step, cluster, engine, stage) for engine, stage in engines]
+    batch = batch_bytes(model, step.micro_batch, feature)
+    return [_stage_memory(model, config, step, cluster, batch, engine, stage) for engine, stage in engines]
 
 
 def _stage_memory(
-    model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, engine: str, stage: int
+    model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, batch: float, engine: str, stage: int
 ) -> StageMemory:
     training, section = config.training, config.deepspeed or DeepSpeedConfig()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -243,7 +246,7 @@ def _stage_memory(
         stage=stage,
         **asdict(states),
         activations=sum(saved_bytes(model, step.micro_batch, numbers).values()),
-        batch=batch_bytes(model, step.micro_batch) + passing_bytes(model, step.micro_batch, numbers),
+        batch=batch + passing_bytes(model, step.micro_batch, numbers),
         sent=sent_bytes(counts[1], 2 if arithmetic == "bf16" else 4, stage, step.micro_batches, cluster.gpus),
         fits=False,
     )

@@ -70,7 +70,9 @@ def test_activations_are_what_autograd_keeps(data, tmp_path, arithmetic, name, s
 def test_a_batch_takes_the_bytes_of_its_tensors(data, tmp_path, name):
     task, batch = build(data, tmp_path, name)
     held = sum(tensor.nbytes for tensor in tensors_of(batch))
-    assert batch_bytes(task.model, Work.of(batch, padded=True)) == pytest.approx(held, rel=TOLERANCE)
+    assert batch_bytes(task.model, Work.of(batch, padded=True), batch.region_features.itemsize) == pytest.approx(
+        held, rel=TOLERANCE
+    )
 
 
 # Counted once on 2 ranks over all tensors alive after a backward pass under DeepSpeed 0.19 (gloo, 16 x 256 x 256
