@@ -44,8 +44,9 @@ from dimvl.planning.memory import (
 )
 from dimvl.planning.work import Work
 from dimvl.regions.store import RegionStore
+from dimvl.training.build import build_task, read_annotations
 from dimvl.training.ranks import open_ranks
-from dimvl.training.run import _build, _engine, _read_annotations
+from dimvl.training.run import _engine
 
 IMAGES, WORDS, VOCABULARY = 400, 12, 30_522
 
@@ -120,7 +121,7 @@ def measure(folder: Path, variant: dict[str, Any]) -> dict[str, float]:
         torch.zeros(1, device=variant["device"])
         before = torch.cuda.memory_allocated() if gpu else resident()["now"]
         torch.manual_seed(0)
-        task, source = _build(config, store, *_read_annotations(config, store))
+        task, source = build_task(config, store, *read_annotations(config, store))
         engine = _engine(config, task, ranks)
         rows = config.training.rows_per_step
         steps = TrainingSteps(source, task.shape, seed=0, steps=3, rows_per_step=rows, rows_per_micro_batch=rows)

@@ -33,7 +33,8 @@ from dimvl.metrics.cider import CiderD
 from dimvl.metrics.words import ends_badly, plain_words
 from dimvl.pretrained import Trained, load_trained, run_arguments
 from dimvl.regions.store import RegionStore
-from dimvl.training import run as training
+from dimvl.training import build
+from dimvl.training.run import run_training
 
 
 class WithoutEnd(CiderD):
@@ -65,9 +66,9 @@ def main() -> None:
     torch.set_num_threads(1)
     print(json.dumps({"run": str(arguments.run), **scores(load_trained(arguments.run), arguments)}), flush=True)
     if arguments.without_end:
-        training.CiderD = WithoutEnd  # type: ignore[misc]
+        build.CiderD = WithoutEnd  # type: ignore[misc]
     start = time.process_time()
-    training.run_training(went_on(arguments))
+    run_training(went_on(arguments))
     seconds = round(time.process_time() - start)
     settings = {name: getattr(arguments, name) for name in ("control", "without_end", "steps", "learning_rate")}
     after = scores(load_trained(arguments.out), arguments)

@@ -5,8 +5,8 @@ import torch
 from dimvl.data.documents import collate, keyed_generator
 from dimvl.data.sampler import global_steps
 from dimvl.regions.store import RegionStore
+from dimvl.training.build import build_task, read_annotations
 from dimvl.training.optimiser import freeze
-from dimvl.training.run import _build, _read_annotations
 from tests.tiny_runs import make_config
 
 SPLITS = [[], ["qkv"], ["qkv", "out", "norm", "ffn"]]
@@ -17,7 +17,7 @@ def build(data, output, task="pretrain", frozen=None, **changes):
     torch.manual_seed(0)
     config = make_config(data, output, task, model={"layers": 2, "dropout": 0, **changes.pop("model", {})}, **changes)
     store = RegionStore(config.regions)
-    task, source = _build(config, store, *_read_annotations(config, store))
+    task, source = build_task(config, store, *read_annotations(config, store))
     if frozen is not None:
         freeze(task.model, frozen)
     batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
@@ -27,7 +27,7 @@ def build(data, output, task="pretrain", frozen=None, **changes):
 def all_batches(config, epochs, in_steps=False):
     """Make the batches of some epochs of a run that was begun, one an epoch or full step, and count their documents."""
     store = RegionStore(config.regions)
-    task, source = _build(config, store, *_read_annotations(config, store))
+    task, source = build_task(config, store, *read_annotations(config, store))
     batches, documents = [], 0
     for epoch in range(epochs):
         costs = source.costs(epoch)

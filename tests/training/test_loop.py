@@ -20,10 +20,12 @@ from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.training.build import build_task as build_the_task
+from dimvl.training.build import read_annotations
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import seed_dropout, train
 from dimvl.training.report import format_seconds
-from dimvl.training.run import _build, _read_annotations, run_training
+from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +34,7 @@ TIMES = ("documents_per_second", "rows_per_second", "data_wait", "rank_wait", "m
 
 
 def build_task(config, store):
-    return _build(config, store, *_read_annotations(config, store))
+    return build_the_task(config, store, *read_annotations(config, store))
 
 
 @pytest.fixture(scope="module")
