@@ -25,7 +25,7 @@ from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
 from dimvl.training.ranks import Ranks, any_says, on_first, together
 from dimvl.training.report import Meter, StepReport, open_log, peak_memory_gb
-from dimvl.training.state import read_state, saved_tensors, shape_of
+from dimvl.training.state import read_state, shapes_of
 
 logger = logging.getLogger(__name__)
 SHOWN = 8  # images named in a message
@@ -59,7 +59,7 @@ def train(
     first, best = _resume(engine, run)
     if validation is not None and validation.gives_up(best):
         return
-    with open_log(run, config, first, ranks) as log, _asked_to_stop() as asked:
+    with open_log(run, config, first, ranks) as log, _asked_to_stop() as asked, _dead_workers():
         meter = Meter(ranks)
         steps = _prefetch(data, first, settings.workers, engine.device.type == "cuda", meter, ranks)
         for number, step in zip(range(first, settings.steps), steps, strict=True):
@@ -103,9 +103,8 @@ def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
     if described["ranks"] != ranks.size:
         before = described["ranks"]
         logger.info("the checkpoint of %d ranks goes on with %d: the same data in other parts", before, ranks.size)
-    shapes = {name: shape_of(weight) for name, weight in saved_tensors(engine.task.model).items()}
     with together(ranks):
-        state = read_state(run / "checkpoints" / name, shapes)
+        state = read_state(run / "checkpoints" / name, shapes_of(engine.task.model))
     engine.restore(state)
     return int(described["step"]), Best(**described["best"]) if "best" in described else None
 
@@ -219,7 +218,10 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 @contextmanager
 def _dead_workers() -> Iterator[None]:
-    """Tell the death of a process that builds batches as a user's concern: mostly it was killed for its memory."""
+    """Tell the death of a process that builds batches as a user's concern: mostly it was killed for its memory.
+
+    torch raises it wherever the loop is at that moment.
+    """
     try:
         yield
     except RuntimeError as error:

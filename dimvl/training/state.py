@@ -1,6 +1,6 @@
 """What a checkpoint holds of an engine: each weight whole, in fp32, with its optimiser state; the same for all engines.
 
-    model.safetensors        weight name -> value
+    model.safetensors        name of a weight or buffer -> value
     optimiser.safetensors    `weight name.state name` -> value, and `schedule`, the optimiser steps done
 
 Nothing in it depends on the number of ranks, on the stage of ZeRO or on the engine, so a run goes on on other hardware
@@ -26,7 +26,7 @@ SCHEDULE = "schedule"
 
 
 class State(NamedTuple):
-    """Weights by name, optimiser state by `weight name.state name`, optimiser steps done."""
+    """Weights and buffers by name, optimiser state by `weight name.state name`, optimiser steps done."""
 
     weights: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor]
@@ -43,9 +43,9 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def shape_of(weight: Tensor) -> tuple[int, ...]:
-    """Shape of a weight, of which this rank may hold a part only."""
-    return tuple(getattr(weight, "ds_shape", weight.shape))
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is saved, by name; of a weight this rank may hold a part only."""
+    return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in saved_tensors(model).items()}
 
 
 def write_state(folder: Path, state: State) -> None:
@@ -68,7 +68,7 @@ def read_state(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
 
     Args:
         folder: of the checkpoint.
-        shapes: of the model's weights, by name.
+        shapes: of the model's weights and buffers, by name.
 
     Raises:
         UserError: the weights do not fit the configuration, or a file is damaged.

@@ -90,6 +90,7 @@ class Scenarios:
             with deepspeed.zero.GatheredParameters([weight], enabled=stage == 3):
                 live[name] = weight.detach().float().cpu().clone()
         model = self.engine.task.model
+        live |= {name: buffer.float().cpu().clone() for name, buffer in model.named_buffers()}
         tied = model.word_head.decoder.weight is model.tokens.word.weight
         if self.ranks.rank == 0:
             save_file(live, self.folder / f"live{stage}-on-{self.ranks.size}.safetensors")

@@ -17,7 +17,7 @@ from dimvl.training import checkpoint
 from dimvl.training.checkpoint import save_checkpoint
 from dimvl.training.engine import TorchEngine
 from dimvl.training.ranks import Alone
-from dimvl.training.state import State, read_state, saved_tensors
+from dimvl.training.state import State, read_state, shapes_of
 from tests.factories import CLASSES, make_model, make_processor
 
 
@@ -139,8 +139,7 @@ def make_engine(seed=0, **changes):
 
 
 def restore(engine, folder):
-    weights = saved_tensors(engine.task.model).items()
-    engine.restore(read_state(folder, {name: tuple(weight.shape) for name, weight in weights}))
+    engine.restore(read_state(folder, shapes_of(engine.task.model)))
 
 
 def take_steps(engine, count):

@@ -179,7 +179,7 @@ def test_an_export_has_the_live_weights_bit_for_bit(folder, tmp_path, stage):
     assert same(weights(folder / f"stage{stage}-on-2"), live)
     export(folder / f"stage{stage}-on-2", tmp_path / "out", "none")
     model = load_trained(tmp_path / "out").model
-    assert same({name: weight.detach() for name, weight in model.named_parameters()}, live)
+    assert same({n: value.detach() for n, value in (*model.named_parameters(), *model.named_buffers())}, live)
 
 
 def test_with_dropout_a_run_that_one_rank_asked_to_stop_goes_on_bit_for_bit(folder):

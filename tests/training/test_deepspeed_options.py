@@ -1,0 +1,89 @@
+import re
+
+import pytest
+
+from dimvl.config import DeepSpeedConfig, TrainingConfig, validate
+from dimvl.config.runs import PretrainConfig
+from dimvl.errors import UserError
+from dimvl.training.deepspeed_options import check_zero_keys, deepspeed_options
+
+
+def options(training=None, ranks=2, **config):
+    return deepspeed_options(TrainingConfig(steps=1, **(training or {})), DeepSpeedConfig(**config), ranks)
+
+
+def test_every_key_that_changes_numbers_is_written_whatever_the_defaults_are():
+    written = options({"clip": 0.5}, stage=2)
+    assert written["gradient_clipping"] == 0.5, "DeepSpeed clips at 1 without it"
+    assert written["gradient_accumulation_steps"] == 1 and written["train_batch_size"] == 2
+    assert written["communication_data_type"] == "fp32" and written["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert not written["prescale_gradients"] and written["gradient_predivide_factor"] == 1
+    assert not (written["fp16"]["enabled"] or written["bf16"]["enabled"] or written["torch_autocast"]["enabled"])
+    assert written["zero_optimization"]["stage"] == 2 and written["zero_optimization"]["overlap_comm"] is False
+    assert written["zero_force_ds_cpu_optimizer"] is False, "that one is compiled"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_has_fp32_masters_where_there_are_masters_and_is_autocast_at_stage_0(stage):
+    written = options({"precision": "bf16"}, stage=stage)
+    assert written["bf16"]["enabled"] == (stage > 0) and written["torch_autocast"]["enabled"] == (stage == 0)
+    assert written["bf16"]["check_grad_overflow"] and not written["bf16"]["bf16_master_weights_and_grads"]
+
+
+def test_the_users_keys_are_laid_over_and_may_say_what_is_said_already():
+    given = {"zero_optimization": {"reduce_bucket_size": 1000, "stage": 2}, "gradient_clipping": 1.0}
+    merged = options(stage=2, options=given)
+    assert merged["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert merged["zero_optimization"]["contiguous_gradients"] is True and merged["gradient_clipping"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"gradient_clipping": 0.1}, "gradient_clipping is 0.1, but training.clip settles it (1.0); take it out"),
+        ({"train_batch_size": 64}, "train_batch_size is 64, but training.rows_per_step settles it"),
+        ({"gradient_accumulation_steps": 4}, "but training.rows_per_micro_batch settles it"),
+        ({"fp16": {"enabled": True}}, "but training.precision settles it"),
+        ({"optimizer": {"type": "Adam"}}, "but training.learning_rate and its neighbours settles it"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage is 3, but deepspeed.stage settles it (1)"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "but deepspeed.offload_optimizer settles"),
+        ({"checkpoint": {"load_universal": True}}, "but training.save_every and training.keep settles it"),
+    ],
+)
+def test_a_key_that_contradicts_the_configuration_is_refused(given, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        options(options=given)
+
+
+def test_keys_that_deepspeed_would_ignore_are_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"deepspeed.options: unknown key 'gradient_cliping'.*did you mean 'gradient_"):
+        options(options={"gradient_cliping": 1.0})
+    with pytest.raises(UserError, match=r"deepspeed.options.zero_optimization: unknown key 'reduce_bucket'"):
+        known = [*options()["zero_optimization"], "reduce_bucket_size"]
+        check_zero_keys(options(options={"zero_optimization": {"reduce_bucket": 1}}), known)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"deepspeed": {"stage": 0, "offload_optimizer": True}}, "offload_optimizer needs a split optimiser state"),
+        ({"deepspeed": {"stage": 2, "offload_parameters": True}}, "offload_parameters needs stage 3"),
+        ({"deepspeed": {"stage": 3, "offload_parameters": True}}, "offload_parameters needs stage 3 and offload_opt"),
+        ({"deepspeed": {"stage": 4}}, "input should be 0, 1, 2 or 3"),
+        ({"deepspeed": {"stages": 1}}, "unknown key 'deepspeed.stages'; did you mean 'deepspeed.stage'?"),
+        ({"deepspeed": {"timeout": 0}}, "deepspeed.timeout is 0"),
+        (
+            {"deepspeed": {}, "training": {"steps": 1, "muon_rate": 0.01}},
+            "cuts matrices into parts; take muon_rate out",
+        ),
+    ],
+)
+def test_a_section_that_cannot_work_is_one_sentence(changes, sentence):
+    content = {"output": "o", "regions": "r", "captions": "c", "training": {"steps": 1}} | changes
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        validate(PretrainConfig, content, "x.yaml")
+
+
+def test_muon_is_welcome_where_matrices_stay_whole():
+    content = {"output": "o", "regions": "r", "captions": "c", "training": {"steps": 1, "muon_rate": 0.01}}
+    assert validate(PretrainConfig, content | {"deepspeed": {"stage": 0}}, "x.yaml").training.muon_rate == 0.01

@@ -1,0 +1,115 @@
+"""What ranks agree on, with threads for ranks; real ones are in test_deepspeed.py and test_launching.py."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from dimvl.data.documents import ImageReader
+from dimvl.errors import OtherRankError, UserError
+from dimvl.pretrained import check_checkpoint, latest_checkpoint
+from dimvl.training.ranks import Alone, all_agree, any_says, check_same, on_first, together
+from dimvl.training.run import run_training
+from tests.tiny_runs import make_config, make_data
+
+
+class Thread:
+    """One of several threads that stand for ranks."""
+
+    waited = 0.0
+
+    def __init__(self, rank, size, meeting):
+        self.rank, self.size, self.meeting = rank, size, meeting
+
+    def gather(self, value):
+        barrier, values = self.meeting
+        values[self.rank] = value
+        barrier.wait(timeout=20)
+        found = list(values)
+        barrier.wait(timeout=20)
+        return found
+
+    def sum(self, values):
+        return np.sum(self.gather(values), axis=0)
+
+
+def on_threads(size, action):
+    """What each of several ranks returned or raised."""
+    meeting = (threading.Barrier(size), [None] * size)
+    results = [None] * size
+
+    def run(rank):
+        try:
+            results[rank] = action(Thread(rank, size, meeting))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive(), "a rank hangs"
+    return results
+
+
+def test_a_failure_of_one_rank_ends_the_block_on_all_with_its_sentence_and_code():
+    def action(ranks):
+        with together(ranks):
+            if ranks.rank == 1:
+                raise UserError("no such file")
+        return "went on"
+
+    first, second, third = on_threads(3, action)
+    assert isinstance(second, UserError) and second.told
+    for other in (first, third):
+        assert isinstance(other, OtherRankError) and str(other) == "rank 1: no such file" and other.code == 2
+
+
+def test_a_mistake_in_the_program_ends_all_ranks_too_and_keeps_its_own_traceback():
+    def action(ranks):
+        with together(ranks):
+            if ranks.rank == 0:
+                raise KeyError("weights")
+
+    first, second = on_threads(2, action)
+    assert isinstance(first, KeyError) and str(second) == "rank 0: KeyError: 'weights'" and second.code == 1
+
+
+def test_what_only_rank_0_does_reaches_all():
+    done = []
+    assert on_threads(3, lambda ranks: on_first(ranks, lambda: done.append(ranks.rank) or "found")) == ["found"] * 3
+    assert done == [0]
+
+
+def test_flags_are_agreed_on():
+    assert on_threads(2, lambda ranks: any_says(ranks, ranks.rank == 1)) == [True, True]
+    assert on_threads(2, lambda ranks: all_agree(ranks, ranks.rank == 1)) == [False, False]
+    assert on_threads(2, lambda ranks: any_says(ranks, False)) == [False, False]
+    assert on_threads(2, lambda ranks: all_agree(ranks, True)) == [True, True]
+    assert any_says(Alone(), True) and not all_agree(Alone(), False)
+
+
+def test_the_first_difference_between_ranks_is_named_on_all_of_them():
+    results = on_threads(3, lambda ranks: check_same(ranks, {"a": 1, "version of torch": f"2.{ranks.rank // 2}"}))
+    for error in results:
+        assert isinstance(error, UserError) and error.told
+        assert str(error).startswith("rank 2 has another version of torch than rank 0 ('2.1', not '2.0'); start every")
+    assert on_threads(2, lambda ranks: check_same(ranks, {"a": [1]})) == [None, None]
+
+
+def test_a_worker_process_that_dies_is_told_with_the_remedy_and_the_checkpoint_stays(tmp_path, monkeypatch):
+    real, parent = ImageReader.read, os.getpid()
+
+    def read(self, positions):
+        if os.getpid() != parent and os.path.exists(tmp_path / "run" / "checkpoints" / "step-00000002"):
+            os._exit(9)
+        return real(self, positions)
+
+    monkeypatch.setattr(ImageReader, "read", read)
+    settings = {"workers": 1, "save_every": 1, "steps": 2000}
+    config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run", training=settings)
+    with pytest.raises(UserError, match=r"a process that builds batches died .*lower training\.workers; run the same"):
+        run_training(config)
+    assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["step"] >= 2
