@@ -132,13 +132,16 @@ class WordChanges:
         tokenizer: every word must be one token of it.
 
     Raises:
-        UserError: a word is not one token.
+        UserError: something is no pair of words, or a word is not one token.
 
     """
 
     def __init__(self, pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> None:
         self.by_token: dict[int, list[int]] = {}
-        for old, new in pairs:
+        for pair in pairs:
+            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(word, str) for word in pair):
+                raise UserError(f"word_changes: {pair!r} is no pair of words; write [[old word, new word], ...]")
+            old, new = pair
             ids = []
             for word in (old, new):
                 tokens = tokenizer.encode(word)

@@ -6,7 +6,6 @@ needs neither the training code nor the detector.
 Letters: M questions or pairs, A answers.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -196,9 +195,11 @@ def choose_device(name: str) -> torch.device:
     """Turn `auto`, `cpu` or `cuda` into a device.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: it is another name, or CUDA was asked for and is not there.
 
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device is {name!r}; it must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device is 'cuda' but no CUDA device is available; use device 'cpu' or 'auto'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -304,9 +305,12 @@ def run_arguments(run: Path) -> dict[str, Any]:
     """Return what `run.json` of a run says: configuration, data, versions and git revision.
 
     Raises:
-        UserError: it is no run.
+        UserError: it is no run, or the file is damaged.
 
     """
     if not (run / RUN).exists():
         raise UserError(f"{run} is not a run of dimvl; it has no {RUN}")
-    return dict(json.loads((run / RUN).read_text(encoding="utf-8")))
+    described = read_json(run / RUN)
+    if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
+        raise UserError(f"{run / RUN} is damaged; it is not what a run writes")
+    return described

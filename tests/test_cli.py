@@ -492,6 +492,20 @@ def test_an_export_with_a_missing_file_is_one_sentence(
     refused(run("caption", picture, "--model", tmp_path / "broken"), f"lacks {name}", "export the run again")
 
 
+@pytest.mark.parametrize("damage", ["[]", '{"config": 3}', '{"config": {"seed": 0'])
+def test_a_run_whose_description_is_damaged_is_one_sentence(run: Run, tmp_path: Path, damage: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(damage)
+    refused(run("export", tmp_path / "run", tmp_path / "out"), f"{tmp_path / 'run' / 'run.json'} is ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_does_not_exist_is_refused(run: Run, picture: Path, model: Path) -> None:
+    refused(
+        run("caption", picture, "--model", model, "--device", "tpu"), "device is 'tpu'; it must be auto, cpu or cuda"
+    )
+
+
 def test_a_store_of_another_extractor_is_one_sentence(run: Run, model: Path, tmp_path: Path, data: TinyData) -> None:
     store = make_store(tmp_path / "other")
     result = run("evaluate", model, "--regions", store, "--questions", data.questions)

@@ -73,6 +73,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, overrid
         ("objectives.word_changes=pairs.json", "word_change_share and word_changes go together"),
         ("inputs.vocabulary=2.5", r"inputs\.vocabulary is 2\.5"),
         ("seed=-1", "seed is -1"),
+        ("seed=9223372036854775808", "seed is 9223372036854775808: input should be less than 9223372036854775808"),
+        ("training.learning_rate=.inf", "learning_rate is inf: input should be a finite number"),
+        ("objectives.weights.matching=.nan", "matching is nan: input should be a finite number"),
     ],
 )
 def test_a_bad_value_is_one_sentence_with_file_key_and_value(pretrain, override, says):
@@ -180,6 +183,8 @@ def test_included_files_are_found_beside_the_file_and_its_own_values_win(tmp_pat
         ("- a", "must hold sections and keys, not a list"),
         ("a: [", "not a readable YAML file"),
         ("a: !!python/object/apply:os.getcwd []", "not a readable YAML file"),
+        ("training: {steps: 1}\ntraining: {workers: 2}", "'training' is there twice; keep one of them"),
+        ("training: {steps: 1, steps: 2}", "'steps' is there twice"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, content, says):

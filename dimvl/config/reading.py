@@ -16,6 +16,22 @@ from dimvl.errors import UserError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand once: of two sections of one name YAML drops the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a mapping, refusing what is there twice."""
+        seen = set[Any]()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge" else None
+            if name is not None and name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} is there twice; keep one of them", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
     """Read a YAML file and the files it includes, its own values over theirs.
 
@@ -24,13 +40,13 @@ def read_yaml(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
         includers: the files that led to it.
 
     Raises:
-        UserError: missing, no YAML, not a mapping, or including itself.
+        UserError: missing, no YAML, a key twice, not a mapping, or including itself.
 
     """
     if path.resolve() in includers:
         raise UserError(f"{path} includes itself; take one include out")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path of the configuration") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -47,7 +47,7 @@ class RunConfig(Section):
     """What every run has."""
 
     output: Path = Field(description="folder of the run")
-    seed: int = Field(0, ge=0, description="of everything that is drawn")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything that is drawn")
     regions: Files = Field(description="region store, or a list of stores of one detector to use as one")
     missing: Missing = Field(
         "error", description="where the store lacks an image: error, or skip its texts, counted and told"
@@ -74,7 +74,7 @@ class ValidationConfig(Section):
     every: int = Field(ge=1, description="steps between validations; the last step has one too")
     patience: int = Field(0, ge=0, description="validations without a better score after which to stop; 0: never")
     subset: int | None = Field(None, ge=1, description="so many questions, or images to caption; none: all")
-    seed: int = Field(0, ge=0, description="which ones")
+    seed: int = Field(0, ge=0, lt=2**63, description="which ones")
     regions: Files | None = Field(None, description="region store of the images; none: that of the training")
 
 

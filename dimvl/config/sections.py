@@ -11,9 +11,9 @@ Variant = Literal["causal", "masked"]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused and values never change."""
+    """A part of the configuration: unknown keys and numbers without end are refused, and values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class InputsConfig(Section):

@@ -286,12 +286,17 @@ def check_space(
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"region store {path} would take about {needed / 1e9:,.1f} GB for {images:,} images of "
-            f"{regions_per_image:g} regions but its disk has {free / 1e9:,.1f} GB free; free space, choose another "
+            f"region store {path} would take about {_size(needed)} for {images:,} images of "
+            f"{regions_per_image:.3g} regions but its disk has {_size(free)} free; free space, choose another "
             "place, or keep fewer regions or int8 features"
         )
     log.info(
-        "region store %s will take about %.1f GB for %d images of %g regions; %.1f GB are free",
-        *(path, needed / 1e9, images, regions_per_image, free / 1e9),
+        "region store %s will take about %s for %d images of %.3g regions; %s are free",
+        *(path, _size(needed), images, regions_per_image, _size(free)),
     )
     return needed
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
