@@ -59,7 +59,7 @@ def torch_config(data, output, task="pretrain", **changes):
 def start(folder, ranks, names):
     compiled = folder / "compiled"
     processes = start_ranks(ranks, "-m", "tests.training.rank_scenarios", folder, *names, TORCH_EXTENSIONS_DIR=compiled)
-    for rank, (code, out, err) in enumerate(finish(processes, timeout=560)):
+    for rank, (code, out, err) in enumerate(finish(processes, timeout=1800)):
         assert code == 0, f"rank {rank}: {err}"
         assert out == "", f"rank {rank} wrote on stdout, which is for results: {out}"
     assert not compiled.exists(), "no operator was compiled"
