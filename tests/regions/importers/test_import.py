@@ -279,9 +279,8 @@ def test_parts_of_a_source_in_stores_of_their_own_are_the_whole(tmp_path):
     for part in (1, 2):
         arguments = ("--part", f"{part}/2", "--dtype", "int8", "--extractor", "mine")
         code, out, err = dimvl("import", source, tmp_path / f"part-{part}", *arguments)
-        assert (
-            code == 0 and out.startswith("3 images done, 0 already there, 0 skipped") and " MB for 3 images of " in err
-        )
+        assert code == 0 and out.startswith("3 images done, 0 already there, 0 skipped")
+        assert " will take about " in err
     assert dimvl("import", source, tmp_path / "whole", "--dtype", "int8", "--extractor", "mine")[0] == 0
     whole, parts = RegionStore(tmp_path / "whole"), RegionStore([tmp_path / "part-1", tmp_path / "part-2"])
     assert len(parts) == len(whole) == 6 and whole.folders[0].manifest.feature_dtype == "int8"
