@@ -65,13 +65,8 @@ def mask_tokens(
     fate = generator.random(len(places))
     masked[places[fate < 0.8]] = tokenizer.mask
     replaced = places[(fate >= 0.8) & (fate < 0.9)]
-    masked[replaced] = _random_tokens(generator, tokenizer, len(replaced))
+    masked[replaced] = generator.choice(tokenizer.ordinary_ids, size=len(replaced))
     return MaskedText(masked, places, token_ids[places])
-
-
-def _random_tokens(generator: np.random.Generator, tokenizer: Tokenizer, count: int) -> np.ndarray:
-    ordinary = np.setdiff1d(np.arange(len(tokenizer)), list(tokenizer.special_ids))
-    return generator.choice(ordinary, size=count)
 
 
 class HiddenRegions(NamedTuple):

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -21,6 +22,8 @@ class Tokenizer:
         cls: id of [CLS], which also starts a sequence-to-sequence text.
         sep: id of [SEP], which ends context and text.
         mask: id of [MASK].
+        special_ids: ids of the special tokens.
+        ordinary_ids: all other ids, ascending.
 
     """
 
@@ -35,6 +38,7 @@ class Tokenizer:
         vocabulary = inner.get_vocab()
         self.cls, self.sep, self.mask = (vocabulary[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
         self.special_ids = frozenset(vocabulary[token] for token in SPECIAL)
+        self.ordinary_ids = np.setdiff1d(np.arange(len(vocabulary)), list(self.special_ids))
         self._continues = [token.startswith("##") for token in self.tokens()]
 
     @classmethod

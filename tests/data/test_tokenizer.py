@@ -78,3 +78,10 @@ def test_files_that_are_no_wordpiece_with_special_tokens_are_refused(tmp_path):
 
 def test_special_tokens_have_the_first_ids():
     assert make_tokenizer().tokens()[:5] == list(SPECIAL)
+
+
+def test_every_token_is_either_special_or_ordinary():
+    tokenizer = make_tokenizer()
+    ordinary = tokenizer.ordinary_ids.tolist()
+    assert ordinary == sorted(ordinary)
+    assert sorted([*ordinary, *tokenizer.special_ids]) == list(range(len(tokenizer)))
