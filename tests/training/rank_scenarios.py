@@ -193,18 +193,18 @@ class Scenarios:
         """Freeze the embeddings at stage 3 in bf16: their weights stay what they were, in fp32."""
         freeze = {"embeddings": True, "layers": 1}
         first = {}
-        real = run._build
+        real = run.build_task
 
         def build(*arguments):
             task, source = real(*arguments)
             first.update({name: weight.detach().clone() for name, weight in task.model.named_parameters()})
             return task, source
 
-        run._build = build
+        run.build_task = build
         try:
             self.train("frozen", 3, training={"precision": "bf16", "freeze": freeze, "steps": 2})
         finally:
-            run._build = real
+            run.build_task = real
         if self.ranks.rank == 0:
             save_file(first, self.folder / "frozen-before.safetensors")
 
