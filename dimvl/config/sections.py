@@ -168,6 +168,9 @@ class TrainingConfig(Section):
     checkpoint_activations: bool = Field(
         False, description="keep only the input of each block and compute the block again for its gradient"
     )
+    compile: bool = Field(
+        False, description="fuse what follows attention in each block by torch.compile; up to minutes at the start"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
     threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
     workers: int = Field(0, ge=0, description="processes that build batches")

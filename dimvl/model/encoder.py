@@ -14,7 +14,7 @@ Letters: N rows, Nv visual rows (they come first), D width, H heads, E = D / H, 
 
 import copy
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +93,10 @@ class Block(nn.Module):
     def forward(self, rows: Tensor, num_vision: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """(N, D) -> (N, D); `attend` maps q, k, v (N, H, E) to (N, H, E)."""
         query, key, value = self.qkv(rows, num_vision).unflatten(1, (3, self.heads, self.head_width)).unbind(dim=1)
-        attended = attend(query, key, value).flatten(1)
+        return self.finish(rows, attend(query, key, value).flatten(1), num_vision)
+
+    def finish(self, rows: Tensor, attended: Tensor, num_vision: int) -> Tensor:
+        """(N, D), (N, D) -> (N, D): all that follows attention, row by row."""
         rows = self.attention_norm(rows + self.dropout(self.out(attended, num_vision)), num_vision)
         return self.ffn_norm(rows + self.dropout(self.ffn(rows, num_vision)), num_vision)
 
@@ -119,6 +122,15 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             Block(width, heads, inner_width, split, dropout, activation, norm_eps) for _ in range(layers)
         )
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile what follows attention in each block; attention calls a library's kernel as it is.
+
+        Numbers of rows are dynamic, so that a ragged batch is compiled for once; weights keep their names.
+        """
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            layer.finish = torch.compile(layer.finish, dynamic=True, backend=backend)  # type: ignore[method-assign]
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """(N, D), visual rows first -> (N, D)."""

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 ANNOTATIONS = ("captions", "questions", "annotations")
 # What may change between two calls of one run: where and how it runs, not what comes out.
 FREE = {f"training.{name}" for name in ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")}
-FREE |= {"output", "cache", "training.check_reads", "training.checkpoint_activations", "deepspeed"}
+FREE |= {"output", "cache", "training.check_reads", "training.checkpoint_activations", "training.compile", "deepspeed"}
 OWN = {"regions", "cache"}  # paths that each rank may have its own of
 
 
@@ -140,6 +140,10 @@ def _prepare(
 
 def _engine(config: AnyConfig, task: Task, options: dict[str, Any], ranks: Ranks) -> Engine:
     task.model.encoder.checkpoint_activations = config.training.checkpoint_activations
+    if config.training.compile:
+        if config.deepspeed is not None and config.deepspeed.stage == 3:
+            raise UserError("training.compile cannot see the weights that stage 3 gathers; take one of them out")
+        task.model.encoder.compile_blocks()
     if config.deepspeed is None:
         return TorchEngine(task, config.training)
     with new_groups_wait(config.deepspeed.timeout):

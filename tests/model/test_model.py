@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from dimvl.data.batch import Layout
 from dimvl.model.convert import load_pretrained
@@ -151,3 +152,23 @@ def test_bf16_autocast_stays_close_to_fp32():
         half = model(batch)
     # rows are normalised, so 8 bits of mantissa over two layers stay within a few hundredths
     assert (half.float() - model(batch)).abs().mean() < 0.05
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch asks for it itself
+def test_compiled_blocks_compute_the_same_and_are_compiled_once_for_all_lengths():
+    torch._dynamo.reset()
+    plain, compiled = make_model(split=["qkv", "ffn"]), make_model(split=["qkv", "ffn"])
+    compiled.load_state_dict(plain.state_dict())
+    counter = CompileCounterWithBackend("aot_eager")  # the code that inductor gets, without its compiler
+    compiled.encoder.compile_blocks(counter)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    frames = []
+    for seed in range(4):
+        batch = make_batch(make_layout(seed))
+        rows = plain(batch), compiled(batch)
+        torch.testing.assert_close(*rows, atol=1e-5, rtol=1e-5)  # fp32 sums in another order
+        pairs = zip(rows, (plain, compiled), strict=True)
+        gradients = [torch.autograd.grad(out.square().sum(), model.encoder.parameters()) for out, model in pairs]
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[-1] > 0
