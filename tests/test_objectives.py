@@ -1,3 +1,4 @@
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -318,7 +319,36 @@ def test_negatives_of_changed_words_differ_in_one_word_from_a_caption_of_the_ima
     assert changed / 400 == pytest.approx(0.5, abs=0.11)
 
 
-def test_a_data_set_of_one_image_has_no_negatives(tmp_path):
+def write_captions(data, texts):
+    """Give each image other captions: one list of texts for each."""
+    said = [(image, text) for image, own in enumerate(texts, start=1) for text in own]
+    data.captions.write_text(
+        json.dumps(
+            {"annotations": [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(said)]}
+        )
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_words_that_an_image_has_too_are_no_negative_where_texts_repeat(tmp_path, share):
+    data = make_data(tmp_path, 4)
+    write_captions(data, [["a red star", "a blue star"], ["a red star"], ["a blue star", "a star"], ["a red star"]])
+    changes = WordChanges([("red", "blue"), ("blue", "red")], TOKENIZER)
+    source = make_source(data, "matching", changes, negative_share=1.0, word_change_share=share)
+    own, matches = captions_by_image(source), Counter()
+    for epoch in range(50):
+        for index in range(4):
+            document = source.build(epoch, index)
+            assert (text_of(document) in own[index]) == (document.match == [1])
+            matches[document.match[0]] += 1
+    assert matches[0.0] > 150
+
+
+def test_a_data_set_of_one_image_or_of_one_text_has_no_negatives(tmp_path):
+    same = make_data(tmp_path / "same", 3)
+    write_captions(same, [["a red star"]] * 3)
+    assert make_source(same, "matching", negative_share=1.0).build(0, 0).match == [1]
+
     source = make_source(make_data(tmp_path, 1), "matching", negative_share=1.0)
     assert source.build(0, 0).match == [1]
 

@@ -30,6 +30,7 @@ from dimvl.tasks.base import ImageSource, Task, masked_text, plain_text
 from dimvl.tasks.captioning import caption_document, shared_rows
 
 PIECE = 1_000_000
+DRAWS = 10  # of a text that the image has not, before it gets no negative
 
 
 class PretrainTask(Task):
@@ -209,12 +210,22 @@ class PretrainSource(ImageSource):
         )
 
     def _negative(self, index: int, words: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Another image's text, or one word changed; a data set of one image has no negatives."""
+        """Another image's text, or one word changed, and 0; never words that the image has too.
+
+        Where texts repeat ("no finding"), another image's is drawn anew; where `DRAWS` are in vain, as in a data set of
+        one image, the image's own text is given, and 1.
+        """
         if self.word_changes is not None and generator.random() < self.config.word_change_share:
             changed = self.word_changes.change(words, generator)
-            if changed is not None:
+            if changed is not None and not self._is_own(index, changed):
                 return changed, 0.0
-        if len(self) == 1:
-            return words, 1.0
-        other = (index + int(generator.integers(1, len(self)))) % len(self)
-        return self._words(other, generator), 0.0
+        for _ in range(DRAWS if len(self) > 1 else 0):
+            other = (index + int(generator.integers(1, len(self)))) % len(self)
+            drawn = self._words(other, generator)
+            if not self._is_own(index, drawn):
+                return drawn, 0.0
+        return words, 1.0
+
+    def _is_own(self, index: int, words: np.ndarray) -> bool:
+        texts = map(self.captions.tokens, range(*self.captions.groups[index : index + 2]))
+        return any(np.array_equal(words, text) for text in texts)
