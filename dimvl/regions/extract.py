@@ -127,7 +127,7 @@ def images_of_folder(folder: Path) -> list[tuple[str, Path]]:
 
     """
     if not folder.is_dir():
-        raise UserError(f"picture folder {folder} does not exist; check the path")
+        raise UserError(f"picture folder {folder} does not exist or is no folder; check the path")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise UserError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}); check the path")

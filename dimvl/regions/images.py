@@ -55,6 +55,8 @@ def load_image_in_thread(path: Path) -> Image.Image:
             return upright_rgb(image)
     except FileNotFoundError:
         raise UserError(f"picture {path} does not exist; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"picture {path} is a folder; name the pictures in it") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{path} is not a picture; convert it to PNG or JPEG, or leave it out") from None
     except Image.DecompressionBombError:  # ours, or PIL's own at a higher limit

@@ -83,6 +83,8 @@ def test_a_rotated_photograph_is_turned_upright(tmp_path):
 def test_a_missing_picture_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png does not exist; check the path"):
         load_image(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match="is a folder; name the pictures in it"):
+        load_image(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
