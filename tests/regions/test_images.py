@@ -105,7 +105,7 @@ def test_a_text_file_named_png_is_named(tmp_path):
 
 def test_a_folder_named_png_is_named(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UserError, match=r"folder\.png cannot be read"):
+    with pytest.raises(UserError, match=r"folder\.png is a folder; name the pictures in it"):
         load_image(tmp_path / "folder.png")
 
 
