@@ -97,10 +97,8 @@ def _check_ranks(ranks: Ranks, config: AnyConfig, description: dict[str, Any]) -
         UserError: something differs.
 
     """
-    with together(ranks):
-        manifests = [sha256(folder.path / "manifest.json") for folder in RegionStore(config.regions).folders]
     values = {key: value for key, value in description["config"].items() if key not in OWN}
-    facts = {"launched world size": ranks.size, "region store (checksum of manifest.json)": manifests}
+    facts = {"launched world size": ranks.size, "region store (checksum of manifest.json)": description["stores"]}
     facts |= {f"{name} in its configuration": value for name, value in flat(values)}
     facts |= {f"file of {name}": value for name, value in flat(description["data"])}
     facts |= {f"version of {name}": value for name, value in description["versions"].items()}
@@ -162,7 +160,8 @@ def _describe(config: AnyConfig) -> dict[str, Any]:
     names = ("dimvl", "torch", "tokenizers", "numpy", *(() if config.deepspeed is None else ("deepspeed",)))
     packages = {name: version(name) for name in names}
     values = config.model_dump(mode="json")
-    return {"config": values, "data": data, "versions": packages, "git_revision": git_revision()}
+    stores = [sha256(folder.path / "manifest.json") for folder in RegionStore(config.regions).folders]
+    return {"config": values, "data": data, "stores": stores, "versions": packages, "git_revision": git_revision()}
 
 
 def _check_claim(run: Path, description: dict[str, Any]) -> None:
@@ -176,6 +175,8 @@ def _check_claim(run: Path, description: dict[str, Any]) -> None:
         return
     old = read_json(run / RUN)
     changed = _differences(old["config"], description["config"]) or _differences(old["data"], description["data"])
+    if old.get("stores") != description["stores"]:
+        changed = changed or ["content of the region store"]
     if changed:
         raise UserError(
             f"{run} holds a run with another {changed[0]}; give another output folder, or remove this one to start anew"

@@ -466,3 +466,21 @@ def test_signal_handlers_are_put_back_after_training(data, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run_training(make_config(data, tmp_path))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_run_does_not_go_on_with_other_regions_under_the_same_path(data, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(data.regions, store)
+    config = make_config(data, tmp_path / "run", regions=store, training={"save_every": 2})
+    with pytest.raises(Killed):
+        run_training(config, stop_at(3, kill))
+    before = weights_of(tmp_path / "run")
+    regions = [RegionStore(data.regions).read(place) for place in range(len(RegionStore(data.regions)))]
+    shutil.rmtree(store)
+    other = replace(RegionStore(data.regions).extractor, name="another", fingerprint="f" * 64)
+    with RegionStoreWriter(store, other) as writer:
+        for found in regions:
+            writer.add(replace(found, features=-found.features))
+    with pytest.raises(UserError, match="another content of the region store"):
+        run_training(config)
+    assert weights_of(tmp_path / "run") == before
