@@ -133,8 +133,11 @@ class WordChanges:
 
     def __init__(self, pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> None:
         self.by_token: dict[int, list[int]] = {}
+        if not isinstance(pairs, Sequence) or isinstance(pairs, str):
+            raise UserError(f"word_changes: {pairs!r} is no list; write [[old word, new word], ...]")
         for pair in pairs:
-            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(word, str) for word in pair):
+            is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+            if not is_pair or not all(isinstance(word, str) for word in pair):
                 raise UserError(f"word_changes: {pair!r} is no pair of words; write [[old word, new word], ...]")
             old, new = pair
             ids = []

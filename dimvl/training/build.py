@@ -109,7 +109,7 @@ def _build_pretraining(
     model = _model(config, processor, store, initial, heads)
     changes = None
     if config.objectives.word_changes is not None:
-        changes = WordChanges([tuple(pair) for pair in read_json(config.objectives.word_changes)], processor.tokenizer)
+        changes = WordChanges(read_json(config.objectives.word_changes), processor.tokenizer)
     images = ImageReader(store, processor.tags, processor.max_regions)
     source = PretrainSource(texts, images, config.objectives, config.seq2seq, processor.tokenizer, config.seed, changes)
     return PretrainTask(model, processor, config.objectives), source

@@ -155,6 +155,7 @@ class DeepSpeedEngine:
         """Take over a state; each rank takes its part."""
         for name, weight in self._weights():
             self._set_weight(weight, state.weights[name])
+        self.frozen = {name: state.weights[name] for name in self.frozen}
         for name, buffer in self.task.model.named_buffers():
             buffer.copy_(state.weights[name])
         if self.stage == 0:

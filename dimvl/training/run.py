@@ -20,9 +20,9 @@ from dimvl.config import AnyConfig
 from dimvl.data.annotations import describe_file
 from dimvl.data.sampler import DocumentSource, TrainingSteps
 from dimvl.data.tokenizer import FILE as TOKENIZER
-from dimvl.errors import UserError
-from dimvl.files import git_revision, read_json, sha256, write_json
-from dimvl.pretrained import RUN
+from dimvl.errors import NotFiniteError, UserError
+from dimvl.files import git_revision, sha256, write_json
+from dimvl.pretrained import RUN, latest_checkpoint, run_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
 from dimvl.training.build import build_task, read_annotations
@@ -75,19 +75,30 @@ def train_on(ranks: Ranks, config: AnyConfig, progress: Callable[[StepReport], N
                 prepared = _prepare(config, description, ranks)
     assert prepared is not None
     task, source, validation = prepared
-    engine = _engine(config, task, options, ranks)
-    data = TrainingSteps(
-        source,
-        task.shape,
-        seed=config.seed,
-        steps=settings.steps,
-        rows_per_step=settings.rows_per_step,
-        rows_per_micro_batch=settings.rows_per_micro_batch,
-        rank=ranks.rank,
-        ranks=ranks.size,
-    )
-    train(engine, data, config, run, progress, validation)
+    try:
+        engine = _engine(config, task, options, ranks)
+        data = TrainingSteps(
+            source,
+            task.shape,
+            seed=config.seed,
+            steps=settings.steps,
+            rows_per_step=settings.rows_per_step,
+            rows_per_micro_batch=settings.rows_per_micro_batch,
+            rank=ranks.rank,
+            ranks=ranks.size,
+        )
+        train(engine, data, config, run, progress, validation)
+    except (UserError, NotFiniteError):
+        if ranks.rank == 0 and latest_checkpoint(run) is None:
+            _free(run)
+        raise
     return run
+
+
+def _free(run: Path) -> None:
+    """Let the mended configuration have the folder of a run that has trained nothing."""
+    for name in (RUN, TOKENIZER):
+        (run / name).unlink(missing_ok=True)
 
 
 def _check_ranks(ranks: Ranks, config: AnyConfig, description: dict[str, Any]) -> None:
@@ -130,9 +141,8 @@ def _prepare(
         task, source = build_task(config, store, *annotations)
         return task, source, build_validation(config, task, store, ranks)
     except UserError:
-        if is_new:  # nothing is trained, so the mended configuration may have the folder
-            for name in (RUN, TOKENIZER):
-                (run / name).unlink(missing_ok=True)
+        if is_new:
+            _free(run)
         raise
 
 
@@ -173,8 +183,10 @@ def _check_claim(run: Path, description: dict[str, Any]) -> None:
     """
     if not (run / RUN).exists():
         return
-    old = read_json(run / RUN)
-    changed = _differences(old["config"], description["config"]) or _differences(old["data"], description["data"])
+    old = run_arguments(run)
+    changed = _differences(old["config"], description["config"]) or _differences(
+        old.get("data", {}), description["data"]
+    )
     if old.get("stores") != description["stores"]:
         changed = changed or ["content of the region store"]
     if changed:

@@ -406,6 +406,32 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(d
     assert all(tensor.isfinite().all() for tensor in load(tmp_path).values())
 
 
+# --- mistakes that show late
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rows_per_step": 10}, "above training.rows_per_step 10"),
+        ({"freeze": {"layers": 5}}, "training.freeze.layers is 5"),
+    ],
+)
+def test_a_run_that_has_trained_nothing_leaves_its_folder_to_the_mended_configuration(data, tmp_path, wrong, said):
+    with pytest.raises(UserError, match=said):
+        run_training(make_config(data, tmp_path, training={"steps": 2, **wrong}))
+    run_training(make_config(data, tmp_path, training={"steps": 2}))
+    with pytest.raises(UserError, match=r"another training\.clip"):  # what was trained keeps its folder
+        run_training(make_config(data, tmp_path, training={"steps": 2, "clip": 2.0}))
+
+
+@pytest.mark.parametrize("content", [[], 5, {"config": []}])
+def test_a_damaged_description_of_a_run_is_told(data, tmp_path, content):
+    run_training(make_config(data, tmp_path, training={"steps": 1}))
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"run.json is damaged"):
+        run_training(make_config(data, tmp_path, training={"steps": 1}))
+
+
 # --- standardised features
 
 
