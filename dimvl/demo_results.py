@@ -62,8 +62,9 @@ def demo_report(
 ) -> DemoReport:
     """Fill the page."""
     vqa = results["vqa"]
+    given = "regions and tags" if config.inputs.tag_tokens else "regions"
     baselines = [
-        Baseline("pretrained and fine-tuned", vqa["heldout"], "regions and tags", vqa["heldout_interval"], ours=True),
+        Baseline("pretrained and fine-tuned", vqa["heldout"], given, vqa["heldout_interval"], ours=True),
         Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
         Baseline("no pretraining", vqa["no_pretraining"], "the same fine-tuning from scratch, same steps"),
         Baseline("question only", vqa["question_only"], "no regions and no tags, from scratch, same steps"),
