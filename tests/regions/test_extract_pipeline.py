@@ -177,7 +177,7 @@ def test_there_must_be_room_for_all_before_anything_is_written(images, detector,
     monkeypatch.setattr(dimvl.regions.extract, "check_space", full)
     with pytest.raises(UserError, match="free"):
         run(images, detector, tmp_path / "store")
-    assert asked == [(11, 6, {"class_columns": 3, "attribute_columns": 2})]
+    assert asked == [(11, 6, {"feature_dtype": "float16", "class_columns": 3, "attribute_columns": 2})]
     assert len(RegionStore(tmp_path / "store")) == 0
 
 
