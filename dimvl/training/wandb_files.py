@@ -23,7 +23,8 @@ def offline_rows(run: Path, identity: str) -> Iterator[dict[str, Any]]:
         identity: of the wandb run.
 
     """
-    for file in sorted(run.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb")):
+    # a start within the same second as another one gets a number at its end
+    for file in sorted(run.glob(f"wandb/offline-run-*-{identity}*/run-{identity}.wandb")):
         for record in offline_records(file):
             if record.WhichOneof("record_type") == "history":
                 yield {

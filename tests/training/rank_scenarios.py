@@ -21,6 +21,7 @@ from dimvl.errors import Interrupted
 from dimvl.training import checkpoint, run
 from dimvl.training.ranks import open_ranks
 from dimvl.training.run import train_on
+from dimvl.training.state import saved_tensors
 from tests.factories import make_store
 from tests.tiny_runs import TinyData, make_config
 
@@ -197,7 +198,7 @@ class Scenarios:
 
         def build(*arguments):
             task, source = real(*arguments)
-            first.update({name: weight.detach().clone() for name, weight in task.model.named_parameters()})
+            first.update({name: tensor.detach().clone() for name, tensor in saved_tensors(task.model).items()})
             return task, source
 
         run.build_task = build

@@ -136,6 +136,17 @@ def test_steps_that_are_repeated_after_a_checkpoint_are_not_sent_twice(data, tmp
     assert [row["_step"] for row in rows(run)] == list(range(1, 9)) and len(files(run)) == 2
 
 
+def test_a_start_within_the_same_second_as_another_is_read_too(data, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        run_training(config_of(data, run), stop_at(5, kill))
+    run_training(config_of(data, run))
+    first, second = (file.parent for file in files(run))
+    if second.name != f"{first.name}-1":
+        second.rename(first.with_name(f"{first.name}-1"))  # as wandb names it then
+    assert [row["_step"] for row in rows(run)] == list(range(1, 9))
+
+
 def vqa(data):
     return {"validation": {"questions": data.questions, "annotations": data.annotations, "every": 2}}
 
