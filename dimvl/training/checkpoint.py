@@ -3,11 +3,15 @@
     RUN/checkpoints/step-00000100/   model.safetensors, optimiser.safetensors, state.json
 
 `state.json` has the step, the checksums, how many ranks wrote it and, where the run validates, the best score so far.
-A folder appears by one rename after everything in it is on disk, so every folder of that name is whole.
+A folder appears by one rename after everything in it is on disk, so every folder of that name is whole. A thread of
+rank 0 writes it from a copy of the state, while the next steps train.
 """
 
+import logging
 import shutil
 from pathlib import Path
+from threading import Thread
+from types import TracebackType
 
 from dimvl.files import atomic_folder, sha256, write_json
 from dimvl.pretrained import STATE, checkpoint_folder, checkpoint_folders
@@ -16,30 +20,87 @@ from dimvl.training.engine import Engine
 from dimvl.training.ranks import together
 from dimvl.training.state import State, write_state
 
+logger = logging.getLogger(__name__)
 
-def save_checkpoint(run: Path, engine: Engine, step: int, keep: int, best: Best | None = None) -> Path:
-    """Write a checkpoint, then remove old ones but the best. Rank 0 writes, and the others wait for it.
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time; leaving its block waits for the one being written.
 
     Args:
         run: folder of the run.
-        engine: its state is written.
-        step: optimiser steps done.
+        engine: its state is saved; rank 0 writes.
         keep: newest checkpoints kept.
-        best: the best score so far; its checkpoint is kept too.
+
+    Attributes:
+        failed: the last one could not be written, which `save` and `wait` tell on all ranks; False on other ranks.
+
+    """
+
+    def __init__(self, run: Path, engine: Engine, keep: int) -> None:
+        self._run, self._engine, self._keep = run, engine, keep
+        self._thread: Thread | None = None
+        self._failure: Exception | None = None
+
+    @property
+    def failed(self) -> bool:  # noqa: D102 - see the class
+        return self._failure is not None
+
+    def save(self, step: int, best: Best | None = None) -> None:
+        """Copy the state and start to write it, once the checkpoint before is on disk; every rank calls it.
+
+        Args:
+            step: optimiser steps done.
+            best: the best score so far; its checkpoint is kept besides the newest ones.
+
+        Raises:
+            UserError: the one before could not be written: the disk is full; earlier ones are untouched.
+            OtherRankError: likewise, on another rank than rank 0.
+
+        """
+        self.wait()
+        state = self._engine.state()
+        if self._engine.ranks.rank == 0:
+            # Python does not wait for it at its end: a second signal stops a run at once.
+            self._thread = Thread(target=self._write, args=(state, step, best), daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk, on all ranks; raises as `save`."""
+        with together(self._engine.ranks):
+            self._join()
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+
+    def _write(self, state: State, step: int, best: Best | None) -> None:
+        try:
+            write_checkpoint(self._run, state, step, self._keep, best, self._engine.ranks.size)
+        except Exception as error:
+            self._failure = error
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Wait, by itself: other ranks may be gone."""
+        if kind is not KeyboardInterrupt:
+            self._join()
+        if self._failure is not None:  # something else has ended the run already
+            logger.error("%s", self._failure)
+
+
+def write_checkpoint(run: Path, state: State, step: int, keep: int, best: Best | None, ranks: int) -> None:
+    """Write a checkpoint, then remove old ones but the best.
 
     Raises:
         UserError: the disk is full; earlier checkpoints are untouched.
-        OtherRankError: it is full, on another rank than rank 0.
 
     """
-    state = engine.state()
-    with together(engine.ranks):
-        if engine.ranks.rank == 0:
-            _write(run, state, step, keep, best, engine.ranks.size)
-    return checkpoint_folder(run, step)
-
-
-def _write(run: Path, state: State, step: int, keep: int, best: Best | None, ranks: int) -> None:
     with atomic_folder(checkpoint_folder(run, step)) as temporary:
         write_state(temporary, state)
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}

@@ -122,12 +122,14 @@ class DeepSpeedEngine:
         return float(max(self.schedule.get_last_lr()))
 
     def state(self) -> State:
-        """Gather weights and optimiser state, one weight after the other, into the CPU memory of rank 0."""
+        """Copy weights and optimiser state, one weight after the other, into the CPU memory of rank 0."""
         weights = {name: self._kept(self._full(weight, name)) for name, weight in self._weights()}
         weights |= {name: self._kept(buffer) for name, buffer in self.task.model.named_buffers()}
         steps = self.schedule.last_epoch
         if self.stage == 0:
-            optimiser = plain_state(self.task.model, self.optimiser)
+            optimiser = {
+                name: self._kept(value) for name, value in plain_state(self.task.model, self.optimiser).items()
+            }
         else:
             optimiser = {
                 f"{name}.{key}": self._kept(_utils().safe_get_full_optimizer_state(weight, key))

@@ -13,7 +13,7 @@ from dimvl.pretrained import choose_device
 from dimvl.tasks.base import Task
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
 from dimvl.training.ranks import Alone, Ranks
-from dimvl.training.state import State, saved_tensors
+from dimvl.training.state import State, copied, saved_tensors
 
 
 class Engine(Protocol):
@@ -53,7 +53,7 @@ class Engine(Protocol):
         ...
 
     def state(self) -> State:
-        """Weights and optimiser state, whole, on rank 0; nothing on the others."""
+        """Weights and optimiser state, whole, copied to the CPU memory of rank 0; nothing on the others."""
         ...
 
     def restore(self, state: State) -> None:
@@ -103,9 +103,9 @@ class TorchEngine:
         return float(max(self.schedule.get_last_lr()))
 
     def state(self) -> State:
-        """Weights and optimiser state: the engine's own tensors."""
-        weights = {name: weight.detach() for name, weight in saved_tensors(self.task.model).items()}
-        return State(weights, plain_state(self.task.model, self.optimiser), self.schedule.last_epoch)
+        """Copy weights and optimiser state."""
+        weights, optimiser = saved_tensors(self.task.model), plain_state(self.task.model, self.optimiser)
+        return State(copied(weights), copied(optimiser), self.schedule.last_epoch)
 
     def restore(self, state: State) -> None:
         """Take over a state."""

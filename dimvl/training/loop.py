@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from dimvl.data.sampler import Step, TrainingSteps
 from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.objectives import normalise
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
-from dimvl.training.checkpoint import save_checkpoint
+from dimvl.training.checkpoint import Saver
 from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
 from dimvl.training.ranks import Ranks, any_says, on_first, together
-from dimvl.training.report import Meter, StepReport, open_log, peak_memory_gb
+from dimvl.training.report import Log, Meter, StepReport, open_log, peak_memory_gb
 from dimvl.training.state import read_state, shapes_of
 
 logger = logging.getLogger(__name__)
@@ -52,40 +52,38 @@ def train(
     Raises:
         NotFiniteError: a loss, gradient or score is not finite; nothing is saved.
         Interrupted: SIGTERM or SIGINT came; a checkpoint is saved, after the validation that is due if any.
+        UserError: a checkpoint could not be written, or a process that builds batches died.
         OtherRankError: another rank failed or is gone.
 
     """
-    settings, ranks = config.training, engine.ranks
+    settings, ranks, last = config.training, engine.ranks, config.training.steps
     first, best = _resume(engine, run)
     if validation is not None and validation.gives_up(best):
         return
-    with open_log(run, config, first, ranks) as log, _asked_to_stop() as asked, _dead_workers():
+    opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
+    with opened as log, _asked_to_stop() as asked, _dead_workers(), saving as saver:
         meter = Meter(ranks)
         steps = _prefetch(data, first, settings.workers, engine.device.type == "cuda", meter, ranks)
-        for number, step in zip(range(first, settings.steps), steps, strict=True):
-            rate = engine.learning_rate
-            sums, counts, norm = _optimise(engine, step, config.seed, number)
+        for done, step in zip(range(first + 1, last + 1), steps, strict=True):
+            update = _optimise(engine, step, config.seed, done - 1)
             meter.add(step)
-            done, over = number + 1, number + 1 == settings.steps
+            over = done == last
             if done % settings.log_every == 0 or over:
-                facts: dict[str, Any] = {"losses": _means(ranks, sums, counts), "counts": counts}
-                facts |= {"gradient_norm": norm, "learning_rate": rate}
-                report = _report(done, settings.steps, step.epoch, engine.task.weights, meter, facts)
+                report = _report(engine, update, meter, done, last, step.epoch)
                 log.write(report)
                 if progress is not None:
                     progress(report)
-            if validation is not None and validation.is_due(done, settings.steps):
-                score = _finite_score(validation.score(), done)
-                best = Best.after(best, score, done)
+            if validation is not None and validation.is_due(done, last):
+                best = _validate(validation, best, done, log)
                 over = over or validation.gives_up(best)
-                log.write_validation(done, score, best, validation.predictions)
-            stop = any_says(ranks, bool(asked))
+            stop = any_says(ranks, bool(asked) or saver.failed)
             if done % settings.save_every == 0 or over or stop or (best is not None and best.step == done):
-                save_checkpoint(run, engine, done, settings.keep, best)
-            if over:
-                return
-            if stop:
-                message = f"stopped at step {done} of {settings.steps}; run the same command to go on"
+                saver.save(done, best)
+            if over or stop:
+                saver.wait()
+                if over:
+                    return
+                message = f"stopped at step {done} of {last}; run the same command to go on"
                 raise Interrupted(message, asked[0] if asked else signal.SIGTERM)
 
 
@@ -109,22 +107,38 @@ def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
     return int(described["step"]), Best(**described["best"]) if "best" in described else None
 
 
-def _report(
-    done: int, steps: int, epoch: int, weights: Mapping[str, float], meter: Meter, facts: dict[str, Any]
-) -> StepReport:
+class Update(NamedTuple):
+    """What a step did: this rank's sums of losses by name, global targets by objective, norm of the gradient, rate."""
+
+    sums: dict[str, float]
+    counts: dict[str, int]
+    norm: float
+    rate: float
+
+
+def _report(engine: Engine, update: Update, meter: Meter, done: int, steps: int, epoch: int) -> StepReport:
     """What is logged of a step; rates start anew."""
-    rates: dict[str, Any] = meter.rates()
+    losses = _means(engine.ranks, update.sums, update.counts)
+    rates = meter.rates()
     left = rates.pop("seconds_per_step") * (steps - done)
-    loss = sum(weights[name] * value for name, value in facts["losses"].items())
-    memory = peak_memory_gb()
     return StepReport(
-        step=done, steps=steps, epoch=epoch, loss=loss, memory_gb=memory, seconds_left=left, **facts, **rates
+        step=done,
+        steps=steps,
+        epoch=epoch,
+        loss=sum(engine.task.weights[name] * value for name, value in losses.items()),
+        losses=losses,
+        counts=update.counts,
+        gradient_norm=update.norm,
+        learning_rate=update.rate,
+        memory_gb=peak_memory_gb(engine.device),
+        seconds_left=left,
+        **rates,
     )
 
 
-def _optimise(engine: Engine, step: Step, seed: int, number: int) -> tuple[dict[str, float], dict[str, int], float]:
-    """One optimiser step: this rank's sums of losses by name, global targets by objective, norm of the gradient."""
-    ranks, last = engine.ranks, len(step.micro_batches) - 1
+def _optimise(engine: Engine, step: Step, seed: int, number: int) -> Update:
+    """Do optimiser step `number`, from 0."""
+    rate, ranks, last = engine.learning_rate, engine.ranks, len(step.micro_batches) - 1
     names = list(engine.task.objectives)
     own = [sum(batch.counts()[name] for batch in step.micro_batches) for name in names]
     counts = dict(zip(names, ranks.sum(np.array(own, dtype=np.int64)).tolist(), strict=True))
@@ -144,7 +158,7 @@ def _optimise(engine: Engine, step: Step, seed: int, number: int) -> tuple[dict[
         raise NotFiniteError(
             f"the gradient is not finite at step {number + 1}, in {_shorten(images)}; nothing was saved"
         )
-    return sums, counts, norm
+    return Update(sums, counts, norm, rate)
 
 
 def _means(ranks: Ranks, sums: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
@@ -170,10 +184,14 @@ def _check_finite(ranks: Ranks, losses: Mapping[str, float], step: int, sources:
     raise NotFiniteError(f"{told[rank]}{where}; nothing was saved")
 
 
-def _finite_score(score: float, step: int) -> float:
+def _validate(validation: Validation, best: Best | None, done: int, log: Log) -> Best:
+    """Score the weights and log it; return the best so far."""
+    score = validation.score()
     if not abs(score) < float("inf"):
-        raise NotFiniteError(f"the validation score is not finite after step {step}; this step was not saved")
-    return score
+        raise NotFiniteError(f"the validation score is not finite after step {done}; this step was not saved")
+    best = Best.after(best, score, done)
+    log.write_validation(done, score, best, validation.predictions)
+    return best
 
 
 def _shorten(sources: Sequence[str]) -> str:

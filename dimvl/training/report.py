@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
+import torch
 
 from dimvl.config import RunConfig
 from dimvl.data.sampler import Step
@@ -41,7 +42,7 @@ class StepReport:
         rows_per_second: likewise; all rows are valid, there is no padding outside attention.
         data_wait: share of the time spent waiting for batches, mean over ranks.
         rank_wait: share of the time that a rank spent waiting for others, mean over ranks; 0 for one.
-        memory_gb: peak of the process of rank 0.
+        memory_gb: peak of rank 0, see `peak_memory_gb`.
         seconds_left: estimate for the rest of the run.
 
     """
@@ -81,8 +82,10 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def peak_memory_gb() -> float:
-    """Peak resident memory of this process in GB (10^9 bytes)."""
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak in GB (10^9 bytes): what torch had allocated on a GPU, on the CPU resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

@@ -43,6 +43,11 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to CPU memory, so that training may go on while they are written."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+
+
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of what is saved, by name; of a weight this rank may hold a part only."""
     return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in saved_tensors(model).items()}

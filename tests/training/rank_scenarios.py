@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from dimvl.errors import Interrupted
+from dimvl.pretrained import check_checkpoint, checkpoint_folders
 from dimvl.training import checkpoint, run
 from dimvl.training.ranks import open_ranks
 from dimvl.training.run import train_on
@@ -168,6 +170,30 @@ class Scenarios:
         except Interrupted as error:
             return {"losses": losses, "message": str(error)}
         return None
+
+    def written_late(self):
+        """Checksums of the checkpoints of each stage, written at once or when the next step is done already."""
+        write, save, found = checkpoint.write_state, checkpoint.Saver.save, []
+
+        def late(folder, state):
+            end = time.monotonic() + 60
+            while self.engine.schedule.last_epoch == state.steps < 3 and time.monotonic() < end:
+                time.sleep(0.01)
+            write(folder, state)
+
+        def at_once(saver, step, best=None):
+            save(saver, step, best)
+            saver.wait()
+
+        for stage in range(4):
+            checkpoint.Saver.save = at_once
+            self.train(f"at-once-{stage}", stage, training={"steps": 3, "save_every": 1, "keep": 3})
+            checkpoint.Saver.save, checkpoint.write_state = save, late
+            self.train(f"late-{stage}", stage, training={"steps": 3, "save_every": 1, "keep": 3})
+            checkpoint.write_state = write
+            runs = [self.folder / f"{name}-{stage}" for name in ("at-once", "late")]
+            found.append([[check_checkpoint(each)["checksums"] for each in checkpoint_folders(run)] for run in runs])
+        return found
 
     def save_for_others(self):
         """Stop at step 3 of 6 at stage 2: what other stages and other numbers of ranks go on from."""

@@ -1,8 +1,9 @@
 import errno
 import os
 import resource
+import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from safetensors import SafetensorError
 from dimvl.config import ObjectivesConfig, TrainingConfig
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
-from dimvl.pretrained import check_checkpoint, latest_checkpoint
+from dimvl.pretrained import check_checkpoint, checkpoint_folder, latest_checkpoint
 from dimvl.tasks.pretraining import PretrainTask
 from dimvl.training import checkpoint
-from dimvl.training.checkpoint import save_checkpoint
+from dimvl.training.checkpoint import Saver
 from dimvl.training.engine import TorchEngine
 from dimvl.training.ranks import Alone
 from dimvl.training.state import State, read_state, shapes_of
@@ -38,6 +39,14 @@ class SmallEngine:
                 return super().items()
 
         return State({"w": torch.tensor(self.number)}, Failing(), 3)
+
+
+def save_checkpoint(run, engine, step, keep):
+    """Save and wait until it is written."""
+    saver = Saver(run, engine, keep)
+    saver.save(step)
+    saver.wait()
+    return checkpoint_folder(run, step)
 
 
 def number_in(folder):
@@ -171,6 +180,85 @@ def test_an_engine_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path):
         take_steps(engine, 4)
     assert loaded.learning_rate == saved.learning_rate
     assert all(torch.equal(a, b) for a, b in zip(saved.task.parameters(), loaded.task.parameters(), strict=True))
+
+
+# --- while training goes on
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Set it to let checkpoints be written."""
+    held, real = threading.Event(), checkpoint.write_state
+
+    def write(folder, state):
+        assert held.wait(timeout=60)
+        real(folder, state)
+
+    monkeypatch.setattr(checkpoint, "write_state", write)
+    yield held
+    held.set()
+
+
+def test_what_is_written_is_the_state_of_its_step_though_training_has_gone_on(tmp_path, held):
+    saved, other, undisturbed = make_engine(), make_engine(1), make_engine()
+    take_steps(saved, 2)
+    with Saver(tmp_path, saved, keep=1) as saver:
+        saver.save(2)
+        take_steps(saved, 3)
+        assert latest_checkpoint(tmp_path) is None
+        held.set()
+    restore(other, latest_checkpoint(tmp_path))
+    take_steps(undisturbed, 2)
+    for engine in (other, undisturbed):
+        take_steps(engine, 1)  # equal only if the optimiser's state is that of its step too
+    assert all(torch.equal(a, b) for a, b in zip(other.task.parameters(), undisturbed.task.parameters(), strict=True))
+
+
+def test_the_next_save_waits_for_the_one_before(tmp_path, held):
+    saver = Saver(tmp_path, SmallEngine(1), keep=2)
+    saver.save(1)
+    threading.Timer(0.2, held.set).start()
+    saver.save(2)
+    assert held.is_set() and "step-00000001" in names(tmp_path)
+    saver.wait()
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_write_that_fails_is_told_once_by_the_next_save(tmp_path):
+    saver = Saver(tmp_path, SmallEngine(fail=full), keep=1)
+    saver.save(1)
+    with pytest.raises(UserError, match=r"cannot write .*step-00000001: No space left"):
+        saver.save(2)
+    assert not saver.failed
+    saver.wait()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [None, KeyError, UserError, SystemExit])
+def test_whoever_leaves_finds_the_last_checkpoint_written(tmp_path, held, error):
+    threading.Timer(0.2, held.set).start()
+    with pytest.raises(error) if error else nullcontext(), Saver(tmp_path, SmallEngine(), keep=1) as saver:
+        saver.save(1)
+        if error:
+            raise error
+    assert check_checkpoint(latest_checkpoint(tmp_path))["step"] == 1
+
+
+def test_an_error_is_not_hidden_by_a_write_that_fails_too(tmp_path, caplog):
+    with pytest.raises(KeyError, match="weights"), Saver(tmp_path, SmallEngine(fail=full), keep=1) as saver:
+        saver.save(1)
+        raise KeyError("weights")
+    assert "cannot write" in caplog.text
+
+
+def test_a_second_signal_does_not_wait_for_the_checkpoint(tmp_path, held):
+    with pytest.raises(KeyboardInterrupt), Saver(tmp_path, SmallEngine(), keep=1) as saver:
+        saver.save(1)
+        raise KeyboardInterrupt
+    assert latest_checkpoint(tmp_path) is None and not held.is_set()
+
+
+# --- damage
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors", "state.json"])

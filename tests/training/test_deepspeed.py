@@ -29,6 +29,7 @@ ON_TWO = [
     *(f"curve_{stage}" for stage in STAGES),
     *(f"bf16_{stage}" for stage in STAGES),
     *("offload_2", "offload_3", "activations_again", "accumulation", "resume_exactly", "save_for_others", "go_on_1"),
+    "written_late",
     *("go_on_3", "from_torch", "frozen", "validation", "self_critical", "loss_not_finite", "gradient_not_finite"),
     *("full_disk", "another_seed", "another_store", "one_lacks_a_file", "unknown_options"),
 ]
@@ -188,6 +189,11 @@ def test_with_dropout_a_run_that_one_rank_asked_to_stop_goes_on_bit_for_bit(fold
     assert seen["first"]["losses"] + seen["rest"] == seen["whole"]
     assert same(weights(folder / "stopped"), weights(folder / "undisturbed"))
     assert sorted(path.name for path in (folder / "stopped" / "checkpoints").iterdir()) == ["step-00000008"]
+
+
+def test_a_checkpoint_that_is_written_while_the_next_step_trains_is_that_of_its_step_at_every_stage(folder):
+    for at_once, late in found(folder, "written_late"):
+        assert at_once == late and len(late) == 3
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -6,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.training import checkpoint
 from dimvl.training.build import build_task as build_the_task
 from dimvl.training.build import read_annotations
 from dimvl.training.engine import TorchEngine
@@ -248,6 +252,39 @@ def test_dropout_is_keyed_by_seed_step_micro_batch_and_rank():
 
     keys = [(1, 2, 3, 0), (2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1)]
     assert draw(*keys[0]) == draw(*keys[0]) and len({tuple(draw(*key)) for key in keys}) == 5
+
+
+def test_a_second_signal_ends_a_run_that_waits_for_its_checkpoint(data, tmp_path, monkeypatch):
+    held = threading.Event()
+    monkeypatch.setattr(checkpoint, "write_state", lambda folder, state: held.wait(timeout=60))
+
+    def twice():
+        terminate()
+        threading.Timer(0.5, terminate).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(make_config(data, tmp_path), stop_at(2, twice))
+    held.set()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(data, tmp_path, monkeypatch):
+    tried, real = threading.Event(), checkpoint.write_state
+
+    def write(folder, state):
+        if state.steps == 4:
+            tried.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder, state)
+
+    def wait_for_it():
+        assert tried.wait(timeout=60)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(checkpoint, "write_state", write)
+    config = make_config(data, tmp_path, training={"steps": 8, "save_every": 2})
+    with pytest.raises(UserError, match=r"cannot write .*step-00000004: No space left on device; free space"):
+        run_training(config, stop_at(5, wait_for_it))
+    assert len(log_of(tmp_path)) == 5 and check_checkpoint(latest_checkpoint(tmp_path))["step"] == 2
 
 
 # --- one run, one configuration

@@ -99,7 +99,8 @@ def test_the_first_difference_between_ranks_is_named_on_all_of_them():
     assert on_threads(2, lambda ranks: check_same(ranks, {"a": [1]})) == [None, None]
 
 
-# torch raises from the signal of the dead child, wherever the main process is: also between the opening of a file and its first use.
+# torch raises from the signal of the dead child, wherever the main process is: also between the opening of a file and
+# its first use.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_process_that_dies_is_told_with_the_remedy_and_the_checkpoint_stays(tmp_path, monkeypatch):
     real, parent = ImageReader.read, os.getpid()
