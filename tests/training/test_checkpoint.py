@@ -252,6 +252,7 @@ def test_an_error_is_not_hidden_by_a_write_that_fails_too(tmp_path, caplog):
 
 
 def test_a_second_signal_does_not_wait_for_the_checkpoint(tmp_path, held):
+    threading.Timer(1, held.set).start()
     with pytest.raises(KeyboardInterrupt), Saver(tmp_path, SmallEngine(), keep=1) as saver:
         saver.save(1)
         raise KeyboardInterrupt

@@ -267,6 +267,53 @@ def test_a_second_signal_ends_a_run_that_waits_for_its_checkpoint(data, tmp_path
     held.set()
 
 
+SLOW_DISK = """
+import sys, threading, time
+from pathlib import Path
+from dimvl.training import checkpoint
+from dimvl.training.run import run_training
+from tests.tiny_runs import TinyData, make_config
+
+*paths, output = map(Path, sys.argv[1:])
+
+def write(folder, state):
+    print("writing", flush=True)
+    time.sleep(120)
+
+def progress(report):
+    if report.step == 2:
+        time.sleep(60)
+
+checkpoint.write_state = write
+run_training(make_config(TinyData(*paths), output, training={"save_every": 1}), progress)
+"""
+
+
+def test_a_second_signal_ends_a_process_at_once_though_its_checkpoint_is_being_written(data, tmp_path):
+    paths = [data.regions, data.captions, data.questions, data.annotations, tmp_path / "run"]
+    command, start = [sys.executable, "-c", SLOW_DISK, *paths], time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as child:
+        assert child.stdout.readline() == "writing\n"
+        for _ in range(2):
+            time.sleep(0.5)
+            child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=90)
+    assert "KeyboardInterrupt" in err and child.returncode != 0 and time.monotonic() - start < 90
+    assert latest_checkpoint(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_say_that_it_stopped_or_is_done(
+    data, tmp_path, monkeypatch, step
+):
+    def full(folder, state):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_state", full)
+    with pytest.raises(UserError, match=rf"cannot write .*step-0000000{step}: No space left on device; free space"):
+        run_training(make_config(data, tmp_path), stop_at(2, terminate) if step == 2 else None)
+
+
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(data, tmp_path, monkeypatch):
     tried, real = threading.Event(), checkpoint.write_state
 
