@@ -1,6 +1,6 @@
 """What the data part of a training step costs, from the store to the batch that the model takes.
 
-    python benchmarks/steps.py --out benchmarks/results/steps.json
+    python -m benchmarks steps --rounds 15
 
 Optimiser steps of captioning are built by `TrainingSteps`, as in training: about 64 images of 36 regions of 2,048
 float16 features, tags, five captions behind each. `formats` builds the same steps with images read from the formats of
@@ -10,26 +10,24 @@ to dimvl within a round. `workers` builds them in 1 to 4 processes of torch's `D
 each worker has to itself early and late. Mapped files are shared with the page cache and among workers.
 """
 
-import argparse
-import json
+import itertools
 import multiprocessing
 import os
 import pickle
-import random
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
-from datetime import date
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from formats import EXTRACTOR, Reader, Store, all_readers, id_of
-from store import hardware, versions
 from torch.utils.data import DataLoader
 
+from benchmarks.formats import EXTRACTOR, Reader, Store, all_readers, id_of
+from benchmarks.harness import interleaved, ratio
 from dimvl.config import Seq2seqConfig
 from dimvl.data.batch import CaptionTargets
 from dimvl.data.documents import BatchShape, ImageReader
@@ -98,23 +96,31 @@ def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[st
             found.region_geometry, wanted.region_geometry
         )
         assert "int8" in name or torch.equal(found.region_features.float(), wanted.region_features.float())
-    generator, seconds = random.Random(0), {name: np.zeros(rounds) for name in steps}
     for made in steps.values():
         for number in range(images // 64):
             made[number]
-    for turn in range(rounds):
-        for name in generator.sample(list(steps), len(steps)):
-            count = 1 if name in SLOW else 4
-            started = time.process_time()
-            documents = sum(steps[name][count * turn + number].documents for number in range(count))
-            seconds[name][turn] = (time.process_time() - started) / documents
+    counts = {name: 1 if name in SLOW else 4 for name in steps}
+    documents: dict[str, list[int]] = {name: [] for name in steps}
+    builds = {name: build_steps(made, counts[name], documents[name]) for name, made in steps.items()}
+    seconds = interleaved(builds, rounds)
+    per_image = {name: values / documents[name][-rounds:] for name, values in seconds.items()}
     return {
         name: {
             "images_per_cpu_second": round(1 / float(np.median(values))),
-            "times_slower": [round(x, 2) for x in np.quantile(values / seconds["dimvl"], [0.5, 0.1, 0.9]).tolist()],
+            "times_slower": ratio(values, per_image["dimvl"]),
         }
-        for name, values in seconds.items()
+        for name, values in per_image.items()
     }
+
+
+def build_steps(steps: TrainingSteps, count: int, documents: list[int]) -> Callable[[], None]:
+    """Return what builds so many steps, the next ones at each call, and notes how many documents those had."""
+    numbers = itertools.count()
+
+    def run() -> None:
+        documents.append(sum(steps[next(numbers)].documents for _ in range(count)))
+
+    return run
 
 
 def look_at(process: int) -> dict[str, float]:
@@ -173,40 +179,12 @@ def measure_workers(folder: Path, sizes: list[int], count: int) -> dict[int, Map
     return result
 
 
-def main() -> None:
-    """Measure everything and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 50_000], help="images of the loaders' stores")
-    parser.add_argument("--steps", type=int, default=120, help="steps of each loader")
-    parser.add_argument("--folder", type=Path, help="where to write the files; by default a temporary folder")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
+    """Build steps from all formats, and in loader processes; `device` changes nothing here."""
+    images, sizes, count = (64, [], 0) if small else (2000, [1000, 50_000], 120)
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
-    try:
-        formats = measure_formats(folder, options.images, options.rounds)
-        workers = measure_workers(folder, options.sizes, options.steps)
-    finally:
-        shutil.rmtree(folder)
-    result = {
-        "command": "python benchmarks/steps.py",
-        "date": str(date.today()),
-        "hardware": hardware(),
-        "load_average": os.getloadavg(),
-        "versions": versions("numpy", "torch", "h5py", "lmdb", "msgpack"),
-        "images": options.images,
-        "rounds": options.rounds,
-        "formats": formats,
-        "workers": workers,
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        formats = measure_formats(folder, images, rounds)
+        workers = measure_workers(folder, sizes, count)
+    return {"images": images, "formats": formats, "workers": workers}

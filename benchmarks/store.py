@@ -1,6 +1,6 @@
 """Reading regions in random order into a packed batch: dimvl's store beside the formats that the field uses.
 
-    python benchmarks/store.py --out benchmarks/results/store.json
+    python -m benchmarks store --rounds 25
 
 All formats are written from the same arrays in the same run (`formats.py`), each reader is checked against the arrays
 once, and all deliver the same: a batch of 64 images end to end in memory that is used again, with features, boxes,
@@ -16,23 +16,20 @@ float32, as a model on a CPU takes them; int8 and UNITER's way give float32 only
 Needs h5py, lmdb and msgpack: pip install 'dimvl[import]'.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
-import platform
 import random
-import shutil
 import tempfile
 import time
 import warnings
-from datetime import date
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from formats import BATCH, LAYOUT, REGIONS, WIDTH, Buffers, Reader, all_readers, arrays_of
+
+from benchmarks.formats import BATCH, LAYOUT, REGIONS, WIDTH, Buffers, Reader, all_readers, arrays_of
+from benchmarks.harness import interleaved, ratio
 
 WORKERS = (1, 2, 3, 4)
 SLOW = ("LMDB npz", "npz files", "TSV base64")  # fewer batches a round
@@ -61,25 +58,34 @@ def measure_warm(readers: dict[str, Reader], images: int, rounds: int) -> dict[s
     result: dict[str, dict[str, dict[str, object]]] = {}
     for dtype in (np.float16, np.float32):
         asked = {name: reader for name, reader in readers.items() if dtype in reader.native}
-        buffers, seconds = Buffers(dtype), {name: np.zeros(rounds) for name in asked}
-        for reader in asked.values():
-            for batch in batches(images, images // BATCH, generator):  # fill the page cache
-                reader.read(batch, buffers)
-        for turn in range(rounds):
-            for name in generator.sample(list(asked), len(asked)):
-                drawn = batches(images, 2 if name in SLOW else 8, generator)
-                started = time.process_time()
-                for batch in drawn:
-                    asked[name].read(batch, buffers)
-                seconds[name][turn] = (time.process_time() - started) / (len(drawn) * BATCH)
+        counts, buffers = {name: 2 if name in SLOW else 8 for name in asked}, Buffers(dtype)
+        for reader in asked.values():  # fill the page cache
+            read_batches(reader, images, images // BATCH, generator, buffers)()
+        seconds = interleaved(
+            {name: read_batches(reader, images, counts[name], generator, buffers) for name, reader in asked.items()},
+            rounds,
+        )
+        seconds = {name: values / (counts[name] * BATCH) for name, values in seconds.items()}
         result[dtype.__name__] = {
             name: {
                 "images_per_cpu_second": round(1 / float(np.median(values))),
-                "times_slower": [round(x, 2) for x in np.quantile(values / seconds["dimvl"], [0.5, 0.1, 0.9]).tolist()],
+                "times_slower": ratio(values, seconds["dimvl"]),
             }
             for name, values in seconds.items()
         }
     return result
+
+
+def read_batches(
+    reader: Reader, images: int, count: int, generator: random.Random, buffers: Buffers
+) -> Callable[[], None]:
+    """Return what reads so many batches, other ones at each call."""
+
+    def run() -> None:
+        for batch in batches(images, count, generator):
+            reader.read(batch, buffers)
+
+    return run
 
 
 def forget(folder: Path) -> None:
@@ -147,63 +153,27 @@ def megabytes(folder: Path) -> float:
     return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file()) / 1e6
 
 
-def hardware() -> str:
-    """Name the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    return f"{os.cpu_count()}-core {model}"
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Versions of Python and of packages."""
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def main() -> None:
-    """Measure everything and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=25, help="of the warm part")
-    parser.add_argument("--worker-rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to write the files; by default a temporary folder")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
+    """Write, check and read all formats; `device` changes nothing here."""
+    images, worker_rounds = (2 * BATCH, 0) if small else (2000, 3)
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
-    try:
+    with tempfile.TemporaryDirectory() as name:
+        folder, sizes = Path(name), {}
         readers = all_readers(folder)
-        sizes = {}
         for name, reader in readers.items():
-            reader.write(options.images)
+            reader.write(images)
             reader.open()
             check(reader)
             sizes[name] = round(megabytes(reader.folder), 1)
-        warm = measure_warm(readers, options.images, options.rounds)
+        warm = measure_warm(readers, images, rounds)
         for reader in readers.values():
             reader.close()
-        workers = measure_workers(folder, options.images, options.worker_rounds)
-    finally:
-        shutil.rmtree(folder)
+        workers = measure_workers(folder, images, worker_rounds)
     columns = [np.dtype(dtype).itemsize * columns for dtype, columns in LAYOUT.values()]
-    result = {
-        "command": "python benchmarks/store.py",
-        "date": str(date.today()),
-        "hardware": hardware(),
-        "load_average": os.getloadavg(),
-        "versions": versions("numpy", "torch", "h5py", "lmdb", "msgpack"),
-        "bytes_of_float16_arrays": options.images * REGIONS * sum(columns),
-        **{"images": options.images, "regions": REGIONS, "feature_width": WIDTH, "batch": BATCH},
-        "rounds": options.rounds,
+    return {
+        "bytes_of_float16_arrays": images * REGIONS * sum(columns),
+        **{"images": images, "regions": REGIONS, "feature_width": WIDTH, "batch": BATCH},
         "megabytes": sizes,
         "warm": warm,
         "workers_images_per_second": workers,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()
