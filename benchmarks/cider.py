@@ -1,6 +1,6 @@
 """Candidates a second that CIDEr-D scores, beside pycocoevalcap's scorer on the same texts in the same run.
 
-    python benchmarks/cider.py --out benchmarks/results/cider.json
+    python -m benchmarks cider --rounds 10
 
 The corpus is made up: words drawn by rank (Zipf), in chains that come back, five references of about ten words an
 image, the number of images of COCO's Karpathy training split. A batch is that of a self-critical step: several
@@ -9,64 +9,39 @@ n-gram counts ready made, and only its comparison is timed; ours is timed from t
 processor, so that other work on the machine does not count.
 """
 
-import argparse
-import json
-import os
-import platform
-import resource
 import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
+from benchmarks.harness import interleaved, memory
 from dimvl.metrics.cider import CiderD
 
 WORDS = 10_000
 REFERENCES = 5
 
 
-def main() -> None:
-    """Measure and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--images", type=int, default=113_287)
-    parser.add_argument("--batch", type=int, default=64, help="images of a step")
-    parser.add_argument("--samples", type=int, default=10, help="candidates of an image")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--machine", default=f"{platform.machine()}, {os.cpu_count()} cores")
-    options = parser.parse_args()
-    rng = np.random.default_rng(0)
-    corpus = make_corpus(rng, options.images)
-    before, start = peak_megabytes(), time.process_time()
+def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
+    """Make, check and compare; `device` changes nothing here."""
+    rng, (images, batch, samples) = np.random.default_rng(0), (400, 4, 3) if small else (113_287, 64, 10)
+    corpus = make_corpus(rng, images)
+    before, start = memory()["peak"], time.process_time()
     cider = CiderD(corpus)
-    made, memory = time.process_time() - start, peak_megabytes() - before
-    images = np.repeat(rng.choice(options.images, options.batch, replace=False), options.samples)
-    candidates = [changed(rng, corpus[image][rng.integers(REFERENCES)]) for image in images]
-    cider.scores(candidates, images)
-    ours = []
-    for _ in range(options.repeats):
-        start = time.process_time()
-        cider.scores(candidates, images)
-        ours.append(time.process_time() - start)
-    theirs, difference = pycocoevalcap_seconds(cider, corpus, candidates, images)
-    result = {
-        "command": f"python benchmarks/cider.py --images {options.images} --batch {options.batch} "
-        f"--samples {options.samples}",
-        "machine": f"{options.machine}, one thread",
-        "date": time.strftime("%Y-%m-%d"),
-        "candidates": len(candidates),
-        "ours_candidates_per_second": round(len(candidates) / float(np.median(ours))),
+    made, peak = time.process_time() - start, memory()["peak"] - before
+    chosen = np.repeat(rng.choice(images, batch, replace=False), samples)
+    candidates = [changed(rng, corpus[image][rng.integers(REFERENCES)]) for image in chosen]
+    seconds = interleaved({"ours": lambda: cider.scores(candidates, chosen)}, rounds)["ours"]
+    ours, (theirs, difference) = float(np.median(seconds)), pycocoevalcap_seconds(cider, corpus, candidates, chosen)
+    return {
+        **{"images": images, "batch": batch, "samples": samples, "candidates": len(candidates)},
+        "ours_candidates_per_second": round(len(candidates) / ours),
         "pycocoevalcap_candidates_per_second": round(len(candidates) / theirs),
-        "times_faster": round(theirs / float(np.median(ours)), 1),
+        "times_faster": round(theirs / ours, 1),
         "largest_difference_on_one_candidate_an_image": difference,
         "seconds_to_make_from_the_references": round(made, 1),
-        "peak_megabytes_to_make": round(memory),
+        "peak_megabytes_to_make": round(peak / 2**20),
     }
-    print(json.dumps(result, indent=2))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def make_corpus(rng: np.random.Generator, images: int) -> list[list[list[int]]]:
@@ -111,12 +86,3 @@ def pycocoevalcap_seconds(
 def joined(text: list[int]) -> str:
     """Write a text as pycocoevalcap reads it."""
     return " ".join(map(str, text))
-
-
-def peak_megabytes() -> float:
-    """Most memory that the process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-if __name__ == "__main__":
-    main()

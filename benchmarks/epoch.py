@@ -1,6 +1,6 @@
 """What planning an epoch costs a process as the data grows, and how fast one core makes batches.
 
-    python -m benchmarks.epoch --out benchmarks/results/epoch.json
+    python -m benchmarks epoch
 
 For each size, a region store of so many images and one caption for each are written; then a fresh process opens them
 as pretraining does, finds the images in the store, and plans the first epoch. Memory is what the process holds of its
@@ -9,20 +9,14 @@ microseconds a document. Dealing is measured by itself: one step of `rows_per_gp
 them, which every process does for itself. Batches are made of images with 36 regions x 2048 float16 and one caption.
 """
 
-import argparse
-import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import in_fresh_process, memory
 from benchmarks.memory import EXTRACTOR, TEXTS, write_regions
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
 from dimvl.data.documents import BatchShape, ImageReader
@@ -100,29 +94,26 @@ def open_steps(folder: Path, extractor: Extractor) -> TrainingSteps:
     )
 
 
-def memory() -> tuple[int, int]:
-    """Own memory of this process and the highest it had, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    values = {
-        line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "VmHWM"))
-    }
-    return values["RssAnon"], values["VmHWM"]
+def write(folder: Path, images: int) -> None:
+    """Write both stores."""
+    write_regions(folder / "regions", images)
+    write_texts(folder / "texts", images)
 
 
 def plan(folder: Path, images: int) -> dict[str, float]:
     """Open, find the images and plan an epoch: bytes and microseconds a document."""
-    own, peak = memory()
+    before = memory()
     started = time.process_time()
     steps = open_steps(folder, EXTRACTOR)
-    opened, (own_opened, _) = time.process_time(), memory()
+    opened, after_opening = time.process_time(), memory()
     steps._locate(0)
-    planned, (own_planned, peak_planned) = time.process_time(), memory()
+    planned, after_planning = time.process_time(), memory()
     return {
         "open_microseconds": (opened - started) * 1e6 / images,
         "plan_microseconds": (planned - opened) * 1e6 / images,
-        "open_kept": (own_opened - own) / images,
-        "plan_kept": (own_planned - own) / images,
-        "peak": (peak_planned - peak) / images,
+        "open_kept": (after_opening["anonymous"] - before["anonymous"]) / images,
+        "plan_kept": (after_planning["anonymous"] - before["anonymous"]) / images,
+        "peak": (after_planning["peak"] - before["peak"]) / images,
     }
 
 
@@ -137,10 +128,10 @@ def deal_steps() -> dict[int, dict[str, float]]:
     return found
 
 
-def batches(folder: Path) -> dict[str, float]:
+def batches(folder: Path, images: int) -> dict[str, float]:
     """Documents a second of one core: read, masked, laid out as a batch."""
-    write_real_regions(folder / "regions", 2000)
-    write_texts(folder / "texts", 2000)
+    write_real_regions(folder / "regions", images)
+    write_texts(folder / "texts", images)
     steps = open_steps(folder, REAL)
     steps[0]
     started, documents = time.process_time(), 0
@@ -149,56 +140,12 @@ def batches(folder: Path) -> dict[str, float]:
     return {"documents_per_second": documents / (time.process_time() - started)}
 
 
-def stage(name: str, folder: Path, images: int) -> None:
-    """Do one stage in a process of its own and print its figures."""
-    if name == "write":
-        write_regions(folder / "regions", images)
-        write_texts(folder / "texts", images)
-        print("{}")
-    else:
-        print(json.dumps(plan(folder, images)))
-
-
-def main() -> None:
-    """Measure every size and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--folder", type=Path, help="where to write the files; by default a temporary folder")
-    parser.add_argument("--keep", action="store_true", help="keep the files, and take those that are there")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--stage", nargs=3, metavar=("STAGE", "FOLDER", "DOCUMENTS"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.stage:
-        stage(options.stage[0], Path(options.stage[1]), int(options.stage[2]))
-        return
-    root = options.folder or Path(tempfile.mkdtemp())
+def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
+    """Measure every size, once; `device` and `rounds` change nothing here."""
     sizes = {}
-    for documents in options.documents:
-        folder = root / str(documents)
-        for name in ("write", "plan"):
-            if name == "write" and folder.exists():
-                continue
-            command = [sys.executable, "-m", "benchmarks.epoch", "--stage", name, str(folder), str(documents)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            sizes.setdefault(documents, {}).update(found)
-        if not options.keep:
-            shutil.rmtree(folder)
-    real = Path(tempfile.mkdtemp(dir=root))
-    result = {
-        "command": " ".join(["python -m benchmarks.epoch", *sys.argv[1:]]),
-        "date": str(date.today()),
-        "hardware": f"{os.cpu_count()}-core {platform.machine()}",
-        "python": platform.python_version(),
-        "documents": sizes,
-        "dealing": deal_steps(),
-        "batches": batches(real),
-    }
-    shutil.rmtree(real)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    for documents in (1000,) if small else (1_000_000, 6_000_000):
+        with tempfile.TemporaryDirectory() as folder:
+            in_fresh_process(write, Path(folder), documents)
+            sizes[documents] = in_fresh_process(plan, Path(folder), documents)
+    with tempfile.TemporaryDirectory() as folder:
+        return {"documents": sizes, "dealing": deal_steps(), "batches": batches(Path(folder), 40 if small else 2000)}

@@ -1,6 +1,6 @@
 """Pictures a second of `dimvl extract` beside plain loops over the same detector, in one run.
 
-    python benchmarks/extract.py --out benchmarks/results/extract.json
+    python -m benchmarks extract
 
 A plain loop reads a picture, runs the detector on it and keeps the arrays in memory; one loop takes pictures one by
 one, the other in batches as large as those of `extract`. `extract` also decodes ahead in threads and writes the region
@@ -12,15 +12,12 @@ its speed means anything) on rendered scenes scaled to 640 x 480 and kept as JPE
 photographs.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -33,37 +30,23 @@ from dimvl.regions.images import load_image
 from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.regions.torchvision_ops import import_torchvision
 
-BATCH = 16
+BATCH, WORKERS = 16, 2
 TORCHVISION = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
-def main() -> None:
-    """Measure and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--scenes", type=int, default=320, help="pictures for the shipped detector")
-    parser.add_argument("--photos", type=int, default=32, help="pictures for torchvision's; 0 leaves it out")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--machine", default=f"{platform.machine()}, {os.cpu_count()} cores")
-    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"))
-    options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    result = {"machine": options.machine, "date": options.date, "torch_threads": torch.get_num_threads()}
-    result |= {"batch_size": BATCH, "workers": options.workers, "device": options.device, "detectors": {}}
+def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
+    """Compare the three sides with both detectors."""
+    sides = {"scenes": (BATCH if small else 96, (160, 160), "png"), TORCHVISION: (8, (640, 480), "jpg")}
+    if small:
+        sides.pop(TORCHVISION)
+    result = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        sides = {"scenes": (options.scenes, (160, 160), "png")}
-        if options.photos:
-            sides[TORCHVISION] = (options.photos, (640, 480), "jpg")
         for name, (count, size, suffix) in sides.items():
             pictures = write_pictures(place / name, count, size, suffix)
-            detector = open_detector(name, place).to(options.device)
-            result["detectors"][name] = compare(detector, pictures, place / f"{name}-store", options)
-            print(json.dumps({name: result["detectors"][name]}, indent=2))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+            detector = open_detector(name, place).to(device)
+            result[name] = compare(detector, pictures, place / f"{name}-store", rounds)
+    return {"batch_size": BATCH, "workers": WORKERS, "detectors": result}
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int], suffix: str) -> list[tuple[str, Path]]:
@@ -86,19 +69,17 @@ def open_detector(name: str, place: Path) -> RegionDetector:
     return load_detector(name, weights=str(place / "random.safetensors"))
 
 
-def compare(
-    detector: RegionDetector, pictures: list[tuple[str, Path]], store: Path, options: argparse.Namespace
-) -> dict[str, object]:
+def compare(detector: RegionDetector, pictures: list[tuple[str, Path]], store: Path, rounds: int) -> dict[str, object]:
     """Pictures a second of the three sides, each repeat once through all of them."""
     sides: dict[str, Callable[[int], object]] = {
         "plain_loop": lambda _: plain_loop(detector, pictures, 1),
         "plain_loop_in_batches": lambda _: plain_loop(detector, pictures, BATCH),
-        "extract": lambda repeat: write_store(detector, pictures, store / str(repeat), options.workers),
+        "extract": lambda repeat: write_store(detector, pictures, store / str(repeat)),
     }
     plain_loop(detector, pictures[:BATCH], BATCH)  # warm
     clocks = {"wall": time.perf_counter, "processor": time.process_time}
     speeds: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in sides} for clock in clocks}
-    for repeat in range(options.repeats):
+    for repeat in range(rounds):
         for name, run in sides.items():
             starts = {clock: read() for clock, read in clocks.items()}
             run(repeat)
@@ -121,11 +102,7 @@ def plain_loop(detector: RegionDetector, pictures: list[tuple[str, Path]], batch
     return kept
 
 
-def write_store(detector: RegionDetector, pictures: list[tuple[str, Path]], store: Path, workers: int) -> None:
+def write_store(detector: RegionDetector, pictures: list[tuple[str, Path]], store: Path) -> None:
     """Do what `dimvl extract` does."""
     with RegionStoreWriter(store, detector.extractor) as writer:
-        extract(pictures, detector, writer, batch_size=BATCH, workers=workers)
-
-
-if __name__ == "__main__":
-    main()
+        extract(pictures, detector, writer, batch_size=BATCH, workers=WORKERS)

@@ -11,8 +11,10 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,19 @@ def upper_bound(seconds: np.ndarray, to: np.ndarray, draws: int = 10_000) -> flo
     """Upper end of the 95% interval of the median ratio over rounds, by a bootstrap over the rounds."""
     drawn = np.random.default_rng(0).choice(seconds / to, (draws, len(seconds)))
     return float(np.quantile(np.median(drawn, axis=1), 0.975))
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of a module in a new process, which holds the memory of nothing else; return what it returns."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def memory() -> dict[str, int]:
+    """Bytes of this process: its own (`anonymous`), mapped `files`, all that is `resident` and the `peak` of that."""
+    names = {"RssAnon": "anonymous", "RssFile": "files", "VmRSS": "resident", "VmHWM": "peak"}
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    return {names[name]: 1024 * int(rest[0]) for first, *rest in lines if (name := first[:-1]) in names}
 
 
 def hardware(device: str = "cpu") -> str:

@@ -1,6 +1,6 @@
 """Memory of a loader process over large stores: what it holds of the region store and of the tokenised texts.
 
-    python benchmarks/memory.py --out benchmarks/results/memory.json
+    python -m benchmarks memory
 
 For each size, a region store of so many images and a text store of one caption for each are written; then a fresh
 process gets the pickled data set, as a spawned loader process does, and builds batches in random order. `anonymous` is
@@ -9,22 +9,15 @@ the page cache. Figures are megabytes above those of a process that has imported
 The regions are few and narrow: only the number of images matters here.
 """
 
-import argparse
-import json
-import os
 import pickle
-import platform
-import resource
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import in_fresh_process, memory
 from dimvl.config import Seq2seqConfig
 from dimvl.data.batch import WordTargets
 from dimvl.data.documents import BatchShape, ImageReader
@@ -49,11 +42,9 @@ EXTRACTOR = Extractor(
 )
 
 
-def memory() -> dict[str, float]:
+def megabytes() -> dict[str, float]:
     """Memory of this process in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    values = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("Rss", "VmHWM"))}
-    return {"anonymous": values["RssAnon"], "files": values["RssFile"], "peak": values["VmHWM"]}
+    return {name: value / 2**20 for name, value in memory().items()}
 
 
 def write_regions(folder: Path, images: int) -> None:
@@ -81,16 +72,14 @@ def write_texts(folder: Path, images: int, tokenizer: Tokenizer) -> TextStore:
     return text_store(folder, tokenizer, 40, [source], texts)
 
 
-def write(folder: Path, images: int) -> None:
-    """Write both stores and the pickled data set, and print how long each took and the peak memory of it."""
+def write(folder: Path, images: int) -> dict[str, dict[str, float]]:
+    """Write both stores and the pickled data set, and tell how long each took and the peak memory of it."""
     figures, started = {}, time.process_time()
     write_regions(folder / "regions", images)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    figures["regions"] = {"cpu_seconds": time.process_time() - started, "peak": peak}
+    figures["regions"] = {"cpu_seconds": time.process_time() - started, "peak": megabytes()["peak"]}
     tokenizer, started = Tokenizer.train([*TEXTS, *EXTRACTOR.classes], 200), time.process_time()
     texts = write_texts(folder / "texts", images, tokenizer)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    figures["texts"] = {"cpu_seconds": time.process_time() - started, "peak": peak}
+    figures["texts"] = {"cpu_seconds": time.process_time() - started, "peak": megabytes()["peak"]}
     processor = Processor(
         tokenizer=tokenizer, extractor=EXTRACTOR, max_regions=36, tag_tokens=20, tag_score=0.3, text_tokens=40
     )
@@ -101,63 +90,33 @@ def write(folder: Path, images: int) -> None:
     )
     steps = TrainingSteps(source, shape, seed=0, steps=10**6, rows_per_step=2048, rows_per_micro_batch=2048)
     (folder / "data.pickle").write_bytes(pickle.dumps(steps))
-    print(json.dumps(figures))
+    return figures
 
 
-def load(folder: Path) -> None:
-    """Build batches as a loader process does, and print what memory that took."""
+def load(folder: Path) -> dict[str, Any]:
+    """Build batches as a loader process does, and tell what memory that took."""
     data = (folder / "data.pickle").read_bytes()
-    before, started = memory(), time.process_time()
+    before, started = megabytes(), time.process_time()
     steps = pickle.loads(data)
-    opened = memory()
+    opened = megabytes()
     steps[0]
-    planned, seconds = memory(), time.process_time() - started
+    planned, seconds = megabytes(), time.process_time() - started
     for step in range(1, STEPS):
         steps[step]
-    after = memory()
+    after = megabytes()
 
     def above(now: dict[str, float]) -> dict[str, float]:
         return {name: now[name] - before[name] for name in ("anonymous", "files")}
 
     figures = {"opened": above(opened), "first_step": above(planned), f"{STEPS}_steps": above(after)}
-    print(json.dumps({**figures, "pickle": len(data) / 2**20, "peak": after["peak"], "cpu_seconds_to_first": seconds}))
+    return {**figures, "pickle": len(data) / 2**20, "peak": after["peak"], "cpu_seconds_to_first": seconds}
 
 
-def main() -> None:
-    """Measure every size and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entries", type=int, nargs="+", default=[1000, 50_000, 1_000_000])
-    parser.add_argument("--folder", type=Path, help="where to write the files; by default a temporary folder")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--stage", nargs=3, metavar=("STAGE", "FOLDER", "ENTRIES"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.stage:
-        stage, place, entries = options.stage
-        write(Path(place), int(entries)) if stage == "write" else load(Path(place))
-        return
+def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
+    """Measure every size, once; `device` and `rounds` change nothing here."""
     sizes = {}
-    for entries in options.entries:
-        folder = Path(tempfile.mkdtemp(dir=options.folder))
-        try:
-            for stage in ("write", "load"):
-                command = [sys.executable, __file__, "--stage", stage, folder, str(entries)]
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-                sizes.setdefault(entries, {})[stage] = found
-        finally:
-            shutil.rmtree(folder)
-    result = {
-        "command": "python benchmarks/memory.py",
-        "date": str(date.today()),
-        "hardware": f"{os.cpu_count()}-core {platform.machine()}",
-        "python": platform.python_version(),
-        "unit": "MB",
-        "entries": sizes,
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    for entries in (100, 1000) if small else (1000, 50_000, 1_000_000):
+        with tempfile.TemporaryDirectory() as folder:
+            stages = {"write": (write, Path(folder), entries), "load": (load, Path(folder))}
+            sizes[entries] = {name: in_fresh_process(*call) for name, call in stages.items()}
+    return {"unit": "MB", "entries": sizes}

@@ -1,18 +1,21 @@
 """Bytes a weight that DeepSpeed holds by stage, over all tensors alive: what `dimvl/planning/memory.py` counts.
 
-    torchrun --nproc-per-node 2 -m benchmarks.zero_memory 2 bf16
+    python -m benchmarks zero_memory
 
-Stage and precision as arguments; 16 linear layers of 256 x 256 without bias, two micro-batches a step, DeepSpeed's JSON
-as `dimvl` writes it, but for buckets of an eighth of the weights and no weight that stage 3 leaves whole. Rank 0 prints
-one line: bytes a weight right after the last backward pass of the third step, the highest there is, and after the step.
+Every stage and precision on two ranks of its own; 16 linear layers of 256 x 256 without bias, two micro-batches a step,
+DeepSpeed's JSON as `dimvl` writes it, but for buckets of an eighth of the weights and no weight that stage 3 leaves
+whole. Told are bytes a weight right after the last backward pass of the third step, the highest there is, and after
+the step.
 """
 
 import gc
 import io
 import json
 import os
+import subprocess
 import sys
 from contextlib import redirect_stdout
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +24,7 @@ from dimvl.config import DeepSpeedConfig, TrainingConfig
 from dimvl.training.deepspeed_engine import _deepspeed
 from dimvl.training.deepspeed_options import deepspeed_options
 
-LAYERS, WIDTH = 16, 256
+LAYERS, WIDTH, RANKS = 16, 256, 2
 WEIGHTS = LAYERS * WIDTH * WIDTH
 
 
@@ -38,8 +41,20 @@ def alive() -> int:
     return sum(found.values())
 
 
-def main() -> None:
-    """Take three steps and print what was alive."""
+def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
+    """Start two ranks for every stage and precision, once; `device` and `rounds` change nothing here."""
+    stages, precisions = ((2,), ("bf16",)) if small else (range(4), ("fp32", "bf16"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    found: dict[str, Any] = {}
+    for stage, precision in [(stage, precision) for precision in precisions for stage in stages]:
+        command = [*launch, "-m", "benchmarks.zero_memory", str(stage), precision]
+        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        found[f"stage {stage} {precision}"] = json.loads(lines[-1])
+    return {"ranks": RANKS, "bytes_a_weight": found}
+
+
+def rank() -> None:
+    """Take three steps as one rank; the first one prints what was alive."""
     stage, precision = int(sys.argv[1]), sys.argv[2]
     dist.init_process_group("gloo")
     deepspeed = _deepspeed()
@@ -63,10 +78,10 @@ def main() -> None:
         engine.step()
     if dist.get_rank() == 0:
         figures = {"after_backward": backward / WEIGHTS, "after_step": alive() / WEIGHTS}
-        print(json.dumps({"stage": stage, "precision": precision, "bytes_a_weight": figures}))
+        print(json.dumps(figures))
     dist.barrier()
     os._exit(0)  # DeepSpeed's threads have nothing more to do
 
 
 if __name__ == "__main__":
-    main()
+    rank()

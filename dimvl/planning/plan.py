@@ -1,6 +1,6 @@
 """The plan of a run: what it costs on a number of GPUs, put together from its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -22,6 +22,7 @@ from dimvl.planning.memory import (
     zero_state_bytes,
 )
 from dimvl.planning.step import AverageStep, average_document, average_step
+from dimvl.planning.work import Work
 from dimvl.regions.store_format import FeatureDtype, estimated_bytes
 from dimvl.training.optimiser import freeze
 
@@ -211,16 +212,50 @@ def parameters_by_part(model: DimvlModel) -> dict[str, int]:
 
 def _memory(
     model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, feature: int
-) -> Sequence[StageMemory]:
+) -> Iterator[StageMemory]:
     """Memory under the torch engine, if there is one GPU, and under DeepSpeed by stage."""
     engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
-    batch = batch_bytes(model, step.micro_batch, feature)
-    return [_stage_memory(model, config, step, cluster, batch, engine, stage) for engine, stage in engines]
+    most = (1 - FREE_SHARE) * cluster.gpu_memory * 1e9
+    for engine, stage in engines:
+        found = stage_memory(
+            model,
+            config,
+            step.micro_batch,
+            engine=engine,
+            stage=stage,
+            ranks=cluster.gpus,
+            micro_batches=step.micro_batches,
+            feature=feature,
+        )
+        yield replace(found, fits=found.total <= most)
 
 
-def _stage_memory(
-    model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, batch: float, engine: str, stage: int
+def stage_memory(
+    model: DimvlModel,
+    config: AnyConfig,
+    work: Work,
+    *,
+    engine: str,
+    stage: int,
+    ranks: int = 1,
+    micro_batches: int = 1,
+    feature: int = 2,
+    gpu: bool = True,
 ) -> StageMemory:
+    """Memory that one process needs under an engine and stage; whether it fits is left open.
+
+    Args:
+        model: on the meta device, say.
+        config: of the run.
+        work: of a micro-batch.
+        engine: `torch` or `deepspeed`.
+        stage: of ZeRO.
+        ranks: number of processes.
+        micro_batches: in an optimiser step.
+        feature: bytes of a region feature's number.
+        gpu: on a GPU, or on a processor.
+
+    """
     training, section = config.training, config.deepspeed or DeepSpeedConfig()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     muon = [p for name, p in trained.items() if training.muon_rate and p.ndim > 1 and name.startswith("encoder.")]
@@ -230,27 +265,26 @@ def _stage_memory(
         states = torch_state_bytes(*counts)
     else:
         bucket = section.options.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET)
-        states = zero_state_bytes(*counts, arithmetic=arithmetic, stage=stage, ranks=cluster.gpus, bucket=int(bucket))
+        states = zero_state_bytes(*counts, arithmetic=arithmetic, stage=stage, ranks=ranks, bucket=int(bucket))
         if section.offload_optimizer and stage:
             states = replace(states, optimizer=0.0)
         if section.offload_parameters and stage == 3:
             states = replace(states, weights=0.0)
     numbers = Numbers(
         arithmetic=arithmetic,
-        gpu=True,
+        gpu=gpu,
         dropout=model.tokens.dropout.p > 0,
         recompute=training.checkpoint_activations,
     )
-    found = StageMemory(
+    return StageMemory(
         engine=engine,
         stage=stage,
         **asdict(states),
-        activations=sum(saved_bytes(model, step.micro_batch, numbers).values()),
-        batch=batch + passing_bytes(model, step.micro_batch, numbers),
-        sent=sent_bytes(counts[1], 2 if arithmetic == "bf16" else 4, stage, step.micro_batches, cluster.gpus),
+        activations=sum(saved_bytes(model, work, numbers).values()),
+        batch=batch_bytes(model, work, feature) + passing_bytes(model, work, numbers),
+        sent=sent_bytes(counts[1], 2 if arithmetic == "bf16" else 4, stage, micro_batches, ranks),
         fits=False,
     )
-    return replace(found, fits=found.total <= (1 - FREE_SHARE) * cluster.gpu_memory * 1e9)
 
 
 def _store_bytes(images: int, facts: DataFacts, dtype: FeatureDtype, index: bool = True) -> int:
