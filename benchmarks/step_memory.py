@@ -28,9 +28,9 @@ from dimvl.config import PretrainConfig
 from dimvl.data.sampler import TrainingSteps
 from dimvl.data.tokenizer import SPECIAL
 from dimvl.files import write_json
+from dimvl.model.work import Work
 from dimvl.planning.data import Given, gather
 from dimvl.planning.plan import meta_model, stage_memory
-from dimvl.planning.work import Work
 from dimvl.regions.store import RegionStore
 from dimvl.training.build import build_task, read_annotations
 from dimvl.training.deepspeed_engine import checked_options

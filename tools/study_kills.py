@@ -41,7 +41,15 @@ from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.training.run import run_training
 
 KINDS = {"torch": (1, None), "ZeRO 2, 1 rank": (1, 2), "ZeRO 2, 2 ranks": (2, 2)}
-TIMES = ("documents_per_second", "rows_per_second", "data_wait", "rank_wait", "memory_gb", "seconds_left")
+TIMES = (
+    "documents_per_second",
+    "rows_per_second",
+    "data_wait",
+    "rank_wait",
+    "utilisation",
+    "memory_gb",
+    "seconds_left",
+)
 PATIENCE = 120.0  # seconds after which a process that is still there counts as hanging
 
 

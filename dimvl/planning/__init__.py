@@ -1,7 +1,7 @@
 """What a run will take, told from its configuration alone: parameters, memory, arithmetic, features a second.
 
-`data.py` says what is known of the data and what is assumed, `step.py` what an average optimiser step holds in terms of
-`work.py`, and `flops.py`, `memory.py` and `cluster.py` what that costs; `plan.py` puts it together, and `table.py`
+`data.py` says what is known of the data and what is assumed, `step.py` what an average optimiser step holds, and
+`memory.py` and `cluster.py` what that costs, beside `dimvl/model/flops.py`; `plan.py` puts it together, and `table.py`
 writes it down.
 """
 

@@ -39,7 +39,7 @@ from torch import nn
 
 from dimvl.model.encoder import FeedForward
 from dimvl.model.model import DimvlModel
-from dimvl.planning.work import Work
+from dimvl.model.work import Work
 
 Arithmetic = Literal["fp32", "autocast", "bf16"]
 """`autocast` is bf16 of the torch engine and of stage 0; `bf16` that of stages 1 to 3, which cast the model."""

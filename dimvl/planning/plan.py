@@ -7,10 +7,11 @@ import torch
 
 from dimvl.config import AnyConfig, DeepSpeedConfig
 from dimvl.errors import UserError
+from dimvl.model.flops import Flops, flops_by_part, part_of, split_sublayers
 from dimvl.model.model import DimvlModel
+from dimvl.model.work import Work
 from dimvl.planning.cluster import Cluster, sent_bytes
 from dimvl.planning.data import DataFacts, Given, gather, wanted_heads
-from dimvl.planning.flops import Flops, flops_by_part, part_of, split_sublayers
 from dimvl.planning.memory import (
     BUCKET,
     Numbers,
@@ -22,7 +23,6 @@ from dimvl.planning.memory import (
     zero_state_bytes,
 )
 from dimvl.planning.step import AverageStep, average_document, average_step
-from dimvl.planning.work import Work
 from dimvl.regions.store_format import FeatureDtype, estimated_bytes
 from dimvl.training.optimiser import freeze
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, Seq2seqConfig, TrainingConfig, VqaConfig
 from dimvl.errors import UserError
+from dimvl.model.work import Work, document_work
 from dimvl.planning.data import DataFacts
-from dimvl.planning.work import Work, document_work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,21 +8,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from dimvl.config import RunConfig
+from dimvl.data.batch import SampleTargets
 from dimvl.data.documents import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
 from dimvl.errors import Interrupted, NotFiniteError, UserError
+from dimvl.model.flops import total_flops
+from dimvl.model.work import Work
 from dimvl.objectives import normalise
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training.checkpoint import Saver
 from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
+from dimvl.training.peak import matmul_rate
 from dimvl.training.ranks import Ranks, any_says, on_first, together
 from dimvl.training.report import Log, Meter, StepReport, open_log, peak_memory_gb
 from dimvl.training.state import read_state, shapes_of
@@ -62,7 +66,7 @@ def train(
         return
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
     with opened as log, _asked_to_stop() as asked, _dead_workers(), saving as saver:
-        meter = Meter(ranks)
+        meter = Meter(ranks, _ideal_seconds(engine, settings.precision))
         steps = _prefetch(data, first, settings.workers, engine.device.type == "cuda", meter, ranks)
         for done, step in zip(range(first + 1, last + 1), steps, strict=True):
             update = _optimise(engine, step, config.seed, done - 1)
@@ -107,6 +111,15 @@ def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
     return int(described["step"]), Best(**described["best"]) if "best" in described else None
 
 
+def _ideal_seconds(engine: Engine, precision: Literal["fp32", "bf16"]) -> Callable[[Work], float] | None:
+    """What turns the work of a step into seconds at the peak of this device; None where captions are drawn first."""
+    task = engine.task
+    if SampleTargets in task.objectives.values():
+        return None
+    peak = matmul_rate(engine.device, precision)
+    return lambda work: total_flops(task.model, work) / peak
+
+
 class Update(NamedTuple):
     """What a step did: this rank's sums of losses by name, global targets by objective, norm of the gradient, rate."""
 
@@ -119,7 +132,7 @@ class Update(NamedTuple):
 def _report(engine: Engine, update: Update, meter: Meter, done: int, steps: int, epoch: int) -> StepReport:
     """What is logged of a step; rates start anew."""
     losses = _means(engine.ranks, update.sums, update.counts)
-    rates = meter.rates()
+    rates: dict[str, Any] = meter.rates()
     left = rates.pop("seconds_per_step") * (steps - done)
     return StepReport(
         step=done,

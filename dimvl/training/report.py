@@ -4,7 +4,7 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from dimvl.config import RunConfig
 from dimvl.data.sampler import Step
 from dimvl.files import atomic_path
+from dimvl.model.work import Work
 from dimvl.training.early_stopping import Best
 from dimvl.training.ranks import Ranks, together
 from dimvl.training.wandb_log import WandbLog
@@ -42,6 +43,8 @@ class StepReport:
         rows_per_second: likewise; all rows are valid, there is no padding outside attention.
         data_wait: share of the time spent waiting for batches, mean over ranks.
         rank_wait: share of the time that a rank spent waiting for others, mean over ranks; 0 for one.
+        utilisation: arithmetic of the model, forward and backward without what padding and recomputation add, over what
+            matrix products alone reach on the device in that time; mean over ranks. None where it is not counted.
         memory_gb: peak of rank 0, see `peak_memory_gb`.
         seconds_left: estimate for the rest of the run.
 
@@ -59,6 +62,7 @@ class StepReport:
     rows_per_second: float
     data_wait: float
     rank_wait: float
+    utilisation: float | None
     memory_gb: float
     seconds_left: float
 
@@ -68,10 +72,11 @@ class StepReport:
             f"{name}={value:.3f}" for name, value in self.losses.items() if self.counts[name.partition("/")[0]]
         )
         ranks = f" ranks wait {self.rank_wait:.0%}" if self.rank_wait else ""
+        reached = "" if self.utilisation is None else f" {self.utilisation:.0%} of peak"
         return (
             f"step {self.step}/{self.steps} loss {self.loss:.3f} [{parts}] lr {self.learning_rate:.1e} "
             f"{self.documents_per_second:.0f} documents/s {self.rows_per_second:.0f} rows/s wait {self.data_wait:.0%}"
-            f"{ranks} {self.memory_gb:.1f} GB left {format_seconds(self.seconds_left)}"
+            f"{ranks}{reached} {self.memory_gb:.1f} GB left {format_seconds(self.seconds_left)}"
         )
 
 
@@ -90,31 +95,45 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class Meter:
-    """Rates between two reports, over all ranks."""
+    """Rates between two reports, over all ranks.
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    Args:
+        ranks: of the run.
+        ideal_seconds: time that work would take this rank's device at its peak; None where what a step computes is not
+            known from its batches.
+
+    """
+
+    def __init__(self, ranks: Ranks, ideal_seconds: Callable[[Work], float] | None = None) -> None:
+        self.ranks, self.ideal_seconds = ranks, ideal_seconds
         self._start_anew()
 
     def _start_anew(self) -> None:
         self.start, self.waited_before = time.perf_counter(), self.ranks.waited
-        self.wait = 0.0
+        self.wait, self.work = 0.0, Work()
         self.documents = self.rows = self.steps = 0
 
     def add(self, step: Step) -> None:
         """Count a step that was done; its documents are those of all ranks, its rows those of this one."""
         self.steps, self.documents, self.rows = self.steps + 1, self.documents + step.documents, self.rows + step.rows
+        if self.ideal_seconds is not None:
+            self.work = sum((Work.of(batch, padded=False) for batch in step.micro_batches), self.work)
 
-    def rates(self) -> dict[str, float]:
-        """Documents and rows a second, shares of waiting, seconds a step; starts anew. Every rank must call it."""
-        own = np.array([self.rows, self.wait, self.ranks.waited - self.waited_before], dtype=np.float64)
-        rows, wait, waited = self.ranks.sum(own).tolist()
+    def rates(self) -> dict[str, float | None]:
+        """Documents and rows a second, shares of waiting, utilisation, seconds a step; starts anew.
+
+        Every rank must call it.
+        """
+        ideal = 0.0 if self.ideal_seconds is None else self.ideal_seconds(self.work)
+        own = np.array([self.rows, self.wait, self.ranks.waited - self.waited_before, ideal], dtype=np.float64)
+        rows, wait, waited, ideal = self.ranks.sum(own).tolist()
         seconds = max(time.perf_counter() - self.start, 1e-9)
         result = {
             "documents_per_second": self.documents / seconds,
             "rows_per_second": rows / seconds,
             "data_wait": wait / seconds / self.ranks.size,
             "rank_wait": waited / seconds / self.ranks.size,
+            "utilisation": None if self.ideal_seconds is None else ideal / seconds / self.ranks.size,
             "seconds_per_step": seconds / max(1, self.steps),
         }
         self._start_anew()
@@ -206,7 +225,7 @@ class RunLog:
 
     def write(self, report: StepReport) -> None:
         """Log one step."""
-        self._write(report.__dict__)
+        self._write({name: value for name, value in report.__dict__.items() if value is not None})
 
     def _to_wandb(self, record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
         """Send a line of the log; what is nested goes by `name/part`."""

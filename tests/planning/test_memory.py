@@ -8,8 +8,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dimvl.config import TrainingConfig
+from dimvl.model.work import Work
 from dimvl.planning.memory import Numbers, arithmetic_of, batch_bytes, saved_bytes, torch_state_bytes, zero_state_bytes
-from dimvl.planning.work import Work
 from dimvl.training.optimiser import build_optimiser
 from tests.planning.runs import SPLITS, build
 from tests.tiny_runs import make_data

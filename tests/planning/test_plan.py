@@ -12,14 +12,14 @@ from dimvl.cli import main
 from dimvl.config import PretrainConfig, load_config
 from dimvl.errors import UserError
 from dimvl.files import read_json
+from dimvl.model.flops import Flops, flops_by_part
 from dimvl.model.model import DimvlModel
+from dimvl.model.work import Work, document_work
 from dimvl.planning import Cluster, Given, make_plan
 from dimvl.planning.cluster import sent_bytes
 from dimvl.planning.data import DataFacts, TextFacts, gather
-from dimvl.planning.flops import Flops, flops_by_part
 from dimvl.planning.plan import meta_model, parameters_by_part
 from dimvl.planning.step import average_document, average_step
-from dimvl.planning.work import Work, document_work
 from dimvl.pretrained import load_trained
 from dimvl.training.run import run_training
 from tests.planning.runs import SPLITS, all_batches

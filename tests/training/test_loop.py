@@ -33,7 +33,15 @@ from tests.tiny_runs import make_config, make_data
 
 ROOT = Path(__file__).parents[2]
 FILES = ("model.safetensors", "optimiser.safetensors")
-TIMES = ("documents_per_second", "rows_per_second", "data_wait", "rank_wait", "memory_gb", "seconds_left")
+TIMES = (
+    "documents_per_second",
+    "rows_per_second",
+    "data_wait",
+    "rank_wait",
+    "utilisation",
+    "memory_gb",
+    "seconds_left",
+)
 
 
 def build_task(config, store):

@@ -23,7 +23,15 @@ from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 
-TIMES = ("documents_per_second", "rows_per_second", "data_wait", "rank_wait", "memory_gb", "seconds_left")
+TIMES = (
+    "documents_per_second",
+    "rows_per_second",
+    "data_wait",
+    "rank_wait",
+    "utilisation",
+    "memory_gb",
+    "seconds_left",
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from dimvl.data.batch import AnswerTargets, Batch, CaptionTargets, MatchTargets, ObjectTargets, WordTargets
+from dimvl.data.batch import AnswerTargets, Batch, CaptionTargets, Layout, MatchTargets, ObjectTargets, WordTargets
 from dimvl.model.plan import AttentionCall, plan_attention
 
 
@@ -87,11 +87,10 @@ class Work:
         def count(*kinds: type) -> int:
             return sum(len(target.rows) for target in targets if isinstance(target, kinds))
 
-        calls = [_call(call, padded) for call in plan_attention(layout).calls]
         return cls(
             vision=layout.num_vision,
             language=layout.num_rows - layout.num_vision,
-            attention=sum(calls, AttentionWork()),
+            attention=_padded_attention(layout) if padded else ragged_attention(layout),
             words=count(WordTargets, CaptionTargets),
             regions=count(ObjectTargets),
             matches=count(MatchTargets),
@@ -99,10 +98,26 @@ class Work:
         )
 
 
-def _call(call: AttentionCall, padded: bool) -> AttentionWork:
+def ragged_attention(layout: Layout) -> AttentionWork:
+    """Work of both attention calls without padding, from the lengths alone: cheap enough for every step of a run."""
+    prefix, lengths, owner = layout.num_regions + layout.num_context, layout.text_lengths, layout.text_prefix
+    behind = layout.seq2seq[owner] & (lengths > 0)  # texts of the causal call
+    whole = prefix.copy()
+    whole[owner[~behind]] += lengths[~behind]
+    texts, keys = lengths[behind], lengths[behind] + prefix[owner[behind]]
+    return AttentionWork(
+        queries=float(whole.sum() + texts.sum()),
+        keys=float(whole.sum() + keys.sum()),
+        pairs=float(np.dot(whole, whole) + np.dot(texts, keys)),
+    )
+
+
+def _padded_attention(layout: Layout) -> AttentionWork:
+    return sum(map(_padded_call, plan_attention(layout).calls), AttentionWork())
+
+
+def _padded_call(call: AttentionCall) -> AttentionWork:
     queries, keys = call.query_lengths, call.key_lengths
-    if not padded:
-        return AttentionWork(queries=queries.sum(), keys=keys.sum(), pairs=np.dot(queries, keys))
     longest = len(queries) * queries.max(), len(keys) * keys.max()
     pairs = float(longest[0] * keys.max())
     mask = call.padded_mask

@@ -5,7 +5,7 @@ each of its two gradients backward: that of its input, if anything before it lea
 is 2 x forward but for what is frozen and for the geometry, whose input takes no gradient. Attention is two products of
 query-key pairs forward and four backward, counted without the recomputation that flash attention does. Norms,
 activations, softmax and the optimiser are not counted; `torch.utils.flop_counter` counts the same, see
-`tests/planning/test_flops.py`.
+`tests/model/test_flops.py`.
 
 Letters: D width, F region feature, V vocabulary.
 """
@@ -17,7 +17,7 @@ from torch import nn
 
 from dimvl.model.encoder import PerModality
 from dimvl.model.model import DimvlModel
-from dimvl.planning.work import Work
+from dimvl.model.work import Work
 
 HEADS = {"word_head": "words", "object_head": "regions", "match_head": "matches", "answer_head": "answers"}
 
@@ -58,8 +58,26 @@ def split_sublayers(model: DimvlModel) -> tuple[str, ...]:
     return tuple(f"{name}." for name, m in modules if isinstance(m, PerModality) and m.vision is not None)
 
 
-def flops_by_part(model: DimvlModel, work: Work, recompute: bool = False) -> dict[str, Flops]:
-    """Operations of one forward and backward pass over a batch, by part of the model.
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One matrix product of the model, or the two of a block's attention together.
+
+    Attributes:
+        name: of its module, or `encoder.layers.0.attention`.
+        part: that it belongs to, see `part_of`, or `attention scores`.
+        flops: of both passes.
+        elements: of inputs, weights and outputs of the forward pass, each counted once: the least that it moves.
+
+    """
+
+    name: str
+    part: str
+    flops: Flops
+    elements: float
+
+
+def products(model: DimvlModel, work: Work, recompute: bool = False) -> Iterator[Product]:
+    """List the products of one forward and backward pass over a batch.
 
     Args:
         model: on any device, the meta device too; what takes no gradient is frozen.
@@ -67,21 +85,36 @@ def flops_by_part(model: DimvlModel, work: Work, recompute: bool = False) -> dic
         recompute: activation checkpointing: every block runs forward once more.
 
     """
-    parts: dict[str, Flops] = {}
     split = split_sublayers(model)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
         part = part_of(name, name.startswith(split))
-        forward = 2.0 * _rows(name, part, work) * module.in_features * module.out_features
+        rows, inputs, outputs = _rows(name, part, work), module.in_features, module.out_features
+        forward = 2.0 * rows * inputs * outputs
         gradients = _takes_gradient(model, name) + module.weight.requires_grad
         again = forward if recompute and part.startswith("encoder") else 0.0
-        parts[part] = parts.get(part, Flops()) + Flops(forward, gradients * forward + again)
-    for flows in _gradient_reaches_layers(model):
-        forward = 4.0 * work.attention.pairs * model.regions.feature.out_features
-        backward = 2 * forward * flows + forward * recompute
-        parts["attention scores"] = parts.get("attention scores", Flops()) + Flops(forward, backward)
+        flops = Flops(forward, gradients * forward + again)
+        yield Product(name=name, part=part, flops=flops, elements=rows * (inputs + outputs) + inputs * outputs)
+    width = model.regions.feature.out_features
+    for layer, flows in enumerate(_gradient_reaches_layers(model)):
+        forward = 4.0 * work.attention.pairs * width
+        flops = Flops(forward, 2 * forward * flows + forward * recompute)
+        elements = 2 * width * (work.attention.queries + work.attention.keys)
+        yield Product(name=f"encoder.layers.{layer}.attention", part="attention scores", flops=flops, elements=elements)
+
+
+def flops_by_part(model: DimvlModel, work: Work, recompute: bool = False) -> dict[str, Flops]:
+    """Operations of one forward and backward pass over a batch, by part of the model; arguments as `products`."""
+    parts: dict[str, Flops] = {}
+    for product in products(model, work, recompute):
+        parts[product.part] = parts.get(product.part, Flops()) + product.flops
     return parts
+
+
+def total_flops(model: DimvlModel, work: Work) -> float:
+    """Operations of one forward and backward pass over a batch, without any recomputation."""
+    return sum(product.flops.total for product in products(model, work))
 
 
 def _rows(name: str, part: str, work: Work) -> float:

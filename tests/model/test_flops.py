@@ -7,8 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimvl.config import FreezeConfig
-from dimvl.planning.flops import Flops, flops_by_part
-from dimvl.planning.work import Work
+from dimvl.model.flops import Flops, flops_by_part
+from dimvl.model.work import Work
 from tests.planning.runs import SPLITS, build
 from tests.tiny_runs import make_data
 

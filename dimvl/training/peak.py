@@ -1,0 +1,63 @@
+"""How fast this device multiplies matrices and moves memory: what the speed of training is compared with.
+
+Measured once per process, within half a second, as the best of several: another program may disturb any one of them.
+The data are random, since a GPU multiplies zeros faster, and come from a generator of their own.
+"""
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SECONDS, ROUNDS = 0.2, 10  # of measuring, after one round that does not count
+SIDE = {"cpu": 1024, "cuda": 8192}
+COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes, well above any cache
+
+
+def matmul_rate(device: torch.device, precision: Literal["fp32", "bf16"]) -> float:
+    """Operations a second of a square product at the run's precision, on the threads that torch has now.
+
+    Args:
+        device: where; the side is 8192 on CUDA and 1024 on a CPU.
+        precision: of the run.
+
+    """
+    return _matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, torch.get_num_threads())
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second that a copy reads and writes, on the threads that torch has now."""
+    return _copy_rate(device, torch.get_num_threads())
+
+
+@cache
+def _matmul_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    side = SIDE[device.type]
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    return 2 * side**3 / _least_seconds(lambda: torch.mm(left, right, out=out), device)
+
+
+@cache
+def _copy_rate(device: torch.device, threads: int) -> float:
+    source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
+    out = torch.empty_like(source)
+    return 2 * len(source) / _least_seconds(lambda: out.copy_(source), device)
+
+
+def _least_seconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    best, started = float("inf"), time.perf_counter()
+    for turn in range(ROUNDS + 1):
+        begin = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - begin
+        best = min(best, seconds) if turn else best
+        if turn and time.perf_counter() - started > SECONDS:
+            break
+    return best

@@ -1,0 +1,140 @@
+"""Utilisation: what a step computes by torch's own counter, over what the device can do."""
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dimvl.data.sampler import TrainingSteps
+from dimvl.model.flops import total_flops
+from dimvl.model.plan import plan_attention
+from dimvl.model.work import Work, ragged_attention
+from dimvl.regions.store import RegionStore
+from dimvl.training import loop, peak
+from dimvl.training.build import build_task, read_annotations
+from dimvl.training.engine import TorchEngine
+from dimvl.training.ranks import Alone
+from dimvl.training.report import Meter
+from dimvl.training.run import run_training
+from tests.factories import make_layout
+from tests.tiny_runs import make_config, make_data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
+
+
+def one_by_one(call, query, key, value):
+    """Attend sequence after sequence by two plain products each: nothing is padded."""
+    outputs, queries, keys = [], np.cumsum(call.query_lengths), np.cumsum(call.key_lengths)
+    for last_query, last_key, lq, lk in zip(queries, keys, call.query_lengths, call.key_lengths, strict=True):
+        q = query[call.query_rows[last_query - lq : last_query]].transpose(0, 1)
+        k, v = (rows[call.key_rows[last_key - lk : last_key]].transpose(0, 1) for rows in (key, value))
+        scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+        if call.causal:
+            hidden = torch.ones(lq, lk, dtype=torch.bool).triu(lk - lq + 1)
+            scores = scores.masked_fill(hidden, float("-inf"))
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def engine_and_steps(config):
+    store = RegionStore(config.regions)
+    torch.manual_seed(0)
+    task, source = build_task(config, store, *read_annotations(config, store))
+    settings = config.training
+    budgets = {"rows_per_step": settings.rows_per_step, "rows_per_micro_batch": settings.rows_per_micro_batch}
+    return TorchEngine(task, settings), TrainingSteps(source, task.shape, seed=0, steps=settings.steps, **budgets)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [("pretrain", {}), ("pretrain", {"objectives": {"shared_prefix": True}}), ("vqa", {}), ("caption", {})],
+)
+def test_the_counted_operations_of_a_step_are_those_that_torch_counts(data, tmp_path, monkeypatch, task, changes):
+    engine, steps = engine_and_steps(make_config(data, tmp_path, task, **changes))
+    monkeypatch.setattr("dimvl.model.attention._padded", one_by_one)
+    meter = Meter(Alone(), lambda work: total_flops(engine.task.model, work))
+    with FlopCounterMode(display=False) as counter:
+        for number in range(2):
+            loop._optimise(engine, steps[number], 0, number)
+    for number in range(2):
+        meter.add(steps[number])
+    assert meter.ideal_seconds(meter.work) == pytest.approx(counter.get_total_flops(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_attention_counted_from_lengths_is_that_of_the_plan(seed):
+    layout = make_layout(seed)
+    calls, work = plan_attention(layout).calls, ragged_attention(layout)
+    assert work.pairs == sum(np.dot(call.query_lengths, call.key_lengths) for call in calls)
+    assert (work.queries, work.keys) == (
+        sum(len(call.query_rows) for call in calls),
+        sum(len(call.key_rows) for call in calls),
+    )
+
+
+def test_utilisation_is_operations_over_what_the_device_does_in_that_time(data, tmp_path, monkeypatch):
+    reports, rate = [], 1e7  # slow enough that a tiny step is not 0%
+    monkeypatch.setattr(loop, "matmul_rate", lambda device, precision: rate)
+    config = make_config(data, tmp_path, training={"log_every": 3})
+    started = time.perf_counter()
+    run_training(config, reports.append)
+    seconds = time.perf_counter() - started
+    engine, steps = engine_and_steps(replace_output(config, tmp_path / "again"))
+    batches = [batch for number in range(6) for batch in steps[number].micro_batches]
+    flops = sum(total_flops(engine.task.model, Work.of(batch, padded=False)) for batch in batches)
+    at_least = flops / rate / seconds  # the time of the run holds its beginning too
+    assert sum(report.utilisation for report in reports) / 2 > at_least > 0
+    assert f"{reports[0].utilisation:.0%} of peak" in reports[0].line()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["utilisation"] for line in lines] == [report.utilisation for report in reports]
+
+
+def replace_output(config, output):
+    return config.model_copy(update={"output": output})
+
+
+def test_ranks_report_their_mean():
+    class Two(Alone):
+        size = 2
+
+        def sum(self, values):
+            return values + np.array([0, 0, 0, 3.0])  # what the other rank has
+
+    meter = Meter(Two(), lambda work: 1.0)
+    meter.start = time.perf_counter() - 10
+    assert meter.rates()["utilisation"] == pytest.approx((1 + 3) / 10 / 2, rel=1e-2)
+
+
+def test_where_it_is_not_counted_nothing_is_shown(data, tmp_path):
+    run_training(make_config(data, tmp_path / "first", "caption", training={"steps": 1}))
+    changes = {"initial": tmp_path / "first", "self_critical": {"samples": 2}, "model": {"dropout": 0}}
+    reports = []
+    run_training(make_config(data, tmp_path / "second", "caption", training={"steps": 1}, **changes), reports.append)
+    assert reports[0].utilisation is None and "of peak" not in reports[0].line()
+    assert "utilisation" not in (tmp_path / "second" / "log.jsonl").read_text()
+    assert "of peak" in replace(reports[0], utilisation=0.5).line()
+
+
+def test_measuring_the_device_draws_nothing():
+    peak._matmul_rate.cache_clear()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    rates = {precision: peak.matmul_rate(CPU, precision) for precision in ("fp32", "bf16")}
+    assert torch.equal(torch.rand(1), expected)
+    assert all(1e8 < rate < 1e15 for rate in rates.values())
+
+
+def test_the_best_of_several_is_taken_and_the_first_does_not_count(monkeypatch):
+    clock = iter([0.0, *(0.0, 0.001), *(0.001, 0.004), 0.004, *(0.004, 0.006), 0.006, *(0.006, 0.3), 0.3])
+    monkeypatch.setattr(peak.time, "perf_counter", lambda: next(clock))
+    assert peak._least_seconds(lambda: torch.zeros(1), CPU) == pytest.approx(0.002)
