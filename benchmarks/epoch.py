@@ -57,17 +57,17 @@ def write_texts(folder: Path, images: int) -> None:
     write_json(folder / "manifest.json", {"format": FORMAT, "texts_cut": 0})
 
 
-def write_real_regions(folder: Path, images: int) -> None:
+def write_real_regions(folder: Path, images: int, regions: int = 36) -> None:
     """Write a store of images as real ones are: 36 regions x 2048."""
     generator = np.random.default_rng(0)
-    corners = generator.random((36, 2, 2)).astype(np.float32)
+    corners = generator.random((regions, 2, 2)).astype(np.float32)
     arrays = {
         "boxes": np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1),
-        "features": generator.random((36, 2048)).astype(np.float16),
-        "class_ids": generator.integers(0, 3, (36, 1)).astype(np.int16),
-        "class_scores": np.full((36, 1), 0.5, np.float16),
-        "attribute_ids": np.zeros((36, 0), np.int16),
-        "attribute_scores": np.zeros((36, 0), np.float16),
+        "features": generator.random((regions, 2048)).astype(np.float16),
+        "class_ids": generator.integers(0, 3, (regions, 1)).astype(np.int16),
+        "class_scores": np.full((regions, 1), 0.5, np.float16),
+        "attribute_ids": np.zeros((regions, 0), np.int16),
+        "attribute_scores": np.zeros((regions, 0), np.float16),
     }
     with RegionStoreWriter(folder, REAL) as writer:
         for number in range(images):

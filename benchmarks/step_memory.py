@@ -40,9 +40,9 @@ from dimvl.training.run import _engine
 IMAGES, WORDS, VOCABULARY = 400, 12, 30_522
 
 
-def write_data(folder: Path) -> None:
-    """Write regions, captions and a tokenizer of `VOCABULARY` made-up words."""
-    write_real_regions(folder / "regions", IMAGES)
+def write_data(folder: Path, images: int = IMAGES, regions: int = 36, captions: int = 1, length: int = WORDS) -> None:
+    """Write regions, captions of a length and a tokenizer of `VOCABULARY` made-up words."""
+    write_real_regions(folder / "regions", images, regions)
     words = [f"w{number}" for number in range(VOCABULARY - len(SPECIAL))]
     inner = tokenizers.Tokenizer(
         tokenizers.models.WordPiece({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="[UNK]")
@@ -50,12 +50,12 @@ def write_data(folder: Path) -> None:
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     inner.add_special_tokens(list(SPECIAL))
     inner.save(str(folder / "tokenizer.json"))
-    drawn = np.random.default_rng(0).integers(0, len(words), (IMAGES, WORDS))
-    captions = [
-        {"id": number, "image_id": f"{number:012}", "caption": " ".join(words[word] for word in row)}
+    drawn = np.random.default_rng(0).integers(0, len(words), (images * captions, length))
+    texts = [
+        {"id": number, "image_id": f"{number // captions:012}", "caption": " ".join(words[word] for word in row)}
         for number, row in enumerate(drawn)
     ]
-    write_json(folder / "captions.json", {"annotations": captions}, indent=None)
+    write_json(folder / "captions.json", {"annotations": texts}, indent=None)
 
 
 def make_config(folder: Path, variant: dict[str, Any]) -> PretrainConfig:
