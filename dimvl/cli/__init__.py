@@ -19,6 +19,7 @@ from dimvl.errors import Interrupted, NotFiniteError, OtherRankError, UserError
 import dimvl.cli.demo
 import dimvl.cli.stores
 import dimvl.cli.planning
+import dimvl.cli.profiling
 import dimvl.cli.training
 import dimvl.cli.scoring
 import dimvl.cli.prediction  # noqa: F401

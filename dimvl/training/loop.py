@@ -67,9 +67,9 @@ def train(
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
     with opened as log, _asked_to_stop() as asked, _dead_workers(), saving as saver:
         meter = Meter(ranks, _ideal_seconds(engine, settings.precision))
-        steps = _prefetch(data, first, settings.workers, engine.device.type == "cuda", meter, ranks)
+        steps = prefetch(data, first, settings.workers, engine.device.type == "cuda", meter, ranks)
         for done, step in zip(range(first + 1, last + 1), steps, strict=True):
-            update = _optimise(engine, step, config.seed, done - 1)
+            update = optimise(engine, step, config.seed, done - 1)
             meter.add(step)
             over = done == last
             if done % settings.log_every == 0 or over:
@@ -149,7 +149,7 @@ def _report(engine: Engine, update: Update, meter: Meter, done: int, steps: int,
     )
 
 
-def _optimise(engine: Engine, step: Step, seed: int, number: int) -> Update:
+def optimise(engine: Engine, step: Step, seed: int, number: int) -> Update:
     """Do optimiser step `number`, from 0."""
     rate, ranks, last = engine.learning_rate, engine.ranks, len(step.micro_batches) - 1
     names = list(engine.task.objectives)
@@ -212,7 +212,7 @@ def _shorten(sources: Sequence[str]) -> str:
     return ", ".join(sources[:SHOWN]) + rest
 
 
-def _prefetch(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter, ranks: Ranks) -> Iterator[Step]:
+def prefetch(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter, ranks: Ranks) -> Iterator[Step]:
     """Steps from `first` on, built by worker processes if any; the time spent waiting is counted.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dimvl.config import AnyConfig
+from dimvl.config import AnyConfig, TrainingConfig
 from dimvl.data.annotations import describe_file
 from dimvl.data.sampler import DocumentSource, TrainingSteps
 from dimvl.data.tokenizer import FILE as TOKENIZER
@@ -146,12 +146,17 @@ def _prepare(
         raise
 
 
-def _engine(config: AnyConfig, task: Task, options: dict[str, Any], ranks: Ranks) -> Engine:
-    task.model.encoder.checkpoint_activations = config.training.checkpoint_activations
-    if config.training.compile:
-        if config.deepspeed is not None and config.deepspeed.stage == 3:
-            raise UserError("training.compile cannot see the weights that stage 3 gathers; take one of them out")
+def prepare_encoder(task: Task, config: TrainingConfig) -> None:
+    """Set how the encoder computes what it computes anyway."""
+    task.model.encoder.checkpoint_activations = config.checkpoint_activations
+    if config.compile:
         task.model.encoder.compile_blocks()
+
+
+def _engine(config: AnyConfig, task: Task, options: dict[str, Any], ranks: Ranks) -> Engine:
+    if config.training.compile and config.deepspeed is not None and config.deepspeed.stage == 3:
+        raise UserError("training.compile cannot see the weights that stage 3 gathers; take one of them out")
+    prepare_encoder(task, config.training)
     if config.deepspeed is None:
         return TorchEngine(task, config.training)
     with new_groups_wait(config.deepspeed.timeout):

@@ -64,7 +64,7 @@ def test_the_counted_operations_of_a_step_are_those_that_torch_counts(data, tmp_
     meter = Meter(Alone(), lambda work: total_flops(engine.task.model, work))
     with FlopCounterMode(display=False) as counter:
         for number in range(2):
-            loop._optimise(engine, steps[number], 0, number)
+            loop.optimise(engine, steps[number], 0, number)
     for number in range(2):
         meter.add(steps[number])
     assert meter.ideal_seconds(meter.work) == pytest.approx(counter.get_total_flops(), rel=1e-12)

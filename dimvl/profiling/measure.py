@@ -1,0 +1,274 @@
+"""A few real training steps under the profiler: time, operations and bytes by part, beside what the device can do."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
+
+from dimvl.config import AnyConfig, CaptionConfig
+from dimvl.data.batch import Batch
+from dimvl.data.sampler import TrainingSteps
+from dimvl.errors import UserError
+from dimvl.files import atomic_path
+from dimvl.model.flops import products, total_flops
+from dimvl.model.model import DimvlModel
+from dimvl.model.work import Work
+from dimvl.profiling import scopes
+from dimvl.profiling.scopes import PARTS, ScopedEngine, mark, part_of_product, scope
+from dimvl.profiling.timeline import Seconds, seconds_by_part
+from dimvl.regions.store import RegionStore
+from dimvl.training.build import build_task, read_annotations
+from dimvl.training.loop import optimise, prefetch
+from dimvl.training.peak import copy_rate, matmul_rate
+from dimvl.training.report import Meter, peak_memory_gb
+from dimvl.training.run import prepare_encoder
+
+TRACE = "trace.json"
+IDLE = "GPU idle"
+FEW_OPERATIONS = {*(scopes.EMBEDDINGS, scopes.ACTIVATION, scopes.NORMS, scopes.RESIDUALS, scopes.LOSSES)}
+FEW_OPERATIONS |= {scopes.SUMS, scopes.CLIP}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a part of the step takes, a step on average.
+
+    Attributes:
+        name: one of `PARTS`, or idle time of the GPU.
+        forward: seconds; of what has no gradient, all.
+        backward: seconds, what is computed again for the gradient among them.
+        flops: operations of its matrix products in both passes; 0 where it has none.
+        bound: what it cannot be faster than: `compute` or `memory`, as its operations a byte are above or below those
+            of the device; `data`; empty where that is not known.
+
+    """
+
+    name: str
+    forward: float
+    backward: float
+    flops: float
+    bound: str
+
+    @property
+    def seconds(self) -> float:
+        """Of both passes."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Where the time of a training step goes.
+
+    Attributes:
+        device: `cpu` or the name of the GPU.
+        threads: of torch.
+        precision: of the run.
+        steps: that were profiled.
+        documents: a step.
+        rows: a step.
+        seconds: a step, by the clock.
+        data_wait: seconds a step that were spent waiting for batches.
+        parts: in the order of a step; their seconds sum to `seconds` but for what the profiler does between steps.
+        flops: operations of the model a step, without padding and recomputation.
+        peak: operations a second of square products.
+        copy_rate: bytes a second of a large copy.
+        memory_gb: peak of the process, or on a GPU of what torch has allocated there.
+
+    """
+
+    device: str
+    threads: int
+    precision: str
+    steps: int
+    documents: float
+    rows: float
+    seconds: float
+    data_wait: float
+    parts: tuple[Part, ...]
+    flops: float
+    peak: float
+    copy_rate: float
+    memory_gb: float
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the peak that the model's operations reach."""
+        return self.flops / self.seconds / self.peak
+
+
+def profile(
+    config: AnyConfig,
+    out: Path,
+    *,
+    steps: int,
+    warmup: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Profile:
+    """Train a few steps of a configuration, in a temporary folder, and tell where their time goes.
+
+    Args:
+        config: of the run, whose folder is neither read nor written.
+        out: folder for the profiler's trace.
+        steps: to profile.
+        warmup: steps before them.
+        progress: called with the steps done and their number.
+
+    Raises:
+        UserError: DeepSpeed, several processes or self-critical training, and all that training refuses.
+
+    """
+    _check(config)
+    settings = config.training
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    with tempfile.TemporaryDirectory(prefix="dimvl-profile-") as folder:
+        changed = settings.model_copy(update={"steps": max(settings.steps, warmup + steps)})
+        config = config.model_copy(update={"output": Path(folder), "training": changed})
+        few = _FewSteps(config, warmup + steps, progress or (lambda done, total: None))
+        for _ in range(warmup):
+            few.train()
+        measured = few.measure(steps, out / TRACE)
+    engine, works = few.engine, [Work.of(batch, padded=False) for batch in measured.batches]
+    peak, copied = matmul_rate(engine.device, settings.precision), copy_rate(engine.device)
+    return Profile(
+        device=torch.cuda.get_device_name() if few.cuda else "cpu",
+        threads=torch.get_num_threads(),
+        precision=settings.precision,
+        steps=steps,
+        documents=sum(len(batch.sources) for batch in measured.batches) / steps,
+        rows=sum(work.rows for work in works) / steps,
+        seconds=measured.seconds / steps,
+        data_wait=measured.data_wait / steps,
+        parts=_parts(config, engine.task.model, works, measured, steps, peak / copied),
+        flops=sum(total_flops(engine.task.model, work) for work in works) / steps,
+        peak=peak,
+        copy_rate=copied,
+        memory_gb=measured.memory_gb,
+    )
+
+
+def _check(config: AnyConfig) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a profile is of one process; start it without a launcher")
+    if config.deepspeed is not None:
+        raise UserError(
+            "the configuration asks for DeepSpeed, whose engine is not profiled; add deepspeed=null to profile plain "
+            "torch in one process"
+        )
+    if isinstance(config, CaptionConfig) and config.self_critical is not None:
+        raise UserError(
+            "self_critical draws captions within the step, which the profile does not tell apart; "
+            "profile the run that it starts from"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was measured of all profiled steps together."""
+
+    batches: Sequence[Batch]
+    seconds: float
+    data_wait: float
+    parts: Mapping[str, Seconds]
+    idle: float | None
+    memory_gb: float
+
+
+class _FewSteps:
+    """The first steps of a run, one after the other, with their parts marked."""
+
+    def __init__(self, config: AnyConfig, steps: int, progress: Callable[[int, int], None]) -> None:
+        settings, self.seed, self.steps, self.progress = config.training, config.seed, steps, progress
+        store = RegionStore(config.regions, settings.check_reads)
+        torch.manual_seed(config.seed)
+        task, source = build_task(config, store, *read_annotations(config, store))
+        prepare_encoder(task, settings)
+        mark(task, settings.compile)
+        self.engine = ScopedEngine(task, settings)
+        self.cuda = self.engine.device.type == "cuda"
+        budgets = {"rows_per_step": settings.rows_per_step, "rows_per_micro_batch": settings.rows_per_micro_batch}
+        data = TrainingSteps(source, task.shape, seed=config.seed, steps=steps, **budgets)
+        self.meter = Meter(self.engine.ranks)
+        self._coming = prefetch(data, 0, settings.workers, self.cuda, self.meter, self.engine.ranks)
+        self._done = 0
+
+    def train(self) -> Sequence[Batch]:
+        """Do a step; return its micro-batches."""
+        with scope(scopes.STEP):
+            with scope(scopes.DATA):
+                step = next(self._coming)
+            optimise(self.engine, step, self.seed, self._done)
+        self._done += 1
+        self.progress(self._done, self.steps)
+        return step.micro_batches
+
+    def measure(self, steps: int, trace: Path) -> _Measured:
+        """Do steps under the profiler, and write its trace."""
+        memory = torch.cuda.max_memory_allocated() / 1e9 if self.cuda else peak_memory_gb()
+        batches, self.meter.wait = list[Batch](), 0.0
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
+        with torch_profile(activities=activities) as profiler:
+            self._wait_for_device()
+            started = time.perf_counter()
+            for _ in range(steps):
+                batches += self.train()
+            self._wait_for_device()
+            seconds = time.perf_counter() - started
+        with atomic_path(trace) as temporary:
+            profiler.export_chrome_trace(str(temporary))
+        parts = seconds_by_part(profiler.events() or (), self.cuda)
+        busy = sum(part.total for part in parts.values())
+        return _Measured(
+            batches=batches,
+            seconds=seconds,
+            data_wait=self.meter.wait,
+            parts=parts,
+            idle=max(0.0, seconds - busy) if self.cuda else None,
+            memory_gb=memory,
+        )
+
+    def _wait_for_device(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def _parts(
+    config: AnyConfig, model: DimvlModel, works: Sequence[Work], measured: _Measured, steps: int, balance: float
+) -> tuple[Part, ...]:
+    """Set times beside operations; `balance` is the operations that the device does while it moves a byte."""
+    settings = config.training
+    size = 2 if settings.precision == "bf16" else 4
+    flops, moved = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+    for work in works:
+        for product in products(model, work, settings.checkpoint_activations):
+            part = part_of_product(product.name, settings.compile)
+            flops[part] += product.flops.total
+            if product.flops.forward:
+                moved[part] += size * product.elements * product.flops.total / product.flops.forward
+
+    def bound(part: str) -> str:
+        if flops[part]:
+            return "compute" if flops[part] > balance * moved[part] else "memory"
+        is_plain = part in FEW_OPERATIONS or (part == scopes.OPTIMISER and settings.muon_rate is None)
+        return "data" if part == scopes.DATA else "memory" if is_plain else ""
+
+    found = [
+        Part(
+            name=name,
+            forward=measured.parts[name].forward / steps,
+            backward=measured.parts[name].backward / steps,
+            flops=flops[name] / steps,
+            bound=bound(name),
+        )
+        for name in PARTS
+        if name in measured.parts
+    ]
+    if measured.idle is not None:
+        found.append(Part(name=IDLE, forward=measured.idle / steps, backward=0.0, flops=0.0, bound=""))
+    return tuple(found)
