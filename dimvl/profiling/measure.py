@@ -210,7 +210,7 @@ class _FewSteps:
 
     def measure(self, steps: int, trace: Path) -> _Measured:
         """Do steps under the profiler, and write its trace."""
-        memory = torch.cuda.max_memory_allocated() / 1e9 if self.cuda else peak_memory_gb()
+        memory = peak_memory_gb(self.engine.device)
         batches, self.meter.wait = list[Batch](), 0.0
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
         with torch_profile(activities=activities) as profiler:
