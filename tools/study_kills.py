@@ -3,10 +3,10 @@
     python tools/study_kills.py --out docs/results/kills.json --kills 100
 
 Runs of plain torch, of DeepSpeed (ZeRO 2) in one process and in two over gloo, and exports get SIGKILL or SIGTERM, on
-one rank or on all, at a moment drawn over as long as an undisturbed one takes. After each kill the newest checkpoint
-must be whole; the same run then goes on until the next kill. When it comes to its end it must have the weights of the
-undisturbed run bit for bit and each logged loss once. An export must be whole or not there, and whole after the same
-command.
+one rank or on all. Half of the moments are drawn over as long as an undisturbed one takes; at the others the temporary
+folder of a checkpoint or an export has just appeared. After each kill the newest checkpoint must be whole; the same run
+then goes on until the next kill. When it comes to its end it must have the weights of the undisturbed run bit for bit
+and each logged loss once. An export must be whole or not there, and whole after the same command.
 
 Processes are forks of this one, which has everything imported, so that a kill costs seconds; what they do is what
 `dimvl pretrain` and `dimvl export` do. Data are random: nothing is learnt here.
@@ -51,6 +51,7 @@ TIMES = (
     "seconds_left",
 )
 PATIENCE = 120.0  # seconds after which a process that is still there counts as hanging
+WRITING = 0.01  # seconds that a temporary folder is there, about
 
 
 def main() -> None:
@@ -63,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         study = Study(Path(folder), drawn)
         while study.kills.total() < chosen.kills:
-            kind = drawn.choices([*KINDS, "export"], weights=[4, 1, 2, 3])[0]
+            kind = drawn.choices([*KINDS, "export"], weights=[3, 2, 2, 6])[0]
             if kind == "export":
                 study.kill_an_export()
             else:
@@ -87,7 +88,8 @@ class Study:
         self.kills, self.finished, self.longest = Counter[str](), Counter[str](), 0.0
         make_data(folder)
         self.undisturbed = {kind: self._undisturbed(kind) for kind in KINDS}
-        self.export_takes = self._time(fork(1, lambda: export(folder / "torch", folder / "export", "none")))
+        for out in ("first", "export"):  # the first one warms up
+            self.export_takes = self._time(fork(1, lambda: export(folder / "torch", folder / out, "none")))  # noqa: B023
 
     def _undisturbed(self, kind: str) -> tuple[float, tuple[str, list[str]]]:
         """Seconds and outcome of an undisturbed run."""
@@ -109,11 +111,13 @@ class Study:
         self.number += 1
         run, (seconds, wanted) = self.folder / f"run-{self.number}", self.undisturbed[kind]
         while True:
+            left = temporary_in(run / "checkpoints")  # by the kill before
             processes = self._start(kind, run)
-            time.sleep(self.drawn.uniform(0, seconds))
+            self._await_moment(run / "checkpoints", len(left) + self.drawn.randint(1, 3), seconds, processes)
             number = self.drawn.choice([signal.SIGKILL, signal.SIGTERM])
             hit = processes if self.drawn.random() < 0.3 else [self.drawn.choice(processes)]
-            moment, start = moment_of(run), time.monotonic()
+            saving = temporary_in(run / "checkpoints") - left
+            moment, start = "while saving" if saving else moment_of(run), time.monotonic()
             for process in hit:
                 os.kill(process, number)  # one that has ended is a zombie still
             if not any(wait(processes)):
@@ -126,25 +130,38 @@ class Study:
         self.finished[kind] += 1
         shutil.rmtree(run)
 
+    def _await_moment(self, folder: Path, wanted: int, seconds: float, processes: Sequence[int]) -> None:
+        """Sleep until any moment of so many seconds, or until so many temporary folders have appeared in `folder`."""
+        if self.drawn.random() < 0.5:
+            time.sleep(self.drawn.uniform(0, seconds))
+            return
+        found = temporary_in(folder)
+        while len(found) < wanted and not any(map(has_ended, processes)):
+            found |= temporary_in(folder)
+            time.sleep(0.0002)
+        time.sleep(self.drawn.uniform(0, WRITING))
+
     def kill_an_export(self) -> None:
         """Kill one export, over an older one or none, then export again."""
         self.number += 1
-        whole, out = self.folder / "export", self.folder / f"export-{self.number}"
+        whole, out = self.folder / "export", self.folder / f"exports-{self.number}" / "out"
+        out.parent.mkdir()
         if self.drawn.random() < 0.5:
             shutil.copytree(whole, out)
         processes = fork(1, lambda: export(self.folder / "torch", out, "none"))
-        time.sleep(self.drawn.uniform(0, self.export_takes))
+        self._await_moment(out.parent, 1, self.export_takes, processes)
         number = self.drawn.choice([signal.SIGKILL, signal.SIGTERM])
+        moment = "while writing" if temporary_in(out.parent) else "before or after it"
         os.kill(processes[0], number)
         if any(wait(processes)):
-            self.kills[f"export: {number.name}"] += 1
+            self.kills[f"export: {number.name} {moment}"] += 1
         if out.exists():
             check_export(out)
         self._time(fork(1, lambda: export(self.folder / "torch", out, "none")))
         check_export(out)
         assert sha256(out / WEIGHTS) == sha256(whole / WEIGHTS)
         self.finished["export"] += 1
-        shutil.rmtree(out)
+        shutil.rmtree(out.parent)
 
     def report(self, seed: int) -> dict[str, Any]:
         """What is written."""
@@ -159,10 +176,13 @@ class Study:
         }
 
 
+def temporary_in(folder: Path) -> set[Path]:
+    """Folders that are being written, or were when their process was killed."""
+    return set(folder.glob(".*.part"))
+
+
 def moment_of(run: Path) -> str:
-    """Tell what a run is about to do, as far as its folder shows it."""
-    if list((run / "checkpoints").glob(".step-*")):
-        return "while saving"
+    """Tell what a run that saves nothing is about to do, as far as its folder shows it."""
     return "in training" if (run / "log.jsonl").exists() else "in preparation"
 
 
@@ -201,6 +221,11 @@ def fork(ranks: int, action: Callable[[], Any]) -> list[int]:
         finally:
             os._exit(code)
     return processes
+
+
+def has_ended(process: int) -> bool:
+    """Tell whether a child has ended; it can still be waited for."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def wait(processes: Sequence[int]) -> list[int]:
