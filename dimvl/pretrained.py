@@ -36,6 +36,7 @@ RUN = "run.json"
 ORIGIN = "training.json"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
+OPTIMISER = "optimiser.safetensors"
 
 
 @dataclass(frozen=True)
@@ -224,26 +225,24 @@ def latest_checkpoint(run: Path) -> Path | None:
 def best_checkpoint(run: Path) -> Path | None:
     """Return the checkpoint with the best validation score, or of a run without validation the newest whole one.
 
-    It is the one that is evaluated, exported and fine-tuned; training goes on from the newest.
+    It is the one that is evaluated, exported and fine-tuned; training goes on from the newest. Of its files only the
+    weights are looked at.
 
     Raises:
-        UserError: a checkpoint is damaged or missing.
+        UserError: a checkpoint is missing, or its weights or a description are damaged.
 
     """
     newest = latest_checkpoint(run)
     if newest is None:
         return None
-    state = check_checkpoint(newest)
-    if "best" not in state:
-        return newest
-    best = checkpoint_folder(run, state["best"]["step"])
-    if best != newest:
-        check_checkpoint(best)
+    state = check_checkpoint(newest, [])
+    best = checkpoint_folder(run, state["best"]["step"]) if "best" in state else newest
+    check_checkpoint(best, [WEIGHTS])
     return best
 
 
-def check_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's `state.json` after comparing the checksums.
+def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) -> dict[str, Any]:
+    """Return a checkpoint's `state.json` after comparing the checksums of what is to be read.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -251,17 +250,17 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
     """
     state = read_json(folder / STATE)
     try:
-        step, checksums = int(state["step"]), dict(state["checksums"])
+        step, checksums = int(state["step"]), {name: str(state["checksums"][name]) for name in (WEIGHTS, OPTIMISER)}
         if "best" in state:
             _ = float(state["best"]["score"]), int(state["best"]["step"]), int(state["best"]["misses"])
     except (KeyError, TypeError, ValueError):
         step, checksums = -1, {}
     if step != int(folder.name.rpartition("-")[2]):
         raise UserError(f"{folder / STATE} is damaged; remove this checkpoint to go on from an earlier one")
-    for name, checksum in checksums.items():
+    for name in files:
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}; remove this checkpoint to go on from an earlier one")
-        if sha256(folder / name) != checksum:
+        if sha256(folder / name) != checksums[name]:
             raise UserError(f"{folder / name} is damaged; remove this checkpoint to go on from an earlier one")
     return dict(state)
 

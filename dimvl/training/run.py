@@ -36,10 +36,13 @@ from dimvl.training.validation import build_validation
 
 logger = logging.getLogger(__name__)
 ANNOTATIONS = ("captions", "questions", "annotations")
+# Each rank may have its own, and each call too: stores are compared by their manifests.
+PATHS = {"regions", "cache"}
 # What may change between two calls of one run: where and how it runs, not what comes out.
-FREE = {f"training.{name}" for name in ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")}
-FREE |= {"output", "cache", "training.check_reads", "training.checkpoint_activations", "training.compile", "deepspeed"}
-OWN = {"regions", "cache"}  # paths that each rank may have its own of
+FREE = PATHS | {
+    f"training.{name}" for name in ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")
+}
+FREE |= {"output", "training.check_reads", "training.checkpoint_activations", "training.compile", "deepspeed"}
 
 
 def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
@@ -108,7 +111,7 @@ def _check_ranks(ranks: Ranks, config: AnyConfig, description: dict[str, Any]) -
         UserError: something differs.
 
     """
-    values = {key: value for key, value in description["config"].items() if key not in OWN}
+    values = {key: value for key, value in description["config"].items() if key not in PATHS}
     facts = {"launched world size": ranks.size, "region store (checksum of manifest.json)": description["stores"]}
     facts |= {f"{name} in its configuration": value for name, value in flat(values)}
     facts |= {f"file of {name}": value for name, value in flat(description["data"])}

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
-from dimvl.pretrained import WEIGHTS
+from dimvl.pretrained import OPTIMISER, WEIGHTS
 
-OPTIMISER = "optimiser.safetensors"
 SCHEDULE = "schedule"
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from dimvl.config import ObjectivesConfig, TrainingConfig
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
-from dimvl.pretrained import check_checkpoint, checkpoint_folder, latest_checkpoint
+from dimvl.pretrained import best_checkpoint, check_checkpoint, checkpoint_folder, latest_checkpoint
 from dimvl.tasks.pretraining import PretrainTask
 from dimvl.training import checkpoint
 from dimvl.training.checkpoint import Saver
@@ -277,7 +277,24 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("state", ["{}", "[]", '{"step": 7, "checksums": 3}', '{"step": null, "checksums": {}}'])
+@pytest.mark.parametrize("damage", ["flipped bit", "missing"])
+def test_a_run_whose_optimiser_state_is_damaged_still_gives_its_weights(tmp_path, damage):
+    folder = save_checkpoint(tmp_path, SmallEngine(), 7, keep=1)
+    file = folder / "optimiser.safetensors"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"\1" + file.read_bytes()[1:])
+    assert best_checkpoint(tmp_path) == folder
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        best_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["{}", "[]", '{"step": 7, "checksums": {}}', '{"step": 7, "checksums": 3}', '{"step": null, "checksums": {}}'],
+)
 def test_a_state_file_of_another_form_is_damaged(tmp_path, state):
     folder = save_checkpoint(tmp_path, SmallEngine(), 7, keep=1)
     (folder / "state.json").write_text(state)

@@ -365,6 +365,8 @@ def test_another_configuration_in_the_same_folder_is_refused(data, tmp_path, und
 def test_where_and_how_a_run_goes_on_may_change(data, tmp_path, undisturbed):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
+    shutil.copytree(data.regions, tmp_path / "copy")
+    run_training(make_config(data, run, training={"steps": 8}, regions=tmp_path / "copy"))
     free = {"steps": 8, "workers": 1, "threads": 1, "device": "cpu", "log_every": 2, "save_every": 5, "keep": 2}
     run_training(make_config(data, run, training=free))
 
@@ -374,7 +376,6 @@ def test_other_annotations_under_the_same_name_are_refused(data, tmp_path, undis
     shutil.copytree(undisturbed, run)
     shutil.copytree(data.captions.parent, moved)
     described = json.loads((run / "run.json").read_text())
-    described["config"]["regions"] = [str(moved / "regions")]
     described["config"]["captions"] = [str(moved / "c.json")]
     (run / "run.json").write_text(json.dumps(described))
     copied = type(data)(moved / "regions", moved / "c.json", moved / "q.json", moved / "a.json")
