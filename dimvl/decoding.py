@@ -1,9 +1,10 @@
 """Decoding with the same stack that was pretrained: greedy, sampling and beam search over a cached prefix.
 
 The prefix does not depend on the text, so its keys and values are computed once per image and shared by all beams and
-steps (folded into the query axis, never copied per beam). Text keys and values are cached per beam.
+steps (folded into the query axis, never copied per beam). Those of the words are cached beside them.
 
-Letters: B images, K beams, P longest prefix, T text rows so far, Q new rows, H heads, E head width, V vocabulary.
+Letters: B images, K beams, P longest prefix, R rows of an image in the cache, Q new words, H heads, E head width,
+V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dimvl.data.batch import Batch, ranges
 from dimvl.data.processor import Processor
-from dimvl.model.attention import attend
 from dimvl.model.model import DimvlModel
 from dimvl.model.plan import plan_attention
 
@@ -30,6 +31,10 @@ class NextWords(Protocol):
 
     def advance(self, parents: Tensor, tokens: Tensor) -> Tensor:
         """Grow hypotheses: (B, K) parents among those before, (B, K) tokens -> (B, K, V)."""
+        ...
+
+    def keep(self, images: Tensor) -> None:
+        """Go on with these of the images (B',) only, in their order."""
         ...
 
 
@@ -60,72 +65,73 @@ class Hypothesis:
     score: float
 
 
+_NO_WORDS: list[tuple[int, ...]] = [()]
+LEAVE_AT = 0.75
+"""Images that are done leave when no more than this share goes on: what is cached of the others is copied each time."""
 Everywhere = Callable[[bool], bool]
 """Turns "all done here" into "all done on every rank", where ranks must take equally many steps."""
 
 
 def beam_search(
-    model: NextWords, end: int, options: DecodingOptions, everywhere: Everywhere = bool
+    model: NextWords, end: int, options: DecodingOptions, everywhere: Everywhere = bool, wanted: int | None = None
 ) -> list[list[Hypothesis]]:
     """Search for the best texts.
 
-    An image is done when no unfinished hypothesis can still beat the worst of its K finished ones; the batch stops
-    early when all are.
+    An image is done when no unfinished hypothesis can still come under its `wanted` best finished ones. Images that are
+    done leave the batch; it stops when all are.
 
     Args:
         model: gives log-probabilities.
         end: id of [SEP].
         options: how.
         everywhere: the batch stops when this says so of it.
+        wanted: so many texts of each image are wanted; by default all K, which takes more steps than the best one does.
 
     Returns:
-        For each image at most K hypotheses, best first.
+        For each image at most `wanted` hypotheses, best first.
 
     """
+    wanted = options.beams if wanted is None else wanted
     log_probabilities = model.start().float()
     images, _, vocabulary = log_probabilities.shape
-    beams = options.beams
-    texts: list[list[tuple[int, ...]]] = [[()] for _ in range(images)]
     scores = torch.zeros(images, 1, device=log_probabilities.device)
     finished: list[list[Hypothesis]] = [[] for _ in range(images)]
-    done = [False] * images
+    live, texts = list(range(images)), [_NO_WORDS] * images  # the images in the batch, and hypotheses of each
     for length in range(1, options.max_tokens + 1):
-        _forbid(log_probabilities, texts, end, length, options)
-        total = scores[..., None] + log_probabilities
-        _collect_finished(finished, total[..., end].tolist(), texts, length, options)
-        total[..., end] = float("-inf")
-        width = min(beams, total.shape[1] * vocabulary)
-        scores, chosen = total.flatten(1).topk(width, dim=1)
-        parents, tokens = chosen // vocabulary, chosen % vocabulary
-        best = scores.max(dim=1).values.tolist()
-        for image in range(images):
-            done[image] = done[image] or _cannot_improve(finished[image], best[image], length, options)
-        if everywhere(all(done)) or length == options.max_tokens:
+        _block_ngrams(log_probabilities, texts, options.block_ngrams)
+        totals = log_probabilities.add_(scores[..., None])
+        for image, hypotheses, ended in zip(live, texts, totals[..., end].tolist(), strict=True):
+            _collect_finished(finished[image], hypotheses, ended, length, options)
+        if length == options.max_tokens:  # at the last place only [SEP] may come
             break
+        totals[..., end] = float("-inf")
+        scores, chosen = totals.flatten(1).topk(min(options.beams, totals.shape[1] * vocabulary), dim=1)
+        best = scores.amax(dim=1).tolist()
+        going = [
+            n for n, i in enumerate(live) if not _cannot_improve(finished[i][:wanted], wanted, best[n], length, options)
+        ]
+        if everywhere(not going):
+            break
+        if len(going) <= LEAVE_AT * len(live):
+            left = torch.tensor(going, dtype=torch.long, device=scores.device)
+            model.keep(left)
+            scores, chosen = scores[left], chosen[left]
+            live, texts = [live[n] for n in going], [texts[n] for n in going]
+        parents, tokens = chosen // vocabulary, chosen % vocabulary
         texts = [
-            [(*texts[image][parent], token) for parent, token in zip(*pair, strict=True)]
-            for image, pair in enumerate(zip(parents.tolist(), tokens.tolist(), strict=True))
+            [(*hypotheses[parent], token) for parent, token in zip(*pair, strict=True)]
+            for hypotheses, *pair in zip(texts, parents.tolist(), tokens.tolist(), strict=True)
         ]
         log_probabilities = model.advance(parents, tokens).float()
-    return finished
+    return [hypotheses[:wanted] for hypotheses in finished]
 
 
-def _forbid(
-    log_probabilities: Tensor,
-    texts: Sequence[Sequence[tuple[int, ...]]],
-    end: int,
-    length: int,
-    options: DecodingOptions,
-) -> None:
-    """Allow only [SEP] at the last place, and no blocked n-gram before it."""
-    if length == options.max_tokens:
-        last = log_probabilities[..., end].clone()
-        log_probabilities.fill_(float("-inf"))
-        log_probabilities[..., end] = last
-    elif options.block_ngrams:
+def _block_ngrams(log_probabilities: Tensor, texts: Sequence[Sequence[tuple[int, ...]]], size: int) -> None:
+    """Forbid, in place, the tokens that would complete an n-gram of this size that their text already has."""
+    if size:
         for image, hypotheses in enumerate(texts):
             for beam, text in enumerate(hypotheses):
-                log_probabilities[image, beam, list(_blocked(text, options.block_ngrams))] = float("-inf")
+                log_probabilities[image, beam, list(_blocked(text, size))] = float("-inf")
 
 
 def _blocked(text: tuple[int, ...], size: int) -> set[int]:
@@ -137,26 +143,28 @@ def _blocked(text: tuple[int, ...], size: int) -> set[int]:
 
 
 def _collect_finished(
-    finished: list[list[Hypothesis]],
-    totals: list[list[float]],
-    texts: Sequence[Sequence[tuple[int, ...]]],
+    finished: list[Hypothesis],
+    texts: Sequence[tuple[int, ...]],
+    totals: Sequence[float],
     length: int,
     options: DecodingOptions,
 ) -> None:
-    """Add every hypothesis ended by [SEP] now and keep the best K of each image."""
-    for image, hypotheses in enumerate(texts):
-        for text, total in zip(hypotheses, totals[image], strict=True):
-            if total > float("-inf"):
-                finished[image].append(Hypothesis(text, total, total / length**options.length_penalty))
-        finished[image].sort(key=lambda hypothesis: -hypothesis.score)
-        del finished[image][options.beams :]
+    """Add every hypothesis of an image that is ended by [SEP] now, and keep its best K."""
+    for text, total in zip(texts, totals, strict=True):
+        score = total / length**options.length_penalty
+        if total > float("-inf") and (len(finished) < options.beams or score > finished[-1].score):
+            finished.append(Hypothesis(text, total, score))
+            finished.sort(key=lambda hypothesis: -hypothesis.score)
+            del finished[options.beams :]
 
 
-def _cannot_improve(finished: Sequence[Hypothesis], best: float, length: int, options: DecodingOptions) -> bool:
+def _cannot_improve(
+    finished: Sequence[Hypothesis], wanted: int, best: float, length: int, options: DecodingOptions
+) -> bool:
     """Tell whether no unfinished hypothesis can reach the worst finished one: log-probabilities only fall."""
     if best == float("-inf"):
         return True
-    if len(finished) < options.beams:
+    if len(finished) < wanted:
         return False
     lengths = (length + 1, options.max_tokens)
     return max(best / at**options.length_penalty for at in lengths) <= finished[-1].score
@@ -217,6 +225,10 @@ def sample(model: NextWords, end: int, draws: Tensor, everywhere: Everywhere = b
 class CachedDecoder:
     """Next-word log-probabilities of a model, with the prefix computed once and text keys and values cached.
 
+    Each layer has one store of keys and values for each image: those of its prefix, then those of the words of all its
+    hypotheses in the order in which they came. All hypotheses of an image attend to it in one call, each to the prefix
+    and to the words of its own past; so nothing is copied for a beam, and none is moved when beams change places.
+
     Special tokens other than [SEP] get -inf; the words keep what the model gives them.
 
     Args:
@@ -229,103 +241,88 @@ class CachedDecoder:
     def __init__(self, model: DimvlModel, processor: Processor, prefixes: Batch) -> None:
         if model.word_head is None:
             raise ValueError("the model has no word head; it cannot caption")
-        self.model, self.tokenizer = model, processor.tokenizer
+        self.model, self.word_head, self.tokenizer = model, model.word_head, processor.tokenizer
         self.variant, self.text_start = processor.variant, processor.text_start
-        self.images = len(prefixes.layout.num_regions)
         self.device = prefixes.token_ids.device
         never = sorted(self.tokenizer.special_ids - {self.tokenizer.sep})  # no text has them
         self._never = torch.tensor(never, device=self.device)
-        self.length = 0  # text rows in the cache
-        self._index, self._mask = _padded_prefix(prefixes, self.device)
-        self._prefix: list[tuple[Tensor, Tensor]] = []  # per layer, each (B, P, H, E)
-        self._text: list[tuple[Tensor, Tensor]] = []  # per layer, each (B, K, T, H, E)
-        self._compute_prefix(prefixes)
-
-    def _compute_prefix(self, prefixes: Batch) -> None:
-        plan = plan_attention(prefixes.layout, self.device)
-
-        def record(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self._prefix.append((self._pad(key), self._pad(value)))
-            return attend(plan, query, key, value, self.model.encoder.backend)
-
-        rows = self.model.embed(prefixes)
-        self.model.encoder.run(rows, plan.num_vision, record)
-
-    def _pad(self, rows: Tensor) -> Tensor:
-        if not len(rows):
-            return rows.new_zeros(*self._index.shape, *rows.shape[1:])
-        return rows.index_select(0, self._index.flatten()).view(*self._index.shape, *rows.shape[1:])
+        self.length = 0  # words of each hypothesis in the store
+        index, mask = _padded_prefix(prefixes, self.device)
+        self._past = mask[:, None]  # (B, K, R) True where a hypothesis has seen a row of the store
+        plan, rows = plan_attention(prefixes.layout, self.device), model.embed(prefixes)
+        self._store = [
+            (_padded_rows(key, index), _padded_rows(value, index))
+            for key, value in model.encoder.keys_and_values(rows, plan)
+        ]  # per layer, keys and values, each (B, H, at least R, E)
 
     def start(self) -> Tensor:
         """(B, 1, V) for the empty text: feeds [CLS], or [MASK] in the masked variant."""
         first = self.tokenizer.cls if self.variant == "causal" else self.tokenizer.mask
-        tokens = torch.full((self.images, 1, 1), first, device=self.device)
+        tokens = torch.full((len(self._past), 1, 1), first, device=self.device)
         return self._feed(tokens, self.text_start + (self.variant == "masked"), keep=int(self.variant == "causal"))
 
     def advance(self, parents: Tensor, tokens: Tensor) -> Tensor:
         """Grow hypotheses: (B, K), (B, K) -> (B, K, V)."""
-        if self._text:
-            index = torch.arange(self.images, device=self.device)[:, None]
-            self._text = [(key[index, parents], value[index, parents]) for key, value in self._text]
-        position = self.text_start + self.length + (self.variant == "masked")
-        fed = tokens[..., None]
+        self._past = self._past.gather(1, parents[..., None].expand(*parents.shape, self._past.shape[2]))
+        fed = tokens[:, None]
         if self.variant == "masked":
-            fed = torch.cat([fed, torch.full_like(fed, self.tokenizer.mask)], dim=-1)
-        return self._feed(fed, position, keep=1)
+            fed = torch.cat([fed, torch.full_like(fed, self.tokenizer.mask)], dim=1)
+        return self._feed(fed, self.text_start + self.length + (self.variant == "masked"), keep=1)
+
+    def keep(self, images: Tensor) -> None:
+        """Go on with these images (B',) only."""
+        self._past = self._past[images]
+        self._store = [(key[images], value[images]) for key, value in self._store]
 
     def _feed(self, tokens: Tensor, position: int, keep: int) -> Tensor:
-        """Run (B, K, Q) new tokens from `position` on; the first `keep` stay in the cache; scores the last one."""
-        images, beams, count = tokens.shape
-        positions = (position + torch.arange(count, device=self.device)).expand_as(tokens).reshape(-1)
-        flat = tokens.reshape(-1)
+        """Run (B, Q, K) new tokens from `position` on; the first `keep` of Q stay in the store; scores the last one."""
+        images, count, beams = tokens.shape
+        positions = (position + torch.arange(count, device=self.device))[:, None].expand_as(tokens).flatten()
+        flat = tokens.flatten()
         rows = self.model.tokens(flat, positions, torch.ones_like(flat))
-        cache: list[tuple[Tensor, Tensor]] = []
+        mask = _may_attend(self._past, count)[:, None]
+        used, end = self._past.shape[2], mask.shape[3]
+        if self._store and end > self._store[0][0].shape[2]:
+            room = end - used + 8 * beams  # of some steps, so that the store is copied seldom
+            self._store = [(_with_room(key, used + room), _with_room(value, used + room)) for key, value in self._store]
 
         def step(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query, key, value = (part.view(images, beams, count, *part.shape[1:]) for part in (query, key, value))
-            if self._text:
-                past_key, past_value = self._text[layer]
-                key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
-            cache.append((key[:, :, : self.length + keep], value[:, :, : self.length + keep]))
-            return _attend_cached(query, self._prefix[layer], self._mask, key, value)
+            heads = (images, count * beams, *query.shape[1:])  # (B, Q * K, H, E)
+            for store, new in zip(self._store[layer], (key, value), strict=True):
+                store[:, :, used:end] = new.view(heads).transpose(1, 2)
+            keys, values = (store[:, :, :end] for store in self._store[layer])
+            attended = F.scaled_dot_product_attention(query.view(heads).transpose(1, 2), keys, values, attn_mask=mask)
+            return attended.transpose(1, 2).reshape(query.shape)
 
-        rows = self.model.encoder.run(rows, 0, step)
-        rows = rows.view(images, beams, count, rows.shape[1])[:, :, -1]
+        rows = self.model.encoder.run(rows, 0, step).unflatten(0, (images, count, beams))[:, -1]
         self.length += keep
-        self._text = cache if self.length else []
-        assert self.model.word_head is not None
-        logits = self.model.word_head(rows.flatten(0, 1))
-        scores = logits.float().log_softmax(dim=-1).index_fill(-1, self._never, float("-inf"))
-        return scores.view(images, beams, scores.shape[1])
+        self._past = mask[:, 0, (count - 1) * beams :, : used + keep * beams]
+        scores = self.word_head(rows.flatten(0, 1)).float().log_softmax(dim=-1)
+        return scores.index_fill_(-1, self._never, float("-inf")).unflatten(0, (images, beams))
 
 
-def _attend_cached(query: Tensor, prefix: tuple[Tensor, Tensor], mask: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """One softmax over the shared prefix and a beam's own text.
+def _may_attend(past: Tensor, count: int) -> Tensor:
+    """Who sees what: (B, K, R) rows that hypotheses have seen -> (B, Q * K, R + Q * K) with Q new words of each.
 
-    Args:
-        query: (B, K, Q, H, E)
-        prefix: keys and values, (B, P, H, E)
-        mask: (B, P) bool, True where the prefix has a row.
-        key: (B, K, T + Q, H, E)
-        value: (B, K, T + Q, H, E)
-
-    Returns:
-        (B * K * Q, H, E)
-
+    New word q of a hypothesis sees what the hypothesis has seen, its own first new words up to q, and no other's.
     """
-    new, past = query.shape[2], key.shape[2] - query.shape[2]
-    query = query / query.shape[-1] ** 0.5
-    to_prefix = torch.einsum("bkqhe,bphe->bkqhp", query, prefix[0])
-    to_prefix = to_prefix.masked_fill(~mask[:, None, None, None], float("-inf"))
-    to_text = torch.einsum("bkqhe,bkthe->bkqht", query, key)
-    future = torch.ones(new, past + new, dtype=torch.bool, device=query.device).triu(past + 1)
-    to_text = to_text.masked_fill(future[:, None], float("-inf"))
-    weights = torch.cat([to_prefix, to_text], dim=-1).softmax(dim=-1)
-    on_prefix, on_text = weights.split([to_prefix.shape[-1], to_text.shape[-1]], dim=-1)
-    attended = torch.einsum("bkqhp,bphe->bkqhe", on_prefix, prefix[1]) + torch.einsum(
-        "bkqht,bkthe->bkqhe", on_text, value
-    )
-    return attended.flatten(0, 2)
+    images, beams, _ = past.shape
+    new = torch.arange(count * beams, device=past.device)
+    place, owner = new // beams, new % beams
+    own = (owner[:, None] == owner) & (place[:, None] >= place)
+    return torch.cat([past.repeat(1, count, 1), own.expand(images, -1, -1)], dim=2)
+
+
+def _with_room(rows: Tensor, length: int) -> Tensor:
+    """(B, H, R, E) -> (B, H, length, E)."""
+    return F.pad(rows, (0, 0, 0, length - rows.shape[2]))
+
+
+def _padded_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """(N, H, E) rows by index (B, P) -> (B, H, P, E)."""
+    if not len(rows):
+        return rows.new_zeros(len(index), rows.shape[1], 0, rows.shape[2])
+    return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:]).transpose(1, 2).contiguous()
 
 
 def _padded_prefix(prefixes: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -347,7 +344,8 @@ def caption_prefixes(
     prefixes: Batch,
     options: DecodingOptions,
     everywhere: Everywhere = bool,
+    wanted: int | None = None,
 ) -> list[list[Hypothesis]]:
-    """Caption a batch of prefixes: for each image at most K hypotheses, best first."""
+    """Caption a batch of prefixes: for each image at most `wanted` (by default K) hypotheses, best first."""
     decoder = CachedDecoder(model, processor, prefixes)
-    return beam_search(decoder, processor.tokenizer.sep, options, everywhere)
+    return beam_search(decoder, processor.tokenizer.sep, options, everywhere, wanted)

@@ -180,7 +180,7 @@ class Trained:
         self.require("caption")
         options = replace(options, max_tokens=min(options.max_tokens, self.processor.text_tokens + 1))
         documents = [Document(source="image", objective="", prefix=p, texts=[], seq2seq=True) for p in prefixes]
-        found = caption_prefixes(self.model, self.processor, self._batch(documents, {}), options, everywhere)
+        found = caption_prefixes(self.model, self.processor, self._batch(documents, {}), options, everywhere, wanted=1)
         return [self.processor.tokenizer.decode(hypotheses[0].token_ids) for hypotheses in found]
 
     def _batch(self, documents: Sequence[Document], objectives: dict[str, type[MatchTargets]]) -> Batch:

@@ -32,7 +32,7 @@ class Table:
 
     def start(self):
         self.calls += 1
-        self.texts = [[()] for _ in self.seeds]
+        self.texts, self.live = [[()] for _ in self.seeds], list(range(len(self.seeds)))
         return self._scores()
 
     def advance(self, parents, tokens):
@@ -43,8 +43,13 @@ class Table:
         ]
         return self._scores()
 
+    def keep(self, images):
+        self.texts, self.live = ([kept[place] for place in images.tolist()] for kept in (self.texts, self.live))
+
     def _scores(self):
-        rows = [torch.stack([self.row(i, text) for text in texts]) for i, texts in enumerate(self.texts)]
+        rows = [
+            torch.stack([self.row(i, text) for text in texts]) for i, texts in zip(self.live, self.texts, strict=True)
+        ]
         return torch.stack(rows).float()
 
 

@@ -50,7 +50,7 @@ class RegionEmbeddings(nn.Module):
             image_index: (Nv,)
 
         """
-        kind = self.feature.weight.dtype
+        kind = self.hidden_feature.dtype
         features = torch.where(hidden[:, None], self.hidden_feature, self.standardise(features).to(kind))
         rows = self.feature_norm(self.feature(features)) + self.geometry_norm(self.geometry(geometry.to(kind)))
         return self.dropout(self.norm(rows + self.segment + self.image_index(image_index)))

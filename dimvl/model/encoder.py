@@ -13,7 +13,7 @@ Letters: N rows, Nv visual rows (they come first), D width, H heads, E = D / H, 
 """
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -92,8 +92,12 @@ class Block(nn.Module):
 
     def forward(self, rows: Tensor, num_vision: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """(N, D) -> (N, D); `attend` maps q, k, v (N, H, E) to (N, H, E)."""
+        return self.finish(rows, attend(*self.project(rows, num_vision)).flatten(1), num_vision)
+
+    def project(self, rows: Tensor, num_vision: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) -> q, k, v, each (N, H, E)."""
         query, key, value = self.qkv(rows, num_vision).unflatten(1, (3, self.heads, self.head_width)).unbind(dim=1)
-        return self.finish(rows, attend(query, key, value).flatten(1), num_vision)
+        return query, key, value
 
     def finish(self, rows: Tensor, attended: Tensor, num_vision: int) -> Tensor:
         """(N, D), (N, D) -> (N, D): all that follows attention, row by row."""
@@ -136,8 +140,19 @@ class Encoder(nn.Module):
         """(N, D), visual rows first -> (N, D)."""
         return self.run(rows, plan.num_vision, lambda _, q, k, v: attend(plan, q, k, v, self.backend))
 
+    def keys_and_values(self, rows: Tensor, plan: AttentionPlan) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values (N, H, E) of each layer, for rows that others attend to and nothing is predicted from."""
+        last = self.layers[-1] if len(self.layers) else None
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            query, key, value = layer.project(rows, plan.num_vision)
+            yield key, value
+            if layer is not last:  # nobody asks for what follows in the last one
+                attended = attend(plan, query, key, value, self.backend)
+                rows = layer.finish(rows, attended.flatten(1), plan.num_vision)
+
     def run(self, rows: Tensor, num_vision: int, attend: Attend) -> Tensor:
-        """Run the stack with attention of the caller's: decoding keeps keys and values this way."""
+        """Run the stack with attention of the caller's: decoding attends to a cache this way."""
         again = self.checkpoint_activations and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
             arguments = (rows, num_vision, lambda q, k, v, index=index: attend(index, q, k, v))

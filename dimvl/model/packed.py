@@ -1,0 +1,46 @@
+"""Linear layers laid out for prediction on a CPU.
+
+torch's linear layer calls MKL, which lays the weight out anew in every call and is slow on processors that are not
+Intel's. Here oneDNN lays each weight out once and multiplies by it in its own kernels: the same products, summed in
+another order. There are no gradients, and the plain weight is let go.
+"""
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST = 2**15
+"""Weights of fewer numbers stay as they are: below, calling oneDNN takes longer than what it saves on few rows."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight is kept as oneDNN wants it: (..., inputs) -> (..., outputs), float32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        if not rows.numel():
+            return rows.new_zeros(*rows.shape[:-1], self.out_features)
+        return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self.bias, "none", [], "")
+
+
+def can_pack() -> bool:
+    """Tell whether this build of torch has oneDNN's linear layers; they are not part of its public interface."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Replace the larger float32 linear layers on the CPU within a module by packed ones, where torch can."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear) and _pays(child.weight) and can_pack():
+            setattr(module, name, PackedLinear(child))
+        else:
+            pack_linears(child)
+
+
+def _pays(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
