@@ -282,16 +282,18 @@ class CachedDecoder:
         rows = self.model.tokens(flat, positions, torch.ones_like(flat))
         mask = _may_attend(self._past, count)[:, None]
         used, end = self._past.shape[2], mask.shape[3]
-        if self._store and end > self._store[0][0].shape[2]:
-            room = end - used + 8 * beams  # of some steps, so that the store is copied seldom
-            self._store = [(_with_room(key, used + room), _with_room(value, used + room)) for key, value in self._store]
+        if end > self._store[0][0].shape[2]:
+            room = end + end // 2  # of many steps, so that the store is seldom copied
+            self._store = [(_with_room(key, room), _with_room(value, room)) for key, value in self._store]
+        unseen = torch.zeros(mask.shape, dtype=self._store[0][0].dtype, device=self.device)
+        unseen.masked_fill_(~mask, float("-inf"))  # once, and not in each layer's call
 
         def step(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             heads = (images, count * beams, *query.shape[1:])  # (B, Q * K, H, E)
             for store, new in zip(self._store[layer], (key, value), strict=True):
                 store[:, :, used:end] = new.view(heads).transpose(1, 2)
             keys, values = (store[:, :, :end] for store in self._store[layer])
-            attended = F.scaled_dot_product_attention(query.view(heads).transpose(1, 2), keys, values, attn_mask=mask)
+            attended = F.scaled_dot_product_attention(query.view(heads).transpose(1, 2), keys, values, attn_mask=unseen)
             return attended.transpose(1, 2).reshape(query.shape)
 
         rows = self.model.encoder.run(rows, 0, step).unflatten(0, (images, count, beams))[:, -1]
@@ -314,8 +316,11 @@ def _may_attend(past: Tensor, count: int) -> Tensor:
 
 
 def _with_room(rows: Tensor, length: int) -> Tensor:
-    """(B, H, R, E) -> (B, H, length, E)."""
-    return F.pad(rows, (0, 0, 0, length - rows.shape[2]))
+    """(B, H, R, E) -> (B, H, length, E), the new rows with anything in them."""
+    images, heads, before, width = rows.shape
+    wider = rows.new_empty(images, heads, length, width)
+    wider[:, :, :before] = rows
+    return wider
 
 
 def _padded_rows(rows: Tensor, index: Tensor) -> Tensor:
