@@ -248,6 +248,9 @@ def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) 
         UserError: a file is missing or damaged.
 
     """
+    for name in (STATE, *files):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}; remove this checkpoint to go on from an earlier one")
     state = read_json(folder / STATE)
     try:
         step, checksums = int(state["step"]), {name: str(state["checksums"][name]) for name in (WEIGHTS, OPTIMISER)}
@@ -258,8 +261,6 @@ def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) 
     if step != int(folder.name.rpartition("-")[2]):
         raise UserError(f"{folder / STATE} is damaged; remove this checkpoint to go on from an earlier one")
     for name in files:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}; remove this checkpoint to go on from an earlier one")
         if sha256(folder / name) != checksums[name]:
             raise UserError(f"{folder / name} is damaged; remove this checkpoint to go on from an earlier one")
     return dict(state)

@@ -19,10 +19,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dimvl.config import DeepSpeedConfig, TrainingConfig
@@ -43,12 +45,22 @@ def checked_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: in
     """Return DeepSpeed's JSON.
 
     Raises:
-        UserError: deepspeed is not installed, or a key of the user is unknown or contradicts the configuration.
+        UserError: deepspeed is not installed; a key of the user is unknown or contradicts the configuration, or
+            DeepSpeed does not take its value.
 
     """
     options = deepspeed_options(training, config, ranks)
-    zero = _deepspeed().runtime.zero.config.DeepSpeedZeroConfig.model_fields
+    deepspeed = _deepspeed()
+    zero = deepspeed.runtime.zero.config.DeepSpeedZeroConfig.model_fields
     check_zero_keys(options, [*zero, *(field.alias for field in zero.values() if field.alias)])
+    try:
+        deepspeed.DeepSpeedConfig(deepcopy(options))
+    except Exception as error:  # of many types, by rules that are spread over its code
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg']}"
+        raise UserError(f"deepspeed.options: DeepSpeed does not take them ({reason}); correct that key") from error
     return options
 
 

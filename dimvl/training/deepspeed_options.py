@@ -33,13 +33,14 @@ SETTLED = {
     "activation_checkpointing": "training.checkpoint_activations",
     "zero_force_ds_cpu_optimizer": "deepspeed.offload_optimizer",
     "zero_optimization.stage": "deepspeed.stage",
+    "zero_optimization.zero_hpz_partition_size": "the number of ranks, all of which share each weight",
     "zero_optimization.offload_optimizer.device": "deepspeed.offload_optimizer",
     "zero_optimization.offload_param.device": "deepspeed.offload_parameters",
 }
 # Further keys at the top of DeepSpeed's JSON that make sense here; it ignores what it does not know.
 FREE = (
     *("zero_optimization", "communication_data_type", "steps_per_print", "wall_clock_breakdown"),
-    *("dump_state", "memory_breakdown", "comms_logger", "flops_profiler", "aio", "disable_python_gc"),
+    *("dump_state", "memory_breakdown", "comms_logger", "flops_profiler", "disable_python_gc"),
 )
 
 
@@ -57,6 +58,9 @@ def deepspeed_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: 
     """
     options = _settled(training, config, ranks)
     _check_known(config.options, [*SETTLED, *FREE], "deepspeed.options")
+    for name, own in options.items():
+        if isinstance(own, dict) and not isinstance(config.options.get(name, {}), dict):
+            raise UserError(f"deepspeed.options.{name} is {config.options[name]!r}; give its keys, as {name}: {{...}}")
     for name, owner in SETTLED.items():
         given, own = _look_up(config.options, name), _look_up(options, name)
         if given is not None and given != own:
@@ -113,6 +117,7 @@ def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> d
             "zero_quantized_weights": False,
             "zero_quantized_gradients": False,
             "ignore_unused_parameters": False,
+            "zero_hpz_partition_size": 1,  # more needs process groups of its own
         },
     }
     if config.offload_optimizer:

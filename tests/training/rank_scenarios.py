@@ -316,7 +316,15 @@ class Scenarios:
         return self.failure("differs", 1, **gone)
 
     def unknown_options(self):
-        options = {"zero_optimization": {"overlap_com": True}}
+        return self._options({"zero_optimization": {"overlap_com": True}})
+
+    def no_number(self):
+        return self._options({"zero_optimization": {"reduce_bucket_size": "many"}})
+
+    def no_type(self):
+        return self._options({"communication_data_type": "fp99"})
+
+    def _options(self, options):
         return self.failure("unknown", 1, deepspeed={"options": options})
 
 

@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
     else:
         flipped = content.replace(b"7", b"6", 1) if name == "state.json" else bytes([content[0] ^ 1]) + content[1:]
         file.write_bytes(flipped if damage == "flipped bit" else content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"step-00000007.*; (remove|check)|step-00000007.*does not exist") as caught:
+    with pytest.raises(UserError, match=r"step-00000007.*; (remove|check)") as caught:
         check_checkpoint(folder)
     assert name in str(caught.value)
 

@@ -32,6 +32,7 @@ ON_TWO = [
     "written_late",
     *("go_on_3", "from_torch", "frozen", "validation", "self_critical", "loss_not_finite", "gradient_not_finite"),
     *("full_disk", "another_seed", "another_store", "one_lacks_a_file", "unknown_options"),
+    *("no_number", "no_type"),
 ]
 ON_OTHERS = ["curve_2", "curve_3", "go_on_1", "go_on_3"]
 
@@ -278,6 +279,11 @@ def test_a_full_disk_on_rank_0_stops_all_and_leaves_the_checkpoint_before(folder
         ("another_seed", "rank 1 has another seed in its configuration than rank 0 (1, not 0); start every rank"),
         ("another_store", "rank 1 has another region store (checksum of manifest.json) than rank 0"),
         ("unknown_options", "deepspeed.options.zero_optimization: unknown key 'overlap_com'"),
+        (
+            "no_number",
+            "deepspeed.options: DeepSpeed does not take them (reduce_bucket_size is 'many': Input should be a valid",
+        ),
+        ("no_type", "deepspeed.options: DeepSpeed does not take them (Invalid communication_data_type."),
     ],
 )
 def test_ranks_that_do_not_fit_together_are_told_before_anything_is_written(folder, name, sentence):

@@ -47,6 +47,8 @@ def test_the_users_keys_are_laid_over_and_may_say_what_is_said_already():
         ({"optimizer": {"type": "Adam"}}, "but training.learning_rate and its neighbours settles it"),
         ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage is 3, but deepspeed.stage settles it (1)"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "but deepspeed.offload_optimizer settles"),
+        ({"zero_optimization": {"zero_hpz_partition_size": 3}}, "but the number of ranks, all of which share each wei"),
+        ({"zero_optimization": 3}, "deepspeed.options.zero_optimization is 3; give its keys, as zero_optimization: {"),
         ({"checkpoint": {"load_universal": True}}, "but training.save_every and training.keep settles it"),
     ],
 )
