@@ -44,8 +44,8 @@ class Part:
         forward: seconds; of what has no gradient, all.
         backward: seconds, what is computed again for the gradient among them.
         flops: operations of its matrix products in both passes; 0 where it has none.
-        bound: what it cannot be faster than: `compute` or `memory`, as its operations a byte are above or below those
-            of the device; `data`; empty where that is not known.
+        roof: what it comes up against at best: `compute` or `memory`, as its operations a byte are above or below those
+            of the device; `data` for batches; empty where that is not known.
 
     """
 
@@ -53,7 +53,7 @@ class Part:
     forward: float
     backward: float
     flops: float
-    bound: str
+    roof: str
 
     @property
     def seconds(self) -> float:
@@ -252,7 +252,7 @@ def _parts(
             if product.flops.forward:
                 moved[part] += size * product.elements * product.flops.total / product.flops.forward
 
-    def bound(part: str) -> str:
+    def roof(part: str) -> str:
         if flops[part]:
             return "compute" if flops[part] > balance * moved[part] else "memory"
         is_plain = part in FEW_OPERATIONS or (part == scopes.OPTIMISER and settings.muon_rate is None)
@@ -264,11 +264,11 @@ def _parts(
             forward=measured.parts[name].forward / steps,
             backward=measured.parts[name].backward / steps,
             flops=flops[name] / steps,
-            bound=bound(name),
+            roof=roof(name),
         )
         for name in PARTS
         if name in measured.parts
     ]
     if measured.idle is not None:
-        found.append(Part(name=IDLE, forward=measured.idle / steps, backward=0.0, flops=0.0, bound=""))
+        found.append(Part(name=IDLE, forward=measured.idle / steps, backward=0.0, flops=0.0, roof=""))
     return tuple(found)

@@ -41,9 +41,9 @@ def table(profile: Profile) -> Table:
         result.add_column(name, foot, justify="right", no_wrap=True)
     for name in ("GFLOP/s", "of peak"):
         result.add_column(name, justify="right", no_wrap=True)
-    result.add_column("bound by")
+    result.add_column("roof")
     for part in profile.parts:
-        result.add_row(part.name, f"{part.seconds / whole:.1%}", *_cells(part, profile.peak), part.bound)
+        result.add_row(part.name, f"{part.seconds / whole:.1%}", *_cells(part, profile.peak), part.roof)
     return result
 
 

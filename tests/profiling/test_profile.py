@@ -108,7 +108,7 @@ def test_slow_data_is_told_as_waiting(data, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingSteps, "__getitem__", slow)
     found = profile(make_config(data, tmp_path / "run"), tmp_path, steps=2, warmup=1)
     waiting = parts_of(found)[scopes.DATA]
-    assert waiting.bound == "data" and waiting.forward >= 0.05
+    assert waiting.roof == "data" and waiting.forward >= 0.05
     assert found.data_wait == pytest.approx(waiting.forward, rel=0.05)
 
 
@@ -128,14 +128,14 @@ def test_the_operations_of_the_parts_are_those_of_the_batches(data, tmp_path, re
     assert found.utilisation == found.flops / found.seconds / found.peak
 
 
-def test_wide_products_are_bound_by_arithmetic_and_few_rows_by_memory(data, tmp_path, monkeypatch):
+def test_the_roof_of_products_is_arithmetic_or_memory_as_the_device_has_it(data, tmp_path, monkeypatch):
     monkeypatch.setattr("dimvl.profiling.measure.matmul_rate", lambda device, precision: 1e11)
     config = make_config(data, tmp_path / "run", model={"width": 64, "inner_width": 512})
-    for copied, bound in ((1e12, "compute"), (1e6, "memory")):
+    for copied, roof in ((1e12, "compute"), (1e6, "memory")):
         monkeypatch.setattr("dimvl.profiling.measure.copy_rate", lambda device, copied=copied: copied)
         parts = parts_of(profile(config, tmp_path, steps=1, warmup=1))
-        assert {parts[name].bound for name in (scopes.QKV, scopes.FFN, scopes.OUT)} == {bound}
-        assert parts[scopes.NORMS].bound == parts[scopes.OPTIMISER].bound == "memory"
+        assert {parts[name].roof for name in (scopes.QKV, scopes.FFN, scopes.OUT)} == {roof}
+        assert parts[scopes.NORMS].roof == parts[scopes.OPTIMISER].roof == "memory"
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at what it compiles
@@ -180,7 +180,7 @@ def config_file(data, tmp_path):
 def test_the_command_tells_the_parts_and_writes_the_trace_and_not_the_run(monkeypatch, capsys, config_file, tmp_path):
     code, out, err = run_command(monkeypatch, capsys, config_file, "--out", tmp_path / "profile", "--steps", 2)
     assert code == 0, err
-    for part in ("QKV", "FFN products", "optimiser", "bound by", "of peak", "GFLOP/s", "2 steps of"):
+    for part in ("QKV", "FFN products", "optimiser", "roof", "of peak", "GFLOP/s", "2 steps of"):
         assert part in out, part
     assert "trace.json: open it in https://ui.perfetto.dev" in err
     trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
