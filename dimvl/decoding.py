@@ -179,7 +179,7 @@ class Sample:
 
 
 def sample(model: NextWords, end: int, draws: Tensor, everywhere: Everywhere = bool) -> list[list[Sample]]:
-    """Draw texts word by word from the model's own distribution.
+    """Draw texts word by word from the model's own distribution over the tokens that a text may have.
 
     A text ends with [SEP] or is cut off where its numbers end; nothing is forced, so that its log-probability is that
     of what was drawn.
@@ -202,6 +202,7 @@ def sample(model: NextWords, end: int, draws: Tensor, everywhere: Everywhere = b
     totals = torch.zeros(images, samples, dtype=torch.float64, device=draws.device)
     ended = torch.zeros(images, samples, dtype=torch.bool, device=draws.device)
     for place in range(longest):
+        log_probabilities = log_probabilities.log_softmax(dim=-1)
         cumulated = log_probabilities.double().exp().cumsum(dim=-1)
         wanted = draws[:, :, place, None].double() * cumulated[..., -1:]
         tokens = torch.searchsorted(cumulated, wanted, right=True).clamp(max=cumulated.shape[-1] - 1)
@@ -244,8 +245,7 @@ class CachedDecoder:
         self.model, self.word_head, self.tokenizer = model, model.word_head, processor.tokenizer
         self.variant, self.text_start = processor.variant, processor.text_start
         self.device = prefixes.token_ids.device
-        never = sorted(self.tokenizer.special_ids - {self.tokenizer.sep})  # no text has them
-        self._never = torch.tensor(never, device=self.device)
+        self._never = torch.tensor(self.tokenizer.unwritten_ids, device=self.device)
         self.length = 0  # words of each hypothesis in the store
         index, mask = _padded_prefix(prefixes, self.device)
         self._past = mask[:, None]  # (B, K, R) True where a hypothesis has seen a row of the store

@@ -23,6 +23,7 @@ class Tokenizer:
         sep: id of [SEP], which ends context and text.
         mask: id of [MASK].
         special_ids: ids of the special tokens.
+        unwritten_ids: those of them that no text has, all but [SEP], ascending.
         ordinary_ids: all other ids, ascending.
 
     """
@@ -38,6 +39,7 @@ class Tokenizer:
         vocabulary = inner.get_vocab()
         self.cls, self.sep, self.mask = (vocabulary[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
         self.special_ids = frozenset(vocabulary[token] for token in SPECIAL)
+        self.unwritten_ids = sorted(self.special_ids - {self.sep})
         self.ordinary_ids = np.setdiff1d(np.arange(len(vocabulary)), list(self.special_ids))
         self._continues = [token.startswith("##") for token in self.tokens()]
 

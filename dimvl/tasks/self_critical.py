@@ -8,7 +8,7 @@ it fits a prefix that is computed once for all captions of an image.
 The reward is of the tokens as drawn, the final [SEP] among them where it came in time: a caption that breaks off is
 paid less than one that ends. [SEP] is in the log-probability for the same reason. Captions are drawn without gradients
 from a cached prefix; then their log-probabilities are computed in one ragged forward pass. Both are of the same
-function, so the model has no dropout here.
+distribution, over the tokens that a text may have: there is no dropout here, and neither knows other special tokens.
 
 What is drawn is decided by numbers that travel with the document, keyed by seed, epoch and document: neither
 micro-batches nor ranks change it.
@@ -113,8 +113,9 @@ class SelfCriticalTask(Task):
         )
         rows = self.model(whole)
         assert self.model.word_head is not None
-        logits = self.model.word_head(rows[len(rows) - len(words) :])
-        gained = -F.cross_entropy(logits.float(), words, reduction="none")
+        logits = self.model.word_head(rows[len(rows) - len(words) :]).float()
+        never = torch.tensor(tokenizer.unwritten_ids, device=device)
+        gained = -F.cross_entropy(logits.index_fill(-1, never, float("-inf")), words, reduction="none")
         of_word = torch.from_numpy(np.repeat(np.arange(len(texts)), lengths)).to(device)
         return gained.new_zeros(len(texts)).index_add(0, of_word, gained)
 

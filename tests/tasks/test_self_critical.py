@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -124,19 +125,20 @@ def test_bf16_copies_of_the_weights_made_while_drawing_do_not_swallow_gradients(
 
 
 class Enumerable:
-    """A captioner of a vocabulary of five tokens, and every text that it may write: ended, or cut off."""
+    """A captioner of four words beside [CLS], [SEP] and [MASK], and every text that it may write: ended or cut off."""
 
     def __init__(self, longest=3):
-        others = [0, 2, 3, 4]
-        texts = [(*words, 1) for length in range(longest) for words in itertools.product(others, repeat=length)]
-        self.texts = texts + list(itertools.product(others, repeat=longest))
-        processor = SimpleNamespace(tokenizer=SimpleNamespace(cls=0, sep=1, mask=2), text_start=4, variant="causal")
-        model = make_model(3, vocabulary=5, word_head=True, dropout=0.0)
-        references = [[[3, 4, 1], [4, 1]], [[3, 1]], [[0, 2, 1]]]
+        words = [3, 4, 5, 6]
+        texts = [(*text, 1) for length in range(longest) for text in itertools.product(words, repeat=length)]
+        self.texts = texts + list(itertools.product(words, repeat=longest))
+        tokenizer = SimpleNamespace(cls=0, sep=1, mask=2, unwritten_ids=[0, 2])
+        processor = SimpleNamespace(tokenizer=tokenizer, text_start=4, variant="causal")
+        model = make_model(3, vocabulary=7, word_head=True, dropout=0.0)
+        references = [[[3, 4, 1], [4, 1]], [[3, 1]], [[5, 6, 1]]]
         self.task = SelfCriticalTask(model, processor, CiderD(references).scores, longest)
         prefix = replace(make_prefix(make_regions(0), make_processor().tags), context=np.array([0, 3, 1]))
-        document = Document(source="", objective=OBJECTIVE, prefix=prefix, texts=[], seq2seq=True)
-        self.batch = collate([document], BatchShape(objectives={}, text_start=4, feature_width=FEATURE_WIDTH))
+        self.document = Document(source="", objective=OBJECTIVE, prefix=prefix, texts=[], seq2seq=True)
+        self.batch = collate([self.document], BatchShape(objectives={}, text_start=4, feature_width=FEATURE_WIDTH))
 
     def log_probabilities(self):
         return self.task.log_probabilities(self.batch, self.texts, np.zeros(len(self.texts), dtype=np.int64))
@@ -148,6 +150,20 @@ class Enumerable:
 def gradient_of(value, model):
     weights = [weight for name, weight in model.named_parameters() if "hidden_feature" not in name]
     return torch.cat([part.flatten() for part in torch.autograd.grad(value, weights)])
+
+
+@pytest.mark.parametrize("longest", [1, 2])
+def test_captions_are_drawn_as_often_as_the_probability_that_is_differentiated_says(longest):
+    world, fine = Enumerable(longest), {1: 2000, 2: 60}[longest]
+    evenly = (np.arange(fine, dtype=np.float32) + 0.5) / fine  # each word's numbers, all combinations
+    draws = np.stack(np.meshgrid(*[evenly] * longest, indexing="ij"), axis=-1).reshape(-1, longest)
+    shape = BatchShape(objectives=dict(world.task.objectives), text_start=4, feature_width=FEATURE_WIDTH, draws=longest)
+    drawn = Counter(text.token_ids for text in world.task.draw(collate([replace(world.document, draws=draws)], shape)))
+    probabilities = dict(zip(world.texts, world.log_probabilities().exp().tolist(), strict=True))
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5) and drawn.keys() <= probabilities.keys()
+    for text, probability in probabilities.items():
+        # a word's part of the numbers is one of them more or less than its probability, so is each word's part of that
+        assert drawn[text] / len(draws) == pytest.approx(probability, abs=longest / fine)
 
 
 def test_the_expected_gradient_over_all_pairs_of_captions_is_the_exact_policy_gradient():
