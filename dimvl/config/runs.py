@@ -24,7 +24,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _number_or_file(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | str | Path):
+    if not isinstance(value, int | str | Path):
         raise ValueError("give a number of answers or a JSON file of them")
     if isinstance(value, int) and value < 2:
         raise ValueError("keep at least 2 answers")

@@ -1,9 +1,9 @@
 """The sections of a run configuration: each key with its type, its bounds and one line of explanation."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Share = float
 Split = Literal["qkv", "out", "norm", "ffn"]
@@ -14,6 +14,21 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys and numbers without end are refused, and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind), *map(type, get_args(kind))}:
+            raise ValueError("give a number")
+        return value
+
+
+def _each_once(names: list[Split]) -> list[Split]:
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ValueError(f"{name} is there twice; name each sublayer once")
+    return names
 
 
 class InputsConfig(Section):
@@ -34,7 +49,9 @@ class ModelConfig(Section):
     width: int = Field(768, ge=8, description="of every row; a multiple of heads")
     heads: int = Field(12, ge=1, description="attention heads")
     inner_width: int = Field(3072, ge=8, description="inside the feed-forward sublayer")
-    split: list[Split] = Field(["qkv"], description="sublayers with one set of weights per modality")
+    split: Annotated[list[Split], AfterValidator(_each_once)] = Field(
+        ["qkv"], description="sublayers with one set of weights per modality"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="after embeddings and sublayers; none on attention")
     activation: Literal["gelu", "relu", "silu"] = Field(
         "gelu", description="inside feed-forward sublayers, word and object head"
