@@ -8,8 +8,10 @@ The detector, and with it torchvision, is loaded with the first picture. Nothing
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -24,8 +26,9 @@ from dimvl.export import DETECTOR, check_export
 from dimvl.pretrained import Trained, choose_device, load_trained
 from dimvl.regions.detections import RegionDetector
 from dimvl.regions.detectors import load_detector
+from dimvl.regions.extract import detect_files
 from dimvl.regions.geometry import fractions_to_pixels
-from dimvl.regions.images import load_image, upright_rgb
+from dimvl.regions.images import load_image, quiet_decoders, upright_rgb
 from dimvl.regions.records import Regions
 
 logger = logging.getLogger(__name__)
@@ -34,7 +37,9 @@ Picture = str | Path | Image.Image | Regions
 Pictures = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[Picture]
 Key = str | int
 Item = TypeVar("Item")
-AT_ONCE = 32  # pictures or texts; bounds the memory that a long list takes
+AT_ONCE = 32  # pictures that are looked at together
+ROWS_AT_ONCE = 8192  # of the model's rows: regions, tags and words; both bound the memory that a long list takes
+READERS = 2  # threads that read pictures ahead
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,6 @@ class Predictor:
     def __init__(self, trained: Trained, detector: Path) -> None:
         self.trained = trained
         self._detector_folder = detector
-        self._detector: RegionDetector | None = None
         self._tags = trained.processor.tags
 
     @classmethod
@@ -105,7 +109,7 @@ class Predictor:
         """
         folder = _local_folder(name)
         check_export(folder)
-        return cls(load_trained(folder, choose_device(device)), folder / DETECTOR)
+        return cls(load_trained(folder, choose_device(device)).for_prediction(), folder / DETECTOR)
 
     @overload
     def regions(self, images: Picture) -> Regions: ...
@@ -137,6 +141,30 @@ class Predictor:
         result = [found[_key(picture)] for picture in pictures]
         return result if isinstance(images, list) else result[0]
 
+    def regions_of_files(
+        self,
+        files: Sequence[Path],
+        skipped: list[tuple[Path, str]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[list[Regions]]:
+        """Find the regions of many pictures, a few at a time, in their order, while the next ones are being read.
+
+        A picture that cannot be read, or on which the detector fails, is logged and left out.
+
+        Args:
+            files: of pictures; `image_id` of the regions is the path as text.
+            skipped: grows by each picture that is left out, with the reason.
+            progress: called with pictures dealt with and in total.
+
+        """
+        with quiet_decoders():
+            images = [(str(file), file) for file in files]
+            for done, regions in detect_files(images, self._detector, skipped, AT_ONCE, READERS):
+                if regions:
+                    yield regions
+                if progress is not None:
+                    progress(done, len(files))
+
     @overload
     def answer(self, images: Picture, questions: str, top: int = 5) -> Answer: ...
     @overload
@@ -156,11 +184,8 @@ class Predictor:
 
         """
         self.trained.require("answer")
-        prefixes, words = self._pairs(images, questions)
         answers = [
-            self._answer(row, top)
-            for part in _parts(len(words))
-            for row in self.trained.answer_probabilities(prefixes[part], words[part])
+            self._answer(row, top) for row in self._of_pairs(images, questions, self.trained.answer_probabilities)
         ]
         return answers if isinstance(images, list) or isinstance(questions, list) else answers[0]
 
@@ -180,9 +205,11 @@ class Predictor:
 
         """
         self.trained.require("caption")
-        prefixes = [make_prefix(self._best(regions), self._tags) for regions in self.regions(_listed(images))]
+        prefixes = self._prefixes(self.regions(_listed(images)))
         options = DecodingOptions(beams=beams)
-        captions = [text for part in _parts(len(prefixes)) for text in self.trained.captions(prefixes[part], options)]
+        text_rows = beams * (self.trained.processor.text_tokens + 1)
+        parts = _parts([_rows(prefix) + text_rows for prefix in prefixes])
+        captions = [text for part in parts for text in self.trained.captions(prefixes[part], options)]
         return captions if isinstance(images, list) else captions[0]
 
     @overload
@@ -203,12 +230,7 @@ class Predictor:
 
         """
         self.trained.require("match")
-        prefixes, words = self._pairs(images, texts)
-        probabilities = [
-            value
-            for part in _parts(len(words))
-            for value in self.trained.match_probabilities(prefixes[part], words[part]).tolist()
-        ]
+        probabilities = self._of_pairs(images, texts, self.trained.match_probabilities).tolist()
         return probabilities if isinstance(images, list) or isinstance(texts, list) else probabilities[0]
 
     def explain(self, image: Picture, question: str, top: int = 5) -> Explanation:
@@ -238,13 +260,15 @@ class Predictor:
         described = [self._describe(regions, place, drop) for place, drop in enumerate(drops)]
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
 
+    @cached_property
+    def _detector(self) -> RegionDetector:
+        detector = load_detector(self._detector_folder)
+        self.trained.processor.check_extractor(detector.extractor, str(self._detector_folder))
+        return detector.to(self.trained.device)
+
     def _detect(self, images: Mapping[Key, Image.Image]) -> dict[Key, Regions]:
         if not images:
             return {}
-        if self._detector is None:
-            detector = load_detector(self._detector_folder)
-            self.trained.processor.check_extractor(detector.extractor, str(self._detector_folder))
-            self._detector = detector.to(self.trained.device)
         return {
             key: Regions(image_id=str(key), width=image.width, height=image.height, **vars(seen))
             for (key, image), seen in zip(images.items(), self._detector.detect(list(images.values())), strict=True)
@@ -265,15 +289,39 @@ class Predictor:
             )
         return best_regions(regions, self.trained.processor.max_regions)
 
-    def _pairs(self, images: Picture | Pictures, texts: str | list[str]) -> tuple[list[Prefix], list[np.ndarray]]:
-        """One prefix and one tokenised text for each pair; the texts are checked before any picture is looked at."""
+    def _of_pairs(
+        self,
+        images: Picture | Pictures,
+        texts: str | list[str],
+        probabilities: Callable[[list[Prefix], list[np.ndarray]], torch.Tensor],
+    ) -> torch.Tensor:
+        """Probabilities of each pair: (M, ...), each picture's texts together whatever the order of the pairs.
+
+        The texts are checked before any picture is looked at.
+        """
         pictures, given = _listed(images), texts if isinstance(texts, list) else [texts]
         words = self.trained.tokenise(given)
         if len(pictures) != len(given) and 1 not in (len(pictures), len(given)):
             raise UserError(f"{len(pictures)} pictures and {len(given)} texts do not pair up; give as many of each")
-        prefixes = [make_prefix(self._best(regions), self._tags) for regions in self.regions(pictures)]
-        count = max(len(pictures), len(given))
-        return _repeated(prefixes, count), _repeated(words, count)
+        count = len(given) if len(pictures) == 1 else len(pictures)
+        if not count:
+            return torch.zeros(0)
+        prefixes, words = _repeated(self._prefixes(self.regions(pictures)), count), _repeated(words, count)
+        first: dict[int, int] = {}  # where each prefix comes first
+        for place, prefix in enumerate(prefixes):
+            first.setdefault(id(prefix), place)
+        order = sorted(range(count), key=lambda place: first[id(prefixes[place])])
+        prefixes, words = [prefixes[place] for place in order], [words[place] for place in order]
+        apart = [not (self.trained.processor.shared_prefix and one is other) for one, other in pairwise(prefixes)]
+        rows = [_rows(prefix) * own for prefix, own in zip(prefixes, [True, *apart], strict=True)]
+        parts = _parts([before + len(text) + 1 for before, text in zip(rows, words, strict=True)])
+        found = torch.cat([probabilities(prefixes[part], words[part]) for part in parts])
+        return found[np.argsort(order)]
+
+    def _prefixes(self, images: Sequence[Regions]) -> list[Prefix]:
+        """One prefix for each; regions that come twice (the same object) give the same prefix."""
+        made = {id(regions): make_prefix(self._best(regions), self._tags) for regions in images}
+        return [made[id(regions)] for regions in images]
 
     def _answer(self, probabilities: torch.Tensor, top: int) -> Answer:
         answers = self.trained.processor.answers
@@ -299,8 +347,19 @@ def _listed(images: Picture | Pictures) -> list[Picture]:
     return list(images) if isinstance(images, list) else [images]
 
 
-def _parts(count: int) -> list[slice]:
-    return [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
+def _rows(prefix: Prefix) -> int:
+    return len(prefix.features) + len(prefix.context)
+
+
+def _parts(rows: Sequence[int]) -> list[slice]:
+    """Cut a list into parts of at most `ROWS_AT_ONCE` rows and at least one item."""
+    starts, total = [0], 0
+    for place, count in enumerate(rows):
+        if total + count > ROWS_AT_ONCE and place > starts[-1]:
+            starts.append(place)
+            total = 0
+        total += count
+    return [slice(*ends) for ends in pairwise([*starts, len(rows)])] if rows else []
 
 
 def _repeated(items: Sequence[Item], count: int) -> list[Item]:

@@ -7,7 +7,7 @@ Letters: M questions or pairs, A answers.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -27,6 +27,7 @@ from dimvl.errors import UserError
 from dimvl.files import read_json, sha256
 from dimvl.model.convert import load_pretrained, read_weights
 from dimvl.model.model import DimvlModel
+from dimvl.model.packed import pack_linears
 from dimvl.tasks.answering import VqaTask, question_document
 from dimvl.tasks.base import plain_text
 
@@ -76,6 +77,11 @@ class Trained:
         if not abilities[ability]:
             others = " and ".join(name for name, there in abilities.items() if there)
             raise UserError(f"the model {self.weights.parent} cannot {ability}, it can {others}; give another model")
+
+    def for_prediction(self) -> "Trained":
+        """Return the same, its linear layers laid out for the processor if it is on one; it can be trained no more."""
+        pack_linears(self.model)
+        return self
 
     def without_guard(self) -> "Trained":
         """Return the same model, which `refuse_trained` lets evaluate on any image."""
@@ -128,18 +134,17 @@ class Trained:
         self.require("answer")
         task = VqaTask(self.model, self.processor)
         processor = self.processor
-        owners = map(id, prefixes) if processor.shared_prefix else range(len(prefixes))
-        pairs = zip(prefixes, words, owners, strict=True)
-        documents = []
-        for _, group in groupby(pairs, key=itemgetter(2)):
-            (prefix, first, _), *others = group
-            texts = [first, *(text for _, text, _ in others)]
-            documents.append(question_document("question", prefix, texts, processor.tokenizer, processor.shared_prefix))
+        documents = [
+            question_document("question", prefix, texts, processor.tokenizer, processor.shared_prefix)
+            for prefix, texts in self._by_prefix(prefixes, words)
+        ]
         return task.probabilities(collate(documents, task.shape).to(self.device)).cpu()
 
     @torch.inference_mode()
     def match_probabilities(self, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
         """Probability that a text belongs to its prefix, for one text on each: (M,).
+
+        A prefix that is given several times in a row is shared as in `answer_probabilities`.
 
         Raises:
             UserError: the model cannot match.
@@ -152,11 +157,11 @@ class Trained:
                 source="pair",
                 objective="matching",
                 prefix=prefix,
-                texts=[plain_text(text, tokenizer)],
+                texts=[plain_text(text, tokenizer) for text in texts],
                 seq2seq=self.processor.shared_prefix,
-                match=[0.0],
+                match=[0.0] * len(texts),
             )
-            for prefix, text in zip(prefixes, words, strict=True)
+            for prefix, texts in self._by_prefix(prefixes, words)
         ]
         batch = self._batch(documents, {"matching": MatchTargets})
         assert self.model.match_head is not None
@@ -182,6 +187,15 @@ class Trained:
         documents = [Document(source="image", objective="", prefix=p, texts=[], seq2seq=True) for p in prefixes]
         found = caption_prefixes(self.model, self.processor, self._batch(documents, {}), options, everywhere, wanted=1)
         return [self.processor.tokenizer.decode(hypotheses[0].token_ids) for hypotheses in found]
+
+    def _by_prefix(
+        self, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]
+    ) -> Iterator[tuple[Prefix, list[np.ndarray]]]:
+        """Each prefix with its texts: those in a row that share it, or where texts change it one."""
+        owners = map(id, prefixes) if self.processor.shared_prefix else range(len(prefixes))
+        for _, group in groupby(zip(prefixes, words, owners, strict=True), key=itemgetter(2)):
+            pairs = list(group)
+            yield pairs[0][0], [text for _, text, _ in pairs]
 
     def _batch(self, documents: Sequence[Document], objectives: dict[str, type[MatchTargets]]) -> Batch:
         shape = BatchShape(

@@ -41,7 +41,7 @@ class Table:
             [(*texts[parent], token) for parent, token in zip(*pair, strict=True)]
             for texts, *pair in zip(self.texts, parents.tolist(), tokens.tolist(), strict=True)
         ]
-        return self._scores()
+        return self._scores() if self.texts else torch.zeros(*tokens.shape, self.vocabulary)
 
     def keep(self, images):
         self.texts, self.live = ([kept[place] for place in images.tolist()] for kept in (self.texts, self.live))
@@ -122,6 +122,49 @@ def test_images_finish_at_different_times_and_do_not_change_each_other():
     alone = [beam_search(Table([seed], sharpness=2.5), END, options)[0] for seed in seeds]
     assert together == alone and together[::-1] == beam_search(Table(seeds[::-1], sharpness=2.5), END, options)
     assert len({len(found[0].token_ids) for found in together}) > 2
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_best_texts_alone_are_the_first_of_all_and_take_fewer_steps(penalty):
+    steps = Counter()
+    for seed in range(8):
+        options = DecodingOptions(beams=3, max_tokens=12, length_penalty=penalty)
+        every = Table(seed, 4, sharpness=2.5)
+        whole = beam_search(every, END, options)
+        for wanted in (1, 2):
+            few = Table(seed, 4, sharpness=2.5)
+            assert beam_search(few, END, options, wanted=wanted) == [found[:wanted] for found in whole]
+            assert few.calls <= every.calls
+            steps[wanted] += few.calls
+        steps["all"] += every.calls
+    assert steps[1] < steps["all"] or penalty in (2.0, -0.5), "these two favour the long so much, or so little"
+
+
+def test_images_that_are_done_leave_the_batch():
+    class Watched(Table):
+        """Counts images in each step."""
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.sizes = []
+
+        def _scores(self):
+            self.sizes.append(len(self.texts))
+            return super()._scores()
+
+    table = Watched(1, 12, sharpness=2.5)
+    beam_search(table, END, DecodingOptions(beams=2, max_tokens=12, length_penalty=0.0))
+    assert table.sizes[0] == 12 and table.sizes == sorted(table.sizes, reverse=True)
+    assert 0 < table.sizes[-1] < 6 and len(set(table.sizes)) > 3
+
+
+def test_a_rank_whose_images_are_done_takes_the_steps_of_the_others():
+    asked = []
+    table = Table(0, 3, sharpness=2.5)
+    options = DecodingOptions(beams=2, max_tokens=20, length_penalty=0.0)
+    found = beam_search(table, END, options, lambda done: asked.append(done))
+    assert table.calls == 20 and asked[-1] and not asked[0] and not table.texts
+    assert found == beam_search(Table(0, 3, sharpness=2.5), END, options)
 
 
 def test_the_search_stops_as_soon_as_no_text_can_become_better():
@@ -307,6 +350,10 @@ def test_cached_log_probabilities_equal_a_whole_forward_pass(variant):
                 for text, *pair in zip(texts, parents.tolist(), tokens.tolist(), strict=True)
             ]
             scores, beams = decoder.advance(torch.from_numpy(parents), torch.from_numpy(tokens)), 3
+            if len(texts[0][0]) == 3:  # some images leave
+                left = torch.tensor([0, 2, 4])
+                decoder.keep(left)
+                scores, prefixes, texts = scores[left], prefixes[::2], texts[::2]
     words = scores[0].isfinite()
     assert (scores[0] - scores[1])[words].abs().max() > 0.01, "the prefix matters"
 

@@ -1,3 +1,4 @@
+import itertools
 import logging
 import subprocess
 import sys
@@ -96,6 +97,61 @@ def test_one_picture_with_many_questions_is_looked_at_once(folder: Path, predict
     assert len(predictor.answer(folder / "1.png", ["is it red", QUESTION, "a star"])) == 3
     predictor.caption([folder / "1.png", folder / "2.png", str(folder / "1.png")])
     assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_pairs_in_any_order_are_answered_as_one_by_one_with_each_picture_looked_at_and_its_prefix_computed_once(
+    folder: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    processor = all_abilities(Detector.load(folder / "detector").extractor, shared_prefix=shared)
+    run = write_run(tmp_path / "run", make_trained(processor))
+    predictor = Predictor.from_pretrained(export(run, tmp_path / "export", folder / "detector"), "cpu")
+    pictures = [folder / f"{number}.png" for number in (1, 2, 1, 3, 2, 1)]
+    questions = ["is it red", "a star", "two blue stars", QUESTION, "is it red", QUESTION]
+    alone = [predictor.answer(*pair) for pair in zip(pictures, questions, strict=True)]
+    matches = [predictor.match(*pair) for pair in zip(pictures, questions, strict=True)]
+    prefixes: list[int] = []
+    embed = type(predictor.trained.model).embed
+    counted = lambda model, batch: prefixes.append(len(batch.layout.num_regions)) or embed(model, batch)  # noqa: E731
+    monkeypatch.setattr(type(predictor.trained.model), "embed", counted)
+    seen.clear()
+    together = predictor.answer(pictures, questions)
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    for answer, expected in zip(together, alone, strict=True):
+        assert dict(answer.top) == pytest.approx(dict(expected.top), abs=1e-5)
+    assert predictor.match(pictures, questions) == pytest.approx(matches, abs=1e-5)
+    assert seen == [3, 3] and prefixes == ([3, 3] if shared else [6, 6])
+    assert len({answer.top[0] for answer in alone}) == 6, "they differ, so an exchange would show"
+    monkeypatch.setattr(dimvl.predictor, "ROWS_AT_ONCE", 20)
+    assert [answer.text for answer in predictor.answer(pictures, questions)] == [answer.text for answer in alone]
+    assert len(prefixes) > 4
+    assert predictor.answer([], []) == predictor.answer([], QUESTION) == predictor.caption([]) == []
+
+
+def test_pictures_of_a_long_list_are_read_ahead_and_a_bad_one_is_left_out(
+    folder: Path,
+    tmp_path: Path,
+    predictor: Predictor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torn, missing = tmp_path / "torn.png", tmp_path / "missing.png"
+    torn.write_bytes((folder / "1.png").read_bytes()[:200])
+    files = [folder / "1.png", torn, folder / "2.png", missing, folder / "3.png"]
+    monkeypatch.setattr(dimvl.predictor, "AT_ONCE", 2)
+    skipped: list[tuple[Path, str]] = []
+    shown: list[tuple[int, int]] = []
+    found = list(predictor.regions_of_files(files, skipped, lambda *done: shown.append(done)))
+    assert [[regions.image_id for regions in part] for part in found] == [
+        [str(folder / "1.png"), str(folder / "2.png")],
+        [str(folder / "3.png")],
+    ]
+    assert [path for path, _ in skipped] == [torn, missing] and "does not exist" in skipped[1][1]
+    assert (
+        caplog.text.count("skipped: ") == 2 and shown[-1] == (5, 5) and [done for done, _ in shown] == [0, 1, 3, 4, 5]
+    )
+    for regions, file in zip(itertools.chain(*found), (1, 2, 3), strict=True):
+        np.testing.assert_array_equal(regions.features, predictor.regions(folder / f"{file}.png").features)
 
 
 def test_a_long_list_is_worked_off_in_parts_with_the_same_results(

@@ -67,7 +67,7 @@ def evaluate(
 
     set_threads(threads)
     store = RegionStore(regions, check=True)
-    trained = load_trained(model, choose_device(device))
+    trained = load_trained(model, choose_device(device)).for_prediction()
     if allow_trained_images:
         trained = trained.without_guard()
     missing: Missing = "skip" if skip_missing else "error"

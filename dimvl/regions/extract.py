@@ -101,29 +101,68 @@ def extract(
     already, done = len(images) - len(todo), 0
     skipped: list[tuple[Path, str]] = []
     output = _Output(writer, len(todo))
-    batch: list[_Picture] = []
     if progress is not None:
         progress(already, len(images))
     with quiet_decoders():
-        for number, (path, loaded) in enumerate(_loaded(todo, detector, given, workers, batch_size), start=1):
-            if isinstance(loaded, UserError):
-                _skip(path, str(loaded), skipped)
-            else:
-                batch.append(loaded)
-            if len(batch) == batch_size or (batch and number == len(todo)):
-                regions = _regions(batch, detector, given, skipped)
-                output.write(regions)
-                done, batch = done + len(regions), []
+        for dealt_with, regions in detect_files(todo, detector, skipped, batch_size, workers, given):
+            output.write(regions)
+            done += len(regions)
             if progress is not None:
-                progress(already + number - len(batch), len(images))
+                progress(already + dealt_with, len(images))
     return ExtractReport(done=done, already=already, skipped=skipped)
 
 
+def detect_files(
+    images: Sequence[tuple[str, Path]],
+    detector: Detector,
+    skipped: list[tuple[Path, str]],
+    batch_size: int,
+    workers: int,
+    given: GivenBoxes | None = None,
+) -> Iterator[tuple[int, list[Regions]]]:
+    """Look at pictures, a batch at a time, in their order; to be called within `quiet_decoders`.
+
+    A picture that cannot be read, or on which the detector fails, is logged and left out.
+
+    Args:
+        images: image ids and picture files.
+        detector: see `Detector`.
+        skipped: grows by each picture that is left out, with the reason.
+        batch_size: pictures that the detector sees at once.
+        workers: threads that decode pictures ahead.
+        given: boxes to be used in place of the detector's own.
+
+    Yields:
+        After each picture, how many are dealt with and the regions of the batch that it ends; none if it ends none.
+
+    """
+    batch: list[_Picture] = []
+    for number, (path, loaded) in enumerate(_loaded(images, detector, given, workers, batch_size), start=1):
+        regions: list[Regions] = []
+        if isinstance(loaded, UserError):
+            _skip(path, str(loaded), skipped)
+        else:
+            batch.append(loaded)
+        if len(batch) == batch_size or (batch and number == len(images)):
+            regions, batch = _regions(batch, detector, given, skipped), []
+        yield number - len(batch), regions
+
+
 def images_of_folder(folder: Path) -> list[tuple[str, Path]]:
-    """Pictures of a folder (not of those in it), sorted by name; the id of a picture is its name without the suffix.
+    """Pictures of a folder, as `pictures_of_folder`; the id of a picture is its name without the suffix.
 
     Raises:
         UserError: there is no such folder, no picture in it, or two pictures would have one id.
+
+    """
+    return _without_doubles([(file.stem, file) for file in pictures_of_folder(folder)])
+
+
+def pictures_of_folder(folder: Path) -> list[Path]:
+    """Pictures of a folder (not of those in it), sorted by name.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
 
     """
     if not folder.is_dir():
@@ -131,7 +170,7 @@ def images_of_folder(folder: Path) -> list[tuple[str, Path]]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise UserError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}); check the path")
-    return _without_doubles([(file.stem, file) for file in files])
+    return files
 
 
 def images_of_coco(annotations: Path, image_folder: Path) -> list[tuple[str, Path]]:

@@ -1,0 +1,45 @@
+import pytest
+import torch
+from torch import nn
+
+from dimvl.model.packed import PackedLinear, can_pack, pack_linears
+from tests.factories import make_batch, make_layout, make_model
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (33, 7), (0, 7), (2, 5, 7)])
+def test_a_packed_layer_equals_the_plain_one_and_keeps_nothing_of_it_but_the_bias(shape):
+    plain = nn.Linear(7, 11)
+    packed = PackedLinear(plain)
+    with torch.inference_mode():
+        rows = torch.randn(shape)
+        # sums in another order
+        torch.testing.assert_close(packed(rows), plain(rows), atol=1e-6, rtol=1e-5)
+    assert [name for name, _ in packed.named_parameters()] == ["bias"]
+    plain.weight.data.zero_()
+    assert packed(torch.ones(1, 7)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("split", [[], ["qkv"], ["qkv", "out", "norm", "ffn"]])
+def test_a_packed_model_computes_the_same_rows_and_heads(split):
+    options = {"width": 192, "heads": 4, "inner_width": 384, "split": split, "answers": 200, "word_head": True}
+    plain, packed = make_model(3, **options), make_model(3, **options)
+    pack_linears(packed)
+    kinds = {name: type(module) for name, module in packed.named_modules()}
+    assert kinds["encoder.layers.0.qkv.language"] is kinds["answer_head.outer"] is PackedLinear
+    assert kinds["regions.geometry"] is nn.Linear, "too small to be worth it"
+    assert kinds["word_head.decoder"] is nn.Linear and kinds["word_head.transform.dense"] is PackedLinear
+    batch = make_batch(make_layout(1))
+    with torch.inference_mode():
+        rows, expected = packed(batch), plain(batch)
+        torch.testing.assert_close(rows, expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(packed.answer_head(rows), plain.answer_head(expected), atol=1e-4, rtol=0)
+        torch.testing.assert_close(packed.word_head(rows), plain.word_head(expected), atol=1e-4, rtol=0)
+    assert expected.abs().max() > 0.1
+
+
+def test_what_is_not_float32_stays_as_it_is():
+    model = make_model(width=192, heads=4).bfloat16()
+    pack_linears(model)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
