@@ -394,7 +394,7 @@ def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     elif device == "cuda":
         base = few = Size(layers=12, budget=10_240, batches=4)
     else:
-        base, few = Size(layers=12, budget=320, batches=2), Size(layers=4, budget=320, batches=2)
+        base, few = Size(layers=12, budget=320, batches=2), Size(layers=4, budget=320, batches=1)
     files: dict[str, Any] = {}
     for kind in KINDS:
         for precision in ("fp32", "bf16"):

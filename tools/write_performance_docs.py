@@ -1,18 +1,21 @@
-"""Write the tables of docs/performance.md from benchmarks/results.
+"""Write the tables of docs/performance.md and docs/performance-data.md from benchmarks/results.
 
-    python tools/write_performance_docs.py
+    python -m tools.write_performance_docs
 
 What stands between `<!-- name -->` and `<!-- /name -->` is replaced; the sentences around it are written by hand.
+Whether a goal is met is computed here (`tools/performance_goals.py`).
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.performance_goals import Results, all_goals
+
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = [ROOT / "docs" / name for name in ("performance.md", "performance-data.md")]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -31,6 +34,57 @@ def run_of(result: dict[str, Any]) -> str:
 def times(part: dict[str, Any] | None) -> str:
     """Tell a ratio with its spread."""
     return "{:.2f} ({:.2f}-{:.2f})".format(*part["times_slower"]) if part else ""
+
+
+def goals(results: Results) -> str:
+    """Every goal with its figure."""
+    rows = [[goal.work, goal.wanted, goal.figure, goal.verdict] for goal in all_goals(results)]
+    return table(["work", "goal", "figure", ""], rows)
+
+
+def train(result: dict[str, Any]) -> str:
+    """Samples a second and ratios of all variants, by length file and precision."""
+    rows = []
+    for kind, by in result["files"].items():
+        names = dict.fromkeys(name for found in by.values() for name in found["variants"])
+        for name in names:
+            row: list[object] = [f"{kind}, {next(iter(by.values()))['layers']} layers", name]
+            for found in by.values():
+                part = found["variants"].get(name)
+                row += [f"{part['samples_per_second']:.2f}" if part else "", times(part)]
+            padded = [found["variants"][name]["padding"] for found in by.values() if name in found["variants"]]
+            rows.append([*row, f"{padded[0]:.2f}"])
+    head = ["length file", "variant", "fp32: samples a second", "time over dimvl's", "bf16", "time over dimvl's"]
+    return f"{run_of(result)}\n\n{table([*head, 'padded over real rows'], rows)}"
+
+
+def decoupled(result: dict[str, Any]) -> str:
+    """Separate against shared projections."""
+    part, rows = result["decoupled"], []
+    for precision in ("fp32", "bf16"):
+        found = part[precision]
+        flops = " and ".join(f"{count / 1e9:.2f}" for count in found["flops"].values())
+        rows.append([precision, flops, "{:.3f} ({:.3f}-{:.3f})".format(*found["time_ratio"]), found["upper_bound"]])
+    head = ["", "GFLOP, `[qkv]` and `[]`", f"time ratio, {part['pairs']} pairs", "upper end of 95%"]
+    return table(head, rows)
+
+
+def growth(result: dict[str, Any]) -> str:
+    """Time per row by rows of a step."""
+    by = result["growth"]["microseconds_per_row"]
+    head = ["rows of a step", *(f"{int(rows):,}" for rows in by)]
+    return table(head, [["microseconds a row", *(f"{value:.0f}" for value in by.values())]])
+
+
+def captions(result: dict[str, Any]) -> str:
+    """Shared prefixes against pairs."""
+    rows = []
+    for name, part in result["captions"].items():
+        losses = " and ".join(f"{loss:.5f}" for loss in part["losses"].values())
+        spread = "{:.2f} ({:.2f}-{:.2f})".format(*part["time_ratio"])
+        rows.append([name, f"{part['flop_ratio']:.2f}", spread, f"{part['share_of_flop_ratio'][0]:.0%}", losses])
+    head = ["regions + words", "operations, pairs over shared", "time, pairs over shared", "of the operations' ratio"]
+    return f"{run_of(result)}\n\n{table([*head, 'losses'], rows)}"
 
 
 def store(result: dict[str, Any]) -> str:
@@ -87,13 +141,31 @@ def memory(result: dict[str, Any]) -> str:
     return f"{run_of(result)}\n\n{table([*head, 'pickled for a worker'], rows)}"
 
 
-def page() -> str:
-    """Return the page with its tables as the results have them."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, write in (("store", store), ("workers", workers), ("steps", steps), ("loaders", loaders)):
-        file = {"workers": "store", "loaders": "steps"}.get(name, name)
-        text = replaced(text, name, write(json.loads((RESULTS / f"{file}.json").read_text())))
-    return replaced(text, "memory", memory(json.loads((RESULTS / "memory.json").read_text())))
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    **{name: ("train", write) for name, write in (("train", train), ("decoupled", decoupled), ("growth", growth))},
+    "captions": ("end_to_end", captions),
+    **{name: ("store", write) for name, write in (("store", store), ("workers", workers))},
+    **{name: ("steps", write) for name, write in (("steps", steps), ("loaders", loaders))},
+    "memory": ("memory", memory),
+}
+
+
+def read_results() -> Results:
+    """All results by the name of their file, without `.json`."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def page(path: Path) -> str:
+    """Return a page with its tables as the results have them."""
+    text, results = path.read_text(encoding="utf-8"), read_results()
+    for name in re.findall(r"^<!-- (\w+) -->$", text, flags=re.MULTILINE):
+        if name == "goals":
+            content = goals(results)
+        else:
+            file, write = TABLES[name]
+            content = write(results[file])
+        text = replaced(text, name, content)
+    return text
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -102,9 +174,10 @@ def replaced(text: str, name: str, content: str) -> str:
         rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.S
     )
     if count != 1:
-        raise SystemExit(f"{PAGE} has {count} places for {name}; give it one")
+        raise SystemExit(f"the page has {count} places for {name}; give it one")
     return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(page(path), encoding="utf-8")

@@ -1,0 +1,154 @@
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import end_to_end, harness, train
+from benchmarks.peers import CORES, PaddedStream, Uniter
+from benchmarks.samples import draw_lengths, make_batch, pad, token_buckets
+from dimvl.config import CaptionConfig
+from tools.performance_goals import Goal, all_goals, judged
+
+TINY = train.Size(layers=1, width=32, heads=2, budget=240, batches=2)
+SAMPLES = np.array([3, 5, 8])
+LENGTHS = draw_lengths("mixed", 10)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of other libraries: a benchmark shows them
+@pytest.mark.parametrize("name", command.SUITES)
+def test_every_suite_works_at_its_small_size_and_gives_what_json_can_hold(name):
+    facts = __import__(f"benchmarks.{name}", fromlist=["run"]).run("cpu", 2, True)
+    assert facts and json.loads(json.dumps(facts))
+
+
+def test_the_command_writes_what_a_suite_found_with_how_and_where_it_was_run(tmp_path, monkeypatch):
+    suite = types.SimpleNamespace(run=lambda device, rounds, small: {"found": [device, rounds, small]})
+    monkeypatch.setitem(sys.modules, "benchmarks.store", suite)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "store", "--rounds", "7", "--out", str(tmp_path / "a" / "b.json")])
+    command.main()
+    result = json.loads((tmp_path / "a" / "b.json").read_text())
+    assert result["found"] == ["cpu", 7, False]
+    assert result["command"].startswith("python -m benchmarks store --rounds 7")
+    assert {"hardware", "date", "versions", "threads", "device", "rounds"} <= result.keys()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["store", "--rounds", "0"], ["all", "--out", "x"], ["nothing"], ["store", "--device", "cuda"]]
+)
+def test_what_cannot_be_measured_is_refused(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2 and arguments[-1] in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_function_of_a_fresh_process_has_none_of_our_memory():
+    held = np.ones(2**26)
+    assert harness.in_fresh_process(harness.memory)["resident"] < harness.memory()["resident"] - held.nbytes / 2
+
+
+def test_token_buckets_hold_every_sample_once_within_the_budget_of_padded_rows():
+    lengths = draw_lengths("mixed", 500).sum(axis=1)
+    batches = token_buckets(lengths, 400, np.random.default_rng(0))
+    assert sorted(np.concatenate(batches)) == list(range(500))
+    padded = [len(batch) * lengths[batch].max() for batch in batches]
+    assert max(padded) <= 400 and sum(padded) < 1.03 * lengths.sum()
+
+
+def test_a_padded_batch_holds_the_rows_of_the_ragged_one():
+    batch = make_batch(LENGTHS, SAMPLES)
+    padded, (regions, tokens) = pad(batch), LENGTHS[SAMPLES].T
+    assert padded.rows == LENGTHS[SAMPLES].sum()
+    for place, (own, length) in enumerate(zip(regions, regions + tokens, strict=True)):
+        start = regions[:place].sum()
+        assert torch.equal(padded.features[place, :own], batch.region_features[start : start + own])
+        assert padded.order[place, :own].tolist() == list(range(start, start + own))
+        assert padded.gather[place, :length].tolist() == [
+            *range(own),
+            *range(regions.max(), regions.max() + length - own),
+        ]
+        assert padded.bias[place, 0, 0].lt(0).sum() == (regions + tokens).max() - length
+    chosen = padded.order.flatten()[padded.places]
+    assert sorted(zip(chosen.tolist(), padded.words.tolist(), strict=True)) == sorted(
+        zip(batch.targets["words"].rows.tolist(), batch.targets["words"].labels.tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("split", [(), ("qkv",)])
+def test_padded_peers_have_the_gradients_of_dimvl(core, split):
+    model, batch = TINY.model(split), pad(make_batch(LENGTHS, SAMPLES))
+    train.ours(model, "cpu", "fp32").loss(batch).backward()
+    wanted = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    for peer in [PaddedStream(model, CORES[core])] + ([] if split else [Uniter(model, CORES[core])]):
+        model.zero_grad()
+        peer(batch).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:  # UNITER has copies of the projections
+                torch.testing.assert_close(parameter.grad, wanted[name], atol=2e-5, rtol=1e-4)
+
+
+def variants():
+    return train.variants_of("36+20", TINY, "sdpa", "cpu", "fp32", pads=False)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of transformers
+def test_a_peer_that_computes_another_loss_is_not_timed():
+    made, batch = variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
+    assert max(train.check(made, batch, TINY, "cpu").values()) < 1e-5
+    made[train.UNITER].model.layers[0].query.weight.data *= 1.1
+    with pytest.raises(ValueError, match="UNITER computes"):
+        train.check(made, batch, TINY, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_published_model_whose_loss_is_not_that_of_its_logits_is_not_timed(monkeypatch):
+    made, batch = variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
+    plain = made[train.VISUALBERT].model.output
+    made[train.VISUALBERT].model.output = lambda batch: (plain(batch)[0] * 1.01, plain(batch)[1])
+    with pytest.raises(ValueError, match="VisualBert computes"):
+        train.check(made, batch, TINY, "cpu")
+
+
+def test_best_settings_are_compared_within_a_round():
+    per_row = {"dimvl": [4.0, 2.0], "dimvl, compiled": [3.0, 3.5], "UNITER": [6.0, 3.0], "UNITER, compiled": [4.0, 2.0]}
+    best = train.best_of({name: np.array(values) for name, values in per_row.items()})
+    assert best == {"UNITER": {"settings": ["UNITER, compiled", "dimvl"], "times_slower": [1.0, 1.0, 1.0]}}
+
+
+def test_pairs_with_another_loss_than_shared_prefixes_are_not_timed(tmp_path):
+    end_to_end.write_data(tmp_path, 4, 6, end_to_end.CAPTIONS, 13)
+    sections = {"task": "caption", "training": {"steps": 2, "device": "cpu"}}
+    config = CaptionConfig.model_validate(end_to_end.config_of(tmp_path, "run", 6, end_to_end.TINY, **sections))
+    store = end_to_end.RegionStore(config.regions)
+    task, source = end_to_end.build_task(config, store, *end_to_end.read_annotations(config, store))
+    engine, pairs = end_to_end.TorchEngine(task, config.training), end_to_end.Pairs(source)
+    data = {"shared": end_to_end.steps_of(source, 2, engine, 2), "pairs": end_to_end.steps_of(pairs, 2, engine, 2)}
+    facts = end_to_end.compare_first(data, engine)
+    assert facts["rows"] == {"shared": 2 * (8 + 5 * 14), "pairs": 2 * 5 * (8 + 14)} and facts["flop_ratio"] > 1
+    plain = pairs.build_all
+    pairs.build_all = lambda epoch, indexes: plain(epoch, indexes)[:-1]
+    with pytest.raises(ValueError, match="pairs have the loss"):
+        end_to_end.compare_first(data, engine)
+
+
+def test_verdicts_on_goals_follow_the_figures():
+    assert judged("w", "1x", "f", met=True).verdict == "met" and "missed" in judged("w", "1x", "f", met=False).verdict
+    reading = {
+        "warm": {
+            "float16": {name: {"times_slower": [x, x, x]} for name, x in (("LMDB msgpack", 5), ("TSV base64", 59))}
+        }
+    }
+    by_work = {goal.work: goal for goal in all_goals({"store": reading})}
+    assert by_work["reading regions, per core, against LMDB msgpack"].verdict == "met"
+    assert "missed" in by_work["reading regions, per core, against TSV base64"].verdict
+    assert by_work["training steps"] == Goal("training steps", "", "`python -m benchmarks train`", "not measured")
