@@ -54,20 +54,20 @@ class PaddedLayer(nn.Module):
         super().__init__()
         self.block, self.core = block, core
 
-    def forward(self, rows: Tensor, mask: Tensor | None, vision: Tensor) -> Tensor:
-        """(B, L, D), (B, 1, 1, L), (B, L, 1) -> (B, L, D)."""
+    def forward(self, rows: Tensor, samples: int, mask: Tensor | None, vision: Tensor) -> Tensor:
+        """(N, D), B, (B, 1, 1, L), (N, 1) -> (N, D)."""
         block = self.block
         projected = block.qkv.language(rows)
         if block.qkv.vision is not None:
             projected = torch.where(vision, block.qkv.vision(rows), projected)
-        query, key, value = projected.unflatten(2, (3, block.heads, block.head_width)).permute(2, 0, 3, 1, 4).unbind()
-        attended = self.core(query, key, value, mask).transpose(1, 2).flatten(2)
+        parts = projected.view(samples, -1, 3, block.heads, block.head_width).permute(2, 0, 3, 1, 4)
+        attended = self.core(*parts.unbind(), mask).transpose(1, 2).reshape(rows.shape)
         rows = block.attention_norm.language(rows + block.out.language(attended))
         return block.ffn_norm.language(rows + block.ffn.language(rows))
 
 
 class PaddedStream(nn.Module):
-    """Embeddings on real rows, padded blocks, word head at the masked positions."""
+    """Embeddings on real rows, padded blocks, word head at the masked positions; products are those of dimvl."""
 
     def __init__(self, model: DimvlModel, core: Core) -> None:
         super().__init__()
@@ -76,11 +76,10 @@ class PaddedStream(nn.Module):
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         """Mean loss."""
-        rows = self.model.embed(batch.ragged)[batch.order]
+        rows = self.model.embed(batch.ragged).index_select(0, batch.order.flatten())
         for layer in self.layers:
-            rows = layer(rows, batch.bias, batch.vision)
-        logits = self.model.word_head(rows.flatten(0, 1)[batch.places])
-        return F.cross_entropy(logits.float(), batch.words)
+            rows = layer(rows, len(batch.order), batch.bias, batch.vision)
+        return F.cross_entropy(self.model.word_head(rows[batch.places]).float(), batch.words)
 
 
 class UniterLayer(nn.Module):
@@ -111,7 +110,7 @@ class UniterLayer(nn.Module):
 
 
 class Uniter(nn.Module):
-    """UNITER's masked language model; weights of a shared `DimvlModel`."""
+    """UNITER's masked language model; weights of a shared `DimvlModel`, products as torch has them."""
 
     def __init__(self, model: DimvlModel, core: Core) -> None:
         super().__init__()

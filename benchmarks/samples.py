@@ -112,7 +112,7 @@ class PaddedBatch:
         gather: (B, L) where each row of a sequence without gaps, regions first, stands in (B, R + T); padding is 0.
         order: (B, L) where it stands in the ragged rows; padding is 0.
         bias: (B, 1, 1, L) 0, and -10000 at padding; None where nothing is padded.
-        vision: (B, L, 1) True = a region.
+        vision: (N, 1) True = a region.
         places: (M,) the words to predict among the B x L rows, with words (M,).
         ragged: the same samples as dimvl lays them out.
 
@@ -184,7 +184,7 @@ def pad(batch: Batch) -> PaddedBatch:
         gather=torch.where(mask, torch.where(vision, column, column - num_regions + int(most)), 0),
         order=torch.where(mask, order, 0),
         bias=None if mask.all() else (~mask).float()[:, None, None] * -10_000.0,
-        vision=vision[..., None],
+        vision=vision.reshape(-1, 1),
         places=found[:, 0] * mask.shape[1] + num_regions[found[:, 0], 0] + found[:, 1],
         words=padded_labels[padded_labels >= 0],
         ragged=batch,

@@ -266,12 +266,12 @@ def quickest_core(size: Size, batch: PaddedBatch, device: str, precision: str) -
     """Tell which attention is quicker for what is padded: one layer, forward and backward."""
     torch.manual_seed(0)
     block = Block(size.width, size.heads, 4 * size.width, (), 0.0, "gelu", 1e-12).to(device)
-    rows = torch.randn(*batch.gather.shape, size.width, device=device, requires_grad=True)
+    rows = torch.randn(batch.gather.numel(), size.width, device=device, requires_grad=True)
 
     def run(core: Core) -> None:
         layer = PaddedLayer(block, core)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            layer(rows, batch.bias, batch.vision).sum().backward()
+            layer(rows, len(batch.gather), batch.bias, batch.vision).sum().backward()
 
     runs = {name: lambda core=core: run(core) for name, core in CORES.items()}
     seconds = interleaved(runs, 5, device)
