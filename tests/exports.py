@@ -12,7 +12,7 @@ from dimvl.data.processor import Processor
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
-from dimvl.pretrained import MODEL, RUN, STATE, WEIGHTS, Trained
+from dimvl.pretrained import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, Trained
 from dimvl.regions.detector import Detector
 from dimvl.regions.detector_network import DetectorSettings
 from dimvl.regions.records import Extractor
@@ -94,5 +94,6 @@ def write_run(folder: Path, trained: Trained, step: int = 3, description: str = 
     checkpoint = folder / "checkpoints" / f"step-{step:08d}"
     checkpoint.mkdir(parents=True)
     save_model(trained.model, str(checkpoint / WEIGHTS))
-    write_json(checkpoint / STATE, {"step": step, "checksums": {WEIGHTS: sha256(checkpoint / WEIGHTS)}})
+    checksums = {WEIGHTS: sha256(checkpoint / WEIGHTS), OPTIMISER: "0" * 64}  # of a file that an export does without
+    write_json(checkpoint / STATE, {"step": step, "checksums": checksums})
     return folder
