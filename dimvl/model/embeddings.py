@@ -9,6 +9,8 @@ Letters: Nv visual rows, Nl language rows, F region feature, D width, V vocabula
 import torch
 from torch import Tensor, nn
 
+from dimvl.model.linear import Linear
+
 GEOMETRY = 7
 
 
@@ -23,9 +25,9 @@ class RegionEmbeddings(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(feature_width))
         self.register_buffer("feature_deviation", torch.ones(feature_width))
         self.hidden_feature = nn.Parameter(torch.zeros(feature_width))
-        self.feature = nn.Linear(feature_width, width)
+        self.feature = Linear(feature_width, width)
         self.feature_norm = nn.LayerNorm(width, norm_eps)
-        self.geometry = nn.Linear(GEOMETRY, width)
+        self.geometry = Linear(GEOMETRY, width)
         self.geometry_norm = nn.LayerNorm(width, norm_eps)
         self.segment = nn.Parameter(torch.zeros(width))
         self.image_index = nn.Embedding(max_images, width, padding_idx=0)

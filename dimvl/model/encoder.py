@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dimvl.model.attention import attend
+from dimvl.model.linear import Linear
 from dimvl.model.plan import AttentionPlan
 
 SPLITS = ("qkv", "out", "norm", "ffn")
@@ -59,8 +60,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner_width: int, activation: str) -> None:
         super().__init__()
-        self.inner = nn.Linear(width, inner_width)
-        self.outer = nn.Linear(inner_width, width)
+        self.inner = Linear(width, inner_width)
+        self.outer = Linear(inner_width, width)
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -83,8 +84,8 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.head_width = heads, width // heads
-        self.qkv = PerModality(nn.Linear(width, 3 * width), "qkv" in split)
-        self.out = PerModality(nn.Linear(width, width), "out" in split)
+        self.qkv = PerModality(Linear(width, 3 * width), "qkv" in split)
+        self.out = PerModality(Linear(width, width), "out" in split)
         self.attention_norm = PerModality(nn.LayerNorm(width, norm_eps), "norm" in split)
         self.ffn = PerModality(FeedForward(width, inner_width, activation), "ffn" in split)
         self.ffn_norm = PerModality(nn.LayerNorm(width, norm_eps), "norm" in split)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimvl.model.encoder import ACTIVATIONS
+from dimvl.model.linear import Linear
 
 
 class Transform(nn.Module):
@@ -17,7 +18,7 @@ class Transform(nn.Module):
 
     def __init__(self, width: int, activation: str, norm_eps: float) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = Linear(width, width)
         self.norm = nn.LayerNorm(width, norm_eps)
         self.activation = ACTIVATIONS[activation]
 
@@ -32,7 +33,7 @@ class WordHead(nn.Module):
     def __init__(self, word: nn.Embedding, activation: str, norm_eps: float) -> None:
         super().__init__()
         self.transform = Transform(word.embedding_dim, activation, norm_eps)
-        self.decoder = nn.Linear(word.embedding_dim, word.num_embeddings)
+        self.decoder = Linear(word.embedding_dim, word.num_embeddings)
         self.decoder.weight = word.weight
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -53,8 +54,8 @@ class ObjectHead(nn.Module):
     def __init__(self, width: int, classes: int, feature_width: int, activation: str, norm_eps: float) -> None:
         super().__init__()
         self.transform = Transform(width, activation, norm_eps)
-        self.classes = nn.Linear(width, classes + 1)
-        self.features = nn.Linear(width, feature_width)
+        self.classes = Linear(width, classes + 1)
+        self.features = Linear(width, feature_width)
 
     def forward(self, rows: Tensor) -> ObjectPrediction:
         """(M, D) -> (M, K + 1), (M, F)."""
@@ -67,8 +68,8 @@ class MatchHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.pooler = nn.Linear(width, width)
-        self.score = nn.Linear(width, 1)
+        self.pooler = Linear(width, width)
+        self.score = Linear(width, 1)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(M, D) -> (M,)."""
@@ -83,9 +84,9 @@ class AnswerHead(nn.Module):
 
     def __init__(self, width: int, answers: int, norm_eps: float) -> None:
         super().__init__()
-        self.inner = nn.Linear(width, 2 * width)
+        self.inner = Linear(width, 2 * width)
         self.norm = nn.LayerNorm(2 * width, norm_eps)
-        self.outer = nn.Linear(2 * width, answers)
+        self.outer = Linear(2 * width, answers)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(M, D) -> (M, A)."""

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dimvl.config import FreezeConfig, TrainingConfig
 from dimvl.errors import UserError
 from dimvl.model.convert import HEADS
+from dimvl.model.linear import product
 from dimvl.model.model import DimvlModel
 
 
@@ -91,8 +92,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     wide = matrix.shape[0] <= matrix.shape[1]
     result = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
     for _ in range(5):
-        square = result @ result.T
-        result = 3.4445 * result + (-4.7750 * square + 2.0315 * square @ square) @ result
+        square = product(result, result.T)
+        result = 3.4445 * result + product(-4.7750 * square + 2.0315 * product(square, square), result)
     return result if wide else result.T
 
 
@@ -129,9 +130,8 @@ def build_optimiser(model: DimvlModel, config: TrainingConfig) -> AdamW:
     ]
     covered = sum(len(parameters) for parameters in groups.values())
     assert covered == len(trainable), "every trainable parameter is in exactly one group"
-    fused = next(model.parameters()).is_cuda
     kind = AdamW if config.muon_rate is None else Muon
-    return kind(settings, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-8, fused=fused or None)
+    return kind(settings, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-8, fused=True)
 
 
 def build_schedule(optimiser: torch.optim.Optimizer, config: TrainingConfig) -> LambdaLR:
