@@ -3,7 +3,7 @@
 No mode needs an attention mask. One full call covers the bidirectional documents and the sequence-to-sequence prefixes;
 one causal call, aligned at the end, covers the sequence-to-sequence texts over their prefix and their own past.
 
-Letters: S sequences of a call, N rows, Lq and Lk longest query and key length.
+Letters: S sequences of a call or of a core, N rows, Lq and Lk longest query and key length.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dimvl.data.batch import Layout, ranges
+from dimvl.data.batch import Layout, ranges, starts_of
+
+GROWTH = 100  # of the longest key length from one padded core to the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,37 +51,27 @@ class AttentionCall:
         return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(self.query_rows.device)
 
     @cached_property
-    def padded_queries(self) -> Tensor:
-        """(S * Lq,) row of each padded query; padding repeats the sequence's first row."""
-        return self._padded(self.query_rows, self.query_lengths)
+    def cores(self) -> tuple["PaddedCore", ...]:
+        """The call in parts of similar key lengths, so that little of what is computed is padding."""
+        size = np.ceil(np.log(self.key_lengths) / np.log(GROWTH))
+        return tuple(self._core(np.flatnonzero(size == one)) for one in np.unique(size))
 
-    @cached_property
-    def padded_keys(self) -> Tensor:
-        """(S * Lk,) row of each padded key; padding repeats the sequence's first row and is masked."""
-        return self._padded(self.key_rows, self.key_lengths)
-
-    def _padded(self, rows: Tensor, lengths: np.ndarray) -> Tensor:
-        column = np.arange(lengths.max())[None]
-        offsets = (np.cumsum(lengths) - lengths)[:, None]
-        index = np.where(column < lengths[:, None], offsets + column, offsets).reshape(-1)
-        return rows[torch.from_numpy(index).to(rows.device)]
-
-    @cached_property
-    def valid_queries(self) -> Tensor:
-        """(sum of query lengths,) places of the real queries among the S * Lq padded, in the order of query_rows."""
-        starts = np.arange(len(self.query_lengths)) * self.query_lengths.max()
-        return torch.from_numpy(ranges(starts, self.query_lengths)).to(self.query_rows.device)
-
-    @cached_property
-    def padded_mask(self) -> Tensor | None:
-        """(S, 1, Lq or 1, Lk) bool, True = may attend; None where nothing is to be masked."""
-        keys = np.arange(self.key_lengths.max())[None, None]
+    def _core(self, sequences: np.ndarray) -> "PaddedCore":
+        queries, keys = self.query_lengths[sequences], self.key_lengths[sequences]
+        num_queries, num_keys = int(queries.max()), int(keys.max())
+        places = ranges(np.arange(len(sequences)) * num_queries, queries)
+        mask = np.arange(num_keys) < keys[:, None, None]
         if self.causal:
-            last = (self.key_lengths - self.query_lengths)[:, None] + np.arange(self.query_lengths.max())[None]
-            mask = keys <= np.minimum(last, self.key_lengths[:, None] - 1)[..., None]
-        else:
-            mask = keys < self.key_lengths[:, None, None]
-        return None if mask.all() else torch.from_numpy(mask)[:, None].to(self.query_rows.device)
+            last = (keys - queries)[:, None] + np.arange(num_queries)
+            mask = mask & (np.arange(num_keys) <= last[..., None])
+        device = self.query_rows.device
+        return PaddedCore(
+            query_rows=self.query_rows[_padded(self.query_lengths, sequences).to(device)],
+            key_rows=self.key_rows[_padded(self.key_lengths, sequences).to(device)],
+            query_places=torch.from_numpy(places).to(device),
+            shape=(len(sequences), num_queries, num_keys),
+            mask=None if mask.all() else torch.from_numpy(mask)[:, None].to(device),
+        )
 
     def dense_mask(self, num_rows: int) -> Tensor:
         """(N, N) bool, True where the row's query may attend to the column's key: the plan as a truth table."""
@@ -92,6 +84,33 @@ class AttentionCall:
             for place, row in enumerate(query_rows):
                 mask[row, key_rows[: keys - queries + place + 1] if self.causal else key_rows] = True
         return mask.to(self.query_rows.device)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PaddedCore:
+    """Sequences of one call side by side.
+
+    Attributes:
+        query_rows: (S * Lq,) row of each padded query; padding repeats the sequence's first row.
+        key_rows: (S * Lk,) row of each padded key; padding repeats the sequence's first row and is masked.
+        query_places: places of the real queries among the S * Lq.
+        shape: S, Lq, Lk.
+        mask: (S, 1, Lq or 1, Lk) bool, True = may attend; None where nothing is to be masked.
+
+    """
+
+    query_rows: Tensor
+    key_rows: Tensor
+    query_places: Tensor
+    shape: tuple[int, int, int]
+    mask: Tensor | None
+
+
+def _padded(lengths: np.ndarray, sequences: np.ndarray) -> Tensor:
+    """Places of some of the consecutive sequences, side by side: (S * longest,), padding repeats the first place."""
+    starts, chosen = starts_of(lengths)[sequences, None], lengths[sequences, None]
+    column = np.arange(chosen.max())
+    return torch.from_numpy((starts + np.where(column < chosen, column, 0)).reshape(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +136,31 @@ class AttentionPlan:
         order = torch.empty_like(rows)
         order[rows] = torch.arange(len(rows), device=rows.device)
         return order
+
+    @cached_property
+    def cores(self) -> tuple[PaddedCore, ...]:
+        """The padded cores of all calls."""
+        return tuple(core for call in self.calls for core in call.cores)
+
+    @cached_property
+    def padded_queries(self) -> Tensor:
+        """Row of each padded query, core after core."""
+        return torch.cat([core.query_rows for core in self.cores])
+
+    @cached_property
+    def padded_keys(self) -> Tensor:
+        """Row of each padded key, core after core."""
+        return torch.cat([core.key_rows for core in self.cores])
+
+    @cached_property
+    def padded_places(self) -> Tensor:
+        """(N,) where each row's output stands among the outputs of all padded queries."""
+        places = torch.empty_like(self.padded_queries[: self.num_rows])
+        start = 0
+        for core in self.cores:
+            places[core.query_rows[core.query_places]] = start + core.query_places
+            start += len(core.query_rows)
+        return places
 
 
 def plan_attention(layout: Layout, device: torch.device | str = "cpu") -> AttentionPlan:

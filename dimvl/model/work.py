@@ -79,7 +79,7 @@ class Work:
 
         Args:
             batch: with its targets.
-            padded: attention runs in the padded core (CPU, fp32), and what it adds counts too.
+            padded: attention runs in padded cores (CPU, fp32), and what they add counts too.
 
         """
         layout, targets = batch.layout, list(batch.targets.values())
@@ -117,12 +117,14 @@ def _padded_attention(layout: Layout) -> AttentionWork:
 
 
 def _padded_call(call: AttentionCall) -> AttentionWork:
-    queries, keys = call.query_lengths, call.key_lengths
-    longest = len(queries) * queries.max(), len(keys) * keys.max()
-    pairs = float(longest[0] * keys.max())
-    mask = call.padded_mask
-    masked = 0.0 if mask is None else float(mask.numel())
-    return AttentionWork(queries=float(longest[0]), keys=float(longest[1]), pairs=pairs, masked=masked)
+    shapes = np.array([core.shape for core in call.cores])
+    masked = sum(core.mask.numel() for core in call.cores if core.mask is not None)
+    return AttentionWork(
+        queries=float(shapes[:, :2].prod(axis=1).sum()),
+        keys=float(shapes[:, ::2].prod(axis=1).sum()),
+        pairs=float(shapes.prod(axis=1).sum()),
+        masked=float(masked),
+    )
 
 
 def document_work(

@@ -26,7 +26,8 @@ that are gathered to be attended to (for a prefix shared by texts once per text)
     2 N I e  input and output of the activation
     2 N D m  two dropout masks
 
-The padded core (processor, fp32) also keeps its mask, as e bytes a pair. Heads keep 4 bytes per word and vocabulary
+The padded cores also keep their mask (fp32), as e bytes a pair, or (bf16 on a processor) the weights of attention, H e
+bytes a pair, in the place of output and log-sum-exp. Heads keep 4 bytes per word and vocabulary
 entry. A fused kernel (torch.compile) may keep less.
 
 Letters: N rows, D width, I inner width, F region feature, V vocabulary, K classes, A answers, M targets.
@@ -214,10 +215,13 @@ def _block_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     rows = 2 * width * numbers.norm + 4 * numbers.norm  # norms
     rows += 3 * width * element + 2 * inner * element  # products
     rows += 2 * width * numbers.mask(element)
-    attended = 2 * (attention.queries + attention.keys) * width * element
-    attended += 4 * attention.queries * model.encoder.heads
-    if not numbers.gpu or numbers.arithmetic == "fp32":
-        attended += attention.masked * element
+    if not numbers.gpu and element == 2:  # by plain products
+        attended = (attention.queries + 2 * attention.keys) * width * element
+        attended += attention.pairs * model.encoder.heads * element
+    else:
+        attended = 2 * (attention.queries + attention.keys) * width * element
+        attended += 4 * attention.queries * model.encoder.heads
+        attended += attention.masked * element if numbers.arithmetic == "fp32" else 0
     return work.rows * rows + attended
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dimvl.model.attention import attend
+from dimvl.model.attention import attend, matmul_attention, sdpa
 from dimvl.model.plan import plan_attention
 from tests.factories import make_layout
 
@@ -26,6 +26,32 @@ def test_padded_attention_equals_the_reference_in_outputs_and_gradients(seed):
         outputs_and_gradients(layout, "padded"), outputs_and_gradients(layout, "reference"), strict=True
     ):
         torch.testing.assert_close(fast, slow, atol=1e-10, rtol=1e-9)  # float64: only the order of sums differs
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("seed", range(4))
+def test_padded_attention_equals_the_exact_reference_within_the_rounding_of_each_dtype(seed, dtype, tolerance):
+    layout = make_layout(seed)
+    fast, slow = outputs_and_gradients(layout, "padded", dtype=dtype), outputs_and_gradients(layout, "reference")
+    for one, other in zip(fast, slow, strict=True):
+        assert one.dtype == dtype
+        # inputs are rounded to 24 and 8 bits; values are about 1
+        torch.testing.assert_close(one.double(), other, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_two_ways_of_attending_in_a_core_are_equal_in_outputs_and_gradients(masked):
+    found = []
+    for kernel in (sdpa, matmul_attention):
+        generator = torch.Generator().manual_seed(0)
+        parts = torch.randn(3, 5, HEADS, 7, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
+        mask = torch.rand(5, 1, 7, 7, generator=generator) < 0.7 if masked else None
+        mask = None if mask is None else mask | torch.eye(7, dtype=torch.bool)
+        output = kernel(*parts.unbind(), mask)
+        (output * torch.arange(WIDTH)).sum().backward()
+        found.append((output.detach(), parts.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-9)  # float64: only the order of sums differs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
