@@ -31,7 +31,7 @@ from dimvl.export import export
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
 from dimvl.predictor import Predictor
-from dimvl.pretrained import MODEL, RUN, STATE, WEIGHTS, Trained
+from dimvl.pretrained import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, Trained
 from dimvl.regions.detectors import SCENES, load_detector
 from dimvl.regions.extract import pictures_of_folder
 from dimvl.regions.records import Extractor, Regions
@@ -186,7 +186,8 @@ def make_export(folder: Path) -> Path:
     checkpoint = run / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
     save_model(trained.model, str(checkpoint / WEIGHTS))
-    write_json(checkpoint / STATE, {"step": 1, "checksums": {WEIGHTS: sha256(checkpoint / WEIGHTS)}})
+    checksums = {WEIGHTS: sha256(checkpoint / WEIGHTS), OPTIMISER: "0" * 64}  # which no prediction reads
+    write_json(checkpoint / STATE, {"step": 1, "checksums": checksums})
     return export(run, folder / "export")
 
 
