@@ -9,7 +9,9 @@ import pytest
 from dimvl.data.documents import ImageReader
 from dimvl.errors import OtherRankError, UserError
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
+from dimvl.training.loop import prefetch
 from dimvl.training.ranks import Alone, all_agree, any_says, check_same, on_first, together
+from dimvl.training.report import Meter
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 
@@ -116,3 +118,21 @@ def test_a_worker_process_that_dies_is_told_with_the_remedy_and_the_checkpoint_s
     with pytest.raises(UserError, match=r"a process that builds batches died .*lower training\.workers; run the same"):
         run_training(config)
     assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["step"] >= 2
+
+
+def test_a_worker_process_that_dies_on_one_rank_is_told_by_all_with_the_remedy():
+    class Steps:
+        def __init__(self, ranks):
+            self.ranks = ranks
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, number):
+            if self.ranks.rank == 1:
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")  # as torch says it
+            return number
+
+    first, second = on_threads(2, lambda ranks: list(prefetch(Steps(ranks), 0, 0, False, Meter(ranks), ranks)))
+    assert isinstance(second, UserError) and "lower training.workers" in str(second)
+    assert isinstance(first, OtherRankError) and str(first) == f"rank 1: {second}" and first.code == 2
