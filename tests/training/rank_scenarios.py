@@ -112,14 +112,23 @@ class Scenarios:
         return self.train("bf16-3", 3, training={"precision": "bf16"})
 
     def offload_2(self):
-        return self.train("offload2", 2, deepspeed={"offload_optimizer": True})
+        losses = self.train("offload2", 2, deepspeed={"offload_optimizer": True})
+        assert self.engine.engine.zero_offload_optimizer().device == "cpu"
+        return losses
 
     def offload_3(self):
         settings = {"offload_optimizer": True, "offload_parameters": True}
-        return self.train("offload3", 3, deepspeed=settings)
+        losses = self.train("offload3", 3, deepspeed=settings)
+        assert self.engine.engine.zero_offload_optimizer().device == "cpu"
+        assert self.engine.engine.zero_offload_param().device == "cpu"
+        return losses
 
     def activations_again(self):
-        return [self.train(f"again{stage}", stage, training={"checkpoint_activations": True}) for stage in (1, 3)]
+        curves = []
+        for stage in (1, 3):
+            curves.append(self.train(f"again{stage}", stage, training={"checkpoint_activations": True}))
+            assert self.engine.task.model.encoder.checkpoint_activations
+        return curves
 
     def accumulation(self):
         """Losses with small micro-batches, with one large one, and the micro-batches and targets of each."""

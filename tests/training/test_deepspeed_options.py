@@ -30,6 +30,13 @@ def test_bf16_has_fp32_masters_where_there_are_masters_and_is_autocast_at_stage_
     assert written["bf16"]["check_grad_overflow"] and not written["bf16"]["bf16_master_weights_and_grads"]
 
 
+def test_offloading_is_asked_for_where_it_is_configured_only():
+    everything = options(stage=3, offload_optimizer=True, offload_parameters=True)["zero_optimization"]
+    assert everything["offload_optimizer"]["device"] == everything["offload_param"]["device"] == "cpu"
+    assert not {"offload_optimizer", "offload_param"} & options(stage=3)["zero_optimization"].keys()
+    assert not options(stage=3)["zero_optimization"]["ignore_unused_parameters"], "a weight left out is a mistake"
+
+
 def test_the_users_keys_are_laid_over_and_may_say_what_is_said_already():
     given = {"zero_optimization": {"reduce_bucket_size": 1000, "stage": 2}, "gradient_clipping": 1.0}
     merged = options(stage=2, options=given)
