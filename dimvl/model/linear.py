@@ -12,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-_HAS_ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
+from dimvl.model.packed import can_pack
+
+_HAS_ONEDNN = can_pack() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 if _HAS_ONEDNN:
 

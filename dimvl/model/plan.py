@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dimvl.data.batch import Layout, ranges, starts_of
 
-GROWTH = 100  # of the longest key length from one padded core to the next
+GROWTH = 1.25  # of the longest key length from one padded core to the next
 
 
 @dataclass(frozen=True, eq=False)

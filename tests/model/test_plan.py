@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dimvl.data.batch import Layout
-from dimvl.model.plan import plan_attention
+from dimvl.model.plan import GROWTH, plan_attention
 from tests.factories import make_layout
 
 
@@ -58,3 +58,28 @@ def test_every_row_is_a_query_exactly_once(seed):
 def test_a_bidirectional_prefix_refuses_a_second_text():
     with pytest.raises(ValueError, match="at most one text"):
         layout([1], [1], [1, 1], [0, 0], [False])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_padded_cores_hold_every_query_once_and_give_its_output_back_to_its_row(seed):
+    plan = plan_attention(make_layout(seed, prefixes=20))
+    assert torch.equal(plan.padded_queries[plan.padded_places], torch.arange(plan.num_rows))
+    assert sum(len(core.query_places) for core in plan.cores) == plan.num_rows
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sequences_of_a_padded_core_are_of_similar_lengths_and_see_what_the_dense_mask_says(seed):
+    plan = plan_attention(make_layout(seed, prefixes=20))
+    seen = torch.zeros_like(plan.dense_mask)
+    for core in plan.cores:
+        count, num_queries, num_keys = core.shape
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if core.mask is None else core.mask
+        mask = mask.expand(count, 1, num_queries, num_keys).flatten(0, 1)
+        keys = mask.any(dim=1).sum(dim=1)
+        assert keys.max() == num_keys < GROWTH * keys.min() + 1
+        queries = core.query_rows.view(count, num_queries, 1).expand(mask.shape)
+        real = torch.zeros(count * num_queries, dtype=torch.bool)
+        real[core.query_places] = True
+        mask = mask & real.view(count, num_queries, 1)
+        seen[queries[mask], core.key_rows.view(count, 1, num_keys).expand(mask.shape)[mask]] = True
+    assert torch.equal(seen, plan.dense_mask)
