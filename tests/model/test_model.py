@@ -172,3 +172,26 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once_for_all_lengths(
         torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
         frames.append(counter.frame_count)
     assert frames[0] == frames[-1] > 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch asks for it itself
+@pytest.mark.parametrize("split", [[], ["qkv"], ["qkv", "out", "norm", "ffn"]])
+def test_nothing_is_compiled_after_two_batches_whatever_the_numbers_of_rows_and_sequences(split):
+    torch._dynamo.reset()
+    model = make_model(split=split).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    model.encoder.compile_blocks(counter)
+    generator = np.random.default_rng(0)
+    compiled = []
+    for number in range(25):
+        prefixes = int(generator.integers(1, 9))
+        layout = make_layout(number, prefixes)
+        if number % 5 > 2:  # no visual row, one, or no other
+            few = np.eye(1, prefixes, dtype=int)[0] * (number % 2)
+            layout = replace(layout, num_regions=few)
+        if number % 5 == 4:  # no row or one, as on a rank with nothing left
+            nothing = np.zeros(0, dtype=int)
+            layout = replace(layout, num_context=0 * few, text_lengths=nothing, text_prefix=nothing)
+        model(make_batch(layout)).square().sum().backward()
+        compiled.append(counter.frame_count)
+    assert compiled[1] == compiled[-1] > 0, compiled
