@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import end_to_end, harness, train
+from benchmarks import end_to_end, harness, train, variants
 from benchmarks.peers import CORES, PaddedStream, Uniter
 from benchmarks.samples import draw_lengths, make_batch, pad, token_buckets
 from dimvl.config import CaptionConfig
 from tools.performance_goals import Goal, all_goals, judged
 
-TINY = train.Size(layers=1, width=32, heads=2, budget=240, batches=2)
+TINY = variants.Size(layers=1, width=32, heads=2, budget=240, batches=2)
 SAMPLES = np.array([3, 5, 8])
 LENGTHS = draw_lengths("mixed", 10)
 
@@ -85,7 +85,7 @@ def test_a_padded_batch_holds_the_rows_of_the_ragged_one():
 @pytest.mark.parametrize("split", [(), ("qkv",)])
 def test_padded_peers_have_the_gradients_of_dimvl(core, split):
     model, batch = TINY.model(split), pad(make_batch(LENGTHS, SAMPLES))
-    train.ours(model, "cpu", "fp32").loss(batch).backward()
+    variants.ours(model, "cpu", "fp32").loss(batch).backward()
     wanted = {
         name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
@@ -97,26 +97,26 @@ def test_padded_peers_have_the_gradients_of_dimvl(core, split):
                 torch.testing.assert_close(parameter.grad, wanted[name], atol=2e-5, rtol=1e-4)
 
 
-def variants():
-    return train.variants_of("36+20", TINY, "sdpa", "cpu", "fp32", pads=False)
+def made_variants():
+    return variants.variants_of("36+20", TINY, "sdpa", "cpu", "fp32", pads=False)
 
 
 @pytest.mark.filterwarnings("ignore")  # those of transformers
 def test_a_peer_that_computes_another_loss_is_not_timed():
-    made, batch = variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
-    assert max(train.check(made, batch, TINY, "cpu").values()) < 1e-5
-    made[train.UNITER].model.layers[0].query.weight.data *= 1.1
+    made, batch = made_variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
+    assert max(variants.check(made, batch, TINY, "cpu").values()) < 1e-5
+    made[variants.UNITER].model.layers[0].query.weight.data *= 1.1
     with pytest.raises(ValueError, match="UNITER computes"):
-        train.check(made, batch, TINY, "cpu")
+        variants.check(made, batch, TINY, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_published_model_whose_loss_is_not_that_of_its_logits_is_not_timed(monkeypatch):
-    made, batch = variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
-    plain = made[train.VISUALBERT].model.output
-    made[train.VISUALBERT].model.output = lambda batch: (plain(batch)[0] * 1.01, plain(batch)[1])
+    made, batch = made_variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
+    plain = made[variants.VISUALBERT].model.output
+    made[variants.VISUALBERT].model.output = lambda batch: (plain(batch)[0] * 1.01, plain(batch)[1])
     with pytest.raises(ValueError, match="VisualBert computes"):
-        train.check(made, batch, TINY, "cpu")
+        variants.check(made, batch, TINY, "cpu")
 
 
 def test_best_settings_are_compared_within_a_round():

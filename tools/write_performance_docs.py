@@ -163,7 +163,7 @@ def page(path: Path) -> str:
             content = goals(results)
         else:
             file, write = TABLES[name]
-            content = write(results[file])
+            content = write(results[file]) if file in results else f"Not measured yet: `python -m benchmarks {file}`."
         text = replaced(text, name, content)
     return text
 

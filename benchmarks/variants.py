@@ -1,0 +1,185 @@
+"""The ways to train that are compared: dimvl's, and those of `peers.py`, each with the check of its loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.peers import CORES, Bert, Lxmert, PaddedStream, Uniter, VisualBert
+from benchmarks.samples import VOCABULARY, WIDTH, PaddedBatch
+from dimvl.config import TrainingConfig
+from dimvl.data.batch import WordTargets
+from dimvl.model.model import DimvlModel
+from dimvl.objectives import word_loss
+from dimvl.tasks.base import Task
+from dimvl.training.engine import TorchEngine
+
+OURS, UNITER, PADDED, NAIVE = "dimvl", "UNITER", "padded single stream", "naive decoupled"
+VISUALBERT, RANDOM = "VisualBert", "VisualBert, random batches"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a benchmark is: layers, width, heads, rows of a batch with padding, batches of a round."""
+
+    layers: int
+    width: int = 768
+    heads: int = 12
+    budget: int
+    batches: int
+
+    def model(self, split: Sequence[str]) -> DimvlModel:
+        """Make a model with a word head; the visual weights differ from those of language."""
+        torch.manual_seed(0)
+        model = DimvlModel(
+            vocabulary=VOCABULARY,
+            feature_width=WIDTH,
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            inner_width=4 * self.width,
+            split=split,
+            word_head=True,
+            dropout=0.0,
+        )
+        for name, parameter in model.named_parameters():
+            if ".vision." in name:
+                parameter.data += 0.5 * parameter.std(correction=0) * torch.randn_like(parameter)
+        return model
+
+
+class MaskedWords(Task):
+    """Words to predict and nothing else."""
+
+    name = "masked words"
+    objectives = {"words": WordTargets}  # noqa: RUF012
+    weights = {"words": 1.0}  # noqa: RUF012
+
+    def __init__(self, model: DimvlModel) -> None:
+        nn.Module.__init__(self)
+        self.model = model
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Summed loss."""
+        targets = batch.targets["words"]
+        return {"words": word_loss(self.model.word_head(self.model(batch)[targets.rows]), targets.labels)}
+
+
+@dataclass
+class Variant:
+    """One way to train.
+
+    Attributes:
+        loss: mean loss of a batch, in the variant's precision.
+        policy: which batches it takes: `shuffled`, `buckets`, `regions` or `random`.
+        model: whose gradients are dropped after a step.
+        layers: its layers.
+        compile: compiles them.
+        facts: what is told of it besides its speed.
+
+    """
+
+    loss: Callable[[PaddedBatch], Tensor]
+    policy: str
+    model: nn.Module
+    layers: nn.ModuleList
+    compile: Callable[[], object]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def step(self, batches: Sequence[PaddedBatch]) -> None:
+        """Train on batches."""
+        for batch in batches:
+            self.loss(batch).backward()
+            self.model.zero_grad(set_to_none=True)
+
+    def see_all(self, turns: Sequence[Sequence[PaddedBatch]]) -> None:
+        """Compile for whatever there is in the batches, with one layer: all layers run the same code."""
+        others = list(self.layers[1:])
+        del self.layers[1:]
+        for batches in turns:
+            self.step(batches)
+        self.layers.extend(others)
+
+
+def engine_of(model: DimvlModel, device: str, precision: str) -> TorchEngine:
+    """Make the engine of training itself."""
+    settings = TrainingConfig.model_validate({"steps": 1, "precision": precision, "device": device})
+    return TorchEngine(MaskedWords(model), settings)
+
+
+def ours(model: DimvlModel, device: str, precision: str) -> Variant:
+    """Train as dimvl does."""
+    engine = engine_of(model, device, precision)
+
+    def loss(batch: PaddedBatch) -> Tensor:
+        return engine.losses(batch.ragged)["words"] / len(batch.words)
+
+    return Variant(loss, "shuffled", model, model.encoder.layers, model.encoder.compile_blocks)
+
+
+def peer(model: nn.Module, policy: str, device: str, precision: str, **facts: Any) -> Variant:
+    """Train a peer, under autocast as dimvl."""
+    model.to(device)
+
+    def loss(batch: PaddedBatch) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            return model(batch)
+
+    def compile_layers() -> None:
+        for layer in model.layers:
+            layer.compile(dynamic=True)
+
+    return Variant(loss, policy, model, model.layers, compile_layers, facts)
+
+
+def variants_of(kind: str, size: Size, core: str, device: str, precision: str, pads: bool) -> dict[str, Variant]:
+    """All variants of a length file; the many models of transformers only where nothing is padded."""
+    shared, decoupled = size.model(()).to(device), size.model(("qkv",)).to(device)
+    arguments = (size.layers, size.width, size.heads)
+    place, attention = (device, precision), {"attention": core}
+    found = {
+        OURS: ours(decoupled, *place),
+        PADDED: peer(PaddedStream(shared, CORES[core]), "buckets", *place, **attention),
+        UNITER: peer(Uniter(shared, CORES[core]), "buckets", *place, **attention),
+        NAIVE: peer(PaddedStream(decoupled, CORES[core]), "buckets", *place, **attention),
+        VISUALBERT: peer(VisualBert(*arguments), "regions", *place, attention="eager"),
+    }
+    if pads:
+        found[RANDOM] = peer(found[VISUALBERT].model, "random", *place, attention="eager")
+        return found
+    for attention_name in ("eager", "sdpa"):
+        bert = Bert(*arguments, attention_name)
+        found[f"Bert, {attention_name}"] = peer(bert, "regions", *place, attention=attention_name)
+    return {**found, "Lxmert": peer(Lxmert(*arguments), "regions", *place, attention="eager")}
+
+
+def check(variants: Mapping[str, Variant], batch: PaddedBatch, size: Size, device: str) -> dict[str, float]:
+    """Compare losses with what they should be; return the largest relative difference of each.
+
+    Raises:
+        ValueError: a variant computes another loss.
+
+    """
+    with torch.no_grad():
+        shared = variants[PADDED].model.model
+        wanted = {name: float(ours(shared, device, "fp32").loss(batch)) for name in (PADDED, UNITER)}
+        wanted[NAIVE] = float(ours(variants[OURS].model, device, "fp32").loss(batch))
+        found, differences = {name: variants[name].model(batch) for name in wanted}, {}
+        for name, variant in variants.items():
+            if hasattr(variant.model, "output"):
+                found[name], logits = variant.model.output(batch)
+                logits = logits[:, : batch.labels.shape[1]][batch.labels >= 0]
+                wanted[name] = float(F.cross_entropy(logits.float(), batch.words))
+        for name, value in wanted.items():
+            differences[name] = abs(float(found[name]) / value - 1)
+            if not differences[name] < 1e-5:
+                raise ValueError(f"{name} computes a loss of {float(found[name])}, where it should be {value}")
+    return differences
+
+
+def loss_of(variant: Variant, batch: PaddedBatch) -> float:
+    """Loss of a batch as a number."""
+    return float(variant.loss(batch).detach())
