@@ -6,9 +6,11 @@ For each size, a region store of so many images and a text store of one caption 
 process gets the pickled data set, as a spawned loader process does, and builds batches in random order. `anonymous` is
 its own memory (what Python objects and arrays take), `files` the mapped pages of files, which all processes share with
 the page cache. Figures are megabytes above those of a process that has imported the same modules and opened nothing.
-The regions are few and narrow: only the number of images matters here.
+The regions are few and narrow: only the number of images matters here. At last a run with as many captions is begun and
+gone on with, each in a process of its own.
 """
 
+import json
 import pickle
 import tempfile
 import time
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import in_fresh_process, memory
-from dimvl.config import Seq2seqConfig
+from dimvl.config import CaptionConfig, Seq2seqConfig
 from dimvl.data.batch import WordTargets
 from dimvl.data.documents import BatchShape, ImageReader
 from dimvl.data.processor import Processor
@@ -29,6 +31,7 @@ from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.tasks.captioning import OBJECTIVE, CaptionSource
+from dimvl.training.run import run_training
 
 WIDTH, REGIONS, STEPS = 16, 2, 200
 TEXTS = ("a small red circle left of a large blue square", "there are two blue stars", "the star is above a circle")
@@ -112,11 +115,29 @@ def load(folder: Path) -> dict[str, Any]:
     return {**figures, "pickle": len(data) / 2**20, "peak": after["peak"], "cpu_seconds_to_first": seconds}
 
 
+def start(folder: Path, images: int) -> dict[str, float]:
+    """Begin a run of one step, or go on with the one that is there, and tell what memory that took."""
+    captions = folder / "captions.jsonl"
+    if not captions.exists():
+        with captions.open("w") as file:
+            for number in range(images):
+                file.write(json.dumps({"image": f"{number:012}", "caption": TEXTS[number % 3]}) + "\n")
+    content = {"task": "caption", "output": folder / "run", "regions": folder / "regions", "captions": captions}
+    content |= {"model": {"layers": 1, "width": 16, "heads": 2, "inner_width": 16}, "inputs": {"vocabulary": 200}}
+    content |= {"training": {"steps": 1, "rows_per_step": 1024, "rows_per_micro_batch": 1024}}
+    before, started = megabytes(), time.process_time()
+    run_training(CaptionConfig(**content))
+    after = megabytes()
+    grown = {"peak": after["peak"] - before["peak"], "anonymous": after["anonymous"] - before["anonymous"]}
+    return grown | {"cpu_seconds": time.process_time() - started}
+
+
 def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     """Measure every size, once; `device` and `rounds` change nothing here."""
     sizes = {}
     for entries in (100, 1000) if small else (1000, 50_000, 1_000_000):
         with tempfile.TemporaryDirectory() as folder:
             stages = {"write": (write, Path(folder), entries), "load": (load, Path(folder))}
+            stages |= {name: (start, Path(folder), entries) for name in ("first start", "later start")}
             sizes[entries] = {name: in_fresh_process(*call) for name, call in stages.items()}
     return {"unit": "MB", "entries": sizes}

@@ -34,18 +34,42 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total, speed=speed.text(done, total))
 
 
+Report = Callable[["StepReport"], None]
+Working = Callable[[str, int, int], None]
+
+
 @contextmanager
-def training_progress() -> Iterator[Callable[["StepReport"], None]]:
-    """Show each report on stderr: one line that is replaced on a terminal, else a line every few seconds."""
+def training_progress() -> Iterator[tuple[Report, Working]]:
+    """Show each report on stderr, and between them what else takes time, as (what, done, total).
+
+    One line that is replaced on a terminal, else a line every few seconds.
+    """
     if not sys.stderr.isatty():
-        yield _lines(lambda report: report.line(), lambda report: report.step == report.steps)
+        show = _lines(lambda report: report.line(), lambda report: report.step == report.steps)
+        yield show, _work(lambda line: print(line, file=sys.stderr, flush=True), LINE_EVERY)
         return
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=Console(stderr=True)) as live:
-        yield lambda report: live.update(Text(report.line()))
+        yield lambda report: live.update(Text(report.line())), _work(lambda line: live.update(Text(line)), 0)
+
+
+def _work(show: Callable[[str], None], every: float) -> Working:
+    """Show work with its speed as often as that; what takes less time is not shown."""
+    speed, before, due = _Speed(), ("", 0), 0.0
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal speed, before, due
+        if what != before[0] or done <= before[1]:
+            speed, due = _Speed(), time.monotonic() + every
+        before, line = (what, done), f"{done} of {total} {what}{speed.text(done, total)}"
+        if time.monotonic() >= due:
+            due = time.monotonic() + every
+            show(line)
+
+    return tell
 
 
 class _Speed:

@@ -55,6 +55,6 @@ def _train(path: Path, overrides: list[str], threads: int, tasks: tuple[str, ...
         run_training(config)
         return
     logging.getLogger("dimvl").setLevel(logging.INFO)
-    with training_progress() as show:
-        run = run_training(config, show)
+    with training_progress() as (show, working):
+        run = run_training(config, show, working)
     print(f"trained: {run}")

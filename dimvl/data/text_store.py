@@ -6,7 +6,7 @@ Writing takes the texts a piece at a time; beside the caller's texts it holds so
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +104,12 @@ class TextStore:
 
 
 def text_store(
-    cache: Path, tokenizer: Tokenizer, max_tokens: int, sources: Sequence[Path], texts: Sequence[LabelledText]
+    cache: Path,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    sources: Sequence[Path],
+    texts: Sequence[LabelledText],
+    progress: Callable[[int, int], None] | None = None,
 ) -> TextStore:
     """Open the store of these texts, and write it first if it is not there or is damaged.
 
@@ -114,6 +119,7 @@ def text_store(
         max_tokens: longer texts are cut, and a warning counts them.
         sources: the files that the texts come from; their checksums are part of the key.
         texts: what they hold.
+        progress: called with texts tokenised and in total, where they are.
 
     Raises:
         UserError: no texts.
@@ -129,16 +135,21 @@ def text_store(
     for text in texts:
         hasher.update(repr((text.text_id, text.image_id, text.labels)).encode())
     path = cache / hasher.hexdigest()[:20]
-    if not _is_sound(path):
-        _write(path, tokenizer, max_tokens, sources, texts)
-    store = TextStore(path)
+    store = open_text_store(path)
+    if store is None:
+        _write(path, tokenizer, max_tokens, sources, texts, progress or (lambda done, total: None))
+        store = TextStore(path)
     if cut := store.manifest["texts_cut"]:
         logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(store), max_tokens)
     return store
 
 
+def open_text_store(path: Path) -> TextStore | None:
+    """Open a store if it is there with every file as it was written; a damaged one is told."""
+    return TextStore(path) if _is_sound(path) else None
+
+
 def _is_sound(path: Path) -> bool:
-    """Whether a store is there with every file as it was written; a damaged one is told."""
     if not (path / "manifest.json").exists():
         return False
     try:
@@ -153,14 +164,19 @@ def _is_sound(path: Path) -> bool:
 
 
 def _write(
-    path: Path, tokenizer: Tokenizer, max_tokens: int, sources: Sequence[Path], texts: Sequence[LabelledText]
+    path: Path,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    sources: Sequence[Path],
+    texts: Sequence[LabelledText],
+    progress: Callable[[int, int], None],
 ) -> None:
     first_seen: dict[str, int] = {}
     groups = np.fromiter((first_seen.setdefault(text.image_id, len(first_seen)) for text in texts), dtype=np.int64)
     image_ids = [encode_id(image_id) for image_id in first_seen]
     del first_seen
     order = np.argsort(groups, kind="stable")  # the file's order within an image
-    tokens, lengths, cut = _encode(tokenizer, max_tokens, texts, order)
+    tokens, lengths, cut = _encode(tokenizer, max_tokens, texts, order, progress)
 
     def labels(place: int, dtype: type) -> np.ndarray:
         return np.fromiter((label[place] for index in order for label in texts[index].labels), dtype=dtype)
@@ -192,7 +208,11 @@ def _write(
 
 
 def _encode(
-    tokenizer: Tokenizer, max_tokens: int, texts: Sequence[LabelledText], order: np.ndarray
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    texts: Sequence[LabelledText],
+    order: np.ndarray,
+    progress: Callable[[int, int], None],
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Tokenise in an order, a piece at a time: all token ids end to end, the lengths (T,), and how many were cut."""
     tokens, lengths, cut = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)], 0
@@ -202,6 +222,7 @@ def _encode(
         kept = [ids[:max_tokens] for ids in encoded]
         lengths.append(np.array([len(ids) for ids in kept], dtype=np.int64))
         tokens.append(np.fromiter((token for ids in kept for token in ids), dtype=np.int32))
+        progress(min(start + TEXTS_AT_ONCE, len(order)), len(order))
     return np.concatenate(tokens), np.concatenate(lengths), cut
 
 

@@ -1,7 +1,9 @@
 """What a run trains, from its configuration: annotations matched with the store, processor, texts, model and task."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ from dimvl.data.documents import ImageReader
 from dimvl.data.matching import match_files
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import DocumentSource
-from dimvl.data.text_store import LabelledText, TextStore, text_store
+from dimvl.data.text_store import LabelledText, TextStore, open_text_store, text_store
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
-from dimvl.data.trained_on import NOTHING, write_trained_on
+from dimvl.data.trained_on import NOTHING, read_trained_on, write_trained_on
 from dimvl.errors import UserError
 from dimvl.files import read_json, write_json
 from dimvl.metrics.cider import CiderD
@@ -33,7 +35,34 @@ from dimvl.tasks.pretraining import PretrainSource, PretrainTask
 from dimvl.tasks.self_critical import SampleSource, SelfCriticalTask, token_references
 
 logger = logging.getLogger(__name__)
-MATCH = "match.json"
+MATCH, TEXTS = "match.json", "texts.json"
+
+
+Working = Callable[[str, int, int], None]
+"""Told what is going on besides training steps, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Annotations:
+    """The texts to train on: as read, or as tokenised by an earlier start."""
+
+    captions: Sequence[Caption]
+    questions: Sequence[Question]
+    known: TextStore | None
+    working: Working
+
+
+def known_texts(config: AnyConfig) -> TextStore | None:
+    """Open the texts that an earlier start of this run, or rank 0, has tokenised; None where they are gone or damaged.
+
+    They stand for the annotations, which need not be read again; the caller has made sure that these are the same.
+    """
+    try:
+        name = str(read_json(config.output / TEXTS)["store"])
+        read_trained_on(config.output)
+    except (UserError, TypeError, KeyError):
+        return None
+    return open_text_store(_cache(config) / name)
 
 
 def read_annotations(config: AnyConfig, store: RegionStore) -> tuple[list[Caption], list[Question]]:
@@ -77,7 +106,12 @@ def _read_questions(config: VqaConfig, store: RegionStore) -> list[Question]:
 
 
 def build_task(
-    config: AnyConfig, store: RegionStore, captions: Sequence[Caption], questions: Sequence[Question]
+    config: AnyConfig,
+    store: RegionStore,
+    captions: Sequence[Caption],
+    questions: Sequence[Question],
+    known: TextStore | None = None,
+    working: Working = lambda what, done, total: None,
 ) -> tuple[Task, DocumentSource]:
     """Build the task with its model, and the documents to train on; write what belongs to them into the run's folder.
 
@@ -86,25 +120,28 @@ def build_task(
         store: its regions.
         captions: to train on; none for questions.
         questions: to train on; none for captions.
+        known: what takes the place of both, see `known_texts`.
+        working: called while texts are tokenised.
 
     Raises:
         UserError: configuration, annotations, store and checkpoint do not fit together.
 
     """
+    annotations = _Annotations(captions=captions, questions=questions, known=known, working=working)
     if isinstance(config, VqaConfig):
-        return _build_vqa(config, store, questions)
+        return _build_vqa(config, store, annotations)
     if isinstance(config, PretrainConfig):
-        return _build_pretraining(config, store, captions)
-    return _build_captioning(config, store, captions)
+        return _build_pretraining(config, store, annotations)
+    return _build_captioning(config, store, annotations)
 
 
 def _build_pretraining(
-    config: PretrainConfig, store: RegionStore, captions: Sequence[Caption]
+    config: PretrainConfig, store: RegionStore, annotations: _Annotations
 ) -> tuple[Task, DocumentSource]:
     initial = _initial(config.initial, store, new_extractor=False)
     abilities = {"captions": True, "matches": True, "shared_prefix": config.objectives.shared_prefix}
-    processor = _processor(config, store, [c.text for c in captions], initial, **abilities)
-    texts = _caption_texts(config, processor, captions, initial)
+    processor = _processor(config, store, annotations, initial, **abilities)
+    texts = _caption_texts(config, processor, annotations, initial)
     heads = {"word_head": True, "match_head": True, "classes": len(store.extractor.classes)}
     model = _model(config, processor, store, initial, heads)
     changes = None
@@ -116,11 +153,11 @@ def _build_pretraining(
 
 
 def _build_captioning(
-    config: CaptionConfig, store: RegionStore, captions: Sequence[Caption]
+    config: CaptionConfig, store: RegionStore, annotations: _Annotations
 ) -> tuple[Task, DocumentSource]:
     initial = _initial(config.initial, store, config.new_extractor)
-    processor = _processor(config, store, [c.text for c in captions], initial, captions=True)
-    texts = _caption_texts(config, processor, captions, initial)
+    processor = _processor(config, store, annotations, initial, captions=True)
+    texts = _caption_texts(config, processor, annotations, initial)
     model = _model(config, processor, store, initial, {"word_head": True}, config.new_extractor)
     images = ImageReader(store, processor.tags, processor.max_regions)
     if config.self_critical is not None:
@@ -132,37 +169,44 @@ def _build_captioning(
     return CaptionTask(model, processor, config.smoothing), source
 
 
-def _build_vqa(config: VqaConfig, store: RegionStore, questions: Sequence[Question]) -> tuple[Task, DocumentSource]:
+def _build_vqa(config: VqaConfig, store: RegionStore, annotations: _Annotations) -> tuple[Task, DocumentSource]:
     initial = _initial(config.initial, store, config.new_extractor)
     if isinstance(config.answers, Path):
         answers = read_answers(config.answers)
     else:
-        answers = answer_vocabulary([question.answers for question in questions], config.answers)
+        answers = answer_vocabulary([question.answers for question in annotations.questions], config.answers)
     answering = {"answers": tuple(answers), "shared_prefix": config.shared_prefix}
-    processor = _processor(config, store, [q.text for q in questions], initial, **answering)
-    texts = _question_texts(config, processor, questions, initial)
-    model = _model(config, processor, store, initial, {"answers": len(answers)}, config.new_extractor)
+    processor = _processor(config, store, annotations, initial, **answering)
+    texts = _question_texts(config, processor, annotations, initial)
+    model = _model(config, processor, store, initial, {"answers": len(processor.answers)}, config.new_extractor)
     images = ImageReader(store, processor.tags, processor.max_regions)
     return VqaTask(model, processor), QuestionSource(texts, images, processor)
 
 
 def _caption_texts(
-    config: AnyConfig, processor: Processor, captions: Sequence[Caption], initial: Trained | None
+    config: AnyConfig, processor: Processor, annotations: _Annotations, initial: Trained | None
 ) -> TextStore:
     assert not isinstance(config, VqaConfig)
-    texts = [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in captions]
-    return _texts(config, processor, config.captions, texts, initial)
+    if annotations.known is not None:
+        return annotations.known
+    texts = [LabelledText(c.caption_id, c.image_id, c.text) for c in annotations.captions]
+    return _texts(config, processor, config.captions, texts, initial, annotations.working)
 
 
 def _question_texts(
-    config: VqaConfig, processor: Processor, questions: Sequence[Question], initial: Trained | None
+    config: VqaConfig, processor: Processor, annotations: _Annotations, initial: Trained | None
 ) -> TextStore:
+    if annotations.known is not None:
+        return annotations.known
     ids = answer_ids(processor.answers)
-    texts = [LabelledText(q.question_id, q.image_id, q.text, label_ids(soft_scores(q.answers), ids)) for q in questions]
+    texts = [
+        LabelledText(q.question_id, q.image_id, q.text, label_ids(soft_scores(q.answers), ids))
+        for q in annotations.questions
+    ]
     if unlabelled := sum(not text.labels for text in texts):
         logger.info("%d of %d questions have no answer of the %d kept", unlabelled, len(texts), len(processor.answers))
     sources = [*config.questions, *(path for path in config.annotations if path is not None)]
-    return _texts(config, processor, sources, texts, initial)
+    return _texts(config, processor, sources, texts, initial, annotations.working)
 
 
 def _texts(
@@ -171,12 +215,25 @@ def _texts(
     sources: Sequence[Path],
     texts: Sequence[LabelledText],
     initial: Trained | None,
+    working: Working,
 ) -> TextStore:
-    """Tokenise, and write down which images are trained on, those of the checkpoint that the run starts from too."""
+    """Tokenise, and write down where, and which images are trained on, those of the checkpoint to start from too."""
     images = dict.fromkeys(text.image_id for text in texts)
     write_trained_on(config.output, images, NOTHING if initial is None else initial.trained_on)
-    cache = config.cache or config.output / "texts"
-    return text_store(cache, processor.tokenizer, processor.text_tokens, sources, texts)
+    store = text_store(
+        _cache(config),
+        processor.tokenizer,
+        processor.text_tokens,
+        sources,
+        texts,
+        partial(working, "texts tokenised"),
+    )
+    write_json(config.output / TEXTS, {"store": store.path.name})
+    return store
+
+
+def _cache(config: AnyConfig) -> Path:
+    return config.cache or config.output / "texts"
 
 
 def _initial(folder: Path | None, store: RegionStore, new_extractor: bool) -> Trained | None:
@@ -189,10 +246,12 @@ def _initial(folder: Path | None, store: RegionStore, new_extractor: bool) -> Tr
 
 
 def _processor(
-    config: AnyConfig, store: RegionStore, texts: Sequence[str], initial: Trained | None, **capabilities: Any
+    config: AnyConfig, store: RegionStore, annotations: _Annotations, initial: Trained | None, **capabilities: Any
 ) -> Processor:
     """Settle inputs and tokenizer, checked against the checkpoint that the run starts from, and save them."""
     inputs, run = config.inputs, config.output
+    if annotations.known is not None:  # tokenised with what was settled then
+        return Processor.load(run)
     if inputs.tokenizer is not None:
         tokenizer = Tokenizer.load(inputs.tokenizer)
     elif initial is not None:
@@ -201,6 +260,7 @@ def _processor(
         tokenizer = Tokenizer.load(run)
     elif not isinstance(config, PretrainConfig | VqaConfig | CaptionConfig) or config.model.bert is None:
         extractor = store.extractor
+        texts = [*(c.text for c in annotations.captions), *(q.text for q in annotations.questions)]
         tokenizer = Tokenizer.train([*texts, *extractor.classes, *extractor.attributes], inputs.vocabulary)
     else:
         tokenizer = Tokenizer.load(config.model.bert)

@@ -1,6 +1,7 @@
 """A run from its configuration: what the ranks must agree on, task, engine and loop.
 
 RUN/run.json             the configuration, versions and the git revision
+    texts.json           which tokenised texts it is trained on
     match.json           which images of the annotations are in the region store
     trained_on.npy       hashes of the images trained on, see `dimvl/data/trained_on.py`
     config.json          the model's arguments
@@ -25,7 +26,7 @@ from dimvl.files import git_revision, sha256, write_json
 from dimvl.pretrained import RUN, latest_checkpoint, run_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
-from dimvl.training.build import build_task, read_annotations
+from dimvl.training.build import TEXTS, Working, build_task, known_texts, read_annotations
 from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
 from dimvl.training.early_stopping import Validation
 from dimvl.training.engine import Engine, TorchEngine
@@ -45,8 +46,17 @@ FREE = PATHS | {
 FREE |= {"output", "training.check_reads", "training.checkpoint_activations", "training.compile", "deepspeed"}
 
 
-def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
+def run_training(
+    config: AnyConfig,
+    progress: Callable[[StepReport], None] | None = None,
+    working: Working = lambda what, done, total: None,
+) -> Path:
     """Train as configured, going on where the run stopped; return the run's folder.
+
+    Args:
+        config: of the run.
+        progress: called with each logged step.
+        working: called with what else takes time, how much of it is done and how much there is.
 
     Raises:
         UserError: anything in configuration, stores, annotations or checkpoints that does not fit.
@@ -54,10 +64,15 @@ def run_training(config: AnyConfig, progress: Callable[[StepReport], None] | Non
 
     """
     with open_ranks(config) as ranks:
-        return train_on(ranks, config, progress)
+        return train_on(ranks, config, progress, working)
 
 
-def train_on(ranks: Ranks, config: AnyConfig, progress: Callable[[StepReport], None] | None = None) -> Path:
+def train_on(
+    ranks: Ranks,
+    config: AnyConfig,
+    progress: Callable[[StepReport], None] | None = None,
+    working: Working = lambda what, done, total: None,
+) -> Path:
     """Train on ranks that have met; as `run_training`."""
     settings, run = config.training, config.output
     if settings.threads:
@@ -75,7 +90,7 @@ def train_on(ranks: Ranks, config: AnyConfig, progress: Callable[[StepReport], N
     for turn in (True, False):  # rank 0 writes the tokenizer, the texts and so on, which the others then find there
         with together(ranks):
             if (ranks.rank == 0) is turn:
-                prepared = _prepare(config, description, ranks)
+                prepared = _prepare(config, description, ranks, working)
     assert prepared is not None
     task, source, validation = prepared
     try:
@@ -129,20 +144,22 @@ def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _prepare(
-    config: AnyConfig, description: dict[str, Any], ranks: Ranks
+    config: AnyConfig, description: dict[str, Any], ranks: Ranks, working: Working
 ) -> tuple[Task, DocumentSource, Validation | None]:
     """Build model, task, documents and validation; what they need is written into the run's folder."""
     run = config.output
     _check_claim(run, description)
     store = RegionStore(config.regions, config.training.check_reads)
-    annotations = read_annotations(config, store)
     is_new = not (run / RUN).exists()
+    known = None if is_new else known_texts(config)
+    annotations = ([], []) if known is not None else read_annotations(config, store)
     if is_new:
+        (run / TEXTS).unlink(missing_ok=True)
         write_json(run / RUN, description)
     torch.manual_seed(config.seed)
     try:
-        task, source = build_task(config, store, *annotations)
-        return task, source, build_validation(config, task, store, ranks)
+        task, source = build_task(config, store, *annotations, known, working)
+        return task, source, build_validation(config, task, store, ranks, working)
     except UserError:
         if is_new:
             _free(run)

@@ -11,6 +11,7 @@ them call the modules of the model equally often.
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from dimvl.pretrained import Trained
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
 from dimvl.tasks.captioning import OBJECTIVE, CaptionSource, CaptionTask
+from dimvl.training.build import Working
 from dimvl.training.early_stopping import Validation
 from dimvl.training.ranks import Ranks
 
@@ -49,7 +51,25 @@ PREDICTIONS = 32
 TOP_ANSWERS = 3
 
 
-def build_validation(config: AnyConfig, task: Task, store: RegionStore, ranks: Ranks) -> Validation | None:
+@dataclass(frozen=True)
+class _Shared:
+    """Batches dealt over ranks, with progress told."""
+
+    ranks: Ranks
+    working: Working
+
+    def out(self, batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Give this rank's share of the batches; as many on every rank, the last one empty on some."""
+        nothing = np.zeros(0, dtype=np.int64)
+        for first in range(0, len(batches), self.ranks.size):
+            place = first + self.ranks.rank
+            yield batches[place] if place < len(batches) else nothing
+            self.working("batches validated", min(first + self.ranks.size, len(batches)), len(batches))
+
+
+def build_validation(
+    config: AnyConfig, task: Task, store: RegionStore, ranks: Ranks, working: Working
+) -> Validation | None:
     """Prepare the validation that a run asks for.
 
     Args:
@@ -57,6 +77,7 @@ def build_validation(config: AnyConfig, task: Task, store: RegionStore, ranks: R
         task: its model is scored; in eval mode, and put back into training mode.
         store: of the training images, where the validation names none.
         ranks: all of which ask for the score at once.
+        working: called while the score is found.
 
     Raises:
         UserError: annotations or regions that do not fit.
@@ -69,12 +90,13 @@ def build_validation(config: AnyConfig, task: Task, store: RegionStore, ranks: R
         store = RegionStore(section.regions, config.training.check_reads)
         task.processor.check_extractor(store.extractor, str(store.path))
     predictions: list[dict[str, Any]] = []
+    shared = _Shared(ranks, working)
     if isinstance(config, VqaConfig):
         assert config.validation is not None
-        score = _accuracy(config, config.validation, task, store, ranks, predictions)
+        score = _accuracy(config, config.validation, task, store, shared, predictions)
     else:
         assert config.validation is not None
-        score = _captioning(config, config.validation, task, store, ranks, predictions)
+        score = _captioning(config, config.validation, task, store, shared, predictions)
 
     def without_training() -> float:
         task.eval()
@@ -92,7 +114,7 @@ def _accuracy(
     section: VqaValidationConfig,
     task: Task,
     store: RegionStore,
-    ranks: Ranks,
+    shared: _Shared,
     predictions: list[dict[str, Any]],
 ) -> Score:
     """Official accuracy of the most probable answers; the best answers to a sample go to `predictions`."""
@@ -115,12 +137,12 @@ def _accuracy(
     def score() -> float:
         best = np.zeros((len(asked), top), dtype=np.int64)
         sure = np.zeros((len(asked), top))
-        for places in _share(in_order(costs, config.training.rows_per_micro_batch), ranks):
+        for places in shared.out(in_order(costs, config.training.rows_per_micro_batch)):
             prefixes = images.prefixes(positions[places])
             found = trained.answer_probabilities(prefixes, [words[place] for place in places])
             found, order = found.sort(dim=1, descending=True, stable=True)
             best[places], sure[places] = order[:, :top], found[:, :top]
-        best, sure = ranks.sum(best), ranks.sum(sure)
+        best, sure = shared.ranks.sum(best), shared.ranks.sum(sure)
         predictions[:] = [
             {
                 "question_id": asked[place].question_id,
@@ -141,7 +163,7 @@ def _captioning(
     section: CaptionValidationConfig,
     task: Task,
     store: RegionStore,
-    ranks: Ranks,
+    shared: _Shared,
     predictions: list[dict[str, Any]],
 ) -> Score:
     """CIDEr-D of greedy captions, those of a sample to `predictions`; or minus the loss per word, without any."""
@@ -151,7 +173,7 @@ def _captioning(
     names = list(by_image)
     chosen = [names[place] for place in _chosen(len(names), section)]
     if section.metric == "loss":
-        return _loss(config, section.captions, task, store, [c for name in chosen for c in by_image[name]], ranks)
+        return _loss(config, section.captions, task, store, [c for name in chosen for c in by_image[name]], shared)
     if len(chosen) < 2:
         raise UserError(f"validation.captions {section.captions}: CIDEr-D of one image is always 0; take more images")
     reward = CiderD([[plain_words(caption.text) for caption in by_image[name]] for name in chosen])
@@ -164,12 +186,12 @@ def _captioning(
     def score() -> float:
         scores, texts = np.zeros(len(chosen)), dict[int, str]()
         costs = images.rows(positions) + options.max_tokens
-        for places in _share(in_order(costs, config.training.rows_per_micro_batch), ranks):
+        for places in shared.out(in_order(costs, config.training.rows_per_micro_batch)):
             prefixes = images.prefixes(positions[places])
             written = trained.captions(prefixes, options, task.everywhere)
             scores[places] = reward.scores([plain_words(text) for text in written], places)
             texts |= {int(place): text for place, text in zip(places, written, strict=True) if place in shown}
-        scores, told = ranks.sum(scores), ranks.gather(texts)
+        scores, told = shared.ranks.sum(scores), shared.ranks.gather(texts)
         texts = {place: text for part in told for place, text in part.items()}
         predictions[:] = [
             {
@@ -186,7 +208,7 @@ def _captioning(
 
 
 def _loss(
-    config: CaptionConfig, path: Path, task: Task, store: RegionStore, captions: Sequence[Caption], ranks: Ranks
+    config: CaptionConfig, path: Path, task: Task, store: RegionStore, captions: Sequence[Caption], shared: _Shared
 ) -> Score:
     """Minus the cross entropy per word, without smoothing, of all captions of each image."""
     processor = task.processor
@@ -201,21 +223,13 @@ def _loss(
 
     def score() -> float:
         total, device = np.zeros(2), next(task.parameters()).device
-        for places in _share(in_order(costs, config.training.rows_per_micro_batch), ranks):
+        for places in shared.out(in_order(costs, config.training.rows_per_micro_batch)):
             batch = collate(source.build_all(0, places), plain.shape)
             total += float(plain(batch.to(device))[OBJECTIVE]), batch.counts()[OBJECTIVE]
-        loss, count = ranks.sum(total)
+        loss, count = shared.ranks.sum(total)
         return float(-loss / count)
 
     return score
-
-
-def _share(batches: Sequence[np.ndarray], ranks: Ranks) -> Iterator[np.ndarray]:
-    """Give this rank's share of the batches; as many on every rank, the last one empty on some."""
-    nothing = np.zeros(0, dtype=np.int64)
-    for first in range(0, len(batches), ranks.size):
-        place = first + ranks.rank
-        yield batches[place] if place < len(batches) else nothing
 
 
 def _chosen(number: int, section: ValidationConfig) -> np.ndarray:

@@ -576,3 +576,65 @@ def test_a_run_does_not_go_on_with_other_regions_under_the_same_path(data, tmp_p
     with pytest.raises(UserError, match="another content of the region store"):
         run_training(config)
     assert weights_of(tmp_path / "run") == before
+
+
+# --- the annotations
+
+
+@pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
+def test_a_run_that_goes_on_reads_its_tokenised_texts_and_no_annotations(data, tmp_path, monkeypatch, task):
+    config = make_config(data, tmp_path / "run", task)
+    run_training(config)
+    for folder in (config.output / "checkpoints").iterdir():
+        shutil.rmtree(folder)  # so that all steps are done again
+    before, log = (config.output / "match.json").read_bytes(), log_of(config.output)
+    again = config.model_copy(update={"cache": config.output / "texts"})
+    with monkeypatch.context() as patch:
+        for name in ("read_captions", "read_questions"):
+            patch.setattr(f"dimvl.training.build.{name}", lambda *arguments: pytest.fail("annotations were read"))
+        run_training(again)
+    assert log_of(config.output) == log and (config.output / "match.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda run: shutil.rmtree(run / "texts"),
+        lambda run: next((run / "texts").glob("*/token_ids.npy")).write_bytes(b"damaged"),
+        lambda run: (run / "texts.json").write_text("{}"),
+        lambda run: (run / "texts.json").unlink(),
+        lambda run: (run / "trained_on.npy").unlink(),
+    ],
+)
+def test_texts_that_are_gone_or_damaged_are_made_again_from_the_annotations(data, tmp_path, lose):
+    config = make_config(data, tmp_path / "run", "caption", training={"steps": 2})
+    run_training(config)
+    weights, trained_on = weights_of(config.output), (config.output / "trained_on.npy").read_bytes()
+    for folder in (config.output / "checkpoints").iterdir():
+        shutil.rmtree(folder)
+    lose(config.output)
+    run_training(config)
+    assert weights_of(config.output) == weights and (config.output / "trained_on.npy").read_bytes() == trained_on
+    assert (config.output / "texts.json").exists()
+
+
+def test_the_texts_of_a_run_that_trained_nothing_are_not_those_of_the_mended_one(data, tmp_path):
+    wrong = make_config(data, tmp_path / "run", training={"rows_per_step": 5})
+    with pytest.raises(UserError, match="rows_per_step"):
+        run_training(wrong)
+    assert (tmp_path / "run" / "texts.json").exists()
+    right = make_config(data, tmp_path / "run", inputs={"text_tokens": 2})
+    run_training(right)
+    store = json.loads((tmp_path / "run" / "texts.json").read_text())["store"]
+    assert json.loads((tmp_path / "run" / "texts" / store / "manifest.json").read_text())["max_tokens"] == 2
+
+
+def test_what_takes_time_beside_the_steps_is_told(data, tmp_path):
+    told = []
+    validation = {"questions": data.questions, "annotations": data.annotations, "every": 3}
+    config = make_config(data, tmp_path / "run", "vqa", validation=validation)
+    run_training(config, working=lambda *work: told.append(work))
+    assert told[0] == ("texts tokenised", 16, 16)
+    batches = [work for work in told if work[0] == "batches validated"]
+    assert batches == 2 * [("batches validated", done, batches[-1][2]) for done in range(1, batches[-1][2] + 1)]
+    assert len(batches) >= 4
