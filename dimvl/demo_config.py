@@ -157,51 +157,21 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
         name: `pretraining-1`, ..., `vqa`, `caption`, `self_critical` or a baseline.
 
     """
-    train = places.scenes / "train"
-    inputs = config.inputs.model_copy(update={"tokenizer": places.tokenizer})
     common: dict[str, Any] = {
         "output": places.run(name),
         "seed": config.seed,
         "regions": places.regions("train"),
         "cache": places.out / "texts",
         "model": config.model,
-        "inputs": inputs,
+        "inputs": config.inputs.model_copy(update={"tokenizer": places.tokenizer}),
     }
     if name.startswith("pretraining"):
-        series, _, number = name.rpartition("-")
-        phase = config.pretraining[int(number) - 1]
-        objectives = phase.objectives
-        if series == "pretraining" and phase.word_change_share:
-            changes = {"word_change_share": phase.word_change_share, "word_changes": places.word_changes}
-            objectives = objectives.model_copy(update=changes)
-        objectives = objectives.model_copy(update={"shared_prefix": config.shared_prefix})
-        initial = places.run(previous_phase(config, series, int(number))) if int(number) > 1 else None
-        phase_values = {"objectives": objectives, "training": phase.training, "seq2seq": config.seq2seq}
-        return PretrainConfig(**common, **phase_values, captions=[train / "captions.json"], initial=initial)
-    last = places.run(f"pretraining-{len(config.pretraining)}")
-    if name == "caption":
-        return CaptionConfig(
-            **common,
-            task="caption",
-            training=config.caption,
-            initial=last,
-            captions=[train / "captions.json"],
-            seq2seq=config.seq2seq,
-            smoothing=config.smoothing,
-        )
-    if name == "self_critical":
-        assert config.self_critical is not None
-        return CaptionConfig(
-            **common,
-            task="caption",
-            training=config.self_critical,
-            initial=places.run("caption"),
-            captions=[train / "captions.json"],
-            seq2seq=config.seq2seq,
-            self_critical=SelfCriticalConfig(),
-        )
+        return _pretraining(config, places, name, common)
+    if name in ("caption", "self_critical"):
+        return _captioning(config, places, name, common)
+    train, last = places.scenes / "train", places.run(f"pretraining-{len(config.pretraining)}")
     if name == "question_only":
-        common["inputs"] = inputs.model_copy(update={"max_regions": 0, "tag_tokens": 0})
+        common["inputs"] = common["inputs"].model_copy(update={"max_regions": 0, "tag_tokens": 0})
     return VqaConfig(
         **common,
         task="vqa",
@@ -211,6 +181,32 @@ def run_config(config: DemoConfig, places: Places, name: str) -> PretrainConfig 
         annotations=[train / "annotations.json"],
         shared_prefix=config.shared_prefix,
     )
+
+
+def _pretraining(config: DemoConfig, places: Places, name: str, common: dict[str, Any]) -> PretrainConfig:
+    series, _, number = name.rpartition("-")
+    phase = config.pretraining[int(number) - 1]
+    changes: dict[str, Any] = {"shared_prefix": config.shared_prefix}
+    if series == "pretraining" and phase.word_change_share:
+        changes |= {"word_change_share": phase.word_change_share, "word_changes": places.word_changes}
+    return PretrainConfig(
+        **common,
+        objectives=phase.objectives.model_copy(update=changes),
+        training=phase.training,
+        seq2seq=config.seq2seq,
+        captions=[places.scenes / "train" / "captions.json"],
+        initial=places.run(previous_phase(config, series, int(number))) if int(number) > 1 else None,
+    )
+
+
+def _captioning(config: DemoConfig, places: Places, name: str, common: dict[str, Any]) -> CaptionConfig:
+    common |= {"task": "caption", "captions": [places.scenes / "train" / "captions.json"], "seq2seq": config.seq2seq}
+    if name == "caption":
+        last = places.run(f"pretraining-{len(config.pretraining)}")
+        return CaptionConfig(**common, training=config.caption, initial=last, smoothing=config.smoothing)
+    assert config.self_critical is not None
+    initial = places.run("caption")
+    return CaptionConfig(**common, training=config.self_critical, initial=initial, self_critical=SelfCriticalConfig())
 
 
 def previous_phase(config: DemoConfig, series: str, number: int) -> str:

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,20 @@ from dimvl.errors import UserError
 from dimvl.progress import progress
 
 if TYPE_CHECKING:
-    from dimvl.config import Missing
+    from dimvl.pretrained import Trained
+    from dimvl.regions.store import RegionStore
+
+
+Worlds = Annotated[
+    Path | None, typer.Option(help="worlds.jsonl of scenes, to score captions; by default beside the captions.")
+]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="Leave images out that the store lacks, with a warning.")
+]
+AllowTrained = Annotated[
+    bool, typer.Option("--allow-trained-images", help="Evaluate even on images that the model was trained on.")
+]
+Answers = Annotated[Path | None, typer.Option(help="VQA v2 annotations; without answers nothing is scored.")]
 
 
 @app.command()
@@ -20,22 +33,14 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a run or of an export.")],
     regions: Annotated[list[Path], typer.Option(help="Region store of the pictures; repeated, several as one.")],
     questions: Annotated[Path | None, typer.Option(help="Questions of any format in docs/annotations.md.")] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="VQA v2 annotations; without answers nothing is scored.")
-    ] = None,
+    annotations: Answers = None,
     captions: Annotated[Path | None, typer.Option(help="Captions of any format; their images are captioned.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="Of a file of Karpathy's splits; may be repeated.")] = None,
-    worlds: Annotated[
-        Path | None, typer.Option(help="worlds.jsonl of scenes, to score captions; by default beside the captions.")
-    ] = None,
+    worlds: Worlds = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL/evaluation.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Width of the beam search for captions.")] = 3,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave images out that the store lacks, with a warning.")
-    ] = False,
-    allow_trained_images: Annotated[
-        bool, typer.Option("--allow-trained-images", help="Evaluate even on images that the model was trained on.")
-    ] = False,
+    skip_missing: SkipMissing = False,
+    allow_trained_images: AllowTrained = False,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -50,18 +55,6 @@ def evaluate(
         raise UserError("give either --questions or --captions: one of them says what to predict")
     if questions is not None and split:
         raise UserError(f"--split {' '.join(split)} is for captions; leave it out with --questions")
-    from dataclasses import asdict
-
-    from dimvl.decoding import DecodingOptions
-    from dimvl.evaluation import (
-        describe_evaluation,
-        evaluate_captions,
-        evaluate_questions,
-        with_official_scores,
-        worlds_of,
-        write_evaluation,
-        write_predictions,
-    )
     from dimvl.pretrained import choose_device, load_trained
     from dimvl.regions.store import RegionStore
 
@@ -70,25 +63,48 @@ def evaluate(
     trained = load_trained(model, choose_device(device)).for_prediction()
     if allow_trained_images:
         trained = trained.without_guard()
-    missing: Missing = "skip" if skip_missing else "error"
-    settings: dict[str, object] = {"missing": missing, "allow_trained_images": allow_trained_images}
-    settings["device"] = str(trained.device)
-    if questions is not None:
+    settings = {"missing": "skip" if skip_missing else "error", "allow_trained_images": allow_trained_images}
+    files = {"questions": questions, "annotations": annotations, "captions": captions, "worlds": worlds}
+    _evaluate(model, trained, store, files, settings, split or [], beams, out or model / "evaluation")
+
+
+def _evaluate(
+    model: Path,
+    trained: "Trained",
+    store: "RegionStore",
+    files: dict[str, Path | None],
+    settings: dict[str, Any],
+    split: list[str],
+    beams: int,
+    folder: Path,
+) -> None:
+    """Predict, score, write and print; the manifest tells files and settings."""
+    from dataclasses import asdict
+
+    from dimvl import evaluation
+    from dimvl.decoding import DecodingOptions
+
+    settings = settings | {"device": str(trained.device)}
+    if (captions := files["captions"]) is None:
+        questions = files["questions"]
+        assert questions is not None, "one of them is given"
         with progress("questions") as show:
-            result = evaluate_questions(trained, store, questions, annotations, show, missing)
+            result = evaluation.evaluate_questions(
+                trained, store, questions, files["annotations"], show, settings["missing"]
+            )
+        evaluation.write_predictions(folder, result)
     else:
-        assert captions is not None
         options = DecodingOptions(beams=beams)
         with progress("pictures") as show:
-            result = evaluate_captions(trained, store, captions, worlds, options, show, missing, split or ())
-        settings |= {"split": split or [], **asdict(options)}
-    folder = out or model / "evaluation"
-    write_predictions(folder, result)
-    if captions is not None:
-        result = with_official_scores(result)
-    files = {"questions": questions, "annotations": annotations, "captions": captions}
-    files["worlds"] = worlds_of(captions, worlds)
-    write_evaluation(folder, result, describe_evaluation(model, trained, store, files, settings))
+            result = evaluation.evaluate_captions(
+                trained, store, captions, files["worlds"], options, show, settings["missing"], split
+            )
+        evaluation.write_predictions(folder, result)
+        result = evaluation.with_official_scores(result)
+        settings |= {"split": split, **asdict(options)}
+    files = files | {"worlds": evaluation.worlds_of(captions, files["worlds"])}
+    described = evaluation.describe_evaluation(model, trained, store, files, settings)
+    evaluation.write_evaluation(folder, result, described)
     if result.scores:
         print(json.dumps(result.scores, indent=2))
     print(f"{len(result.predictions)} predictions written to {folder}", file=sys.stderr)
