@@ -1,0 +1,59 @@
+"""What tests of the command line start from."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+import dimvl.cli
+from dimvl.export import export
+from tests.cli.calls import Result, Run, write_config
+from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
+from tests.tiny_runs import TinyData, make_data
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`dimvl ARGUMENTS` in this process; descriptors are captured, since torch and others write past Python."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
+        code = 0
+        try:
+            dimvl.cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            logging.getLogger("dimvl").setLevel(logging.NOTSET)
+        return Result(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of an untrained model that answers, captions and matches."""
+    place = tmp_path_factory.mktemp("model")
+    detector = make_detector()
+    detector.save(place / "detector")
+    return export(
+        write_run(place / "run", make_trained(all_abilities(detector.extractor))), place / "export", place / "detector"
+    )
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    make_picture().save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TinyData:
+    return make_data(tmp_path / "data")
+
+
+@pytest.fixture
+def config(tmp_path: Path, data: TinyData) -> Path:
+    """A pretraining of six steps, saved every second one."""
+    return write_config(tmp_path, data, "pretrain")

@@ -1,0 +1,337 @@
+"""Documents of the objectives, what the model sees of them, and how their losses add up."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dimvl.config import ObjectivesConfig, Seq2seqConfig, SharesConfig
+from dimvl.data.documents import collate
+from dimvl.data.text_store import TextStore
+from dimvl.objectives import (
+    WordChanges,
+    mask_tokens,
+    normalise,
+)
+from dimvl.tasks.answering import QuestionSource, VqaTask
+from dimvl.tasks.pretraining import PretrainSource, PretrainTask
+from tests.factories import ATTRIBUTES, CLASSES, make_model, make_processor, make_tokenizer
+from tests.tiny_runs import caption_store, image_reader, make_data
+
+TOKENIZER = make_tokenizer()
+LONG = np.array(TOKENIZER.encode("the small star is above a large blue square " * 12))
+
+
+# --- documents
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
+
+
+def make_source(data, objective=None, changes=None, **config):
+    processor = make_processor()
+    shares = {name: float(objective in (None, name)) for name in SharesConfig.model_fields}
+    settings = ObjectivesConfig(shares=SharesConfig(**shares)).model_copy(update=config)
+    arguments = (caption_store(data, processor), image_reader(data, processor), settings, Seq2seqConfig(captions=2))
+    return PretrainSource(*arguments, processor.tokenizer, 1, changes)
+
+
+def make_task(**config):
+    model = make_model(len(TOKENIZER), vocabulary=len(TOKENIZER), word_head=True, match_head=True, classes=len(CLASSES))
+    return PretrainTask(model, make_processor(), ObjectivesConfig(**config))
+
+
+def objectives(source, epoch):
+    """Names of the objectives of all documents in an epoch."""
+    return [list(source.shares)[number] for number in source.objectives(epoch)]
+
+
+def text_of(document):
+    return tuple(document.texts[0].token_ids[:-1].tolist())
+
+
+def captions_by_image(source):
+    store = source.captions
+    groups = store.groups
+    return [
+        {tuple(store.tokens(text).tolist()) for text in range(groups[index], groups[index + 1])}
+        for index in range(len(source))
+    ]
+
+
+def test_a_negative_is_never_a_text_of_the_same_image_and_half_of_the_pairs_are_negative(data):
+    source = make_source(data, "matching")
+    own, matches = captions_by_image(source), Counter()
+    for epoch in range(100):
+        for index in range(len(source)):
+            document = source.build(epoch, index)
+            matches[document.match[0]] += 1
+            assert (text_of(document) in own[index]) == (document.match == [1])
+    assert matches[1.0] / 800 == pytest.approx(0.5, abs=0.071)  # four standard deviations
+
+
+def test_behind_a_shared_prefix_each_text_is_labelled_by_itself_and_judged_from_its_own_last_row(data):
+    source, shape = make_source(data, "matching", shared_prefix=True), make_task().shape
+    own, labels = captions_by_image(source), Counter()
+    for epoch in range(20):
+        documents = [source.build(epoch, index) for index in range(len(source))]
+        batch = collate(documents, shape)
+        texts = [text for document in documents for text in document.texts]
+        targets = batch.targets["matching"]
+        ends = batch.layout.text_starts + batch.layout.text_lengths - 1
+        assert targets.rows.tolist() == ends.tolist() and len(texts) > len(documents)
+        assert batch.layout.seq2seq.all()
+        assert targets.labels.tolist() == [label for document in documents for label in document.match]
+        for index, document in enumerate(documents):
+            assert collate([document], shape).layout.num_rows <= source.costs(epoch)[index]
+            for text, label in zip(document.texts, document.match, strict=True):
+                assert (tuple(text.token_ids[:-1].tolist()) in own[index]) == (label == 1)
+                labels[label] += 1
+    assert min(labels[0.0], labels[1.0]) > 0.35 * labels.total()
+
+
+def test_negatives_of_changed_words_differ_in_one_word_from_a_caption_of_the_image(data):
+    pairs = [("red", "blue"), ("small", "large"), ("circle", "star"), ("a", "two"), ("is", "above")]
+    changes = WordChanges([*pairs, *((new, old) for old, new in pairs)], TOKENIZER)
+    source = make_source(data, "matching", changes, negative_share=1.0, word_change_share=0.5)
+    own, changed = captions_by_image(source), 0
+    for epoch in range(50):
+        for index in range(len(source)):
+            document = source.build(epoch, index)
+            text = text_of(document)
+            near = [t for t in own[index] if len(t) == len(text) and sum(map(int.__ne__, t, text)) == 1]
+            changed += bool(near)
+            assert document.match == [0]
+    assert changed / 400 == pytest.approx(0.5, abs=0.11)
+
+
+def write_captions(data, texts):
+    """Give each image other captions: one list of texts for each."""
+    said = [(image, text) for image, own in enumerate(texts, start=1) for text in own]
+    data.captions.write_text(
+        json.dumps(
+            {"annotations": [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(said)]}
+        )
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_words_that_an_image_has_too_are_no_negative_where_texts_repeat(tmp_path, share):
+    data = make_data(tmp_path, 4)
+    write_captions(data, [["a red star", "a blue star"], ["a red star"], ["a blue star", "a star"], ["a red star"]])
+    changes = WordChanges([("red", "blue"), ("blue", "red")], TOKENIZER)
+    source = make_source(data, "matching", changes, negative_share=1.0, word_change_share=share)
+    own, matches = captions_by_image(source), Counter()
+    for epoch in range(50):
+        for index in range(4):
+            document = source.build(epoch, index)
+            assert (text_of(document) in own[index]) == (document.match == [1])
+            matches[document.match[0]] += 1
+    assert matches[0.0] > 150
+
+
+def test_a_data_set_of_one_image_or_of_one_text_has_no_negatives(tmp_path):
+    same = make_data(tmp_path / "same", 3)
+    write_captions(same, [["a red star"]] * 3)
+    assert make_source(same, "matching", negative_share=1.0).build(0, 0).match == [1]
+
+    source = make_source(make_data(tmp_path, 1), "matching", negative_share=1.0)
+    assert source.build(0, 0).match == [1]
+
+
+def test_a_pair_that_may_be_mismatched_has_no_other_target(data):
+    source, task = make_source(data, "matching"), make_task()
+    counts = collate([source.build(0, index) for index in range(len(source))], task.shape).counts()
+    assert counts == {"masked_lm": 0, "seq2seq_lm": 0, "masked_object": 0, "matching": 8}
+
+
+def test_one_modality_is_masked_at_a_time(data):
+    for objective in ("masked_lm", "seq2seq_lm", "masked_object"):
+        source = make_source(data, objective)
+        own = captions_by_image(source)
+        for index in (0, 1, 3, 4):
+            document = source.build(0, index)
+            assert document.prefix.hidden.any() == (objective == "masked_object")
+            if objective == "masked_object":
+                assert text_of(document) in own[index]
+
+
+def test_only_drawn_regions_are_scored_however_many_are_hidden(data):
+    source, more = make_source(data, "masked_object"), 0
+    for epoch in range(20):
+        document = source.build(epoch, 5)
+        hidden = np.flatnonzero(document.prefix.hidden)
+        assert set(document.regions.tolist()) <= set(hidden.tolist())
+        batch = collate([document], make_task().shape)
+        assert len(batch.targets["masked_object"].rows) == len(document.regions) == 1
+        more += len(hidden) > 1
+    assert more, "some regions are hidden without being targets"
+
+
+def test_tags_come_from_visible_regions_only(data):
+    source = make_source(data, "masked_object")
+    words = {name: TOKENIZER.encode(name)[0] for name in (*CLASSES, *ATTRIBUTES)}
+    for epoch in range(30):
+        for index in (0, 1, 3, 4):
+            document = source.build(epoch, index)
+            [regions] = source.images.read(source.positions[[index]])
+            seen = ~document.prefix.hidden
+            visible = {words[CLASSES[i]] for i in regions.class_ids[seen, 0]}
+            visible |= {words[ATTRIBUTES[i]] for i in regions.attribute_ids[seen].flatten()}
+            assert set(document.prefix.context[1:-1].tolist()) <= visible
+
+
+def test_an_image_whose_regions_are_not_used_gets_a_word_objective(data):
+    source = make_source(data, "masked_object")
+    assert objectives(source, 0) == ["masked_object"] * 2 + ["masked_lm"] + ["masked_object"] * 5  # image 3 has none
+    assert source.build(0, 2).objective == "masked_lm"
+    source.images.max_regions = 0
+    document = source.build(1, 0)
+    assert document.objective == "masked_lm" and len(document.prefix.features) == 0 and len(document.texts[0].places)
+
+
+def test_shares_hold_in_documents(data):
+    source = make_source(data, shares=SharesConfig(masked_lm=1, seq2seq_lm=2, masked_object=0, matching=1))
+    drawn = Counter(name for epoch in range(250) for name in objectives(source, epoch))
+    assert drawn["seq2seq_lm"] / 2000 == pytest.approx(0.5, abs=0.045)
+    assert drawn["masked_lm"] / 2000 == pytest.approx(0.25, abs=0.039)
+    assert "masked_object" not in drawn
+    assert [source.build(7, index).objective for index in range(8)] == objectives(source, 7)
+
+
+# --- labels and inputs
+
+
+def inputs(batch):
+    names = ("region_features", "region_geometry", "region_hidden", "token_ids", "positions", "segments")
+    return [getattr(batch, name) for name in names]
+
+
+def test_what_the_model_sees_of_a_hidden_region_tells_nothing_of_its_class(data):
+    source, task = make_source(data, "masked_object"), make_task()
+    document = source.build(0, 5)
+    before = collate([document], task.shape)
+    hidden = document.prefix.hidden
+    read = source.images.read
+
+    def other_classes(positions):
+        [regions] = read(positions)
+        regions.class_ids[hidden] = (regions.class_ids[hidden] + 1) % 3
+        regions.class_scores[hidden] = [0.5, 0.375]
+        regions.attribute_ids[hidden] = [0, 2]
+        regions.features[hidden] += 1
+        return [regions]
+
+    source.images.read = other_classes
+    try:
+        after = collate([source.build(0, 5)], task.shape)
+    finally:
+        source.images.read = read
+    assert not torch.equal(
+        before.targets["masked_object"].class_probabilities, after.targets["masked_object"].class_probabilities
+    )
+    assert all(torch.equal(a, b) for a, b in zip(inputs(before)[1:], inputs(after)[1:], strict=True))
+    assert torch.equal(task.model(before), task.model(after)), "not even the features, which stand in the batch"
+
+
+def test_answers_change_no_input(data, monkeypatch):
+    processor = make_processor(answers=("yes", "no"))
+    questions = caption_store(data, processor)
+    source = QuestionSource(questions, image_reader(data, processor), processor)
+    batches = []
+    for labels in ((np.array([0]), np.array([1.0])), (np.array([1, 0]), np.array([0.3, 0.6]))):
+        monkeypatch.setattr(TextStore, "labels", lambda self, text, labels=labels: labels)
+        shape = VqaTask(make_model(answers=2), processor).shape
+        batches.append(collate([source.build(0, index) for index in range(4)], shape))
+    assert not torch.equal(batches[0].targets["answers"].scores, batches[1].targets["answers"].scores)
+    assert all(torch.equal(a, b) for a, b in zip(*map(inputs, batches), strict=True))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
+    processor = make_processor(answers=("yes", "no"), shared_prefix=shared)
+    source = QuestionSource(caption_store(data, processor), image_reader(data, processor), processor)
+    model = make_model(answers=2, vocabulary=len(TOKENIZER))
+    task = VqaTask(model, processor)
+    documents = [source.build(0, index) for index in range(len(source))]
+    assert len(documents) == (8 if shared else len(source.questions))
+    costs = source.costs(0)
+    together, alone = task.logits(collate(documents, task.shape)), []
+    for document, cost in zip(documents, costs, strict=True):
+        rows = len(document.prefix.features) + len(document.prefix.context)
+        assert rows + sum(len(text.token_ids) for text in document.texts) <= cost
+        for text in document.texts:
+            one = replace(document, texts=[text], answers=None)
+            alone.append(task.logits(collate([one], task.shape)))
+    asked = [text.token_ids[:-1].tolist() for document in documents for text in document.texts]
+    assert asked == [source.questions.tokens(number).tolist() for number in range(len(source.questions))]
+    torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-4)  # fp32, another order of sums
+
+
+def test_a_masked_word_can_be_any_word_without_changing_the_input(data):
+    masked = mask_tokens(LONG, np.random.default_rng(1), TOKENIZER, 0.15)
+    place = masked.places[masked.token_ids[masked.places] == TOKENIZER.mask][0]
+    other = LONG.copy()
+    other[place] = TOKENIZER.encode("circle")[0]
+    again = mask_tokens(other, np.random.default_rng(1), TOKENIZER, 0.15)
+    assert other[place] != LONG[place]
+    assert np.array_equal(masked.token_ids, again.token_ids) and not np.array_equal(masked.labels, again.labels)
+
+
+# --- accounting
+
+
+def gradients(task, batches, counts):
+    task.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = normalise(task(batch), counts, task.weights)
+        loss.backward()
+        total += loss.item()
+    return total, {name: parameter.grad.clone() for name, parameter in task.named_parameters()}
+
+
+def test_uneven_micro_batches_give_the_loss_and_gradient_of_one_large_batch(data):
+    source, task = make_source(data), make_task(weights={"masked_lm": 0.5, "object_feature": 2.0})
+    documents = [source.build(epoch, index) for epoch in range(2) for index in range(8)]
+    whole = collate(documents, task.shape)
+    assert all(whole.counts().values())
+    cuts = [collate(documents[a:b], task.shape) for a, b in ((0, 1), (1, 9), (9, 9), (9, 16))]
+    loss, wanted = gradients(task, [whole], whole.counts())
+    split_loss, split = gradients(task, cuts, whole.counts())
+    assert split_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in wanted.items():
+        # fp32: sums are taken in another order
+        torch.testing.assert_close(split[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_loss_is_the_weighted_sum_of_means_over_targets():
+    losses = {"a": torch.tensor(6.0), "b/class": torch.tensor(4.0), "b/feature": torch.tensor(8.0)}
+    weights = {"a": 0.5, "b/class": 1.0, "b/feature": 2.0}
+    assert normalise(losses, {"a": 3, "b": 4}, weights).item() == pytest.approx(1 + 1 + 4)
+
+
+@pytest.mark.parametrize("objective", ["masked_lm", "seq2seq_lm", "masked_object", "matching"])
+def test_objectives_without_targets_add_a_connected_zero(data, objective):
+    source, task = make_source(data, objective), make_task()
+    batch = collate([source.build(0, 0)], task.shape)
+    losses = task(batch)
+    for name, loss in losses.items():
+        assert loss.requires_grad and loss.isfinite()
+        assert (loss.item() == 0) == (name.partition("/")[0] != objective)
+    normalise(losses, batch.counts(), task.weights).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
+
+
+def test_a_rank_without_documents_has_a_connected_zero_loss_and_zero_gradients():
+    task = make_task()
+    batch = collate([], task.shape)
+    loss = normalise(task(batch), dict.fromkeys(batch.counts(), 5), task.weights)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in task.parameters())
