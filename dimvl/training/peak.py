@@ -12,13 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dimvl.model.linear import product
+
 SECONDS, ROUNDS = 0.2, 10  # of measuring, after one round that does not count
 SIDE = {"cpu": 1024, "cuda": 8192}
 COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes, well above any cache
 
 
 def matmul_rate(device: torch.device, precision: Literal["fp32", "bf16"]) -> float:
-    """Operations a second of a square product at the run's precision, on the threads that torch has now.
+    """Operations a second of a square product as the model does it, on the threads that torch has now.
 
     Args:
         device: where; the side is 8192 on CUDA and 1024 on a CPU.
@@ -38,8 +40,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype, threads: int) -> floa
     side = SIDE[device.type]
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    return 2 * side**3 / _least_seconds(lambda: torch.mm(left, right, out=out), device)
+    return 2 * side**3 / _least_seconds(lambda: product(left, right.t()), device)
 
 
 @cache

@@ -31,18 +31,24 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
 
 
-def one_by_one(call, query, key, value):
+def one_by_one(plan, query, key, value):
     """Attend sequence after sequence by two plain products each: nothing is padded."""
-    outputs, queries, keys = [], np.cumsum(call.query_lengths), np.cumsum(call.key_lengths)
-    for last_query, last_key, lq, lk in zip(queries, keys, call.query_lengths, call.key_lengths, strict=True):
-        q = query[call.query_rows[last_query - lq : last_query]].transpose(0, 1)
-        k, v = (rows[call.key_rows[last_key - lk : last_key]].transpose(0, 1) for rows in (key, value))
-        scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
-        if call.causal:
-            hidden = torch.ones(lq, lk, dtype=torch.bool).triu(lk - lq + 1)
-            scores = scores.masked_fill(hidden, float("-inf"))
-        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(outputs)
+    outputs = []
+    for call in plan.calls:
+        rows = zip(
+            query[call.query_rows].split(call.query_lengths.tolist()),
+            key[call.key_rows].split(call.key_lengths.tolist()),
+            value[call.key_rows].split(call.key_lengths.tolist()),
+            strict=True,
+        )
+        for parts in rows:
+            q, k, v = (part.transpose(0, 1) for part in parts)
+            scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+            if call.causal:
+                hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)
+                scores = scores.masked_fill(hidden, float("-inf"))
+            outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)[plan.query_order]
 
 
 def engine_and_steps(config):
