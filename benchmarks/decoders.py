@@ -18,7 +18,7 @@ from dimvl.model.attention import attend
 from dimvl.model.model import DimvlModel
 from dimvl.model.plan import plan_attention
 
-TOKENIZER = SimpleNamespace(cls=101, sep=102, mask=103, special_ids=frozenset({0, 100, 101, 102, 103}))
+TOKENIZER = SimpleNamespace(cls=101, sep=102, mask=103, unwritten_ids=[0, 100, 101, 103])
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class HiddenStateCache:
             rows = layer.finish(rows, attended, 0)
         self.length += 1
         scores = self.model.word_head(rows).log_softmax(dim=-1)
-        scores[:, sorted(TOKENIZER.special_ids - {TOKENIZER.sep})] = float("-inf")
+        scores[:, TOKENIZER.unwritten_ids] = float("-inf")
         return scores.unflatten(0, tokens.shape)
 
 
@@ -144,7 +144,7 @@ class WithoutCache:
         batch = lay_out(self.sizes, self.prefixes, self.texts)
         last = batch.layout.text_starts + batch.layout.text_lengths - 1
         scores = self.model.word_head(self.model(batch)[last]).log_softmax(dim=-1)
-        scores[:, sorted(TOKENIZER.special_ids - {TOKENIZER.sep})] = float("-inf")
+        scores[:, TOKENIZER.unwritten_ids] = float("-inf")
         return scores.unflatten(0, (len(self.texts), -1))
 
 

@@ -78,15 +78,16 @@ def decoding(result: dict[str, Any]) -> Iterator[Goal]:
 
 
 def cold_start(result: dict[str, Any]) -> Iterator[Goal]:
-    """Fresh processes, judged by processor time since the machine is shared."""
-    found = result["cold_start"]
-    parts = {
-        "`dimvl --help` from a cold start": (found["seconds"]["dimvl --help"], 0.3, "0.3 s"),
-        "first answer from a cold start": (found["answer_over_import_torch"], 2.0, "`import torch` + 2 s"),
-    }
-    for work, (seconds, most, wanted) in parts.items():
-        figure = f"{seconds['processor']:.2f} s of the processor, {seconds['wall']:.2f} s on the clock"
-        yield judged(work, wanted, figure, seconds["processor"] < most)
+    """Fresh processes, by wall time."""
+    cold = result["cold_start"]
+    figures = [
+        ("`dimvl --help`", 0.3, "0.3 s", cold["seconds"]["dimvl --help"]),
+        ("first prediction of a tiny model", 2.0, "`import torch` + 2 s", cold["answer_over_import_torch"]),
+    ]
+    for work, most, wanted, part in figures:
+        more = "" if most < 1 else "`import torch` + "
+        figure = f"{more}{part['wall']:.2f} s, {part['processor']:.2f} s of processor time"
+        yield judged(f"{work} from a cold start", wanted, figure, part["wall"] < most)
 
 
 def reading(result: dict[str, Any]) -> Iterator[Goal]:
@@ -112,7 +113,7 @@ SUITES: dict[str, tuple[str, Callable[[dict[str, Any]], Iterator[Goal]]]] = {
     "end_to_end": ("five captions an image, end to end, against pairs", end_to_end),
     "end_to_end-cuda": (f"{H100} ({H100_WANTED})", on_a_gpu),
     "decode": ("five beams against VLP's policy (4x) and BLIP's decoder (1.5x)", decoding),
-    "inference": ("`dimvl --help` (0.3 s) and first answer (`import torch` + 2 s) from a cold start", cold_start),
+    "inference": ("`dimvl --help` and the first prediction from a cold start", cold_start),
     "store": ("reading regions", reading),
     "memory": ("memory in the size of both stores", memory),
 }

@@ -141,12 +141,60 @@ def memory(result: dict[str, Any]) -> str:
     return f"{run_of(result)}\n\n{table([*head, 'pickled for a worker'], rows)}"
 
 
+def decoding(result: dict[str, Any]) -> str:
+    """Captions a second, and how many times as long others take."""
+    others = {
+        "VLP's policy, our kernels": "VLP's policy",
+        "BLIP's decoder": "BLIP",
+        "BLIP's decoder, our kernels": "BLIP, our kernels",
+        "ours, torch's linear layers": "ours by torch's kernels",
+        "ours without cache": "ours without cache",
+        "our prefix alone": "our prefix alone",
+    }
+    rows = [
+        [beams, lengths, count, found["ours"]["captions_per_second"], *(times(found.get(name)) for name in others)]
+        for beams, by_lengths in result["batches"].items()
+        for lengths, by_batch in by_lengths.items()
+        for count, found in by_batch.items()
+    ]
+    head = ["search", "lengths", "batch", "captions a CPU second", *others.values()]
+    return f"{run_of(result)}\n\n{table(head, rows)}"
+
+
+def prediction(result: dict[str, Any]) -> str:
+    """Questions on one picture, folders, and fresh processes."""
+    head = ["", "number", "a CPU second", "one by one over at once"]
+    rows = [
+        [f"questions on one picture, {name}", count, part["questions_per_second"], _spread(part, "one_by_one")]
+        for name, by_count in result["questions"].items()
+        for count, part in by_count.items()
+    ]
+    pictures = result["folders"]["pictures"]
+    rows += [
+        [f"{name} of pictures", pictures, part["pictures_per_second"], _spread(part, "single")]
+        for name, part in result["folders"].items()
+        if name != "pictures"
+    ]
+    cold = result["cold_start"]
+    starts = [[f"`{name}`", part["wall"], part["processor"]] for name, part in cold["seconds"].items()]
+    over = cold["answer_over_import_torch"]
+    starts.append(["first answer over `import torch`", over["wall"], over["processor"]])
+    fresh = table(["fresh process", "seconds of wall time", "of processor time"], starts)
+    return f"{run_of(result)}\n\n{table(head, rows)}\n\n{fresh}"
+
+
+def _spread(part: dict[str, Any], name: str) -> str:
+    return "{:.2f} ({:.2f}-{:.2f})".format(*part[f"{name}_times_slower"])
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     **{name: ("train", write) for name, write in (("train", train), ("decoupled", decoupled), ("growth", growth))},
     "captions": ("end_to_end", captions),
     **{name: ("store", write) for name, write in (("store", store), ("workers", workers))},
     **{name: ("steps", write) for name, write in (("steps", steps), ("loaders", loaders))},
     "memory": ("memory", memory),
+    "decoding": ("decode", decoding),
+    "prediction": ("inference", prediction),
 }
 
 
