@@ -117,7 +117,7 @@ class Variants:
         return beam_search(Ending(words, lengths), TOKENIZER.sep, options, everywhere, wanted=1)
 
     def ours(self, prefixes: list[Prefix], lengths: Tensor, beams: int, plain: bool = False) -> Any:
-        """As a Predictor does, or with torch's own linear layers."""
+        """As a Predictor does, or with plain weights."""
         batch = lay_out(self.sizes, prefixes).to(self.device)
         model = self.plain if plain else self.packed
         return self.search(CachedDecoder(model, self.sizes.processor, batch), lengths, beams)
@@ -169,7 +169,7 @@ def check(variants: Variants) -> dict[str, Any]:
         lengths = lengths.to(variants.device)
         wanted = variants.ours(prefixes, lengths, sizes.beams)
         others = {
-            "torch's linear layers": variants.ours(prefixes, lengths, sizes.beams, plain=True),
+            "weights not laid out": variants.ours(prefixes, lengths, sizes.beams, plain=True),
             "VLP's policy": variants.vlp(prefixes, lengths, sizes.beams),
             "no cache": variants.without_cache(prefixes, lengths, sizes.beams),
         }
@@ -202,7 +202,7 @@ def measure(variants: Variants, count: int, lengths: Tensor, beams: int, rounds:
     runs: dict[str, Callable[[], object]] = {
         "ours": lambda: variants.ours(prefixes, lengths, beams),
         "our prefix alone": lambda: variants.prefix(prefixes),
-        "ours, torch's linear layers": lambda: variants.ours(prefixes, lengths, beams, plain=True),
+        "ours, weights not laid out": lambda: variants.ours(prefixes, lengths, beams, plain=True),
         "VLP's policy, our kernels": lambda: variants.vlp(prefixes, lengths, beams),
         "BLIP's decoder": lambda: variants.generate(images, lengths, beams, packed=False),
         "BLIP's decoder, our kernels": lambda: variants.generate(images, lengths, beams, packed=True),

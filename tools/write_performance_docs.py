@@ -147,7 +147,7 @@ def decoding(result: dict[str, Any]) -> str:
         "VLP's policy, our kernels": "VLP's policy",
         "BLIP's decoder": "BLIP",
         "BLIP's decoder, our kernels": "BLIP, our kernels",
-        "ours, torch's linear layers": "ours by torch's kernels",
+        "ours, weights not laid out": "ours, weights not laid out",
         "ours without cache": "ours without cache",
         "our prefix alone": "our prefix alone",
     }
