@@ -1,10 +1,12 @@
-"""What attention and the products around it cost on this device: which kernel, at which length, in which dtype.
+"""What attention, the products around it and a whole step cost here: which kernel, at which length, in which dtype.
 
 `rates` are those of matrix products at base size, GFLOP/s: fp32 by torch's own choice of library and by
 `dimvl.model.linear.product`, and bf16. `kernels` are forward and backward of the two ways of attending, of about 900
 rows in sequences of one length, with and without a mask; `matmul_over_sdpa` is the ratio within a round (median, 10th
 and 90th percentile). `cores` are forward and backward of `attend` on mixed lengths, with sequences of similar lengths
-in padded cores of their own: over one padded core for all, by `GROWTH`.
+in padded cores of their own: over one padded core for all, by `GROWTH`. `steps` are forward and backward of masked
+language modelling at base size over about 900 rows of mixed lengths, without and with the optimiser: GFLOP/s as torch
+counts operations, and their share of the rate of products in that dtype.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import interleaved, ratio
+from benchmarks.samples import draw_lengths, make_batch
+from benchmarks.train import MaskedWords, Size
+from dimvl.config import TrainingConfig
 from dimvl.data.batch import Layout
 from dimvl.model import plan as plans
 from dimvl.model.attention import attend, matmul_attention, sdpa
 from dimvl.model.linear import product
+from dimvl.training.engine import TorchEngine
 
 ROWS, LENGTHS, GROWTHS = 900, (8, 16, 36, 64, 100, 136, 256, 512), (1.25, 1.5, 2.0)
 HEADS = {"base": (12, 64), "demo": (12, 16)}
@@ -25,7 +32,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
-    """Measure all three; `small` takes seconds."""
+    """Measure all of it; `small` takes seconds."""
     lengths, rows = (LENGTHS[:2], 64) if small else (LENGTHS, ROWS)
     kernels = [
         _kernels(device, rounds, rows, length, size, dtype, masked)
@@ -35,7 +42,13 @@ def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
         for masked in (False, True)
     ]
     cores = [_cores(device, rounds, rows, size, dtype) for size in HEADS for dtype in DTYPES]
-    return {"device": device, "rates": rates(device, rounds, rows), "kernels": kernels, "cores": cores}
+    found = rates(device, rounds, rows)
+    size = Size(layers=1, width=32, heads=2, budget=0, batches=1) if small else Size(layers=12, budget=0, batches=1)
+    steps = {
+        "fp32": _step(device, rounds, rows, size, "fp32", found["float32, product"]),
+        "bf16": _step(device, rounds, rows, size, "bf16", found["bfloat16"]),
+    }
+    return {"device": device, "rates": found, "kernels": kernels, "cores": cores, "steps": steps}
 
 
 def rates(device: str, rounds: int, rows: int = ROWS, width: int = 768, inner: int = 3072) -> dict[str, float]:
@@ -93,6 +106,39 @@ def _cores(device: str, rounds: int, rows: int, size: str, dtype: torch.dtype) -
         "one_core_ms": round(1000 * float(np.median(seconds["inf"])), 2),
         "over_one_core": {name: ratio(found, seconds["inf"]) for name, found in seconds.items() if name != "inf"},
     }
+
+
+def _step(device: str, rounds: int, rows: int, size: Size, precision: str, rate: float) -> dict[str, Any]:
+    lengths = draw_lengths("mixed", rows)
+    samples = np.arange(np.searchsorted(lengths.sum(axis=1).cumsum(), rows) + 1)
+    batch, model = make_batch(lengths, samples), size.model(("qkv",))
+    settings = TrainingConfig.model_validate({"steps": 10**6, "precision": precision, "device": device})
+    engine = TorchEngine(MaskedWords(model), settings)
+
+    def forward_and_backward() -> None:
+        engine.backward(engine.losses(batch)["words"] / len(samples), is_last=True)
+
+    def without_optimiser() -> None:
+        forward_and_backward()
+        engine.optimiser.zero_grad(set_to_none=True)
+
+    def whole() -> None:
+        forward_and_backward()
+        engine.step()
+
+    with FlopCounterMode(display=False) as counter:
+        without_optimiser()
+    operations = 1e-9 * counter.get_total_flops()
+    seconds = interleaved({"forward and backward": without_optimiser, "whole step": whole}, rounds, device)
+    found: dict[str, Any] = {"rows": batch.layout.num_rows, "gflop": round(operations, 1)}
+    for name, spent in seconds.items():
+        reached = operations / float(np.median(spent))
+        found[name] = {
+            "seconds": round(float(np.median(spent)), 4),
+            "gflop_per_second": round(reached, 1),
+            "share_of_rate": round(reached / rate, 3),
+        }
+    return found
 
 
 def _plans(layout: Layout, device: str) -> Iterator[tuple[float, plans.AttentionPlan]]:
