@@ -73,6 +73,8 @@ class Profile:
         documents: a step.
         rows: a step.
         seconds: a step, by the clock.
+        processor_seconds: a step, of all threads of the process: on a CPU less than `seconds` times threads where other
+            programs take their part.
         data_wait: seconds a step that were spent waiting for batches.
         parts: in the order of a step; their seconds sum to `seconds` but for what the profiler does between steps.
         flops: operations of the model a step, without padding and recomputation.
@@ -89,6 +91,7 @@ class Profile:
     documents: float
     rows: float
     seconds: float
+    processor_seconds: float
     data_wait: float
     parts: tuple[Part, ...]
     flops: float
@@ -144,6 +147,7 @@ def profile(
         documents=sum(len(batch.sources) for batch in measured.batches) / steps,
         rows=sum(work.rows for work in works) / steps,
         seconds=measured.seconds / steps,
+        processor_seconds=measured.processor_seconds / steps,
         data_wait=measured.data_wait / steps,
         parts=_parts(config, engine.task.model, works, measured, steps, peak / copied),
         flops=sum(total_flops(engine.task.model, work) for work in works) / steps,
@@ -174,6 +178,7 @@ class _Measured:
 
     batches: Sequence[Batch]
     seconds: float
+    processor_seconds: float
     data_wait: float
     parts: Mapping[str, Seconds]
     idle: float | None
@@ -215,11 +220,11 @@ class _FewSteps:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
         with torch_profile(activities=activities) as profiler:
             self._wait_for_device()
-            started = time.perf_counter()
+            started, before = time.perf_counter(), time.process_time()
             for _ in range(steps):
                 batches += self.train()
             self._wait_for_device()
-            seconds = time.perf_counter() - started
+            seconds, processor = time.perf_counter() - started, time.process_time() - before
         with atomic_path(trace) as temporary:
             profiler.export_chrome_trace(str(temporary))
         parts = seconds_by_part(profiler.events() or (), self.cuda)
@@ -227,6 +232,7 @@ class _FewSteps:
         return _Measured(
             batches=batches,
             seconds=seconds,
+            processor_seconds=processor,
             data_wait=self.meter.wait,
             parts=parts,
             idle=max(0.0, seconds - busy) if self.cuda else None,

@@ -110,6 +110,7 @@ def test_slow_data_is_told_as_waiting(data, tmp_path, monkeypatch):
     waiting = parts_of(found)[scopes.DATA]
     assert waiting.roof == "data" and waiting.forward >= 0.05
     assert found.data_wait == pytest.approx(waiting.forward, rel=0.05)
+    assert found.processor_seconds < found.seconds - 0.05, "a process that sleeps takes no processor"
 
 
 @pytest.mark.parametrize("recompute", [False, True])
