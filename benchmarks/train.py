@@ -6,14 +6,14 @@ A step is forward and backward of masked language modelling over the samples of 
 the same for all and is left out. Peers are in `peers.py`. Before anything is timed every variant shows that its loss is
 right: that of dimvl for equal weights, or for models of transformers the one computed plainly from their logits.
 
+- `settings`: by precision, what is quicker for each variant, measured with two layers on mixed lengths before: for the
+  padded peers torch's attention kernel or two products, for all with or without `torch.compile` of each layer with
+  dynamic lengths (of what follows attention, for dimvl). Everything else is measured at these settings.
 - `files`: by length file and precision. Within a round, dimvl and what is padded in UNITER's way train on the same
   samples: those of some batches of UNITER's token buckets, which dimvl takes shuffled, so in batches of mixed lengths.
   transformers' models pad regions and tokens each to their longest, and get buckets sorted by regions, where that
   wastes least, and for comparison random batches. `times_slower` is time per row without padding over that of dimvl in
-  the same round: median, 10th and 90th percentile. Where a name ends in `compiled`, layers were compiled with
-  `torch.compile` before, for all lengths to come; `compile_seconds` is processor time of that, the C++ compiler's and
-  the first runs' included.
-- `best`: dimvl at its best setting against each peer at its best, the goals' figures.
+  the same round: median, 10th and 90th percentile.
 - `decoupled`: the encoder alone with `split: [qkv]` against `split: []` on the same rows: operations as torch counts
   them, and the time ratio over 30 pairs or more with the upper end of its 95% interval.
 - `growth`: time per row of one step of a small model by rows, and the exponent of time over rows.
@@ -24,7 +24,8 @@ Only what is told by `layers` differs from the base size (12 layers x 768).
 import gc
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import interleaved, ratio, upper_bound
 from benchmarks.peers import CORES, Core, PaddedLayer
 from benchmarks.samples import KINDS, PaddedBatch, deal_again, draw_lengths, make_batch, pad, token_buckets
-from benchmarks.variants import OURS, RANDOM, Size, Variant, check, engine_of, loss_of, variants_of
+from benchmarks.variants import (
+    ALL,
+    MIXED,
+    OURS,
+    RANDOM,
+    VISUALBERT,
+    Size,
+    Variant,
+    check,
+    engine_of,
+    loss_of,
+    variants_of,
+)
 from dimvl.data.batch import Batch
 from dimvl.model.encoder import Block
 from dimvl.model.plan import plan_attention
@@ -59,44 +72,95 @@ def policies(kind: str, size: Size, turns: int) -> dict[str, list[list[np.ndarra
     return found
 
 
-def measure_file(
-    kind: str, precision: str, size: Size, device: str, rounds: int, compiled: bool
-) -> dict[str, dict[str, Any]]:
-    """Check and time all variants of a length file."""
-    torch.compiler.reset()
+def batches_of(kind: str, size: Size, device: str, turns: int) -> dict[str, list[list[PaddedBatch]]]:
+    """Batches by policy, turn and batch."""
     lengths = draw_lengths(kind, FILE)
-    by_policy = {
-        name: [[pad(make_batch(lengths, samples)).to(torch.device(device)) for samples in turn] for turn in turns]
-        for name, turns in policies(kind, size, rounds + 1).items()
+    return {
+        name: [[pad(make_batch(lengths, samples)).to(torch.device(device)) for samples in turn] for turn in given]
+        for name, given in policies(kind, size, turns).items()
     }
-    core = quickest_core(size, by_policy["buckets"][0][0], device, precision)
-    arguments = (kind, size, core, device, precision, kind == "mixed")
-    variants = variants_of(*arguments)
-    differences = check(variants, by_policy["buckets"][0][0], size, device)
-    if compiled:
-        compile_again(variants, variants_of(*arguments), by_policy, device)
-    runs = {name: one_turn_after_another(variant, by_policy[variant.policy]) for name, variant in variants.items()}
+
+
+@dataclass
+class Settings:
+    """What is quicker: attention of the padded peers, compiled over not compiled by variant, and why one is not."""
+
+    attention: str
+    compiled_over_eager: dict[str, list[float]] = field(default_factory=dict)
+    compile_seconds: dict[str, float] = field(default_factory=dict)
+    not_compiled: dict[str, str] = field(default_factory=dict)
+
+    def compiles(self, name: str) -> bool:
+        """Whether a variant is quicker compiled."""
+        name = VISUALBERT if name == RANDOM else name
+        return name in self.compiled_over_eager and self.compiled_over_eager[name][0] < 1
+
+
+def choose_settings(precision: str, size: Size, device: str, rounds: int, compiled: bool) -> Settings:
+    """Try all settings with two layers on mixed lengths.
+
+    Raises:
+        ValueError: a variant computes another loss when it is compiled.
+
+    """
+    torch.compiler.reset()
+    size = replace(size, layers=2, batches=1)
+    batches = batches_of("mixed", size, device, rounds + 1)
+    settings = Settings(quickest_core(size, batches["buckets"][0][0], device, precision))
+    arguments = (size, settings.attention, device, precision)
+    variants = {name: variants_of([name], *arguments)[name] for name in ALL} if compiled else {}
+    runs = {}
+    for name, variant in variants.items():
+        again, turns = variants_of([name], *arguments)[name], batches[variant.policy]
+        again.model.load_state_dict(variant.model.state_dict())
+        before = sum(os.times()[:4])
+        try:
+            again.compile_for(turns)
+        except Exception as error:  # whatever the compiler says: this peer is then told as not compiled
+            settings.not_compiled[name] = str(error).splitlines()[0]
+            continue
+        settings.compile_seconds[name] = round(sum(os.times()[:4]) - before, 1)
+        losses = [loss_of(each, turns[0][0]) for each in (variant, again)]
+        if not abs(losses[1] / losses[0] - 1) < 1e-2:
+            raise ValueError(f"{name} computes a loss of {losses[1]} compiled and {losses[0]} not compiled")
+        runs |= {(name, kind): one_turn_after_another(each, turns) for kind, each in enumerate((variant, again))}
+    seconds = interleaved(runs, rounds, device)
+    for name in settings.compile_seconds:
+        settings.compiled_over_eager[name] = ratio(seconds[name, 1], seconds[name, 0])
+    return settings
+
+
+def measure_file(
+    kind: str, precision: str, size: Size, settings: Settings, device: str, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Check and time the variants of a length file."""
+    batches, names = batches_of(kind, size, device, rounds + 1), MIXED if kind == "mixed" else ALL
+    variants = variants_of(names, size, settings.attention, device, precision)
+    differences = check(variants, batches["buckets"][0][0], device)
+    for name, variant in variants.items():
+        variant.facts = {**variant.facts, "compiled": settings.compiles(name)}
+        if settings.compiles(name):
+            variant.compile_for(batches[variant.policy])
+    runs = {name: one_turn_after_another(variant, batches[variant.policy]) for name, variant in variants.items()}
     seconds = interleaved(runs, rounds, device)
     rows = {
-        name: np.array([sum(batch.rows for batch in turn) for turn in by_policy[variant.policy][1:]])
+        name: np.array([sum(batch.rows for batch in turn) for turn in batches[variant.policy][1:]])
         for name, variant in variants.items()
     }
     per_row = {name: values / rows[name] for name, values in seconds.items()}
-    mean = lengths.sum(axis=1).mean()
+    mean = float(draw_lengths(kind, FILE).sum(axis=1).mean())
     return {
-        "layers": size.layers,
-        "mean_rows": float(mean),
+        **{"layers": size.layers, "rows": float(np.mean(rows[OURS])) / size.batches, "mean_rows": mean},
         "loss_differences": differences,
         "variants": {
             name: {
                 "samples_per_second": float(1 / np.median(values) / mean),
                 "times_slower": ratio(values, per_row[OURS]),
-                "padding": padding(by_policy[variants[name].policy], variants[name].policy),
+                "padding": padding(batches[variants[name].policy], variants[name].policy),
                 **variants[name].facts,
             }
             for name, values in per_row.items()
         },
-        "best": best_of(per_row),
     }
 
 
@@ -116,33 +180,6 @@ def quickest_core(size: Size, batch: PaddedBatch, device: str, precision: str) -
     return min(seconds, key=lambda name: float(np.median(seconds[name])))
 
 
-def compile_again(
-    variants: dict[str, Variant],
-    fresh: Mapping[str, Variant],
-    by_policy: Mapping[str, list[list[PaddedBatch]]],
-    device: str,
-) -> None:
-    """Add a compiled form of every variant that can be compiled, ready to run; a name without it tells why not."""
-    torch._inductor.config.compile_threads = 1
-    for name, variant in fresh.items():
-        if name == RANDOM:
-            continue
-        turns = by_policy[variant.policy]
-        wanted = loss_of(variants[name], turns[0][0])
-        before = sum(os.times()[:4])
-        try:
-            variant.compile()
-            variant.see_all(turns)
-            variant.step(turns[0])
-        except Exception as error:  # whatever the compiler says; the peer is then told as not compiled
-            variants[name].facts["not_compiled"] = str(error).splitlines()[0]
-            continue
-        variant.facts["compile_seconds"] = round(sum(os.times()[:4]) - before, 1)
-        if not abs(loss_of(variant, turns[0][0]) / wanted - 1) < 1e-2:
-            raise ValueError(f"{name} computes another loss compiled")
-        variants[f"{name}, compiled"] = variant
-
-
 def one_turn_after_another(variant: Variant, turns: Sequence[Sequence[PaddedBatch]]) -> Callable[[], None]:
     """Return what trains on the batches of the next turn at each call."""
     following: Iterator[Sequence[PaddedBatch]] = itertools.cycle(turns)
@@ -158,19 +195,6 @@ def padding(turns: Sequence[Sequence[PaddedBatch]], policy: str) -> float:
     if policy == "buckets":
         return sum(batch.gather.numel() for batch in batches) / rows
     return sum(batch.labels.numel() + batch.region_mask.numel() for batch in batches) / rows
-
-
-def best_of(per_row: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Time of each peer's best setting over that of dimvl's best, by peer."""
-
-    def best(name: str) -> str:
-        return min((n for n in (name, f"{name}, compiled") if n in per_row), key=lambda n: float(np.median(per_row[n])))
-
-    mine, names = best(OURS), [name for name in per_row if not name.endswith("compiled") and name != OURS]
-    return {
-        name: {"settings": [best(name), mine], "times_slower": ratio(per_row[best(name)], per_row[mine])}
-        for name in names
-    }
 
 
 def measure_decoupling(size: Size, device: str, pairs: int) -> dict[str, Any]:
@@ -234,18 +258,19 @@ def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     elif device == "cuda":
         base = few = Size(layers=12, budget=10_240, batches=4)
     else:
-        base, few = Size(layers=12, budget=320, batches=2), Size(layers=4, budget=320, batches=1)
-    files: dict[str, Any] = {}
-    for kind in KINDS:
-        for precision in ("fp32", "bf16"):
-            size, compiled = base if kind == "mixed" else few, not small and kind == "mixed"
-            files.setdefault(kind, {})[precision] = measure_file(kind, precision, size, device, rounds, compiled)
+        base, few = Size(layers=12, budget=512, batches=2), Size(layers=4, budget=512, batches=1)
+    found: dict[str, Any] = {"settings": {}, "files": {kind: {} for kind in KINDS}}
+    for precision in ("fp32", "bf16"):
+        settings = choose_settings(precision, base, device, rounds, compiled=not small)
+        found["settings"][precision] = asdict(settings)
+        for kind in KINDS:
+            size = base if kind == "mixed" else few
+            found["files"][kind][precision] = measure_file(kind, precision, size, settings, device, rounds)
             gc.collect()
-    pairs = 3 if small else max(30, rounds)
     two = base if small else Size(layers=2, budget=512, batches=1)
     sizes = (200, 400) if small else (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
     return {
-        "files": files,
-        "decoupled": measure_decoupling(two, device, pairs),
+        **found,
+        "decoupled": measure_decoupling(two, device, 3 if small else max(30, rounds)),
         "growth": measure_growth(sizes, device, rounds),
     }

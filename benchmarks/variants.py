@@ -1,7 +1,7 @@
 """The ways to train that are compared: dimvl's, and those of `peers.py`, each with the check of its loss."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from dimvl.training.engine import TorchEngine
 
 OURS, UNITER, PADDED, NAIVE = "dimvl", "UNITER", "padded single stream", "naive decoupled"
 VISUALBERT, RANDOM = "VisualBert", "VisualBert, random batches"
+BERT_EAGER, BERT_SDPA, LXMERT = "Bert, eager", "Bert, SDPA", "Lxmert"
+MIXED = (OURS, PADDED, UNITER, NAIVE, VISUALBERT, RANDOM)
+ALL = (OURS, PADDED, UNITER, NAIVE, VISUALBERT, BERT_EAGER, BERT_SDPA, LXMERT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,9 @@ class Variant:
             self.loss(batch).backward()
             self.model.zero_grad(set_to_none=True)
 
-    def see_all(self, turns: Sequence[Sequence[PaddedBatch]]) -> None:
-        """Compile for whatever there is in the batches, with one layer: all layers run the same code."""
+    def compile_for(self, turns: Sequence[Sequence[PaddedBatch]]) -> None:
+        """Compile the layers for all lengths in the batches, with one of them: all layers run the same code."""
+        self.compile()
         others = list(self.layers[1:])
         del self.layers[1:]
         for batches in turns:
@@ -135,28 +139,36 @@ def peer(model: nn.Module, policy: str, device: str, precision: str, **facts: An
     return Variant(loss, policy, model, model.layers, compile_layers, facts)
 
 
-def variants_of(kind: str, size: Size, core: str, device: str, precision: str, pads: bool) -> dict[str, Variant]:
-    """All variants of a length file; the many models of transformers only where nothing is padded."""
+def variants_of(names: Sequence[str], size: Size, core: str, device: str, precision: str) -> dict[str, Variant]:
+    """Make variants.
+
+    Args:
+        names: of `ALL`; random batches go with VisualBert, whose model they share.
+        size: of all models.
+        core: attention of the padded peers, of `CORES`.
+        device: `cpu` or `cuda`.
+        precision: `fp32` or `bf16`.
+
+    """
     shared, decoupled = size.model(()).to(device), size.model(("qkv",)).to(device)
-    arguments = (size.layers, size.width, size.heads)
-    place, attention = (device, precision), {"attention": core}
-    found = {
-        OURS: ours(decoupled, *place),
-        PADDED: peer(PaddedStream(shared, CORES[core]), "buckets", *place, **attention),
-        UNITER: peer(Uniter(shared, CORES[core]), "buckets", *place, **attention),
-        NAIVE: peer(PaddedStream(decoupled, CORES[core]), "buckets", *place, **attention),
-        VISUALBERT: peer(VisualBert(*arguments), "regions", *place, attention="eager"),
+    arguments, place = (size.layers, size.width, size.heads), (device, precision)
+    makers: dict[str, Callable[[], Variant]] = {
+        OURS: lambda: ours(decoupled, *place),
+        PADDED: lambda: peer(PaddedStream(shared, CORES[core]), "buckets", *place, attention=core),
+        UNITER: lambda: peer(Uniter(shared, CORES[core]), "buckets", *place, attention=core),
+        NAIVE: lambda: peer(PaddedStream(decoupled, CORES[core]), "buckets", *place, attention=core),
+        VISUALBERT: lambda: peer(VisualBert(*arguments), "regions", *place, attention="eager"),
+        BERT_EAGER: lambda: peer(Bert(*arguments, "eager"), "regions", *place, attention="eager"),
+        BERT_SDPA: lambda: peer(Bert(*arguments, "sdpa"), "regions", *place, attention="sdpa"),
+        LXMERT: lambda: peer(Lxmert(*arguments), "regions", *place, attention="eager"),
     }
-    if pads:
-        found[RANDOM] = peer(found[VISUALBERT].model, "random", *place, attention="eager")
-        return found
-    for attention_name in ("eager", "sdpa"):
-        bert = Bert(*arguments, attention_name)
-        found[f"Bert, {attention_name}"] = peer(bert, "regions", *place, attention=attention_name)
-    return {**found, "Lxmert": peer(Lxmert(*arguments), "regions", *place, attention="eager")}
+    found = {name: make() for name, make in makers.items() if name in names}
+    if RANDOM in names:
+        found[RANDOM] = replace(found[VISUALBERT], policy="random")
+    return found
 
 
-def check(variants: Mapping[str, Variant], batch: PaddedBatch, size: Size, device: str) -> dict[str, float]:
+def check(variants: Mapping[str, Variant], batch: PaddedBatch, device: str) -> dict[str, float]:
     """Compare losses with what they should be; return the largest relative difference of each.
 
     Raises:

@@ -98,16 +98,16 @@ def test_padded_peers_have_the_gradients_of_dimvl(core, split):
 
 
 def made_variants():
-    return variants.variants_of("36+20", TINY, "sdpa", "cpu", "fp32", pads=False)
+    return variants.variants_of(variants.ALL, TINY, "sdpa", "cpu", "fp32")
 
 
 @pytest.mark.filterwarnings("ignore")  # those of transformers
 def test_a_peer_that_computes_another_loss_is_not_timed():
     made, batch = made_variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
-    assert max(variants.check(made, batch, TINY, "cpu").values()) < 1e-5
+    assert max(variants.check(made, batch, "cpu").values()) < 1e-5
     made[variants.UNITER].model.layers[0].query.weight.data *= 1.1
     with pytest.raises(ValueError, match="UNITER computes"):
-        variants.check(made, batch, TINY, "cpu")
+        variants.check(made, batch, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -116,13 +116,30 @@ def test_a_published_model_whose_loss_is_not_that_of_its_logits_is_not_timed(mon
     plain = made[variants.VISUALBERT].model.output
     made[variants.VISUALBERT].model.output = lambda batch: (plain(batch)[0] * 1.01, plain(batch)[1])
     with pytest.raises(ValueError, match="VisualBert computes"):
-        variants.check(made, batch, TINY, "cpu")
+        variants.check(made, batch, "cpu")
 
 
-def test_best_settings_are_compared_within_a_round():
-    per_row = {"dimvl": [4.0, 2.0], "dimvl, compiled": [3.0, 3.5], "UNITER": [6.0, 3.0], "UNITER, compiled": [4.0, 2.0]}
-    best = train.best_of({name: np.array(values) for name, values in per_row.items()})
-    assert best == {"UNITER": {"settings": ["UNITER, compiled", "dimvl"], "times_slower": [1.0, 1.0, 1.0]}}
+def test_what_is_quicker_compiled_is_measured_compiled():
+    settings = train.Settings("sdpa", {variants.VISUALBERT: [0.9, 0.8, 1.1], variants.UNITER: [1.01, 0.9, 1.1]})
+    names = (variants.VISUALBERT, variants.RANDOM, variants.UNITER, variants.OURS)
+    assert [settings.compiles(name) for name in names] == [True, True, False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_variant_that_compiles_to_another_loss_is_not_measured(monkeypatch):
+    monkeypatch.setattr(train, "ALL", [variants.PADDED])
+    monkeypatch.setattr(variants.Variant, "compile_for", lambda self, turns: None)
+    settings = train.choose_settings("fp32", TINY, "cpu", 2, compiled=True)
+    assert set(settings.compiled_over_eager) == {variants.PADDED}
+
+    def worsen(self, turns):
+        for parameter in self.model.parameters():
+            parameter.data *= 2
+
+    monkeypatch.setattr(variants.Variant, "compile_for", worsen)
+    with pytest.raises(ValueError, match="padded single stream computes a loss"):
+        train.choose_settings("fp32", TINY, "cpu", 2, compiled=True)
 
 
 def test_pairs_with_another_loss_than_shared_prefixes_are_not_timed(tmp_path):

@@ -46,16 +46,35 @@ def train(result: dict[str, Any]) -> str:
     """Samples a second and ratios of all variants, by length file and precision."""
     rows = []
     for kind, by in result["files"].items():
-        names = dict.fromkeys(name for found in by.values() for name in found["variants"])
-        for name in names:
-            row: list[object] = [f"{kind}, {next(iter(by.values()))['layers']} layers", name]
-            for found in by.values():
-                part = found["variants"].get(name)
-                row += [f"{part['samples_per_second']:.2f}" if part else "", times(part)]
-            padded = [found["variants"][name]["padding"] for found in by.values() if name in found["variants"]]
-            rows.append([*row, f"{padded[0]:.2f}"])
-    head = ["length file", "variant", "fp32: samples a second", "time over dimvl's", "bf16", "time over dimvl's"]
-    return f"{run_of(result)}\n\n{table([*head, 'padded over real rows'], rows)}"
+        single, half = by["fp32"], by["bf16"]
+        title = f"{kind}, {single['layers']} layers, {single['rows']:.0f} rows a batch"
+        for name, part in single["variants"].items():
+            row: list[object] = [title, name, f"{part['padding']:.2f}"]
+            for found in (part, half["variants"][name]):
+                row += [f"{found['samples_per_second']:.2f}", times(found)]
+            rows.append(row)
+            title = ""
+    head = ["length file", "variant", "padded over real rows", "fp32: samples a second", "time over dimvl's"]
+    head += ["bf16", "time over dimvl's"]
+    return f"{run_of(result)}\n\n{table(head, rows)}"
+
+
+def settings(result: dict[str, Any]) -> str:
+    """Time compiled over not compiled, and what was chosen."""
+    by = result["settings"]
+    rows = []
+    for name in by["fp32"]["compiled_over_eager"] | by["fp32"]["not_compiled"]:
+        row = [name]
+        for precision in ("fp32", "bf16"):
+            ratios, refused = (by[precision][key] for key in ("compiled_over_eager", "not_compiled"))
+            row.append("{:.2f} ({:.2f}-{:.2f})".format(*ratios[name]) if name in ratios else refused[name])
+            row.append(f"{by[precision]['compile_seconds'].get(name, '')}")
+        rows.append(row)
+    rows.append(
+        ["attention of the padded peers", *(cell for found in by.values() for cell in (found["attention"], ""))]
+    )
+    head = ["compiled over not compiled", "fp32", "seconds to compile", "bf16", "seconds to compile"]
+    return table(head, rows)
 
 
 def decoupled(result: dict[str, Any]) -> str:
@@ -187,8 +206,9 @@ def _spread(part: dict[str, Any], name: str) -> str:
     return "{:.2f} ({:.2f}-{:.2f})".format(*part[f"{name}_times_slower"])
 
 
+TRAINING = {"train": train, "settings": settings, "decoupled": decoupled, "growth": growth}
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    **{name: ("train", write) for name, write in (("train", train), ("decoupled", decoupled), ("growth", growth))},
+    **{name: ("train", write) for name, write in TRAINING.items()},
     "captions": ("end_to_end", captions),
     **{name: ("store", write) for name, write in (("store", store), ("workers", workers))},
     **{name: ("steps", write) for name, write in (("steps", steps), ("loaders", loaders))},
