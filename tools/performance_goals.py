@@ -81,7 +81,7 @@ def cold_start(result: dict[str, Any]) -> Iterator[Goal]:
     """Fresh processes, by wall time."""
     cold = result["cold_start"]
     figures = [
-        ("`dimvl --help`", 0.3, "0.3 s", cold["seconds"]["dimvl --help"]),
+        ("`--help`", 0.3, "0.3 s", cold["seconds"]["dimvl --help"]),
         ("first prediction of a tiny model", 2.0, "`import torch` + 2 s", cold["answer_over_import_torch"]),
     ]
     for work, most, wanted, part in figures:
@@ -113,7 +113,7 @@ SUITES: dict[str, tuple[str, Callable[[dict[str, Any]], Iterator[Goal]]]] = {
     "end_to_end": ("five captions an image, end to end, against pairs", end_to_end),
     "end_to_end-cuda": (f"{H100} ({H100_WANTED})", on_a_gpu),
     "decode": ("five beams against VLP's policy (4x) and BLIP's decoder (1.5x)", decoding),
-    "inference": ("`dimvl --help` and the first prediction from a cold start", cold_start),
+    "inference": ("`--help` and the first prediction from a cold start", cold_start),
     "store": ("reading regions", reading),
     "memory": ("memory in the size of both stores", memory),
 }
