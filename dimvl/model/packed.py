@@ -1,8 +1,8 @@
 """Linear layers laid out for prediction on a CPU.
 
-oneDNN multiplies by a weight in a layout of its own, which `linear.py` has it make in every call, since training
-changes weights. Here each is laid out once: a tenth less time on many rows, a third on the few of a decoding step.
-There are no gradients, and the plain weight is let go.
+oneDNN multiplies by a weight in a layout of its own. In training, where weights change, it makes that in every call
+(`linear.py`); here once for each weight: a tenth less time on many rows, a third on the few of a decoding step. There
+are no gradients, and the plain weight is let go.
 """
 
 import torch
