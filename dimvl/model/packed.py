@@ -5,6 +5,8 @@ oneDNN multiplies by a weight in a layout of its own. In training, where weights
 are no gradients, and the plain weight is let go.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,10 @@ class PackedLinear(nn.Module):
         if not rows.numel():
             return rows.new_zeros(*rows.shape[:-1], self.out_features)
         return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self.bias, "none", [], "")
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Refuse what would leave the weight out without a word."""
+        raise RuntimeError(f"{prefix[:-1]} is laid out for prediction and cannot be saved; load the model again")
 
 
 def can_pack() -> bool:

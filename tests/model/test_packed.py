@@ -43,3 +43,10 @@ def test_what_is_not_float32_stays_as_it_is():
     model = make_model(width=192, heads=4).bfloat16()
     pack_linears(model)
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_a_packed_model_refuses_to_be_saved_without_its_weights():
+    model = make_model(width=192, heads=4)
+    pack_linears(model)
+    with pytest.raises(RuntimeError, match=r"encoder.layers.0.qkv.language is laid out for prediction"):
+        model.state_dict()
