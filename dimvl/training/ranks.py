@@ -230,7 +230,7 @@ def _join(size: int, timeout: timedelta, backend: str) -> None:
             raise UserError(f"WORLD_SIZE is {size} but RANK is not set; start the run by torchrun or deepspeed")
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
-    if missing := [name for name in LAUNCHED if name not in os.environ]:
+    if missing := [name for name in LAUNCHED if not os.environ.get(name)]:
         raise UserError(f"RANK is set but {missing[0]} is not; start the run by torchrun or deepspeed")
     try:
         dist.init_process_group(backend, timeout=timeout)
