@@ -106,19 +106,6 @@ class Block(nn.Module):
         return self.ffn_norm(rows + self.dropout(self.ffn(rows, num_vision)), num_vision)
 
 
-Finish = Callable[[Tensor, Tensor, int], Tensor]
-
-
-def _compile_for_many_rows(finish: Finish, backend: str | Callable[..., Any]) -> Finish:
-    compiled = torch.compile(finish, dynamic=True, backend=backend)
-
-    def finish_rows(rows: Tensor, attended: Tensor, num_vision: int) -> Tensor:
-        many = 1 < num_vision < len(rows) - 1
-        return (compiled if many else finish)(rows, attended, num_vision)
-
-    return finish_rows
-
-
 class Encoder(nn.Module):
     """A stack of blocks over any rows: regions, words, or whatever else has been embedded."""
 
@@ -145,11 +132,12 @@ class Encoder(nn.Module):
         """Compile what follows attention in each block; attention calls a library's kernel as it is.
 
         Numbers of rows are dynamic, so that a ragged batch is compiled for once and need not be padded to a few sizes;
-        weights keep their names. torch compiles anew for sizes 0 and 1: those few rows are not worth it.
+        weights keep their names. Zero rows of a modality, or one, are compiled for once more when they first come: run
+        uncompiled they would hand out gradients in another order than on other ranks.
         """
         for layer in self.layers:
             assert isinstance(layer, Block)
-            layer.finish = _compile_for_many_rows(layer.finish, backend)  # type: ignore[method-assign, assignment]
+            layer.finish = torch.compile(layer.finish, dynamic=True, backend=backend)  # type: ignore[method-assign]
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """(N, D), visual rows first -> (N, D)."""

@@ -26,7 +26,7 @@ if _HAS_ONEDNN:
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Multiply two matrices, neither of which needs to be contiguous: (N, K), (K, M) -> (N, M). It has no gradient."""
-    return _onednn(left, right.t(), None) if _takes_onednn(left) else left @ right
+    return _onednn(left, right.t(), None) if _takes_onednn(left) and left.numel() else left @ right
 
 
 class Linear(nn.Linear):
@@ -44,7 +44,7 @@ def _takes_onednn(rows: Tensor) -> bool:
     """Whether oneDNN takes these rows; what is compiled is left to the compiler, and guards no size here."""
     if torch.compiler.is_compiling() or not _HAS_ONEDNN:
         return False
-    return rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.ndim == 2 and rows.numel() > 0
+    return rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.ndim == 2
 
 
 def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,12 +53,16 @@ def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _OnednnLinear(torch.autograd.Function):
-    """rows W^T + b."""
+    """rows W^T + b.
+
+    Zero rows come here too: torch's own layer hands out the gradient of the bias before that of the weight, and ranks
+    that have them in another order mix them up (ZeRO 2 sums them in the order in which they come).
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return _onednn(rows, weight, bias)
+        return _onednn(rows, weight, bias) if rows.numel() else F.linear(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

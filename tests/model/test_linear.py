@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from dimvl.data.batch import Layout
 from dimvl.model import linear
 from dimvl.model.linear import Linear, product
+from tests.factories import make_batch, make_model
 
 ONEDNN = pytest.mark.skipif(not linear._HAS_ONEDNN, reason="needs a processor with AVX-512 and torch with oneDNN")
 
@@ -41,9 +44,41 @@ def test_fp32_rows_on_a_processor_go_to_onednn_and_others_do_not(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(3, 24)).dtype == torch.bfloat16
     layer(torch.randn(0, 24)).sum().backward()
+    assert len(taken) == 2, "there is nothing to multiply"
     layer(torch.randn(2, 3, 24))
     layer.bfloat16()(torch.randn(3, 24).bfloat16())
     assert len(taken) == 2
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch asks for it itself
+def test_gradients_come_in_one_order_whatever_the_number_of_rows(compiled):
+    """ZeRO 2 sums over ranks in the order in which they come, and some ranks have no row of a kind."""
+    torch._dynamo.reset()
+    model = make_model(split=["qkv", "out", "norm", "ffn"], classes=3, word_head=True, match_head=True, answers=3)
+    if compiled:
+        model.encoder.compile_blocks("aot_eager")
+    order = []
+    for name, weight in model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
+    found = []
+    for regions in ([0, 0], [1, 0], [3, 4]):
+        for targets in (0, 2):
+            layout = Layout(
+                num_regions=np.array(regions),
+                num_context=np.array([2, 2]),
+                text_lengths=np.array([3]),
+                text_prefix=np.array([0]),
+                seq2seq=np.array([False, True]),
+            )
+            rows = model(make_batch(layout))
+            heads = (model.word_head, model.match_head, model.answer_head)
+            objects = model.object_head(rows[:targets])
+            sums = [head(rows[:targets]).sum() for head in heads] + [part.sum() for part in objects]
+            torch.stack(sums).sum().backward()
+            found.append(list(order))
+            order.clear()
+    assert len(found[0]) > 50 and all(one == found[0] for one in found)
 
 
 def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own():
