@@ -294,6 +294,8 @@ class Scenarios:
             for stage, precision in [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16")]:
                 output, training = f"no-gradient-{stage}-{precision}", {"save_every": 1, "precision": precision}
                 found[output] = self.failure(output, stage, training=training)
+                weights = [getattr(weight, "ds_tensor", weight) for weight in self.engine.task.model.parameters()]
+                found[output]["finite"] = all(bool(weight.isfinite().all()) for weight in weights)
         finally:
             DeepSpeedEngine.backward = real
         return found

@@ -263,6 +263,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_its_rank_and_image
 def test_a_gradient_that_is_not_finite_stops_all_ranks_before_the_weights_change_at_every_stage(folder):
     for output, seen in found(folder, "gradient_not_finite").items():
         assert seen["kind"] == "NotFiniteError" and "gradient is not finite at step 3, in image " in seen["text"]
+        assert seen["finite"], output
         assert check_checkpoint(latest_checkpoint(folder / output))["step"] == 2
 
 
