@@ -36,7 +36,7 @@ def called(path):
 def named(path):
     """Calls of dimvl within sentences and tables, as lists of words."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
-    return [name.split()[1:] for name in re.findall(r"`(dimvl [^`]+)`", text)]
+    return [name.split()[1:] for name in re.findall(r"`(dimvl [^-`][^`]*)`", text)]
 
 
 def command_of(words):
