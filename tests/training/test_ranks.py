@@ -108,7 +108,7 @@ def test_a_worker_process_that_dies_is_told_with_the_remedy_and_the_checkpoint_s
     real, parent = ImageReader.read, os.getpid()
 
     def read(self, positions):
-        if os.getpid() != parent and os.path.exists(tmp_path / "run" / "checkpoints" / "step-00000002"):
+        if os.getpid() != parent and latest_checkpoint(tmp_path / "run") is not None:
             os._exit(9)
         return real(self, positions)
 
@@ -117,7 +117,7 @@ def test_a_worker_process_that_dies_is_told_with_the_remedy_and_the_checkpoint_s
     config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run", training=settings)
     with pytest.raises(UserError, match=r"a process that builds batches died .*lower training\.workers; run the same"):
         run_training(config)
-    assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["step"] >= 2
+    assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["step"] >= 1
 
 
 def test_a_worker_process_that_dies_on_one_rank_is_told_by_all_with_the_remedy():
