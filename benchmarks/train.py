@@ -9,11 +9,12 @@ right: that of dimvl for equal weights, or for models of transformers the one co
 - `settings`: by precision, what is quicker for each variant, measured with two layers on mixed lengths before: for the
   padded peers torch's attention kernel or two products, for all with or without `torch.compile` of each layer with
   dynamic lengths (of what follows attention, for dimvl). Everything else is measured at these settings.
-- `files`: by length file and precision. Within a round, dimvl and what is padded in UNITER's way train on the same
-  samples: those of some batches of UNITER's token buckets, which dimvl takes shuffled, so in batches of mixed lengths.
-  transformers' models pad regions and tokens each to their longest, and get buckets sorted by regions, where that
-  wastes least, and for comparison random batches. `times_slower` is time per row without padding over that of dimvl in
-  the same round: median, 10th and 90th percentile.
+- `files`: by length file and precision; mixed lengths once in batches of 1,024 rows beside other single streams and
+  once in batches of 512 beside what computes logits everywhere. Within a round, dimvl and what is padded in UNITER's
+  way train on the same samples: those of some batches of UNITER's token buckets, which dimvl takes shuffled, so of
+  mixed lengths. transformers' models pad regions and tokens each to their longest, and get buckets sorted by regions,
+  where that wastes least, and for comparison random batches. `times_slower` is time per row without padding over that
+  of dimvl in the same round: median, 10th and 90th percentile.
 - `decoupled`: the encoder alone with `split: [qkv]` against `split: []` on the same rows: operations as torch counts
   them, and the time ratio over 30 pairs or more with the upper end of its 95% interval.
 - `growth`: time per row of one step of a small model by rows, and the exponent of time over rows.
@@ -38,9 +39,10 @@ from benchmarks.peers import CORES, Core, PaddedLayer
 from benchmarks.samples import KINDS, PaddedBatch, deal_again, draw_lengths, make_batch, pad, token_buckets
 from benchmarks.variants import (
     ALL,
-    MIXED,
+    LOGITS_EVERYWHERE,
     OURS,
     RANDOM,
+    SINGLE_STREAMS,
     VISUALBERT,
     Size,
     Variant,
@@ -68,7 +70,7 @@ def policies(kind: str, size: Size, turns: int) -> dict[str, list[list[np.ndarra
         found["buckets"].append([buckets[place] for place in taken])
         found["shuffled"].append(deal_again(np.concatenate(found["buckets"][-1]), size.batches, generator))
         found["regions"].append([regions[place % len(regions)] for place in taken])
-        found["random"].append([generator.integers(0, FILE, count) for _ in taken])
+        found["random"].append([generator.integers(0, FILE, count)])
     return found
 
 
@@ -131,10 +133,10 @@ def choose_settings(precision: str, size: Size, device: str, rounds: int, compil
 
 
 def measure_file(
-    kind: str, precision: str, size: Size, settings: Settings, device: str, rounds: int
-) -> dict[str, dict[str, Any]]:
-    """Check and time the variants of a length file."""
-    batches, names = batches_of(kind, size, device, rounds + 1), MIXED if kind == "mixed" else ALL
+    kind: str, precision: str, names: Sequence[str], size: Size, settings: Settings, device: str, rounds: int
+) -> dict[str, Any]:
+    """Check and time variants on a length file."""
+    batches = batches_of(kind, size, device, rounds + 1)
     variants = variants_of(names, size, settings.attention, device, precision)
     differences = check(variants, batches["buckets"][0][0], device)
     for name, variant in variants.items():
@@ -254,23 +256,28 @@ def measure_growth(sizes: Sequence[int], device: str, rounds: int) -> dict[str, 
 def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     """Measure everything."""
     if small:
-        base = few = Size(layers=1, width=32, heads=2, budget=240, batches=2)
+        base = half = few = Size(layers=1, width=32, heads=2, budget=240, batches=2)
     elif device == "cuda":
-        base = few = Size(layers=12, budget=10_240, batches=4)
+        base = half = few = Size(layers=12, budget=10_240, batches=4)
     else:
-        base, few = Size(layers=12, budget=512, batches=2), Size(layers=4, budget=512, batches=1)
-    found: dict[str, Any] = {"settings": {}, "files": {kind: {} for kind in KINDS}}
+        base, few = Size(layers=12, budget=1024, batches=2), Size(layers=4, budget=512, batches=1)
+        half = replace(base, budget=512)
+    files = {
+        "mixed": ("mixed", SINGLE_STREAMS, base),
+        "mixed, logits everywhere": ("mixed", LOGITS_EVERYWHERE, half),
+        **{kind: (kind, ALL, few) for kind in KINDS if kind != "mixed"},
+    }
+    found: dict[str, Any] = {"settings": {}, "files": {name: {} for name in files}}
     for precision in ("fp32", "bf16"):
-        settings = choose_settings(precision, base, device, rounds, compiled=not small)
+        settings = choose_settings(precision, half, device, rounds, compiled=not small)
         found["settings"][precision] = asdict(settings)
-        for kind in KINDS:
-            size = base if kind == "mixed" else few
-            found["files"][kind][precision] = measure_file(kind, precision, size, settings, device, rounds)
+        for name, (kind, names, size) in files.items():
+            found["files"][name][precision] = measure_file(kind, precision, names, size, settings, device, rounds)
             gc.collect()
-    two = base if small else Size(layers=2, budget=512, batches=1)
+    one = base if small else Size(layers=1, budget=2048, batches=1)
     sizes = (200, 400) if small else (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
     return {
         **found,
-        "decoupled": measure_decoupling(two, device, 3 if small else max(30, rounds)),
+        "decoupled": measure_decoupling(one, device, 3 if small else max(30, rounds)),
         "growth": measure_growth(sizes, device, rounds),
     }

@@ -20,7 +20,7 @@ from dimvl.training.engine import TorchEngine
 OURS, UNITER, PADDED, NAIVE = "dimvl", "UNITER", "padded single stream", "naive decoupled"
 VISUALBERT, RANDOM = "VisualBert", "VisualBert, random batches"
 BERT_EAGER, BERT_SDPA, LXMERT = "Bert, eager", "Bert, SDPA", "Lxmert"
-MIXED = (OURS, PADDED, UNITER, NAIVE, VISUALBERT, RANDOM)
+SINGLE_STREAMS, LOGITS_EVERYWHERE = (OURS, PADDED, UNITER), (OURS, VISUALBERT, RANDOM)
 ALL = (OURS, PADDED, UNITER, NAIVE, VISUALBERT, BERT_EAGER, BERT_SDPA, LXMERT)
 
 
@@ -176,9 +176,11 @@ def check(variants: Mapping[str, Variant], batch: PaddedBatch, device: str) -> d
 
     """
     with torch.no_grad():
-        shared = variants[PADDED].model.model
-        wanted = {name: float(ours(shared, device, "fp32").loss(batch)) for name in (PADDED, UNITER)}
-        wanted[NAIVE] = float(ours(variants[OURS].model, device, "fp32").loss(batch))
+        wanted = {
+            name: float(ours(variants[name].model.model, device, "fp32").loss(batch))
+            for name in (PADDED, UNITER, NAIVE)
+            if name in variants
+        }
         found, differences = {name: variants[name].model(batch) for name in wanted}, {}
         for name, variant in variants.items():
             if hasattr(variant.model, "output"):

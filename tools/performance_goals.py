@@ -30,9 +30,9 @@ def spread(ratio: list[float]) -> str:
 
 def training(result: dict[str, Any]) -> Iterator[Goal]:
     """Training steps against each peer at its best setting, mixed lengths."""
-    mixed = result["files"]["mixed"]
     for peer, least in ((PADDED, 1.0), (UNITER, 1.2), (VISUALBERT, 2.5)):
-        ratios = {precision: found["variants"][peer]["times_slower"] for precision, found in mixed.items()}
+        by = result["files"]["mixed, logits everywhere" if peer == VISUALBERT else "mixed"]
+        ratios = {precision: found["variants"][peer]["times_slower"] for precision, found in by.items()}
         figure = ", ".join(f"{precision} {spread(ratio)}" for precision, ratio in ratios.items())
         name = {PADDED: f"a {PADDED} with token buckets", UNITER: "UNITER as published"}.get(peer, peer)
         met = all(ratio[0] >= least for ratio in ratios.values())
