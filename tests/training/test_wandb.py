@@ -69,6 +69,15 @@ def test_every_step_is_in_the_wandb_log_with_the_values_of_the_run_s_own(data, t
         assert {name: row[f"loss/{name}"] for name in line["losses"]} == line["losses"]
 
 
+def test_a_file_that_ends_anywhere_gives_the_records_before_its_end(data, tmp_path):
+    whole = records(run_training(config_of(data, tmp_path / "run", steps=1)))
+    content = files(tmp_path / "run")[-1].read_bytes()
+    for end in range(7, len(content), max(1, len(content) // 200)):
+        (tmp_path / "cut").write_bytes(content[:end])
+        found = list(offline_records(tmp_path / "cut"))
+        assert found == whole[: len(found)] and len(found) < len(whole)
+
+
 def test_the_run_its_group_configuration_and_revision_are_told(data, tmp_path):
     run = run_training(config_of(data, tmp_path / "run", steps=1))
     (told,) = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"]
