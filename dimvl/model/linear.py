@@ -5,6 +5,7 @@ which takes AVX-512 wherever it is. Where there is AVX-512 fp32 goes to oneDNN h
 rate (docs/experiments.md). It is the same arithmetic with sums in another order. For prediction see `packed.py`.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -14,7 +15,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dimvl.model.packed import can_pack
 
-_HAS_ONEDNN = can_pack() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+# oneDNN makes a kernel for each shape and keeps the last 1,024, and torch as many of its own around them: with ragged
+# batches, which hardly ever repeat a shape, a gigabyte. A batch needs far fewer. Both are read at the first product.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "64")
+
+_HAS_ONEDNN = can_pack()
 
 if _HAS_ONEDNN:
 

@@ -35,8 +35,9 @@ class PackedLinear(nn.Module):
 
 
 def can_pack() -> bool:
-    """Tell whether this build of torch has oneDNN's linear layers; they are not part of its public interface."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Tell whether oneDNN's linear layers are here, which torch does not make public, and AVX-512, where they pay."""
+    has_layers = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_layers and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def pack_linears(module: nn.Module) -> None:

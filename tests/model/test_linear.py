@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +100,24 @@ def test_products_take_matrices_that_are_not_contiguous(shapes):
     torch.manual_seed(0)
     left, right = (torch.randn(*shape[::-1]).t() for shape in shapes)
     torch.testing.assert_close(product(left, right), left @ right, atol=1e-5, rtol=1e-5)
+
+
+GROWTH = """
+import resource
+import torch
+from dimvl.model.linear import Linear
+
+torch.set_num_threads(1)
+layer, wide = Linear(64, 192), torch.randn(2000, 64)
+peaks = []
+for rows in range(200, 1200):
+    layer(wide[:rows]).sum().backward()
+    if rows in (400, 1199):
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((peaks[1] - peaks[0]) / 1000)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_shapes_seen():
+    grown = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
+    assert float(grown) < 150, "megabytes over 800 more row counts; 710 with the libraries' own limits"
