@@ -1,42 +1,16 @@
 """`dimvl extract` and `dimvl export` with every kind of detector, in this process."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-import dimvl.cli
 from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
+from tests.cli.calls import Result, Run
 from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
 from tests.regions.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
-        code = 0
-        try:
-            dimvl.cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Result(code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -1,45 +1,22 @@
 """`dimvl score` and what `dimvl evaluate` writes."""
 
 import json
-import logging
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import dimvl.cli
 from dimvl.files import sha256
+from tests.cli.calls import Run
 from tests.exports import all_abilities, make_trained, write_run
 from tests.factories import make_extractor
-from tests.tiny_runs import TinyData, make_data
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.tiny_runs import TinyData
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`dimvl ARGUMENTS` in this process without Java: exit code, stdout and stderr."""
+@pytest.fixture(autouse=True)
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
-        code = 0
-        try:
-            dimvl.cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            logging.getLogger("dimvl").setLevel(logging.NOTSET)
-        return code, *capfd.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> TinyData:
-    return make_data(tmp_path / "data")
 
 
 def write_answers(folder: Path, data: TinyData, **changes: str) -> Path:

@@ -2,46 +2,18 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import yaml
 
-import dimvl.cli
 from dimvl.data.trained_on import FILE, read_trained_on
 from dimvl.errors import UserError
 from dimvl.pretrained import latest_checkpoint
+from tests.cli.calls import Result, Run
 from tests.factories import make_store
 from tests.tiny_runs import TinyData, make_config, make_data
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`dimvl ARGUMENTS` in this process."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
-        code = 0
-        try:
-            dimvl.cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Result(code, *capfd.readouterr())
-
-    return call
 
 
 def refused(result: Result, *words: str) -> None:

@@ -1,50 +1,22 @@
 """Region stores through the command line and in runs: inspected, verified, several as one, and read with checks."""
 
 import json
-import logging
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import dimvl.cli
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.training.run import run_training
+from tests.cli.calls import Run
 from tests.exports import make_detector, make_picture, make_trained, write_run
 from tests.factories import make_extractor, make_regions
 from tests.regions.importers.written import images_of, write_plain
-from tests.tiny_runs import TinyData, make_config, make_data
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`dimvl ARGUMENTS` in this process: exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
-        code = 0
-        try:
-            dimvl.cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            logging.getLogger("dimvl").setLevel(logging.NOTSET)
-        return code, *capfd.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> TinyData:
-    return make_data(tmp_path / "data")
+from tests.tiny_runs import TinyData, make_config
 
 
 def write_part(folder: Path, images: range) -> Path:
