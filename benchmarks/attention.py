@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import interleaved, ratio
 from benchmarks.samples import draw_lengths, make_batch
-from benchmarks.train import MaskedWords, Size
+from benchmarks.variants import MaskedWords, Size
 from dimvl.config import TrainingConfig
 from dimvl.data.batch import Layout
 from dimvl.model import plan as plans
