@@ -38,18 +38,10 @@ from dimvl.files import sha256, write_json
 from dimvl.pretrained import WEIGHTS, check_checkpoint, latest_checkpoint
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 
 KINDS = {"torch": (1, None), "ZeRO 2, 1 rank": (1, 2), "ZeRO 2, 2 ranks": (2, 2)}
-TIMES = (
-    "documents_per_second",
-    "rows_per_second",
-    "data_wait",
-    "rank_wait",
-    "utilisation",
-    "memory_gb",
-    "seconds_left",
-)
 PATIENCE = 120.0  # seconds after which a process that is still there counts as hanging
 WRITING = 0.01  # seconds that a temporary folder is there, about
 

@@ -24,6 +24,16 @@ from dimvl.training.wandb_log import WandbLog
 logger = logging.getLogger(__name__)
 LOG = "log.jsonl"
 PREDICTIONS = "predictions.jsonl"
+TIMES = (
+    "documents_per_second",
+    "rows_per_second",
+    "data_wait",
+    "rank_wait",
+    "utilisation",
+    "memory_gb",
+    "seconds_left",
+)
+"""Fields of a report that tell how a run went here; all others are the same in every run of a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)

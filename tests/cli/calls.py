@@ -1,11 +1,15 @@
 """Calls of the command line in this process, and what they give."""
 
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import yaml
 
+import dimvl.cli
 from tests.tiny_runs import TinyData, make_config
 
 
@@ -16,6 +20,19 @@ class Result(NamedTuple):
 
 
 Run = Callable[..., Result]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str], *arguments: object) -> Result:
+    """`dimvl ARGUMENTS` in this process."""
+    monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
+    code = 0
+    try:
+        dimvl.cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        logging.getLogger("dimvl").setLevel(logging.NOTSET)
+    return Result(code, *captured.readouterr())
 
 
 def refused(result: Result, *words: str) -> None:

@@ -1,14 +1,12 @@
 """What tests of the command line start from."""
 
-import logging
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-import dimvl.cli
 from dimvl.export import export
-from tests.cli.calls import Result, Run, write_config
+from tests.cli.calls import Run, call, write_config
 from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
 from tests.tiny_runs import TinyData, make_data
 
@@ -16,19 +14,7 @@ from tests.tiny_runs import TinyData, make_data
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """`dimvl ARGUMENTS` in this process; descriptors are captured, since torch and others write past Python."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["dimvl", *map(str, arguments)])
-        code = 0
-        try:
-            dimvl.cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            logging.getLogger("dimvl").setLevel(logging.NOTSET)
-        return Result(code, *capfd.readouterr())
-
-    return call
+    return partial(call, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import sys
 
 import pytest
 import torch
 
-from dimvl.cli import main
 from dimvl.config import PretrainConfig, load_config
 from dimvl.errors import UserError
 from dimvl.files import read_json
@@ -22,6 +20,7 @@ from dimvl.planning.plan import meta_model, parameters_by_part
 from dimvl.planning.step import average_document, average_step
 from dimvl.pretrained import load_trained
 from dimvl.training.run import run_training
+from tests.cli.calls import call
 from tests.planning.runs import SPLITS, all_batches
 from tests.tiny_runs import make_config, make_data
 
@@ -221,19 +220,8 @@ def test_a_frozen_part_has_no_gradients_and_no_optimizer_state(config_file):
 # --- the command
 
 
-def run_command(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["dimvl", "plan", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stopped:
-        code = stopped.code or 0
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
 def test_the_command_tells_what_fits_what_is_assumed_and_the_formulae(monkeypatch, capsys, config_file):
-    code, out, _ = run_command(monkeypatch, capsys, config_file, "--gpus", 8, "--images", 3000000)
+    code, out, _ = call(monkeypatch, capsys, "plan", config_file, "--gpus", 8, "--images", 3000000)
     assert code == 0
     for part in ("parameters: 136.0 M", "ZeRO 3", "fits in 80 GB", "GB/s a GPU", "epochs of 3,000,000", "assumed:"):
         assert part in out, part
@@ -241,7 +229,7 @@ def test_the_command_tells_what_fits_what_is_assumed_and_the_formulae(monkeypatc
 
 
 def test_as_json_it_has_the_same_numbers(monkeypatch, capsys, config_file):
-    code, out, _ = run_command(monkeypatch, capsys, config_file, "--gpus", 8, "--json", "training.rows_per_step=32768")
+    code, out, _ = call(monkeypatch, capsys, "plan", config_file, "--gpus", 8, "--json", "training.rows_per_step=32768")
     values, plan = json.loads(out), planned(config_file, "training.rows_per_step=32768")
     assert code == 0 and values["flops_per_step"] == plan.flops_per_step
     assert [m["total"] for m in values["memory"]] == [m.total for m in plan.memory]
@@ -251,7 +239,7 @@ def test_as_json_it_has_the_same_numbers(monkeypatch, capsys, config_file):
 def test_planning_writes_nothing(monkeypatch, capsys, config_file):
     before = sorted(os.listdir(config_file.parent))
     monkeypatch.chdir(config_file.parent)
-    assert run_command(monkeypatch, capsys, config_file)[0] == 0
+    assert call(monkeypatch, capsys, "plan", config_file)[0] == 0
     assert sorted(os.listdir(config_file.parent)) == before
 
 
@@ -267,7 +255,7 @@ def test_planning_writes_nothing(monkeypatch, capsys, config_file):
     ],
 )
 def test_a_mistake_is_one_sentence(monkeypatch, capsys, config_file, arguments, sentence):
-    code, out, err = run_command(monkeypatch, capsys, config_file, *arguments)
+    code, out, err = call(monkeypatch, capsys, "plan", config_file, *arguments)
     assert code == 2 and not out and sentence in err and len(err.splitlines()) == 1
 
 

@@ -1,19 +1,18 @@
 """Profiles of real steps: the parts are all of the time, each is where the time was spent, and nothing else changes."""
 
 import json
-import sys
 import time
 
 import pytest
 import torch
 
-from dimvl.cli import main
 from dimvl.errors import UserError
 from dimvl.model.flops import total_flops
 from dimvl.model.work import Work
 from dimvl.profiling import profile, scopes
 from dimvl.profiling.measure import _FewSteps
 from dimvl.training.run import run_training
+from tests.cli.calls import call
 from tests.tiny_runs import make_config, make_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*profiler.*")
@@ -155,17 +154,6 @@ def test_a_compiled_run_tells_what_follows_attention_as_one_part(data, tmp_path,
 # --- the command
 
 
-def run_command(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["dimvl", "profile", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stopped:
-        code = stopped.code or 0
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
 @pytest.fixture
 def config_file(data, tmp_path):
     path = tmp_path / "run.yaml"
@@ -179,7 +167,7 @@ def config_file(data, tmp_path):
 
 
 def test_the_command_tells_the_parts_and_writes_the_trace_and_not_the_run(monkeypatch, capsys, config_file, tmp_path):
-    code, out, err = run_command(monkeypatch, capsys, config_file, "--out", tmp_path / "profile", "--steps", 2)
+    code, out, err = call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path / "profile", "--steps", 2)
     assert code == 0, err
     for part in ("QKV", "FFN products", "optimiser", "roof", "of peak", "GFLOP/s", "2 steps of"):
         assert part in out, part
@@ -192,7 +180,7 @@ def test_the_command_tells_the_parts_and_writes_the_trace_and_not_the_run(monkey
 
 
 def test_as_json_it_prints_what_it_writes(monkeypatch, capsys, config_file, tmp_path):
-    code, out, _ = run_command(monkeypatch, capsys, config_file, "--out", tmp_path / "profile", "--json")
+    code, out, _ = call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path / "profile", "--json")
     assert code == 0 and json.loads(out) == json.loads((tmp_path / "profile" / "profile.json").read_text())
 
 
@@ -201,7 +189,7 @@ def test_a_run_that_is_there_is_left_as_it_is(monkeypatch, capsys, data, config_
 
     run = run_training(load_config(config_file))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert run_command(monkeypatch, capsys, config_file, "--out", tmp_path / "profile", "training.steps=1")[0] == 0
+    assert call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path / "profile", "training.steps=1")[0] == 0
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -214,15 +202,15 @@ def test_a_run_that_is_there_is_left_as_it_is(monkeypatch, capsys, data, config_
     ],
 )
 def test_a_mistake_is_one_sentence(monkeypatch, capsys, config_file, tmp_path, overrides, sentence):
-    code, out, err = run_command(monkeypatch, capsys, config_file, "--out", tmp_path / "profile", *overrides)
+    code, out, err = call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path / "profile", *overrides)
     assert code == 2 and not out and sentence in err and not (tmp_path / "profile").exists()
 
 
 def test_deepspeed_can_be_taken_out_of_a_configuration(monkeypatch, capsys, config_file, tmp_path):
     with config_file.open("a") as file:
         file.write("deepspeed: {stage: 2}\n")
-    assert run_command(monkeypatch, capsys, config_file, "--out", tmp_path, "--steps", 1)[0] == 2
-    assert run_command(monkeypatch, capsys, config_file, "--out", tmp_path, "--steps", 1, "deepspeed=null")[0] == 0
+    assert call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path, "--steps", 1)[0] == 2
+    assert call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path, "--steps", 1, "deepspeed=null")[0] == 0
 
 
 def test_several_processes_and_self_critical_training_are_refused(monkeypatch, data, tmp_path):

@@ -27,21 +27,12 @@ from dimvl.training.build import build_task as build_the_task
 from dimvl.training.build import read_annotations
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import seed_dropout
-from dimvl.training.report import format_seconds
+from dimvl.training.report import TIMES, format_seconds
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 
 ROOT = Path(__file__).parents[2]
 FILES = ("model.safetensors", "optimiser.safetensors")
-TIMES = (
-    "documents_per_second",
-    "rows_per_second",
-    "data_wait",
-    "rank_wait",
-    "utilisation",
-    "memory_gb",
-    "seconds_left",
-)
 
 
 def build_task(config, store):

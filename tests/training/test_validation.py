@@ -20,18 +20,9 @@ from dimvl.pretrained import check_checkpoint, latest_checkpoint, load_trained
 from dimvl.regions.store import RegionStore
 from dimvl.training import run as run_module
 from dimvl.training.early_stopping import Best, Validation
+from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
-
-TIMES = (
-    "documents_per_second",
-    "rows_per_second",
-    "data_wait",
-    "rank_wait",
-    "utilisation",
-    "memory_gb",
-    "seconds_left",
-)
 
 
 @pytest.fixture(scope="module")
