@@ -5,10 +5,12 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from dimvl.data.documents import ImageReader
 from dimvl.errors import OtherRankError, UserError
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
+from dimvl.training import run as run_module
 from dimvl.training.loop import prefetch
 from dimvl.training.ranks import Alone, all_agree, any_says, check_same, on_first, together
 from dimvl.training.report import Meter
@@ -99,6 +101,21 @@ def test_the_first_difference_between_ranks_is_named_on_all_of_them():
         assert isinstance(error, UserError) and error.told
         assert str(error).startswith("rank 2 has another version of torch than rank 0 ('2.1', not '2.0'); start every")
     assert on_threads(2, lambda ranks: check_same(ranks, {"a": [1]})) == [None, None]
+
+
+def test_ranks_on_processors_of_other_kinds_are_refused(tmp_path, monkeypatch):
+    here = threading.local()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here.kind)
+    config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run")
+    described = run_module._describe(config)
+
+    def start(ranks):
+        here.kind = ("AVX512", "AVX2")[ranks.rank]
+        run_module._check_ranks(ranks, config, described)
+
+    for error in on_threads(2, start):
+        assert isinstance(error, UserError)
+        assert "rank 1 has another kind of processor (vector instructions) than rank 0" in str(error)
 
 
 # torch raises from the signal of the dead child, wherever the main process is: also between the opening of a file and
