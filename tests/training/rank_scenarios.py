@@ -362,3 +362,6 @@ def main():
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as dimvl's command line: threads of torch's process group may abort a Python that is ending
