@@ -34,7 +34,7 @@ def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     order = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_data(folder)
+        write_data(folder, 400)
         for turn in range(-1, rounds):
             for way in order.sample(WAYS, len(WAYS)):
                 start = time.perf_counter()

@@ -34,10 +34,15 @@ def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, backe
     if not len(query):
         return query  # a rank without documents, connected to the weights all the same
     if backend == "auto":
-        backend = "varlen" if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else "padded"
+        backend = "varlen" if _takes_varlen(query) else "padded"
     if backend == "reference":
         return reference_attention(plan.dense_mask, query, key, value)
     return {"padded": _padded, "varlen": _varlen}[backend](plan, query, key, value)
+
+
+def _takes_varlen(query: Tensor) -> bool:
+    """Whether flash attention takes these rows: on CUDA, in half precision, heads of a width that it knows."""
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] in range(8, 257, 8)
 
 
 def reference_attention(mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

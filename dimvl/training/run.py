@@ -10,6 +10,7 @@ RUN/run.json             the configuration, versions and the git revision
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -78,6 +79,7 @@ def train_on(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's products refuse
         torch.use_deterministic_algorithms(True)
     options: dict[str, Any] = {}
     with together(ranks):

@@ -8,9 +8,9 @@ from tests.factories import make_layout
 HEADS, WIDTH = 2, 4
 
 
-def outputs_and_gradients(layout, backend, device="cpu", dtype=torch.float64):
+def outputs_and_gradients(layout, backend, device="cpu", dtype=torch.float64, width=WIDTH):
     generator = torch.Generator().manual_seed(1)
-    shape = (3, layout.num_rows, HEADS, WIDTH)
+    shape = (3, layout.num_rows, HEADS, width)
     leaves = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_()
     weights = torch.randn(shape[1:], generator=generator, dtype=torch.float64).to(device, dtype)
     plan = plan_attention(layout, device)
@@ -52,16 +52,6 @@ def test_the_two_ways_of_attending_in_a_core_are_equal_in_outputs_and_gradients(
         found.append((output.detach(), parts.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-9)  # float64: only the order of sums differs
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("seed", range(4))
-def test_variable_length_attention_equals_the_reference_in_outputs_and_gradients(seed):
-    layout = make_layout(seed)
-    fast = outputs_and_gradients(layout, "varlen", "cuda", torch.bfloat16)
-    slow = outputs_and_gradients(layout, "reference", "cuda", torch.bfloat16)
-    for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, atol=3e-2, rtol=3e-2)  # bf16 keeps 8 bits
 
 
 def test_permuting_the_keys_of_a_document_changes_nothing():
