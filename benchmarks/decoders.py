@@ -141,7 +141,7 @@ class WithoutCache:
         self.texts, self.prefixes = [self.texts[n] for n in chosen], [self.prefixes[n] for n in chosen]
 
     def _scores(self) -> Tensor:
-        batch = lay_out(self.sizes, self.prefixes, self.texts)
+        batch = lay_out(self.sizes, self.prefixes, self.texts).to(next(self.model.parameters()).device)
         last = batch.layout.text_starts + batch.layout.text_lengths - 1
         scores = self.model.word_head(self.model(batch)[last]).log_softmax(dim=-1)
         scores[:, TOKENIZER.unwritten_ids] = float("-inf")

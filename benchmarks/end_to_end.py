@@ -37,7 +37,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning import CaptionSource
 from dimvl.training.build import build_task, read_annotations
 from dimvl.training.engine import TorchEngine
-from dimvl.training.loop import prefetch
+from dimvl.training.loading import prefetch
 from dimvl.training.ranks import Alone
 from dimvl.training.report import Meter, StepReport
 from dimvl.training.run import run_training
@@ -129,7 +129,7 @@ def compare_first(data: dict[str, TrainingSteps], engine: TorchEngine) -> dict[s
 def next_step(data: TrainingSteps, engine: TorchEngine) -> Callable[[], None]:
     """Return what takes the next step from the loader, forward and backward, at each call."""
     cuda, ranks = engine.device.type == "cuda", Alone()
-    steps: Iterator[Step] = prefetch(data, 0, LOADERS if cuda else 0, cuda, Meter(ranks), ranks)
+    steps: Iterator[Step] = prefetch(data, 0, LOADERS if cuda else 0, engine.device, Meter(ranks), ranks)
 
     def run() -> None:
         (batch,) = next(steps).micro_batches

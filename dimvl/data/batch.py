@@ -181,6 +181,15 @@ class Batch:
         """Copy all tensors to page-locked memory, from where a GPU fetches them while it computes."""
         return self._changed(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Let the memory of all tensors wait for this stream before it is used again."""
+
+        def wait(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._changed(wait)
+
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply a function to every tensor."""
         changed: dict[str, Any] = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dimvl.model.linear import Linear
+from dimvl.model.norm import LayerNorm
 
 GEOMETRY = 7
 
@@ -26,12 +27,12 @@ class RegionEmbeddings(nn.Module):
         self.register_buffer("feature_deviation", torch.ones(feature_width))
         self.hidden_feature = nn.Parameter(torch.zeros(feature_width))
         self.feature = Linear(feature_width, width)
-        self.feature_norm = nn.LayerNorm(width, norm_eps)
+        self.feature_norm = LayerNorm(width, norm_eps)
         self.geometry = Linear(GEOMETRY, width)
-        self.geometry_norm = nn.LayerNorm(width, norm_eps)
+        self.geometry_norm = LayerNorm(width, norm_eps)
         self.segment = nn.Parameter(torch.zeros(width))
         self.image_index = nn.Embedding(max_images, width, padding_idx=0)
-        self.norm = nn.LayerNorm(width, norm_eps)
+        self.norm = LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def standardise(self, features: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class TokenEmbeddings(nn.Module):
         self.word = nn.Embedding(vocabulary, width)
         self.position = nn.Embedding(max_positions, width)
         self.segment = nn.Embedding(2, width)
-        self.norm = nn.LayerNorm(width, norm_eps)
+        self.norm = LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, token_ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dimvl.model.attention import attend
 from dimvl.model.linear import Linear
+from dimvl.model.norm import LayerNorm, as_autocast
 from dimvl.model.plan import AttentionPlan
 
 SPLITS = ("qkv", "out", "norm", "ffn")
@@ -86,9 +87,9 @@ class Block(nn.Module):
         self.heads, self.head_width = heads, width // heads
         self.qkv = PerModality(Linear(width, 3 * width), "qkv" in split)
         self.out = PerModality(Linear(width, width), "out" in split)
-        self.attention_norm = PerModality(nn.LayerNorm(width, norm_eps), "norm" in split)
+        self.attention_norm = PerModality(LayerNorm(width, norm_eps), "norm" in split)
         self.ffn = PerModality(FeedForward(width, inner_width, activation), "ffn" in split)
-        self.ffn_norm = PerModality(nn.LayerNorm(width, norm_eps), "norm" in split)
+        self.ffn_norm = PerModality(LayerNorm(width, norm_eps), "norm" in split)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, rows: Tensor, num_vision: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
@@ -145,7 +146,7 @@ class Encoder(nn.Module):
 
     def keys_and_values(self, rows: Tensor, plan: AttentionPlan) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values (N, H, E) of each layer, for rows that others attend to and nothing is predicted from."""
-        last = self.layers[-1] if len(self.layers) else None
+        last, rows = self.layers[-1] if len(self.layers) else None, as_autocast(rows)
         for layer in self.layers:
             assert isinstance(layer, Block)
             query, key, value = layer.project(rows, plan.num_vision)
@@ -156,7 +157,7 @@ class Encoder(nn.Module):
 
     def run(self, rows: Tensor, num_vision: int, attend: Attend) -> Tensor:
         """Run the stack with attention of the caller's: decoding attends to a cache this way."""
-        again = self.checkpoint_activations and torch.is_grad_enabled()
+        again, rows = self.checkpoint_activations and torch.is_grad_enabled(), as_autocast(rows)
         for index, layer in enumerate(self.layers):
             arguments = (rows, num_vision, lambda q, k, v, index=index: attend(index, q, k, v))
             rows = checkpoint(layer, *arguments, use_reentrant=False) if again else layer(*arguments)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dimvl.model.encoder import ACTIVATIONS
 from dimvl.model.linear import Linear
+from dimvl.model.norm import LayerNorm
 
 
 class Transform(nn.Module):
@@ -19,7 +20,7 @@ class Transform(nn.Module):
     def __init__(self, width: int, activation: str, norm_eps: float) -> None:
         super().__init__()
         self.dense = Linear(width, width)
-        self.norm = nn.LayerNorm(width, norm_eps)
+        self.norm = LayerNorm(width, norm_eps)
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class AnswerHead(nn.Module):
     def __init__(self, width: int, answers: int, norm_eps: float) -> None:
         super().__init__()
         self.inner = Linear(width, 2 * width)
-        self.norm = nn.LayerNorm(2 * width, norm_eps)
+        self.norm = LayerNorm(2 * width, norm_eps)
         self.outer = Linear(2 * width, answers)
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -130,12 +130,30 @@ class AttentionPlan:
         return mask
 
     @cached_property
+    def query_rows(self) -> Tensor:
+        """(N,) rows in the order of the calls' queries."""
+        first, *others = (call.query_rows for call in self.calls)
+        return torch.cat([first, *others]) if others else first
+
+    @cached_property
     def query_order(self) -> Tensor:
-        """(N,) where each row's output stands in the calls' outputs, one after the other."""
-        rows = torch.cat([call.query_rows for call in self.calls])
-        order = torch.empty_like(rows)
-        order[rows] = torch.arange(len(rows), device=rows.device)
+        """(N,) where each row stands among these."""
+        order = torch.empty_like(self.query_rows)
+        order[self.query_rows] = torch.arange(len(order), device=order.device)
         return order
+
+    @cached_property
+    def key_places(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """For each call where the rows stand among its keys.
+
+        (sum of key lengths,) places, those of row 0 first, and (N,) where those of each row start. A prefix stands
+        there once for each of its texts, and a row of another call not at all.
+        """
+        every, found = torch.arange(self.num_rows, device=self.query_rows.device), []
+        for call in self.calls:
+            rows, places = call.key_rows.sort(stable=True)
+            found.append((places, torch.searchsorted(rows, every)))
+        return tuple(found)
 
     @cached_property
     def cores(self) -> tuple[PaddedCore, ...]:

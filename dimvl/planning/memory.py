@@ -15,11 +15,11 @@ sum stands beside what backward gives. Beside that stand buffers, of b elements 
 there are: at stage 0, and at stage 1 in bf16, 4 bytes of gradients laid end to end; at stage 1 in fp32 and at stage 2,
 w bytes; at stage 3, 4 bytes and whole weights that are gathered for use, w bytes of at most `GATHERED`.
 
-Bytes that a block keeps, with e bytes of an element (fp32 4, else 2), n of a norm's input (bf16 under autocast: 4,
-since residuals stay fp32), m of a dropout mask (GPU 1, processor e, without dropout 0), q attending rows and k rows
-that are gathered to be attended to (for a prefix shared by texts once per text), H heads:
+Bytes that a block keeps, with e bytes of an element (fp32 4, else 2), m of a dropout mask (GPU 1, processor e, without
+dropout 0), q attending rows and k rows that are gathered to be attended to (for a prefix shared by texts once per
+text), H heads:
 
-    2 N D n  inputs of two norms, and 4 N n their means and deviations
+    2 N D e  inputs of two norms, and 4 N e their means and deviations
     2 N D e  inputs of the projections to query, key, value and into the feed-forward
     2 (q + k) D e + 4 q H  query, output, key and value of attention, and its log-sum-exp
     N D e    input of the output projection
@@ -54,7 +54,7 @@ class Numbers:
 
     Attributes:
         arithmetic: of the engine.
-        gpu: else a processor, whose dropout keeps a mask of whole numbers and whose norms take bf16 as it comes.
+        gpu: else a processor, whose dropout keeps a mask of whole numbers.
         dropout: whether there is any.
         recompute: activation checkpointing: of each block its input alone is kept.
 
@@ -71,14 +71,9 @@ class Numbers:
         return 4 if self.arithmetic == "fp32" else 2
 
     @property
-    def norm(self) -> int:
-        """Bytes of what norms take in the residual stream."""
+    def embedding(self) -> int:
+        """Bytes of an element of embeddings, which autocast leaves in fp32."""
         return 2 if self.arithmetic == "bf16" else 4
-
-    @property
-    def inner_norm(self) -> int:
-        """Bytes of what norms take right behind a product: CUDA's autocast makes fp32 of it."""
-        return self.norm if self.gpu else self.element
 
     def mask(self, element: int) -> int:
         """Bytes of an entry of a dropout mask over elements of so many bytes."""
@@ -164,7 +159,7 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
     """
     layers, block = len(model.encoder.layers), _block_bytes(model, work, numbers)
     if numbers.recompute:
-        block, again = work.rows * model.regions.feature.out_features * numbers.norm, block
+        block, again = work.rows * model.regions.feature.out_features * numbers.element, block
     else:
         again = 0.0
     kept = {"embeddings": _embedding_bytes(model, work, numbers), "encoder": layers * block + again}
@@ -212,7 +207,7 @@ def _block_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     width = model.regions.feature.out_features
     inner = inner_width(model)
     element, attention = numbers.element, work.attention
-    rows = 2 * width * numbers.norm + 4 * numbers.norm  # norms
+    rows = 2 * width * element + 4 * element  # norms
     rows += 3 * width * element + 2 * inner * element  # products
     rows += 2 * width * numbers.mask(element)
     if not numbers.gpu and element == 2:  # by plain products
@@ -227,15 +222,15 @@ def _block_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
 
 def _embedding_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     width, features = model.regions.feature.out_features, model.regions.feature.in_features
-    element, norm = numbers.element, numbers.norm
-    stream = norm + numbers.mask(norm)
-    vision = features * element + 7 * element * (element == 2) + width * (2 * numbers.inner_norm + stream)
-    return work.vision * (vision + 6 * norm) + work.language * (width * stream + 2 * norm)
+    element, embedding = numbers.element, numbers.embedding
+    stream = embedding + numbers.mask(embedding)
+    vision = features * element + 7 * element * (element == 2) + width * (2 * element + stream)
+    return work.vision * (vision + 6 * embedding) + work.language * (width * stream + 2 * embedding)
 
 
 def _head_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
-    width, element, norm = model.regions.feature.out_features, numbers.element, numbers.inner_norm
-    transform = width * (3 * element + norm) + 2 * norm
+    width, element = model.regions.feature.out_features, numbers.element
+    transform = width * 4 * element + 2 * element
     total = work.words * (transform + 4 * model.tokens.word.num_embeddings)
     if model.object_head is not None:
         classes, features = model.object_head.classes.out_features, model.object_head.features.out_features
@@ -244,5 +239,5 @@ def _head_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
         total += work.matches * 2 * width * element
     if model.answer_head is not None:
         answers = model.answer_head.outer.out_features
-        total += work.answers * (width * element + 2 * width * (2 * element + norm) + 4 * answers)
+        total += work.answers * (width * element + 6 * width * element + 4 * answers)
     return total

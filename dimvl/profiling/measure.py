@@ -24,7 +24,8 @@ from dimvl.profiling.scopes import PARTS, ScopedEngine, mark, part_of_product, s
 from dimvl.profiling.timeline import Seconds, seconds_by_part
 from dimvl.regions.store import RegionStore
 from dimvl.training.build import build_task, read_annotations
-from dimvl.training.loop import optimise, prefetch
+from dimvl.training.loading import prefetch
+from dimvl.training.loop import optimise
 from dimvl.training.peak import copy_rate, matmul_rate
 from dimvl.training.report import Meter, peak_memory_gb
 from dimvl.training.run import prepare_encoder
@@ -200,7 +201,7 @@ class _FewSteps:
         budgets = {"rows_per_step": settings.rows_per_step, "rows_per_micro_batch": settings.rows_per_micro_batch}
         data = TrainingSteps(source, task.shape, seed=config.seed, steps=steps, **budgets)
         self.meter = Meter(self.engine.ranks)
-        self._coming = prefetch(data, 0, settings.workers, self.cuda, self.meter, self.engine.ranks)
+        self._coming = prefetch(data, 0, settings.workers, self.engine.device, self.meter, self.engine.ranks)
         self._done = 0
 
     def train(self) -> Sequence[Batch]:

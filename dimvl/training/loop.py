@@ -3,7 +3,6 @@
 import logging
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from dimvl.config import RunConfig
 from dimvl.data.batch import SampleTargets
 from dimvl.data.documents import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
-from dimvl.errors import Interrupted, NotFiniteError, UserError
+from dimvl.errors import Interrupted, NotFiniteError
 from dimvl.model.flops import total_flops
 from dimvl.model.work import Work
 from dimvl.objectives import normalise
@@ -26,6 +24,7 @@ from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training.checkpoint import Saver
 from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
+from dimvl.training.loading import dead_workers, prefetch
 from dimvl.training.peak import matmul_rate
 from dimvl.training.ranks import Ranks, any_says, on_first, together
 from dimvl.training.report import Log, Meter, StepReport, open_log, peak_memory_gb
@@ -65,9 +64,9 @@ def train(
     if validation is not None and validation.gives_up(best):
         return
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
-    with opened as log, _asked_to_stop() as asked, _dead_workers(), saving as saver:
+    with opened as log, _asked_to_stop() as asked, dead_workers(), saving as saver:
         meter = Meter(ranks, _ideal_seconds(engine, settings.precision))
-        steps = prefetch(data, first, settings.workers, engine.device.type == "cuda", meter, ranks)
+        steps = prefetch(data, first, settings.workers, engine.device, meter, ranks)
         for done, step in zip(range(first + 1, last + 1), steps, strict=True):
             update = optimise(engine, step, config.seed, done - 1)
             meter.add(step)
@@ -210,58 +209,6 @@ def _validate(validation: Validation, best: Best | None, done: int, log: Log) ->
 def _shorten(sources: Sequence[str]) -> str:
     rest = f" and {len(sources) - SHOWN} more" if len(sources) > SHOWN else ""
     return ", ".join(sources[:SHOWN]) + rest
-
-
-def prefetch(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter, ranks: Ranks) -> Iterator[Step]:
-    """Steps from `first` on, built by worker processes if any; the time spent waiting is counted.
-
-    Raises:
-        UserError: a worker process died.
-        OtherRankError: no step could be built on another rank.
-
-    """
-    numbers = range(first, len(data))
-    loader = DataLoader(
-        data,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_run,
-    )
-    steps = iter(loader)
-    for _ in range(first, len(data)):
-        with together(ranks), _dead_workers():
-            start = time.perf_counter()
-            step = next(steps)
-            meter.wait += time.perf_counter() - start
-        yield step
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Let a worker process live on when its whole process group is asked to stop, as launchers do.
-
-    Batches are needed until the run has saved; the worker ends with the process that it works for.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def _dead_workers() -> Iterator[None]:
-    """Tell the death of a process that builds batches as a user's concern: mostly it was killed for its memory.
-
-    torch raises it wherever the loop is at that moment.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a process that builds batches died ({' '.join(str(error).split())}); if memory ran out, lower "
-            "training.workers; run the same command to go on from the last checkpoint"
-        ) from None
 
 
 @contextmanager

@@ -54,6 +54,28 @@ def test_the_two_ways_of_attending_in_a_core_are_equal_in_outputs_and_gradients(
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-9)  # float64: only the order of sums differs
 
 
+def varlen_on_a_processor(query, key, value, query_offsets, key_offsets, longest_query, longest_key, window_size):
+    """The contract of torch's kernel, sequence by sequence."""
+    outputs = []
+    assert longest_query == query_offsets.diff().max() and longest_key == key_offsets.diff().max()
+    for (start, end), (first, last) in zip(query_offsets.unfold(0, 2, 1), key_offsets.unfold(0, 2, 1), strict=True):
+        mask = torch.ones(end - start, last - first, dtype=torch.bool)
+        if window_size == (-1, 0):
+            mask = mask.tril(last - first - (end - start))
+        parts = (rows.transpose(0, 1) for rows in (query[start:end], key[first:last], value[first:last]))
+        outputs.append(sdpa(*parts, mask).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_variable_length_calls_equal_the_reference_in_outputs_and_gradients(seed, monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_on_a_processor)
+    layout = make_layout(seed)
+    found = (outputs_and_gradients(layout, backend) for backend in ("varlen", "reference"))
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-10, rtol=1e-9)  # float64: only the order of sums differs
+
+
 def test_permuting_the_keys_of_a_document_changes_nothing():
     layout = make_layout(3)
     plan = plan_attention(layout)

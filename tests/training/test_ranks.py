@@ -11,7 +11,7 @@ from dimvl.data.documents import ImageReader
 from dimvl.errors import OtherRankError, UserError
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training import run as run_module
-from dimvl.training.loop import prefetch
+from dimvl.training.loading import prefetch
 from dimvl.training.ranks import Alone, all_agree, any_says, check_same, on_first, together
 from dimvl.training.report import Meter
 from dimvl.training.run import run_training
@@ -150,6 +150,8 @@ def test_a_worker_process_that_dies_on_one_rank_is_told_by_all_with_the_remedy()
                 raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")  # as torch says it
             return number
 
-    first, second = on_threads(2, lambda ranks: list(prefetch(Steps(ranks), 0, 0, False, Meter(ranks), ranks)))
+    first, second = on_threads(
+        2, lambda ranks: list(prefetch(Steps(ranks), 0, 0, torch.device("cpu"), Meter(ranks), ranks))
+    )
     assert isinstance(second, UserError) and "lower training.workers" in str(second)
     assert isinstance(first, OtherRankError) and str(first) == f"rank 1: {second}" and first.code == 2

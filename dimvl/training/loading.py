@@ -1,0 +1,98 @@
+"""Steps on their way from the store to the device: built by worker processes, pinned, copied while the GPU computes."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch.utils.data import DataLoader
+
+from dimvl.data.sampler import Step, TrainingSteps
+from dimvl.errors import UserError
+from dimvl.training.ranks import Ranks, together
+from dimvl.training.report import Meter
+
+
+def prefetch(
+    data: TrainingSteps, first: int, workers: int, device: torch.device, meter: Meter, ranks: Ranks
+) -> Iterator[Step]:
+    """Steps from `first` on, built by worker processes if any; the time spent waiting is counted.
+
+    On CUDA the first micro-batch of each is on the GPU already.
+
+    Raises:
+        UserError: a worker process died.
+        OtherRankError: no step could be built on another rank.
+
+    """
+    steps = _load(data, first, workers, device.type == "cuda", meter, ranks)
+    return _copy_ahead(steps, device) if device.type == "cuda" else steps
+
+
+def _load(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter, ranks: Ranks) -> Iterator[Step]:
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(first, len(data)),
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_run,
+    )
+    steps = iter(loader)
+    for _ in range(first, len(data)):
+        with together(ranks), dead_workers():
+            start = time.perf_counter()
+            step = next(steps)
+            meter.wait += time.perf_counter() - start
+        yield step
+
+
+def _copy_ahead(steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
+    """Copy the first micro-batch of each step to the GPU while it computes the step before."""
+    stream, copied = torch.cuda.Stream(device), None
+    for step in steps:
+        before = copied
+        with torch.cuda.stream(stream):
+            batches = [batch.to(device) for batch in step.micro_batches[:1]] + step.micro_batches[1:]
+            copied = replace(step, micro_batches=batches), stream.record_event()
+        if before is not None:
+            yield _wait_for(*before)
+    if copied is not None:
+        yield _wait_for(*copied)
+
+
+def _wait_for(step: Step, event: torch.cuda.Event) -> Step:
+    """Let the computing stream wait for a copy, and the memory of the copy for the computing stream."""
+    computing = torch.cuda.current_stream()
+    computing.wait_event(event)
+    for batch in step.micro_batches[:1]:
+        batch.record_stream(computing)
+    return step
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Let a worker process live on when its whole process group is asked to stop, as launchers do.
+
+    Batches are needed until the run has saved; the worker ends with the process that it works for.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def dead_workers() -> Iterator[None]:
+    """Tell the death of a process that builds batches as a user's concern: mostly it was killed for its memory.
+
+    torch raises it wherever the loop is at that moment.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that builds batches died ({' '.join(str(error).split())}); if memory ran out, lower "
+            "training.workers; run the same command to go on from the last checkpoint"
+        ) from None
