@@ -43,8 +43,10 @@ def losses(data, output, **changes):
     return found
 
 
+@pytest.mark.parametrize("short", [0, 192])
 @pytest.mark.parametrize("seed", range(6))
-def test_variable_length_attention_equals_the_exact_reference_in_outputs_and_gradients(seed):
+def test_both_kernels_equal_the_exact_reference_in_outputs_and_gradients(seed, short, monkeypatch):
+    monkeypatch.setattr("dimvl.model.attention.SHORT", short)
     layout = make_layout(seed)
     fast = outputs_and_gradients(layout, "varlen", "cuda", torch.bfloat16, WIDTH)
     slow = outputs_and_gradients(layout, "reference", width=WIDTH)

@@ -53,7 +53,8 @@ class PerModality(nn.Module):
         """(N, D) -> (N, any), the first `num_vision` rows through the visual weights."""
         if self.vision is None:
             return self.language(rows)
-        return torch.cat([self.vision(rows[:num_vision]), self.language(rows[num_vision:])])
+        vision, language = rows.split([num_vision, len(rows) - num_vision])  # one gradient, where slices have two
+        return torch.cat([self.vision(vision), self.language(language)])
 
 
 class FeedForward(nn.Module):
