@@ -24,10 +24,10 @@ from dimvl.data.sampler import DocumentSource, TrainingSteps
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.errors import NotFiniteError, UserError
 from dimvl.files import git_revision, sha256, write_json
-from dimvl.pretrained import RUN, latest_checkpoint, run_arguments
+from dimvl.pretrained import MODEL, RUN, latest_checkpoint, run_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
-from dimvl.training.build import TEXTS, Working, build_task, known_texts, read_annotations
+from dimvl.training.build import MATCH, TEXTS, Working, build_task, known_texts, read_annotations
 from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
 from dimvl.training.early_stopping import Validation
 from dimvl.training.engine import Engine, TorchEngine
@@ -207,10 +207,14 @@ def _check_claim(run: Path, description: dict[str, Any]) -> None:
     """Compare with the `run.json` that is there.
 
     Raises:
-        UserError: the folder holds a run of another configuration.
+        UserError: the folder holds a run of another configuration, or a model that is no run.
 
     """
     if not (run / RUN).exists():
+        if (run / MODEL).exists() and not (run / MATCH).exists():  # of a run that did not start both may be there
+            raise UserError(
+                f"{run} holds an export or another model, which a run would write over; give another output"
+            )
         return
     old = run_arguments(run)
     changed = _differences(old["config"], description["config"]) or _differences(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def test_captions_longer_than_the_limit_are_cut_with_a_warning_that_counts(
         ("training.step=3", "did you mean 'training.steps'?"),
         ("traning.steps=3", "did you mean 'training'?"),
         ("training.learning_rate=-1", "training.learning_rate is -1"),
+        ("training.workers=100000", "training.workers is 100000: input should be less than or equal to 256"),
         ("model.heads=3", "width 16 is not a multiple of heads 3"),
         ("training.steps", "not of the form section.key=value"),
         ("task=describe", "must be one of pretrain, vqa, caption"),
@@ -138,6 +140,19 @@ def test_a_run_of_another_configuration_is_left_as_it_is(run: Run, config: Path,
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     refused(run("pretrain", config, "seed=99"), "holds a run with another seed", "give another output folder")
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_does_not_write_over_an_export(run: Run, config: Path, model: Path, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    shutil.copytree(model, export)
+    refused(run("pretrain", config, f"output={export}"), "holds an export", "give another output")
+    assert sorted(path.name for path in export.iterdir()) == sorted(path.name for path in model.iterdir())
+    assert all((export / name).read_bytes() == (model / name).read_bytes() for name in FILES)
+
+
+def test_a_run_that_did_not_start_gives_its_folder_to_the_mended_one(run: Run, config: Path) -> None:
+    assert run("pretrain", config, "training.rows_per_step=1").code == 2
+    assert run("pretrain", config).code == 0
 
 
 def test_a_checkpoint_of_another_model_is_one_sentence(run: Run, config: Path, data: TinyData, tmp_path: Path) -> None:
