@@ -76,6 +76,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Find out before long work whether its results can be written.
+
+    Raises:
+        UserError: something stands in the way of the folder, or it may not be written to.
+
+    """
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"cannot write {folder}: {nearest} is no folder; choose another place")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"cannot write {folder}: {nearest} may not be written to; choose another place")
+
+
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write `value` as JSON, whole or not at all."""
     with atomic_path(path) as temporary:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dimvl.cli.app import Threads, app, set_threads
+from dimvl.errors import UserError
 
 
 @app.command()
@@ -21,6 +22,8 @@ def demo(
 
     Example: dimvl demo --out runs/demo
     """
+    if quick and config is not None:
+        raise UserError(f"--quick is a demo of its own; leave it or --config {config} out")
     from dimvl.demo import run_demo
 
     set_threads(threads)

@@ -9,6 +9,7 @@ import typer
 
 from dimvl.cli.app import AsJson, Device, Threads, app, set_threads
 from dimvl.errors import UserError
+from dimvl.files import check_writable
 from dimvl.progress import progress
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def evaluate(
     split: Annotated[list[str] | None, typer.Option(help="Of a file of Karpathy's splits; may be repeated.")] = None,
     worlds: Worlds = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL/evaluation.")] = None,
-    beams: Annotated[int, typer.Option(min=1, help="Width of the beam search for captions.")] = 3,
+    beams: Annotated[int, typer.Option(min=1, max=100, help="Width of the beam search for captions.")] = 3,
     skip_missing: SkipMissing = False,
     allow_trained_images: AllowTrained = False,
     device: Device = "auto",
@@ -55,17 +56,23 @@ def evaluate(
         raise UserError("give either --questions or --captions: one of them says what to predict")
     if questions is not None and split:
         raise UserError(f"--split {' '.join(split)} is for captions; leave it out with --questions")
+    if questions is not None and worlds is not None:
+        raise UserError(f"--worlds {worlds} is for captions; leave it out with --questions")
+    if captions is not None and annotations is not None:
+        raise UserError(f"--annotations {annotations} is for questions; leave it out with --captions")
     from dimvl.pretrained import choose_device, load_trained
     from dimvl.regions.store import RegionStore
 
     set_threads(threads)
     store = RegionStore(regions, check=True)
     trained = load_trained(model, choose_device(device)).for_prediction()
+    folder = out or model / "evaluation"
+    check_writable(folder)
     if allow_trained_images:
         trained = trained.without_guard()
     settings = {"missing": "skip" if skip_missing else "error", "allow_trained_images": allow_trained_images}
     files = {"questions": questions, "annotations": annotations, "captions": captions, "worlds": worlds}
-    _evaluate(model, trained, store, files, settings, split or [], beams, out or model / "evaluation")
+    _evaluate(model, trained, store, files, settings, split or [], beams, folder)
 
 
 def _evaluate(

@@ -66,6 +66,12 @@ def test_a_wrong_call_ends_with_exit_code_2(run: Run, arguments: list[str]) -> N
     assert result.code == 2 and "Error" in result.err and "Traceback" not in result.err
 
 
+def test_two_demos_at_once_are_refused(run: Run, tmp_path: Path) -> None:
+    result = run("demo", "--quick", "--config", tmp_path / "mine.yaml", "--out", tmp_path / "demo")
+    refused(result, "--quick is a demo of its own", "mine.yaml")
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -209,6 +215,12 @@ def test_evaluate_writes_the_official_formats_and_the_scores(
     assert "Java" in json.loads((tmp_path / "captions" / "scores.json").read_text())["left_out"]["official"]
     refused(run("evaluate", tmp_path / "runs" / "caption", *place), "either --questions or --captions")
     refused(run("evaluate", tmp_path / "runs" / "caption", *place, *files), "cannot answer, it can caption")
+    both = ("--captions", data.captions, "--annotations", data.annotations)
+    refused(run("evaluate", tmp_path / "runs" / "caption", *place, *both), "--annotations", "is for questions")
+    worlds = ("--worlds", data.captions)
+    refused(run("evaluate", tmp_path / "runs" / "vqa", *place, *files, *worlds), "--worlds", "is for captions")
+    out = ("--out", data.captions / "here")
+    refused(run("evaluate", tmp_path / "runs" / "vqa", *place, *files, *out), "cannot write", "is no folder")
 
 
 def test_predictions_come_plain_for_people_and_as_json_for_machines(run: Run, picture: Path, model: Path) -> None:
