@@ -57,7 +57,7 @@ def export(
 def caption(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.", metavar="IMAGE...")],
     model: Model,
-    beams: Annotated[int, typer.Option(min=1, help="Width of the beam search; 1 is greedy.")] = 3,
+    beams: Annotated[int, typer.Option(min=1, max=100, help="Width of the beam search; 1 is greedy.")] = 3,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -148,7 +148,7 @@ def _asked(image: Path, questions: Sequence[str]) -> dict[Path, list[dict[str, A
     """Return what is asked on each picture: records with `image` and `question`.
 
     Raises:
-        UserError: no question, questions beside a file of them, or as `jsonl_questions`.
+        UserError: no question, no line in a file of them, questions beside such a file, or as `jsonl_questions`.
 
     """
     if image.suffix != ".jsonl":
@@ -166,6 +166,8 @@ def _asked(image: Path, questions: Sequence[str]) -> dict[Path, list[dict[str, A
     for found in jsonl_questions(image):
         record = {"image": found.image_id, "question_id": found.question_id, "question": found.text}
         asked.setdefault(image.parent / found.image_id, []).append(record)
+    if not asked:
+        raise UserError(f"{image} has no question; give one a line")
     return asked
 
 

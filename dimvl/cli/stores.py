@@ -39,7 +39,7 @@ def scenes(
     max_overlap: Annotated[float | None, typer.Option(help="Most of an object that others may cover.")] = None,
     captions_per_image: Annotated[int | None, typer.Option(help="Captions of each picture.")] = None,
     questions_per_image: Annotated[int | None, typer.Option(help="Questions on each picture.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
 ) -> None:
     """Write synthetic scenes.
 
@@ -78,7 +78,7 @@ def extract(
     longest_side: Annotated[int | None, typer.Option(help="Most pixels of a scaled picture's longer side.")] = None,
     dtype: Dtype = "float16",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode pictures ahead.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that decode pictures ahead.")] = 2,
     part: Part = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -145,6 +145,8 @@ def _detector_options(given: dict[str, float | None], boxes: Path | None) -> dic
         raise UserError(f"--boxes gives the regions; leave out --{min(useless).replace('_', '-')}")
     if "top_k" in options:
         number = options.pop("top_k")
+        if number < 1:
+            raise UserError(f"--top-k is {number}; give 1 or more")
         options |= {"threshold": 0.0, "min_regions": number, "max_regions": number}
     names = {"threshold": "score_threshold", "nms": "nms_threshold"}
     return {names.get(name, name): value for name, value in options.items()}

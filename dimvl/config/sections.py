@@ -189,8 +189,8 @@ class TrainingConfig(Section):
         False, description="fuse what follows attention in each block by torch.compile; up to minutes at the start"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
-    threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
-    workers: int = Field(0, ge=0, description="processes that build batches")
+    threads: int = Field(0, ge=0, le=1024, description="torch threads; 0 leaves torch's own choice")
+    workers: int = Field(0, ge=0, le=256, description="processes that build batches")
     check_reads: bool = Field(False, description="compare the regions of every image read with their checksum")
     deterministic: bool = Field(False, description="bit-equal runs on CUDA, at some cost")
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")

@@ -24,6 +24,7 @@ from dimvl.regions.records import Detections, Extractor
 
 CLASSES_KEPT = 5
 AT_ONCE = 16  # pictures that `detect` runs at once: more is no faster on a CPU
+LONGEST_SIDE = 4096  # pixels that a picture may be scaled to; published detectors take 1,333 at most
 KIND = "kind"  # the key of detector.json that tells who reads the folder
 SETTINGS = "detector.json"
 
@@ -194,6 +195,18 @@ def at_least_one(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{name} is {value!r}; give a whole number of at least 1")
     return value
+
+
+def side_in_pixels(name: str, value: Any) -> int:
+    """Return a side that pictures are scaled to.
+
+    Raises:
+        UserError: it is less than 1, more than `LONGEST_SIDE`, or no whole number.
+
+    """
+    if at_least_one(name, value) > LONGEST_SIDE:
+        raise UserError(f"{name} is {value}; give at most {LONGEST_SIDE:,} pixels")
+    return int(value)
 
 
 def cannot_describe(name: str) -> UserError:

@@ -30,6 +30,7 @@ from dimvl.regions.detections import (
     cut,
     given_rows,
     refuse_options,
+    side_in_pixels,
     weights_fingerprint,
     with_whole_image,
 )
@@ -111,7 +112,10 @@ class Detector(RegionDetector):
         if "shortest_side" in options:
             options["side"] = options.pop("shortest_side")
         changed: dict[str, Any] = vars(self.settings.selection.changed(options)).copy()
-        changed |= {name: at_least_one(name, options[name]) for name in ("side", "proposals") if name in options}
+        if "side" in options:
+            changed["side"] = side_in_pixels("shortest_side", options["side"])
+        if "proposals" in options:
+            changed["proposals"] = at_least_one("proposals", options["proposals"])
         self.settings = self.network.settings = replace(self.settings, **changed)
         return self
 

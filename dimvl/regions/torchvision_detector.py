@@ -28,10 +28,10 @@ from dimvl.regions.detections import (
     SETTINGS,
     Detections,
     RegionDetector,
-    at_least_one,
     cut,
     given_rows,
     refuse_options,
+    side_in_pixels,
     weights_fingerprint,
     with_whole_image,
 )
@@ -126,9 +126,9 @@ class TorchvisionDetector(RegionDetector):
         refuse_options(options, tuple(self.parameters), self.name)
         self.selection = self.selection.changed(options)
         if "shortest_side" in options:
-            self.model.transform.min_size = (at_least_one("shortest_side", options["shortest_side"]),)
+            self.model.transform.min_size = (side_in_pixels("shortest_side", options["shortest_side"]),)
         if "longest_side" in options:
-            self.model.transform.max_size = at_least_one("longest_side", options["longest_side"])
+            self.model.transform.max_size = side_in_pixels("longest_side", options["longest_side"])
         return self
 
     @property

@@ -28,10 +28,10 @@ from dimvl.regions.detections import (
     SETTINGS,
     Detections,
     RegionDetector,
-    at_least_one,
     cannot_describe,
     cut,
     refuse_options,
+    side_in_pixels,
     weights_fingerprint,
     with_whole_image,
 )
@@ -90,7 +90,7 @@ class TransformersDetector(RegionDetector):
         """Change the selection, or the sizes that the image processor has (pixels of the scaled picture)."""
         refuse_options(options, tuple(self.parameters), self.name)
         self.selection = self.selection.changed(options)
-        size = {edge: at_least_one(side, options[side]) for edge, side in SIDES.items() if side in options}
+        size = {edge: side_in_pixels(side, options[side]) for edge, side in SIDES.items() if side in options}
         self.processor.size = replace(self.processor.size, **size)
         return self
 

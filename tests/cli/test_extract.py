@@ -63,6 +63,13 @@ def test_every_kind_of_detector_fills_a_store_with_what_was_asked_for(
     assert run("verify", tmp_path / "out").code == 0
 
 
+@pytest.mark.parametrize("kind", ["scenes", "torchvision", "detr"])
+def test_a_side_that_no_memory_has_room_for_is_refused(run: Run, place: Path, tmp_path: Path, kind: str) -> None:
+    call = ("extract", place / "pictures", tmp_path / "out", *detector_of(place, kind), "--shortest-side")
+    refused(run(*call, 100_000), "shortest_side is 100000; give at most 4,096 pixels")
+    refused(run(*call, 0), "side is 0; give a whole number of at least 1")
+
+
 def test_top_k_gives_so_many_regions_of_every_picture(run: Run, place: Path, tmp_path: Path) -> None:
     for kind in ("torchvision", "detr"):
         assert run("extract", place / "pictures", tmp_path / kind, *detector_of(place, kind), "--top-k", 7).code == 0
@@ -116,7 +123,7 @@ def test_options_that_would_be_ignored_are_refused_before_anything_is_written(
     for arguments, words in [
         (("--top-k", 3, "--threshold", 0.2), ("--top-k fixes", "leave out --threshold")),
         (("--top-k", 3, "--max-regions", 2), ("leave out --max-regions",)),
-        (("--top-k", 0), ("max_regions is 0",)),
+        (("--top-k", 0), ("--top-k is 0; give 1 or more",)),
         (("--boxes", place / "boxes.json", "--nms", 0.3), ("--boxes gives the regions; leave out --nms",)),
         (("--boxes", place / "boxes.json", "--detector", place / "detr"), ("detr cannot describe given boxes",)),
         (("--boxes", place / "names.txt"), ("is not valid JSON",)),

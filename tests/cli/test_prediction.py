@@ -123,12 +123,14 @@ def test_a_file_of_pictures_and_questions_is_answered_picture_by_picture(
 def test_what_does_not_fit_together_is_one_sentence(predict: Run, pictures: list[Path], tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text('{"image": "pictures/1.png", "question": "is it red"}\n')
     (tmp_path / "bad.jsonl").write_text('{"image": "pictures/1.png"}\n')
+    (tmp_path / "blank.jsonl").write_text("\n")
     (tmp_path / "empty").mkdir()
     for arguments, words in [
         ((pictures[0],), "there is no question on"),
         ((tmp_path / "asked.jsonl", "is it red"), "has its own questions"),
         ((tmp_path / "bad.jsonl",), "line 1 has no field 'question'"),
         ((tmp_path / "none.jsonl",), "none.jsonl"),
+        ((tmp_path / "blank.jsonl",), "blank.jsonl has no question"),
         ((tmp_path / "empty", "is it red"), "has no pictures"),
         ((pictures[0].parent, "is it red", "--explain"), "--explain takes one picture and one question"),
     ]:
