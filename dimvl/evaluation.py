@@ -19,7 +19,7 @@ from dimvl.data.annotations import Question, describe_file, read_captions, read_
 from dimvl.data.documents import ImageReader, Prefix
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.sampler import in_order
-from dimvl.data.scenes import read_worlds, score_captions
+from dimvl.data.scenes import World, read_worlds, score_captions
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, sha256, write_json
@@ -263,6 +263,7 @@ def evaluate_captions(
     for reference in read:
         if reference.image_id in match.store_ids:
             references.setdefault(reference.image_id, []).append(reference.text)
+    scenes = _scenes(captions, worlds, {image: (image, match.store_ids[image]) for image in references})
     written = caption_images(
         trained, store, [match.store_ids[image] for image in references], options, progress=progress
     )
@@ -273,14 +274,43 @@ def evaluate_captions(
         for image_id, caption in found.items()
     ]
     scores = {"task": "caption", "data": describe_file(captions), "count": len(found)}
-    if (truth := worlds_of(captions, worlds)) is not None:
+    if scenes is not None:
+        numbers = {image: world.image_id for image, world in scenes.items()}
         facts = score_captions(
-            {int(image_id): caption for image_id, caption in found.items()},
-            read_worlds(truth),
-            {int(image_id): texts for image_id, texts in references.items()},
+            {numbers[image]: caption for image, caption in found.items()},
+            {world.image_id: world for world in scenes.values()},
+            {numbers[image]: texts for image, texts in references.items()},
         )
         scores |= asdict(facts)
     return Evaluation(predictions=records, items=items, scores=scores)
+
+
+def _scenes(captions: Path, worlds: Path | None, names: Mapping[str, Sequence[str]]) -> dict[str, World] | None:
+    """Find the scene of each image; None where the captions are not of scenes.
+
+    Args:
+        captions: their file.
+        worlds: ground truth that was given; by default what lies beside the captions, where it has all the images.
+        names: image -> its ids, of which the first that is a number is that of its scene.
+
+    Raises:
+        UserError: `worlds` has no scene of an image.
+
+    """
+    if (path := worlds_of(captions, worlds)) is None:
+        return None
+    known, found = read_worlds(path), dict[str, World]()
+    for image, ids in names.items():
+        number = next((int(name) for name in ids if name.isdecimal()), None)
+        if number not in known:
+            if worlds is not None:
+                raise UserError(
+                    f"{path} has no scene of image {image!r} of {captions}; give the worlds.jsonl of the same split"
+                )
+            logger.warning("%s has no scene of image %r of %s: facts are not scored", path, image, captions)
+            return None
+        found[image] = known[number]
+    return found
 
 
 def worlds_of(captions: Path | None, worlds: Path | None) -> Path | None:

@@ -10,6 +10,7 @@ import torch
 import dimvl.evaluation
 from dimvl.data.annotations import Question
 from dimvl.data.documents import ImageReader
+from dimvl.data.scenes import SceneOptions, read_worlds, write_scenes
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.evaluation import (
@@ -198,6 +199,26 @@ def test_captions_of_images_that_are_no_scenes_are_written_and_have_no_facts(
     assert found.predictions == [{"image_id": 2, "caption": expected["2"]}, {"image_id": 1, "caption": expected["1"]}]
     assert found.items[0] == {"image_id": 2, "prediction": expected["2"], "references": ["a star", "a star"]}
     assert set(found.scores) == {"task", "data", "count"} and found.scores["count"] == 2
+
+
+def test_captions_are_judged_by_the_scenes_that_have_their_images_and_by_no_others(
+    tmp_path: Path, trained: Trained, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scenes(tmp_path, SceneOptions(train=2, heldout=1, compositional=0))
+    train, mine = tmp_path / "train", tmp_path / "train" / "mine.jsonl"
+    ids = list(read_worlds(train / "worlds.jsonl"))
+    with RegionStoreWriter(tmp_path / "regions", make_extractor()) as writer:
+        for image in ids:
+            writer.add(make_regions(image, str(image)))
+    store = RegionStore(tmp_path / "regions")
+    mine.write_text("".join(f'{{"image": "{image:012}.png", "caption": "a star"}}\n' for image in ids))
+    for captions in (train / "captions.json", mine):
+        assert "fact_precision" in evaluate_captions(trained, store, captions, options=OPTIONS).scores
+    with pytest.raises(UserError, match=f"no scene of image '{ids[0]}' .* give the worlds.jsonl of the same split"):
+        evaluate_captions(trained, store, train / "captions.json", tmp_path / "heldout" / "worlds.jsonl", OPTIONS)
+    (train / "worlds.jsonl").write_text("")
+    assert "fact_precision" not in evaluate_captions(trained, store, mine, options=OPTIONS).scores
+    assert "facts are not scored" in caplog.text
 
 
 def test_captions_get_the_official_scores_or_the_reason_why_not(
