@@ -39,16 +39,16 @@ class InputsConfig(Section):
     tag_score: float = Field(0.3, ge=0, le=1, description="classes and attributes below this score give no tag")
     text_tokens: int = Field(40, ge=1, le=400, description="longer texts are cut")
     tokenizer: Path | None = Field(None, description="a tokenizer.json; without one a WordPiece is trained")
-    vocabulary: int = Field(8000, ge=10, description="size of the WordPiece that is trained")
+    vocabulary: int = Field(8000, ge=10, le=10**6, description="size of the WordPiece that is trained")
 
 
 class ModelConfig(Section):
     """Size and shape of the network."""
 
-    layers: int = Field(12, ge=1, description="Transformer blocks")
-    width: int = Field(768, ge=8, description="of every row; a multiple of heads")
+    layers: int = Field(12, ge=1, le=1000, description="Transformer blocks")
+    width: int = Field(768, ge=8, le=10**5, description="of every row; a multiple of heads")
     heads: int = Field(12, ge=1, description="attention heads")
-    inner_width: int = Field(3072, ge=8, description="inside the feed-forward sublayer")
+    inner_width: int = Field(3072, ge=8, le=10**6, description="inside the feed-forward sublayer")
     split: Annotated[list[Split], AfterValidator(_each_once)] = Field(
         ["qkv"], description="sublayers with one set of weights per modality"
     )
@@ -160,9 +160,9 @@ class DeepSpeedConfig(Section):
 class TrainingConfig(Section):
     """Optimisation, hardware and bookkeeping."""
 
-    steps: int = Field(ge=1, description="optimiser steps")
-    rows_per_step: int = Field(4096, ge=1, description="row budget of an optimiser step over all ranks")
-    rows_per_micro_batch: int = Field(4096, ge=1, description="row budget of one forward")
+    steps: int = Field(ge=1, le=10**9, description="optimiser steps")
+    rows_per_step: int = Field(4096, ge=1, le=10**9, description="row budget of an optimiser step over all ranks")
+    rows_per_micro_batch: int = Field(4096, ge=1, le=10**9, description="row budget of one forward")
     learning_rate: float = Field(1e-4, gt=0, description="highest, at the end of the warmup")
     muon_rate: float | None = Field(
         None, gt=0, description="highest rate of the encoder's matrices, which then go by Muon; none: AdamW for all"
@@ -172,7 +172,7 @@ class TrainingConfig(Section):
         1.0, gt=0, le=1, description="each block below the heads, and last the embeddings, learns so much slower"
     )
     freeze: FreezeConfig = FreezeConfig()
-    warmup_steps: int = Field(0, ge=0, description="steps of linear rise to the learning rate")
+    warmup_steps: int = Field(0, ge=0, le=10**9, description="steps of linear rise to the learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="fall to 0 after the warmup, or none"
     )
