@@ -61,7 +61,7 @@ def main() -> None:
                 study.kill_an_export()
             else:
                 study.kill_a_run(kind)
-            write_json(chosen.out, study.report(chosen.seed))
+            write_json(chosen.out, study.report())
             print(f"{study.kills.total()} kills, {study.finished.total()} runs and exports equal undisturbed ones")
 
 
@@ -155,10 +155,10 @@ class Study:
         self.finished["export"] += 1
         shutil.rmtree(out.parent)
 
-    def report(self, seed: int) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """What is written."""
         return {
-            "command": f"python tools/study_kills.py --kills {self.kills.total()} --seed {seed}",
+            "command": f"python {' '.join(sys.argv)}",
             "date": date.today().isoformat(),
             "kills": dict(sorted(self.kills.items())),
             "finished as undisturbed ones": dict(sorted(self.finished.items())),
