@@ -84,15 +84,7 @@ def make_prefixes(sizes: Sizes, count: int) -> list[Prefix]:
 def make_model(sizes: Sizes) -> DimvlModel:
     """Draw a model whose next words differ enough for rounding to change none of them."""
     torch.manual_seed(0)
-    model = DimvlModel(
-        vocabulary=sizes.vocabulary,
-        feature_width=sizes.feature_width,
-        layers=sizes.layers,
-        width=sizes.width,
-        heads=sizes.heads,
-        inner_width=sizes.inner_width,
-        word_head=True,
-    ).eval()
+    model = DimvlModel(**sizes.arguments, vocabulary=sizes.vocabulary, word_head=True).eval()
     with torch.no_grad():
         model.word_head.transform.norm.weight.mul_(4)
     return model

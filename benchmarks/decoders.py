@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.sizes import ModelSize
 from dimvl.data.batch import Batch
 from dimvl.data.documents import BatchShape, Document, Prefix, Text, collate
 from dimvl.model.attention import attend
@@ -21,18 +22,12 @@ from dimvl.model.plan import plan_attention
 TOKENIZER = SimpleNamespace(cls=101, sep=102, mask=103, unwritten_ids=[0, 100, 101, 103])
 
 
-@dataclass(frozen=True)
-class Sizes:
+@dataclass(frozen=True, kw_only=True)
+class Sizes(ModelSize):
     """What is measured; tokens as in BERT's vocabulary."""
 
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
-    inner_width: int = 3072
     vocabulary: int = 30522
-    regions: int = 100
     context: int = 16
-    feature_width: int = 2048
     steps: int = 16
     beams: int = 5
     batches: tuple[int, ...] = (1, 8, 64)

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_model
 
 from benchmarks.harness import interleaved, ratio
+from benchmarks.sizes import ModelSize
 from dimvl.data.processor import Processor
 from dimvl.data.scenes import SceneOptions, write_scenes
 from dimvl.data.tokenizer import Tokenizer
@@ -40,16 +41,10 @@ WORDS = ("is the small red circle left of a large blue square ?", "how many stri
 NO_DETECTOR = Path("no detector is needed")
 
 
-@dataclass(frozen=True)
-class Sizes:
+@dataclass(frozen=True, kw_only=True)
+class Sizes(ModelSize):
     """What is measured: the model behind the questions, numbers of questions and pictures, answers."""
 
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
-    inner_width: int = 3072
-    regions: int = 100
-    feature_width: int = 2048
     questions: tuple[int, ...] = (1, 8, 64)
     pictures: int = 64
     answers: int = 3129
@@ -83,12 +78,8 @@ def make_trained(sizes: Sizes, extractor: Extractor, device: str, *, shared_pref
 def model_arguments(sizes: Sizes, processor: Processor) -> dict[str, Any]:
     """Tell the arguments of a model, as an export has them."""
     return {
+        **sizes.arguments,
         "vocabulary": len(processor.tokenizer),
-        "feature_width": sizes.feature_width,
-        "layers": sizes.layers,
-        "width": sizes.width,
-        "heads": sizes.heads,
-        "inner_width": sizes.inner_width,
         "max_positions": processor.max_positions,
         "answers": len(processor.answers),
         "word_head": processor.captions,
