@@ -10,18 +10,21 @@ times, while ours hold the prefix; "our prefix alone" tells how much that is.
 length of its own, whatever their words; VLP's policy goes on to the last step.
 
 The kernels are those of a Predictor (linear layers laid out by oneDNN) for ours and for VLP's policy; for BLIP both
-those of torch, as it comes, and the same as ours.
+those of torch, as it comes, and the same as ours. What is quicker by `torch.compile` of each layer with dynamic lengths
+(for ours of what follows attention), measured with two layers before, is compiled. The static cache of transformers,
+which it compiles itself, is not for this decoder: words and image come into the same one, which is too short for both.
 """
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.compiled import Compiled, Trial, try_compiled
 from benchmarks.decoders import TOKENIZER, HiddenStateCache, Projections, Sizes, WithoutCache, lay_out, make_blip
 from benchmarks.harness import interleaved, ratio
 from dimvl.data.documents import Prefix
@@ -29,6 +32,7 @@ from dimvl.decoding import CachedDecoder, DecodingOptions, Hypothesis, NextWords
 from dimvl.model.model import DimvlModel
 from dimvl.model.packed import pack_linears
 
+OURS, PLAIN, BLIP, PACKED_BLIP = "ours", "ours, weights not laid out", "BLIP's decoder", "BLIP's decoder, our kernels"
 LENGTHS = (11.6, 2.3)
 """Mean and deviation of drawn lengths, a sentence of ten or eleven words and [SEP]; clipped to 6 and the longest."""
 SMALL = Sizes(
@@ -146,6 +150,15 @@ class Variants:
             logits_processor=[end],
         )
 
+    def compile(self, name: str) -> None:
+        """Compile what the layers of a variant do."""
+        if name in (OURS, PLAIN):
+            (self.packed if name == OURS else self.plain).encoder.compile_blocks()
+            return
+        torch._dynamo.config.recompile_limit = 256  # a layer of BLIP knows its number, so each is compiled for itself
+        for layer in (self.packed_blip if name == PACKED_BLIP else self.blip).bert.encoder.layer:
+            layer.compile(dynamic=True)
+
 
 def check(variants: Variants) -> dict[str, Any]:
     """Compare captions of all variants of ours and of VLP's policy; BLIP must take as many steps.
@@ -186,26 +199,68 @@ def endings(sizes: Sizes, count: int) -> dict[str, Tensor]:
     return {"fixed": torch.full((count,), sizes.steps), "drawn": torch.from_numpy(drawn.astype(np.int64))}
 
 
-def measure(variants: Variants, count: int, lengths: Tensor, beams: int, rounds: int) -> dict[str, Any]:
-    """Time of a batch by each variant."""
-    sizes = variants.sizes
-    prefixes, lengths = make_prefixes(sizes, count), lengths.to(variants.device)
-    images = torch.randn(count, sizes.regions + sizes.context, sizes.width, device=variants.device)
-    runs: dict[str, Callable[[], object]] = {
-        "ours": lambda: variants.ours(prefixes, lengths, beams),
+def ways(variants: Variants, lengths: Tensor, beams: int) -> dict[str, Callable[[], Any]]:
+    """Ways to caption a batch of images whose texts end at these lengths (B,)."""
+    sizes, count, lengths = variants.sizes, len(lengths), lengths.to(variants.device)
+    prefixes, generator = make_prefixes(sizes, count), torch.Generator().manual_seed(0)
+    images = torch.randn(count, sizes.regions + sizes.context, sizes.width, generator=generator).to(variants.device)
+    found: dict[str, Callable[[], Any]] = {
+        OURS: lambda: variants.ours(prefixes, lengths, beams),
         "our prefix alone": lambda: variants.prefix(prefixes),
-        "ours, weights not laid out": lambda: variants.ours(prefixes, lengths, beams, plain=True),
+        PLAIN: lambda: variants.ours(prefixes, lengths, beams, plain=True),
         "VLP's policy, our kernels": lambda: variants.vlp(prefixes, lengths, beams),
-        "BLIP's decoder": lambda: variants.generate(images, lengths, beams, packed=False),
-        "BLIP's decoder, our kernels": lambda: variants.generate(images, lengths, beams, packed=True),
+        BLIP: lambda: variants.generate(images, lengths, beams, packed=False),
+        PACKED_BLIP: lambda: variants.generate(images, lengths, beams, packed=True),
     }
     if count == 1:
-        runs["ours without cache"] = lambda: variants.without_cache(prefixes, lengths, beams)
-    seconds = interleaved(runs, rounds, variants.device.type)
+        found["ours without cache"] = lambda: variants.without_cache(prefixes, lengths, beams)
+    return found
+
+
+def choose_settings(sizes: Sizes, device: str, rounds: int) -> Compiled:
+    """Try `torch.compile` with two layers: captions of the two smaller batches, lengths drawn.
+
+    Raises:
+        ValueError: captions differ when a variant is compiled.
+
+    """
+    sizes = replace(sizes, layers=2)
+    plain, other = (Variants(sizes, device) for _ in range(2))
+    batches = [endings(sizes, count)["drawn"] for count in sizes.batches[:2]]
+
+    def trial(name: str) -> Trial:
+        runs = [[ways(each, lengths, sizes.beams)[name] for lengths in batches] for each in (plain, other)]
+
+        def captions(which: int) -> list[Any]:
+            return [run() for run in runs[which]]
+
+        def compile_other() -> None:
+            other.compile(name)
+            captions(1)
+
+        def check() -> None:
+            if tokens(captions(0)) != tokens(captions(1)):
+                raise ValueError(f"{name}: captions differ when it is compiled")
+
+        return Trial(plain=lambda: captions(0), compile=compile_other, compiled=lambda: captions(1), check=check)
+
+    return try_compiled({name: trial(name) for name in (OURS, PLAIN, BLIP, PACKED_BLIP)}, rounds, device)
+
+
+def tokens(captions: list[Any]) -> list[Any]:
+    """Token ids of batches of captions, as ours and as BLIP's `generate` give them."""
+    return [
+        batch.tolist() if isinstance(batch, Tensor) else [best[0].token_ids for best in batch] for batch in captions
+    ]
+
+
+def measure(variants: Variants, lengths: Tensor, beams: int, rounds: int) -> dict[str, Any]:
+    """Time of a batch by each variant."""
+    seconds = interleaved(ways(variants, lengths, beams), rounds, variants.device.type)
     return {
         name: {
-            "captions_per_second": round(count / float(np.median(spent)), 3),
-            "times_slower": ratio(spent, seconds["ours"]),
+            "captions_per_second": round(len(lengths) / float(np.median(spent)), 3),
+            "times_slower": ratio(spent, seconds[OURS]),
         }
         for name, spent in seconds.items()
     }
@@ -215,13 +270,16 @@ def measure(variants: Variants, count: int, lengths: Tensor, beams: int, rounds:
 def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     """Measure beams and greedy search at several batch sizes."""
     sizes = SMALL if small else Sizes()
+    settings = Compiled() if small else choose_settings(sizes, device, rounds)
     variants = Variants(sizes, device)
-    facts: dict[str, Any] = {"sizes": asdict(sizes), "checked": check(variants), "batches": {}}
+    for name in filter(settings.compiles, settings.compiled_over_eager):
+        variants.compile(name)
+    facts = {"sizes": asdict(sizes), "settings": asdict(settings), "checked": check(variants), "batches": {}}
     for beams in (sizes.beams, 1):
         for count in sizes.batches:
             for name, lengths in endings(sizes, count).items():
                 if name == "fixed" and (beams == 1 or count == sizes.batches[-1]):
                     continue  # an hour of its own, and no other story
-                found = measure(variants, count, lengths, beams, rounds)
+                found = measure(variants, lengths, beams, rounds)
                 facts["batches"].setdefault(f"{beams} beams", {}).setdefault(name, {})[str(count)] = found
     return facts

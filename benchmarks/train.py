@@ -25,9 +25,8 @@ batches of 10,240 rows.
 
 import gc
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.compiled import Compiled, Trial, try_compiled
 from benchmarks.harness import interleaved, ratio, upper_bound
 from benchmarks.peers import CORES, Core, PaddedLayer
 from benchmarks.samples import KINDS, PaddedBatch, deal_again, draw_lengths, make_batch, pad, token_buckets
@@ -84,19 +84,15 @@ def batches_of(kind: str, size: Size, device: str, turns: int) -> dict[str, list
     }
 
 
-@dataclass
-class Settings:
-    """What is quicker: attention of the padded peers, compiled over not compiled by variant, and why one is not."""
+@dataclass(kw_only=True)
+class Settings(Compiled):
+    """What is quicker: attention of the padded peers, and compiled or not."""
 
     attention: str
-    compiled_over_eager: dict[str, list[float]] = field(default_factory=dict)
-    compile_seconds: dict[str, float] = field(default_factory=dict)
-    not_compiled: dict[str, str] = field(default_factory=dict)
 
     def compiles(self, name: str) -> bool:
         """Whether a variant is quicker compiled."""
-        name = VISUALBERT if name == RANDOM else name
-        return name in self.compiled_over_eager and self.compiled_over_eager[name][0] < 1
+        return super().compiles(VISUALBERT if name == RANDOM else name)
 
 
 def choose_settings(precision: str, size: Size, device: str, rounds: int, names: Sequence[str]) -> Settings:
@@ -109,28 +105,23 @@ def choose_settings(precision: str, size: Size, device: str, rounds: int, names:
     torch.compiler.reset()
     size = replace(size, layers=2, batches=1)
     batches = batches_of("mixed", size, device, rounds + 1)
-    settings = Settings(quickest_core(size, batches["buckets"][0][0], device, precision))
-    arguments = (size, settings.attention, device, precision)
-    variants = {name: variants_of([name], *arguments)[name] for name in names}
-    runs = {}
-    for name, variant in variants.items():
-        again, turns = variants_of([name], *arguments)[name], batches[variant.policy]
-        again.model.load_state_dict(variant.model.state_dict())
-        before = sum(os.times()[:4])
-        try:
-            again.compile_for(turns)
-        except Exception as error:  # whatever the compiler says: this peer is then told as not compiled
-            settings.not_compiled[name] = str(error).splitlines()[0]
-            continue
-        settings.compile_seconds[name] = round(sum(os.times()[:4]) - before, 1)
-        losses = [loss_of(each, turns[0][0]) for each in (variant, again)]
-        if not abs(losses[1] / losses[0] - 1) < 1e-2:
-            raise ValueError(f"{name} computes a loss of {losses[1]} compiled and {losses[0]} not compiled")
-        runs |= {(name, kind): one_turn_after_another(each, turns) for kind, each in enumerate((variant, again))}
-    seconds = interleaved(runs, rounds, device)
-    for name in settings.compile_seconds:
-        settings.compiled_over_eager[name] = ratio(seconds[name, 1], seconds[name, 0])
-    return settings
+    core = quickest_core(size, batches["buckets"][0][0], device, precision)
+
+    def trial(name: str) -> Trial:
+        plain, other = (variants_of([name], size, core, device, precision)[name] for _ in range(2))
+        other.model.load_state_dict(plain.model.state_dict())
+        turns = batches[plain.policy]
+
+        def check() -> None:
+            losses = [loss_of(each, turns[0][0]) for each in (plain, other)]
+            if not abs(losses[1] / losses[0] - 1) < 1e-2:
+                raise ValueError(f"{name} computes a loss of {losses[1]} compiled and {losses[0]} not compiled")
+
+        runs = [one_turn_after_another(each, turns) for each in (plain, other)]
+        return Trial(plain=runs[0], compile=lambda: other.compile_for(turns), compiled=runs[1], check=check)
+
+    trials = {name: trial(name) for name in names}
+    return Settings(attention=core, **vars(try_compiled(trials, rounds, device)))
 
 
 def measure_file(

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import end_to_end, harness, train, variants
+from benchmarks import decode, end_to_end, harness, train, variants
+from benchmarks.compiled import Trial, try_compiled
 from benchmarks.peers import CORES, PaddedStream, Uniter
 from benchmarks.samples import draw_lengths, make_batch, pad, token_buckets
 from dimvl.config import CaptionConfig
@@ -120,9 +121,39 @@ def test_a_published_model_whose_loss_is_not_that_of_its_logits_is_not_timed(mon
 
 
 def test_what_is_quicker_compiled_is_measured_compiled():
-    settings = train.Settings("sdpa", {variants.VISUALBERT: [0.9, 0.8, 1.1], variants.UNITER: [1.01, 0.9, 1.1]})
+    settings = train.Settings(
+        attention="sdpa",
+        compiled_over_eager={variants.VISUALBERT: [0.9, 0.8, 1.1], variants.UNITER: [1.01, 0.9, 1.1]},
+    )
     names = (variants.VISUALBERT, variants.RANDOM, variants.UNITER, variants.OURS)
     assert [settings.compiles(name) for name in names] == [True, True, False, False]
+
+
+def test_a_variant_that_does_not_compile_is_told_with_its_reason():
+    def refuse():
+        raise RuntimeError("not these weights\nand more")
+
+    work = {"plain": lambda: sum(range(10**5)), "compiled": lambda: sum(range(10**4)), "check": lambda: None}
+    found = try_compiled({"a": Trial(compile=refuse, **work), "b": Trial(compile=lambda: None, **work)}, 3, "cpu")
+    assert found.not_compiled == {"a": "RuntimeError: not these weights"}
+    assert found.compiled_over_eager.keys() == found.compile_seconds.keys() == {"b"}
+    assert found.compiles("b") and not found.compiles("a")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [decode.OURS, decode.PLAIN, decode.BLIP, decode.PACKED_BLIP])
+@torch.inference_mode()
+def test_a_decoder_that_gives_other_captions_when_it_is_compiled_is_not_measured(monkeypatch, name):
+    def worsen(self, compiled):
+        if compiled == name:
+            model = {decode.OURS: self.packed, decode.PLAIN: self.plain, decode.BLIP: self.blip}.get(name)
+            for norm in (self.packed_blip if model is None else model).modules():
+                if isinstance(norm, torch.nn.LayerNorm):
+                    norm.bias.add_(torch.randn_like(norm.bias))
+
+    monkeypatch.setattr(decode.Variants, "compile", worsen)
+    with pytest.raises(ValueError, match=f"{name}: captions differ"):
+        decode.choose_settings(decode.SMALL, "cpu", 2)
 
 
 @pytest.mark.slow

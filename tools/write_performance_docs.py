@@ -63,18 +63,32 @@ def settings(result: dict[str, Any]) -> str:
     """Time compiled over not compiled, and what was chosen."""
     by = result["settings"]
     rows = []
-    for name in by["fp32"]["compiled_over_eager"] | by["fp32"]["not_compiled"]:
-        row = [name]
-        for precision in ("fp32", "bf16"):
-            ratios, refused = (by[precision][key] for key in ("compiled_over_eager", "not_compiled"))
-            row.append("{:.2f} ({:.2f}-{:.2f})".format(*ratios[name]) if name in ratios else refused[name])
-            row.append(f"{by[precision]['compile_seconds'].get(name, '')}")
-        rows.append(row)
+    for name in _tried(by["fp32"]):
+        rows.append([name, *(cell for precision in ("fp32", "bf16") for cell in _compiled(by[precision], name))])
     rows.append(
         ["attention of the padded peers", *(cell for found in by.values() for cell in (found["attention"], ""))]
     )
     head = ["compiled over not compiled", "fp32", "seconds to compile", "bf16", "seconds to compile"]
     return table(head, rows)
+
+
+def decoding_settings(result: dict[str, Any]) -> str:
+    """Time compiled over not compiled."""
+    found = result["settings"]
+    head = ["", "compiled over not compiled", "seconds to compile"]
+    return table(head, [[name, *_compiled(found, name)] for name in _tried(found)])
+
+
+def _tried(settings: dict[str, Any]) -> list[str]:
+    return [*settings["compiled_over_eager"], *settings["not_compiled"]]
+
+
+def _compiled(settings: dict[str, Any], name: str) -> list[str]:
+    """Tell the time compiled over not compiled, or why a variant is not compiled, and the seconds to compile."""
+    if name in settings["not_compiled"]:
+        return [settings["not_compiled"][name], ""]
+    ratios, seconds = settings["compiled_over_eager"][name], settings["compile_seconds"][name]
+    return ["{:.2f} ({:.2f}-{:.2f})".format(*ratios), f"{seconds}"]
 
 
 def decoupled(result: dict[str, Any]) -> str:
@@ -214,6 +228,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     **{name: ("steps", write) for name, write in (("steps", steps), ("loaders", loaders))},
     "memory": ("memory", memory),
     "decoding": ("decode", decoding),
+    "decoding_settings": ("decode", decoding_settings),
     "prediction": ("inference", prediction),
 }
 
