@@ -262,6 +262,13 @@ def test_the_numbers_alone_decide_what_is_drawn():
             assert alone == together[image][number]
 
 
+def test_a_rank_whose_samples_have_ended_takes_the_steps_of_the_others():
+    asked, table, draws = [], Table(0, 3, sharpness=2.5), uniform(3, 2, 20)
+    found = sample(table, END, draws, lambda done: asked.append(done))
+    assert table.calls == 20 and asked[-1] and not asked[0]
+    assert found == sample(Table(0, 3, sharpness=2.5), END, draws)
+
+
 def test_the_largest_and_the_smallest_number_draw_a_word_of_the_vocabulary():
     for number in (0.0, 1 - 2**-24):
         [[draw]] = sample(Table(0), END, torch.full((1, 1, 4), number))

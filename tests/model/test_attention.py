@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
+from dimvl.data.batch import Layout
+from dimvl.model import attention
 from dimvl.model.attention import attend, matmul_attention, sdpa
 from dimvl.model.plan import plan_attention
 from tests.factories import make_layout
@@ -74,6 +77,24 @@ def test_variable_length_calls_equal_the_reference_in_outputs_and_gradients(seed
     found = (outputs_and_gradients(layout, backend) for backend in ("varlen", "reference"))
     for fast, slow in zip(*found, strict=True):
         torch.testing.assert_close(fast, slow, atol=1e-10, rtol=1e-9)  # float64: only the order of sums differs
+
+
+def test_bf16_on_a_processor_takes_two_products_and_fp32_the_fused_kernel(monkeypatch):
+    taken = []
+    for name in ("sdpa", "matmul_attention"):
+        real = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *parts, name=name, real=real: taken.append(name) or real(*parts))
+    for dtype, kernel in ((torch.bfloat16, "matmul_attention"), (torch.float32, "sdpa")):
+        outputs_and_gradients(make_layout(0), "auto", dtype=dtype)
+        assert set(taken) == {kernel}
+        taken.clear()
+
+
+def test_a_rank_without_documents_has_gradients_of_no_rows():
+    none = np.zeros(0, dtype=int)
+    layout = Layout(num_regions=none, num_context=none, text_lengths=none, text_prefix=none, seq2seq=none > 0)
+    output, gradient = outputs_and_gradients(layout, "auto")
+    assert output.shape == (0, HEADS, WIDTH) and gradient.shape == (3, 0, HEADS, WIDTH)
 
 
 def test_permuting_the_keys_of_a_document_changes_nothing():

@@ -86,13 +86,15 @@ def test_gradients_come_in_one_order_whatever_the_number_of_rows(compiled):
 
 def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own():
     torch.manual_seed(0)
-    rows = torch.randn(5, 24)
     plain, fast = pair()
-    for layer in (plain, fast):
+    rows = [torch.randn(5, 24).requires_grad_()]
+    rows.append(rows[0].detach().clone().requires_grad_())
+    for layer, given in zip((plain, fast), rows, strict=True):
         layer.weight.requires_grad_(False)
-        layer(rows).square().sum().backward()
+        layer(given).square().sum().backward()
     assert fast.weight.grad is None
     torch.testing.assert_close(fast.bias.grad, plain.bias.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rows[1].grad, rows[0].grad, atol=1e-5, rtol=1e-5)  # of what comes before it
 
 
 @pytest.mark.parametrize("shapes", [((5, 7), (7, 3)), ((1, 7), (7, 1)), ((0, 7), (7, 3))])

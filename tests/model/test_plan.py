@@ -55,6 +55,12 @@ def test_every_row_is_a_query_exactly_once(seed):
     assert sorted(queries.tolist()) == list(range(given.num_rows))
 
 
+def test_what_has_no_rows_is_a_sequence_of_no_call():
+    # of the first prefix everything is empty, of the second the text
+    plan = plan_attention(layout([0, 1], [0, 2], [0, 0], [0, 1], [False, True]))
+    assert [call.query_lengths.tolist() for call in plan.calls] == [[3]]
+
+
 def test_a_bidirectional_prefix_refuses_a_second_text():
     with pytest.raises(ValueError, match="at most one text"):
         layout([1], [1], [1, 1], [0, 0], [False])
