@@ -4,6 +4,7 @@ import resource
 import threading
 import warnings
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +63,26 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
         assert save_checkpoint(tmp_path, SmallEngine(), step, keep=2) == latest_checkpoint(tmp_path)
     assert names(tmp_path) == ["step-00000010", "step-00000100"]
     assert check_checkpoint(latest_checkpoint(tmp_path))["step"] == 100
+
+
+def test_every_file_is_on_disk_before_the_folder_of_a_checkpoint_appears(tmp_path, monkeypatch):
+    on_disk, sync, replace = set(), os.fsync, os.replace
+
+    def note(number):
+        on_disk.add(os.fstat(number).st_ino)
+        sync(number)
+
+    def check(old, new):
+        if Path(new) == checkpoint_folder(tmp_path, 1):
+            files = list(Path(old).iterdir())
+            assert len(files) == 3 and {file.stat().st_ino for file in files} <= on_disk
+            on_disk.add("checked")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", check)
+    save_checkpoint(tmp_path, SmallEngine(), 1, keep=1)
+    assert "checked" in on_disk
 
 
 def test_a_run_without_checkpoints_has_no_latest_one(tmp_path):
@@ -172,6 +193,7 @@ def test_a_write_that_the_system_refuses_leaves_the_previous_checkpoint_of_a_rea
 
 def test_an_engine_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path):
     saved, loaded = make_engine(0), make_engine(1)
+    saved.task.model.regions.feature_mean.fill_(0.5)  # no weight, and learned nowhere else
     take_steps(saved, 3)
     folder = save_checkpoint(tmp_path, saved, 3, keep=1)
     restore(loaded, folder)
@@ -179,7 +201,8 @@ def test_an_engine_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path):
     for engine in (saved, loaded):
         take_steps(engine, 4)
     assert loaded.learning_rate == saved.learning_rate
-    assert all(torch.equal(a, b) for a, b in zip(saved.task.parameters(), loaded.task.parameters(), strict=True))
+    for one, other in zip(*(engine.task.model.state_dict().values() for engine in (saved, loaded)), strict=True):
+        assert torch.equal(one, other)
 
 
 # --- while training goes on
@@ -226,7 +249,11 @@ def test_the_next_save_waits_for_the_one_before(tmp_path, held):
 
 def test_a_write_that_fails_is_told_once_by_the_next_save(tmp_path):
     saver = Saver(tmp_path, SmallEngine(fail=full), keep=1)
+    before = threading.enumerate()
     saver.save(1)
+    for writing in set(threading.enumerate()) - set(before):
+        writing.join()
+    assert saver.failed, "which stops a run before its next checkpoint is due"
     with pytest.raises(UserError, match=r"cannot write .*step-00000001: No space left"):
         saver.save(2)
     assert not saver.failed
@@ -253,8 +280,11 @@ def test_an_error_is_not_hidden_by_a_write_that_fails_too(tmp_path, caplog):
 
 def test_a_second_signal_does_not_wait_for_the_checkpoint(tmp_path, held):
     threading.Timer(1, held.set).start()
+    before = threading.enumerate()
     with pytest.raises(KeyboardInterrupt), Saver(tmp_path, SmallEngine(), keep=1) as saver:
         saver.save(1)
+        [writing] = set(threading.enumerate()) - set(before)
+        assert writing.daemon, "Python does not wait for it at its end either"
         raise KeyboardInterrupt
     assert latest_checkpoint(tmp_path) is None and not held.is_set()
 
