@@ -1,6 +1,9 @@
+import itertools
 import json
 import sys
+import time
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +41,15 @@ def test_the_command_writes_what_a_suite_found_with_how_and_where_it_was_run(tmp
     assert {"hardware", "date", "versions", "threads", "device", "rounds"} <= result.keys()
 
 
+@pytest.mark.parametrize(("arguments", "written"), [([], ["store.json"]), (["--small"], [])])
+def test_a_small_result_never_takes_the_place_of_a_measured_one(tmp_path, monkeypatch, arguments, written):
+    monkeypatch.setitem(sys.modules, "benchmarks.store", types.SimpleNamespace(run=lambda *given: {}))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "store", *arguments])
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    command.main()
+    assert [path.name for path in tmp_path.iterdir()] == written
+
+
 @pytest.mark.parametrize(
     "arguments", [["store", "--rounds", "0"], ["all", "--out", "x"], ["nothing"], ["store", "--device", "cuda"]]
 )
@@ -53,6 +65,31 @@ def test_what_cannot_be_measured_is_refused(monkeypatch, capsys, arguments):
 def test_a_function_of_a_fresh_process_has_none_of_our_memory():
     held = np.ones(2**26)
     assert harness.in_fresh_process(harness.memory)["resident"] < harness.memory()["resident"] - held.nbytes / 2
+
+
+def test_variants_run_in_another_order_each_round_and_the_first_round_does_not_count(monkeypatch):
+    order, calls = [], {name: itertools.count() for name in "abcd"}
+
+    def run(name):
+        order.append(name)
+        return next(calls[name])
+
+    monkeypatch.setattr(harness, "_cpu_seconds", lambda run: run())
+    seconds = harness.interleaved({name: lambda name=name: run(name) for name in calls}, 6)
+    assert all(spent.tolist() == [1, 2, 3, 4, 5, 6] for spent in seconds.values())
+    rounds = [tuple(order[start : start + 4]) for start in range(0, 28, 4)]
+    assert all(sorted(turn) == [*"abcd"] for turn in rounds) and len(set(rounds)) > 3
+
+
+def test_time_on_a_processor_is_the_work_and_not_the_waiting():
+    assert harness._cpu_seconds(lambda: time.sleep(0.1)) < 0.05
+
+
+def test_a_ratio_is_that_of_the_rounds_with_its_spread_and_its_bound():
+    seconds, to = np.array([2.0, 8.0, 18.0]), np.array([1.0, 2.0, 3.0])
+    assert harness.ratio(seconds, to) == [4.0, 2.4, 5.6]
+    assert harness.upper_bound(np.full(30, 1.5), np.ones(30)) == 1.5
+    assert 16.5 < harness.upper_bound(np.arange(1.0, 31), np.ones(30)) < 25, "the median alone is 15.5"
 
 
 def test_token_buckets_hold_every_sample_once_within_the_budget_of_padded_rows():
@@ -138,6 +175,30 @@ def test_a_variant_that_does_not_compile_is_told_with_its_reason():
     assert found.not_compiled == {"a": "RuntimeError: not these weights"}
     assert found.compiled_over_eager.keys() == found.compile_seconds.keys() == {"b"}
     assert found.compiles("b") and not found.compiles("a")
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.inference_mode()
+def test_a_decoder_with_another_caption_or_another_number_of_steps_is_not_timed(monkeypatch):
+    variants = decode.Variants(decode.SMALL, "cpu")
+    assert {found["captions"] for found in decode.check(variants).values()} == {decode.SMALL.checked}
+    plain = variants.vlp
+
+    def one_other_word(*arguments):
+        found = plain(*arguments)
+        found[-1][0] = replace(found[-1][0], token_ids=(*found[-1][0].token_ids[:-1], 5))
+        return found
+
+    monkeypatch.setattr(variants, "vlp", one_other_word)
+    with pytest.raises(SystemExit, match="VLP's policy: a caption differs"):
+        decode.check(variants)
+    monkeypatch.setattr(variants, "vlp", plain)
+    generate = variants.generate
+    monkeypatch.setattr(
+        variants, "generate", lambda images, lengths, *rest, **named: generate(images, lengths - 1, *rest, **named)
+    )
+    with pytest.raises(SystemExit, match="lengths differ"):
+        decode.check(variants)
 
 
 @pytest.mark.filterwarnings("ignore")

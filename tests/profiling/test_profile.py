@@ -1,16 +1,20 @@
 """Profiles of real steps: the parts are all of the time, each is where the time was spent, and nothing else changes."""
 
+import io
 import json
 import time
+from dataclasses import fields
 
 import pytest
 import torch
+from rich.console import Console
 
 from dimvl.errors import UserError
 from dimvl.model.flops import total_flops
 from dimvl.model.work import Work
 from dimvl.profiling import profile, scopes
-from dimvl.profiling.measure import _FewSteps
+from dimvl.profiling.measure import Part, Profile, _FewSteps
+from dimvl.profiling.table import table
 from dimvl.training.run import run_training
 from tests.cli.calls import call
 from tests.tiny_runs import make_config, make_data
@@ -138,6 +142,14 @@ def test_the_roof_of_products_is_arithmetic_or_memory_as_the_device_has_it(data,
         assert parts[scopes.NORMS].roof == parts[scopes.OPTIMISER].roof == "memory"
 
 
+def test_the_bytes_of_a_product_are_those_of_its_precision(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("dimvl.profiling.measure.matmul_rate", lambda device, precision: 12.0)
+    monkeypatch.setattr("dimvl.profiling.measure.copy_rate", lambda device: 1.0)  # 7 to 10 operations a byte in fp32
+    for precision, roof in (("fp32", "memory"), ("bf16", "compute")):
+        config = make_config(data, tmp_path / "run", training={"precision": precision}, model={"width": 64})
+        assert parts_of(profile(config, tmp_path, steps=1, warmup=1))[scopes.QKV].roof == roof
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at what it compiles
 def test_a_compiled_run_tells_what_follows_attention_as_one_part(data, tmp_path, monkeypatch):
     from dimvl.model.encoder import Encoder
@@ -152,6 +164,20 @@ def test_a_compiled_run_tells_what_follows_attention_as_one_part(data, tmp_path,
 
 
 # --- the command
+
+
+def test_a_row_of_the_table_tells_both_passes_and_the_rate_over_both():
+    seen = {"forward": 0.1, "backward": 0.3}
+    parts = (
+        Part(name="QKV", **seen, flops=2e9, roof="compute"),
+        Part(name="norms", forward=0.1, backward=0, flops=0, roof=""),
+    )
+    figures = dict.fromkeys((field.name for field in fields(Profile)), 1.0) | {"parts": parts, "peak": 1e10}
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table(Profile(**figures)))
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["QKV", "80.0%", "400.0", "100.0", "300.0", "2.0", "5", "50%", "compute"] in rows
+    assert ["norms", "20.0%", "100.0", "100.0"] in rows and ["all", "100%", "500.0", "200.0", "300.0", "2.0"] in rows
 
 
 @pytest.fixture

@@ -74,6 +74,8 @@ def test_the_counted_operations_of_a_step_are_those_that_torch_counts(data, tmp_
     for number in range(2):
         meter.add(steps[number])
     assert meter.ideal_seconds(meter.work) == pytest.approx(counter.get_total_flops(), rel=1e-12)
+    meter.rates()
+    assert meter.ideal_seconds(meter.work) == 0, "the next report is of the steps after this one"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -138,6 +140,28 @@ def test_measuring_the_device_draws_nothing():
     rates = {precision: peak.matmul_rate(CPU, precision) for precision in ("fp32", "bf16")}
     assert torch.equal(torch.rand(1), expected)
     assert all(1e8 < rate < 1e15 for rate in rates.values())
+
+
+def test_peaks_are_operations_in_the_precision_of_the_run_and_bytes_both_ways(monkeypatch):
+    multiplied, real = [], peak.product
+    monkeypatch.setattr(peak, "product", lambda left, right: multiplied.append(left.dtype) or real(left, right))
+
+    def half_a_second(run, device):
+        run()
+        return 0.5
+
+    monkeypatch.setattr(peak, "_least_seconds", half_a_second)
+    monkeypatch.setattr(peak, "SIDE", {"cpu": 4})
+    monkeypatch.setattr(peak, "COPIED", {"cpu": 64})
+    try:
+        for measured in (peak._matmul_rate, peak._copy_rate):
+            measured.cache_clear()
+        rates = [peak.matmul_rate(CPU, precision) for precision in ("fp32", "bf16")]
+        assert rates == [2 * 4**3 / 0.5] * 2 and multiplied == [torch.float32, torch.bfloat16]
+        assert peak.copy_rate(CPU) == 2 * 64 / 0.5
+    finally:
+        for measured in (peak._matmul_rate, peak._copy_rate):
+            measured.cache_clear()
 
 
 def test_the_best_of_several_is_taken_and_the_first_does_not_count(monkeypatch):
