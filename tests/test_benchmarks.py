@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import decode, end_to_end, harness, train, variants
+from benchmarks import decode, end_to_end, harness, inference, train, variants
 from benchmarks.compiled import Trial, try_compiled
 from benchmarks.peers import CORES, PaddedStream, Uniter
 from benchmarks.samples import draw_lengths, make_batch, pad, token_buckets
@@ -248,6 +248,19 @@ def test_pairs_with_another_loss_than_shared_prefixes_are_not_timed(tmp_path):
     pairs.build_all = lambda epoch, indexes: plain(epoch, indexes)[:-1]
     with pytest.raises(ValueError, match="pairs have the loss"):
         end_to_end.compare_first(data, engine)
+
+
+@pytest.mark.parametrize("change", [{"text": "another"}, {"probability": 0.2}])
+def test_questions_that_are_answered_otherwise_at_once_than_one_by_one_are_not_timed(monkeypatch, change):
+    plain = inference.Predictor.answer
+
+    def answer(self, regions, asked):
+        found = plain(self, regions, asked)
+        return [*found[:-1], replace(found[-1], **change)] if isinstance(asked, list) and len(asked) > 1 else found
+
+    monkeypatch.setattr(inference.Predictor, "answer", answer)
+    with pytest.raises(SystemExit, match="3 questions at once are answered otherwise"):
+        inference.questions(inference.SMALL, "cpu", 1)
 
 
 def test_verdicts_on_goals_follow_the_figures():
