@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.compiled import Compiled, Trial, try_compiled
 from benchmarks.decoders import TOKENIZER, HiddenStateCache, Projections, Sizes, WithoutCache, lay_out, make_blip
 from benchmarks.harness import interleaved, ratio
+from benchmarks.sizes import part_modalities
 from dimvl.data.documents import Prefix
 from dimvl.decoding import CachedDecoder, DecodingOptions, Hypothesis, NextWords, beam_search
 from dimvl.model.model import DimvlModel
@@ -89,6 +90,7 @@ def make_model(sizes: Sizes) -> DimvlModel:
     """Draw a model whose next words differ enough for rounding to change none of them."""
     torch.manual_seed(0)
     model = DimvlModel(**sizes.arguments, vocabulary=sizes.vocabulary, word_head=True).eval()
+    part_modalities(model)
     with torch.no_grad():
         model.word_head.transform.norm.weight.mul_(4)
     return model
@@ -164,7 +166,7 @@ def check(variants: Variants) -> dict[str, Any]:
     """Compare captions of all variants of ours and of VLP's policy; BLIP must take as many steps.
 
     Raises:
-        SystemExit: captions of the best hypotheses differ, or numbers of steps do.
+        SystemExit: captions of the best hypotheses or their log-probabilities differ, or numbers of steps do.
 
     """
     sizes = variants.sizes
@@ -183,6 +185,8 @@ def check(variants: Variants) -> dict[str, Any]:
             if any(ours[0].token_ids != theirs[0].token_ids for ours, theirs in pairs):
                 raise SystemExit(f"{other}: a caption differs from ours with {name} lengths")
             difference = max(abs(ours[0].log_probability - theirs[0].log_probability) for ours, theirs in pairs)
+            if not difference < 1e-3:
+                raise SystemExit(f"{other}: a log-probability differs from ours by {difference} with {name} lengths")
             found[f"{other}, {name}"] = {"captions": len(pairs), "largest_difference": float(f"{difference:.1e}")}
         given_lengths = [len(hypotheses[0].token_ids) + 1 for hypotheses in wanted]
         images = torch.randn(sizes.checked, sizes.regions + sizes.context, sizes.width, device=variants.device)

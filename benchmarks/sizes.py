@@ -1,6 +1,10 @@
-"""The size of the models that predict."""
+"""The size of the models that predict, and weights that tell regions from words."""
 
 from dataclasses import dataclass
+
+import torch
+
+from dimvl.model.model import DimvlModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +28,10 @@ class ModelSize:
             "heads": self.heads,
             "inner_width": self.inner_width,
         }
+
+
+def part_modalities(model: DimvlModel) -> None:
+    """Change the visual weights, which begin as copies of those of language: mixing them up must change results."""
+    for name, parameter in model.named_parameters():
+        if ".vision." in name:
+            parameter.data += 0.5 * parameter.std(correction=0) * torch.randn_like(parameter)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import CORES, Bert, Lxmert, PaddedStream, Uniter, VisualBert
 from benchmarks.samples import VOCABULARY, WIDTH, PaddedBatch
+from benchmarks.sizes import part_modalities
 from dimvl.config import TrainingConfig
 from dimvl.data.batch import WordTargets
 from dimvl.model.model import DimvlModel
@@ -48,9 +49,7 @@ class Size:
             word_head=True,
             dropout=0.0,
         )
-        for name, parameter in model.named_parameters():
-            if ".vision." in name:
-                parameter.data += 0.5 * parameter.std(correction=0) * torch.randn_like(parameter)
+        part_modalities(model)
         return model
 
 

@@ -180,9 +180,20 @@ def test_a_variant_that_does_not_compile_is_told_with_its_reason():
 @pytest.mark.filterwarnings("ignore")
 @torch.inference_mode()
 def test_a_decoder_with_another_caption_or_another_number_of_steps_is_not_timed(monkeypatch):
-    variants = decode.Variants(decode.SMALL, "cpu")
-    assert {found["captions"] for found in decode.check(variants).values()} == {decode.SMALL.checked}
-    plain = variants.vlp
+    variants = decode.Variants(replace(decode.SMALL, checked=12), "cpu")
+    assert {found["captions"] for found in decode.check(variants).values()} == {12}
+    plain, cache = variants.vlp, decode.HiddenStateCache
+
+    class Forgetful(cache):
+        """Takes every hypothesis for a child of the first."""
+
+        def advance(self, parents, tokens):
+            return super().advance(0 * parents, tokens)
+
+    monkeypatch.setattr(decode, "HiddenStateCache", Forgetful)
+    with pytest.raises(SystemExit, match="VLP's policy: a"):
+        decode.check(variants)
+    monkeypatch.setattr(decode, "HiddenStateCache", cache)
 
     def one_other_word(*arguments):
         found = plain(*arguments)
