@@ -233,7 +233,7 @@ def test_a_decoder_that_gives_other_captions_when_it_is_compiled_is_not_measured
 def test_a_variant_that_compiles_to_another_loss_is_not_measured(monkeypatch):
     monkeypatch.setattr(train, "ALL", [variants.PADDED])
     monkeypatch.setattr(variants.Variant, "compile_for", lambda self, turns: None)
-    settings = train.choose_settings("fp32", TINY, "cpu", 2, compiled=True)
+    settings = train.choose_settings("fp32", TINY, "cpu", 2, train.ALL)
     assert set(settings.compiled_over_eager) == {variants.PADDED}
 
     def worsen(self, turns):
@@ -242,7 +242,7 @@ def test_a_variant_that_compiles_to_another_loss_is_not_measured(monkeypatch):
 
     monkeypatch.setattr(variants.Variant, "compile_for", worsen)
     with pytest.raises(ValueError, match="padded single stream computes a loss"):
-        train.choose_settings("fp32", TINY, "cpu", 2, compiled=True)
+        train.choose_settings("fp32", TINY, "cpu", 2, train.ALL)
 
 
 def test_pairs_with_another_loss_than_shared_prefixes_are_not_timed(tmp_path):
