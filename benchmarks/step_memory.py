@@ -12,6 +12,7 @@ ten further steps are timed between events, each from the batch in page-locked m
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -161,8 +162,8 @@ def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     layers, rows = (1, 256) if small else (12, 16_384) if device == "cuda" else (4, 2048)
     with tempfile.TemporaryDirectory() as folder, freed_at_once():
         write_data(Path(folder), images=3 * rows // REGIONS)
-        results = {
-            variant["name"]: in_fresh_process(measure, Path(folder), variant)
-            for variant in variants(device, layers, rows)
-        }
+        results = {}
+        for variant in variants(device, layers, rows):
+            results[variant["name"]] = found = in_fresh_process(measure, Path(folder), variant)
+            print(variant["name"], found, file=sys.stderr, flush=True)
     return {"model": f"{layers} layers x 768, {rows} rows", "variants": results}
