@@ -11,7 +11,7 @@
 - `run`: a run of `dimvl pretrain`, masked language modelling at 100 regions + 36 tokens with loader processes and
   optimiser, as its log tells it: share of the time that it waits for data, and utilisation, which is operations of the
   model over those of a square product (8192 a side on CUDA, 1024 on a CPU) in the same time. On a processor both are of
-  wall time, so other load counts.
+  wall time, so other load counts. `profile` is what `dimvl profile` tells of some steps of the same configuration.
 
 On a processor fp32 and 2 images a step; on CUDA bf16, 128 images a step, and the run has 480 samples a step and
 `training.compile`. Captions go without dropout, the run has the usual one.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from benchmarks.harness import interleaved, ratio
@@ -34,6 +35,8 @@ from dimvl.data.sampler import DocumentSource, Step, TrainingSteps
 from dimvl.model.flops import total_flops
 from dimvl.model.work import Work
 from dimvl.objectives import normalise
+from dimvl.profiling import profile
+from dimvl.profiling.table import as_values
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning import CaptionSource
 from dimvl.training.build import build_task, read_annotations
@@ -143,11 +146,13 @@ def next_step(data: TrainingSteps, engine: TorchEngine) -> Callable[[], None]:
 def measure_run(samples: int, steps: int, model: dict[str, Any], regions: int, device: str) -> dict[str, Any]:
     """Train as `dimvl pretrain` does, and give what the log says of the second half of the steps."""
     reports: list[StepReport] = []
+    cuda = device == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     rows = samples * (regions + 36)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder, images := samples * min(steps, 10), regions, 1, 33)  # [CLS] [SEP], 33 words, [SEP]
-        cuda = device == "cuda"
         training = {
             **{"steps": steps, "log_every": steps // 2, "rows_per_step": rows, "rows_per_micro_batch": rows},
             **{"device": device, "precision": "bf16", "workers": LOADERS if cuda else 1, "compile": cuda},
@@ -157,6 +162,7 @@ def measure_run(samples: int, steps: int, model: dict[str, Any], regions: int, d
         model = model | {"dropout": DROPOUT}
         config = PretrainConfig.model_validate(config_of(folder, "run", regions, model, **sections))
         run_training(config, reports.append)
+        parts = profile(config, folder / "profile", steps=steps // 6, warmup=2)
     last = reports[-1]
     return {
         **{"precision": "bf16", "dropout": DROPOUT, "compiled": cuda, "samples_per_step": samples, "images": images},
@@ -165,6 +171,7 @@ def measure_run(samples: int, steps: int, model: dict[str, Any], regions: int, d
         "data_wait": last.data_wait,
         "utilisation": last.utilisation,
         "memory_gb": last.memory_gb,
+        "profile": as_values(parts),
     }
 
 

@@ -108,6 +108,8 @@ def write_result(name: str, packages: tuple[str, ...] = (), out: Path | None = N
 
     """
     arguments = [argument for argument in sys.argv[1:] if argument != name]
+    if "--out" in arguments:  # where it was written changes nothing
+        del arguments[(place := arguments.index("--out")) : place + 2]
     result = {
         "command": " ".join(["python -m benchmarks", name, *arguments]),
         "date": str(date.today()),
