@@ -1,7 +1,7 @@
 """The goals of speed, and what the results of the benchmarks say of each."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Results = dict[str, dict[str, Any]]
@@ -66,6 +66,8 @@ def on_a_gpu(result: dict[str, Any]) -> Iterator[Goal]:
     met = part["utilisation"] >= 0.45 and part["data_wait"] < 0.02
     figure = f"{part['utilisation']:.0%}; {part['data_wait']:.1%} on {result['hardware']}"
     yield judged(H100, H100_WANTED, figure, met)
+    for goal in end_to_end(result):
+        yield replace(goal, work=f"{goal.work}, on {result['hardware']}")
 
 
 def decoding(result: dict[str, Any]) -> Iterator[Goal]:

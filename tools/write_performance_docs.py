@@ -120,6 +120,24 @@ def captions(result: dict[str, Any]) -> str:
     return f"{run_of(result)}\n\n{table([*head, 'losses'], rows)}"
 
 
+def gpu(result: dict[str, Any]) -> str:
+    """A run on a GPU, and where the time of its steps goes."""
+    run, found = result["run"], result["run"]["profile"]
+    told = (
+        f"{run_of(result)} {run['samples_per_step']} samples a step, dropout {run['dropout']}, compiled: "
+        f"{run['samples_per_second']:,.0f} samples a second, {run['utilisation']:.1%} of the product's rate, data wait "
+        f"{run['data_wait']:.2%}. By part, under the profiler, {found['seconds'] * 1e3:.0f} ms a step, memory "
+        f"{found['memory_gb']:.1f} GB; a product of 8192^3 has {found['peak'] / 1e12:.0f} TFLOP/s, a copy moves "
+        f"{found['copy_rate'] / 1e12:.2f} TB/s:"
+    )
+    rows = []
+    for part in sorted(found["parts"], key=lambda part: -part["seconds"]):
+        seconds, flops = part["seconds"], part["flops"]
+        products = [f"{flops / 1e9:,.0f}", f"{flops / seconds / found['peak']:.0%}"] if flops else ["", ""]
+        rows.append([part["name"], f"{seconds * 1e3:.1f}", *products, part["roof"]])
+    return f"{told}\n\n{table(['part', 'ms', 'GFLOP', 'of the rate', 'roof'], rows)}"
+
+
 def store(result: dict[str, Any]) -> str:
     """Reading into a packed batch."""
     half, single = result["warm"]["float16"], result["warm"]["float32"]
@@ -224,6 +242,8 @@ TRAINING = {"train": train, "settings": settings, "decoupled": decoupled, "growt
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     **{name: ("train", write) for name, write in TRAINING.items()},
     "captions": ("end_to_end", captions),
+    "gpu": ("end_to_end-cuda", gpu),
+    "gpu_captions": ("end_to_end-cuda", captions),
     **{name: ("store", write) for name, write in (("store", store), ("workers", workers))},
     **{name: ("steps", write) for name, write in (("steps", steps), ("loaders", loaders))},
     "memory": ("memory", memory),

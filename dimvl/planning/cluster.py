@@ -13,8 +13,8 @@ it); each times (N - 1) / N:
 from dataclasses import dataclass
 from typing import Literal
 
-PEAK = {"bf16": 798.0, "fp32": 67.0}
-"""TFLOP/s of one H100: bf16 as measured on matrix products, fp32 without TF32 from its data sheet."""
+PEAK = {"bf16": 775.0, "fp32": 67.0}
+"""TFLOP/s of one H100: bf16 as measured on products of 8192^3, fp32 without TF32 from its data sheet."""
 NODE = 8
 NETWORK = {"in a node": 450.0, "between nodes": 400.0}
 """GB/s that a GPU passes on in rings, by data sheets: NVLink of an H100 one way, and eight adapters of 400 Gbit/s a
@@ -29,7 +29,8 @@ class Cluster:
         gpus: ranks N.
         gpu_memory: GB (10^9 bytes) of one GPU.
         peak: TFLOP/s of one GPU at the run's precision; None for that of an H100.
-        utilisation: share of the peak that is reached; an assumption until it is measured.
+        utilisation: share of the peak that is reached; that of the base size in bf16 on one H100 (docs/performance.md)
+            unless another is known.
         network: GB/s that a GPU passes on in rings, the bus bandwidth of nccl-tests; between nodes about what all
             adapters of a node do together. None for NVLink up to 8 GPUs and 8 adapters of 400 Gbit/s a node beyond.
 
@@ -38,7 +39,7 @@ class Cluster:
     gpus: int
     gpu_memory: float = 80.0
     peak: float | None = None
-    utilisation: float = 0.4
+    utilisation: float = 0.33
     network: float | None = None
 
     def peak_at(self, precision: Literal["fp32", "bf16"]) -> float:
