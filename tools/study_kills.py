@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import os
+import platform
 import random
 import shutil
 import signal
@@ -160,6 +161,7 @@ class Study:
         return {
             "command": f"python {' '.join(sys.argv)}",
             "date": date.today().isoformat(),
+            "hardware": f"{os.cpu_count()}-core {platform.machine()}, load average {os.getloadavg()[0]:.1f}",
             "kills": dict(sorted(self.kills.items())),
             "finished as undisturbed ones": dict(sorted(self.finished.items())),
             "different, broken or hanging": 0,  # the first one would have ended the study
