@@ -5,6 +5,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple
@@ -54,7 +55,8 @@ def train(
 
     Raises:
         NotFiniteError: a loss, gradient or score is not finite; nothing is saved.
-        Interrupted: SIGTERM or SIGINT came; a checkpoint is saved, after the validation that is due if any.
+        Interrupted: SIGTERM or SIGINT came; a checkpoint is saved, after the validation that is due if any. Before the
+            first step of this call is done there is nothing to save, and it ends at once.
         UserError: a checkpoint could not be written, or a process that builds batches died.
         OtherRankError: another rank failed or is gone.
 
@@ -64,11 +66,12 @@ def train(
     if validation is not None and validation.gives_up(best):
         return
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
-    with opened as log, _asked_to_stop() as asked, dead_workers(), saving as saver:
+    with opened as log, _stop_signals(first, last) as asked, dead_workers(), saving as saver:
         meter = Meter(ranks, _ideal_seconds(engine, settings.precision))
         steps = prefetch(data, first, settings.workers, engine.device, meter, ranks)
         for done, step in zip(range(first + 1, last + 1), steps, strict=True):
             update = optimise(engine, step, config.seed, done - 1)
+            asked.to_save = True
             meter.add(step)
             over = done == last
             if done % settings.log_every == 0 or over:
@@ -79,15 +82,14 @@ def train(
             if validation is not None and validation.is_due(done, last):
                 best = _validate(validation, best, done, log)
                 over = over or validation.gives_up(best)
-            stop = any_says(ranks, bool(asked) or saver.failed)
+            stop = any_says(ranks, asked.signal is not None or saver.failed)
             if done % settings.save_every == 0 or over or stop or (best is not None and best.step == done):
                 saver.save(done, best)
             if over or stop:
                 saver.wait()
                 if over:
                     return
-                message = f"stopped at step {done} of {last}; run the same command to go on"
-                raise Interrupted(message, asked[0] if asked else signal.SIGTERM)
+                raise _interrupted(done, last, asked.signal or signal.SIGTERM)
 
 
 def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
@@ -211,16 +213,23 @@ def _shorten(sources: Sequence[str]) -> str:
     return ", ".join(sources[:SHOWN]) + rest
 
 
+@dataclass
+class Asked:
+    """The first signal that came, and whether this call has trained a step that is to be saved before it stops."""
+
+    signal: int | None = None
+    to_save: bool = False
+
+
 @contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT; the list is empty until one comes. A second one stops at once."""
-    asked: list[int] = []
-    previous = {}
+def _stop_signals(first: int, last: int) -> Iterator[Asked]:
+    """Note SIGTERM and SIGINT. A second one stops at once, as does the first where there is nothing to save yet."""
+    asked, previous = Asked(), {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
+        again, asked.signal = asked.signal is not None, asked.signal or number
+        if again or not asked.to_save:
+            raise KeyboardInterrupt  # no `Exception`: it would be told to other ranks, which may not be listening
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -229,6 +238,14 @@ def _asked_to_stop() -> Iterator[list[int]]:
         pass
     try:
         yield asked
+    except KeyboardInterrupt:
+        if asked.signal is None or asked.to_save:
+            raise
+        raise _interrupted(first, last, asked.signal) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _interrupted(done: int, last: int, number: int) -> Interrupted:
+    return Interrupted(f"stopped at step {done} of {last}; run the same command to go on", number)

@@ -22,7 +22,7 @@ from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
-from dimvl.training import checkpoint
+from dimvl.training import checkpoint, loop
 from dimvl.training.build import build_task as build_the_task
 from dimvl.training.build import read_annotations
 from dimvl.training.engine import TorchEngine
@@ -173,6 +173,22 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_for_bit(data, tmp_pat
     assert [line["step"] for line in log_of(config.output)] == list(range(1, 9))
 
 
+def test_a_signal_before_the_first_step_of_a_call_is_done_ends_it_at_once_and_loses_nothing(data, tmp_path, monkeypatch):
+    config, real = make_config(data, tmp_path / "run"), loop.optimise
+    with pytest.raises(Interrupted):
+        run_training(config, stop_at(2, terminate))
+
+    def hang(*arguments):
+        terminate()
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "optimise", hang)
+    with pytest.raises(Interrupted, match="stopped at step 2 of 6; run the same command") as caught:
+        run_training(config)
+    assert caught.value.signal_number == signal.SIGTERM
+    assert check_checkpoint(latest_checkpoint(config.output))["step"] == 2 and len(log_of(config.output)) == 2
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(data, tmp_path, undisturbed):
     config = make_config(data, tmp_path / "run", training={"steps": 8, "save_every": 3})
     with pytest.raises(Killed):
@@ -268,7 +284,7 @@ def test_a_second_signal_ends_a_run_that_waits_for_its_checkpoint(data, tmp_path
 SLOW_DISK = """
 import sys, threading, time
 from pathlib import Path
-from dimvl.training import checkpoint
+from dimvl.training import checkpoint, loop
 from dimvl.training.run import run_training
 from tests.tiny_runs import TinyData, make_config
 
