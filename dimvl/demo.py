@@ -66,7 +66,7 @@ def run_demo(config_path: Path | None, out: Path, quick: bool = False) -> None:
 def _claim(config: DemoConfig, places: Places) -> None:
     """Write the configuration, or compare it with that of the demo that is there."""
     record = places.out / "demo.json"
-    values = config.model_dump(mode="json", exclude={"seconds", "lanes"})
+    values = config.model_dump(mode="json", exclude={"seconds", "lanes", "minutes", "note"})
     if not record.exists():
         write_json(record, values)
     elif read_json(record) != values:
@@ -251,12 +251,14 @@ def finish(config: DemoConfig, places: Places, stages: Sequence[Stage], path: Pa
     write_json(places.results, results)
     machine = f"{platform.machine()} CPU, {os.cpu_count()} cores, Python {platform.python_version()}"
     command = f"dimvl demo --config {path.name}" if path.name != "demo.yaml" else "make demo"
-    goals = goals_of(results)
+    goals = goals_of(results, config.minutes)
     report = demo_report(
         config, places, results, goals, command=command, hardware=machine, day=date.today().isoformat()
     )
     write_report(places.report, report)
     console.print(summary_table(results, goals))
+    if config.note:
+        console.print(config.note)
     console.print(f"results: {places.results}\nreport:  {places.report}\nmodels:  {places.exports}")
 
 

@@ -65,7 +65,7 @@ class DemoConfig(Section):
     """The whole way on scenes.
 
     `seconds` is the budget: what each stage is expected to take on the machine named in the file. It is shown at the
-    start and gives the time left; it never changes what a stage does.
+    start and gives the time left; it never changes what a stage does. Neither do `minutes` and `note`.
     """
 
     seed: int = Field(0, ge=0)
@@ -84,6 +84,8 @@ class DemoConfig(Section):
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
     decoding: DecodingConfig = DecodingConfig()
     seconds: dict[str, float] = Field(description="budget: expected seconds of each stage")
+    minutes: float = Field(12, gt=0, description="goal for the wall clock of the whole way on 2 cores")
+    note: str = Field("", description="what is to be said beside the scores")
 
     @property
     def options(self) -> SceneOptions:

@@ -173,7 +173,9 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_for_bit(data, tmp_pat
     assert [line["step"] for line in log_of(config.output)] == list(range(1, 9))
 
 
-def test_a_signal_before_the_first_step_of_a_call_is_done_ends_it_at_once_and_loses_nothing(data, tmp_path, monkeypatch):
+def test_a_signal_before_the_first_step_of_a_call_is_done_ends_it_at_once_and_loses_nothing(
+    data, tmp_path, monkeypatch
+):
     config, real = make_config(data, tmp_path / "run"), loop.optimise
     with pytest.raises(Interrupted):
         run_training(config, stop_at(2, terminate))
