@@ -217,11 +217,11 @@ def _check_claim(run: Path, description: dict[str, Any]) -> None:
             )
         return
     old = run_arguments(run)
-    changed = _differences(old["config"], description["config"]) or _differences(
-        old.get("data", {}), description["data"]
-    )
-    if old.get("stores") != description["stores"]:
-        changed = changed or ["content of the region store"]
+    changed = [
+        *_differences(old["config"], description["config"]),
+        *_differences(old.get("data", {}), description["data"]),
+        *(["content of the region store"] if old.get("stores") != description["stores"] else []),
+    ]
     if changed:
         raise UserError(
             f"{run} holds a run with another {changed[0]}; give another output folder, or remove this one to start anew"
@@ -229,11 +229,12 @@ def _check_claim(run: Path, description: dict[str, Any]) -> None:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], place: str = "") -> list[str]:
+    """Names of values that differ, with both values."""
     result = []
     for key in sorted(old.keys() | new.keys()):
         name = f"{place}{key}"
         if name in FREE or old.get(key) == new.get(key):
             continue
         both = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
-        result += _differences(old[key], new[key], f"{name}.") if both else [name]
+        result += _differences(old[key], new[key], f"{name}.") if both else [f"{name} ({old.get(key)!r}, not {new.get(key)!r})"]
     return result

@@ -356,10 +356,10 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(data,
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"seed": 4}, "seed"),
-        ({"training": {"steps": 9}}, "training.steps"),
-        ({"model": {"width": 32}}, "model.width"),
-        ({"seq2seq": {"captions": 1}}, "seq2seq.captions"),
+        ({"seed": 4}, "seed (3, not 4)"),
+        ({"training": {"steps": 9}}, "training.steps (8, not 9)"),
+        ({"model": {"width": 32}}, "model.width (16, not 32)"),
+        ({"seq2seq": {"captions": 1}}, "seq2seq.captions (2, not 1)"),
     ],
 )
 def test_another_configuration_in_the_same_folder_is_refused(data, tmp_path, undisturbed, changes, name):
