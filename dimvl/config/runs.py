@@ -67,6 +67,15 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _compiled_blocks_have_their_weights(self) -> "RunConfig":
+        if self.deepspeed is not None and self.deepspeed.stage == 3 and self.training.compile:
+            raise ValueError(
+                "training.compile cannot see the weights that deepspeed.stage 3 gathers; take compile out, or set the "
+                "stage to 2"
+            )
+        return self
+
 
 class ValidationConfig(Section):
     """A score on other data now and then: the best checkpoint is kept, and training stops when it no longer rises."""

@@ -24,7 +24,7 @@ from dimvl.data.sampler import DocumentSource, TrainingSteps
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.errors import NotFiniteError, UserError
 from dimvl.files import git_revision, sha256, write_json
-from dimvl.pretrained import MODEL, RUN, latest_checkpoint, run_arguments
+from dimvl.pretrained import MODEL, RUN, choose_device, latest_checkpoint, run_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
 from dimvl.training.build import MATCH, TEXTS, Working, build_task, known_texts, read_annotations
@@ -83,6 +83,7 @@ def train_on(
         torch.use_deterministic_algorithms(True)
     options: dict[str, Any] = {}
     with together(ranks):
+        choose_device(settings.device)  # before anything is written
         if config.deepspeed is not None:
             options = checked_options(settings, config.deepspeed, ranks.size)
         description = _describe(config)
@@ -178,8 +179,6 @@ def prepare_encoder(task: Task, config: TrainingConfig) -> None:
 
 
 def _engine(config: AnyConfig, task: Task, options: dict[str, Any], ranks: Ranks) -> Engine:
-    if config.training.compile and config.deepspeed is not None and config.deepspeed.stage == 3:
-        raise UserError("training.compile cannot see the weights that stage 3 gathers; take one of them out")
     prepare_encoder(task, config.training)
     if config.deepspeed is None:
         return TorchEngine(task, config.training)

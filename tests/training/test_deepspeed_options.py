@@ -85,6 +85,10 @@ def test_keys_that_deepspeed_would_ignore_are_refused_with_the_nearest_name():
             {"deepspeed": {}, "training": {"steps": 1, "muon_rate": 0.01}},
             "cuts matrices into parts; take muon_rate out",
         ),
+        (
+            {"deepspeed": {"stage": 3}, "training": {"steps": 1, "compile": True}},
+            "take compile out, or set the stage to 2",
+        ),
     ],
 )
 def test_a_section_that_cannot_work_is_one_sentence(changes, sentence):

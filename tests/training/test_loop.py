@@ -525,6 +525,13 @@ def test_a_run_that_has_trained_nothing_leaves_its_folder_to_the_mended_configur
         run_training(make_config(data, tmp_path, training={"steps": 2, "clip": 2.0}))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="device cuda is no mistake here")
+def test_a_device_that_is_not_there_is_told_before_anything_is_written(data, tmp_path):
+    with pytest.raises(UserError, match="no CUDA device is available"):
+        run_training(make_config(data, tmp_path / "run", training={"device": "cuda"}))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("content", [[], 5, {"config": []}])
 def test_a_damaged_description_of_a_run_is_told(data, tmp_path, content):
     run_training(make_config(data, tmp_path, training={"steps": 1}))
