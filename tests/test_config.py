@@ -50,6 +50,8 @@ def test_the_task_tells_which_configuration_a_file_is(tmp_path, pretrain):
         ("training.learning_rat=3", r"unknown key 'training\.learning_rat'; did you mean 'training\.learning_rate'\?"),
         ("objectives.shares.maskedlm=1", r"did you mean 'objectives\.shares\.masked_lm'\?"),
         ("model.xyzzy=1", "unknown key 'model.xyzzy'; valid keys: layers, width, heads"),
+        ("self_critical={}", "unknown key 'self_critical'; it is of task 'caption', which this run is not"),
+        ("epochs=1", "unknown key 'epochs'; valid keys: output"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, override, says):

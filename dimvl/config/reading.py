@@ -125,10 +125,7 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
         place = [str(part) for part in first["loc"]]
         name = ".".join(place)
         if first["type"] == "extra_forbidden":
-            known = _known_keys(model, place[:-1])
-            near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
-            hint = f"did you mean {'.'.join([*place[:-1], near[0]])!r}?" if near else f"valid keys: {', '.join(known)}"
-            raise UserError(f"{source}: unknown key {name!r}; {hint}") from None
+            raise UserError(f"{source}: unknown key {name!r}; {_hint(model, place)}") from None
         if first["type"] == "missing":
             raise UserError(f"{source}: {name!r} is missing; give it in the file or as {name}=VALUE") from None
         message = first["msg"].removeprefix("Value error, ")
@@ -149,6 +146,18 @@ def _first_mistake(error: ValidationError) -> Any:
         if beside and difflib.get_close_matches(unknown, [missing], cutoff=0.7):
             return other
     return first
+
+
+def _hint(model: type[BaseModel], place: Sequence[str]) -> str:
+    """Say what may be meant by an unknown key."""
+    *section, key = place
+    if model in TASKS.values():
+        for task, other in TASKS.items():
+            if (not section or section[0] in other.model_fields) and key in _known_keys(other, section):
+                return f"it is of task {task!r}, which this run is not"
+    known = _known_keys(model, section)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"did you mean {'.'.join([*section, near[0]])!r}?" if near else f"valid keys: {', '.join(known)}"
 
 
 def _known_keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -371,6 +371,7 @@ def _model(
             weights |= {name: value for name, value in model.state_dict().items() if name.startswith("regions.feature")}
             weights["regions.hidden_feature"] = model.regions.hidden_feature.detach()
         fresh = load_pretrained(model, weights, str(initial.weights))
-        logger.info("%d weights of heads start afresh", len(fresh))
+        if fresh:
+            logger.info("%d weights of heads start afresh", len(fresh))
     write_json(config.output / MODEL, arguments)
     return model
