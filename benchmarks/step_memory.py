@@ -35,6 +35,7 @@ from dimvl.model.work import Work
 from dimvl.planning.data import Given, gather
 from dimvl.planning.plan import meta_model, stage_memory
 from dimvl.regions.store import RegionStore
+from dimvl.training import engine as engines
 from dimvl.training.build import build_task, read_annotations
 from dimvl.training.deepspeed_engine import checked_options
 from dimvl.training.engine import Engine
@@ -92,6 +93,7 @@ def measure(folder: Path, variant: dict[str, Any]) -> dict[str, float]:
         torch.zeros(1, device=variant["device"])
         before = torch.cuda.memory_allocated() if gpu else memory()["resident"]
         torch.manual_seed(0)
+        engines.keep_freed_memory = lambda: None
         task, source = build_task(config, store, *read_annotations(config, store))
         section, training = config.deepspeed, config.training
         options = {} if section is None else checked_options(training, section, ranks.size)
@@ -146,7 +148,10 @@ def variants(device: str, layers: int, rows: int) -> Sequence[dict[str, Any]]:
 
 @contextmanager
 def freed_at_once() -> Iterator[None]:
-    """What processes started now free goes back; else resident memory also has what the C library keeps for later."""
+    """What processes started now free goes back; else resident memory also has what the C library keeps for later.
+
+    With `measure`, which leaves out that training tells it to keep everything.
+    """
     before, names = dict(os.environ), ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     os.environ.update(dict.fromkeys(names, "65536"))
     try:
