@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dimvl.model.plan import AttentionCall, AttentionPlan
 
-SHORT = 192  # keys of a sequence on average
+SHORT = 192  # keys of a sequence on average below which the memory-efficient kernel is no slower (docs/experiments.md)
 
 
 def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, backend: str = "auto") -> Tensor:
