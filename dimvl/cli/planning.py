@@ -17,7 +17,7 @@ def plan(
     peak: Annotated[
         float | None, typer.Option(help="TFLOP/s of one GPU at the run's precision; by default those of an H100.")
     ] = None,
-    utilisation: Annotated[float, typer.Option(help="Share of the peak that is reached; by default as measured.")] = 0.33,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak that is reached, as measured on one.")] = 0.33,
     network: Annotated[
         float | None,
         typer.Option(help="GB/s of rings, as nccl-tests' bus bandwidth; by default 450 up to 8 GPUs, else 400."),

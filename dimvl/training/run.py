@@ -234,6 +234,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any], place: str = "") -> l
         name = f"{place}{key}"
         if name in FREE or old.get(key) == new.get(key):
             continue
-        both = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
-        result += _differences(old[key], new[key], f"{name}.") if both else [f"{name} ({old.get(key)!r}, not {new.get(key)!r})"]
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            result += _differences(before, now, f"{name}.")
+        else:
+            result.append(f"{name} ({before!r}, not {now!r})")
     return result
