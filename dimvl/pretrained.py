@@ -38,6 +38,7 @@ ORIGIN = "training.json"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
 OPTIMISER = "optimiser.safetensors"
+GO_ON = "remove this checkpoint to go on from the one before it, or from the start where there is none"
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) 
     """
     for name in (STATE, *files):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}; remove this checkpoint to go on from an earlier one")
+            raise UserError(f"{folder} lacks {name}; {GO_ON}")
     state = read_json(folder / STATE)
     try:
         step, checksums = int(state["step"]), {name: str(state["checksums"][name]) for name in (WEIGHTS, OPTIMISER)}
@@ -273,10 +274,10 @@ def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) 
     except (KeyError, TypeError, ValueError):
         step, checksums = -1, {}
     if step != int(folder.name.rpartition("-")[2]):
-        raise UserError(f"{folder / STATE} is damaged; remove this checkpoint to go on from an earlier one")
+        raise UserError(f"{folder / STATE} is damaged; {GO_ON}")
     for name in files:
         if sha256(folder / name) != checksums[name]:
-            raise UserError(f"{folder / name} is damaged; remove this checkpoint to go on from an earlier one")
+            raise UserError(f"{folder / name} is damaged; {GO_ON}")
     return dict(state)
 
 

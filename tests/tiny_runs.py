@@ -16,7 +16,8 @@ from tests.factories import make_processor, make_store
 
 WORDS = ("a", "small", "large", "red", "blue", "circle", "square", "star", "is", "above", "below", "two")
 MODEL = {"layers": 1, "width": 16, "heads": 2, "inner_width": 32, "dropout": 0.1}
-TRAINING = {"steps": 6, "rows_per_step": 200, "rows_per_micro_batch": 80, "learning_rate": 1e-2, "log_every": 1}
+TRAINING = {"steps": 6, "rows_per_step": 200, "rows_per_micro_batch": 80, "learning_rate": 1e-2}
+TRAINING |= {"log_every": 1, "keep": 1}
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,6 @@ class TrainingConfig(Section):
     check_reads: bool = Field(False, description="compare the regions of every image read with their checksum")
     deterministic: bool = Field(False, description="bit-equal runs on CUDA, at some cost")
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    keep: int = Field(1, ge=1, description="checkpoints kept")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept, so that one may be damaged")
     log_every: int = Field(10, ge=1, description="steps between lines of log.jsonl")
     wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="needs the wandb extra")

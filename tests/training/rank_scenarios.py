@@ -28,7 +28,7 @@ from tests.factories import make_store
 from tests.tiny_runs import TinyData, make_config
 
 SPLIT_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-TRAINING = {"steps": 6, "learning_rate": 1e-3, "warmup_steps": 2, "rows_per_micro_batch": 60}
+TRAINING = {"steps": 6, "learning_rate": 1e-3, "warmup_steps": 2, "rows_per_micro_batch": 60, "keep": 1}
 
 
 class Scenarios:

@@ -210,6 +210,22 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(data, tmp_path, un
     assert weights_of(run_training(config)) == weights_of(undisturbed)
 
 
+def test_by_default_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_once_it_is_removed(
+    data, tmp_path, undisturbed
+):
+    settings = {"steps": 8, "save_every": 3, "keep": TrainingConfig(steps=8).keep}
+    config = make_config(data, tmp_path / "run", training=settings)
+    with pytest.raises(Interrupted):
+        run_training(config, stop_at(5, terminate))
+    damaged = latest_checkpoint(config.output)
+    (damaged / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"damaged; remove this checkpoint to go on from the one before it"):
+        run_training(config)
+    shutil.rmtree(damaged)
+    assert check_checkpoint(latest_checkpoint(config.output))["step"] == 3
+    assert weights_of(run_training(config)) == weights_of(undisturbed)
+
+
 def test_a_finished_run_is_left_as_it_is(data, tmp_path, undisturbed):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)  # also: a run may be moved
