@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +24,9 @@ Part = Annotated[
         metavar="K/N", help="Take every N-th image from the K-th on: N processes, each with an OUT of its own."
     ),
 ]
+
+TYPED = {"score_threshold": "threshold", "nms_threshold": "nms"}
+"""Settings of a detector whose option has a shorter name."""
 
 
 @app.command()
@@ -50,8 +55,10 @@ def scenes(
     given = {name: value for name, value in locals().items() if name not in ("out", "workers") and value is not None}
     from dimvl.data.scenes import SceneOptions, write_scenes
 
+    with _named_as_typed(given):
+        options = SceneOptions(**given)
     with progress("pictures") as show:
-        write_scenes(out, SceneOptions(**given), show, workers)
+        write_scenes(out, options, show, workers)
     print(f"synthetic scenes written to {out}")
 
 
@@ -104,7 +111,8 @@ def extract(
     listing, chosen = coco or boxes, _part(part)
     pictures = (images_of_folder(images) if listing is None else images_of_coco(listing, images))[chosen]
     given = None if boxes is None else GivenBoxes.read(boxes)
-    found = load_detector(detector, options, weights=weights, classes=classes).to(choose_device(device))
+    with _named_as_typed(options):
+        found = load_detector(detector, options, weights=weights, classes=classes).to(choose_device(device))
     extractor = found.extractor if given is None else given.extractor(found)
     with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("pictures") as show:
         report = extract_regions(
@@ -113,6 +121,18 @@ def extract(
     print(f"{report.done} pictures done, {report.already} already there, {len(report.skipped)} skipped: {out}")
     if report.skipped:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _named_as_typed(options: Iterable[str]) -> Iterator[None]:
+    """Let a mistake name options as they are typed."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for name in options:
+            text = re.sub(rf"\b{name}\b", f"--{TYPED.get(name, name).replace('_', '-')}", text)
+        raise UserError(text) from None
 
 
 def _tell_sizes() -> None:
@@ -148,7 +168,7 @@ def _detector_options(given: dict[str, float | None], boxes: Path | None) -> dic
         if number < 1:
             raise UserError(f"--top-k is {number}; give 1 or more")
         options |= {"threshold": 0.0, "min_regions": number, "max_regions": number}
-    names = {"threshold": "score_threshold", "nms": "nms_threshold"}
+    names = {typed: name for name, typed in TYPED.items()}
     return {names.get(name, name): value for name, value in options.items()}
 
 

@@ -135,7 +135,8 @@ def test_scenes_are_written_as_asked(run: Run, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "scenes" / "scenes.json").read_text())
     assert written["seed"] == 4 and written["splits"]["train"] == {"images": 2}
     refused(run("scenes", tmp_path / "scenes", "--train", 3), "another seed or other options")
-    refused(run("scenes", tmp_path / "more", "--noise", 99), "noise is 99")
+    refused(run("scenes", tmp_path / "more", "--noise", 99), "--noise is 99.0; give a value from 0 to 40")
+    refused(run("scenes", tmp_path / "more", "--image-size", 8), "--image-size is 8; give a value from 160 to 256")
 
 
 def test_extract_writes_what_it_can_read_names_the_rest_and_ends_with_exit_code_1(

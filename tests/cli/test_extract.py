@@ -63,10 +63,18 @@ def test_every_kind_of_detector_fills_a_store_with_what_was_asked_for(
     assert run("verify", tmp_path / "out").code == 0
 
 
+@pytest.mark.parametrize("option", ["--threshold", "--nms", "--max-regions", "--shortest-side"])
+def test_a_setting_out_of_range_is_named_by_the_option_that_was_typed(
+    run: Run, place: Path, tmp_path: Path, option: str
+) -> None:
+    refused(run("extract", place / "pictures", tmp_path / "out", option, -5), f"error: {option} is -5")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["scenes", "torchvision", "detr"])
 def test_a_side_that_no_memory_has_room_for_is_refused(run: Run, place: Path, tmp_path: Path, kind: str) -> None:
     call = ("extract", place / "pictures", tmp_path / "out", *detector_of(place, kind), "--shortest-side")
-    refused(run(*call, 100_000), "shortest_side is 100000; give at most 4,096 pixels")
+    refused(run(*call, 100_000), "--shortest-side is 100000; give at most 4,096 pixels")
     refused(run(*call, 0), "side is 0; give a whole number of at least 1")
 
 

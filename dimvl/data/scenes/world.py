@@ -105,7 +105,7 @@ class SceneOptions:
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             if not least <= value <= most:
-                raise UserError(f"scenes option {name} is {value}; give a value from {least} to {most}")
+                raise UserError(f"{name} is {value}; give a value from {least} to {most}")
 
 
 @dataclass(frozen=True)
