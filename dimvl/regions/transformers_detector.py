@@ -187,19 +187,34 @@ def _open(place: str | Path) -> tuple[Any, Any]:
     except ImportError:
         raise UserError("detectors of transformers need it installed: pip install 'dimvl[detectors]'") from None
     transformers_logging.disable_progress_bar()
-    name, _, revision = str(place).partition("@") if isinstance(place, str) else (str(place), "", "")
-    common: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        family = AutoConfig.from_pretrained(name, **common).model_type
+        family = AutoConfig.from_pretrained(_fetched(place, "*.json")).model_type
         if family not in (*SOFTMAX, *SIGMOID):
             raise UserError(
                 f"detector {place} is of the family {family}; those that work are {', '.join((*SOFTMAX, *SIGMOID))}"
             )
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil", **common)
-        model = AutoModelForObjectDetection.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **common)
+        folder = _fetched(place, "*.json", "*.safetensors")
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        model = AutoModelForObjectDetection.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except UserError:
         raise
     except Exception as error:  # missing files, no network, another format, a missing extra: many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"detector {place} cannot be loaded by transformers ({reason}); check name and files") from None
+        raise UserError(
+            f"detector {place} cannot be loaded by transformers ({reason}); check name, files and network"
+        ) from None
     return model, processor
+
+
+def _fetched(place: str | Path, *patterns: str) -> Path:
+    """A folder with such files: that which was given, or that of a name on the hub, downloaded once.
+
+    Without a network this fails at once, or finds what was downloaded before; `from_pretrained` would try for half a
+    minute, with warnings.
+    """
+    if isinstance(place, Path):
+        return place
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = place.partition("@")
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))

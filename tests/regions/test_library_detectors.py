@@ -269,6 +269,23 @@ def test_weights_inside_a_training_checkpoint_are_taken_and_class_names_must_be_
         load_detector(TORCHVISION, weights=weights)
 
 
+def test_a_name_on_the_hub_is_downloaded_without_pickles_once_its_family_fits(folders, monkeypatch):
+    asked = []
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(folders / ("hub" if len(asked) < 3 else "nowhere") / "detr")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = load_detector("someone/detr@v2").extractor
+    assert found.name == "someone/detr@v2"
+    assert found.fingerprint == load_detector(folders / "hub" / "detr").extractor.fingerprint
+    assert asked == [("someone/detr", "v2", ["*.json"]), ("someone/detr", "v2", ["*.json", "*.safetensors"])]
+    with pytest.raises(UserError, match=r"someone/other cannot be loaded by transformers"):
+        load_detector("someone/other")
+    assert asked[2:] == [("someone/other", None, ["*.json"])]
+
+
 def test_a_name_that_is_none_is_one_sentence_with_the_remedy(tmp_path, folders, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
