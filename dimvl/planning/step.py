@@ -126,7 +126,7 @@ def average_step(training: TrainingConfig, document: AverageDocument, ranks: int
     """Fill the row budget of a step and deal it over ranks and micro-batches, as the sampler does.
 
     Raises:
-        UserError: the budget is below one document.
+        UserError: the budget is below one document, or below one for each rank.
 
     """
     if document.cost > training.rows_per_step:
@@ -135,6 +135,11 @@ def average_step(training: TrainingConfig, document: AverageDocument, ranks: int
             "document; raise it"
         )
     documents = training.rows_per_step / document.cost
+    if documents < ranks:
+        raise UserError(
+            f"a step of training.rows_per_step {training.rows_per_step} has {documents:.0f} documents of average size, "
+            f"fewer than --gpus {ranks}, so some would have nothing to do; lower --gpus, or raise rows_per_step"
+        )
     micro_batches = max(1, -(-training.rows_per_step // (ranks * training.rows_per_micro_batch)))
     work = document.work * documents
     return AverageStep(

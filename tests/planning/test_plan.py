@@ -250,6 +250,7 @@ def test_planning_writes_nothing(monkeypatch, capsys, config_file):
         (["--gpu-memory", -1], "--gpu-memory -1 must be above 0"),
         (["--network", 0], "--network 0 must be above 0"),
         (["training.rows_per_step=50"], "rows_per_step 50 is below the"),
+        (["--gpus", 10_000_000], "fewer than --gpus 10000000, so some would have nothing to do"),
         (["training.freeze.layers=13"], "training.freeze.layers is 13 but the model has 12"),
         (["training.row_per_step=50"], "unknown key 'training.row_per_step'"),
     ],
