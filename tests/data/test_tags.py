@@ -36,6 +36,10 @@ def test_what_scores_below_the_limit_or_is_not_there_gives_no_word():
     )
 
 
+def test_a_score_of_just_the_limit_gives_a_word():
+    assert write([2], [0.5], [[0]], [[0.5]], least=0.5) == "small star"
+
+
 def test_only_whole_tags_fit_into_the_budget_and_a_shorter_one_may_follow():
     tokenizer = Tokenizer.train([*TEXTS, *CLASSES], 200)
     names = ("circle", "circle star square", "square")

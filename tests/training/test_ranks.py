@@ -118,6 +118,18 @@ def test_ranks_on_processors_of_other_kinds_are_refused(tmp_path, monkeypatch):
         assert "rank 1 has another kind of processor (vector instructions) than rank 0" in str(error)
 
 
+def test_ranks_with_other_code_are_refused(tmp_path):
+    config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run")
+    described = run_module._describe(config)
+
+    def start(ranks):
+        run_module._check_ranks(ranks, config, described | {"git_revision": ("1234", "5678")[ranks.rank]})
+
+    for error in on_threads(2, start):
+        assert isinstance(error, UserError)
+        assert "rank 1 has another git revision of dimvl than rank 0 ('5678', not '1234')" in str(error)
+
+
 # torch raises from the signal of the dead child, wherever the main process is: also between the opening of a file and
 # its first use.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
