@@ -1,7 +1,7 @@
 """Compares every byte of a region store with its checksums, and names what is damaged and the images that it costs."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from dimvl.regions.store_format import (
     read_manifest,
 )
 
+SHOWN = 8  # images named of each problem
+
 
 def verify_store(path: Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Read everything in a store's folder and compare it with the checksums.
@@ -28,7 +30,7 @@ def verify_store(path: Path, progress: Callable[[int, int], None] | None = None)
         progress: called with shards done and in total.
 
     Returns:
-        One sentence per problem, naming the file and the images; empty if the store is sound.
+        One sentence per problem, naming the file and the first of its images; empty if the store is sound.
 
     Raises:
         UserError: the folder is no region store.
@@ -117,10 +119,11 @@ class _Check:
         encoded = self.ids[start : start + length].tobytes()
         return decode_id(encoded) if hash_of_id(encoded) == record["hash"] else None
 
-    def _names(self, positions: Iterable[int]) -> str:
-        """Ids of images, or their numbers in the store, counted from 0, where ids are lost."""
-        named = [self._id(position) or f"number {position}" for position in positions]
-        return ", ".join(name.encode("utf-8", "backslashreplace").decode() for name in named) or "none"
+    def _names(self, positions: Sequence[int]) -> str:
+        """Ids of the first images, or their numbers in the store, counted from 0, where ids are lost; how many more."""
+        named = [self._id(position) or f"number {position}" for position in positions[:SHOWN]]
+        rest = f" and {len(positions) - SHOWN:,} more" if len(positions) > SHOWN else ""
+        return (", ".join(name.encode("utf-8", "backslashreplace").decode() for name in named) or "none") + rest
 
 
 def _what_is_there(file: Path, entry: FileEntry, dtype: np.dtype) -> np.ndarray:

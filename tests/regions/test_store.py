@@ -227,6 +227,13 @@ def test_verify_names_the_image_of_a_damaged_record_by_its_id_or_its_number(path
     assert problem in verify_store(path)
 
 
+def test_verify_names_the_first_images_and_counts_the_others(path):
+    images = len(RegionStore(path))
+    os.truncate(path / "index.bin", 0)
+    named = ", ".join(f"number {number}" for number in range(8))
+    assert f"index.bin is damaged or cut off; it costs the images {named} and {images - 8} more" in verify_store(path)
+
+
 def test_verify_names_the_images_of_damaged_ids_by_their_number(path):
     flip_bit(path / "ids.bin", 0)
     assert verify_store(path) == ["ids.bin is damaged or cut off; it costs the images number 0"]
