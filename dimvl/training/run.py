@@ -38,6 +38,7 @@ from dimvl.training.validation import build_validation
 
 logger = logging.getLogger(__name__)
 ANNOTATIONS = ("captions", "questions", "annotations")
+OTHERS = {"scenes.json": "scenes", "manifest.json": "a region store", "demo.json": "a demo"}
 # Each rank may have its own, and each call too: stores are compared by their manifests.
 PATHS = {"regions", "cache"}
 # What may change between two calls of one run: where and how it runs, not what comes out.
@@ -206,7 +207,7 @@ def _check_claim(run: Path, description: dict[str, Any]) -> None:
     """Compare with the `run.json` that is there.
 
     Raises:
-        UserError: the folder holds a run of another configuration, or a model that is no run.
+        UserError: the folder holds a run of another configuration, a model that is no run, or something else of dimvl.
 
     """
     if not (run / RUN).exists():
@@ -214,6 +215,8 @@ def _check_claim(run: Path, description: dict[str, Any]) -> None:
             raise UserError(
                 f"{run} holds an export or another model, which a run would write over; give another output"
             )
+        if other := next((what for name, what in OTHERS.items() if (run / name).exists()), None):
+            raise UserError(f"{run} holds {other}, which a run would be mixed into; give another output")
         return
     old = run_arguments(run)
     changed = [

@@ -387,6 +387,14 @@ def test_another_configuration_in_the_same_folder_is_refused(data, tmp_path, und
     assert weights_of(run) == weights_of(undisturbed)
 
 
+@pytest.mark.parametrize("name", ["scenes.json", "manifest.json", "demo.json"])
+def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(data, tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{tmp_path} holds .*, which a run would be mixed into; give another output"):
+        run_training(make_config(data, tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
 def test_where_and_how_a_run_goes_on_may_change(data, tmp_path, undisturbed):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
