@@ -44,11 +44,16 @@ def run_demo(config_path: Path | None, out: Path, quick: bool = False) -> None:
         quick: take the shipped configuration that needs under three minutes.
 
     Raises:
-        UserError: a mistake in the configuration, or `out` holds another demo.
+        UserError: a mistake in the configuration, `out` holds another demo, or the shipped ones are not there.
         Interrupted: SIGINT or SIGTERM came; the same command goes on.
 
     """
     path = config_path or configs_folder() / "scenes" / ("quick.yaml" if quick else "demo.yaml")
+    if config_path is None and not path.is_file():
+        raise UserError(
+            f"{path.name} of the demo comes with a checkout of dimvl and is not installed with the package; run the "
+            "demo from a checkout (pip install -e .), or give its configs/scenes/demo.yaml by --config"
+        )
     config = load_demo_config(path)
     places = Places(out)
     _claim(config, places)

@@ -99,7 +99,7 @@ class DemoConfig(Section):
 
 
 def configs_folder() -> Path:
-    """Folder of the configurations that come with dimvl."""
+    """Folder of the configurations that come with a checkout of dimvl."""
     return Path(__file__).parent.parent / "configs"
 
 
