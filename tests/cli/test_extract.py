@@ -136,8 +136,8 @@ def test_options_that_would_be_ignored_are_refused_before_anything_is_written(
         (("--boxes", place / "boxes.json", "--detector", place / "detr"), ("detr cannot describe given boxes",)),
         (("--boxes", place / "names.txt"), ("is not valid JSON",)),
         (("--weights", "COCO_V1"), ("has its own weights",)),
-        (("--longest-side", 100), ("has no setting longest_side",)),
-        (("--threshold", 2), ("score_threshold is 2.0; give a number from 0 to 1",)),
+        (("--longest-side", 100), ("has no setting --longest-side",)),
+        (("--threshold", 2), ("error: --threshold is 2.0; give a number from 0 to 1",)),
         (("--detector", "yolo"), ("neither a folder here nor one of torchvision's",)),
         (("--detector", place / "pictures"), ("detector.json does not exist",)),
     ]:

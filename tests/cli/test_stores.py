@@ -144,7 +144,7 @@ def test_features_are_finite_numbers_from_a_store_of_int8(data: TinyData, tmp_pa
         for number in range(1, 7):
             writer.add(make_regions(number, str(number), 2 + number % 4))
     folders = [
-        run_training(make_config(data, tmp_path / name, regions=regions, training={"steps": 3}))
+        run_training(make_config(data, tmp_path / f"{name}-run", regions=regions, training={"steps": 3}))
         for name, regions in (("float16", data.regions), ("int8", tmp_path / "int8"))
     ]
     both = [
