@@ -9,7 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from dimvl.data.batch import Layout
 from dimvl.model.convert import load_pretrained
-from dimvl.model.encoder import SPLITS
+from dimvl.model.encoder import SPLITS, PerModality
+from dimvl.model.linear import Linear
 from dimvl.model.model import DimvlModel, sinusoids
 from tests.factories import make_batch, make_layout, make_model
 
@@ -152,6 +153,16 @@ def test_bf16_autocast_stays_close_to_fp32():
         half = model(batch)
     # rows are normalised, so 8 bits of mantissa over two layers stay within a few hundredths
     assert (half.float() - model(batch)).abs().mean() < 0.05
+
+
+def test_visual_rows_go_through_the_visual_weights_and_language_rows_through_those_of_language():
+    torch.manual_seed(0)
+    sublayer = PerModality(Linear(3, 2), split=True)
+    with torch.no_grad():
+        sublayer.vision.weight.zero_()
+    rows, visual = torch.ones(5, 3), 2
+    changed = sublayer(rows, visual) != sublayer.language(rows)
+    assert changed[:visual].all() and not changed[visual:].any()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch asks for it itself
