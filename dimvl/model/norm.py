@@ -9,7 +9,7 @@ class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm`, with the same weights and names; means and deviations are fp32 inside, whatever the rows.
 
     Under autocast torch makes fp32 of bf16 rows on CUDA, which doubles the bytes of all that stands between two
-    products there: a fifth of a training step of the base size (docs/experiments.md).
+    products there.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
