@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,9 +136,10 @@ def profile(
         changed = settings.model_copy(update={"steps": max(settings.steps, warmup + steps)})
         config = config.model_copy(update={"output": Path(folder), "training": changed})
         few = _FewSteps(config, warmup + steps, progress or (lambda done, total: None))
-        for _ in range(warmup):
-            few.train()
-        measured = few.measure(steps, out / TRACE)
+        with closing(few.coming):
+            for _ in range(warmup):
+                few.train()
+            measured = few.measure(steps, out / TRACE)
     engine, works = few.engine, [Work.of(batch, padded=False) for batch in measured.batches]
     peak, copied = matmul_rate(engine.device, settings.precision), copy_rate(engine.device)
     return Profile(
@@ -198,17 +200,23 @@ class _FewSteps:
         mark(task, settings.compile)
         self.engine = ScopedEngine(task, settings)
         self.cuda = self.engine.device.type == "cuda"
-        budgets = {"rows_per_step": settings.rows_per_step, "rows_per_micro_batch": settings.rows_per_micro_batch}
-        data = TrainingSteps(source, task.shape, seed=config.seed, steps=steps, **budgets)
+        data = TrainingSteps(
+            source,
+            task.shape,
+            seed=config.seed,
+            steps=steps,
+            rows_per_step=settings.rows_per_step,
+            rows_per_micro_batch=settings.rows_per_micro_batch,
+        )
         self.meter = Meter(self.engine.ranks)
-        self._coming = prefetch(data, 0, settings.workers, self.engine.device, self.meter, self.engine.ranks)
+        self.coming = prefetch(data, 0, settings.workers, self.engine.device, self.meter, self.engine.ranks)
         self._done = 0
 
     def train(self) -> Sequence[Batch]:
         """Do a step; return its micro-batches."""
         with scope(scopes.STEP):
             with scope(scopes.DATA):
-                step = next(self._coming)
+                step = next(self.coming)
             optimise(self.engine, step, self.seed, self._done)
         self._done += 1
         self.progress(self._done, self.steps)

@@ -2,12 +2,12 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dimvl.data.sampler import Step, TrainingSteps
 from dimvl.errors import UserError
@@ -17,13 +17,15 @@ from dimvl.training.report import Meter
 
 def prefetch(
     data: TrainingSteps, first: int, workers: int, device: torch.device, meter: Meter, ranks: Ranks
-) -> Iterator[Step]:
+) -> Generator[Step]:
     """Steps from `first` on, built by worker processes if any; the time spent waiting is counted.
 
     On CUDA the first micro-batch of each is on the GPU already.
 
+    Close the iterator where it is left early: the worker processes end then.
+
     Raises:
-        UserError: a worker process died.
+        UserError: a worker process died, or found a mistake in the data.
         OtherRankError: no step could be built on another rank.
 
     """
@@ -31,9 +33,25 @@ def prefetch(
     return _copy_ahead(steps, device) if device.type == "cuda" else steps
 
 
-def _load(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter, ranks: Ranks) -> Iterator[Step]:
+class _StepsOrMistakes(Dataset[Step | UserError]):
+    """Steps by number, or the user's mistake that kept one from being built.
+
+    One that is raised in a worker process would come with the traceback of that process as its message.
+    """
+
+    def __init__(self, data: TrainingSteps) -> None:
+        self.data = data
+
+    def __getitem__(self, number: int) -> Step | UserError:
+        try:
+            return self.data[number]
+        except UserError as error:
+            return error
+
+
+def _load(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter, ranks: Ranks) -> Generator[Step]:
     loader = DataLoader(
-        data,
+        _StepsOrMistakes(data),
         batch_size=None,
         sampler=range(first, len(data)),
         num_workers=workers,
@@ -41,24 +59,32 @@ def _load(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter
         worker_init_fn=_leave_signals_to_the_run,
     )
     steps = iter(loader)
-    for _ in range(first, len(data)):
-        with together(ranks), dead_workers():
-            start = time.perf_counter()
-            step = next(steps)
-            meter.wait += time.perf_counter() - start
-        yield step
+    try:
+        for _ in range(first, len(data)):
+            with together(ranks), dead_workers():
+                start = time.perf_counter()
+                step = next(steps)
+                meter.wait += time.perf_counter() - start
+                if isinstance(step, UserError):
+                    raise step
+            yield step
+    finally:
+        # Torch does it when nothing refers to the iterator, but a traceback may; then Python would wait for them.
+        if workers:
+            steps._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _copy_ahead(steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
+def _copy_ahead(steps: Generator[Step], device: torch.device) -> Generator[Step]:
     """Copy the first micro-batch of each step to the GPU while it computes the step before."""
     stream, copied = torch.cuda.Stream(device), None
-    for step in steps:
-        before = copied
-        with torch.cuda.stream(stream):
-            batches = [batch.to(device) for batch in step.micro_batches[:1]] + step.micro_batches[1:]
-            copied = replace(step, micro_batches=batches), stream.record_event()
-        if before is not None:
-            yield _wait_for(*before)
+    with closing(steps):
+        for step in steps:
+            before = copied
+            with torch.cuda.stream(stream):
+                batches = [batch.to(device) for batch in step.micro_batches[:1]] + step.micro_batches[1:]
+                copied = replace(step, micro_batches=batches), stream.record_event()
+            if before is not None:
+                yield _wait_for(*before)
     if copied is not None:
         yield _wait_for(*copied)
 

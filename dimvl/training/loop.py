@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -66,9 +66,9 @@ def train(
     if validation is not None and validation.gives_up(best):
         return
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
-    with opened as log, _stop_signals(first, last) as asked, dead_workers(), saving as saver:
-        meter = Meter(ranks, _ideal_seconds(engine, settings.precision))
-        steps = prefetch(data, first, settings.workers, engine.device, meter, ranks)
+    meter = Meter(ranks, _ideal_seconds(engine, settings.precision))
+    coming = closing(prefetch(data, first, settings.workers, engine.device, meter, ranks))
+    with opened as log, _stop_signals(first, last) as asked, dead_workers(), saving as saver, coming as steps:
         for done, step in zip(range(first + 1, last + 1), steps, strict=True):
             update = optimise(engine, step, config.seed, done - 1)
             asked.to_save = True

@@ -678,3 +678,33 @@ def test_what_takes_time_beside_the_steps_is_told(data, tmp_path):
     batches = [work for work in told if work[0] == "batches validated"]
     assert batches == 2 * [("batches validated", done, batches[-1][2]) for done in range(1, batches[-1][2] + 1)]
     assert len(batches) >= 4
+
+
+MISTAKEN = """
+from dimvl.cli import main
+from dimvl.errors import UserError
+from dimvl.tasks.pretraining import PretrainSource
+
+def build_from(self, regions, epoch, index):
+    raise WRONG
+
+PretrainSource.build_from = build_from
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "last"),
+    [
+        ("UserError('shard 7 is damaged; extract it again')", 2, "error: shard 7 is damaged; extract it again"),
+        ("KeyError('a bug')", 1, "KeyError: 'a bug'"),
+    ],
+)
+def test_a_mistake_that_a_worker_process_finds_is_one_sentence_and_ends_the_run(data, tmp_path, wrong, code, last):
+    config = make_config(data, tmp_path / "run", training={"workers": 2})
+    file = tmp_path / "config.json"  # JSON is YAML
+    file.write_text(config.model_dump_json(exclude_none=True))
+    command = [sys.executable, "-c", MISTAKEN.replace("WRONG", wrong), "pretrain", file]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == code and done.stderr.strip().splitlines()[-1] == last
+    assert ("Traceback" in done.stderr) == (code == 1)
