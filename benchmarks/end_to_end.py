@@ -57,10 +57,12 @@ class Pairs:
     def __init__(self, source: CaptionSource) -> None:
         self.source = source
 
-    def costs(self, epoch: int) -> np.ndarray:
-        """(D,) upper bound of rows of an image's documents."""
-        prefix = self.source.images.rows(self.source.positions)
-        return self.source.costs(epoch) + (CAPTIONS - 1) * prefix
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def costs(self, epoch: int, some: slice) -> np.ndarray:
+        """Upper bound of the rows of the documents of some images."""
+        return self.source.costs(epoch, some) + (CAPTIONS - 1) * self.source.prefix_rows(some)
 
     def build_all(self, epoch: int, indexes: np.ndarray) -> list[Document]:
         """Documents of some images; each image is read once."""
@@ -106,7 +108,7 @@ def measure_captions(
 
 def steps_of(source: DocumentSource, images: int, engine: TorchEngine, steps: int) -> TrainingSteps:
     """Steps of so many images, all in one micro-batch; all images have as many rows."""
-    rows = images * int(source.costs(0)[0])
+    rows = images * int(source.costs(0, slice(0, 1))[0])
     return TrainingSteps(source, engine.task.shape, seed=0, steps=steps, rows_per_step=rows, rows_per_micro_batch=rows)
 
 

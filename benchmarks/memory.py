@@ -91,7 +91,8 @@ def write(folder: Path, images: int) -> dict[str, dict[str, float]]:
     shape = BatchShape(
         objectives={OBJECTIVE: WordTargets}, text_start=processor.text_start, feature_width=WIDTH, classes=3
     )
-    steps = TrainingSteps(source, shape, seed=0, steps=10**6, rows_per_step=2048, rows_per_micro_batch=2048)
+    budgets = {"rows_per_step": 2048, "rows_per_micro_batch": 2048}
+    steps = TrainingSteps(source, shape, seed=0, steps=10**6, **budgets, plans=folder / "plans")
     (folder / "data.pickle").write_bytes(pickle.dumps(steps))
     return figures
 

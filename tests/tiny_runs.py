@@ -9,6 +9,7 @@ import numpy as np
 from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
 from dimvl.data.annotations import read_captions
 from dimvl.data.documents import ImageReader
+from dimvl.data.epoch_plan import DocumentSource
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore
@@ -75,6 +76,10 @@ def caption_store(data: TinyData, processor: Processor) -> TextStore:
     return text_store(
         data.captions.parent / "texts", processor.tokenizer, processor.text_tokens, [data.captions], texts
     )
+
+
+def all_costs(source: DocumentSource, epoch: int) -> np.ndarray:
+    return source.costs(epoch, slice(0, len(source)))
 
 
 def image_reader(data: TinyData, processor: Processor | None = None) -> ImageReader:

@@ -36,8 +36,31 @@ from dimvl.regions.store import RegionStore
 
 def keyed_generator(*key: int | str) -> np.random.Generator:
     """Make a random stream from a key alone, so that no rank, worker or batch changes what is drawn."""
+    return np.random.Generator(_philox(*key))
+
+
+def _philox(*key: int | str) -> np.random.Philox:
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
+    return np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64))
+
+
+class KeyedUniform:
+    """The numbers in [0, 1) that `keyed_generator(*key).random()` gives one after the other, from any place on.
+
+    Philox counts in blocks of four numbers, so those before need not be drawn.
+    """
+
+    def __init__(self, *key: int | str) -> None:
+        self._philox = _philox(*key)
+        self._generator = np.random.Generator(self._philox)
+        self._block = 0  # that comes next
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        """Return the numbers (stop - start,) float64 of some places."""
+        start, end = places.start // 4, -(-places.stop // 4)
+        self._philox.advance((start - self._block) % 2**256)
+        self._block = end
+        return self._generator.random(4 * (end - start))[places.start - 4 * start : places.stop - 4 * start]
 
 
 @dataclass(frozen=True, kw_only=True)

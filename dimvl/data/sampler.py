@@ -1,64 +1,20 @@
-"""Global steps: which documents make up each optimiser step, and how a step is dealt over ranks and micro-batches.
+"""Global steps, and how a step is dealt over ranks and micro-batches.
 
-Steps are formed first, from seed, epoch, data and row budget only; dealing them never changes what a step holds. So the
-rank count, the micro-batch size and the number of worker processes change no result, and step i can be built from
-nothing but its number: resuming is starting at i.
+Steps are formed first (`epoch_plan.py`), from seed, epoch, data and row budget only; dealing them never changes what a
+step holds. So the rank count, the micro-batch size and the number of worker processes change no result, and step i can
+be built from nothing but its number: resuming is starting at i.
 """
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from dimvl.data.batch import Batch
-from dimvl.data.documents import BatchShape, Document, collate, keyed_generator
-from dimvl.errors import UserError
-
-
-class DocumentSource(Protocol):
-    """What a task offers for training: documents by epoch and index, and their cost in rows."""
-
-    def costs(self, epoch: int) -> np.ndarray:
-        """(D,) upper bound of each document's rows."""
-        ...
-
-    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Document]:
-        """Build documents (B,) of a batch; the same epoch and index give the same document always."""
-        ...
-
-
-def global_steps(costs: np.ndarray, row_budget: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """Shuffle the documents of an epoch and cut them into optimiser steps of at most `row_budget` rows.
-
-    Args:
-        costs: (D,) rows of each document.
-        row_budget: rows of a step.
-        generator: keyed by seed and epoch.
-
-    Returns:
-        For each step its documents.
-
-    Raises:
-        UserError: one document alone is above the budget.
-
-    """
-    if len(costs) and costs.max() > row_budget:
-        raise UserError(
-            f"one document has up to {costs.max()} rows, above training.rows_per_step {row_budget}; raise it"
-        )
-    order = np.arange(len(costs), dtype=np.int32 if len(costs) < 2**31 else np.int64)
-    generator.shuffle(order)
-    steps, start, total = [], 0, 0
-    for place, cost in enumerate(costs[order]):
-        if total + cost > row_budget:
-            steps.append(order[start:place])
-            start, total = place, 0
-        total += int(cost)
-    if start < len(order):
-        steps.append(order[start:])
-    return steps
+from dimvl.data.documents import BatchShape, collate
+from dimvl.data.epoch_plan import DocumentSource, EpochPlans
 
 
 def deal(costs: np.ndarray, ranks: int, row_budget: int) -> list[list[np.ndarray]]:
@@ -116,6 +72,7 @@ class TrainingSteps(Dataset[Step]):
         rows_per_micro_batch: row budget of one forward on one rank.
         rank: of this process.
         ranks: number of processes.
+        plans: folder in which all processes of the run keep which documents each step has; None for memory of this one.
 
     """
 
@@ -130,39 +87,26 @@ class TrainingSteps(Dataset[Step]):
         rows_per_micro_batch: int,
         rank: int = 0,
         ranks: int = 1,
+        plans: Path | None = None,
     ) -> None:
-        self.source, self.shape, self.seed = source, shape, seed
-        self.steps, self.rows_per_step, self.rows_per_micro_batch = steps, rows_per_step, rows_per_micro_batch
+        self.source, self.shape = source, shape
+        self.steps, self.rows_per_micro_batch = steps, rows_per_micro_batch
         self.rank, self.ranks = rank, ranks
+        self._plans = EpochPlans(source, seed, rows_per_step, plans)
         self._ends: list[int] = []  # steps up to the end of each epoch
-        self._plans: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}  # costs and steps of the epoch at hand
 
     def __len__(self) -> int:
         return self.steps
 
-    def _locate(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """Return the epoch of a step, the step's documents and their costs."""
+    def locate(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Return the epoch of a step, the step's documents (B,) and their rows (B,)."""
         while not self._ends or self._ends[-1] <= step:
-            _, plan = self._plan(len(self._ends))
-            if not plan:
-                raise UserError(
-                    "there are no documents to train on; check that annotations and region store belong together"
-                )
-            self._ends.append((self._ends[-1] if self._ends else 0) + len(plan))
+            self._ends.append((self._ends[-1] if self._ends else 0) + self._plans.num_steps(len(self._ends)))
         epoch = bisect_right(self._ends, step)
-        costs, plan = self._plan(epoch)
-        documents = plan[step - (self._ends[epoch - 1] if epoch else 0)]
-        return epoch, documents, costs[documents]
-
-    def _plan(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        if epoch not in self._plans:
-            generator = keyed_generator(self.seed, "order", epoch)
-            costs = self.source.costs(epoch).astype(np.int32)
-            self._plans = {epoch: (costs, global_steps(costs, self.rows_per_step, generator))}
-        return self._plans[epoch]
+        return epoch, *self._plans[epoch].step(step - (self._ends[epoch - 1] if epoch else 0))
 
     def __getitem__(self, step: int) -> Step:
-        epoch, documents, costs = self._locate(step)
+        epoch, documents, costs = self.locate(step)
         mine = deal(costs, self.ranks, self.rows_per_micro_batch)[self.rank]
         batches = [collate(self.source.build_all(epoch, documents[places]), self.shape) for places in mine]
         return Step(epoch, batches, len(documents), sum(batch.layout.num_rows for batch in batches))

@@ -14,11 +14,13 @@ import numpy as np
 
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.files import atomic_folder, read_json, sha256, write_json
+from dimvl.files import atomic_folder, atomic_path, read_json, sha256, write_json
+from dimvl.regions.store import RegionStore
 from dimvl.regions.store_format import decode_id, encode_id
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
+POSITIONS = "positions-"
 TEXTS_AT_ONCE = 10_000
 
 
@@ -59,6 +61,7 @@ class TextStore:
         for name in self.ARRAYS:
             mapped = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             setattr(self, name, np.asarray(mapped))  # the same memory; slices of the subclass take three times as long
+        self._positions: dict[str, np.ndarray] = {}
 
     token_ids: np.ndarray
     offsets: np.ndarray
@@ -86,13 +89,40 @@ class TextStore:
         span = slice(self.label_offsets[text], self.label_offsets[text + 1])
         return self.label_ids[span], self.label_scores[span]
 
-    def lengths(self) -> np.ndarray:
-        """(T,) number of tokens of each text."""
-        return np.diff(self.offsets)
+    @property
+    def num_groups(self) -> int:
+        """Number of images G."""
+        return len(self.groups) - 1
 
-    def group_of(self) -> np.ndarray:
-        """(T,) the group (image) of each text."""
-        return np.repeat(np.arange(len(self.groups) - 1), np.diff(self.groups))
+    def lengths(self, texts: slice) -> np.ndarray:
+        """Numbers of tokens of some texts, given by start and stop."""
+        return np.diff(self.offsets[texts.start : texts.stop + 1])
+
+    def lengths_of(self, groups: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of tokens of all texts of some images, end to end, and where each image's start."""
+        bounds = self.groups[groups.start : groups.stop + 1]
+        return self.lengths(slice(bounds[0], bounds[-1])), bounds[:-1] - bounds[0]
+
+    def longest(self) -> int:
+        """Number of tokens of the longest text."""
+        starts = range(0, len(self), TEXTS_AT_ONCE)
+        return max(int(self.lengths(slice(start, start + TEXTS_AT_ONCE)).max()) for start in starts)
+
+    def positions_in(self, store: RegionStore) -> np.ndarray:
+        """Positions (G,) int64 of all images in a region store.
+
+        They are looked up once, which takes microseconds an image, and then mapped from a file beside the texts.
+
+        Raises:
+            UserError: the region store lacks an image.
+
+        """
+        if store.fingerprint not in self._positions:
+            file = self.path / f"{POSITIONS}{store.fingerprint}.npy"
+            if not file.exists():
+                _write_positions(file, store.positions(self.image_ids()))
+            self._positions[store.fingerprint] = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        return self._positions[store.fingerprint]
 
     def image_id(self, group: int) -> str:
         """Id of one image."""
@@ -100,7 +130,7 @@ class TextStore:
 
     def image_ids(self) -> Iterator[str]:
         """Ids of all images, one after the other, so that they need not be in memory together."""
-        return map(self.image_id, range(len(self.groups) - 1))
+        return map(self.image_id, range(self.num_groups))
 
 
 def text_store(
@@ -146,7 +176,27 @@ def text_store(
 
 def open_text_store(path: Path) -> TextStore | None:
     """Open a store if it is there with every file as it was written; a damaged one is told."""
-    return TextStore(path) if _is_sound(path) else None
+    if not _is_sound(path):
+        return None
+    for file in path.glob(f"{POSITIONS}*.npy"):
+        if not _matches(file):
+            logger.warning("%s is damaged; it is made again", file)
+            file.unlink()
+    return TextStore(path)
+
+
+def _write_positions(file: Path, positions: np.ndarray) -> None:
+    with atomic_path(file) as temporary:
+        with temporary.open("wb") as opened:
+            np.save(opened, positions, allow_pickle=False)
+        write_json(file.with_suffix(".json"), {"sha256": sha256(temporary)})
+
+
+def _matches(positions: Path) -> bool:
+    try:
+        return bool(read_json(positions.with_suffix(".json"))["sha256"] == sha256(positions))
+    except (UserError, OSError, KeyError, TypeError):
+        return False
 
 
 def _is_sound(path: Path) -> bool:

@@ -174,14 +174,15 @@ def _of_texts(config: AnyConfig, given: Given, facts: DataFacts) -> DataFacts:
 
 
 def _of_store(texts: TextStore, behind_one: int) -> TextFacts:
-    lengths, counts = texts.lengths(), np.diff(texts.groups)
+    every = slice(0, texts.num_groups)
+    (lengths, starts), counts = texts.lengths_of(every), np.diff(texts.groups)
     return TextFacts(
         words=float(lengths.mean()),
         longest=float(lengths.max()),
-        longest_of_image=float(np.maximum.reduceat(lengths, texts.groups[:-1]).mean()),
+        longest_of_image=float(np.maximum.reduceat(lengths, starts).mean()),
         number=float(counts.mean()),
         drawn=float(np.minimum(counts, behind_one).mean()),
-        drawn_rows=float(shared_rows(texts, behind_one).mean()),
+        drawn_rows=float(shared_rows(texts, behind_one, every).mean()),
     )
 
 

@@ -23,6 +23,7 @@ Around this file: `store_format.py` has the formats, `store_folder.py` opens one
 `store_check.py` verifies, `store_summary.py` counts.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -84,6 +85,7 @@ class RegionStore:
 
     Attributes:
         folders: the opened folders.
+        fingerprint: of the images and their positions.
 
     Raises:
         UserError: there is no store, it is damaged, or a newer dimvl wrote it; several stores are of different
@@ -101,6 +103,8 @@ class RegionStore:
         self._ends = np.cumsum([len(folder) for folder in self.folders])
         self._manifest = _common_manifest(self.folders)
         _refuse_doubles(self.folders)
+        images = "".join(f"{part.manifest.index.sha256}{part.manifest.ids.sha256}" for part in self.folders)
+        self.fingerprint = hashlib.sha256(images.encode()).hexdigest()[:20]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RegionStore, ([folder.path for folder in self.folders], self.check)

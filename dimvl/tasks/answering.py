@@ -83,32 +83,39 @@ class QuestionSource(ImageSource):
     """
 
     def __init__(self, questions: TextStore, images: ImageReader, processor: Processor) -> None:
-        self.questions, self.images, self.processor = questions, images, processor
-        positions = images.store.positions(questions.image_ids())
-        if processor.shared_prefix:
-            self.first = np.asarray(questions.groups)  # first question of each document, and the end
-        else:
-            positions = positions[questions.group_of()]
-            self.first = np.arange(len(questions) + 1)
-        self.positions = positions
+        super().__init__(questions, images)
+        self.processor = processor
 
-    def costs(self, epoch: int) -> np.ndarray:
-        """(D,) upper bound of rows."""
-        text_rows = np.add.reduceat(self.questions.lengths() + 1, self.first[:-1])
-        return self.images.rows(self.positions) + text_rows
+    def __len__(self) -> int:
+        """Return the number of documents D of an epoch."""
+        return super().__len__() if self.processor.shared_prefix else len(self.texts)
+
+    def groups(self, documents: np.ndarray) -> np.ndarray:
+        """Which image of the texts documents (B,) are of: (B,)."""
+        if self.processor.shared_prefix:
+            return documents
+        return np.searchsorted(self.texts.groups, documents, side="right") - 1
+
+    def costs(self, epoch: int, some: slice) -> np.ndarray:
+        """Upper bound of the rows of some documents."""
+        if not self.processor.shared_prefix:
+            return self.prefix_rows(some) + self.texts.lengths(some) + 1
+        lengths, starts = self.texts.lengths_of(some)
+        return self.prefix_rows(some) + np.add.reduceat(lengths + 1, starts)
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
         """Build the document of a question, or of an image's questions."""
-        questions = range(self.first[index], self.first[index + 1])
+        shared = self.processor.shared_prefix
+        questions = range(*self.texts.groups[index : index + 2]) if shared else range(index, index + 1)
         scores = np.zeros((len(questions), len(self.processor.answers)), dtype=np.float32)
         for row, question in zip(scores, questions, strict=True):
-            ids, values = self.questions.labels(question)
+            ids, values = self.texts.labels(question)
             row[ids] = values
         return question_document(
-            f"question {self.questions.text_ids[questions[0]]}",
+            f"question {self.texts.text_ids[questions[0]]}",
             self.images.prefix(regions),
-            [self.questions.tokens(question) for question in questions],
+            [self.texts.tokens(question) for question in questions],
             self.processor.tokenizer,
-            self.processor.shared_prefix,
+            shared,
             scores,
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dimvl.data.batch import Batch, Targets
 from dimvl.data.documents import BatchShape, Document, ImageReader, Text
 from dimvl.data.processor import Processor, Variant
+from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import mask_tokens
@@ -57,23 +58,39 @@ class Task(nn.Module):
 
 
 class ImageSource(ABC):
-    """Documents of one image each, for `dimvl.data.sampler.TrainingSteps`.
+    """Documents of one image each, for `dimvl.data.sampler.TrainingSteps`: by default one for each image of the texts.
 
-    Attributes:
+    Nothing is held in memory for each document.
+
+    Args:
+        texts: tokenised, grouped by image.
         images: reads the region store.
-        positions: (D,) of each document's image in the store.
 
     """
 
-    images: ImageReader
-    positions: np.ndarray
+    def __init__(self, texts: TextStore, images: ImageReader) -> None:
+        self.texts, self.images = texts, images
+        texts.positions_in(images.store)  # looked up here and not in each loader process
 
     def __len__(self) -> int:
-        return len(self.positions)
+        """Return the number of documents D of an epoch."""
+        return self.texts.num_groups
+
+    def groups(self, documents: np.ndarray) -> np.ndarray:
+        """Which image of the texts documents (B,) are of: (B,)."""
+        return documents
+
+    def positions(self, documents: np.ndarray) -> np.ndarray:
+        """Positions (B,) in the region store of the images of documents (B,)."""
+        return self.texts.positions_in(self.images.store)[self.groups(documents)]
+
+    def prefix_rows(self, some: slice) -> np.ndarray:
+        """Upper bound of the prefix rows of some documents."""
+        return self.images.rows(self.positions(np.arange(some.start, some.stop)))
 
     @abstractmethod
-    def costs(self, epoch: int) -> np.ndarray:
-        """(D,) upper bound of rows."""
+    def costs(self, epoch: int, some: slice) -> np.ndarray:
+        """Upper bound of the rows of some documents, given by start and stop."""
 
     def build(self, epoch: int, index: int) -> Document:
         """Build one document of an epoch."""
@@ -81,7 +98,7 @@ class ImageSource(ABC):
 
     def build_all(self, epoch: int, indexes: np.ndarray) -> list[Document]:
         """Build documents of an epoch, with their images read at once; company changes no document."""
-        found = self.images.read(self.positions[indexes])
+        found = self.images.read(self.positions(indexes))
         return [self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)]
 
     @abstractmethod

@@ -91,30 +91,28 @@ class CaptionSource(ImageSource):
         seed: int,
         drop_worst: DropWorstConfig | None = None,
     ) -> None:
-        self.captions, self.images, self.seq2seq = captions, images, seq2seq
-        self.tokenizer, self.seed, self.drop_worst = tokenizer, seed, drop_worst
-        self.positions = images.store.positions(captions.image_ids())
-        self._shared = shared_rows(captions, seq2seq.captions)
+        super().__init__(captions, images)
+        self.seq2seq, self.tokenizer, self.seed, self.drop_worst = seq2seq, tokenizer, seed, drop_worst
 
-    def costs(self, epoch: int) -> np.ndarray:
-        """(D,) upper bound of rows."""
-        return self.images.rows(self.positions) + self._shared
+    def costs(self, epoch: int, some: slice) -> np.ndarray:
+        """Upper bound of the rows of some documents."""
+        return self.prefix_rows(some) + shared_rows(self.texts, self.seq2seq.captions, some)
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
         generator = keyed_generator(self.seed, "document", epoch, index)
         prefix = self.images.prefix(regions)
-        document = caption_document(self.captions, index, prefix, self.seq2seq, self.tokenizer, generator, OBJECTIVE)
+        document = caption_document(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, OBJECTIVE)
         if self.drop_worst is None or epoch < self.drop_worst.after:
             return document
         return replace(document, drop=self.drop_worst.count(len(document.texts)))
 
 
-def shared_rows(captions: TextStore, most: int) -> np.ndarray:
-    """Upper bound of the rows of up to `most` captions of each image, [CLS] or [SEP] included: (G,)."""
-    lengths, starts = captions.lengths() + 1, captions.groups[:-1]
-    longest = np.maximum.reduceat(lengths, starts)
-    return np.minimum(np.add.reduceat(lengths, starts), longest * most)
+def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
+    """Upper bound of the rows of up to `most` captions of each of some images, [CLS] or [SEP] included."""
+    lengths, starts = captions.lengths_of(some)
+    longest = np.maximum.reduceat(lengths + 1, starts)
+    return np.minimum(np.add.reduceat(lengths + 1, starts), longest * most)
 
 
 def caption_document(

@@ -3,7 +3,7 @@
 DiMBERT is pretrained with the two language models; the other two are additions to that recipe.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
 from dimvl.data.batch import Batch, MatchTargets, ObjectTargets, WordTargets
-from dimvl.data.documents import Document, ImageReader, keyed_generator
+from dimvl.data.documents import Document, ImageReader, KeyedUniform, keyed_generator
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
@@ -29,7 +29,6 @@ from dimvl.regions.records import Detections
 from dimvl.tasks.base import ImageSource, Task, masked_text, plain_text
 from dimvl.tasks.captioning import caption_document, shared_rows
 
-PIECE = 1_000_000
 DRAWS = 10  # of a text that the image has not, before it gets no negative
 
 
@@ -76,12 +75,6 @@ class PretrainTask(Task):
         }
 
 
-def _pieces(count: int) -> Iterator[slice]:
-    """Slices of a large array, so that what is computed on the way is small."""
-    for start in range(0, count, PIECE):
-        yield slice(start, min(start + PIECE, count))
-
-
 class PretrainSource(ImageSource):
     """One document per image and epoch, its objective drawn by share, its randomness by seed, epoch and image.
 
@@ -106,51 +99,39 @@ class PretrainSource(ImageSource):
         seed: int,
         word_changes: WordChanges | None = None,
     ) -> None:
-        self.captions, self.images, self.config, self.seq2seq = captions, images, config, seq2seq
-        self.tokenizer, self.seed, self.word_changes = tokenizer, seed, word_changes
-        self.positions = images.store.positions(captions.image_ids())
+        super().__init__(captions, images)
+        self.config, self.seq2seq, self.tokenizer, self.seed = config, seq2seq, tokenizer, seed
+        self.word_changes = word_changes
         self.shares: Mapping[str, float] = config.shares.model_dump()
-        lengths, groups = captions.lengths(), captions.groups
-        self._longest = np.maximum.reduceat(lengths, groups[:-1]).astype(np.int32)
-        self._drawn: tuple[int, np.ndarray] | None = None
         self._matching_texts = seq2seq.captions if config.shared_prefix else 1
-        self._shared = shared_rows(captions, seq2seq.captions).astype(np.int32)
+        self._longest = captions.longest()
+        self._drawn: tuple[int, KeyedUniform] | None = None
 
-    def objectives(self, epoch: int) -> np.ndarray:
-        """(D,) uint8 index into the shares of each document's objective in an epoch; keyed by seed and epoch."""
-        edges = np.cumsum(list(self.shares.values()))
-        generator = keyed_generator(self.seed, "objectives", epoch)
-        names = list(self.shares)
-        objectives = np.empty(len(self), dtype=np.uint8)
-        for some in _pieces(len(self)):
-            drawn = generator.random(len(objectives[some])) * edges[-1]
-            chosen = np.searchsorted(edges, drawn, side="right")
-            nothing = self.images.num_regions(self.positions[some]) == 0
-            chosen[(chosen == names.index("masked_object")) & nothing] = names.index("masked_lm")
-            objectives[some] = chosen
-        return objectives
-
-    def costs(self, epoch: int) -> np.ndarray:
-        """(D,) int32 upper bound of rows."""
-        names, objectives = list(self.shares), self._objectives_of(epoch)
-        longest_of_all = int(self._longest.max()) + 1
-        costs = np.empty(len(self), dtype=np.int32)
-        for some in _pieces(len(self)):
-            objective, text = objectives[some], self._longest[some] + 1
-            number = np.minimum(np.diff(self.captions.groups[some.start : some.stop + 1]), self._matching_texts)
-            text = np.where(objective == names.index("matching"), number * longest_of_all, text)
-            text = np.where(objective == names.index("seq2seq_lm"), self._shared[some], text)
-            costs[some] = self.images.rows(self.positions[some]) + text
-        return costs
-
-    def _objectives_of(self, epoch: int) -> np.ndarray:
+    def objectives(self, epoch: int, some: slice) -> np.ndarray:
+        """Index into the shares of each objective of some documents in an epoch; keyed by seed and epoch."""
         if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = (epoch, self.objectives(epoch))
-        return self._drawn[1]
+            self._drawn = (epoch, KeyedUniform(self.seed, "objectives", epoch))
+        edges, names = np.cumsum(list(self.shares.values())), list(self.shares)
+        chosen = np.searchsorted(edges, self._drawn[1][some] * edges[-1], side="right")
+        objects = some.start + np.flatnonzero(chosen == names.index("masked_object"))
+        nothing = objects[self.images.num_regions(self.positions(objects)) == 0]
+        chosen[nothing - some.start] = names.index("masked_lm")
+        return chosen
+
+    def costs(self, epoch: int, some: slice) -> np.ndarray:
+        """Upper bound of the rows of some documents."""
+        names, objectives = list(self.shares), self.objectives(epoch, some)
+        lengths, starts = self.texts.lengths_of(some)
+        number = np.minimum(np.diff(self.texts.groups[some.start : some.stop + 1]), self._matching_texts)
+        text = np.maximum.reduceat(lengths, starts) + 1
+        text = np.where(objectives == names.index("matching"), number * (self._longest + 1), text)
+        shared = shared_rows(self.texts, self.seq2seq.captions, some)
+        text = np.where(objectives == names.index("seq2seq_lm"), shared, text)
+        return self.prefix_rows(some) + text
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
-        objective = list(self.shares)[self._objectives_of(epoch)[index]]
+        objective = list(self.shares)[self.objectives(epoch, slice(index, index + 1))[0]]
         generator = keyed_generator(self.seed, "document", epoch, index)
         builder = {
             "masked_lm": self._masked_lm,
@@ -161,11 +142,11 @@ class PretrainSource(ImageSource):
         return builder(index, regions, generator)
 
     def _source(self, index: int) -> str:
-        return f"image {self.captions.image_id(index)}"
+        return f"image {self.texts.image_id(index)}"
 
     def _words(self, index: int, generator: np.random.Generator) -> np.ndarray:
-        first, end = self.captions.groups[index : index + 2]
-        return self.captions.tokens(int(generator.integers(first, end))).astype(np.int64)
+        first, end = self.texts.groups[index : index + 2]
+        return self.texts.tokens(int(generator.integers(first, end))).astype(np.int64)
 
     def _masked_lm(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
         config = self.config
@@ -176,7 +157,7 @@ class PretrainSource(ImageSource):
 
     def _seq2seq_lm(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
         prefix = self.images.prefix(regions)
-        return caption_document(self.captions, index, prefix, self.seq2seq, self.tokenizer, generator, "seq2seq_lm")
+        return caption_document(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, "seq2seq_lm")
 
     def _masked_object(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
         targets, hidden = hide_regions(regions.boxes, generator, self.config.region_share, self.config.max_cover)
@@ -191,11 +172,11 @@ class PretrainSource(ImageSource):
 
     def _matching(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
         """One text or, with a shared prefix, several, each a match or not by itself."""
-        first, end = self.captions.groups[index : index + 2]
+        first, end = self.texts.groups[index : index + 2]
         drawn = generator.permutation(np.arange(first, end))[: self._matching_texts]
         texts, labels = [], []
         for text in drawn:
-            words, match = self.captions.tokens(int(text)).astype(np.int64), 1.0
+            words, match = self.texts.tokens(int(text)).astype(np.int64), 1.0
             if generator.random() < self.config.negative_share:
                 words, match = self._negative(index, words, generator)
             texts.append(plain_text(words, self.tokenizer))
@@ -227,5 +208,5 @@ class PretrainSource(ImageSource):
         return words, 1.0
 
     def _is_own(self, index: int, words: np.ndarray) -> bool:
-        texts = map(self.captions.tokens, range(*self.captions.groups[index : index + 2]))
+        texts = map(self.texts.tokens, range(*self.texts.groups[index : index + 2]))
         return any(np.array_equal(words, text) for text in texts)

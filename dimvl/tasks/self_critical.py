@@ -155,19 +155,18 @@ class SampleSource(ImageSource):
     """
 
     def __init__(self, captions: TextStore, images: ImageReader, samples: int, longest: int, seed: int) -> None:
-        self.images, self.samples, self.longest, self.seed = images, samples, longest, seed
-        self.captions = captions
-        self.positions = images.store.positions(captions.image_ids())
+        super().__init__(captions, images)
+        self.samples, self.longest, self.seed = samples, longest, seed
 
-    def costs(self, epoch: int) -> np.ndarray:
-        """(D,) upper bound of rows, those of the captions that are to be drawn too."""
-        return self.images.rows(self.positions) + self.samples * self.longest
+    def costs(self, epoch: int, some: slice) -> np.ndarray:
+        """Upper bound of the rows of some documents, those of the captions that are to be drawn too."""
+        return self.prefix_rows(some) + self.samples * self.longest
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
         """Build the document of an image in an epoch."""
         generator = keyed_generator(self.seed, "document", epoch, index)
         return Document(
-            source=f"image {self.captions.image_id(index)}",
+            source=f"image {self.texts.image_id(index)}",
             objective=OBJECTIVE,
             prefix=self.images.prefix(regions),
             texts=[],

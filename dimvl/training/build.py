@@ -13,9 +13,9 @@ from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
 from dimvl.data.annotations import Caption, Question, read_captions, read_questions
 from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
 from dimvl.data.documents import ImageReader
+from dimvl.data.epoch_plan import DocumentSource
 from dimvl.data.matching import match_files
 from dimvl.data.processor import Processor
-from dimvl.data.sampler import DocumentSource
 from dimvl.data.text_store import LabelledText, TextStore, open_text_store, text_store
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer

@@ -7,10 +7,12 @@ RUN/run.json             the configuration, versions and the git revision
     config.json          the model's arguments
     processor.json, tokenizer.json, tokenizer_config.json
     checkpoints/, log.jsonl, texts/
+    plans/               while it runs: which documents each step has, see `dimvl/data/epoch_plan.py`
 """
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,8 @@ import torch
 
 from dimvl.config import AnyConfig, TrainingConfig
 from dimvl.data.annotations import describe_file
-from dimvl.data.sampler import DocumentSource, TrainingSteps
+from dimvl.data.epoch_plan import DocumentSource
+from dimvl.data.sampler import TrainingSteps
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.errors import NotFiniteError, UserError
 from dimvl.files import git_revision, sha256, write_json
@@ -37,6 +40,7 @@ from dimvl.training.report import StepReport
 from dimvl.training.validation import build_validation
 
 logger = logging.getLogger(__name__)
+PLANS = "plans"
 ANNOTATIONS = ("captions", "questions", "annotations")
 OTHERS = {"scenes.json": "scenes", "manifest.json": "a region store", "demo.json": "a demo"}
 # Each rank may have its own, and each call too: stores are compared by their manifests.
@@ -108,12 +112,16 @@ def train_on(
             rows_per_micro_batch=settings.rows_per_micro_batch,
             rank=ranks.rank,
             ranks=ranks.size,
+            plans=run / PLANS,
         )
         train(engine, data, config, run, progress, validation)
     except (UserError, NotFiniteError):
         if ranks.rank == 0 and latest_checkpoint(run) is None:
             _free(run)
         raise
+    finally:
+        if ranks.rank == 0:
+            shutil.rmtree(run / PLANS, ignore_errors=True)
     return run
 
 
@@ -155,6 +163,8 @@ def _prepare(
     """Build model, task, documents and validation; what they need is written into the run's folder."""
     run = config.output
     _check_claim(run, description)
+    if ranks.rank == 0:
+        shutil.rmtree(run / PLANS, ignore_errors=True)  # of a run that was killed; other code may plan otherwise
     store = RegionStore(config.regions, config.training.check_reads)
     is_new = not (run / RUN).exists()
     known = None if is_new else known_texts(config)

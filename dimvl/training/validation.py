@@ -219,7 +219,7 @@ def _loss(
     all_of_them = config.seq2seq.model_copy(update={"captions": len(captions)})
     source = CaptionSource(tokens, images, all_of_them, processor.tokenizer, config.seed)
     plain = CaptionTask(task.model, processor, smoothing=0.0).eval()
-    costs = source.costs(0)
+    costs = source.costs(0, slice(0, len(source)))
 
     def score() -> float:
         total, device = np.zeros(2), next(task.parameters()).device

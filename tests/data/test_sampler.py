@@ -1,17 +1,14 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
-from dimvl.data.documents import collate, keyed_generator
-from dimvl.data.sampler import TrainingSteps, deal, global_steps, in_order
-from dimvl.errors import UserError
+from dimvl.data.documents import collate
+from dimvl.data.sampler import TrainingSteps, deal, in_order
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
 from tests.factories import CLASSES, make_model, make_processor
-from tests.tiny_runs import caption_store, image_reader, make_data
+from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
 
 IMAGES, BUDGET, MICRO = 14, 260, 90
 
@@ -47,30 +44,6 @@ def same(one, other):
     equal &= all(np.array_equal(getattr(one.layout, name), getattr(other.layout, name)) for name in layouts)
     pairs = [(one.targets[name], other.targets[name]) for name in one.targets]
     return equal and all(torch.equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
-
-
-def test_steps_are_a_shuffled_cut_of_all_documents_within_the_budget():
-    costs = np.random.default_rng(0).integers(5, 60, 200)
-    steps = global_steps(costs, 100, keyed_generator(1))
-    assert sorted(np.concatenate(steps).tolist()) == list(range(200))
-    assert np.concatenate(steps).tolist() != list(range(200))
-    assert all(costs[step].sum() <= 100 for step in steps)
-    # no step could have taken the document that the next one begins with
-    assert all(costs[one].sum() + costs[two[0]] > 100 for one, two in pairwise(steps))
-
-
-@pytest.mark.parametrize("piece", [1, 4, 1000])
-def test_the_pieces_that_an_epoch_is_planned_in_change_nothing(source, monkeypatch, piece):
-    monkeypatch.setattr("dimvl.tasks.pretraining.PIECE", piece)
-    costs, objectives = source.costs(3), source.objectives(3)
-    monkeypatch.undo()
-    assert np.array_equal(objectives, source.objectives(3)) and np.array_equal(costs, source.costs(3))
-    assert len(set(objectives.tolist())) > 1 and objectives.dtype == np.uint8 and costs.dtype == np.int32
-
-
-def test_a_document_above_the_budget_is_one_clear_sentence():
-    with pytest.raises(UserError, match=r"up to 101 rows, above training\.rows_per_step 100"):
-        global_steps(np.array([5, 101]), 100, keyed_generator(1))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -133,7 +106,7 @@ def test_no_micro_batch_has_more_rows_than_the_budget(source, shape):
 
 def test_costs_bound_the_rows_of_every_document_that_can_come(source):
     for epoch in range(12):
-        costs = source.costs(epoch)
+        costs = all_costs(source, epoch)
         for index in range(len(source)):
             document = source.build(epoch, index)
             rows = len(document.prefix.features) + len(document.prefix.context)
@@ -202,15 +175,6 @@ def test_pinning_a_step_copies_every_tensor_of_it(source, shape, monkeypatch):
             own += [part for parts in target.values() for part in parts]
         assert len(tensors[0]) == 7 + 9
         assert all(a.data_ptr() != b.data_ptr() for a, b in zip(*tensors, strict=True) if len(a))
-
-
-def test_no_documents_are_one_clear_sentence(shape):
-    class Empty:
-        def costs(self, epoch):
-            return np.zeros(0, dtype=np.int64)
-
-    with pytest.raises(UserError, match="no documents"):
-        make_steps(Empty(), shape)[0]
 
 
 def test_evaluation_batches_hold_each_document_once_and_similar_ones_together():

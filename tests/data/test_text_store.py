@@ -10,13 +10,16 @@ from dimvl.data import text_store as text_store_module
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from tests.factories import TEXTS, make_tokenizer
+from dimvl.regions.store import RegionStore
+from tests.factories import TEXTS, make_store, make_tokenizer
 
 TEXT = [
     LabelledText(7, "b", "two blue stars", ((3, 0.5), (1, 1.0))),
     LabelledText(5, "a", "a circle"),
     LabelledText(6, "b", "the star is above a circle", ((2, 0.25),)),
 ]
+
+NUMBERED = [LabelledText(number, image, "a circle") for number, image in enumerate("212")]
 
 
 @pytest.fixture
@@ -34,12 +37,15 @@ def test_every_text_comes_back_with_its_labels_grouped_by_image(tmp_path, source
     tokenizer = make_tokenizer()
     store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT)
     assert store.text_ids.tolist() == [7, 6, 5] and store.groups.tolist() == [0, 2, 3]
-    assert list(store.image_ids()) == ["b", "a"] and store.image_id(1) == "a" and store.group_of().tolist() == [0, 0, 1]
+    assert list(store.image_ids()) == ["b", "a"] and store.image_id(1) == "a"
     for place, text in enumerate([TEXT[0], TEXT[2], TEXT[1]]):
         assert tokenizer.decode(store.tokens(place).tolist()) == text.text
         ids, scores = store.labels(place)
         assert list(zip(ids.tolist(), scores.tolist(), strict=True)) == list(text.labels)
-    assert store.lengths().tolist() == [len(store.tokens(place)) for place in range(3)]
+    lengths = [len(store.tokens(place)) for place in range(3)]
+    assert store.lengths(slice(0, 3)).tolist() == lengths and store.lengths(slice(1, 2)).tolist() == lengths[1:2]
+    for groups, texts, starts in ((slice(0, 2), lengths, [0, 2]), (slice(1, 2), lengths[2:], [0])):
+        assert [part.tolist() for part in store.lengths_of(groups)] == [texts, starts]
 
 
 def test_long_texts_are_cut_and_a_warning_counts_them_each_time(tmp_path, source, caplog):
@@ -48,7 +54,7 @@ def test_long_texts_are_cut_and_a_warning_counts_them_each_time(tmp_path, source
         with caplog.at_level(logging.WARNING):
             store = text_store(tmp_path / "cache", make_tokenizer(), 2, [source], TEXT)
         assert "2 of 3 texts are longer than 2 tokens and were cut" in caplog.text
-    assert store.lengths().max() == 2
+    assert store.longest() == 2
     assert make_tokenizer().decode(store.tokens(1).tolist()) == "the star"
 
 
@@ -124,6 +130,43 @@ def test_a_damaged_store_is_told_and_made_again(tmp_path, source, caplog, damage
         harmless = name == "manifest.json" and damage in ("flip", "remove")
         assert harmless or "are damaged; they are made again" in caplog.text, name
         assert {file.name: file.read_bytes() for file in store.path.iterdir()} == whole
+
+
+def test_images_are_looked_up_once_for_each_region_store_and_their_positions_mapped(tmp_path, source, monkeypatch):
+    texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], NUMBERED)
+    stores = [RegionStore(make_store(tmp_path / str(images), images)) for images in (3, 4)]
+    assert [texts.positions_in(store).tolist() for store in stores] == [[1, 0]] * 2
+    again = pickle.loads(pickle.dumps(texts))
+    monkeypatch.setattr(RegionStore, "positions", None)
+    for store in stores:
+        assert again.positions_in(store).tolist() == [1, 0] and isinstance(again.positions_in(store).base, np.memmap)
+    assert len(list(texts.path.glob("positions-*.npy"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "no checksum"])
+def test_damaged_positions_are_told_and_looked_up_anew(tmp_path, source, caplog, damage):
+    regions = RegionStore(make_store(tmp_path / "regions", 3))
+
+    def positions():
+        store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], NUMBERED)
+        return store.positions_in(regions).tolist(), store.path
+
+    _, path = positions()
+    [file] = path.glob("positions-*.npy")
+    whole = file.read_bytes()
+    if damage == "no checksum":
+        file.with_suffix(".json").unlink()
+    else:
+        file.write_bytes(whole[:-16] + b"\2" + whole[-15:] if damage == "flip" else whole[:-4])
+    found, _ = positions()
+    assert found == [1, 0] and f"{file} is damaged" in caplog.text and file.read_bytes() == whole
+
+
+def test_a_region_store_that_lacks_an_image_of_the_texts_is_one_clear_sentence(tmp_path, source):
+    texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], NUMBERED)
+    with pytest.raises(UserError, match="lacks image '2'"):
+        texts.positions_in(RegionStore(make_store(tmp_path / "regions", 1)))
+    assert list(texts.path.glob("positions-*")) == []
 
 
 def test_ids_of_any_text_come_back_and_half_a_surrogate_pair_in_a_text_is_a_question_mark(tmp_path, source):

@@ -2,8 +2,8 @@
 
 import torch
 
-from dimvl.data.documents import collate, keyed_generator
-from dimvl.data.sampler import global_steps
+from dimvl.data.documents import collate
+from dimvl.data.epoch_plan import plan_epoch
 from dimvl.regions.store import RegionStore
 from dimvl.training.build import build_task, read_annotations
 from dimvl.training.optimiser import freeze
@@ -30,10 +30,11 @@ def all_batches(config, epochs, in_steps=False):
     task, source = build_task(config, store, *read_annotations(config, store))
     batches, documents = [], 0
     for epoch in range(epochs):
-        costs = source.costs(epoch)
-        order = keyed_generator(config.seed, "order", epoch)
-        steps = global_steps(costs, config.training.rows_per_step, order)[:-1] if in_steps else [range(len(costs))]
+        steps = [range(len(source))]
+        if in_steps:
+            plan = plan_epoch(source, epoch, config.seed, config.training.rows_per_step)
+            steps = [plan.step(number)[0] for number in range(len(plan) - 1)]
         for step in steps:
             batches.append(collate([source.build(epoch, int(index)) for index in step], task.shape))
-        documents += len(costs)
+        documents += len(source)
     return batches, documents

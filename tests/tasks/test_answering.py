@@ -8,6 +8,7 @@ from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering import QuestionSource, VqaTask, question_document
 from tests.factories import make_model, make_processor, make_store
+from tests.tiny_runs import all_costs
 
 ANSWERS = ("yes", "no", "2")
 ASKED = ("is there a small red circle", "there are two blue stars", "the star is above a circle")
@@ -52,8 +53,9 @@ def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_a
     seen = []
     for index in range(len(questions)):
         document = questions.build(0, index)
-        image = int(questions.images.store.image_id(int(questions.positions[index])))
-        [own] = questions.images.read(questions.positions[[index]])
+        position = questions.positions(np.array([index]))
+        image = int(questions.images.store.image_id(int(position[0])))
+        [own] = questions.images.read(position)
         np.testing.assert_array_equal(document.prefix.features, own.features)
         for text, scores in zip(document.texts, document.answers, strict=True):
             words = questions.processor.tokenizer.decode(text.token_ids)
@@ -79,8 +81,10 @@ def test_only_with_a_shared_prefix_is_the_picture_blind_to_the_question(tmp_path
         assert torch.equal(first, second) == shared_prefix
 
 
-def test_the_cost_of_a_document_bounds_its_rows(tmp_path):
-    questions = source(tmp_path, shared_prefix=True)
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_the_cost_of_a_document_bounds_its_rows_and_is_the_same_asked_for_alone(tmp_path, shared_prefix):
+    questions = source(tmp_path, shared_prefix)
     shape = task(questions.processor).shape
-    for index, cost in enumerate(questions.costs(0)):
+    for index, cost in enumerate(all_costs(questions, 0)):
         assert collate([questions.build(0, index)], shape).layout.num_rows <= cost
+        assert questions.costs(0, slice(index, index + 1)).tolist() == [cost]

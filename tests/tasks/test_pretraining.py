@@ -19,7 +19,7 @@ from dimvl.objectives import (
 from dimvl.tasks.answering import QuestionSource, VqaTask
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
 from tests.factories import ATTRIBUTES, CLASSES, make_model, make_processor, make_tokenizer
-from tests.tiny_runs import caption_store, image_reader, make_data
+from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
 
 TOKENIZER = make_tokenizer()
 LONG = np.array(TOKENIZER.encode("the small star is above a large blue square " * 12))
@@ -48,7 +48,7 @@ def make_task(**config):
 
 def objectives(source, epoch):
     """Names of the objectives of all documents in an epoch."""
-    return [list(source.shares)[number] for number in source.objectives(epoch)]
+    return [list(source.shares)[number] for number in source.objectives(epoch, slice(0, len(source)))]
 
 
 def text_of(document):
@@ -56,7 +56,7 @@ def text_of(document):
 
 
 def captions_by_image(source):
-    store = source.captions
+    store = source.texts
     groups = store.groups
     return [
         {tuple(store.tokens(text).tolist()) for text in range(groups[index], groups[index + 1])}
@@ -88,7 +88,7 @@ def test_behind_a_shared_prefix_each_text_is_labelled_by_itself_and_judged_from_
         assert batch.layout.seq2seq.all()
         assert targets.labels.tolist() == [label for document in documents for label in document.match]
         for index, document in enumerate(documents):
-            assert collate([document], shape).layout.num_rows <= source.costs(epoch)[index]
+            assert collate([document], shape).layout.num_rows <= all_costs(source, epoch)[index]
             for text, label in zip(document.texts, document.match, strict=True):
                 assert (tuple(text.token_ids[:-1].tolist()) in own[index]) == (label == 1)
                 labels[label] += 1
@@ -179,7 +179,7 @@ def test_tags_come_from_visible_regions_only(data):
     for epoch in range(30):
         for index in (0, 1, 3, 4):
             document = source.build(epoch, index)
-            [regions] = source.images.read(source.positions[[index]])
+            [regions] = source.images.read(source.positions(np.array([index])))
             seen = ~document.prefix.hidden
             visible = {words[CLASSES[i]] for i in regions.class_ids[seen, 0]}
             visible |= {words[ATTRIBUTES[i]] for i in regions.attribute_ids[seen].flatten()}
@@ -259,8 +259,8 @@ def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
     model = make_model(answers=2, vocabulary=len(TOKENIZER))
     task = VqaTask(model, processor)
     documents = [source.build(0, index) for index in range(len(source))]
-    assert len(documents) == (8 if shared else len(source.questions))
-    costs = source.costs(0)
+    assert len(documents) == (8 if shared else len(source.texts))
+    costs = all_costs(source, 0)
     together, alone = task.logits(collate(documents, task.shape)), []
     for document, cost in zip(documents, costs, strict=True):
         rows = len(document.prefix.features) + len(document.prefix.context)
@@ -269,7 +269,7 @@ def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
             one = replace(document, texts=[text], answers=None)
             alone.append(task.logits(collate([one], task.shape)))
     asked = [text.token_ids[:-1].tolist() for document in documents for text in document.texts]
-    assert asked == [source.questions.tokens(number).tolist() for number in range(len(source.questions))]
+    assert asked == [source.texts.tokens(number).tolist() for number in range(len(source.texts))]
     torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-4)  # fp32, another order of sums
 
 

@@ -19,7 +19,7 @@ from dimvl.tasks.self_critical import (
     token_references,
 )
 from tests.factories import FEATURE_WIDTH, make_model, make_processor, make_regions
-from tests.tiny_runs import caption_store, image_reader, make_data
+from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
 
 LONGEST = 6
 
@@ -108,7 +108,7 @@ def test_targets_are_counted_before_anything_is_drawn_and_costs_bound_the_rows(s
     assert batch.counts() == {OBJECTIVE: 15}
     assert batch.targets[OBJECTIVE].images.tolist() == [image for image in range(5) for _ in range(3)]
     rows = batch.layout.num_rows + sum(len(text.token_ids) for text in task.draw(batch))
-    assert rows <= source.costs(0).sum()
+    assert rows <= all_costs(source, 0).sum()
 
 
 def test_bf16_copies_of_the_weights_made_while_drawing_do_not_swallow_gradients(source):

@@ -1,0 +1,174 @@
+import errno
+import multiprocessing
+import os
+import pickle
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from dimvl.config import ObjectivesConfig, Seq2seqConfig
+from dimvl.data import epoch_plan
+from dimvl.data.documents import KeyedUniform, keyed_generator
+from dimvl.data.epoch_plan import EpochPlans, plan_epoch
+from dimvl.data.sampler import TrainingSteps
+from dimvl.errors import UserError
+from dimvl.tasks.pretraining import PretrainSource
+from tests.factories import make_processor
+from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
+
+BUDGET = 100
+
+
+class Costs:
+    """Documents of which nothing is known but their rows; counts how often they are asked for in a file."""
+
+    def __init__(self, costs, asked=None):
+        self.values, self.asked = np.asarray(costs), asked
+
+    def __len__(self):
+        return len(self.values)
+
+    def costs(self, epoch, some):
+        if self.asked is not None:
+            with self.asked.open("a") as file:
+                file.write(f"{epoch}\n")
+        return self.values[some] + epoch
+
+
+@pytest.fixture
+def source(tmp_path):
+    return Costs(np.random.default_rng(0).integers(5, 60, 200), tmp_path / "asked")
+
+
+def asked(source):
+    return [int(line) for line in source.asked.read_text().split()] if source.asked.exists() else []
+
+
+def steps_of(plan):
+    return [plan.step(number)[0].tolist() for number in range(len(plan))]
+
+
+def cut_one_by_one(source, epoch, seed):
+    """The obvious way: shuffle, and begin a step where one document more would be too many."""
+    costs, order = all_costs(source, epoch), np.arange(len(source), dtype=np.int32)
+    keyed_generator(seed, "order", epoch).shuffle(order)
+    steps, rows = [[]], 0
+    for document in order.tolist():
+        if rows + costs[document] > BUDGET:
+            steps.append([])
+            rows = 0
+        steps[-1].append(document)
+        rows += costs[document]
+    return steps
+
+
+def test_steps_are_a_shuffled_cut_of_all_documents_within_the_budget(source):
+    plan = plan_epoch(source, 0, seed=1, row_budget=BUDGET)
+    steps, costs = steps_of(plan), all_costs(source, 0)
+    documents = [document for step in steps for document in step]
+    assert sorted(documents) == list(range(200)) and documents != list(range(200))
+    assert all(costs[step].sum() <= BUDGET for step in steps)
+    assert all(plan.step(number)[1].tolist() == costs[step].tolist() for number, step in enumerate(steps))
+    # no step could have taken the document that the next one begins with
+    assert all(costs[one].sum() + costs[two[0]] > BUDGET for one, two in pairwise(steps))
+
+
+@pytest.mark.parametrize("piece", [1, 3, 64, 200, 1000])
+def test_the_pieces_that_an_epoch_is_planned_in_change_nothing(source, monkeypatch, piece):
+    monkeypatch.setattr(epoch_plan, "PIECE", piece)
+    for epoch in range(3):
+        assert steps_of(plan_epoch(source, epoch, seed=1, row_budget=BUDGET)) == cut_one_by_one(source, epoch, seed=1)
+
+
+@pytest.mark.parametrize("costs", [[100], [100, 100, 100], [0, 0, 0], [1, 99, 0, 100, 0, 60, 41]])
+@pytest.mark.parametrize("piece", [1, 2, 100])
+def test_documents_as_large_as_a_step_and_empty_ones_are_cut_as_one_by_one(monkeypatch, costs, piece):
+    monkeypatch.setattr(epoch_plan, "PIECE", piece)
+    source = Costs(costs)
+    assert steps_of(plan_epoch(source, 0, seed=2, row_budget=BUDGET)) == cut_one_by_one(source, 0, seed=2)
+
+
+def test_a_document_above_the_budget_and_no_documents_are_one_clear_sentence():
+    with pytest.raises(UserError, match=r"up to 101 rows, above training\.rows_per_step 100"):
+        plan_epoch(Costs([5, 101]), 0, seed=1, row_budget=BUDGET)
+    with pytest.raises(UserError, match="no documents"):
+        plan_epoch(Costs([]), 0, seed=1, row_budget=BUDGET)
+
+
+def test_plans_in_files_are_those_in_memory(source, tmp_path):
+    files, own = (EpochPlans(source, 1, BUDGET, folder) for folder in (tmp_path / "plans", None))
+    for epoch in (0, 1, 4, 0):
+        assert steps_of(files[epoch]) == steps_of(own[epoch]) and files.num_steps(epoch) == len(own[epoch])
+
+
+def test_an_epoch_is_planned_once_for_all_processes_even_if_all_of_them_ask_at_once(source, tmp_path):
+    def ask(results):
+        plans = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
+        results.put([steps_of(plans[epoch]) for epoch in range(2)])
+
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=ask, args=(results,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert asked(source) == [0, 1] and all(one == found[0] for one in found)
+
+
+def test_of_epochs_before_the_last_one_only_the_number_of_steps_is_kept(source, tmp_path):
+    plans = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
+    lengths = [len(plans[epoch]) for epoch in range(4)]
+    kept = {path.parent.name for path in (tmp_path / "plans").glob("*/order.npy")}
+    assert kept == {"epoch-2", "epoch-3"} == {path.parent.name for path in (tmp_path / "plans").glob("*/costs.npy")}
+    later = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
+    assert [later.num_steps(epoch) for epoch in range(4)] == lengths and asked(source) == [0, 1, 2, 3]
+    assert steps_of(later[0]) == cut_one_by_one(source, 0, seed=1)  # and whoever needs one all the same gets it
+
+
+def test_a_plan_that_was_not_finished_is_none(source, tmp_path, monkeypatch):
+    plans = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
+    with monkeypatch.context() as patched:
+        patched.setattr(epoch_plan, "_starts", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            plans[0]
+    assert list((tmp_path / "plans").iterdir()) == []
+    assert steps_of(plans[0]) == cut_one_by_one(source, 0, seed=1)
+
+
+def test_a_full_disk_is_one_clear_sentence_and_leaves_nothing(source, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cannot write .*epoch-0: No space left on device"):
+        EpochPlans(source, 1, BUDGET, tmp_path / "plans")[0]
+    assert list((tmp_path / "plans").iterdir()) == []
+
+
+def test_the_space_of_a_plan_is_taken_before_it_is_filled(tmp_path):
+    # filling a map of a file with holes kills the process where the disk is full
+    array = epoch_plan._on_disk(tmp_path / "order.npy", np.int32, 10**6)
+    assert (tmp_path / "order.npy").stat().st_blocks * 512 >= array.nbytes == 4 * 10**6
+
+
+def test_what_a_loader_process_is_sent_does_not_grow_with_the_documents(tmp_path):
+    sizes = []
+    for images in (4, 400):
+        processor, data = make_processor(), make_data(tmp_path / str(images), images)
+        arguments = (caption_store(data, processor), image_reader(data, processor), ObjectivesConfig())
+        source = PretrainSource(*arguments, Seq2seqConfig(), processor.tokenizer, seed=1)
+        budgets = {"rows_per_step": BUDGET, "rows_per_micro_batch": BUDGET, "plans": tmp_path / str(images) / "plans"}
+        steps = TrainingSteps(source, None, seed=1, steps=9, **budgets)
+        steps.locate(3)
+        sizes.append(len(pickle.dumps(steps)))
+    assert abs(sizes[1] - sizes[0]) < 100
+
+
+def test_keyed_numbers_come_from_any_place_as_drawn_one_after_the_other():
+    wanted = keyed_generator(3, "objectives", 5).random(50)
+    numbers = KeyedUniform(3, "objectives", 5)
+    for start, end in np.sort(np.random.default_rng(0).integers(0, 51, (200, 2))).tolist():
+        assert numbers[start:end].tolist() == wanted[start:end].tolist()
