@@ -6,8 +6,9 @@ Optimiser steps of captioning are built by `TrainingSteps`, as in training: abou
 float16 features, tags, five captions behind each. `formats` builds the same steps with images read from the formats of
 the field (`formats.py`) and everything behind reading as it is; processor time of one process, readers in turn, ratios
 to dimvl within a round. `workers` builds them in 1 to 4 processes of torch's `DataLoader`, forked and spawned, over
-1,000 and 50,000 images; it tells images per wall second and per processor second of the workers, and the memory that
-each worker has to itself early and late. Mapped files are shared with the page cache and among workers.
+1,000 and 50,000 images, and forked over 1,000 images kept as int8; it tells images per wall second and per processor
+second of the workers, and the memory that each worker has to itself early and late. Mapped files are shared with the
+page cache and among workers.
 """
 
 import itertools
@@ -159,32 +160,33 @@ def load(data: bytes, method: str, workers: int, count: int, queue) -> None:
     queue.put(found)
 
 
-def measure_workers(folder: Path, sizes: list[int], count: int) -> dict[int, Mapping[str, object]]:
-    """Speed and memory of loader processes, by number of images, method and number of processes."""
-    context, result = multiprocessing.get_context("spawn"), {}
-    for images in sizes:
-        regions = folder / f"of-{images}"
-        Store(regions).write(images)
+def measure_workers(folder: Path, stores: list[tuple[int, str]], count: int) -> dict[int, Mapping[str, object]]:
+    """Speed and memory of loader processes, by number of images, and by method, number of processes and int8."""
+    context = multiprocessing.get_context("spawn")
+    result: dict[int, dict[str, object]] = {}
+    for images, dtype in stores:
+        regions = folder / f"{dtype}-of-{images}"
+        Store(regions, dtype).write(images)
         data = pickle.dumps(make_steps(folder, regions))
-        found: dict[str, object] = {"pickled_bytes": len(data)}
-        for method in ("fork", "spawn"):
-            for workers in (1, 2, 3, 4):
-                queue = context.Queue()
-                process = context.Process(target=load, args=(data, method, workers, count, queue))
-                process.start()
-                found[f"{method} {workers}"] = queue.get()
-                process.join()
+        found = result.setdefault(images, {"pickled_bytes": len(data)})
+        methods, kind = (("fork",), ", int8") if dtype == "int8" else (("fork", "spawn"), "")
+        for method, workers in itertools.product(methods, (1, 2, 3, 4)):
+            queue = context.Queue()
+            process = context.Process(target=load, args=(data, method, workers, count, queue))
+            process.start()
+            found[f"{method} {workers}{kind}"] = queue.get()
+            process.join()
         shutil.rmtree(regions)
-        result[images] = found
     return result
 
 
 def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     """Build steps from all formats, and in loader processes; `device` changes nothing here."""
-    images, sizes, count = (64, [], 0) if small else (2000, [1000, 50_000], 120)
+    stores = [(1000, "float16"), (1000, "int8"), (50_000, "float16")]
+    images, stores, count = (64, [], 0) if small else (2000, stores, 120)
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         formats = measure_formats(folder, images, rounds)
-        workers = measure_workers(folder, sizes, count)
+        workers = measure_workers(folder, stores, count)
     return {"images": images, "formats": formats, "workers": workers}

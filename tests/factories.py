@@ -10,6 +10,7 @@ from dimvl.data.processor import Processor
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.store_format import FeatureDtype
 from dimvl.regions.store_writer import RegionStoreWriter
 
 CLASSES = ("circle", "square", "star")
@@ -104,9 +105,9 @@ def make_regions(seed: int, image_id: str = "1", count: int = 4) -> Regions:
     )
 
 
-def make_store(path: Path, images: int = 6, empty: int | None = None) -> Path:
+def make_store(path: Path, images: int = 6, empty: int | None = None, feature_dtype: FeatureDtype = "float16") -> Path:
     """A store of images "1", "2", ...; the one of number `empty` has no regions."""
-    with RegionStoreWriter(path, make_extractor()) as writer:
+    with RegionStoreWriter(path, make_extractor(), feature_dtype=feature_dtype) as writer:
         for number in range(1, images + 1):
             writer.add(make_regions(number, str(number), 0 if number == empty else 2 + number % 4))
     return path

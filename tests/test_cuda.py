@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from dimvl.export import export
 from dimvl.model.attention import attend
+from dimvl.model.embeddings import RegionEmbeddings
 from dimvl.model.plan import plan_attention
 from dimvl.predictor import Predictor
 from dimvl.pretrained import latest_checkpoint
@@ -78,6 +79,16 @@ def test_a_model_on_the_gpu_has_the_outputs_and_gradients_of_the_processor(split
         found.append([rows.detach().cpu(), *(gradient.cpu() for gradient in gradients)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)  # fp32 sums in another order, over two layers
+
+
+def test_rows_of_int8_become_the_float32_numbers_of_the_processor_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(-127, 128, (64, 2048), generator=generator).to(torch.int8)
+    scales = torch.rand(64, 1, generator=generator)
+    embeddings = RegionEmbeddings(2048, 8, max_images=4, dropout=0, norm_eps=1e-12)  # mean 0, deviation 1
+    wanted = embeddings.standardise(rows, scales)
+    found = embeddings.cuda().standardise(rows.cuda(), scales.cuda())
+    assert torch.equal(found.cpu(), wanted) and torch.equal(wanted, torch.from_numpy(rows.numpy() * scales.numpy()))
 
 
 @pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])

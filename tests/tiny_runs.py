@@ -13,6 +13,7 @@ from dimvl.data.epoch_plan import DocumentSource
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore
+from dimvl.regions.store_format import FeatureDtype
 from tests.factories import make_processor, make_store
 
 WORDS = ("a", "small", "large", "red", "blue", "circle", "square", "star", "is", "above", "below", "two")
@@ -35,11 +36,18 @@ def random_text(generator: np.random.Generator, least: int = 3, most: int = 9) -
     return " ".join(generator.choice(WORDS, size=int(generator.integers(least, most))))
 
 
-def make_data(folder: Path, images: int = 6, captions: int = 3, empty: int | None = None) -> TinyData:
+def make_data(
+    folder: Path,
+    images: int = 6,
+    captions: int = 3,
+    empty: int | None = None,
+    feature_dtype: FeatureDtype = "float16",
+) -> TinyData:
     """Images with 1 to `captions` captions and two questions each; the one of number `empty` has no regions."""
     generator = np.random.default_rng(5)
     folder.mkdir(parents=True, exist_ok=True)
-    data = TinyData(make_store(folder / "regions", images, empty), *(folder / f"{name}.json" for name in "cqa"))
+    regions = make_store(folder / "regions", images, empty, feature_dtype)
+    data = TinyData(regions, *(folder / f"{name}.json" for name in "cqa"))
     said, asked, answered = [], [], []
     for image in range(1, images + 1):
         said += [

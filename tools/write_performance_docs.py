@@ -140,14 +140,14 @@ def gpu(result: dict[str, Any]) -> str:
 
 def store(result: dict[str, Any]) -> str:
     """Reading into a packed batch."""
-    half, single = result["warm"]["float16"], result["warm"]["float32"]
+    kept, single = result["warm"]["float16"], result["warm"]["float32"]
     rows = []
     for name, megabytes in result["megabytes"].items():
         row: list[object] = [name, f"{megabytes:.0f}"]
-        for by in (half, single):
+        for by in (kept, single):
             row += [f"{by[name]['images_per_cpu_second']:,}" if name in by else "", times(by.get(name))]
         rows.append(row)
-    head = ["reader", "MB", "float16: images per CPU second", "times slower", "float32", "times slower"]
+    head = ["reader", "MB", "as kept: images per CPU second", "times slower", "float32", "times slower"]
     return f"{run_of(result)}\n\n{table(head, rows)}"
 
 

@@ -115,12 +115,11 @@ class SampleTargets(NamedTuple):
 class ObjectTargets(NamedTuple):
     """Regions to predict.
 
-    rows (M,), features (M, F) as the detector gave them, class_probabilities (M, K + 1) whose last column is the mass
-    of background and of classes that the store did not keep.
+    rows (M,), whose features the batch has, class_probabilities (M, K + 1) whose last column is the mass of background
+    and of classes that the store did not keep.
     """
 
     rows: Tensor
-    features: Tensor
     class_probabilities: Tensor
 
 
@@ -150,7 +149,7 @@ class Batch:
 
     Attributes:
         layout: which rows belong together.
-        region_features: (Nv, F) float16 or float32, as the store gives them; the model casts them.
+        region_features: (Nv, F) float16, float32 or int8, as the store keeps them; the model casts them.
         region_geometry: (Nv, 7) float32 x1, y1, x2, y2, w, h, w*h as fractions of the image.
         region_image_index: (Nv,) which of the prefix's images the region is of, from 0.
         region_hidden: (Nv,) bool, True where the feature is to be replaced by the learned vector.
@@ -159,6 +158,7 @@ class Batch:
         segments: (Nl,) 0 context, 1 text.
         targets: by objective; an objective of the task is always there, with zero targets if need be.
         sources: what each document came from, for error messages.
+        region_feature_scales: (Nv, 1) float32 scales of int8 features; None for others.
 
     """
 
@@ -172,6 +172,7 @@ class Batch:
     segments: Tensor
     targets: Mapping[str, Targets]
     sources: Sequence[str] = ()
+    region_feature_scales: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """Move all tensors to `device`."""

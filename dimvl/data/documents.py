@@ -30,7 +30,7 @@ from dimvl.data.batch import (
 )
 from dimvl.data.tags import TagWriter
 from dimvl.regions.geometry import geometry_features
-from dimvl.regions.records import ARRAYS, Detections, Regions
+from dimvl.regions.records import Detections, Regions
 from dimvl.regions.store import RegionStore
 
 
@@ -68,11 +68,12 @@ class Prefix:
     """One or more images and their context.
 
     Attributes:
-        features: (R, F) float16 or float32.
+        features: (R, F) float16 or float32, or int8 as a store may hold them.
         boxes: (R, 4) float32 corners as fractions.
         image_index: (R,) which image a region is of, from 0.
         hidden: (R,) bool, True where the feature is hidden from the model.
         context: (C,) token ids of `[CLS] tags [SEP]`.
+        feature_scales: (R, 1) float32 scales of int8 features; None for others.
 
     """
 
@@ -81,6 +82,7 @@ class Prefix:
     image_index: np.ndarray
     hidden: np.ndarray
     context: np.ndarray
+    feature_scales: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,7 @@ class ImageReader:
 
 def best_regions(regions: Regions, most: int) -> Regions:
     """Keep the first `most` regions; they stand best first."""
-    return replace(regions, **{name: getattr(regions, name)[:most] for name in ARRAYS})
+    return replace(regions, **{name: array[:most] for name, array in regions.arrays.items()})
 
 
 def make_prefix(regions: Detections, tags: TagWriter, hidden: np.ndarray | None = None) -> Prefix:
@@ -196,6 +198,7 @@ def make_prefix(regions: Detections, tags: TagWriter, hidden: np.ndarray | None 
         image_index=np.zeros(len(regions), dtype=np.int64),
         hidden=hidden,
         context=tags.context(*named),
+        feature_scales=regions.feature_scales,
     )
 
 
@@ -235,32 +238,24 @@ def collate(documents: Sequence[Document], shape: BatchShape) -> Batch:
     first_positions = np.array([0] * len(prefixes) + [shape.text_start + (not text.has_start) for text in texts], int)
     positions = ranges(first_positions, np.concatenate([layout.num_context, layout.text_lengths]))
     num_context = int(layout.num_context.sum())
-    region_features = _end_to_end([prefix.features for prefix in prefixes], shape.feature_width)
     token_ids = _join([prefix.context for prefix in prefixes] + [text.token_ids for text in texts], np.int64)
     return Batch(
         layout=layout,
-        region_features=torch.from_numpy(region_features),
+        region_features=torch.from_numpy(_end_to_end([p.features for p in prefixes], shape.feature_width)),
+        region_feature_scales=_scales(prefixes),
         region_geometry=torch.from_numpy(geometry_features(_end_to_end([p.boxes for p in prefixes], 4))),
         region_image_index=torch.from_numpy(_join([p.image_index for p in prefixes], np.int64)),
         region_hidden=torch.from_numpy(_join([p.hidden for p in prefixes], np.bool_)),
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(positions),
         segments=(torch.arange(len(token_ids)) >= num_context).long(),
-        targets={
-            name: _targets(name, kind, documents, layout, region_features, shape)
-            for name, kind in shape.objectives.items()
-        },
+        targets={name: _targets(name, kind, documents, layout, shape) for name, kind in shape.objectives.items()},
         sources=[document.source for document in documents],
     )
 
 
 def _targets(
-    name: str,
-    kind: type[Targets],
-    documents: Sequence[Document],
-    layout: Layout,
-    region_features: np.ndarray,
-    shape: BatchShape,
+    name: str, kind: type[Targets], documents: Sequence[Document], layout: Layout, shape: BatchShape
 ) -> Targets:
     """Gather the targets of one objective, as rows of the whole batch."""
     chosen = [index for index, document in enumerate(documents) if document.objective == name]
@@ -279,7 +274,6 @@ def _targets(
         rows = _join([layout.region_starts[index] + documents[index].regions for index in chosen], np.int64)
         return ObjectTargets(
             torch.from_numpy(rows),
-            torch.from_numpy(region_features[rows]),
             torch.from_numpy(_stack([document.region_classes for document in picked], shape.classes + 1)),
         )
     which = ranges(first_text[chosen], _lengths([document.texts for document in picked]))
@@ -324,6 +318,15 @@ def _long(arrays: Sequence[np.ndarray]) -> Tensor:
 def _stack(arrays: Sequence[np.ndarray | None], width: int) -> np.ndarray:
     """Stack (., width) arrays to float32, also none of them."""
     return np.concatenate([np.zeros((0, width), np.float32), *arrays]).astype(np.float32, copy=False)
+
+
+def _scales(prefixes: Sequence[Prefix]) -> Tensor | None:
+    """Scales (Nv, 1) of int8 features; None where features are no int8."""
+    scales = [prefix.feature_scales for prefix in prefixes if prefix.feature_scales is not None]
+    if not scales:
+        return None
+    assert len(scales) == len(prefixes), "int8 features stand beside others"
+    return torch.from_numpy(_end_to_end(scales, 1))
 
 
 def _end_to_end(arrays: Sequence[np.ndarray], width: int) -> np.ndarray:

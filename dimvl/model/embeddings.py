@@ -35,26 +35,35 @@ class RegionEmbeddings(nn.Module):
         self.norm = LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
-    def standardise(self, features: Tensor) -> Tensor:
-        """(Nv, F) as a detector gives them -> (Nv, F) fp32 with mean 0 and deviation 1 over the regions of the store.
+    def standardise(self, features: Tensor, scales: Tensor | None) -> Tensor:
+        """(Nv, F) as a store keeps them -> (Nv, F) fp32 with mean 0 and deviation 1 over the regions of the store.
 
         Features behind a rectifier have a large common mean and dimensions of very different size; projected as they
         are, what tells regions apart is a small part of each row and is learned late.
-        """
-        return (features.float() - self.feature_mean) / self.feature_deviation
 
-    def forward(self, features: Tensor, geometry: Tensor, hidden: Tensor, image_index: Tensor) -> Tensor:
+        Args:
+            features: (Nv, F) of any floating type, or int8.
+            scales: (Nv, 1) fp32 that rows of int8 are multiplied by; None for others.
+
+        """
+        numbers = features.float() if scales is None else features.float() * scales
+        return (numbers - self.feature_mean) / self.feature_deviation
+
+    def forward(
+        self, features: Tensor, scales: Tensor | None, geometry: Tensor, hidden: Tensor, image_index: Tensor
+    ) -> Tensor:
         """Embed regions.
 
         Args:
-            features: (Nv, F) of any floating type; cast here, on the device, so that less has to get there.
+            features: (Nv, F) of any floating type, or int8; cast here, on the device, so that less has to get there.
+            scales: (Nv, 1) of int8 features, or None.
             geometry: (Nv, 7) fractions of the image.
             hidden: (Nv,) bool, True where the learned vector takes the feature's place.
             image_index: (Nv,)
 
         """
         kind = self.hidden_feature.dtype
-        features = torch.where(hidden[:, None], self.hidden_feature, self.standardise(features).to(kind))
+        features = torch.where(hidden[:, None], self.hidden_feature, self.standardise(features, scales).to(kind))
         rows = self.feature_norm(self.feature(features)) + self.geometry_norm(self.geometry(geometry.to(kind)))
         return self.dropout(self.norm(rows + self.segment + self.image_index(image_index)))
 

@@ -77,7 +77,11 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
     def embed(self, batch: Batch) -> Tensor:
         """Embed a batch: (N, D), visual rows first."""
         regions = self.regions(
-            batch.region_features, batch.region_geometry, batch.region_hidden, batch.region_image_index
+            batch.region_features,
+            batch.region_feature_scales,
+            batch.region_geometry,
+            batch.region_hidden,
+            batch.region_image_index,
         )
         return torch.cat([regions, self.tokens(batch.token_ids, batch.positions, batch.segments)])
 

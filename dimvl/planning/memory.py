@@ -41,6 +41,7 @@ from torch import nn
 from dimvl.model.encoder import FeedForward
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
+from dimvl.regions.store_format import FeatureDtype, feature_bytes
 
 Arithmetic = Literal["fp32", "autocast", "bf16"]
 """`autocast` is bf16 of the torch engine and of stage 0; `bf16` that of stages 1 to 3, which cast the model."""
@@ -170,21 +171,21 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
     return kept
 
 
-def batch_bytes(model: DimvlModel, work: Work, feature: int) -> float:
+def batch_bytes(model: DimvlModel, work: Work, feature_dtype: FeatureDtype) -> float:
     """Bytes of the micro-batch itself, as it comes: features, fp32 geometry, 64-bit ids, targets.
 
     Args:
         model: on any device.
         work: of the micro-batch.
-        feature: bytes of each number of a feature: 2 of a float16 store, 4 of one that holds int8.
+        feature_dtype: as the store keeps features.
 
     """
-    features = model.regions.feature.in_features
+    region = feature_bytes(model.regions.feature.in_features, feature_dtype) + 4 * 7 + 8 + 1
     classes = 0 if model.object_head is None else model.object_head.classes.out_features
     answers = 0 if model.answer_head is None else model.answer_head.outer.out_features
-    targets = 16 * work.words + (8 + feature * features + 4 * classes) * work.regions + 12 * work.matches
+    targets = 16 * work.words + (8 + 4 * classes) * work.regions + 12 * work.matches
     targets += (8 + 4 * answers) * work.answers
-    return (feature * features + 4 * 7 + 8 + 1) * work.vision + 24 * work.language + targets
+    return region * work.vision + 24 * work.language + targets
 
 
 def passing_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:

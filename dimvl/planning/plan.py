@@ -153,7 +153,7 @@ def make_plan(config: AnyConfig, cluster: Cluster, given: Given | None = None) -
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         step=step,
         flops=flops,
-        memory=tuple(_memory(model, config, step, cluster, 4 if facts.feature_dtype == "int8" else 2)),
+        memory=tuple(_memory(model, config, step, cluster, facts.feature_dtype)),
         configured=None if config.deepspeed is None else config.deepspeed.stage,
         peak=peak,
         network=cluster.network_rate,
@@ -211,7 +211,7 @@ def parameters_by_part(model: DimvlModel) -> dict[str, int]:
 
 
 def _memory(
-    model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, feature: int
+    model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, feature_dtype: FeatureDtype
 ) -> Iterator[StageMemory]:
     """Memory under the torch engine, if there is one GPU, and under DeepSpeed by stage."""
     engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
@@ -225,7 +225,7 @@ def _memory(
             stage=stage,
             ranks=cluster.gpus,
             micro_batches=step.micro_batches,
-            feature=feature,
+            feature_dtype=feature_dtype,
         )
         yield replace(found, fits=found.total <= most)
 
@@ -239,7 +239,7 @@ def stage_memory(
     stage: int,
     ranks: int = 1,
     micro_batches: int = 1,
-    feature: int = 2,
+    feature_dtype: FeatureDtype = "float16",
     gpu: bool = True,
 ) -> StageMemory:
     """Memory that one process needs under an engine and stage; whether it fits is left open.
@@ -252,7 +252,7 @@ def stage_memory(
         stage: of ZeRO.
         ranks: number of processes.
         micro_batches: in an optimiser step.
-        feature: bytes of a region feature's number.
+        feature_dtype: as the store keeps features.
         gpu: on a GPU, or on a processor.
 
     """
@@ -281,7 +281,7 @@ def stage_memory(
         stage=stage,
         **asdict(states),
         activations=sum(saved_bytes(model, work, numbers).values()),
-        batch=batch_bytes(model, work, feature) + passing_bytes(model, work, numbers),
+        batch=batch_bytes(model, work, feature_dtype) + passing_bytes(model, work, numbers),
         sent=sent_bytes(counts[1], 2 if arithmetic == "bf16" else 4, stage, micro_batches, ranks),
         fits=False,
     )

@@ -22,7 +22,7 @@ from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.regions.given_boxes import GivenBoxes
 from dimvl.regions.images import load_image_in_thread, quiet_decoders
-from dimvl.regions.records import ARRAYS, Detections, Regions
+from dimvl.regions.records import Detections, Regions
 from dimvl.regions.store_format import check_space
 from dimvl.regions.store_writer import RegionStoreWriter
 
@@ -218,7 +218,7 @@ class _Output:
             self.checked = True
         # At least what the writer counts: it keeps all but the features as float32.
         size = sum(regions.features.nbytes for regions in batch)
-        size += 4 * sum(getattr(regions, name).size for regions in batch for name in ARRAYS if name != "features")
+        size += 4 * sum(array.size for regions in batch for name, array in regions.arrays.items() if name != "features")
         if self.waiting and self.waiting + size >= self.writer.shard_bytes:
             self.writer.flush()
             self.waiting = 0
@@ -278,8 +278,7 @@ def _regions(
     results = []
     for picture, seen in zip(batch, found, strict=True):
         named = seen if given is None else given.named(picture.image_id, seen)
-        arrays = {name: getattr(named, name) for name in ARRAYS}
-        results.append(Regions(image_id=picture.image_id, width=picture.width, height=picture.height, **arrays))
+        results.append(Regions(image_id=picture.image_id, width=picture.width, height=picture.height, **named.arrays))
     return results
 
 

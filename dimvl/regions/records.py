@@ -1,6 +1,7 @@
 """What a detector saw in one image: the record that the region store keeps and everything later reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -8,7 +9,7 @@ SIZES = ("side", "shortest_side", "longest_side", "height", "width")
 """Parameters of an extractor that change the feature of one and the same box: the size that pictures are scaled to."""
 
 ARRAYS = ("boxes", "features", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
-"""The arrays of `Detections`, one row per region."""
+"""The arrays that `Detections` always have, one row per region."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,12 @@ class Detections:
 
     Attributes:
         boxes: (R, 4) float32, corners x1, y1, x2, y2 as fractions of width and height.
-        features: (R, F) float16, or float32 from a store that holds them as int8.
+        features: (R, F) float16 or float32, or int8 as a store may hold them, to be multiplied by `feature_scales`.
         class_ids: (R, K) int16 into the extractor's class vocabulary, best first; -1 for none.
         class_scores: (R, K) float16 probabilities of the kept classes; `other_scores` has what is missing to 1.
         attribute_ids: (R, A) int16 into the extractor's attribute vocabulary, in reading order; -1 for none.
         attribute_scores: (R, A) float16 probabilities.
+        feature_scales: (R, 1) float32, the scale of each row of int8 features; None for others.
 
     """
 
@@ -33,10 +35,23 @@ class Detections:
     class_scores: np.ndarray
     attribute_ids: np.ndarray
     attribute_scores: np.ndarray
+    feature_scales: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of regions R."""
         return len(self.boxes)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The arrays that there are, one row per region, by name."""
+        scales = {} if self.feature_scales is None else {"feature_scales": self.feature_scales}
+        return {name: getattr(self, name) for name in ARRAYS} | scales
+
+    def dequantised(self) -> Self:
+        """Return the same with int8 features as float32, each row times its scale; others are as they are."""
+        if self.feature_scales is None:
+            return self
+        return replace(self, features=self.features * self.feature_scales, feature_scales=None)
 
     @property
     def other_scores(self) -> np.ndarray:

@@ -13,7 +13,8 @@ A folder, every number little-endian:
 sees one finished state whatever a writer does or however it ends. A folder has one writer at a time; several processes
 write several folders, which are then read as one store.
 
-Features are float16, or int8 with a scale per row, which is the first column of `details` then.
+Features are float16, or int8 with a scale per row, which is the first column of `details` then. A packed read gives
+them as they are kept, so that no more has to get to the device of a model than lies on the disk.
 
 Nothing is kept in Python objects per image: index, ids and lookup are memory-mapped, rows are read with `preadv`, which
 has no file position, so forked processes may share the descriptors. Ids are found by a 64-bit hash and then compared
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.regions.records import ARRAYS, Detections, Extractor, Regions
+from dimvl.regions.records import Detections, Extractor, Regions
 from dimvl.regions.store_folder import StoreFolder
 from dimvl.regions.store_format import INDEX_DTYPE, Manifest, checksum_of_rows, encode_id, first_difference
 
@@ -59,9 +60,9 @@ class PackedRegions(Detections):
     def images(self) -> list[Detections]:
         """Return the images one by one, as views."""
         ends = np.cumsum(self.num_regions)
-        arrays = [getattr(self, name) for name in ARRAYS]
+        arrays = self.arrays
         return [
-            Detections(**{name: array[start:end] for name, array in zip(ARRAYS, arrays, strict=True)})
+            Detections(**{name: array[start:end] for name, array in arrays.items()})
             for start, end in zip((ends - self.num_regions).tolist(), ends.tolist(), strict=True)
         ]
 
@@ -69,7 +70,7 @@ class PackedRegions(Detections):
         """Return the first `most` regions of each image."""
         first = np.cumsum(self.num_regions) - self.num_regions
         kept = np.arange(len(self)) - np.repeat(first, self.num_regions) < most
-        arrays = {name: getattr(self, name)[kept] for name in ARRAYS}
+        arrays = {name: array[kept] for name, array in self.arrays.items()}
         return PackedRegions(num_regions=np.minimum(self.num_regions, most), **arrays)
 
 
@@ -170,7 +171,7 @@ class RegionStore:
         return np.stack([records["width"], records["height"]], axis=-1).astype(np.int64)
 
     def read(self, position: int) -> Regions:
-        """Regions of one image.
+        """Regions of one image, with features as float16 or float32.
 
         Raises:
             UserError: the shard is missing or damaged in its structure; with `check`, any damage of the rows.
@@ -178,7 +179,7 @@ class RegionStore:
         """
         [found] = self.read_packed(np.array([position])).images()
         width, height = self.sizes(np.array([position]))[0].tolist()
-        return Regions(image_id=self.image_id(position), width=width, height=height, **vars(found))
+        return Regions(image_id=self.image_id(position), width=width, height=height, **vars(found.dequantised()))
 
     def read_packed(
         self,
@@ -188,6 +189,8 @@ class RegionStore:
         allocate: Callable[[tuple[int, int], np.dtype], np.ndarray] = np.empty,
     ) -> PackedRegions:
         """Regions of several images end to end, each image's rows read straight to their place.
+
+        Features are as the store keeps them: float16, or int8 with `feature_scales`.
 
         Args:
             positions: (B,) integers.
@@ -204,22 +207,15 @@ class RegionStore:
             if self.check:  # a checksum is of all rows
                 return self.read_packed(positions, allocate=allocate).best(most)
             num_regions = np.minimum(num_regions, most)
-        dtype, feature_width = self._manifest.layout["features"]
-        quantised = self._manifest.feature_dtype == "int8"
-        shape = (int(num_regions.sum()), feature_width)
-        features = np.empty(shape, dtype) if quantised else allocate(shape, np.dtype(dtype))
-        details = np.empty((shape[0], self._manifest.layout["details"][1]), dtype=np.float32)
+        rows, (dtype, feature_width) = int(num_regions.sum()), self._manifest.layout["features"]
+        features = allocate((rows, feature_width), np.dtype(dtype))
+        details = np.empty((rows, self._manifest.layout["details"][1]), dtype=np.float32)
         self._read_rows(positions, records, owners, num_regions, (features, details))
         arrays, column = {}, 0
-        for name, (_, columns) in self._manifest.details.items():
-            arrays[name] = details[:, column : column + columns]
+        for name, (dtype, columns) in self._manifest.details.items():
+            arrays[name] = allocate((rows, columns), np.dtype(dtype))
+            np.copyto(arrays[name], details[:, column : column + columns], casting="unsafe")
             column += columns
-        if quantised:
-            quantities, features = features, allocate(shape, np.dtype(np.float32))
-            np.multiply(quantities, arrays.pop("feature_scales"), out=features)
-        for name, part in arrays.items():
-            arrays[name] = allocate(part.shape, np.dtype(self._manifest.details[name][0]))
-            np.copyto(arrays[name], part, casting="unsafe")
         return PackedRegions(num_regions=num_regions, features=features, **arrays)
 
     def _read_rows(
@@ -332,7 +328,7 @@ def feature_statistics(store: RegionStore) -> tuple[np.ndarray, np.ndarray]:
     width = store.extractor.feature_width
     count, total, squares = 0, np.zeros(width), np.zeros(width)
     for part in np.array_split(positions, -(-len(positions) // 64)) if len(positions) else []:
-        features = store.read_packed(part).features.astype(np.float64)
+        features = store.read_packed(part).dequantised().features.astype(np.float64)
         count, total, squares = count + len(features), total + features.sum(0), squares + (features**2).sum(0)
     mean = total / max(count, 1)
     variance = np.maximum(squares / max(count, 1) - mean**2, 0)

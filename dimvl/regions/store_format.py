@@ -223,6 +223,11 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def feature_bytes(feature_width: int, feature_dtype: FeatureDtype) -> int:
+    """Bytes of the features of one region, with the float32 scale of int8."""
+    return feature_width + 4 if feature_dtype == "int8" else 2 * feature_width
+
+
 def estimated_bytes(
     images: int,
     regions_per_image: float,
@@ -243,8 +248,7 @@ def estimated_bytes(
         attribute_columns: A.
 
     """
-    feature_bytes = feature_width * 2 if feature_dtype == "float16" else feature_width + 4  # a float32 scale per row
-    row_bytes = feature_bytes + 16 + 8 * (class_columns + attribute_columns)
+    row_bytes = feature_bytes(feature_width, feature_dtype) + 16 + 8 * (class_columns + attribute_columns)
     per_image = INDEX_DTYPE.itemsize + 16 + 32  # index, lookup, and the id with what the manifest takes
     return int(images * (regions_per_image * row_bytes + per_image))
 

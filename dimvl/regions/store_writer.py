@@ -264,6 +264,7 @@ class RegionStoreWriter:
 def _arrays(regions: Regions, manifest: Manifest) -> dict[str, np.ndarray]:
     """Check an image and copy its arrays to the store's dtypes."""
     _check_size(regions)
+    regions = regions.dequantised()
     quantised = manifest.feature_dtype == "int8"
     dtypes = {**manifest.details, "features": ("<f4" if quantised else "<f2", manifest.extractor.feature_width)}
     arrays = {name: _checked(regions, name, np.dtype(dtypes[name][0]), dtypes[name][1]) for name in ARRAYS}

@@ -66,11 +66,13 @@ class PretrainTask(Task):
         assert isinstance(objects, ObjectTargets) and isinstance(match, MatchTargets)
         assert heads.word_head is not None and heads.object_head is not None and heads.match_head is not None
         prediction = heads.object_head(rows[objects.rows])
+        features, scales = batch.region_features[objects.rows], batch.region_feature_scales
+        features = heads.regions.standardise(features, None if scales is None else scales[objects.rows])
         return {
             "masked_lm": word_loss(heads.word_head(rows[masked.rows]), masked.labels),
             "seq2seq_lm": word_loss(heads.word_head(rows[seq2seq.rows]), seq2seq.labels),
             "masked_object/class": object_class_loss(prediction, objects.class_probabilities),
-            "masked_object/feature": object_feature_loss(prediction, heads.regions.standardise(objects.features)),
+            "masked_object/feature": object_feature_loss(prediction, features),
             "matching": match_loss(heads.match_head(rows[match.rows]), match.labels),
         }
 

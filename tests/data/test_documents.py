@@ -115,8 +115,8 @@ def test_object_match_and_answer_targets_point_at_their_rows():
     batch = collate(documents(), SHAPE)
     by_row, layout = token_ids_by_row(batch), batch.layout
     objects, pairs, answers = (batch.targets[name] for name in ("objects", "pairs", "answers"))
-    assert torch.equal(objects.features, torch.from_numpy(make_regions(3, count=5).features[[2]].astype(np.float32)))
-    assert torch.equal(batch.region_features[objects.rows], objects.features)
+    wanted = torch.from_numpy(make_regions(3, count=5).features[[2]])
+    assert torch.equal(batch.region_features[objects.rows], wanted)
     assert objects.class_probabilities.tolist() == [[0.5, 0.25, 0.0, 0.25]]
     assert pairs.rows.tolist() == [layout.context_starts[3]] and pairs.labels.tolist() == [0.0]
     assert by_row[pairs.rows].tolist() == [TOKENIZER.cls]

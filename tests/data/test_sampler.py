@@ -13,10 +13,10 @@ from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
 IMAGES, BUDGET, MICRO = 14, 260, 90
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
+@pytest.fixture(scope="module", params=["float16", "int8"])
+def source(request, tmp_path_factory):
     processor = make_processor()
-    data = make_data(tmp_path_factory.mktemp("data"), IMAGES, empty=3)
+    data = make_data(tmp_path_factory.mktemp("data"), IMAGES, empty=3, feature_dtype=request.param)
     arguments = (caption_store(data, processor), image_reader(data, processor), ObjectivesConfig())
     return PretrainSource(*arguments, Seq2seqConfig(captions=2), processor.tokenizer, seed=1)
 
@@ -36,10 +36,15 @@ def sources_of(step):
     return sorted(source for batch in step.micro_batches for source in batch.sources)
 
 
+def tensors_of(batch):
+    return {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+
+
 def same(one, other):
     """Whether two batches are equal in every tensor and in their layout."""
-    tensors = ("region_features", "region_geometry", "region_hidden", "token_ids", "positions", "segments")
-    equal = all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+    tensors, others = tensors_of(one), tensors_of(other)
+    equal = tensors.keys() == others.keys()
+    equal &= all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
     layouts = ("num_regions", "num_context", "text_lengths", "text_prefix", "seq2seq")
     equal &= all(np.array_equal(getattr(one.layout, name), getattr(other.layout, name)) for name in layouts)
     pairs = [(one.targets[name], other.targets[name]) for name in one.targets]
@@ -156,7 +161,9 @@ def test_documents_built_together_are_those_built_alone_and_their_features_are_n
         batch = collate(together, shape)
         alone = collate([source.build(epoch, int(index)) for index in indexes], shape)
         assert same(batch, alone)
-        assert np.shares_memory(batch.region_features.numpy(), together[0].prefix.features)
+        for name in ("features", "feature_scales"):
+            kept, joined = getattr(together[0].prefix, name), getattr(batch, f"region_{name}")
+            assert kept is joined is None or np.shares_memory(joined.numpy(), kept)
         assert same(collate(together[1:5], shape), collate([source.build(epoch, int(i)) for i in indexes[1:5]], shape))
         assert same(
             collate(together[::-1], shape), collate([source.build(epoch, int(i)) for i in indexes[::-1]], shape)
@@ -170,10 +177,10 @@ def test_pinning_a_step_copies_every_tensor_of_it(source, shape, monkeypatch):
     assert (pinned.epoch, pinned.documents, pinned.rows) == (step.epoch, step.documents, step.rows)
     for one, other in zip(step.micro_batches, pinned.micro_batches, strict=True):
         assert same(one, other) and one.sources == other.sources
-        tensors = [[v for v in vars(batch).values() if isinstance(v, torch.Tensor)] for batch in (one, other)]
+        tensors = [list(tensors_of(batch).values()) for batch in (one, other)]
         for own, target in zip(tensors, (one.targets, other.targets), strict=True):
             own += [part for parts in target.values() for part in parts]
-        assert len(tensors[0]) == 7 + 9
+        assert len(tensors[0]) == (7 if one.region_feature_scales is None else 8) + 8
         assert all(a.data_ptr() != b.data_ptr() for a, b in zip(*tensors, strict=True) if len(a))
 
 

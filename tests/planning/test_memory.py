@@ -66,13 +66,14 @@ def test_activations_are_what_autograd_keeps(data, tmp_path, arithmetic, name, s
     assert counted == pytest.approx(kept_by_autograd(task, batch, arithmetic == "autocast"), rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", ["pretrain", "vqa"])
-def test_a_batch_takes_the_bytes_of_its_tensors(data, tmp_path, name):
+def test_a_batch_takes_the_bytes_of_its_tensors(tmp_path, name, dtype):
+    data = make_data(tmp_path / "data", 24, empty=3, feature_dtype=dtype)
     task, batch = build(data, tmp_path, name)
     held = sum(tensor.nbytes for tensor in tensors_of(batch))
-    assert batch_bytes(task.model, Work.of(batch, padded=True), batch.region_features.itemsize) == pytest.approx(
-        held, rel=TOLERANCE
-    )
+    counted = batch_bytes(task.model, Work.of(batch, padded=True), dtype)
+    assert counted == pytest.approx(held, rel=TOLERANCE)
 
 
 # Counted once on 2 ranks over all tensors alive after a backward pass under DeepSpeed 0.19 (gloo, 16 x 256 x 256
