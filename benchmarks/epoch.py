@@ -146,8 +146,6 @@ def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     for documents in (1000,) if small else (1_000_000, 6_000_000):
         with tempfile.TemporaryDirectory() as folder:
             in_fresh_process(write, Path(folder), documents)
-            sizes[documents] = {
-                name: in_fresh_process(plan, Path(folder), documents) for name in ("first", "another")
-            }
+            sizes[documents] = {name: in_fresh_process(plan, Path(folder), documents) for name in ("first", "another")}
     with tempfile.TemporaryDirectory() as folder:
         return {"documents": sizes, "dealing": deal_steps(), "batches": batches(Path(folder), 40 if small else 2000)}

@@ -152,7 +152,7 @@ def test_an_open_store_keeps_no_python_object_per_image(tmp_path):
         assert len(arrays) == 4 and all(isinstance(base_of(array), np.memmap) for array in arrays)
         per_store = {name for name, value in vars(folder).items() if not isinstance(value, np.ndarray)}
         assert per_store == {"path", "manifest", "_max_open", "_shards"}
-        assert set(vars(store)) == {"check", "folders", "_ends", "_manifest"} and len(store._ends) == 1
+        assert set(vars(store)) == {"check", "folders", "fingerprint", "_ends", "_manifest"} and len(store._ends) == 1
         sizes.append(len(pickle.dumps(store)))
     assert sizes[0] == sizes[1] - 1  # one more digit in the path
 

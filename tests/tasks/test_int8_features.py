@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,8 +77,9 @@ def test_the_scale_of_a_row_reaches_what_the_model_sees_and_what_it_shall_predic
 
 def test_an_image_read_by_itself_gives_the_rows_of_the_batch(data):
     source, task, store = make_source(data, "matching"), make_task(data), RegionStore(data.regions)
-    together = source.build_all(0, source.positions)
-    positions = source.positions.tolist()
+    documents = np.arange(len(source))
+    together = source.build_all(0, documents)
+    positions = source.positions(documents).tolist()
     alone = [
         replace(document, prefix=make_prefix(store.read(position), PROCESSOR.tags))
         for document, position in zip(together, positions, strict=True)
