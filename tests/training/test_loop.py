@@ -277,6 +277,15 @@ def test_a_process_that_gets_sigterm_saves_exits_and_is_continued_by_another_bit
     assert weights_of(run) == weights_of(undisturbed) and log_of(run) == log_of(undisturbed)
 
 
+def test_a_run_plans_anew_whatever_a_killed_one_has_left_and_leaves_no_plan_itself(data, tmp_path, undisturbed):
+    left = tmp_path / "plans" / "epoch-0"
+    left.mkdir(parents=True)
+    for name, array in (("order", [0, 0]), ("costs", [1, 1]), ("starts", [0, 2])):
+        np.save(left / f"{name}.npy", np.array(array))
+    run_training(make_config(data, tmp_path, training={"steps": 8, "workers": 2}))
+    assert weights_of(tmp_path) == weights_of(undisturbed) and not left.parent.exists()
+
+
 def test_dropout_is_keyed_by_seed_step_micro_batch_and_rank():
     def draw(*key):
         seed_dropout(*key)
