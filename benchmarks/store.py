@@ -4,9 +4,8 @@
 
 All formats are written from the same arrays in the same run (`formats.py`), each reader is checked against the arrays
 once, and all deliver the same: a batch of 64 images end to end in memory that is used again, with features, boxes,
-class and attribute ids and scores. Two batches are asked for, with features in float16, as they are kept, and in
-float32, as a model on a CPU takes them. The first has int8 as int8 with a scale per row, as it goes to dimvl's models;
-UNITER's way gives float32 only.
+class and attribute ids and scores. Two batches are asked for: with features as they are `kept`, in float16 or in int8
+with a scale per row, which is how they go to dimvl's models; and in `float32`. UNITER's way gives float32 only.
 
 - `warm`: processor time (user and system) of one process, which other load changes least; so "per core". Readers take
   turns in a shuffled order within every round. `times_slower` is the ratio to dimvl in the same round: median and
@@ -56,11 +55,11 @@ def batches(images: int, count: int, generator: random.Random) -> list[list[int]
 
 
 def measure_warm(readers: dict[str, Reader], images: int, rounds: int) -> dict[str, dict[str, dict[str, object]]]:
-    """Processor time per image, by type of features and reader; `float16` has int8 as it is kept."""
+    """Processor time per image, by type of features and reader."""
     generator, buffers = random.Random(0), {dtype: Buffers(dtype) for dtype in (np.int8, np.float16, np.float32)}
     result: dict[str, dict[str, dict[str, object]]] = {}
-    for kind in ("float16", "float32"):
-        dtypes = {name: reader.gives if kind == "float16" else np.float32 for name, reader in readers.items()}
+    for kind in ("kept", "float32"):
+        dtypes = {name: reader.gives if kind == "kept" else np.float32 for name, reader in readers.items()}
         asked = {name: reader for name, reader in readers.items() if kind == "float32" or dtypes[name] != np.float32}
         counts = {name: 2 if name in SLOW else 8 for name in asked}
         for name, reader in asked.items():  # fill the page cache

@@ -93,11 +93,14 @@ def cold_start(result: dict[str, Any]) -> Iterator[Goal]:
 
 
 def reading(result: dict[str, Any]) -> Iterator[Goal]:
-    """Regions a core against other formats."""
-    by = result["warm"]["float16"]
+    """Regions a core against other formats, as a batch takes them; int8 is a store of its own."""
+    by = result["warm"]["kept"]
     for peer, least in (("LMDB msgpack", 5), ("TSV base64", 60)):
         ratio = by[peer]["times_slower"]
-        yield judged(f"reading regions, per core, against {peer}", f"{least}x", spread(ratio), ratio[0] >= least)
+        int8 = ratio[0] / by["dimvl, int8"]["times_slower"][0]
+        figure = f"float16 {spread(ratio)}, int8 {int8:.1f}x"
+        verdict = "met" if ratio[0] >= least else "met by int8 alone" if int8 >= least else "**missed**"
+        yield Goal(f"reading regions, per core, against {peer}", f"{least}x", figure, verdict)
 
 
 def memory(result: dict[str, Any]) -> Iterator[Goal]:

@@ -140,7 +140,7 @@ def gpu(result: dict[str, Any]) -> str:
 
 def store(result: dict[str, Any]) -> str:
     """Reading into a packed batch."""
-    kept, single = result["warm"]["float16"], result["warm"]["float32"]
+    kept, single = result["warm"]["kept"], result["warm"]["float32"]
     rows = []
     for name, megabytes in result["megabytes"].items():
         row: list[object] = [name, f"{megabytes:.0f}"]
