@@ -59,7 +59,8 @@ def checked_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: in
         reason = str(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg']}"
+            place = f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: " if first["loc"] else ""
+            reason = place + first["msg"]
         raise UserError(f"deepspeed.options: DeepSpeed does not take them ({reason}); correct that key") from error
     return options
 

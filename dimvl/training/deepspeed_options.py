@@ -1,6 +1,6 @@
 """DeepSpeed's own JSON, from the configuration of a run.
 
-Every key that changes numbers is written, since DeepSpeed's defaults are not silent about nothing: without
+Every key that changes numbers is written, since DeepSpeed's own defaults would change them in silence: without
 `gradient_clipping` it clips at 1.0, and without `overlap_comm` the choice depends on the stage. What a user adds in
 `deepspeed.options` is laid over it; a key that dimvl settles elsewhere may not say anything else, and a key that
 DeepSpeed would ignore is refused.
@@ -13,6 +13,8 @@ from typing import Any
 from dimvl.config import DeepSpeedConfig, TrainingConfig, merge
 from dimvl.errors import UserError
 
+# Keys of `zero_optimization` that need DeepSpeed's quantizer, which it compiles with CUDA and has not for a CPU.
+COMPILED = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
 # Keys that dimvl settles, and by what.
 SETTLED = {
     "train_batch_size": "training.rows_per_step",
@@ -20,8 +22,8 @@ SETTLED = {
     "gradient_accumulation_steps": "training.rows_per_micro_batch",
     "managed_gradient_accumulation": "training.rows_per_micro_batch",
     "gradient_clipping": "training.clip",
-    "prescale_gradients": "the loss, which is divided by global counts",
-    "gradient_predivide_factor": "the loss, which is divided by global counts",
+    "prescale_gradients": "the loss, which is divided by global counts,",
+    "gradient_predivide_factor": "the loss, which is divided by global counts,",
     "bf16": "training.precision",
     "fp16": "training.precision",
     "amp": "training.precision",
@@ -33,9 +35,21 @@ SETTLED = {
     "activation_checkpointing": "training.checkpoint_activations",
     "zero_force_ds_cpu_optimizer": "deepspeed.offload_optimizer",
     "zero_optimization.stage": "deepspeed.stage",
-    "zero_optimization.zero_hpz_partition_size": "the number of ranks, all of which share each weight",
+    "zero_optimization.zero_hpz_partition_size": "the number of ranks, all of which share each weight,",
     "zero_optimization.offload_optimizer.device": "deepspeed.offload_optimizer",
     "zero_optimization.offload_param.device": "deepspeed.offload_parameters",
+    # Their names of earlier years, which DeepSpeed still reads.
+    "zero_optimization.cpu_offload": "deepspeed.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "deepspeed.offload_parameters",
+    # Seen in DeepSpeed 0.19: a weight's master is then looked for where that of another one is, at stages 1 and 2.
+    "zero_optimization.round_robin_gradients": "the order of weights, by which each finds its fp32 master,",
+    "zero_optimization.compute_grad_norm": "the norm, which tells a gradient that is not finite,",
+    # These work with DeepSpeed's own optimizers only, or with none of today.
+    "zero_optimization.zenflow": "the optimiser, which is torch's,",
+    "zero_optimization.legacy_stage1": "deepspeed.stage",
+    "zero_optimization.offload_optimizer.ratio": "the optimiser, which is torch's,",
+    "zero_optimization.offload_optimizer.super_offload": "the optimiser, which is torch's,",
+    **{f"zero_optimization.{name}": "the rule that nothing is compiled at first use" for name in COMPILED},
 }
 # Further keys at the top of DeepSpeed's JSON that make sense here; it ignores what it does not know.
 FREE = (
@@ -61,11 +75,12 @@ def deepspeed_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: 
     for name, own in options.items():
         if isinstance(own, dict) and not isinstance(config.options.get(name, {}), dict):
             raise UserError(f"deepspeed.options.{name} is {config.options[name]!r}; give its keys, as {name}: {{...}}")
+    merged = merge(options, config.options)
     for name, owner in SETTLED.items():
         given, own = _look_up(config.options, name), _look_up(options, name)
-        if given is not None and given != own:
+        if _look_up(merged, name) != own:
             raise UserError(f"deepspeed.options.{name} is {given!r}, but {owner} settles it ({own!r}); take it out")
-    return merge(options, config.options)
+    return merged
 
 
 def check_zero_keys(options: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -114,8 +129,8 @@ def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> d
             "reduce_scatter": True,
             "overlap_comm": config.stage == 3,
             "round_robin_gradients": False,
-            "zero_quantized_weights": False,
-            "zero_quantized_gradients": False,
+            "compute_grad_norm": True,
+            **dict.fromkeys(COMPILED, False),
             "ignore_unused_parameters": False,
             "zero_hpz_partition_size": 1,  # more needs process groups of its own
         },

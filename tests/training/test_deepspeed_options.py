@@ -39,7 +39,9 @@ def test_offloading_is_asked_for_where_it_is_configured_only():
 
 def test_the_users_keys_are_laid_over_and_may_say_what_is_said_already():
     given = {"zero_optimization": {"reduce_bucket_size": 1000, "stage": 2}, "gradient_clipping": 1.0}
-    merged = options(stage=2, options=given)
+    given |= {"bf16": {"enabled": True}, "fp16": {"enabled": False}, "optimizer": None}
+    merged = options({"precision": "bf16"}, stage=2, options=given)
+    assert merged["bf16"] == options({"precision": "bf16"}, stage=2)["bf16"]
     assert merged["zero_optimization"]["reduce_bucket_size"] == 1000
     assert merged["zero_optimization"]["contiguous_gradients"] is True and merged["gradient_clipping"] == 1
 
@@ -57,6 +59,14 @@ def test_the_users_keys_are_laid_over_and_may_say_what_is_said_already():
         ({"zero_optimization": {"zero_hpz_partition_size": 3}}, "but the number of ranks, all of which share each wei"),
         ({"zero_optimization": 3}, "deepspeed.options.zero_optimization is 3; give its keys, as zero_optimization: {"),
         ({"checkpoint": {"load_universal": True}}, "but training.save_every and training.keep settles it"),
+        ({"gradient_clipping": None}, "gradient_clipping is None, but training.clip settles it (1.0); take it out"),
+        ({"bf16": {"enabled": True}}, "bf16 is {'enabled': True}, but training.precision settles it"),
+        ({"zero_optimization": {"cpu_offload": True}}, "but deepspeed.offload_optimizer settles it"),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "but the order of weights, by which each finds its"),
+        ({"zero_optimization": {"zenflow": {}}}, "but the optimiser, which is torch's, settles it (None)"),
+        ({"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}}, "but the optimiser, which is torch's, settles"),
+        ({"zero_optimization": {"compute_grad_norm": False}}, "but the norm, which tells a gradient that is not fin"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "but the rule that nothing is compiled at first use"),
     ],
 )
 def test_a_key_that_contradicts_the_configuration_is_refused(given, sentence):
