@@ -24,6 +24,7 @@ from dimvl.planning.memory import (
 )
 from dimvl.planning.step import AverageStep, average_document, average_step
 from dimvl.regions.store_format import FeatureDtype, estimated_bytes
+from dimvl.training.deepspeed_options import deepspeed_options
 from dimvl.training.optimiser import freeze
 
 FREE_SHARE = 0.1
@@ -131,10 +132,13 @@ def make_plan(config: AnyConfig, cluster: Cluster, given: Given | None = None) -
         given: what is said about data that is not there.
 
     Raises:
-        UserError: a budget of rows that no step fits into, self-critical training, or a file that is damaged.
+        UserError: a budget of rows that no step fits into, self-critical training, options of DeepSpeed that contradict
+            the configuration, or a file that is damaged.
 
     """
     _check(cluster)
+    if config.deepspeed is not None:
+        deepspeed_options(config.training, config.deepspeed, cluster.gpus)
     facts = gather(config, given or Given())
     model = meta_model(config, facts)
     document = average_document(config, facts)
@@ -264,8 +268,7 @@ def stage_memory(
     if engine == "torch":
         states = torch_state_bytes(*counts)
     else:
-        bucket = section.options.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET)
-        states = zero_state_bytes(*counts, arithmetic=arithmetic, stage=stage, ranks=ranks, bucket=int(bucket))
+        states = zero_state_bytes(*counts, arithmetic=arithmetic, stage=stage, ranks=ranks, bucket=_bucket(section))
         if section.offload_optimizer and stage:
             states = replace(states, optimizer=0.0)
         if section.offload_parameters and stage == 3:
@@ -285,6 +288,21 @@ def stage_memory(
         sent=sent_bytes(counts[1], 2 if arithmetic == "bf16" else 4, stage, micro_batches, ranks),
         fits=False,
     )
+
+
+def _bucket(section: DeepSpeedConfig) -> int:
+    """Elements of `reduce_bucket_size`.
+
+    Raises:
+        UserError: it is no number.
+
+    """
+    size = section.options.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET)
+    if not isinstance(size, int | float):
+        raise UserError(
+            f"deepspeed.options.zero_optimization.reduce_bucket_size is {size!r}; give a number, such as {BUCKET}"
+        )
+    return int(size)
 
 
 def _store_bytes(images: int, facts: DataFacts, dtype: FeatureDtype, index: bool = True) -> int:

@@ -137,7 +137,7 @@ def average_step(training: TrainingConfig, document: AverageDocument, ranks: int
     documents = training.rows_per_step / document.cost
     if documents < ranks:
         raise UserError(
-            f"a step of training.rows_per_step {training.rows_per_step} has {documents:.0f} documents of average size, "
+            f"a step of training.rows_per_step {training.rows_per_step} has {documents:.1f} documents of average size, "
             f"fewer than --gpus {ranks}, so some would have nothing to do; lower --gpus, or raise rows_per_step"
         )
     micro_batches = max(1, -(-training.rows_per_step // (ranks * training.rows_per_micro_batch)))
