@@ -188,7 +188,7 @@ def open_ranks(config: RunConfig) -> Iterator[Ranks]:
         OtherRankError: a rank was lost while others waited for it.
 
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _whole_number("WORLD_SIZE", "1")
     if config.deepspeed is None:
         if size > 1:
             raise UserError(
@@ -222,9 +222,38 @@ def choose_backend(device: str) -> str:
     return "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
 
 
+def _whole_number(name: str, default: str) -> int:
+    """Read what a launcher sets.
+
+    Raises:
+        UserError: it is no number from 0 on.
+
+    """
+    value = os.environ.get(name) or default
+    if not value.isdecimal():
+        raise UserError(f"{name} is {value!r} and must be a whole number; start the run by torchrun or deepspeed")
+    return int(value)
+
+
+def _choose_gpu() -> None:
+    """Take the GPU of this process's place on its node.
+
+    Raises:
+        UserError: there are more processes than GPUs.
+
+    """
+    place, there = _whole_number("LOCAL_RANK", "0"), torch.cuda.device_count()
+    if place >= there:
+        raise UserError(
+            f"process {place + 1} of this node has no GPU, of which there are {there}; start at most one process for "
+            "each (--nproc_per_node, --num_gpus), and look at CUDA_VISIBLE_DEVICES"
+        )
+    torch.cuda.set_device(place)
+
+
 def _join(size: int, timeout: timedelta, backend: str) -> None:
     if backend == "nccl":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _choose_gpu()
     if "RANK" not in os.environ:  # without a launcher
         if size > 1:
             raise UserError(f"WORLD_SIZE is {size} but RANK is not set; start the run by torchrun or deepspeed")

@@ -12,7 +12,7 @@ from dimvl.errors import OtherRankError, UserError
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training import run as run_module
 from dimvl.training.loading import prefetch
-from dimvl.training.ranks import Alone, all_agree, any_says, check_same, on_first, together
+from dimvl.training.ranks import Alone, _choose_gpu, all_agree, any_says, check_same, on_first, together
 from dimvl.training.report import Meter
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
@@ -128,6 +128,33 @@ def test_ranks_with_other_code_are_refused(tmp_path):
     for error in on_threads(2, start):
         assert isinstance(error, UserError)
         assert "rank 1 has another git revision of dimvl than rank 0 ('5678', not '1234')" in str(error)
+
+
+def test_a_number_of_processes_that_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match="WORLD_SIZE is 'two' and must be a whole number; start the run by torchrun"):
+        run_training(make_config(make_data(tmp_path / "data", 8), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_number_of_processes_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    run_training(make_config(make_data(tmp_path / "data", 8), tmp_path / "run", training={"steps": 1}))
+    assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["ranks"] == 1
+
+
+def test_more_processes_than_gpus_are_refused_and_others_take_one_each(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for place in ("0", "3", "4"):
+        monkeypatch.setenv("LOCAL_RANK", place)
+        if place == "4":
+            with pytest.raises(UserError, match="process 5 of this node has no GPU, of which there are 4; start at mo"):
+                _choose_gpu()
+        else:
+            _choose_gpu()
+    assert taken == [0, 3]
 
 
 # torch raises from the signal of the dead child, wherever the main process is: also between the opening of a file and
