@@ -36,7 +36,10 @@ def main() -> None:
     if "LOCAL_RANK" in os.environ:  # the launcher of DeepSpeed says it once more
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
     prefix = "" if rank == "0" else f"rank {rank}: "
-    logging.basicConfig(format=f"{prefix}%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(
+        format=f"{prefix}%(levelname)s: %(message)s",
+        level=logging.ERROR if prefix else logging.WARNING,  # ranks have the same data, and so the same warnings
+    )
     try:
         _run(prefix)
     except SystemExit as done:

@@ -187,6 +187,17 @@ def test_a_mistake_in_data_is_told_once_by_rank_0(config):
     assert not any("Traceback" in err or out for _, out, err in results)
 
 
+def test_a_warning_about_data_that_all_ranks_have_is_told_once_by_rank_0(config, data):
+    content = yaml.safe_load(config.read_text())
+    asked = {"questions": str(data.questions), "annotations": str(data.annotations)}
+    content = {name: value for name, value in content.items() if name != "captions"} | asked
+    config.write_text(yaml.safe_dump({**content, "task": "vqa", "validation": {"every": 1, **asked}}))
+    results = finish(start_ranks(2, "-m", "dimvl", "finetune", config, "training.steps=1"))
+    assert [code for code, _, _ in results] == [0, 0], results
+    warned = [[line for line in err.splitlines() if "were trained on" in line] for _, _, err in results]
+    assert len(warned[0]) == 1 and warned[1] == []
+
+
 def test_several_processes_without_a_deepspeed_section_are_refused(config):
     for rank, (code, out, err) in enumerate(finish(started(config, "deepspeed=null"))):
         (line,) = errors(err)
