@@ -5,7 +5,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -15,7 +15,7 @@ import torch
 
 from dimvl.config import RunConfig
 from dimvl.data.sampler import Step
-from dimvl.files import atomic_path
+from dimvl.files import atomic_path, writing
 from dimvl.model.work import Work
 from dimvl.training.early_stopping import Best
 from dimvl.training.ranks import Ranks, together
@@ -196,7 +196,7 @@ class NoLog:
 
 
 class RunLog:
-    """`log.jsonl` and `predictions.jsonl` of a run and, when asked, wandb.
+    """`log.jsonl` and `predictions.jsonl` of a run and, when asked, wandb; `UserError` where the disk is full.
 
     A resumed run takes off what was logged after its checkpoint.
     """
@@ -207,14 +207,16 @@ class RunLog:
         self._wandb = WandbLog(run, config) if config.training.wandb != "disabled" else None
         for line in kept if self._wandb is not None else []:
             self._to_wandb(line, told.get(line["step"], []))
-        self._file: TextIO = (run / LOG).open("a")
-        self._predictions = run / PREDICTIONS
+        self._log, self._predictions = run / LOG, run / PREDICTIONS
+        with writing(self._log):
+            self._file: TextIO = self._log.open("a")
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # each line is written out already, or the run ends because it could not be
+            self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -224,13 +226,14 @@ class RunLog:
         """Log one validation, as a line of its own, and what was predicted for the sample."""
         logger.info("validation after step %d: %.4f (best %.4f after step %d)", step, score, best.score, best.step)
         if predictions:
-            with self._predictions.open("a") as file:
+            with writing(self._predictions), self._predictions.open("a") as file:
                 file.write(json.dumps({"step": step, "predictions": list(predictions)}) + "\n")
         self._write({"step": step, "validation": score, "best": best.score, "best_step": best.step}, predictions)
 
     def _write(self, record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with writing(self._log):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         self._to_wandb(record, predictions)
 
     def write(self, report: StepReport) -> None:
@@ -252,8 +255,11 @@ def _take_off(path: Path, step: int) -> list[dict[str, Any]]:
     """Take off the lines of a file that were written after a step, and return the rest."""
     if not path.exists():
         return []
-    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]  # a kill cuts the last
-    kept = [(line, record) for line in whole if (record := json.loads(line))["step"] <= step]
+    kept = []
+    for line in path.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # a kill or a full disk cuts the last one
+            if (record := json.loads(line))["step"] <= step:
+                kept.append((line, record))
     with atomic_path(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line, _ in kept))
     return [record for _, record in kept]

@@ -27,7 +27,7 @@ from dimvl.training.build import build_task as build_the_task
 from dimvl.training.build import read_annotations
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import seed_dropout
-from dimvl.training.report import TIMES, format_seconds
+from dimvl.training.report import TIMES, RunLog, format_seconds
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 
@@ -191,13 +191,14 @@ def test_a_signal_before_the_first_step_of_a_call_is_done_ends_it_at_once_and_lo
     assert check_checkpoint(latest_checkpoint(config.output))["step"] == 2 and len(log_of(config.output)) == 2
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(data, tmp_path, undisturbed):
+@pytest.mark.parametrize("cut", ['{"step": 6, "lo', '{"step": 6, "losses": {"matching": 0.5}'])
+def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(data, tmp_path, undisturbed, cut):
     config = make_config(data, tmp_path / "run", training={"steps": 8, "save_every": 3})
     with pytest.raises(Killed):
         run_training(config, stop_at(5, kill))
     assert check_checkpoint(latest_checkpoint(config.output))["step"] == 3
     with (config.output / "log.jsonl").open("a") as log:
-        log.write('{"step": 6, "lo')  # a line cut by the kill
+        log.write(cut)  # by the kill
     run_training(config)
     assert weights_of(config.output) == weights_of(undisturbed)
     assert log_of(config.output) == log_of(undisturbed), "each step once"
@@ -373,6 +374,27 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(data,
     with pytest.raises(UserError, match=r"cannot write .*step-00000004: No space left on device; free space"):
         run_training(config, stop_at(5, wait_for_it))
     assert len(log_of(tmp_path)) == 5 and check_checkpoint(latest_checkpoint(tmp_path))["step"] == 2
+
+
+def test_a_log_that_the_disk_has_no_room_for_ends_the_run_in_one_sentence_and_goes_on_later(
+    data, tmp_path, undisturbed, monkeypatch
+):
+    real = RunLog._write
+
+    def write(log, record, *predictions):
+        if record["step"] == 5:
+            log._file.close()
+            log._file = open("/dev/full", "w")  # noqa: SIM115 - the log closes it
+        real(log, record, *predictions)
+
+    monkeypatch.setattr(RunLog, "_write", write)
+    config = make_config(data, tmp_path, training={"steps": 8, "save_every": 2})
+    with pytest.raises(UserError, match=r"cannot write .*log.jsonl: No space left on device; free space"):
+        run_training(config)
+    assert check_checkpoint(latest_checkpoint(tmp_path))["step"] == 4
+    monkeypatch.undo()
+    run_training(config)
+    assert weights_of(tmp_path) == weights_of(undisturbed) and log_of(tmp_path) == log_of(undisturbed)
 
 
 # --- one run, one configuration
