@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from dimvl.config import RunConfig
+from dimvl.config import RunConfig, TrainingConfig
 from dimvl.data.batch import SampleTargets
 from dimvl.data.documents import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
-from dimvl.errors import Interrupted, NotFiniteError
+from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.model.flops import total_flops
 from dimvl.model.work import Work
 from dimvl.objectives import normalise
@@ -57,7 +57,8 @@ def train(
         NotFiniteError: a loss, gradient or score is not finite; nothing is saved.
         Interrupted: SIGTERM or SIGINT came; a checkpoint is saved, after the validation that is due if any. Before the
             first step of this call is done there is nothing to save, and it ends at once.
-        UserError: a checkpoint could not be written, or a process that builds batches died.
+        UserError: a checkpoint or the log could not be written, a process that builds batches died, or the memory of
+            the GPU is too small.
         OtherRankError: another rank failed or is gone.
 
     """
@@ -68,7 +69,8 @@ def train(
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
     meter = Meter(ranks, _ideal_seconds(engine, settings.precision))
     coming = closing(prefetch(data, first, settings.workers, engine.device, meter, ranks))
-    with opened as log, _stop_signals(first, last) as asked, dead_workers(), saving as saver, coming as steps:
+    told = _enough_memory(settings)
+    with opened as log, _stop_signals(first, last) as asked, dead_workers(), told, saving as saver, coming as steps:
         for done, step in zip(range(first + 1, last + 1), steps, strict=True):
             update = optimise(engine, step, config.seed, done - 1)
             asked.to_save = True
@@ -90,6 +92,19 @@ def train(
                 if over:
                     return
                 raise _interrupted(done, last, asked.signal or signal.SIGTERM)
+
+
+@contextmanager
+def _enough_memory(settings: TrainingConfig) -> Iterator[None]:
+    """Tell a GPU that is too small as what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory is too small ({str(error).splitlines()[0]}); lower training.rows_per_micro_batch "
+            f"({settings.rows_per_micro_batch}), set training.checkpoint_activations=true, or raise deepspeed.stage; "
+            "`dimvl plan` tells what each takes"
+        ) from None
 
 
 def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:

@@ -50,6 +50,7 @@ FREE = PATHS | {
     f"training.{name}" for name in ("threads", "workers", "device", "wandb", "keep", "save_every", "log_every")
 }
 FREE |= {"output", "training.check_reads", "training.checkpoint_activations", "training.compile", "deepspeed"}
+FREE |= {"training.rows_per_micro_batch"}  # as the number of ranks: the same data in other parts
 
 
 def run_training(

@@ -397,6 +397,16 @@ def test_a_log_that_the_disk_has_no_room_for_ends_the_run_in_one_sentence_and_go
     assert weights_of(tmp_path) == weights_of(undisturbed) and log_of(tmp_path) == log_of(undisturbed)
 
 
+def test_a_gpu_that_is_too_small_is_one_sentence_with_what_to_lower(data, tmp_path, monkeypatch):
+    def losses(engine, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nand more")
+
+    monkeypatch.setattr(TorchEngine, "losses", losses)
+    sentence = r"too small \(CUDA out of memory.* 9.00 GiB.\); lower training.rows_per_micro_batch \(80\), set training"
+    with pytest.raises(UserError, match=sentence):
+        run_training(make_config(data, tmp_path))
+
+
 # --- one run, one configuration
 
 
@@ -433,6 +443,7 @@ def test_where_and_how_a_run_goes_on_may_change(data, tmp_path, undisturbed):
     run_training(make_config(data, run, training={"steps": 8}, regions=tmp_path / "copy"))
     free = {"steps": 8, "workers": 1, "threads": 1, "device": "cpu", "log_every": 2, "save_every": 5, "keep": 2}
     run_training(make_config(data, run, training=free))
+    run_training(make_config(data, run, training={"steps": 8, "rows_per_micro_batch": 40}))
 
 
 def test_other_annotations_under_the_same_name_are_refused(data, tmp_path, undisturbed):
