@@ -257,6 +257,11 @@ def _join(size: int, timeout: timedelta, backend: str) -> None:
     if "RANK" not in os.environ:  # without a launcher
         if size > 1:
             raise UserError(f"WORLD_SIZE is {size} but RANK is not set; start the run by torchrun or deepspeed")
+        if (tasks := _whole_number("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            raise UserError(
+                f"srun started {tasks} processes without RANK, so each would train by itself; let it start torchrun "
+                "once on each node, as tools/slurm_pretrain.sbatch does"
+            )
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
     if missing := [name for name in LAUNCHED if not os.environ.get(name)]:

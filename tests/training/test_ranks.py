@@ -143,6 +143,14 @@ def test_an_empty_number_of_processes_is_one(tmp_path, monkeypatch):
     assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["ranks"] == 1
 
 
+def test_processes_of_srun_that_would_each_train_by_itself_are_refused(tmp_path, monkeypatch):
+    data = make_data(tmp_path / "data", 8)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(UserError, match=r"srun started 8 processes without RANK.*as tools/slurm_pretrain.sbatch does"):
+        run_training(make_config(data, tmp_path / "run", deepspeed={}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_processes_than_gpus_are_refused_and_others_take_one_each(monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
