@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,12 @@ class Muon(AdamW):
                 if weight.grad is not None:
                     self._update(weight, weight.grad, group["lr"], group["weight_decay"])
         return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, of a checkpoint say; AdamW looks for its count of steps with every weight of a group."""
+        groups = state["param_groups"]
+        super().__setstate__({**state, "param_groups": [group for group in groups if not group["muon"]]})
+        self.param_groups = groups
 
     def _update(self, weight: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
         state = self.state[weight]

@@ -204,6 +204,16 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(data, tmp_pat
     assert log_of(config.output) == log_of(undisturbed), "each step once"
 
 
+def test_a_killed_run_by_muon_goes_on_bit_for_bit(data, tmp_path):
+    settings = {"steps": 8, "save_every": 3, "muon_rate": 0.01}
+    whole = run_training(make_config(data, tmp_path / "whole", training=settings))
+    config = make_config(data, tmp_path / "run", training=settings)
+    with pytest.raises(Killed):
+        run_training(config, stop_at(5, kill))
+    run_training(config)
+    assert weights_of(config.output) == weights_of(whole) and log_of(config.output) == log_of(whole)
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(data, tmp_path, undisturbed):
     config = make_config(data, tmp_path / "run", training={"steps": 8})
     with pytest.raises(Killed):
