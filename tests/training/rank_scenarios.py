@@ -291,7 +291,7 @@ class Scenarios:
 
         DeepSpeedEngine.backward = backward
         try:
-            for stage, precision in [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16")]:
+            for stage, precision in [(stage, precision) for precision in ("fp32", "bf16") for stage in range(4)]:
                 output, training = f"no-gradient-{stage}-{precision}", {"save_every": 1, "precision": precision}
                 found[output] = self.failure(output, stage, training=training)
                 weights = [getattr(weight, "ds_tensor", weight) for weight in self.engine.task.model.parameters()]
