@@ -43,7 +43,7 @@ from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 
 KINDS = {"torch": (1, None), "ZeRO 2, 1 rank": (1, 2), "ZeRO 2, 2 ranks": (2, 2)}
-PATIENCE = 120.0  # seconds after which a process that is still there counts as hanging
+PATIENCE = 200.0  # seconds after which a process counts as hanging: above five timeouts, see docs/distributed.md
 WRITING = 0.01  # seconds that a temporary folder is there, about
 
 
