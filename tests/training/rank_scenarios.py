@@ -13,12 +13,15 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from dimvl.errors import Interrupted
+from dimvl.model.encoder import Encoder
 from dimvl.pretrained import check_checkpoint, checkpoint_folders
 from dimvl.training import checkpoint, run
 from dimvl.training.ranks import open_ranks
@@ -128,6 +131,17 @@ class Scenarios:
         for stage in (1, 3):
             curves.append(self.train(f"again{stage}", stage, training={"checkpoint_activations": True}))
             assert self.engine.task.model.encoder.checkpoint_activations
+        return curves
+
+    def compiled(self):
+        """Losses of stages 0 to 2, from the graphs that inductor gets, without its compiler."""
+        counter, plain = CompileCounterWithBackend("aot_eager"), Encoder.compile_blocks
+        Encoder.compile_blocks = partialmethod(plain, counter)
+        try:
+            curves = [self.train(f"compiled{stage}", stage, training={"compile": True}) for stage in (0, 1, 2)]
+        finally:
+            Encoder.compile_blocks = plain
+        assert counter.frame_count > 0
         return curves
 
     def accumulation(self):

@@ -28,7 +28,16 @@ CLOSE_IN_BF16 = {"rel": 0.015}
 ON_TWO = [
     *(f"curve_{stage}" for stage in STAGES),
     *(f"bf16_{stage}" for stage in STAGES),
-    *("offload_2", "offload_3", "activations_again", "accumulation", "resume_exactly", "save_for_others", "go_on_1"),
+    *(
+        "offload_2",
+        "offload_3",
+        "activations_again",
+        "compiled",
+        "accumulation",
+        "resume_exactly",
+        "save_for_others",
+        "go_on_1",
+    ),
     "written_late",
     *("go_on_3", "from_torch", "frozen", "validation", "self_critical", "loss_not_finite", "gradient_not_finite"),
     *("full_disk", "another_seed", "another_store", "one_lacks_a_file", "unknown_options"),
@@ -147,8 +156,9 @@ def test_bf16_follows_the_curve_within_its_own_rounding(folder, reference, stage
     assert any(not torch.equal(value, value.bfloat16().float()) for value in saved.values()), "masters, not copies"
 
 
-def test_offloading_and_computing_activations_again_change_nothing(folder, reference):
-    curves = [found(folder, "offload_2"), found(folder, "offload_3"), *found(folder, "activations_again")]
+def test_offloading_computing_activations_again_and_compiling_change_nothing(folder, reference):
+    curves = [found(folder, "offload_2"), found(folder, "offload_3")]
+    curves += [*found(folder, "activations_again"), *found(folder, "compiled")]
     assert all(losses == pytest.approx(reference, **CLOSE) for losses in curves)
 
 
