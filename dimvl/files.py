@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +89,43 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Make a folder, and let one process after the other in; where the file system has no locks, all at once.
+def locked(folder: Path, busy: str | None = None, patience: float = 0.0) -> Iterator[None]:
+    """Make a folder, and hold it for this process; the system lets go of it when the process ends, however.
+
+    Where a file system has no locks, nothing is held.
+
+    Args:
+        folder: to hold.
+        busy: what to tell where another process holds it; None to wait for that one.
+        patience: seconds to wait before it is told.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: another process holds it, or it cannot be made.
 
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, busy, time.monotonic() + patience)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, busy: str | None, until: float) -> None:
+    how = fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0)
+    while True:
+        try:
+            fcntl.flock(descriptor, how)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise UserError(busy) from None
+            time.sleep(0.1)
+            continue
+        except OSError:
+            pass  # a file system without locks
+        return
 
 
 def check_writable(folder: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from dimvl.data.documents import Document, keyed_generator
 from dimvl.errors import UserError
-from dimvl.files import atomic_folder, one_at_a_time
+from dimvl.files import atomic_folder, locked
 
 PIECE = 2**14
 """Documents planned at once: what is computed on the way stays small."""
@@ -165,7 +165,7 @@ class EpochPlans:
     def _share(self, folder: Path, epoch: int) -> EpochPlan:
         """Map the plan of an epoch, made first if no process has done so, and forget those before the last one."""
         path = _folder(folder, epoch)
-        with one_at_a_time(folder):
+        with locked(folder):
             if not (path / "order.npy").exists():
                 with atomic_folder(path) as temporary:
                     self._make(epoch, lambda name, *shape: _on_disk(temporary / f"{name}.npy", *shape))

@@ -8,10 +8,9 @@ One writer to a folder, held by a lock. To write with several processes, give ea
 `RegionStore` and the key `regions` of a run take the list of folders as one store.
 """
 
-import fcntl
 import hashlib
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -20,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path
+from dimvl.files import atomic_path, locked
 from dimvl.regions.records import ARRAYS, Extractor, Regions
 from dimvl.regions.store_folder import StoreFolder
 from dimvl.regions.store_format import (
@@ -84,12 +83,11 @@ class RegionStoreWriter:
         self.shard_bytes = shard_bytes
         self._pending: list[_Pending] = []
         self._pending_bytes = 0
-        self._lock = _lock(self.path)
-        try:
+        with ExitStack() as held:
+            busy = f"another process is writing region store {self.path}; wait for it or end it"
+            held.enter_context(locked(self.path, busy))
             self.manifest = self._open(extractor, feature_dtype)
-        except BaseException:
-            os.close(self._lock)
-            raise
+            self._held: ExitStack | None = held.pop_all()
 
     def __enter__(self) -> "RegionStoreWriter":
         return self
@@ -158,7 +156,7 @@ class RegionStoreWriter:
             UserError: as `flush`.
 
         """
-        if self._lock < 0:
+        if self._held is None:
             return
         try:
             self.flush()
@@ -170,8 +168,8 @@ class RegionStoreWriter:
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         finally:
-            os.close(self._lock)
-            self._lock = -1
+            self._held.close()
+            self._held = None
 
     def _open(self, extractor: Extractor, feature_dtype: FeatureDtype) -> Manifest:
         """Take over the store in the folder, or begin one."""
@@ -359,23 +357,6 @@ def _cut(file: Path, committed: FileEntry) -> "hashlib._Hash":
 def _is_remnant(file: Path) -> bool:
     """Whether a file is what a killed writer left of an atomic write."""
     return file.name.startswith(".") and file.suffix == ".part"
-
-
-def _lock(path: Path) -> int:
-    """Lock a store's folder for this process; the operating system unlocks it when the process ends, however."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"another process is writing region store {path}; wait for it or end it") from None
-    except OSError:
-        pass  # a file system without locks: one writer at a time is then up to the user
-    return descriptor
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

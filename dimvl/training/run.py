@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from dimvl.data.epoch_plan import DocumentSource
 from dimvl.data.sampler import TrainingSteps
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.errors import NotFiniteError, UserError
-from dimvl.files import git_revision, sha256, write_json
+from dimvl.files import git_revision, locked, sha256, write_json
 from dimvl.pretrained import MODEL, RUN, choose_device, latest_checkpoint, run_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
@@ -41,6 +42,8 @@ from dimvl.training.validation import build_validation
 
 logger = logging.getLogger(__name__)
 PLANS = "plans"
+PATIENCE = 10.0
+"""Seconds for which a run waits for the folder: loader processes of one that was killed hold it for up to 5."""
 ANNOTATIONS = ("captions", "questions", "annotations")
 OTHERS = {"scenes.json": "scenes", "manifest.json": "a region store", "demo.json": "a demo"}
 # Each rank may have its own, and each call too: stores are compared by their manifests.
@@ -95,13 +98,28 @@ def train_on(
         description = _describe(config)
     if ranks.size > 1:
         _check_ranks(ranks, config, description)
-    prepared = None
-    for turn in (True, False):  # rank 0 writes the tokenizer, the texts and so on, which the others then find there
-        with together(ranks):
-            if (ranks.rank == 0) is turn:
-                prepared = _prepare(config, description, ranks, working)
-    assert prepared is not None
-    task, source, validation = prepared
+    with ExitStack() as held:
+        prepared = None
+        for turn in (True, False):  # rank 0 writes the tokenizer, the texts and so on, which the others then find there
+            with together(ranks):
+                if (ranks.rank == 0) is turn:
+                    prepared = _prepare(config, description, ranks, working, held)
+        assert prepared is not None
+        _train(ranks, config, options, *prepared, progress)
+    return run
+
+
+def _train(
+    ranks: Ranks,
+    config: AnyConfig,
+    options: dict[str, Any],
+    task: Task,
+    source: DocumentSource,
+    validation: Validation | None,
+    progress: Callable[[StepReport], None] | None,
+) -> None:
+    """Train what was prepared."""
+    settings, run = config.training, config.output
     try:
         engine = _engine(config, task, options, ranks)
         data = TrainingSteps(
@@ -120,10 +138,6 @@ def train_on(
         if ranks.rank == 0 and latest_checkpoint(run) is None:
             _free(run)
         raise
-    finally:
-        if ranks.rank == 0:
-            shutil.rmtree(run / PLANS, ignore_errors=True)
-    return run
 
 
 def _free(run: Path) -> None:
@@ -159,17 +173,19 @@ def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _prepare(
-    config: AnyConfig, description: dict[str, Any], ranks: Ranks, working: Working
+    config: AnyConfig, description: dict[str, Any], ranks: Ranks, working: Working, held: ExitStack
 ) -> tuple[Task, DocumentSource, Validation | None]:
-    """Build model, task, documents and validation; what they need is written into the run's folder."""
+    """Build model, task, documents and validation; what they need is written into the run's folder, which is held."""
     run = config.output
     _check_claim(run, description)
-    if ranks.rank == 0:
-        shutil.rmtree(run / PLANS, ignore_errors=True)  # of a run that was killed; other code may plan otherwise
     store = RegionStore(config.regions, config.training.check_reads)
     is_new = not (run / RUN).exists()
     known = None if is_new else known_texts(config)
     annotations = ([], []) if known is not None else read_annotations(config, store)
+    if ranks.rank == 0:
+        held.enter_context(locked(run, f"another process trains in {run}; wait for it or end it", patience=PATIENCE))
+        shutil.rmtree(run / PLANS, ignore_errors=True)  # of a run that was killed; other code may plan otherwise
+        held.callback(shutil.rmtree, run / PLANS, ignore_errors=True)
     if is_new:
         (run / TEXTS).unlink(missing_ok=True)
         write_json(run / RUN, description)

@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -33,6 +34,7 @@ class Costs:
         if self.asked is not None:
             with self.asked.open("a") as file:
                 file.write(f"{epoch}\n")
+            time.sleep(0.05)  # so that another process could come in between
         return self.values[some] + epoch
 
 
@@ -105,10 +107,11 @@ def test_plans_in_files_are_those_in_memory(source, tmp_path):
 def test_an_epoch_is_planned_once_for_all_processes_even_if_all_of_them_ask_at_once(source, tmp_path):
     def ask(results):
         plans = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
+        together.wait(timeout=60)
         results.put([steps_of(plans[epoch]) for epoch in range(2)])
 
     context = multiprocessing.get_context("fork")
-    results = context.Queue()
+    results, together = context.Queue(), context.Barrier(4)
     processes = [context.Process(target=ask, args=(results,)) for _ in range(4)]
     for process in processes:
         process.start()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,12 @@ import torch
 from dimvl.config import SharesConfig, TrainingConfig
 from dimvl.data.documents import ImageReader, collate
 from dimvl.errors import Interrupted, NotFiniteError, UserError
+from dimvl.files import locked
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.training import checkpoint, loop
+from dimvl.training import run as training_run
 from dimvl.training.build import build_task as build_the_task
 from dimvl.training.build import read_annotations
 from dimvl.training.engine import TorchEngine
@@ -251,6 +254,7 @@ def test_worker_processes_change_nothing(data, tmp_path, undisturbed):
 
 CHILD = """
 import sys, time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from dimvl.data.sampler import TrainingSteps
@@ -297,6 +301,32 @@ def test_a_run_plans_anew_whatever_a_killed_one_has_left_and_leaves_no_plan_itse
     assert weights_of(tmp_path) == weights_of(undisturbed) and not left.parent.exists()
 
 
+def test_a_second_process_does_not_train_in_the_same_folder_and_leaves_the_first_one_alone(
+    data, tmp_path, monkeypatch, undisturbed
+):
+    monkeypatch.setattr(training_run, "PATIENCE", 0.2)
+    config = make_config(data, tmp_path, training={"steps": 8})
+    refused = []
+
+    def again():
+        with pytest.raises(UserError, match=f"another process trains in {tmp_path}; wait for it or end it") as caught:
+            run_training(config)
+        refused.append(caught.value)
+
+    run_training(config, stop_at(2, again))
+    assert len(refused) == 1 and weights_of(tmp_path) == weights_of(undisturbed)
+
+
+def test_a_run_waits_for_the_loader_processes_of_one_that_was_killed(data, tmp_path, undisturbed):
+    config = make_config(data, tmp_path, training={"steps": 8})
+    holding, held = ExitStack(), []
+    holding.enter_context(locked(tmp_path))
+    holding.callback(held.append, False)
+    threading.Timer(0.5, holding.close).start()
+    run_training(config, lambda report: held.append(True))
+    assert held[0] is False and weights_of(tmp_path) == weights_of(undisturbed)
+
+
 def test_dropout_is_keyed_by_seed_step_micro_batch_and_rank():
     def draw(*key):
         seed_dropout(*key)
@@ -323,6 +353,7 @@ SLOW_DISK = """
 import sys, threading, time
 from pathlib import Path
 from dimvl.training import checkpoint, loop
+from dimvl.training import run as training_run
 from dimvl.training.run import run_training
 from tests.tiny_runs import TinyData, make_config
 
