@@ -26,7 +26,7 @@ from dimvl.data.annotations import describe_file
 from dimvl.data.epoch_plan import DocumentSource
 from dimvl.data.sampler import TrainingSteps
 from dimvl.data.tokenizer import FILE as TOKENIZER
-from dimvl.errors import NotFiniteError, UserError
+from dimvl.errors import NotFiniteError, OtherRankError, UserError
 from dimvl.files import git_revision, locked, sha256, write_json
 from dimvl.pretrained import MODEL, RUN, choose_device, latest_checkpoint, run_arguments
 from dimvl.regions.store import RegionStore
@@ -100,12 +100,17 @@ def train_on(
         _check_ranks(ranks, config, description)
     with ExitStack() as held:
         prepared = None
-        for turn in (True, False):  # rank 0 writes the tokenizer, the texts and so on, which the others then find there
-            with together(ranks):
-                if (ranks.rank == 0) is turn:
-                    prepared = _prepare(config, description, ranks, working, held)
-        assert prepared is not None
-        _train(ranks, config, options, *prepared, progress)
+        try:
+            for turn in (True, False):  # rank 0 writes tokenizer, texts and so on, which the others then find there
+                with together(ranks):
+                    if (ranks.rank == 0) is turn:
+                        prepared = _prepare(config, description, ranks, working, held)
+            assert prepared is not None
+            _train(ranks, config, options, *prepared, progress)
+        except (UserError, NotFiniteError, OtherRankError):
+            if ranks.rank == 0 and prepared is not None and latest_checkpoint(run) is None:
+                _free(run)
+            raise
     return run
 
 
@@ -120,24 +125,19 @@ def _train(
 ) -> None:
     """Train what was prepared."""
     settings, run = config.training, config.output
-    try:
-        engine = _engine(config, task, options, ranks)
-        data = TrainingSteps(
-            source,
-            task.shape,
-            seed=config.seed,
-            steps=settings.steps,
-            rows_per_step=settings.rows_per_step,
-            rows_per_micro_batch=settings.rows_per_micro_batch,
-            rank=ranks.rank,
-            ranks=ranks.size,
-            plans=run / PLANS,
-        )
-        train(engine, data, config, run, progress, validation)
-    except (UserError, NotFiniteError):
-        if ranks.rank == 0 and latest_checkpoint(run) is None:
-            _free(run)
-        raise
+    engine = _engine(config, task, options, ranks)
+    data = TrainingSteps(
+        source,
+        task.shape,
+        seed=config.seed,
+        steps=settings.steps,
+        rows_per_step=settings.rows_per_step,
+        rows_per_micro_batch=settings.rows_per_micro_batch,
+        rank=ranks.rank,
+        ranks=ranks.size,
+        plans=run / PLANS,
+    )
+    train(engine, data, config, run, progress, validation)
 
 
 def _free(run: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dimvl.errors import Interrupted
+from dimvl.errors import Interrupted, UserError
 from dimvl.model.encoder import Encoder
 from dimvl.pretrained import check_checkpoint, checkpoint_folders
 from dimvl.training import checkpoint, run
@@ -143,6 +143,21 @@ class Scenarios:
             Encoder.compile_blocks = plain
         assert counter.frame_count > 0
         return curves
+
+    def unprepared(self):
+        """How a run ends where the second rank cannot prepare, and the steps of a mended one in its folder."""
+
+        def fail(*arguments):
+            raise UserError("this node lacks a file")
+
+        real = run._prepare
+        if self.ranks.rank == 1:
+            run._prepare = fail
+        try:
+            failed = self.failure("unprepared", 1)
+        finally:
+            run._prepare = real
+        return failed["kind"], len(self.train("unprepared", 1, training={"learning_rate": 2e-3}))
 
     def accumulation(self):
         """Losses with small micro-batches, with one large one, and the micro-batches and targets of each."""

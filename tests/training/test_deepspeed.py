@@ -40,7 +40,7 @@ ON_TWO = [
     ),
     "written_late",
     *("go_on_3", "from_torch", "frozen", "validation", "self_critical", "loss_not_finite", "gradient_not_finite"),
-    *("full_disk", "another_seed", "another_store", "one_lacks_a_file", "unknown_options"),
+    *("unprepared", "full_disk", "another_seed", "another_store", "one_lacks_a_file", "unknown_options"),
     *("no_number", "no_type"),
 ]
 ON_OTHERS = ["curve_2", "curve_3", "go_on_1", "go_on_3"]
@@ -160,6 +160,10 @@ def test_offloading_computing_activations_again_and_compiling_change_nothing(fol
     curves = [found(folder, "offload_2"), found(folder, "offload_3")]
     curves += [*found(folder, "activations_again"), *found(folder, "compiled")]
     assert all(losses == pytest.approx(reference, **CLOSE) for losses in curves)
+
+
+def test_a_run_that_only_another_rank_could_not_prepare_leaves_its_folder_to_the_mended_one(folder):
+    assert each(folder, "unprepared") == [["OtherRankError", 6], ["UserError", 6]]
 
 
 def test_micro_batches_with_uneven_targets_and_empty_ones_equal_one_large_batch(folder):
