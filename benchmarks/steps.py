@@ -76,7 +76,8 @@ def make_steps(folder: Path, regions: Path, check: bool = False) -> TrainingStep
         classes=len(EXTRACTOR.classes),
     )
     documents = CaptionSource(captions, images, Seq2seqConfig(captions=CAPTIONS), tokenizer, seed=0)
-    return TrainingSteps(documents, shape, seed=0, steps=10**6, rows_per_step=ROWS, rows_per_micro_batch=ROWS)
+    budgets = {"rows_per_step": ROWS, "rows_per_micro_batch": ROWS}
+    return TrainingSteps(documents, shape, seed=0, steps=10**6, **budgets, plans=folder / f"plans-{len(store)}")
 
 
 def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[str, object]]:
