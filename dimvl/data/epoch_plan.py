@@ -1,7 +1,7 @@
 """Which documents make up each optimiser step of an epoch, without memory that grows with the data.
 
-A plan takes 8 bytes a document. A run keeps it in files that all its processes map, and the first one that needs an
-epoch plans it for all of them, so that neither a rank nor a loader process holds anything of its own per document:
+A plan takes 8 bytes a document. Where there are many, a run keeps it in files that all its processes map, and the first
+one that needs an epoch plans it for all of them, so that no process holds anything of its own per document:
 
     FOLDER/epoch-3/order.npy   (D,) documents of the epoch, in the order in which they come
                    costs.npy   (D,) rows of each document, by its number
@@ -23,7 +23,7 @@ from dimvl.errors import UserError
 from dimvl.files import atomic_folder, locked
 
 PIECE = 2**14
-"""Documents planned at once: what is computed on the way stays small."""
+"""Documents planned at once: what is computed on the way stays small. No more than these are not worth a file."""
 
 Allocate = Callable[[str, type, int], np.ndarray]
 """Gives an array to fill, by name, type and length."""
@@ -133,7 +133,7 @@ class EpochPlans:
         source: the documents.
         seed: of their order.
         row_budget: rows of an optimiser step.
-        folder: where all processes of the run keep them; None to keep them in the memory of this one.
+        folder: where all processes of the run keep them if they are large; None to keep them in memory of this one.
 
     Raises:
         UserError: as `plan_epoch`; the disk is full.
@@ -141,7 +141,8 @@ class EpochPlans:
     """
 
     def __init__(self, source: DocumentSource, seed: int, row_budget: int, folder: Path | None) -> None:
-        self.source, self.seed, self.row_budget, self.folder = source, seed, row_budget, folder
+        self.source, self.seed, self.row_budget = source, seed, row_budget
+        self.folder = folder if len(source) > PIECE else None
         self._latest: tuple[int, EpochPlan] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

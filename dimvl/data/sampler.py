@@ -72,7 +72,8 @@ class TrainingSteps(Dataset[Step]):
         rows_per_micro_batch: row budget of one forward on one rank.
         rank: of this process.
         ranks: number of processes.
-        plans: folder in which all processes of the run keep which documents each step has; None for memory of this one.
+        plans: folder in which all processes of a run keep which documents each step has, if there are many; else in
+            memory of this one.
 
     """
 

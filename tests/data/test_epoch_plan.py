@@ -38,13 +38,22 @@ class Costs:
         return self.values[some] + epoch
 
 
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch):
+    """Make 200 documents worth a file."""
+    monkeypatch.setattr(epoch_plan, "PIECE", 64)
+
+
 @pytest.fixture
 def source(tmp_path):
     return Costs(np.random.default_rng(0).integers(5, 60, 200), tmp_path / "asked")
 
 
-def asked(source):
-    return [int(line) for line in source.asked.read_text().split()] if source.asked.exists() else []
+def planned(source):
+    """Which epochs were planned, one after the other."""
+    epochs = [int(line) for line in source.asked.read_text().split()]
+    assert all(len(set(epochs[start : start + 4])) == 1 for start in range(0, len(epochs), 4)), "four pieces each"
+    return epochs[::4]
 
 
 def steps_of(plan):
@@ -104,6 +113,12 @@ def test_plans_in_files_are_those_in_memory(source, tmp_path):
         assert steps_of(files[epoch]) == steps_of(own[epoch]) and files.num_steps(epoch) == len(own[epoch])
 
 
+def test_few_documents_are_not_worth_a_file(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch_plan, "PIECE", 200)
+    plans = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
+    assert steps_of(plans[3]) == cut_one_by_one(source, 3, seed=1) and not (tmp_path / "plans").exists()
+
+
 def test_an_epoch_is_planned_once_for_all_processes_even_if_all_of_them_ask_at_once(source, tmp_path):
     def ask(results):
         plans = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
@@ -118,7 +133,7 @@ def test_an_epoch_is_planned_once_for_all_processes_even_if_all_of_them_ask_at_o
     found = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    assert asked(source) == [0, 1] and all(one == found[0] for one in found)
+    assert planned(source) == [0, 1] and all(one == found[0] for one in found)
 
 
 def test_of_epochs_before_the_last_one_only_the_number_of_steps_is_kept(source, tmp_path):
@@ -127,7 +142,7 @@ def test_of_epochs_before_the_last_one_only_the_number_of_steps_is_kept(source, 
     kept = {path.parent.name for path in (tmp_path / "plans").glob("*/order.npy")}
     assert kept == {"epoch-2", "epoch-3"} == {path.parent.name for path in (tmp_path / "plans").glob("*/costs.npy")}
     later = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
-    assert [later.num_steps(epoch) for epoch in range(4)] == lengths and asked(source) == [0, 1, 2, 3]
+    assert [later.num_steps(epoch) for epoch in range(4)] == lengths and planned(source) == [0, 1, 2, 3]
     assert steps_of(later[0]) == cut_one_by_one(source, 0, seed=1)  # and whoever needs one all the same gets it
 
 
@@ -159,7 +174,7 @@ def test_the_space_of_a_plan_is_taken_before_it_is_filled(tmp_path):
 
 def test_what_a_loader_process_is_sent_does_not_grow_with_the_documents(tmp_path):
     sizes = []
-    for images in (4, 400):
+    for images in (70, 400):
         processor, data = make_processor(), make_data(tmp_path / str(images), images)
         arguments = (caption_store(data, processor), image_reader(data, processor), ObjectivesConfig())
         source = PretrainSource(*arguments, Seq2seqConfig(), processor.tokenizer, seed=1)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from dimvl.config import SharesConfig, TrainingConfig
+from dimvl.data import epoch_plan
 from dimvl.data.documents import ImageReader, collate
 from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.files import locked
@@ -292,7 +293,10 @@ def test_a_process_that_gets_sigterm_saves_exits_and_is_continued_by_another_bit
     assert weights_of(run) == weights_of(undisturbed) and log_of(run) == log_of(undisturbed)
 
 
-def test_a_run_plans_anew_whatever_a_killed_one_has_left_and_leaves_no_plan_itself(data, tmp_path, undisturbed):
+def test_a_run_plans_anew_whatever_a_killed_one_has_left_and_leaves_no_plan_itself(
+    data, tmp_path, monkeypatch, undisturbed
+):
+    monkeypatch.setattr(epoch_plan, "PIECE", 4)  # eight documents are worth a file then
     left = tmp_path / "plans" / "epoch-0"
     left.mkdir(parents=True)
     for name, array in (("order", [0, 0]), ("costs", [1, 1]), ("starts", [0, 2])):
