@@ -104,11 +104,11 @@ def reading(result: dict[str, Any]) -> Iterator[Goal]:
 
 
 def memory(result: dict[str, Any]) -> Iterator[Goal]:
-    """Growth of a loader's own memory with the stores."""
+    """Growth of a loader's own memory with the stores, between the two largest."""
     by = {int(entries): part["load"]["200_steps"]["anonymous"] for entries, part in result["entries"].items()}
-    least, most = min(by), max(by)
-    each = (by[most] - by[least]) * 2**20 / (most - least)
-    figure = f"{each:.0f} bytes an entry of the loader's own, {by[most]:.0f} MB at {most:,}"
+    less, most = sorted(by)[-2:]
+    each = (by[most] - by[less]) * 2**20 / (most - less)
+    figure = f"{each:.1f} bytes an entry of the loader's own; {by[less]:.1f} MB at {less:,}, {by[most]:.1f} at {most:,}"
     yield judged("memory in the size of both stores", "flat: 0 bytes an entry", figure, each < 0.5)
 
 

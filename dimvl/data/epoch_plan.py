@@ -91,9 +91,9 @@ def plan_epoch(
     for some in _pieces(count):
         order[some] = np.arange(some.start, some.stop)
     keyed_generator(seed, "order", epoch).shuffle(order)
-    found = [0, *_starts(order, costs, row_budget), count]
-    starts = allocate("starts", np.int64, len(found))
-    starts[:] = found
+    found = np.fromiter(_starts(order, costs, row_budget), np.int64)
+    starts = allocate("starts", np.int64, len(found) + 2)
+    starts[0], starts[1:-1], starts[-1] = 0, found, count
     return EpochPlan(order, costs, starts)
 
 
