@@ -1,6 +1,8 @@
 """Steps on their way from the store to the device: built by worker processes, pinned, copied while the GPU computes."""
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -56,7 +58,7 @@ def _load(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter
         sampler=range(first, len(data)),
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=_live_as_long_as_the_run,
     )
     steps = iter(loader)
     try:
@@ -98,13 +100,24 @@ def _wait_for(step: Step, event: torch.cuda.Event) -> Step:
     return step
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Let a worker process live on when its whole process group is asked to stop, as launchers do.
+def _live_as_long_as_the_run(worker: int) -> None:
+    """Let a worker process live on when its whole process group is asked to stop, as launchers do, and no longer.
 
     Batches are needed until the run has saved; the worker ends with the process that it works for.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process within a second of its parent, which may have been killed.
+
+    Torch's own workers look for it between two steps only, and then wait for good where steps fill the pipe to it.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @contextmanager

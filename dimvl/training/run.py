@@ -43,7 +43,7 @@ from dimvl.training.validation import build_validation
 logger = logging.getLogger(__name__)
 PLANS = "plans"
 PATIENCE = 10.0
-"""Seconds for which a run waits for the folder: loader processes of one that was killed hold it for up to 5."""
+"""Seconds for which a run waits for the folder: loader processes of one that was killed hold it for a second or two."""
 ANNOTATIONS = ("captions", "questions", "annotations")
 OTHERS = {"scenes.json": "scenes", "manifest.json": "a region store", "demo.json": "a demo"}
 # Each rank may have its own, and each call too: stores are compared by their manifests.

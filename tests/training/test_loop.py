@@ -321,6 +321,34 @@ def test_a_second_process_does_not_train_in_the_same_folder_and_leaves_the_first
     assert len(refused) == 1 and weights_of(tmp_path) == weights_of(undisturbed)
 
 
+ORPHANS = """
+import time
+import torch
+from dimvl.training.loading import prefetch
+from dimvl.training.ranks import Alone
+from dimvl.training.report import Meter
+
+class Steps:
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, number):
+        return bytes(10**6)
+
+steps = prefetch(Steps(), 0, 2, torch.device("cpu"), Meter(Alone()), Alone())
+next(steps)
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+def test_loader_processes_of_a_killed_run_end_even_if_the_pipe_to_it_is_full():
+    process = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "started\n"
+    process.kill()
+    process.communicate(timeout=20)  # waits for all that hold its output, as the loader processes do
+
+
 def test_a_run_waits_for_the_loader_processes_of_one_that_was_killed(data, tmp_path, undisturbed):
     config = make_config(data, tmp_path, training={"steps": 8})
     holding, held = ExitStack(), []
