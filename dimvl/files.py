@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, their checksums, and the revision of the code."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -58,8 +59,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     """Give an empty temporary folder beside `path`; on a clean exit it takes the place of `path`.
+
+    Args:
+        path: of the folder.
+        replace: whether it takes the place of one that is there by then; else that one stays, and this one is removed.
 
     Raises:
         UserError: the disk is full or the place cannot be written; what stood at `path` is untouched.
@@ -76,13 +81,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
             temporary.chmod(0o755)
-            if path.exists():
+            if replace and path.exists():
                 old = temporary.with_suffix(".old")
                 os.replace(path, old)
                 os.replace(temporary, path)
                 shutil.rmtree(old)
-            else:
+                return
+            try:
                 os.replace(temporary, path)
+            except OSError as error:
+                if replace or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -150,31 +150,45 @@ class EpochPlans:
 
     def __getitem__(self, epoch: int) -> EpochPlan:
         if self._latest is None or self._latest[0] != epoch:
-            plan = self._make(epoch) if self.folder is None else self._share(self.folder, epoch)
+            plan = self._make(epoch) if self.folder is None else self._map(self.folder, epoch)
             self._latest = (epoch, plan)
         return self._latest[1]
 
     def num_steps(self, epoch: int) -> int:
         """Return the number of steps of an epoch; of earlier ones nothing else is kept."""
-        if self.folder is not None and (file := _folder(self.folder, epoch) / "starts.npy").exists():
-            return len(np.load(file, mmap_mode="r", allow_pickle=False)) - 1
-        return len(self[epoch])
+        if self.folder is None:
+            return len(self[epoch])
+        return len(_load(self._planned(self.folder, epoch), "starts")) - 1
 
     def _make(self, epoch: int, allocate: Allocate = in_memory) -> EpochPlan:
         return plan_epoch(self.source, epoch, self.seed, self.row_budget, allocate)
 
-    def _share(self, folder: Path, epoch: int) -> EpochPlan:
-        """Map the plan of an epoch, made first if no process has done so, and forget those before the last one."""
+    def _map(self, folder: Path, epoch: int) -> EpochPlan:
+        path = self._planned(folder, epoch)
+        try:
+            return EpochPlan(*(_load(path, name) for name in ("order", "costs", "starts")))
+        except FileNotFoundError:  # forgotten: other processes are two epochs ahead, so an epoch is a few steps
+            return self._make(epoch)
+
+    def _planned(self, folder: Path, epoch: int) -> Path:
+        """Give the plan of an epoch, made first if no process has done so; forget those before the last one.
+
+        The lock spares work and no more, since processes of other nodes may not heed it: the first one to be done wins.
+        """
         path = _folder(folder, epoch)
-        with locked(folder):
-            if not (path / "order.npy").exists():
-                with atomic_folder(path) as temporary:
-                    self._make(epoch, lambda name, *shape: _on_disk(temporary / f"{name}.npy", *shape))
-                for earlier in range(epoch - 1):
-                    for name in ("order", "costs"):
-                        (_folder(folder, earlier) / f"{name}.npy").unlink(missing_ok=True)
-            arrays = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("order", "costs", "starts"))
-            return EpochPlan(*map(np.asarray, arrays))
+        if not path.exists():
+            with locked(folder):
+                if not path.exists():
+                    with atomic_folder(path, replace=False) as temporary:
+                        self._make(epoch, lambda name, *shape: _on_disk(temporary / f"{name}.npy", *shape))
+                    for earlier in range(epoch - 1):
+                        for name in ("order", "costs"):
+                            (_folder(folder, earlier) / f"{name}.npy").unlink(missing_ok=True)
+        return path
+
+
+def _load(plan: Path, name: str) -> np.ndarray:
+    return np.asarray(np.load(plan / f"{name}.npy", mmap_mode="r", allow_pickle=False))
 
 
 def _folder(plans: Path, epoch: int) -> Path:

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -119,11 +120,16 @@ def test_few_documents_are_not_worth_a_file(source, tmp_path, monkeypatch):
     assert steps_of(plans[3]) == cut_one_by_one(source, 3, seed=1) and not (tmp_path / "plans").exists()
 
 
-def test_an_epoch_is_planned_once_for_all_processes_even_if_all_of_them_ask_at_once(source, tmp_path):
+def ask_at_once(source, folder, epochs):
+    """What four processes get that ask for the same plans at the same time."""
+
     def ask(results):
-        plans = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
+        plans = EpochPlans(source, 1, BUDGET, folder)
         together.wait(timeout=60)
-        results.put([steps_of(plans[epoch]) for epoch in range(2)])
+        try:
+            results.put([(steps_of(plans[epoch]), plans.num_steps(0)) for epoch in range(epochs)])
+        except Exception as error:
+            results.put(repr(error))
 
     context = multiprocessing.get_context("fork")
     results, together = context.Queue(), context.Barrier(4)
@@ -133,7 +139,42 @@ def test_an_epoch_is_planned_once_for_all_processes_even_if_all_of_them_ask_at_o
     found = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
+    return found
+
+
+def test_an_epoch_is_planned_once_for_all_processes_even_if_all_of_them_ask_at_once(source, tmp_path):
+    found = ask_at_once(source, tmp_path / "plans", epochs=2)
     assert planned(source) == [0, 1] and all(one == found[0] for one in found)
+
+
+def test_processes_that_no_lock_keeps_apart_get_the_same_plans(tmp_path, monkeypatch):
+    # as those of several nodes are on many a shared file system
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    source = Costs(np.random.default_rng(0).integers(5, 60, 200))
+    wanted = [cut_one_by_one(source, epoch, seed=1) for epoch in range(30)]
+    for one in ask_at_once(source, tmp_path / "plans", epochs=30):
+        assert one == [(steps, len(wanted[0])) for steps in wanted]
+
+
+def test_a_plan_that_a_process_maps_is_not_replaced_by_that_of_another_one(source, tmp_path, monkeypatch):
+    # the pages of a file that another node has removed are no longer there to be read
+    plans, real = EpochPlans(source, 1, BUDGET, tmp_path), epoch_plan.plan_epoch
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(epoch_plan, "plan_epoch", real)
+        monkeypatch.setattr(fcntl, "flock", lambda *arguments: None)
+        other.append(EpochPlans(source, 1, BUDGET, tmp_path)[0])
+        mapped.append((tmp_path / "epoch-0" / "order.npy").stat().st_ino)
+        return real(*arguments)
+
+    other, mapped = [], []
+    monkeypatch.setattr(epoch_plan, "plan_epoch", meanwhile)
+    assert steps_of(plans[0]) == steps_of(other[0])
+    assert mapped == [(tmp_path / "epoch-0" / "order.npy").stat().st_ino]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["epoch-0"]
 
 
 def test_of_epochs_before_the_last_one_only_the_number_of_steps_is_kept(source, tmp_path):
