@@ -14,7 +14,7 @@ import numpy as np
 
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.files import atomic_folder, atomic_path, read_json, sha256, write_json
+from dimvl.files import atomic_folder, atomic_path, read_json, sha256, write_json, writing
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_format import decode_id, encode_id
 
@@ -111,18 +111,27 @@ class TextStore:
     def positions_in(self, store: RegionStore) -> np.ndarray:
         """Positions (G,) int64 of all images in a region store.
 
-        They are looked up once, which takes microseconds an image, and then mapped from a file beside the texts.
+        They are looked up once, which takes microseconds an image, and then mapped from a file beside the texts. Where
+        none can be written, as in a folder of texts that others own, this process keeps them.
 
         Raises:
             UserError: the region store lacks an image.
 
         """
         if store.fingerprint not in self._positions:
-            file = self.path / f"{POSITIONS}{store.fingerprint}.npy"
-            if not file.exists():
-                _write_positions(file, store.positions(self.image_ids()))
-            self._positions[store.fingerprint] = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+            self._positions[store.fingerprint] = self._look_up(store)
         return self._positions[store.fingerprint]
+
+    def _look_up(self, store: RegionStore) -> np.ndarray:
+        file = self.path / f"{POSITIONS}{store.fingerprint}.npy"
+        if not file.exists():
+            positions = store.positions(self.image_ids())
+            try:
+                _write_positions(file, positions)
+            except UserError as error:
+                logger.warning("%s; each process keeps them in its own memory", error)
+                return positions
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
     def image_id(self, group: int) -> str:
         """Id of one image."""
@@ -181,7 +190,8 @@ def open_text_store(path: Path) -> TextStore | None:
     for file in path.glob(f"{POSITIONS}*.npy"):
         if not _matches(file):
             logger.warning("%s is damaged; it is made again", file)
-            file.unlink()
+            with writing(file):
+                file.unlink(missing_ok=True)  # another process may have done it
     return TextStore(path)
 
 

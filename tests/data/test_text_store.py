@@ -1,7 +1,9 @@
+import errno
 import json
 import logging
 import os
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
@@ -160,6 +162,18 @@ def test_damaged_positions_are_told_and_looked_up_anew(tmp_path, source, caplog,
         file.write_bytes(whole[:-16] + b"\2" + whole[-15:] if damage == "flip" else whole[:-4])
     found, _ = positions()
     assert found == [1, 0] and f"{file} is damaged" in caplog.text and file.read_bytes() == whole
+
+
+def test_positions_that_cannot_be_written_are_kept_in_memory(tmp_path, source, caplog, monkeypatch):
+    texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], NUMBERED)
+
+    def refuse(*arguments, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    regions = RegionStore(make_store(tmp_path / "regions", 3))
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    assert [texts.positions_in(regions).tolist() for _ in range(2)] == [[1, 0]] * 2
+    assert caplog.text.count("Read-only file system") == 1 and list(texts.path.glob("positions-*")) == []
 
 
 def test_a_region_store_that_lacks_an_image_of_the_texts_is_one_clear_sentence(tmp_path, source):
