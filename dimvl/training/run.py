@@ -7,7 +7,7 @@ RUN/run.json             the configuration, versions and the git revision
     config.json          the model's arguments
     processor.json, tokenizer.json, tokenizer_config.json
     checkpoints/, log.jsonl, texts/
-    plans/               while it runs: which documents each step has, see `dimvl/data/epoch_plan.py`
+    .plans/              while it runs: which documents each step has, see `dimvl/data/epoch_plan.py`
 """
 
 import logging
@@ -41,7 +41,7 @@ from dimvl.training.report import StepReport
 from dimvl.training.validation import build_validation
 
 logger = logging.getLogger(__name__)
-PLANS = "plans"
+PLANS = ".plans"  # as nobody calls a folder of his own, since it is removed
 PATIENCE = 10.0
 """Seconds for which a run waits for the folder: loader processes of one that was killed hold it for a second or two."""
 ANNOTATIONS = ("captions", "questions", "annotations")
@@ -177,13 +177,14 @@ def _prepare(
 ) -> tuple[Task, DocumentSource, Validation | None]:
     """Build model, task, documents and validation; what they need is written into the run's folder, which is held."""
     run = config.output
+    if ranks.rank == 0:  # first of all, as the process that is waited for may have made the folder its own
+        held.enter_context(locked(run, f"another process trains in {run}; wait for it or end it", patience=PATIENCE))
     _check_claim(run, description)
     store = RegionStore(config.regions, config.training.check_reads)
     is_new = not (run / RUN).exists()
     known = None if is_new else known_texts(config)
     annotations = ([], []) if known is not None else read_annotations(config, store)
     if ranks.rank == 0:
-        held.enter_context(locked(run, f"another process trains in {run}; wait for it or end it", patience=PATIENCE))
         shutil.rmtree(run / PLANS, ignore_errors=True)  # of a run that was killed; other code may plan otherwise
         held.callback(shutil.rmtree, run / PLANS, ignore_errors=True)
     if is_new:

@@ -297,7 +297,7 @@ def test_a_run_plans_anew_whatever_a_killed_one_has_left_and_leaves_no_plan_itse
     data, tmp_path, monkeypatch, undisturbed
 ):
     monkeypatch.setattr(epoch_plan, "PIECE", 4)  # eight documents are worth a file then
-    left = tmp_path / "plans" / "epoch-0"
+    left = tmp_path / training_run.PLANS / "epoch-0"
     left.mkdir(parents=True)
     for name, array in (("order", [0, 0]), ("costs", [1, 1]), ("starts", [0, 2])):
         np.save(left / f"{name}.npy", np.array(array))
@@ -319,6 +319,28 @@ def test_a_second_process_does_not_train_in_the_same_folder_and_leaves_the_first
 
     run_training(config, stop_at(2, again))
     assert len(refused) == 1 and weights_of(tmp_path) == weights_of(undisturbed)
+
+
+def test_a_run_that_waited_for_another_one_does_not_take_its_folder_over(data, tmp_path):
+    run_training(make_config(data, tmp_path / "first"))
+    config = make_config(data, tmp_path / "run", seed=4)
+    with ExitStack() as holding:
+        holding.enter_context(locked(config.output))
+
+        def claim_and_end():
+            shutil.copy(tmp_path / "first" / "run.json", config.output)
+            holding.close()
+
+        threading.Timer(0.5, claim_and_end).start()
+        with pytest.raises(UserError, match=r"holds a run with another seed \(3, not 4\)"):
+            run_training(config)
+
+
+def test_what_a_user_keeps_under_plans_in_the_folder_of_a_run_stays(data, tmp_path):
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "summer").write_text("sea")
+    run_training(make_config(data, tmp_path))
+    assert (tmp_path / "plans" / "summer").read_text() == "sea" and not (tmp_path / training_run.PLANS).exists()
 
 
 ORPHANS = """
