@@ -14,7 +14,7 @@ import numpy as np
 
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.files import atomic_folder, atomic_path, read_json, sha256, write_json, writing
+from dimvl.files import atomic_folder, atomic_path, locked, read_json, sha256, write_json, writing
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_format import decode_id, encode_id
 
@@ -174,10 +174,11 @@ def text_store(
     for text in texts:
         hasher.update(repr((text.text_id, text.image_id, text.labels)).encode())
     path = cache / hasher.hexdigest()[:20]
-    store = open_text_store(path)
-    if store is None:
-        _write(path, tokenizer, max_tokens, sources, texts, progress or (lambda done, total: None))
-        store = TextStore(path)
+    with locked(cache):  # on a node with a cache of its own all ranks but 0 of the first come here at once
+        store = open_text_store(path)
+        if store is None:
+            _write(path, tokenizer, max_tokens, sources, texts, progress or (lambda done, total: None))
+            store = TextStore(path)
     if cut := store.manifest["texts_cut"]:
         logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(store), max_tokens)
     return store

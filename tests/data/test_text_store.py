@@ -1,6 +1,7 @@
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import tempfile
@@ -132,6 +133,27 @@ def test_a_damaged_store_is_told_and_made_again(tmp_path, source, caplog, damage
         harmless = name == "manifest.json" and damage in ("flip", "remove")
         assert harmless or "are damaged; they are made again" in caplog.text, name
         assert {file.name: file.read_bytes() for file in store.path.iterdir()} == whole
+
+
+def test_processes_that_need_the_same_texts_at_once_tokenise_them_once(tmp_path, source):
+    def ask(results):
+        told, tokenizer = [], make_tokenizer()
+        together.wait(timeout=60)
+        try:
+            store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT, lambda *done: told.append(done))
+            results.put((len(told), store.text_ids.tolist()))
+        except Exception as error:
+            results.put(repr(error))
+
+    context = multiprocessing.get_context("fork")
+    results, together = context.Queue(), context.Barrier(4)
+    processes = [context.Process(target=ask, args=(results,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(found) == [(0, [7, 6, 5])] * 3 + [(1, [7, 6, 5])]
 
 
 def test_images_are_looked_up_once_for_each_region_store_and_their_positions_mapped(tmp_path, source, monkeypatch):
