@@ -14,7 +14,8 @@ from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
-from tests.factories import TEXTS, make_store, make_tokenizer
+from dimvl.regions.store_writer import RegionStoreWriter
+from tests.factories import TEXTS, make_extractor, make_regions, make_store, make_tokenizer
 
 TEXT = [
     LabelledText(7, "b", "two blue stars", ((3, 0.5), (1, 1.0))),
@@ -165,6 +166,27 @@ def test_images_are_looked_up_once_for_each_region_store_and_their_positions_map
     for store in stores:
         assert again.positions_in(store).tolist() == [1, 0] and isinstance(again.positions_in(store).base, np.memmap)
     assert len(list(texts.path.glob("positions-*.npy"))) == 2
+
+
+def test_positions_are_those_of_these_stores_in_this_order(tmp_path, source):
+    # of "1", "11" and "11", "1" the ids end to end are the same
+    for name, images in {"a": ("1", "11"), "b": ("11", "1"), "c": ("2", "3")}.items():
+        with RegionStoreWriter(tmp_path / name, make_extractor()) as writer:
+            for image in images:
+                writer.add(make_regions(0, image, 2))
+    numbered = [LabelledText(number, image, "a circle") for number, image in enumerate(("11", "1"))]
+    texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], numbered)
+    wanted = {"a": [1, 0], "b": [0, 1], "ac": [1, 0], "ca": [3, 2], "cb": [2, 3]}
+    for names, positions in wanted.items():
+        assert texts.positions_in(RegionStore([tmp_path / name for name in names])).tolist() == positions
+
+
+def test_the_longest_text_is_found_in_any_piece(tmp_path, source, monkeypatch):
+    texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)
+    longest = max(len(texts.tokens(place)) for place in range(3))
+    for piece in (1, 2, 3):
+        monkeypatch.setattr(text_store_module, "TEXTS_AT_ONCE", piece)
+        assert texts.longest() == longest > len(texts.tokens(0))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no checksum"])

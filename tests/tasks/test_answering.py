@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,7 @@ def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_a
         document = questions.build(0, index)
         position = questions.positions(np.array([index]))
         image = int(questions.images.store.image_id(int(position[0])))
+        assert document.source.startswith(f"question {image}")
         [own] = questions.images.read(position)
         np.testing.assert_array_equal(document.prefix.features, own.features)
         for text, scores in zip(document.texts, document.answers, strict=True):
@@ -62,6 +65,13 @@ def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_a
             seen.append((image, words))
             assert scores.tolist() == ([1, 0, 0] if words != ASKED[0] else [0, 0, 0])
     assert sorted(seen) == sorted((image, text) for image in (1, 2) for text in ASKED)
+
+
+def test_images_are_looked_up_where_the_documents_are_made_and_not_in_each_loader_process(tmp_path, monkeypatch):
+    questions = source(tmp_path, shared_prefix=False)
+    sent = pickle.dumps(questions)
+    monkeypatch.setattr(RegionStore, "positions", None)
+    assert pickle.loads(sent).positions(np.arange(6)).tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_only_with_a_shared_prefix_is_the_picture_blind_to_the_question(tmp_path):
