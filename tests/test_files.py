@@ -1,6 +1,10 @@
+import errno
 import os
 
-from dimvl.files import atomic_path
+import pytest
+
+from dimvl.errors import UserError
+from dimvl.files import atomic_folder, atomic_path
 
 
 def test_a_file_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
@@ -20,3 +24,21 @@ def test_a_file_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
         temporary.write_text("content")
         inode = temporary.stat().st_ino
     assert done == [("on disk", inode), ("in place", inode)] and (tmp_path / "file").read_text() == "content"
+
+
+def test_a_folder_that_is_not_to_replace_another_leaves_that_one_alone_and_a_full_disk_is_still_told(
+    tmp_path, monkeypatch
+):
+    for content in ("first", "second"):
+        with atomic_folder(tmp_path / "folder", replace=False) as temporary:
+            (temporary / "file").write_text(content)
+    assert (tmp_path / "folder" / "file").read_text() == "first"
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    sentence = r"cannot write .*other: No space left on device"
+    with pytest.raises(UserError, match=sentence), atomic_folder(tmp_path / "other", replace=False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
