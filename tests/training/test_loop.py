@@ -371,6 +371,22 @@ def test_loader_processes_of_a_killed_run_end_even_if_the_pipe_to_it_is_full():
     process.communicate(timeout=20)  # waits for all that hold its output, as the loader processes do
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_that_fails_leaves_its_folder_to_another_configuration_only_without_a_checkpoint(data, tmp_path, saved):
+    def fail():
+        raise UserError("a mistake")
+
+    every = {"save_every": 2 if saved else 100}
+    with pytest.raises(UserError, match="a mistake"):
+        run_training(make_config(data, tmp_path, training=every), stop_at(3, fail))
+    other = make_config(data, tmp_path, training=every | {"learning_rate": 1e-4})
+    if saved:
+        with pytest.raises(UserError, match=r"holds a run with another training\.learning_rate"):
+            run_training(other)
+    else:
+        run_training(other)
+
+
 def test_a_run_waits_for_the_loader_processes_of_one_that_was_killed(data, tmp_path, undisturbed):
     config = make_config(data, tmp_path, training={"steps": 8})
     holding, held = ExitStack(), []
