@@ -29,7 +29,7 @@ from dimvl.training.loading import prefetch
 from dimvl.training.loop import optimise
 from dimvl.training.peak import copy_rate, matmul_rate
 from dimvl.training.report import Meter, peak_memory_gb
-from dimvl.training.run import prepare_encoder
+from dimvl.training.run import PLANS, prepare_encoder
 
 TRACE = "trace.json"
 IDLE = "GPU idle"
@@ -207,6 +207,7 @@ class _FewSteps:
             steps=steps,
             rows_per_step=settings.rows_per_step,
             rows_per_micro_batch=settings.rows_per_micro_batch,
+            plans=config.output / PLANS,
         )
         self.meter = Meter(self.engine.ranks)
         self.coming = prefetch(data, 0, settings.workers, self.engine.device, self.meter, self.engine.ranks)
