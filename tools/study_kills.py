@@ -2,11 +2,12 @@
 
     python tools/study_kills.py --out docs/results/kills.json --kills 100
 
-Runs of plain torch, of DeepSpeed (ZeRO 2) in one process and in two over gloo, and exports get SIGKILL or SIGTERM, on
-one rank or on all. Half of the moments are drawn over as long as an undisturbed one takes; at the others the temporary
-folder of a checkpoint or an export has just appeared. After each kill the newest checkpoint must be whole; the same run
-then goes on until the next kill. When it comes to its end it must have the weights of the undisturbed run bit for bit
-and each logged loss once. An export must be whole or not there, and whole after the same command.
+Runs of plain torch, with loader processes and without, of DeepSpeed (ZeRO 2) in one process and in two over gloo, and
+exports get SIGKILL or SIGTERM, on one rank or on all. Half of the moments are drawn over as long as an undisturbed one
+takes; at the others the temporary folder of a checkpoint or an export has just appeared. After each kill the newest
+checkpoint must be whole; the same run then goes on until the next kill. When it comes to its end it must have the
+weights of the undisturbed run bit for bit and each logged loss once. An export must be whole or not there, and whole
+after the same command.
 
 Processes are forks of this one, which has everything imported, so that a kill costs seconds; what they do is what
 `dimvl pretrain` and `dimvl export` do. Data are random: nothing is learnt here.
@@ -42,7 +43,13 @@ from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 
-KINDS = {"torch": (1, None), "ZeRO 2, 1 rank": (1, 2), "ZeRO 2, 2 ranks": (2, 2)}
+# ranks, stage and loader processes
+KINDS = {
+    "torch": (1, None, 0),
+    "torch, 2 loaders": (1, None, 2),
+    "ZeRO 2, 1 rank": (1, 2, 0),
+    "ZeRO 2, 2 ranks": (2, 2, 0),
+}
 PATIENCE = 200.0  # seconds after which a process counts as hanging: above five timeouts, see docs/distributed.md
 WRITING = 0.01  # seconds that a temporary folder is there, about
 
@@ -57,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         study = Study(Path(folder), drawn)
         while study.kills.total() < chosen.kills:
-            kind = drawn.choices([*KINDS, "export"], weights=[3, 2, 2, 6])[0]
+            kind = drawn.choices([*KINDS, "export"], weights=[2, 2, 2, 2, 6])[0]
             if kind == "export":
                 study.kill_an_export()
             else:
@@ -95,8 +102,8 @@ class Study:
         return time.monotonic() - start
 
     def _start(self, kind: str, run: Path) -> list[int]:
-        ranks, stage = KINDS[kind]
-        config = make_config(self.folder, run, stage)
+        ranks, stage, loaders = KINDS[kind]
+        config = make_config(self.folder, run, stage, loaders)
         return fork(ranks, lambda: run_training(config))
 
     def kill_a_run(self, kind: str) -> None:
@@ -274,12 +281,12 @@ def make_data(folder: Path) -> None:
     (folder / "captions.json").write_text(json.dumps({"annotations": captions}))
 
 
-def make_config(folder: Path, run: Path, stage: int | None) -> PretrainConfig:
+def make_config(folder: Path, run: Path, stage: int | None, loaders: int) -> PretrainConfig:
     """Twelve steps with dropout, a checkpoint after each second one."""
     content: dict[str, Any] = {"output": run, "regions": folder / "regions", "captions": folder / "captions.json"}
     content |= {"inputs": {"max_regions": 5, "tag_tokens": 6, "text_tokens": 10, "vocabulary": 60}}
     content |= {"model": {"layers": 1, "width": 64, "heads": 2, "inner_width": 128}}
-    budgets = {"rows_per_step": 300, "rows_per_micro_batch": 100}
+    budgets = {"rows_per_step": 300, "rows_per_micro_batch": 100, "workers": loaders}
     content |= {"training": {"steps": 12, "save_every": 2, "keep": 2, "log_every": 1, "threads": 1, **budgets}}
     if stage is not None:
         content |= {"deepspeed": {"stage": stage, "timeout": 30}}
