@@ -1,6 +1,5 @@
 import errno
 import fcntl
-import multiprocessing
 import os
 import pickle
 import time
@@ -16,6 +15,7 @@ from dimvl.data.epoch_plan import EpochPlans, plan_epoch
 from dimvl.data.sampler import TrainingSteps
 from dimvl.errors import UserError
 from dimvl.tasks.pretraining import PretrainSource
+from tests.at_once import at_once
 from tests.factories import make_processor
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
 
@@ -123,23 +123,11 @@ def test_few_documents_are_not_worth_a_file(source, tmp_path, monkeypatch):
 def ask_at_once(source, folder, epochs):
     """What four processes get that ask for the same plans at the same time."""
 
-    def ask(results):
+    def ask():
         plans = EpochPlans(source, 1, BUDGET, folder)
-        together.wait(timeout=60)
-        try:
-            results.put([(steps_of(plans[epoch]), plans.num_steps(0)) for epoch in range(epochs)])
-        except Exception as error:
-            results.put(repr(error))
+        return [(steps_of(plans[epoch]), plans.num_steps(0)) for epoch in range(epochs)]
 
-    context = multiprocessing.get_context("fork")
-    results, together = context.Queue(), context.Barrier(4)
-    processes = [context.Process(target=ask, args=(results,)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    return found
+    return at_once(ask)
 
 
 def test_an_epoch_is_planned_once_for_all_processes_even_if_all_of_them_ask_at_once(source, tmp_path):

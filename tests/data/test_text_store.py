@@ -1,7 +1,6 @@
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import tempfile
@@ -15,6 +14,7 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
+from tests.at_once import at_once
 from tests.factories import TEXTS, make_extractor, make_regions, make_store, make_tokenizer
 
 TEXT = [
@@ -137,23 +137,12 @@ def test_a_damaged_store_is_told_and_made_again(tmp_path, source, caplog, damage
 
 
 def test_processes_that_need_the_same_texts_at_once_tokenise_them_once(tmp_path, source):
-    def ask(results):
+    def ask():
         told, tokenizer = [], make_tokenizer()
-        together.wait(timeout=60)
-        try:
-            store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT, lambda *done: told.append(done))
-            results.put((len(told), store.text_ids.tolist()))
-        except Exception as error:
-            results.put(repr(error))
+        store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT, lambda *done: told.append(done))
+        return len(told), store.text_ids.tolist()
 
-    context = multiprocessing.get_context("fork")
-    results, together = context.Queue(), context.Barrier(4)
-    processes = [context.Process(target=ask, args=(results,)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
+    found = at_once(ask)
     assert sorted(found) == [(0, [7, 6, 5])] * 3 + [(1, [7, 6, 5])]
 
 
