@@ -155,7 +155,7 @@ def _plans(layout: Layout, device: str) -> Iterator[tuple[float, plans.Attention
 
 
 def mixed_layout(rows: int, most_regions: int, seed: int = 0) -> Layout:
-    """Bidirectional documents of 10 to 100 regions (lognormal) and 8 to 36 words, until there are so many rows."""
+    """Bidirectional examples of 10 to 100 regions (lognormal) and 8 to 36 words, until there are so many rows."""
     generator = np.random.default_rng(seed)
     regions, words = [], []
     while sum(regions) + sum(words) < rows:

@@ -4,7 +4,7 @@
 
 The corpus is made up: words drawn by rank (Zipf), in chains that come back, five references of about ten words an
 image, the number of images of COCO's Karpathy training split. A batch is that of a self-critical step: several
-candidates of each image, each a reference with some words changed. pycocoevalcap is given document frequencies and
+candidates of each image, each a reference with some words changed. pycocoevalcap is given example frequencies and
 n-gram counts ready made, and only its comparison is timed; ours is timed from the tokens on. Times are of the
 processor, so that other work on the machine does not count.
 """

@@ -28,7 +28,7 @@ from benchmarks.compiled import Compiled, Trial, try_compiled
 from benchmarks.decoders import TOKENIZER, HiddenStateCache, Projections, Sizes, WithoutCache, lay_out, make_blip
 from benchmarks.harness import interleaved, ratio
 from benchmarks.sizes import part_modalities
-from dimvl.data.documents import Prefix
+from dimvl.data.examples import Prefix
 from dimvl.decoding import CachedDecoder, DecodingOptions, Hypothesis, NextWords, beam_search
 from dimvl.model.model import DimvlModel
 from dimvl.model.packed import pack_linears
@@ -111,8 +111,8 @@ class Variants:
     def search(self, words: NextWords, lengths: Tensor, beams: int, every_step: bool = False) -> list[list[Hypothesis]]:
         """Search for one caption of each image."""
         options = DecodingOptions(beams=beams, max_tokens=self.sizes.steps)
-        everywhere = (lambda _: False) if every_step else bool
-        return beam_search(Ending(words, lengths), TOKENIZER.sep, options, everywhere, wanted=1)
+        all_ranks = (lambda _: False) if every_step else bool
+        return beam_search(Ending(words, lengths), TOKENIZER.sep, options, all_ranks, wanted=1)
 
     def ours(self, prefixes: list[Prefix], lengths: Tensor, beams: int, plain: bool = False) -> Any:
         """As a Predictor does, or with plain weights."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.sizes import ModelSize
 from dimvl.data.batch import Batch
-from dimvl.data.documents import BatchShape, Document, Prefix, Text, collate
+from dimvl.data.examples import BatchShape, Example, Prefix, Text, collate
 from dimvl.model.attention import attend
 from dimvl.model.model import DimvlModel
 from dimvl.model.plan import plan_attention
@@ -147,8 +147,8 @@ def lay_out(sizes: Sizes, prefixes: list[Prefix], texts: list[list[list[int]]] |
     """Make a batch of prefixes, with the words fed so far of each one's texts."""
     nothing = np.zeros(0, dtype=np.int64)
     given = texts or [[] for _ in prefixes]
-    documents = [
-        Document(
+    examples = [
+        Example(
             source="",
             objective="",
             prefix=prefix,
@@ -157,7 +157,7 @@ def lay_out(sizes: Sizes, prefixes: list[Prefix], texts: list[list[list[int]]] |
         )
         for prefix, own in zip(prefixes, given, strict=True)
     ]
-    return collate(documents, BatchShape(objectives={}, text_start=sizes.context, feature_width=sizes.feature_width))
+    return collate(examples, BatchShape(objectives={}, text_start=sizes.context, feature_width=sizes.feature_width))
 
 
 def make_blip(sizes: Sizes) -> Any:

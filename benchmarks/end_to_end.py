@@ -30,8 +30,8 @@ from torch import nn
 from benchmarks.harness import interleaved, ratio
 from benchmarks.step_memory import write_data
 from dimvl.config import CaptionConfig, PretrainConfig
-from dimvl.data.documents import Document
-from dimvl.data.sampler import DocumentSource, Step, TrainingSteps
+from dimvl.data.examples import Example
+from dimvl.data.sampler import ExampleSource, Step, TrainingSteps
 from dimvl.model.flops import total_flops
 from dimvl.model.work import Work
 from dimvl.objectives import normalise
@@ -42,7 +42,7 @@ from dimvl.tasks.captioning import CaptionSource
 from dimvl.training.build import build_task, read_annotations
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loading import prefetch
-from dimvl.training.ranks import Alone
+from dimvl.training.ranks import SingleProcess
 from dimvl.training.report import Meter, StepReport
 from dimvl.training.run import run_training
 
@@ -52,7 +52,7 @@ TINY = {"layers": 1, "width": 32, "heads": 2, "inner_width": 64, "dropout": 0.0}
 
 
 class Pairs:
-    """Every caption with a copy of its image: a document of its own."""
+    """Every caption with a copy of its image: an example of its own."""
 
     def __init__(self, source: CaptionSource) -> None:
         self.source = source
@@ -61,13 +61,13 @@ class Pairs:
         return len(self.source)
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of the documents of some images."""
+        """Upper bound of the rows of the examples of some images."""
         return self.source.costs(epoch, some) + (CAPTIONS - 1) * self.source.prefix_rows(some)
 
-    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Document]:
+    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
         """Documents of some images; each image is read once."""
         shared = self.source.build_all(epoch, indexes)
-        return [replace(document, texts=[text]) for document in shared for text in document.texts]
+        return [replace(example, texts=[text]) for example in shared for text in example.texts]
 
 
 def config_of(folder: Path, name: str, regions: int, model: dict[str, Any], **sections: Any) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def measure_captions(
     return {**facts, "images_per_second": images_per_second, "time_ratio": times, "share_of_flop_ratio": share}
 
 
-def steps_of(source: DocumentSource, images: int, engine: TorchEngine, steps: int) -> TrainingSteps:
+def steps_of(source: ExampleSource, images: int, engine: TorchEngine, steps: int) -> TrainingSteps:
     """Steps of so many images, all in one micro-batch; all images have as many rows."""
     rows = images * int(source.costs(0, slice(0, 1))[0])
     return TrainingSteps(source, engine.task.shape, seed=0, steps=steps, rows_per_step=rows, rows_per_micro_batch=rows)
@@ -134,7 +134,7 @@ def compare_first(data: dict[str, TrainingSteps], engine: TorchEngine) -> dict[s
 
 def next_step(data: TrainingSteps, engine: TorchEngine) -> Callable[[], None]:
     """Return what takes the next step from the loader, forward and backward, at each call."""
-    cuda, ranks = engine.device.type == "cuda", Alone()
+    cuda, ranks = engine.device.type == "cuda", SingleProcess()
     steps: Iterator[Step] = prefetch(data, 0, LOADERS if cuda else 0, engine.device, Meter(ranks), ranks)
 
     def run() -> None:
@@ -169,7 +169,7 @@ def measure_run(samples: int, steps: int, model: dict[str, Any], regions: int, d
     return {
         **{"precision": "bf16", "dropout": DROPOUT, "compiled": cuda, "samples_per_step": samples, "images": images},
         "steps": steps - steps // 2,
-        "samples_per_second": last.documents_per_second,
+        "samples_per_second": last.examples_per_second,
         "data_wait": last.data_wait,
         "utilisation": last.utilisation,
         "memory_gb": last.memory_gb,

@@ -5,8 +5,8 @@
 For each size, a region store of so many images and one caption for each are written; then a fresh process opens them
 as pretraining does, finds the images in the store, and plans the first epoch; then another process opens the same and
 finds both done. Memory is what the process holds of its
-own above what it held before (`kept`) and at its highest (`peak`), in bytes a document; time is of the processor, in
-microseconds a document. Dealing is measured by itself: one step of `rows_per_gpu` rows on every GPU, dealt over all of
+own above what it held before (`kept`) and at its highest (`peak`), in bytes an example; time is of the processor, in
+microseconds an example. Dealing is measured by itself: one step of `rows_per_gpu` rows on every GPU, dealt over all of
 them, which every process does for itself. Batches are made of images with 36 regions x 2048 float16 and one caption.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.harness import in_fresh_process, memory
 from benchmarks.memory import EXTRACTOR, TEXTS, write_regions
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
-from dimvl.data.documents import BatchShape, ImageReader
+from dimvl.data.examples import BatchShape, ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps, deal
 from dimvl.data.text_store import FORMAT, TextStore
@@ -101,7 +101,7 @@ def write(folder: Path, images: int) -> None:
 
 
 def plan(folder: Path, images: int) -> dict[str, float]:
-    """Open, find the images and plan an epoch: bytes and microseconds a document."""
+    """Open, find the images and plan an epoch: bytes and microseconds an example."""
     before = memory()
     started = time.process_time()
     steps = open_steps(folder, EXTRACTOR)
@@ -124,7 +124,7 @@ def deal_steps() -> dict[int, dict[str, float]]:
         costs = np.random.default_rng(0).integers(58, 99, ROWS_PER_GPU * gpus // 78)
         started = time.process_time()
         deal(costs, gpus, ROWS_PER_GPU)
-        found[gpus] = {"documents": len(costs), "milliseconds": (time.process_time() - started) * 1e3}
+        found[gpus] = {"examples": len(costs), "milliseconds": (time.process_time() - started) * 1e3}
     return found
 
 
@@ -134,18 +134,18 @@ def batches(folder: Path, images: int) -> dict[str, float]:
     write_texts(folder / "texts", images)
     steps = open_steps(folder, REAL)
     steps[0]
-    started, documents = time.process_time(), 0
+    started, examples = time.process_time(), 0
     for number in range(1, 9):
-        documents += steps[number].documents
-    return {"documents_per_second": documents / (time.process_time() - started)}
+        examples += steps[number].examples
+    return {"examples_per_second": examples / (time.process_time() - started)}
 
 
 def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
     """Measure every size, once; `device` and `rounds` change nothing here."""
     sizes = {}
-    for documents in (1000,) if small else (1_000_000, 6_000_000):
+    for examples in (1000,) if small else (1_000_000, 6_000_000):
         with tempfile.TemporaryDirectory() as folder:
-            in_fresh_process(write, Path(folder), documents)
-            sizes[documents] = {name: in_fresh_process(plan, Path(folder), documents) for name in ("first", "another")}
+            in_fresh_process(write, Path(folder), examples)
+            sizes[examples] = {name: in_fresh_process(plan, Path(folder), examples) for name in ("first", "another")}
     with tempfile.TemporaryDirectory() as folder:
-        return {"documents": sizes, "dealing": deal_steps(), "batches": batches(Path(folder), 40 if small else 2000)}
+        return {"examples": sizes, "dealing": deal_steps(), "batches": batches(Path(folder), 40 if small else 2000)}

@@ -32,7 +32,7 @@ from dimvl.export import export
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
 from dimvl.predictor import Predictor
-from dimvl.pretrained import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, Trained
+from dimvl.pretrained import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, TrainedModel
 from dimvl.regions.detectors import SCENES, load_detector
 from dimvl.regions.extract import pictures_of_folder
 from dimvl.regions.records import Extractor, Regions
@@ -57,7 +57,9 @@ TINY = Sizes(layers=3, width=192, heads=6, inner_width=768, feature_width=128, a
 """The model of the demo's questions, as folders and cold starts take it."""
 
 
-def make_trained(sizes: Sizes, extractor: Extractor, device: str, *, shared_prefix: bool, captions: bool) -> Trained:
+def make_trained(
+    sizes: Sizes, extractor: Extractor, device: str, *, shared_prefix: bool, captions: bool
+) -> TrainedModel:
     """Draw a model that answers, or one that captions."""
     processor = Processor(
         tokenizer=Tokenizer.train(WORDS, 200),
@@ -72,7 +74,7 @@ def make_trained(sizes: Sizes, extractor: Extractor, device: str, *, shared_pref
     )
     torch.manual_seed(0)
     model = DimvlModel(**model_arguments(sizes, processor)).to(device).eval()
-    return Trained(model, processor, Path("drawn"))
+    return TrainedModel(model, processor, Path("drawn"))
 
 
 def model_arguments(sizes: Sizes, processor: Processor) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.harness import in_fresh_process, memory
 from dimvl.config import CaptionConfig, Seq2seqConfig
 from dimvl.data.batch import WordTargets
-from dimvl.data.documents import BatchShape, ImageReader
+from dimvl.data.examples import BatchShape, ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps
 from dimvl.data.text_store import LabelledText, TextStore, text_store

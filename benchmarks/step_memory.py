@@ -1,4 +1,4 @@
-"""Optimiser steps of each engine: peak memory against the plan, and on a GPU documents a second.
+"""Optimiser steps of each engine: peak memory against the plan, and on a GPU examples a second.
 
     python -m benchmarks step_memory
     python -m benchmarks step_memory --device cuda
@@ -32,7 +32,7 @@ from dimvl.data.sampler import TrainingSteps
 from dimvl.data.tokenizer import SPECIAL
 from dimvl.files import write_json
 from dimvl.model.work import Work
-from dimvl.planning.data import Given, gather
+from dimvl.planning.data import DataOverrides, gather
 from dimvl.planning.plan import meta_model, stage_memory
 from dimvl.regions.store import RegionStore
 from dimvl.training import engine as engines
@@ -110,7 +110,7 @@ def measure(folder: Path, variant: dict[str, Any]) -> dict[str, float]:
         peak = torch.cuda.max_memory_allocated() if gpu else memory()["peak"]
         work = Work.of(batch, padded=not gpu or training.precision == "fp32")
         kind, stage = ("torch", 0) if section is None else ("deepspeed", section.stage)
-        model = meta_model(config, gather(config, Given()))
+        model = meta_model(config, gather(config, DataOverrides()))
         planned = stage_memory(model, config, work, engine=kind, stage=stage, gpu=gpu).total
         measured = float(peak - before)
         found = {
@@ -121,7 +121,7 @@ def measure(folder: Path, variant: dict[str, Any]) -> dict[str, float]:
         if gpu:
             batch = batch.pin_memory()
             seconds = interleaved({"step": lambda: train(engine, batch)}, STEPS, "cuda")["step"]
-            found["documents_per_second"] = len(batch.sources) / float(np.median(seconds))
+            found["examples_per_second"] = len(batch.sources) / float(np.median(seconds))
         return found
 
 

@@ -31,7 +31,7 @@ from benchmarks.formats import EXTRACTOR, Reader, Store, all_readers, id_of
 from benchmarks.harness import interleaved, ratio
 from dimvl.config import Seq2seqConfig
 from dimvl.data.batch import CaptionTargets
-from dimvl.data.documents import BatchShape, ImageReader
+from dimvl.data.examples import BatchShape, ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps
 from dimvl.data.text_store import LabelledText, text_store
@@ -75,9 +75,9 @@ def make_steps(folder: Path, regions: Path, check: bool = False) -> TrainingStep
         feature_width=EXTRACTOR.feature_width,
         classes=len(EXTRACTOR.classes),
     )
-    documents = CaptionSource(captions, images, Seq2seqConfig(captions=CAPTIONS), tokenizer, seed=0)
+    examples = CaptionSource(captions, images, Seq2seqConfig(captions=CAPTIONS), tokenizer, seed=0)
     budgets = {"rows_per_step": ROWS, "rows_per_micro_batch": ROWS}
-    return TrainingSteps(documents, shape, seed=0, steps=10**6, **budgets, plans=folder / f"plans-{len(store)}")
+    return TrainingSteps(examples, shape, seed=0, steps=10**6, **budgets, plans=folder / f"plans-{len(store)}")
 
 
 def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[str, object]]:
@@ -102,10 +102,10 @@ def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[st
         for number in range(images // 64):
             made[number]
     counts = {name: 1 if name in SLOW else 4 for name in steps}
-    documents: dict[str, list[int]] = {name: [] for name in steps}
-    builds = {name: build_steps(made, counts[name], documents[name]) for name, made in steps.items()}
+    examples: dict[str, list[int]] = {name: [] for name in steps}
+    builds = {name: build_steps(made, counts[name], examples[name]) for name, made in steps.items()}
     seconds = interleaved(builds, rounds)
-    per_image = {name: values / documents[name][-rounds:] for name, values in seconds.items()}
+    per_image = {name: values / examples[name][-rounds:] for name, values in seconds.items()}
     return {
         name: {
             "images_per_cpu_second": round(1 / float(np.median(values))),
@@ -115,12 +115,12 @@ def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[st
     }
 
 
-def build_steps(steps: TrainingSteps, count: int, documents: list[int]) -> Callable[[], None]:
-    """Return what builds so many steps, the next ones at each call, and notes how many documents those had."""
+def build_steps(steps: TrainingSteps, count: int, examples: list[int]) -> Callable[[], None]:
+    """Return what builds so many steps, the next ones at each call, and notes how many examples those had."""
     numbers = itertools.count()
 
     def run() -> None:
-        documents.append(sum(steps[next(numbers)].documents for _ in range(count)))
+        examples.append(sum(steps[next(numbers)].examples for _ in range(count)))
 
     return run
 
@@ -144,17 +144,17 @@ def load(data: bytes, method: str, workers: int, count: int, queue) -> None:
         steps, batch_size=None, sampler=range(count), num_workers=workers, multiprocessing_context=method
     )
     first, last = 4 * workers, count - 1 - 2 * workers  # from when all are at work to before the first has ended
-    documents, looks = 0, {}
+    examples, looks = 0, {}
     for number, step in enumerate(loader):
-        documents += step.documents if first < number <= last else 0
+        examples += step.examples if first < number <= last else 0
         if number in (first, last):
             processes = sorted(child.pid for child in multiprocessing.active_children())
             looks[number] = time.monotonic(), list(map(look_at, processes))
     (started, early), (ended, late) = looks[first], looks[last]
     seconds = sum(after["cpu"] - before["cpu"] for before, after in zip(early, late, strict=True))
     found = {
-        "images_per_second": round(documents / (ended - started)),
-        "images_per_cpu_second": round(documents / seconds),
+        "images_per_second": round(examples / (ended - started)),
+        "images_per_cpu_second": round(examples / seconds),
         **{f"own_mb_after_{n}_steps": [each["own"] for each in seen] for n, (_, seen) in looks.items()},
         "files_mb": [each["files"] for each in late],
     }

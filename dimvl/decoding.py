@@ -68,12 +68,12 @@ class Hypothesis:
 _NO_WORDS: list[tuple[int, ...]] = [()]
 LEAVE_AT = 0.75
 """Images that are done leave when no more than this share goes on: what is cached of the others is copied each time."""
-Everywhere = Callable[[bool], bool]
+AllRanks = Callable[[bool], bool]
 """Turns "all done here" into "all done on every rank", where ranks must take equally many steps."""
 
 
 def beam_search(
-    model: NextWords, end: int, options: DecodingOptions, everywhere: Everywhere = bool, wanted: int | None = None
+    model: NextWords, end: int, options: DecodingOptions, all_ranks: AllRanks = bool, wanted: int | None = None
 ) -> list[list[Hypothesis]]:
     """Search for the best texts.
 
@@ -84,7 +84,7 @@ def beam_search(
         model: gives log-probabilities.
         end: id of [SEP].
         options: how.
-        everywhere: the batch stops when this says so of it.
+        all_ranks: the batch stops when this says so of it.
         wanted: so many texts of each image are wanted; by default all K, which takes more steps than the best one does.
 
     Returns:
@@ -110,7 +110,7 @@ def beam_search(
         going = [
             n for n, i in enumerate(live) if not _cannot_improve(finished[i][:wanted], wanted, best[n], length, options)
         ]
-        if everywhere(not going):
+        if all_ranks(not going):
             break
         if len(going) <= LEAVE_AT * len(live):
             left = torch.tensor(going, dtype=torch.long, device=scores.device)
@@ -178,7 +178,7 @@ class Sample:
     log_probability: float
 
 
-def sample(model: NextWords, end: int, draws: Tensor, everywhere: Everywhere = bool) -> list[list[Sample]]:
+def sample(model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool) -> list[list[Sample]]:
     """Draw texts word by word from the model's own distribution over the tokens that a text may have.
 
     A text ends with [SEP] or is cut off where its numbers end; nothing is forced, so that its log-probability is that
@@ -189,7 +189,7 @@ def sample(model: NextWords, end: int, draws: Tensor, everywhere: Everywhere = b
         end: id of [SEP].
         draws: (B, S, L) uniform numbers in [0, 1), one for each word of S texts of at most L words; a number chooses
             the word in whose part of the cumulated distribution it lies, so equal numbers give equal texts.
-        everywhere: the batch stops when this says so of it.
+        all_ranks: the batch stops when this says so of it.
 
     Returns:
         For each image its S texts.
@@ -213,7 +213,7 @@ def sample(model: NextWords, end: int, draws: Tensor, everywhere: Everywhere = b
                 if not is_over:
                     text.append(token)
         ended |= tokens[..., 0] == end
-        if everywhere(bool(ended.all())) or place == longest - 1:
+        if all_ranks(bool(ended.all())) or place == longest - 1:
             break
         log_probabilities = model.advance(parents, tokens[..., 0]).float()
         parents = torch.arange(samples, device=draws.device).expand(images, -1)
@@ -348,9 +348,9 @@ def caption_prefixes(
     processor: Processor,
     prefixes: Batch,
     options: DecodingOptions,
-    everywhere: Everywhere = bool,
+    all_ranks: AllRanks = bool,
     wanted: int | None = None,
 ) -> list[list[Hypothesis]]:
     """Caption a batch of prefixes: for each image at most `wanted` (by default K) hypotheses, best first."""
     decoder = CachedDecoder(model, processor, prefixes)
-    return beam_search(decoder, processor.tokenizer.sep, options, everywhere, wanted)
+    return beam_search(decoder, processor.tokenizer.sep, options, all_ranks, wanted)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dimvl.callbacks import Progress
 from dimvl.config import TrainingConfig
 from dimvl.data.annotations import Question, read_captions, read_questions
 from dimvl.data.scenes import (
@@ -31,7 +32,7 @@ from dimvl.export import export
 from dimvl.files import read_json, write_json
 from dimvl.metrics.vqa import question_accuracy
 from dimvl.predictor import Predictor
-from dimvl.pretrained import Trained, load_trained
+from dimvl.pretrained import TrainedModel, load_model
 from dimvl.regions.detection_scores import attribute_accuracy, average_precision_50
 from dimvl.regions.detector import load_scene_detector
 from dimvl.regions.extract import extract, images_of_coco
@@ -40,7 +41,6 @@ from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.training.run import run_training
 
-Progress = Callable[[int, int], None]
 Work = Callable[[DemoConfig, Places, Progress], None]
 SPLITS = ("heldout", "compositional")
 GROUND_TRUTH = "heldout-ground-truth-boxes"
@@ -59,7 +59,7 @@ class Stage:
         after: stages that must be done before.
         about: what it is, for the budget table.
         pictures: how many it touches.
-        examples: captions, questions or training documents, where that is known beforehand.
+        examples: captions, questions or training examples, where that is known beforehand.
 
     """
 
@@ -169,7 +169,7 @@ def _questions(places: Places, split: str) -> list[Question]:
     return read_questions(folder / "questions.json", folder / "annotations.json")
 
 
-def _answer(trained: Trained, places: Places, store: str, split: str, progress: Progress) -> list[float]:
+def _answer(trained: TrainedModel, places: Places, store: str, split: str, progress: Progress) -> list[float]:
     """Official accuracy of each question of a split, regions from `store`."""
     questions = _questions(places, split)
     given = answer_questions(trained, RegionStore(places.regions(store)), questions, progress=progress)
@@ -178,13 +178,13 @@ def _answer(trained: Trained, places: Places, store: str, split: str, progress: 
 
 def _score_vqa(config: DemoConfig, places: Places, progress: Progress) -> None:
     kinds = {split: [question.kind for question in _questions(places, split)] for split in SPLITS}
-    main, scratch = load_trained(places.run("vqa")), load_trained(places.run("no_pretraining"))
+    main, scratch = load_model(places.run("vqa")), load_model(places.run("no_pretraining"))
     scores = {
         "heldout": _answer(main, places, "heldout", "heldout", progress),
         "compositional": _answer(main, places, "compositional", "compositional", progress),
         "ground_truth_boxes": _answer(main, places, GROUND_TRUTH, "heldout", progress),
         "no_pretraining": _answer(scratch, places, "heldout", "heldout", progress),
-        "question_only": _answer(load_trained(places.run("question_only")), places, "heldout", "heldout", progress),
+        "question_only": _answer(load_model(places.run("question_only")), places, "heldout", "heldout", progress),
         "majority": _majority(_questions(places, "train"), _questions(places, "heldout")),
     }
     by_kind = {
@@ -220,19 +220,19 @@ def _majority(train: Sequence[Question], test: Sequence[Question]) -> list[float
 
 def _score_captions(config: DemoConfig, places: Places, progress: Progress) -> None:
     scores: dict[str, Any] = {}
-    final = load_trained(places.run(config.captioner))
+    final = load_model(places.run(config.captioner))
     for split in SPLITS:
         scores[split], captions = _caption_scores(final, config, places, split, progress)
         write_json(places.scores / f"captions-{split}.json", {str(image): text for image, text in captions.items()})
     result = {**scores["heldout"], "compositional": scores["compositional"]}
     if config.self_critical is not None:
-        before = load_trained(places.run("caption"))
+        before = load_model(places.run("caption"))
         result["before_self_critical"], _ = _caption_scores(before, config, places, "heldout", progress)
     write_json(places.scores / "caption.json", result)
 
 
 def _caption_scores(
-    trained: Trained, config: DemoConfig, places: Places, split: str, progress: Progress
+    trained: TrainedModel, config: DemoConfig, places: Places, split: str, progress: Progress
 ) -> tuple[dict[str, Any], dict[int, str]]:
     """Scores of the captions of a split, and the captions by image."""
     options = DecodingOptions(max_tokens=config.inputs.text_tokens + 1, **config.decoding.model_dump())
@@ -249,8 +249,8 @@ def _caption_scores(
 def _score_matching(final: str, plain: str, config: DemoConfig, places: Places, progress: Progress) -> None:
     random_pairs, word_pairs = matching_pairs(config, places)
     store = RegionStore(places.regions("heldout"))
-    trained = load_trained(places.run(final))
-    without = trained if plain == final else load_trained(places.run(plain))
+    trained = load_model(places.run(final))
+    without = trained if plain == final else load_model(places.run(plain))
     result = {
         "random": match_accuracy(trained, store, random_pairs),
         "one_word": match_accuracy(trained, store, word_pairs),
@@ -288,7 +288,7 @@ def matching_pairs(config: DemoConfig, places: Places) -> tuple[list[Pair], list
     return random_pairs, word_pairs
 
 
-def match_accuracy(trained: Trained, store: RegionStore, pairs: Sequence[Pair]) -> float:
+def match_accuracy(trained: TrainedModel, store: RegionStore, pairs: Sequence[Pair]) -> float:
     """Share of pairs judged rightly at probability .5."""
     probabilities = match_probabilities(trained, store, [(image, text) for image, text, _ in pairs])
     return float(np.mean((probabilities > 0.5) == np.array([true for _, _, true in pairs])))

@@ -195,9 +195,9 @@ def line_colour(index: int) -> str:
     return LINE_COLOURS[index % len(LINE_COLOURS)]
 
 
-def _inline_svg(document: str, label: str) -> str:
+def _inline_svg(example: str, label: str) -> str:
     """Strip an SVG file to what belongs in an HTML page: no namespaces, metadata or names of groups."""
-    _, _, body = document.partition("<svg")
+    _, _, body = example.partition("<svg")
     attributes, _, content = body.partition(">")
     view_box = re.search(r'viewBox="[^"]*"', attributes)
     assert view_box, "matplotlib writes a viewBox"

@@ -5,7 +5,7 @@ The same texts and regions give the same results whatever their order; nothing i
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from dimvl.callbacks import Progress
 from dimvl.config import Missing
 from dimvl.data.annotations import Question, describe_file, read_captions, read_questions
-from dimvl.data.documents import ImageReader, Prefix
+from dimvl.data.examples import ImageReader, Prefix
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.sampler import in_order
 from dimvl.data.scenes import World, read_worlds, score_captions
@@ -25,11 +26,10 @@ from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, sha256, write_json
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
-from dimvl.pretrained import Trained, origin_of
+from dimvl.pretrained import TrainedModel, origin_of
 from dimvl.regions.store import RegionStore
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
 ROW_BUDGET = 8192
 PACKAGES = ("dimvl", "torch", "tokenizers", "numpy", "pycocoevalcap")
 PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
@@ -52,7 +52,7 @@ class Evaluation:
 
 
 def answer_questions(
-    trained: Trained,
+    trained: TrainedModel,
     store: RegionStore,
     questions: Sequence[Question],
     row_budget: int = ROW_BUDGET,
@@ -94,7 +94,7 @@ def answer_questions(
 
 
 def caption_images(
-    trained: Trained,
+    trained: TrainedModel,
     store: RegionStore,
     image_ids: Sequence[str],
     options: DecodingOptions | None = None,
@@ -128,7 +128,7 @@ def caption_images(
 
 
 def match_probabilities(
-    trained: Trained,
+    trained: TrainedModel,
     store: RegionStore,
     pairs: Sequence[tuple[str, str]],
     row_budget: int = ROW_BUDGET,
@@ -161,7 +161,7 @@ def match_probabilities(
 
 
 def _batches(
-    trained: Trained, store: RegionStore, image_ids: Sequence[str], text_rows: Sequence[int], row_budget: int
+    trained: TrainedModel, store: RegionStore, image_ids: Sequence[str], text_rows: Sequence[int], row_budget: int
 ) -> Iterator[tuple[np.ndarray, list[Prefix]]]:
     """Give places into `image_ids`, alike many rows together, with the prefixes of their images.
 
@@ -182,7 +182,7 @@ def _batches(
 
 
 def evaluate_questions(
-    trained: Trained,
+    trained: TrainedModel,
     store: RegionStore,
     questions: Path,
     annotations: Path | None,
@@ -229,7 +229,7 @@ def evaluate_questions(
 
 
 def evaluate_captions(
-    trained: Trained,
+    trained: TrainedModel,
     store: RegionStore,
     captions: Path,
     worlds: Path | None = None,
@@ -337,7 +337,11 @@ def with_official_scores(evaluation: Evaluation) -> Evaluation:
 
 
 def describe_evaluation(
-    model: Path, trained: Trained, store: RegionStore, files: Mapping[str, Path | None], settings: Mapping[str, Any]
+    model: Path,
+    trained: TrainedModel,
+    store: RegionStore,
+    files: Mapping[str, Path | None],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Tell what an evaluation depends on: model, regions, annotation files, settings and code.
 

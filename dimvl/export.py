@@ -22,7 +22,7 @@ from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, read_json, write_json
-from dimvl.pretrained import MODEL, ORIGIN, WEIGHTS, Trained, load_trained, origin_of, run_arguments
+from dimvl.pretrained import MODEL, ORIGIN, WEIGHTS, TrainedModel, load_model, origin_of, run_arguments
 from dimvl.regions.detections import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors import NO_DETECTOR, SCENES, load_detector, missing_file
 from dimvl.regions.records import Extractor
@@ -69,7 +69,7 @@ def export(
 
     """
     arguments = run_arguments(run)
-    trained = load_trained(run)
+    trained = load_model(run)
     if out.exists() and not _is_replaceable(out):
         raise UserError(f"{out} is not empty and not an export; choose another folder")
     found = None if detector == NO_DETECTOR else _same_detector(trained.processor.extractor, detector, weights, classes)
@@ -121,7 +121,9 @@ def _is_replaceable(out: Path) -> bool:
     return out.is_dir() and (not any(out.iterdir()) or all((out / name).is_file() for name in (*FILES[:3], CARD)))
 
 
-def model_card(trained: Trained, arguments: Mapping[str, Any], scores: Mapping[str, Any], detector: bool = True) -> str:
+def model_card(
+    trained: TrainedModel, arguments: Mapping[str, Any], scores: Mapping[str, Any], detector: bool = True
+) -> str:
     """Write the model card: hub metadata, what the model can do, data, scores, configuration.
 
     Args:
@@ -180,7 +182,7 @@ def model_card(trained: Trained, arguments: Mapping[str, Any], scores: Mapping[s
     return "\n".join(lines)
 
 
-def _usage(trained: Trained) -> list[str]:
+def _usage(trained: TrainedModel) -> list[str]:
     processor = trained.processor
     examples = {
         'predictor.answer("photo.png", "what colour is the circle?")': bool(processor.answers),

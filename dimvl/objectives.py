@@ -1,6 +1,6 @@
 """Masking and losses of the objectives.
 
-Masking works on numpy arrays of one document and draws from a keyed generator. Losses are **sums over targets**; who
+Masking works on numpy arrays of one example and draws from a keyed generator. Losses are **sums over targets**; who
 trains divides them by the global number of targets of the optimiser step. An objective without targets gives a zero
 that is connected to the weights.
 
@@ -43,7 +43,7 @@ def mask_tokens(
 
     Args:
         token_ids: (T,)
-        generator: keyed by the document.
+        generator: keyed by the example.
         tokenizer: for [MASK] and for the random tokens, which are never special ones.
         share: of the tokens, rounded; at least one.
         whole_words: all pieces of a word are chosen together.
@@ -62,9 +62,9 @@ def mask_tokens(
     chosen = order[: int(np.searchsorted(sizes, wanted)) + 1]
     places = np.flatnonzero(np.isin(groups, chosen))
     masked = token_ids.copy()
-    fate = generator.random(len(places))
-    masked[places[fate < 0.8]] = tokenizer.mask
-    replaced = places[(fate >= 0.8) & (fate < 0.9)]
+    draw = generator.random(len(places))
+    masked[places[draw < 0.8]] = tokenizer.mask
+    replaced = places[(draw >= 0.8) & (draw < 0.9)]
     masked[replaced] = generator.choice(tokenizer.ordinary_ids, size=len(replaced))
     return MaskedText(masked, places, token_ids[places])
 
@@ -84,7 +84,7 @@ def hide_regions(boxes: np.ndarray, generator: np.random.Generator, share: float
 
     Args:
         boxes: (R, 4) fractions, R above 0.
-        generator: keyed by the document.
+        generator: keyed by the example.
         share: of regions drawn; at least one.
         max_cover: fraction of a target's area.
 

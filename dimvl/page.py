@@ -121,7 +121,7 @@ _ABBREVIATIONS = {"vqa", "ap50", "lm", "kl", "gb"}
 
 
 def page(title: str, content: str) -> str:
-    """Make the whole document."""
+    """Make the whole example."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dimvl.data.documents import Prefix, best_regions, make_prefix
+from dimvl.callbacks import Progress
+from dimvl.data.examples import Prefix, best_regions, make_prefix
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
-from dimvl.pretrained import Trained, choose_device, load_trained
+from dimvl.pretrained import TrainedModel, choose_device, load_model
 from dimvl.regions.detections import RegionDetector
 from dimvl.regions.detectors import load_detector
 from dimvl.regions.extract import detect_files
@@ -91,7 +92,7 @@ class Predictor:
 
     """
 
-    def __init__(self, trained: Trained, detector: Path) -> None:
+    def __init__(self, trained: TrainedModel, detector: Path) -> None:
         self.trained = trained
         self._detector_folder = detector
         self._tags = trained.processor.tags
@@ -110,7 +111,7 @@ class Predictor:
         """
         folder = _local_folder(name)
         check_export(folder)
-        return cls(load_trained(folder, choose_device(device)).for_prediction(), folder / DETECTOR)
+        return cls(load_model(folder, choose_device(device)).for_prediction(), folder / DETECTOR)
 
     @overload
     def regions(self, images: Picture) -> Regions: ...
@@ -146,7 +147,7 @@ class Predictor:
         self,
         files: Sequence[Path],
         skipped: list[tuple[Path, str]],
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[list[Regions]]:
         """Find the regions of many pictures, a few at a time, in their order, while the next ones are being read.
 

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from dimvl.data.batch import Batch, MatchTargets
-from dimvl.data.documents import BatchShape, Document, Prefix, collate
+from dimvl.data.examples import BatchShape, Example, Prefix, collate
 from dimvl.data.processor import Processor
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
-from dimvl.decoding import DecodingOptions, Everywhere, caption_prefixes
+from dimvl.decoding import AllRanks, DecodingOptions, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.files import read_json, sha256
 from dimvl.model.convert import load_pretrained, read_weights
 from dimvl.model.model import DimvlModel
 from dimvl.model.packed import pack_linears
-from dimvl.tasks.answering import VqaTask, question_document
+from dimvl.tasks.answering import VqaTask, question_example
 from dimvl.tasks.base import plain_text
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ GO_ON = "remove this checkpoint to go on from the one before it, or from the sta
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model in eval mode with what it needs, from a run or an export.
 
     Attributes:
@@ -79,12 +79,12 @@ class Trained:
             others = " and ".join(name for name, there in abilities.items() if there)
             raise UserError(f"the model {self.weights.parent} cannot {ability}, it can {others}; give another model")
 
-    def for_prediction(self) -> "Trained":
+    def for_prediction(self) -> "TrainedModel":
         """Return the same, its linear layers laid out for the processor if it is on one; it can be trained no more."""
         pack_linears(self.model)
         return self
 
-    def without_guard(self) -> "Trained":
+    def without_guard(self) -> "TrainedModel":
         """Return the same model, which `refuse_trained` lets evaluate on any image."""
         return replace(self, trained_on=NOTHING)
 
@@ -135,11 +135,11 @@ class Trained:
         self.require("answer")
         task = VqaTask(self.model, self.processor)
         processor = self.processor
-        documents = [
-            question_document("question", prefix, texts, processor.tokenizer, processor.shared_prefix)
+        examples = [
+            question_example("question", prefix, texts, processor.tokenizer, processor.shared_prefix)
             for prefix, texts in self._by_prefix(prefixes, words)
         ]
-        return task.probabilities(collate(documents, task.shape).to(self.device)).cpu()
+        return task.probabilities(collate(examples, task.shape).to(self.device)).cpu()
 
     @torch.inference_mode()
     def match_probabilities(self, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
@@ -153,8 +153,8 @@ class Trained:
         """
         self.require("match")
         tokenizer = self.processor.tokenizer
-        documents = [
-            Document(
+        examples = [
+            Example(
                 source="pair",
                 objective="matching",
                 prefix=prefix,
@@ -164,20 +164,18 @@ class Trained:
             )
             for prefix, texts in self._by_prefix(prefixes, words)
         ]
-        batch = self._batch(documents, {"matching": MatchTargets})
+        batch = self._batch(examples, {"matching": MatchTargets})
         assert self.model.match_head is not None
         rows = self.model(batch)[batch.targets["matching"].rows]
         return self.model.match_head(rows).float().sigmoid().cpu()
 
-    def captions(
-        self, prefixes: Sequence[Prefix], options: DecodingOptions, everywhere: Everywhere = bool
-    ) -> list[str]:
+    def captions(self, prefixes: Sequence[Prefix], options: DecodingOptions, all_ranks: AllRanks = bool) -> list[str]:
         """Caption each prefix.
 
         Args:
             prefixes: images and context.
             options: how to decode; `max_tokens` is lowered to what the model's positions allow.
-            everywhere: as in `beam_search`.
+            all_ranks: as in `beam_search`.
 
         Raises:
             UserError: the model cannot caption.
@@ -185,8 +183,8 @@ class Trained:
         """
         self.require("caption")
         options = replace(options, max_tokens=min(options.max_tokens, self.processor.text_tokens + 1))
-        documents = [Document(source="image", objective="", prefix=p, texts=[], seq2seq=True) for p in prefixes]
-        found = caption_prefixes(self.model, self.processor, self._batch(documents, {}), options, everywhere, wanted=1)
+        examples = [Example(source="image", objective="", prefix=p, texts=[], seq2seq=True) for p in prefixes]
+        found = caption_prefixes(self.model, self.processor, self._batch(examples, {}), options, all_ranks, wanted=1)
         return [self.processor.tokenizer.decode(hypotheses[0].token_ids) for hypotheses in found]
 
     def _by_prefix(
@@ -198,13 +196,13 @@ class Trained:
             pairs = list(group)
             yield pairs[0][0], [text for _, text, _ in pairs]
 
-    def _batch(self, documents: Sequence[Document], objectives: dict[str, type[MatchTargets]]) -> Batch:
+    def _batch(self, examples: Sequence[Example], objectives: dict[str, type[MatchTargets]]) -> Batch:
         shape = BatchShape(
             objectives=objectives,
             text_start=self.processor.text_start,
             feature_width=self.processor.extractor.feature_width,
         )
-        return collate(documents, shape).to(self.device)
+        return collate(examples, shape).to(self.device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -281,7 +279,7 @@ def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) 
     return dict(state)
 
 
-def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
+def load_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel:
     """Open the best checkpoint of a run (without validation the newest), or an export, for inference.
 
     Raises:
@@ -305,7 +303,7 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
     load_pretrained(model, state := read_weights(weights), str(weights))
     if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
         raise UserError(f"{weights} lacks {lacking[0]}; copy or export it again")
-    return Trained(model.to(device).eval(), processor, weights, read_trained_on(folder))
+    return TrainedModel(model.to(device).eval(), processor, weights, read_trained_on(folder))
 
 
 def origin_of(folder: Path) -> dict[str, Any]:

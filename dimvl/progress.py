@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dimvl.callbacks import NamedProgress, Progress
+
 if TYPE_CHECKING:
     from dimvl.training.report import StepReport
 
@@ -14,7 +16,7 @@ LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 
 @contextmanager
-def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress(unit: str) -> Iterator[Progress]:
     """Show (done, total) on stderr with speed and time left: a bar on a terminal, else a line every few seconds.
 
     What is done at the first call was done before and is no part of the speed.
@@ -26,20 +28,20 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
         )
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit + "{task.fields[speed]}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(unit, total=None, speed="")
         yield lambda done, total: bar.update(task, completed=done, total=total, speed=speed.text(done, total))
 
 
 Report = Callable[["StepReport"], None]
-Working = Callable[[str, int, int], None]
 
 
 @contextmanager
-def training_progress() -> Iterator[tuple[Report, Working]]:
+def training_progress() -> Iterator[tuple[Report, NamedProgress]]:
     """Show each report on stderr, and between them what else takes time, as (what, done, total).
 
     One line that is replaced on a terminal, else a line every few seconds.
@@ -56,7 +58,7 @@ def training_progress() -> Iterator[tuple[Report, Working]]:
         yield lambda report: live.update(Text(report.line())), _work(lambda line: live.update(Text(line)), 0)
 
 
-def _work(show: Callable[[str], None], every: float) -> Working:
+def _work(show: Callable[[str], None], every: float) -> NamedProgress:
     """Show work with its speed as often as that; what takes less time is not shown."""
     speed, before, due = _Speed(), ("", 0), 0.0
 

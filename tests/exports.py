@@ -12,7 +12,7 @@ from dimvl.data.processor import Processor
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
-from dimvl.pretrained import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, Trained
+from dimvl.pretrained import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, TrainedModel
 from dimvl.regions.detector import Detector
 from dimvl.regions.detector_network import DetectorSettings
 from dimvl.regions.records import Extractor
@@ -69,7 +69,7 @@ def model_arguments(processor: Processor) -> dict[str, object]:
     }
 
 
-def make_trained(processor: Processor | None = None, seed: int = 0) -> Trained:
+def make_trained(processor: Processor | None = None, seed: int = 0) -> TrainedModel:
     """A model with weights large enough for regions, tags and words to matter."""
     processor = processor or all_abilities()
     torch.manual_seed(seed)
@@ -79,10 +79,10 @@ def make_trained(processor: Processor | None = None, seed: int = 0) -> Trained:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return Trained(model.eval(), processor, Path("run/checkpoints/step-00000003/model.safetensors"))
+    return TrainedModel(model.eval(), processor, Path("run/checkpoints/step-00000003/model.safetensors"))
 
 
-def write_run(folder: Path, trained: Trained, step: int = 3, description: str = "synthetic scenes") -> Path:
+def write_run(folder: Path, trained: TrainedModel, step: int = 3, description: str = "synthetic scenes") -> Path:
     """What training leaves behind, as far as an export reads it."""
     trained.processor.save(folder)
     copy_trained_on(folder, trained.trained_on)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.data.documents import BatchShape, Document, collate, make_prefix
+from dimvl.data.examples import BatchShape, Example, collate, make_prefix
 from dimvl.decoding import CachedDecoder, DecodingOptions, beam_search, caption_prefixes, sample
 from dimvl.tasks.base import plain_text
 from tests.factories import CLASSES, FEATURE_WIDTH, make_model, make_processor, make_regions
@@ -309,11 +309,11 @@ def prefix_batch(processor, prefixes, texts=()):
     shape = BatchShape(
         objectives={}, text_start=processor.text_start, feature_width=FEATURE_WIDTH, classes=len(CLASSES)
     )
-    documents = [
-        Document(source="", objective="", prefix=prefix, texts=list(text), seq2seq=True)
+    examples = [
+        Example(source="", objective="", prefix=prefix, texts=list(text), seq2seq=True)
         for prefix, text in itertools.zip_longest(prefixes, texts, fillvalue=())
     ]
-    return collate(documents, shape)
+    return collate(examples, shape)
 
 
 def uncached(model, processor, prefixes, texts):

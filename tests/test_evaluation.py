@@ -9,7 +9,7 @@ import torch
 
 import dimvl.evaluation
 from dimvl.data.annotations import Question
-from dimvl.data.documents import ImageReader
+from dimvl.data.examples import ImageReader
 from dimvl.data.scenes import SceneOptions, read_worlds, write_scenes
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
@@ -23,7 +23,7 @@ from dimvl.evaluation import (
     with_official_scores,
 )
 from dimvl.metrics.captions import CaptionScores
-from dimvl.pretrained import Trained
+from dimvl.pretrained import TrainedModel
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
 from tests.exports import all_abilities, make_trained
@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RegionStore:
 
 
 @pytest.fixture(scope="module")
-def trained() -> Trained:
+def trained() -> TrainedModel:
     return make_trained()
 
 
@@ -48,7 +48,7 @@ def make_questions() -> list[Question]:
     return [Question(100 + place, image, text, ()) for place, (image, text) in enumerate(pairs)]
 
 
-def test_answers_depend_on_neither_the_order_nor_the_batches(trained: Trained, store: RegionStore) -> None:
+def test_answers_depend_on_neither_the_order_nor_the_batches(trained: TrainedModel, store: RegionStore) -> None:
     questions = make_questions()
     whole = answer_questions(trained, store, questions)
     assert whole.keys() == {question.question_id for question in questions}
@@ -56,14 +56,14 @@ def test_answers_depend_on_neither_the_order_nor_the_batches(trained: Trained, s
     assert answer_questions(trained, store, questions[::-1], row_budget=1) == whole
 
 
-def test_captions_depend_on_neither_the_order_nor_the_batches(trained: Trained, store: RegionStore) -> None:
+def test_captions_depend_on_neither_the_order_nor_the_batches(trained: TrainedModel, store: RegionStore) -> None:
     whole = caption_images(trained, store, IMAGES, OPTIONS)
     assert list(whole) == list(IMAGES)
     assert len(set(whole.values())) > 1
     assert caption_images(trained, store, IMAGES[::-1], OPTIONS, row_budget=1) == whole
 
 
-def test_match_probabilities_stand_in_the_order_of_the_pairs(trained: Trained, store: RegionStore) -> None:
+def test_match_probabilities_stand_in_the_order_of_the_pairs(trained: TrainedModel, store: RegionStore) -> None:
     pairs = [(image, text) for image in IMAGES for text in TEXTS]
     whole = match_probabilities(trained, store, pairs)
     single = [match_probabilities(trained, store, [pair])[0] for pair in pairs]
@@ -72,7 +72,7 @@ def test_match_probabilities_stand_in_the_order_of_the_pairs(trained: Trained, s
     assert ((whole > 0) & (whole < 1)).all()
 
 
-def test_progress_ends_with_everything_done(trained: Trained, store: RegionStore) -> None:
+def test_progress_ends_with_everything_done(trained: TrainedModel, store: RegionStore) -> None:
     seen: list[tuple[int, int]] = []
     answer_questions(trained, store, make_questions(), 60, lambda done, total: seen.append((done, total)))
     assert len(seen) > 1 and seen == sorted(seen) and seen[-1] == (18, 18)
@@ -84,7 +84,7 @@ def test_a_caption_is_never_longer_than_the_positions_allow(store: RegionStore) 
     assert 0 < max(len(caption.split()) for caption in captions.values()) <= 3
 
 
-def test_a_store_of_another_extractor_is_refused_with_both_names(tmp_path: Path, trained: Trained) -> None:
+def test_a_store_of_another_extractor_is_refused_with_both_names(tmp_path: Path, trained: TrainedModel) -> None:
     other = replace(trained.processor, extractor=replace(make_extractor(), name="other", fingerprint="0" * 64))
     store = RegionStore(make_store(tmp_path / "regions"))
     with pytest.raises(UserError, match=r"made by fake .* trained with other"):
@@ -95,13 +95,13 @@ def test_a_store_of_another_extractor_is_refused_with_both_names(tmp_path: Path,
     ("image_id", "text", "message"), [("77", "a star", "lacks image '77'"), ("1", " ", "is empty")]
 )
 def test_an_image_that_the_store_lacks_and_an_empty_text_are_refused(
-    trained: Trained, store: RegionStore, image_id: str, text: str, message: str
+    trained: TrainedModel, store: RegionStore, image_id: str, text: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         match_probabilities(trained, store, [("1", "a star"), (image_id, text)])
 
 
-def test_nothing_to_evaluate_is_an_error_and_no_score(trained: Trained, store: RegionStore) -> None:
+def test_nothing_to_evaluate_is_an_error_and_no_score(trained: TrainedModel, store: RegionStore) -> None:
     with pytest.raises(UserError, match="nothing to evaluate"):
         answer_questions(trained, store, [])
     with pytest.raises(UserError, match="nothing to evaluate"):
@@ -109,7 +109,7 @@ def test_nothing_to_evaluate_is_an_error_and_no_score(trained: Trained, store: R
 
 
 def test_texts_that_are_too_long_are_cut_with_one_warning_that_counts(
-    trained: Trained, store: RegionStore, caplog: pytest.LogCaptureFixture
+    trained: TrainedModel, store: RegionStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = "a star " * 30
     cut = "a star " * 8  # 16 tokens, the limit
@@ -138,7 +138,7 @@ def test_what_a_model_was_not_trained_for_is_refused_and_what_it_can_is_named(
 
 
 def test_answers_to_a_question_file_are_records_of_the_official_format_with_their_scores(
-    tmp_path: Path, trained: Trained, store: RegionStore
+    tmp_path: Path, trained: TrainedModel, store: RegionStore
 ) -> None:
     asked, said = tmp_path / "questions.json", tmp_path / "annotations.json"
     answers = answer_questions(trained, store, make_questions())
@@ -172,7 +172,7 @@ def test_answers_to_a_question_file_are_records_of_the_official_format_with_thei
     assert (unscored.predictions, unscored.items[0], unscored.scores) == (records, first, {})
 
 
-def test_items_name_images_as_the_annotation_file_does(tmp_path: Path, trained: Trained) -> None:
+def test_items_name_images_as_the_annotation_file_does(tmp_path: Path, trained: TrainedModel) -> None:
     with RegionStoreWriter(tmp_path / "regions", make_extractor()) as writer:
         writer.add(make_regions(1, "000000000005"))
     asked, said = tmp_path / "questions.json", tmp_path / "captions.json"
@@ -184,7 +184,7 @@ def test_items_name_images_as_the_annotation_file_does(tmp_path: Path, trained: 
     assert [item["image_id"] for item in [*questions.items, *captions.items]] == [5, 5]
 
 
-def evaluate_two_images(folder: Path, trained: Trained, store: RegionStore) -> Evaluation:
+def evaluate_two_images(folder: Path, trained: TrainedModel, store: RegionStore) -> Evaluation:
     captions = folder / "captions.json"
     said = [{"id": place, "image_id": image, "caption": "a star"} for place, image in enumerate([2, 1, 2])]
     captions.write_text(json.dumps({"annotations": said}))
@@ -192,7 +192,7 @@ def evaluate_two_images(folder: Path, trained: Trained, store: RegionStore) -> E
 
 
 def test_captions_of_images_that_are_no_scenes_are_written_and_have_no_facts(
-    tmp_path: Path, trained: Trained, store: RegionStore
+    tmp_path: Path, trained: TrainedModel, store: RegionStore
 ) -> None:
     found = evaluate_two_images(tmp_path, trained, store)
     expected = caption_images(trained, store, ["2", "1"], OPTIONS)
@@ -202,7 +202,7 @@ def test_captions_of_images_that_are_no_scenes_are_written_and_have_no_facts(
 
 
 def test_captions_are_judged_by_the_scenes_that_have_their_images_and_by_no_others(
-    tmp_path: Path, trained: Trained, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, trained: TrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_scenes(tmp_path, SceneOptions(train=2, heldout=1, compositional=0))
     train, mine = tmp_path / "train", tmp_path / "train" / "mine.jsonl"
@@ -222,7 +222,7 @@ def test_captions_are_judged_by_the_scenes_that_have_their_images_and_by_no_othe
 
 
 def test_captions_get_the_official_scores_or_the_reason_why_not(
-    tmp_path: Path, trained: Trained, store: RegionStore, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trained: TrainedModel, store: RegionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = evaluate_two_images(tmp_path, trained, store)
     given = {str(record["image_id"]): record["caption"] for record in found.predictions}

@@ -9,12 +9,12 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 import dimvl.export
-from dimvl.data.documents import make_prefix
+from dimvl.data.examples import make_prefix
 from dimvl.data.processor import Processor
 from dimvl.errors import UserError
 from dimvl.export import FILES, check_export, export
 from dimvl.model.model import DimvlModel
-from dimvl.pretrained import Trained, load_trained
+from dimvl.pretrained import TrainedModel, load_model
 from dimvl.regions.detector import Detector
 from tests.exports import all_abilities, make_detector, make_trained, write_run
 from tests.factories import make_regions
@@ -26,12 +26,12 @@ def detector() -> Detector:
 
 
 @pytest.fixture(scope="module")
-def trained(detector: Detector) -> Trained:
+def trained(detector: Detector) -> TrainedModel:
     return make_trained(all_abilities(detector.extractor))
 
 
 @pytest.fixture
-def run(tmp_path: Path, trained: Trained, detector: Detector) -> Path:
+def run(tmp_path: Path, trained: TrainedModel, detector: Detector) -> Path:
     detector.save(tmp_path / "detector")
     return write_run(tmp_path / "runs" / "secret-place", trained)
 
@@ -40,7 +40,7 @@ def export_tiny(run: Path, out: Path, **changes: object) -> Path:
     return export(run, out, **{"detector": run.parents[1] / "detector", **changes})  # type: ignore[arg-type]
 
 
-def probabilities(trained: Trained) -> torch.Tensor:
+def probabilities(trained: TrainedModel) -> torch.Tensor:
     prefix = make_prefix(make_regions(1), trained.processor.tags)
     return trained.answer_probabilities([prefix], trained.tokenise(["is the star red"]))
 
@@ -49,33 +49,33 @@ def state(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_export_computes_what_the_newest_checkpoint_of_its_run_computes(run: Path, trained: Trained) -> None:
+def test_an_export_computes_what_the_newest_checkpoint_of_its_run_computes(run: Path, trained: TrainedModel) -> None:
     newer = make_trained(trained.processor, seed=9)
     write_run(run, newer, step=7)
     out = export_tiny(run, run.parent / "out")
-    exported = probabilities(load_trained(out))
+    exported = probabilities(load_model(out))
     torch.testing.assert_close(exported, probabilities(newer), rtol=0, atol=0)
     assert not torch.equal(exported, probabilities(trained))
 
 
-def test_an_export_opens_through_the_model_mixin_of_the_hub(run: Path, trained: Trained) -> None:
+def test_an_export_opens_through_the_model_mixin_of_the_hub(run: Path, trained: TrainedModel) -> None:
     out = export_tiny(run, run.parent / "out")
     opened = DimvlModel.from_pretrained(out).eval()
-    exported = Trained(opened, Processor.load(out), out)
+    exported = TrainedModel(opened, Processor.load(out), out)
     torch.testing.assert_close(probabilities(exported), probabilities(trained), rtol=0, atol=0)
     assert opened.word_head.decoder.weight is opened.tokens.word.weight
 
 
-def test_every_weight_is_written_once_though_some_are_tied(run: Path, trained: Trained) -> None:
+def test_every_weight_is_written_once_though_some_are_tied(run: Path, trained: TrainedModel) -> None:
     out = export_tiny(run, run.parent / "out")
     with safe_open(out / "model.safetensors", "pt") as file:
         written = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
-    statistics = trained.model.regions.feature_mean, trained.model.regions.feature_deviation
+    statistics = trained.model.regions.feature_mean, trained.model.regions.feature_std
     wanted = [*trained.model.parameters(), *statistics]
     assert written == sum(tensor.numel() for tensor in wanted)
 
 
-def test_an_export_has_processor_and_detector_of_the_run(run: Path, trained: Trained, detector: Detector) -> None:
+def test_an_export_has_processor_and_detector_of_the_run(run: Path, trained: TrainedModel, detector: Detector) -> None:
     out = export_tiny(run, run.parent / "out")
     check_export(out)
     loaded = Processor.load(out)
@@ -166,7 +166,7 @@ def test_the_model_card_tells_data_configuration_revision_and_scores(run: Path) 
     ("description", "synthetic"), [("dimvl synthetic scenes", True), ("VQA v2.0 train2014", False)]
 )
 def test_the_model_card_names_synthetic_data_and_only_that(
-    tmp_path: Path, trained: Trained, detector: Detector, description: str, synthetic: bool
+    tmp_path: Path, trained: TrainedModel, detector: Detector, description: str, synthetic: bool
 ) -> None:
     detector.save(tmp_path / "detector")
     run = write_run(tmp_path / "runs" / "run", trained, description=description)
@@ -184,6 +184,6 @@ def test_a_checkpoint_with_a_flipped_bit_is_not_exported(run: Path) -> None:
         export_tiny(run, run.parent / "out")
 
 
-def test_the_model_arguments_are_plain_json(run: Path, trained: Trained) -> None:
+def test_the_model_arguments_are_plain_json(run: Path, trained: TrainedModel) -> None:
     arguments = json.loads((export_tiny(run, run.parent / "out") / "config.json").read_text())
     assert DimvlModel(**arguments).state_dict().keys() == trained.model.state_dict().keys()

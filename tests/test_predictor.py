@@ -12,12 +12,12 @@ from PIL import Image
 
 import dimvl.predictor
 from dimvl.data.annotations import Question
-from dimvl.data.documents import make_prefix
+from dimvl.data.examples import make_prefix
 from dimvl.errors import UserError
 from dimvl.evaluation import answer_questions, caption_images, match_probabilities
 from dimvl.export import export
 from dimvl.predictor import Predictor
-from dimvl.pretrained import load_trained
+from dimvl.pretrained import load_model
 from dimvl.regions.detector import Detector
 from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.records import Regions
@@ -63,7 +63,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_predictions_from_pictures_are_those_from_a_region_store(folder: Path, predictor: Predictor) -> None:
     with RegionStoreWriter(folder / "regions", Detector.load(folder / "detector").extractor) as writer:
         extract(images_of_folder(folder), Detector.load(folder / "detector"), writer)
-    store, trained = RegionStore(folder / "regions"), load_trained(folder / "export")
+    store, trained = RegionStore(folder / "regions"), load_model(folder / "export")
     pictures = [folder / f"{number}.png" for number in (1, 2, 3)]
     questions = [Question(number, str(number), QUESTION, ()) for number in (1, 2, 3)]
     answers = [answer.text for answer in predictor.answer(pictures, QUESTION)]

@@ -8,8 +8,8 @@ import numpy as np
 
 from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
 from dimvl.data.annotations import read_captions
-from dimvl.data.documents import ImageReader
-from dimvl.data.epoch_plan import DocumentSource
+from dimvl.data.epoch_plan import ExampleSource
+from dimvl.data.examples import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore
@@ -86,7 +86,7 @@ def caption_store(data: TinyData, processor: Processor) -> TextStore:
     )
 
 
-def all_costs(source: DocumentSource, epoch: int) -> np.ndarray:
+def all_costs(source: ExampleSource, epoch: int) -> np.ndarray:
     return source.costs(epoch, slice(0, len(source)))
 
 

@@ -31,7 +31,7 @@ from dimvl.decoding import DecodingOptions
 from dimvl.evaluation import caption_images
 from dimvl.metrics.cider import CiderD
 from dimvl.metrics.words import ends_badly, plain_words
-from dimvl.pretrained import Trained, load_trained, run_arguments
+from dimvl.pretrained import TrainedModel, load_model, run_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.training import build
 from dimvl.training.run import run_training
@@ -64,14 +64,14 @@ def main() -> None:
     parser.add_argument("--without-end", action="store_true", help="take [SEP] out of the reward")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps({"run": str(arguments.run), **scores(load_trained(arguments.run), arguments)}), flush=True)
+    print(json.dumps({"run": str(arguments.run), **scores(load_model(arguments.run), arguments)}), flush=True)
     if arguments.without_end:
         build.CiderD = WithoutEnd  # type: ignore[misc]
     start = time.process_time()
     run_training(went_on(arguments))
     seconds = round(time.process_time() - start)
     settings = {name: getattr(arguments, name) for name in ("control", "without_end", "steps", "learning_rate")}
-    after = scores(load_trained(arguments.out), arguments)
+    after = scores(load_model(arguments.out), arguments)
     print(json.dumps({"run": str(arguments.out), **settings, "cpu_seconds": seconds, **after}))
 
 
@@ -92,7 +92,7 @@ def went_on(arguments: argparse.Namespace) -> CaptionConfig:
     return validate(CaptionConfig, before.model_copy(update=changes).model_dump(), "the study")
 
 
-def scores(trained: Trained, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+def scores(trained: TrainedModel, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Scores of the captions of all held-out scenes, by way of decoding."""
     references: dict[int, list[str]] = {}
     for caption in read_captions(arguments.scenes / "captions.json"):

@@ -21,7 +21,7 @@ from dimvl.data.scenes import read_worlds, score_captions
 from dimvl.decoding import DecodingOptions
 from dimvl.demo_config import Places, configs_folder, load_demo_config
 from dimvl.evaluation import caption_images
-from dimvl.pretrained import load_trained
+from dimvl.pretrained import load_model
 from dimvl.regions.store import RegionStore
 from dimvl.training.run import run_training
 
@@ -60,7 +60,7 @@ def main() -> None:
         references.setdefault(int(caption.image_id), []).append(caption.text)
     options = DecodingOptions(beams=3, max_tokens=config.inputs.text_tokens + 1)
     store = RegionStore(places.regions("heldout"))
-    given = caption_images(load_trained(places.run(name)), store, list(map(str, references)), options)
+    given = caption_images(load_model(places.run(name)), store, list(map(str, references)), options)
     captions = {int(image): text for image, text in given.items()}
     scores = asdict(score_captions(captions, read_worlds(folder / "worlds.jsonl"), references))
     print(json.dumps({"variant": arguments.variant, "cpu_seconds": round(seconds), **scores}))

@@ -35,9 +35,11 @@ def plan(
     Example: dimvl plan pretrain.yaml --gpus 8 --gpu-memory 80 --images 3000000 training.rows_per_step=65536
     """
     from dimvl.config import load_config
-    from dimvl.planning import Cluster, Given, make_plan
+    from dimvl.planning import Cluster, DataOverrides, make_plan
     from dimvl.planning.table import as_values, describe
 
     cluster = Cluster(gpus=gpus, gpu_memory=gpu_memory, peak=peak, utilisation=utilisation, network=network)
-    made = make_plan(load_config(config, overrides or []), cluster, Given(images=images, words=words, texts=texts))
+    made = make_plan(
+        load_config(config, overrides or []), cluster, DataOverrides(images=images, words=words, texts=texts)
+    )
     print(json.dumps(as_values(made)) if as_json else "\n".join(describe(made)))

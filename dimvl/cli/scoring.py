@@ -13,7 +13,7 @@ from dimvl.files import check_writable
 from dimvl.progress import progress
 
 if TYPE_CHECKING:
-    from dimvl.pretrained import Trained
+    from dimvl.pretrained import TrainedModel
     from dimvl.regions.store import RegionStore
 
 
@@ -60,12 +60,12 @@ def evaluate(
         raise UserError(f"--worlds {worlds} is for captions; leave it out with --questions")
     if captions is not None and annotations is not None:
         raise UserError(f"--annotations {annotations} is for questions; leave it out with --captions")
-    from dimvl.pretrained import choose_device, load_trained
+    from dimvl.pretrained import choose_device, load_model
     from dimvl.regions.store import RegionStore
 
     set_threads(threads)
     store = RegionStore(regions, check=True)
-    trained = load_trained(model, choose_device(device)).for_prediction()
+    trained = load_model(model, choose_device(device)).for_prediction()
     folder = out or model / "evaluation"
     check_writable(folder)
     if allow_trained_images:
@@ -77,7 +77,7 @@ def evaluate(
 
 def _evaluate(
     model: Path,
-    trained: "Trained",
+    trained: "TrainedModel",
     store: "RegionStore",
     files: dict[str, Path | None],
     settings: dict[str, Any],

@@ -76,7 +76,7 @@ class Seq2seqConfig(Section):
 
 
 class SharesConfig(Section):
-    """Share of documents of each pretraining objective."""
+    """Share of examples of each pretraining objective."""
 
     masked_lm: float = Field(0.25, ge=0, description="words hidden, picture and text see each other")
     seq2seq_lm: float = Field(0.25, ge=0, description="captions predicted from the picture and their own past")

@@ -1,1 +1,1 @@
-"""Annotations to batches: readers, texts, documents, sampler, ragged batch, scenes."""
+"""Annotations to batches: readers, texts, examples, sampler, ragged batch, scenes."""

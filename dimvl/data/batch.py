@@ -1,4 +1,4 @@
-"""The ragged batch: documents laid out as one matrix of rows, without padding.
+"""The ragged batch: examples laid out as one matrix of rows, without padding.
 
 Rows stand in three blocks: the regions of all prefixes, then the contexts of all prefixes, then all texts. So all
 visual rows come first, and a projection for one modality is a slice. Which rows belong together is told by the `Layout`
@@ -157,7 +157,7 @@ class Batch:
         positions: (Nl,)
         segments: (Nl,) 0 context, 1 text.
         targets: by objective; an objective of the task is always there, with zero targets if need be.
-        sources: what each document came from, for error messages.
+        sources: what each example came from, for error messages.
         region_feature_scales: (Nv, 1) float32 scales of int8 features; None for others.
 
     """

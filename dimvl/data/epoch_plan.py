@@ -1,10 +1,10 @@
-"""Which documents make up each optimiser step of an epoch, without memory that grows with the data.
+"""Which examples make up each optimiser step of an epoch, without memory that grows with the data.
 
-A plan takes 8 bytes a document. Where there are many, a run keeps it in files that all its processes map, and the first
-one that needs an epoch plans it for all of them, so that no process holds anything of its own per document:
+A plan takes 8 bytes an example. Where there are many, a run keeps it in files that all its processes map, and the first
+one that needs an epoch plans it for all of them, so that no process holds anything of its own per example:
 
-    FOLDER/epoch-3/order.npy   (D,) documents of the epoch, in the order in which they come
-                   costs.npy   (D,) rows of each document, by its number
+    FOLDER/epoch-3/order.npy   (D,) examples of the epoch, in the order in which they come
+                   costs.npy   (D,) rows of each example, by its number
                    starts.npy  (S + 1,) where each step starts in `order`
 
 What an epoch holds depends on seed, data and row budget only, so it does not matter who plans it, or how often.
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dimvl.data.documents import Document, keyed_generator
+from dimvl.data.examples import Example, keyed_generator
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, locked
 
@@ -29,19 +29,19 @@ Allocate = Callable[[str, type, int], np.ndarray]
 """Gives an array to fill, by name, type and length."""
 
 
-class DocumentSource(Protocol):
-    """What a task offers for training: documents by epoch and number, and their cost in rows."""
+class ExampleSource(Protocol):
+    """What a task offers for training: examples by epoch and number, and their cost in rows."""
 
     def __len__(self) -> int:
-        """Return the number of documents D of an epoch."""
+        """Return the number of examples D of an epoch."""
         ...
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some documents."""
+        """Upper bound of the rows of some examples."""
         ...
 
-    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Document]:
-        """Build documents (B,) of a batch; the same epoch and number give the same document always."""
+    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
+        """Build examples (B,) of a batch; the same epoch and number give the same example always."""
         ...
 
 
@@ -58,9 +58,9 @@ class EpochPlan:
         return len(self.starts) - 1
 
     def step(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the documents (B,) of a step and their rows (B,)."""
-        documents = self.order[self.starts[number] : self.starts[number + 1]]
-        return documents, self.costs[documents]
+        """Return the examples (B,) of a step and their rows (B,)."""
+        examples = self.order[self.starts[number] : self.starts[number + 1]]
+        return examples, self.costs[examples]
 
 
 def in_memory(name: str, dtype: type, length: int) -> np.ndarray:
@@ -69,23 +69,23 @@ def in_memory(name: str, dtype: type, length: int) -> np.ndarray:
 
 
 def plan_epoch(
-    source: DocumentSource, epoch: int, seed: int, row_budget: int, allocate: Allocate = in_memory
+    source: ExampleSource, epoch: int, seed: int, row_budget: int, allocate: Allocate = in_memory
 ) -> EpochPlan:
-    """Shuffle the documents of an epoch and cut them into optimiser steps of at most `row_budget` rows.
+    """Shuffle the examples of an epoch and cut them into optimiser steps of at most `row_budget` rows.
 
     Raises:
-        UserError: there are no documents, or one alone is above the budget.
+        UserError: there are no examples, or one alone is above the budget.
 
     """
     count = len(source)
     if not count:
-        raise UserError("there are no documents to train on; check that annotations and region store belong together")
+        raise UserError("there are no examples to train on; check that annotations and region store belong together")
     costs = allocate("costs", np.int32, count)
     for some in _pieces(count):
         costs[some] = source.costs(epoch, some)
     if costs.max() > row_budget:
         raise UserError(
-            f"one document has up to {costs.max()} rows, above training.rows_per_step {row_budget}; raise it"
+            f"one example has up to {costs.max()} rows, above training.rows_per_step {row_budget}; raise it"
         )
     order = allocate("order", np.int32 if count < 2**31 else np.int64, count)
     for some in _pieces(count):
@@ -98,7 +98,7 @@ def plan_epoch(
 
 
 def _starts(order: np.ndarray, costs: np.ndarray, row_budget: int) -> Iterator[int]:
-    """Places in `order` where a step starts, but the first: one document more would exceed the budget."""
+    """Places in `order` where a step starts, but the first: one example more would exceed the budget."""
     before = 0  # rows, from the start of a piece, up to which the steps before the present one go; negative at first
     for some in _pieces(len(order)):
         upto = np.cumsum(costs[order[some]], dtype=np.int64)
@@ -130,7 +130,7 @@ class EpochPlans:
     """The plans of a run by epoch.
 
     Args:
-        source: the documents.
+        source: the examples.
         seed: of their order.
         row_budget: rows of an optimiser step.
         folder: where all processes of the run keep them if they are large; None to keep them in memory of this one.
@@ -140,7 +140,7 @@ class EpochPlans:
 
     """
 
-    def __init__(self, source: DocumentSource, seed: int, row_budget: int, folder: Path | None) -> None:
+    def __init__(self, source: ExampleSource, seed: int, row_budget: int, folder: Path | None) -> None:
         self.source, self.seed, self.row_budget = source, seed, row_budget
         self.folder = folder if len(source) > PIECE else None
         self._latest: tuple[int, EpochPlan] | None = None

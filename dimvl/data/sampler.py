@@ -13,15 +13,15 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from dimvl.data.batch import Batch
-from dimvl.data.documents import BatchShape, collate
-from dimvl.data.epoch_plan import DocumentSource, EpochPlans
+from dimvl.data.epoch_plan import EpochPlans, ExampleSource
+from dimvl.data.examples import BatchShape, collate
 
 
 def deal(costs: np.ndarray, ranks: int, row_budget: int) -> list[list[np.ndarray]]:
-    """Deal the documents of one step over ranks and micro-batches, the heaviest first to the lightest place.
+    """Deal the examples of one step over ranks and micro-batches, the heaviest first to the lightest place.
 
     Args:
-        costs: (D,) rows of the step's documents.
+        costs: (D,) rows of the step's examples.
         ranks: number of ranks.
         row_budget: rows of a micro-batch.
 
@@ -52,7 +52,7 @@ class Step:
 
     epoch: int
     micro_batches: list[Batch]
-    documents: int
+    examples: int
     rows: int
 
     def pin_memory(self) -> "Step":
@@ -64,22 +64,22 @@ class TrainingSteps(Dataset[Step]):
     """Optimiser steps by number: `steps[i]` depends on seed, data and budget only.
 
     Args:
-        source: the task's documents.
+        source: the task's examples.
         shape: what is fixed about a batch.
-        seed: of the order of documents.
+        seed: of the order of examples.
         steps: how many there are.
         rows_per_step: row budget of an optimiser step over all ranks.
         rows_per_micro_batch: row budget of one forward on one rank.
         rank: of this process.
         ranks: number of processes.
-        plans: folder in which all processes of a run keep which documents each step has, if there are many; else in
+        plans: folder in which all processes of a run keep which examples each step has, if there are many; else in
             memory of this one.
 
     """
 
     def __init__(
         self,
-        source: DocumentSource,
+        source: ExampleSource,
         shape: BatchShape,
         *,
         seed: int,
@@ -100,21 +100,21 @@ class TrainingSteps(Dataset[Step]):
         return self.steps
 
     def locate(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """Return the epoch of a step, the step's documents (B,) and their rows (B,)."""
+        """Return the epoch of a step, the step's examples (B,) and their rows (B,)."""
         while not self._ends or self._ends[-1] <= step:
             self._ends.append((self._ends[-1] if self._ends else 0) + self._plans.num_steps(len(self._ends)))
         epoch = bisect_right(self._ends, step)
         return epoch, *self._plans[epoch].step(step - (self._ends[epoch - 1] if epoch else 0))
 
     def __getitem__(self, step: int) -> Step:
-        epoch, documents, costs = self.locate(step)
+        epoch, examples, costs = self.locate(step)
         mine = deal(costs, self.ranks, self.rows_per_micro_batch)[self.rank]
-        batches = [collate(self.source.build_all(epoch, documents[places]), self.shape) for places in mine]
-        return Step(epoch, batches, len(documents), sum(batch.layout.num_rows for batch in batches))
+        batches = [collate(self.source.build_all(epoch, examples[places]), self.shape) for places in mine]
+        return Step(epoch, batches, len(examples), sum(batch.layout.num_rows for batch in batches))
 
 
 def in_order(costs: np.ndarray, row_budget: int) -> list[np.ndarray]:
-    """Cut documents into batches of at most `row_budget` rows for evaluation, similar costs together: less padding."""
+    """Cut examples into batches of at most `row_budget` rows for evaluation, similar costs together: less padding."""
     order = np.argsort(costs, kind="stable")
     batches, start, total = [], 0, 0
     for place, cost in enumerate(costs[order]):

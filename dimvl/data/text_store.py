@@ -6,12 +6,13 @@ Writing takes the texts a piece at a time; beside the caller's texts it holds so
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dimvl.callbacks import Progress
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, atomic_path, locked, read_json, sha256, write_json, writing
@@ -148,7 +149,7 @@ def text_store(
     max_tokens: int,
     sources: Sequence[Path],
     texts: Sequence[LabelledText],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TextStore:
     """Open the store of these texts, and write it first if it is not there or is damaged.
 
@@ -230,7 +231,7 @@ def _write(
     max_tokens: int,
     sources: Sequence[Path],
     texts: Sequence[LabelledText],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> None:
     first_seen: dict[str, int] = {}
     groups = np.fromiter((first_seen.setdefault(text.image_id, len(first_seen)) for text in texts), dtype=np.int64)
@@ -273,7 +274,7 @@ def _encode(
     max_tokens: int,
     texts: Sequence[LabelledText],
     order: np.ndarray,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Tokenise in an order, a piece at a time: all token ids end to end, the lengths (T,), and how many were cut."""
     tokens, lengths, cut = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)], 0

@@ -34,7 +34,7 @@ def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, backe
 
     """
     if not len(query):
-        return query  # a rank without documents, connected to the weights all the same
+        return query  # a rank without examples, connected to the weights all the same
     if backend == "auto":
         backend = "varlen" if _takes_varlen(query) else "padded"
     if backend == "reference":

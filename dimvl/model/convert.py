@@ -17,15 +17,19 @@ from dimvl.model.model import DimvlModel, copy_language_to_vision
 HEADS = ("word_head.", "object_head.", "match_head.", "answer_head.")
 
 
+RENAMED = {"regions.feature_deviation": "regions.feature_std"}
+"""Names of weights in checkpoints written before version 0.2, and what they are called now."""
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file, also one written before a weight got its present name.
 
     Raises:
         UserError: it is missing or damaged.
 
     """
     try:
-        return load_file(path)
+        return {RENAMED.get(name, name): weight for name, weight in load_file(path).items()}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check that the folder is complete") from None
     except SafetensorError as error:

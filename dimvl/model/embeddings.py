@@ -19,12 +19,12 @@ class RegionEmbeddings(nn.Module):
     """(Nv, F) features and (Nv, 7) geometry -> (Nv, D)."""
 
     feature_mean: Tensor
-    feature_deviation: Tensor
+    feature_std: Tensor
 
     def __init__(self, feature_width: int, width: int, max_images: int, dropout: float, norm_eps: float) -> None:
         super().__init__()
         self.register_buffer("feature_mean", torch.zeros(feature_width))
-        self.register_buffer("feature_deviation", torch.ones(feature_width))
+        self.register_buffer("feature_std", torch.ones(feature_width))
         self.hidden_feature = nn.Parameter(torch.zeros(feature_width))
         self.feature = Linear(feature_width, width)
         self.feature_norm = LayerNorm(width, norm_eps)
@@ -47,7 +47,7 @@ class RegionEmbeddings(nn.Module):
 
         """
         numbers = features.float() if scales is None else features.float() * scales
-        return (numbers - self.feature_mean) / self.feature_deviation
+        return (numbers - self.feature_mean) / self.feature_std
 
     def forward(
         self, features: Tensor, scales: Tensor | None, geometry: Tensor, hidden: Tensor, image_index: Tensor

@@ -1,6 +1,6 @@
 """Who sees whom: the attention plan of one batch, built once and used by every layer.
 
-No mode needs an attention mask. One full call covers the bidirectional documents and the sequence-to-sequence prefixes;
+No mode needs an attention mask. One full call covers the bidirectional examples and the sequence-to-sequence prefixes;
 one causal call, aligned at the end, covers the sequence-to-sequence texts over their prefix and their own past.
 
 Letters: S sequences of a call or of a core, N rows, Lq and Lk longest query and key length.

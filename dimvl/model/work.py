@@ -127,10 +127,10 @@ def _padded_call(call: AttentionCall) -> AttentionWork:
     )
 
 
-def document_work(
+def example_work(
     *, regions: float, context: float, texts: float, text_rows: float, shared_prefix: bool, **targets: float
 ) -> Work:
-    """Work of a document of average lengths.
+    """Work of an example of average lengths.
 
     Args:
         regions: visual rows of its prefix.

@@ -6,7 +6,7 @@ writes it down.
 """
 
 from dimvl.planning.cluster import Cluster
-from dimvl.planning.data import Given
+from dimvl.planning.data import DataOverrides
 from dimvl.planning.plan import Plan, make_plan
 
-__all__ = ["Cluster", "Given", "Plan", "make_plan"]
+__all__ = ["Cluster", "DataOverrides", "Plan", "make_plan"]

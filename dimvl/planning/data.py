@@ -27,7 +27,7 @@ IMAGES_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class DataOverrides:
     """What the user says about data that is not there; None for what is not said.
 
     Attributes:
@@ -101,7 +101,7 @@ class DataFacts:
         return replace(self, assumed=(*self.assumed, sentence), **values)  # type: ignore[arg-type]
 
 
-def gather(config: AnyConfig, given: Given) -> DataFacts:
+def gather(config: AnyConfig, given: DataOverrides) -> DataFacts:
     """Look at what is there, and assume the rest.
 
     Args:
@@ -119,7 +119,7 @@ def gather(config: AnyConfig, given: Given) -> DataFacts:
     return facts
 
 
-def _of_regions(config: AnyConfig, given: Given, facts: DataFacts) -> DataFacts:
+def _of_regions(config: AnyConfig, given: DataOverrides, facts: DataFacts) -> DataFacts:
     most = config.inputs.max_regions
     if all((path / "manifest.json").exists() for path in config.regions):
         store = RegionStore(config.regions)
@@ -151,7 +151,7 @@ def _mean_regions(store: RegionStore, most: int) -> float:
     return total / max(1, len(store))
 
 
-def _of_texts(config: AnyConfig, given: Given, facts: DataFacts) -> DataFacts:
+def _of_texts(config: AnyConfig, given: DataOverrides, facts: DataFacts) -> DataFacts:
     behind_one = 10**6 if isinstance(config, VqaConfig) else config.seq2seq.captions
     found = _text_stores(config.cache or config.output / "texts")
     if found is not None:

@@ -11,7 +11,7 @@ from dimvl.model.flops import Flops, flops_by_part, part_of, split_sublayers
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
 from dimvl.planning.cluster import Cluster, sent_bytes
-from dimvl.planning.data import DataFacts, Given, gather, wanted_heads
+from dimvl.planning.data import DataFacts, DataOverrides, gather, wanted_heads
 from dimvl.planning.memory import (
     BUCKET,
     Numbers,
@@ -22,7 +22,7 @@ from dimvl.planning.memory import (
     torch_state_bytes,
     zero_state_bytes,
 )
-from dimvl.planning.step import AverageStep, average_document, average_step
+from dimvl.planning.step import AverageStep, average_example, average_step
 from dimvl.regions.store_format import FeatureDtype, estimated_bytes
 from dimvl.training.deepspeed_options import deepspeed_options
 from dimvl.training.optimiser import freeze
@@ -113,9 +113,9 @@ class Plan:
         return sum(part.total for part in self.flops.values())
 
     @property
-    def documents_per_second(self) -> float:
+    def examples_per_second(self) -> float:
         """Of all GPUs, while nothing but arithmetic takes time."""
-        return self.step.documents / self.seconds
+        return self.step.examples / self.seconds
 
     @property
     def fitting(self) -> StageMemory | None:
@@ -123,7 +123,7 @@ class Plan:
         return next((memory for memory in self.memory if memory.fits), None)
 
 
-def make_plan(config: AnyConfig, cluster: Cluster, given: Given | None = None) -> Plan:
+def make_plan(config: AnyConfig, cluster: Cluster, given: DataOverrides | None = None) -> Plan:
     """Plan a run from its configuration; no weights are made and no data has to be there.
 
     Args:
@@ -139,16 +139,16 @@ def make_plan(config: AnyConfig, cluster: Cluster, given: Given | None = None) -
     _check(cluster)
     if config.deepspeed is not None:
         deepspeed_options(config.training, config.deepspeed, cluster.gpus)
-    facts = gather(config, given or Given())
+    facts = gather(config, given or DataOverrides())
     model = meta_model(config, facts)
-    document = average_document(config, facts)
-    step = average_step(config.training, document, cluster.gpus)
+    example = average_example(config, facts)
+    step = average_step(config.training, example, cluster.gpus)
     flops = flops_by_part(model, step.work, config.training.checkpoint_activations)
     peak = cluster.peak_at(config.training.precision)
     reached = cluster.gpus * peak * 1e12 * cluster.utilisation
     epochs = None
     if facts.images is not None:
-        epochs = config.training.steps * step.documents / (facts.images * document.per_image)
+        epochs = config.training.steps * step.examples / (facts.images * example.per_image)
     return Plan(
         cluster=cluster,
         precision=config.training.precision,

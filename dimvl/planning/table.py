@@ -46,11 +46,11 @@ def _parameters(plan: Plan) -> Iterator[str]:
 def _step(plan: Plan) -> Iterator[str]:
     step, flops = plan.step, plan.flops_per_step
     yield (
-        f"a step of {plan.cluster.gpus} GPUs: {step.documents:,.0f} documents, {step.work.rows:,.0f} rows "
+        f"a step of {plan.cluster.gpus} GPUs: {step.examples:,.0f} examples, {step.work.rows:,.0f} rows "
         f"({step.work.vision:,.0f} of regions); on each GPU {step.micro_batches} x {step.micro_batch.rows:,.0f} rows"
     )
     yield (
-        f"arithmetic: {flops / 1e12:,.1f} TFLOP a step, {flops / step.documents / 1e9:,.1f} GFLOP a document, forward "
+        f"arithmetic: {flops / 1e12:,.1f} TFLOP a step, {flops / step.examples / 1e9:,.1f} GFLOP an example, forward "
         f"{sum(part.forward for part in plan.flops.values()) / flops:.0%}"
     )
     yield from _columns([(name, f"{part.total / flops:.1%}") for name, part in plan.flops.items()])
@@ -84,7 +84,7 @@ def _rates(plan: Plan) -> Iterator[str]:
     cluster, seconds = plan.cluster, plan.seconds
     yield (
         f"time: {seconds * 1e3:,.1f} ms of arithmetic a step at {cluster.utilisation:.0%} of "
-        f"{plan.peak:g} TFLOP/s a GPU (assumed), {plan.documents_per_second:,.0f} documents/s; "
+        f"{plan.peak:g} TFLOP/s a GPU (assumed), {plan.examples_per_second:,.0f} examples/s; "
         f"{plan.steps:,} steps {plan.steps * seconds / 3600:,.1f} hours"
         + ("" if plan.epochs is None else f", {plan.epochs:,.1f} epochs of {plan.facts.images:,} images")
     )
@@ -93,7 +93,7 @@ def _rates(plan: Plan) -> Iterator[str]:
         times = ", ".join(f"stage {m.stage} {m.sent / plan.network * 1e3:,.1f} ms" for m in ways)
         yield f"network: {times} a step at {plan.network / GB:g} GB/s (assumed), partly beside the arithmetic"
     for dtype, size in plan.image_bytes.items():
-        rate = size * plan.documents_per_second
+        rate = size * plan.examples_per_second
         disk = "" if plan.store_bytes is None else f"; on disk {plan.store_bytes[dtype] / GB:,.0f} GB"
         yield (
             f"regions as {dtype}: {size / 1e3:,.0f} kB an image, {rate / cluster.gpus / GB:,.2f} GB/s a GPU, "
@@ -121,9 +121,9 @@ def as_values(plan: Plan) -> dict[str, Any]:
     best = plan.fitting
     return values | {
         "flops_per_step": plan.flops_per_step,
-        "documents_per_second": plan.documents_per_second,
+        "examples_per_second": plan.examples_per_second,
         "network_bytes_per_second": plan.network,
         "peak_tflops": plan.peak,
-        "store_bytes_per_second": {dtype: size * plan.documents_per_second for dtype, size in plan.image_bytes.items()},
+        "store_bytes_per_second": {dtype: size * plan.examples_per_second for dtype, size in plan.image_bytes.items()},
         "fits": None if best is None else {"engine": best.engine, "stage": best.stage},
     }

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
+from dimvl.callbacks import Progress
 from dimvl.config import AnyConfig, CaptionConfig
 from dimvl.data.batch import Batch
 from dimvl.data.sampler import TrainingSteps
@@ -72,7 +73,7 @@ class Profile:
         threads: of torch.
         precision: of the run.
         steps: that were profiled.
-        documents: a step.
+        examples: a step.
         rows: a step.
         seconds: a step, by the clock.
         processor_seconds: a step, of all threads of the process: on a CPU less than `seconds` times threads where other
@@ -90,7 +91,7 @@ class Profile:
     threads: int
     precision: str
     steps: int
-    documents: float
+    examples: float
     rows: float
     seconds: float
     processor_seconds: float
@@ -113,7 +114,7 @@ def profile(
     *,
     steps: int,
     warmup: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Profile:
     """Train a few steps of a configuration, in a temporary folder, and tell where their time goes.
 
@@ -147,7 +148,7 @@ def profile(
         threads=torch.get_num_threads(),
         precision=settings.precision,
         steps=steps,
-        documents=sum(len(batch.sources) for batch in measured.batches) / steps,
+        examples=sum(len(batch.sources) for batch in measured.batches) / steps,
         rows=sum(work.rows for work in works) / steps,
         seconds=measured.seconds / steps,
         processor_seconds=measured.processor_seconds / steps,
@@ -191,7 +192,7 @@ class _Measured:
 class _FewSteps:
     """The first steps of a run, one after the other, with their parts marked."""
 
-    def __init__(self, config: AnyConfig, steps: int, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, config: AnyConfig, steps: int, progress: Progress) -> None:
         settings, self.seed, self.steps, self.progress = config.training, config.seed, steps, progress
         store = RegionStore(config.regions, settings.check_reads)
         torch.manual_seed(config.seed)

@@ -14,7 +14,7 @@ def title(profile: Profile) -> Iterator[str]:
     """Lines that stand above the table."""
     where = f"{profile.device}, {profile.threads} threads" if profile.device == "cpu" else profile.device
     yield (
-        f"{profile.steps} steps of {profile.documents:,.0f} documents and {profile.rows:,.0f} rows; "
+        f"{profile.steps} steps of {profile.examples:,.0f} examples and {profile.rows:,.0f} rows; "
         f"{profile.precision} on {where}: {profile.seconds * 1e3:,.1f} ms a step "
         f"({profile.processor_seconds * 1e3:,.1f} of processor time), data wait "
         f"{profile.data_wait / profile.seconds:.0%}, memory {profile.memory_gb:.1f} GB"

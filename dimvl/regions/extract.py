@@ -8,7 +8,7 @@ stored.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dimvl.callbacks import Progress
 from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.regions.given_boxes import GivenBoxes
@@ -75,7 +76,7 @@ def extract(
     *,
     batch_size: int = 16,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     boxes: GivenBoxes | Mapping[str, np.ndarray] | None = None,
 ) -> ExtractReport:
     """Write the regions of pictures that the store does not have yet.

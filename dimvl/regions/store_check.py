@@ -1,11 +1,12 @@
 """Compares every byte of a region store with its checksums, and names what is damaged and the images that it costs."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dimvl.callbacks import Progress
 from dimvl.errors import UserError
 from dimvl.regions.store_folder import Shard
 from dimvl.regions.store_format import (
@@ -22,7 +23,7 @@ from dimvl.regions.store_format import (
 SHOWN = 8  # images named of each problem
 
 
-def verify_store(path: Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def verify_store(path: Path, progress: Progress | None = None) -> list[str]:
     """Read everything in a store's folder and compare it with the checksums.
 
     Args:
@@ -54,7 +55,7 @@ class _Check:
         self.index = _what_is_there(path / "index.bin", self.manifest.index, INDEX_DTYPE)
         self.ids = _what_is_there(path / "ids.bin", self.manifest.ids, np.dtype(np.uint8))
 
-    def run(self, progress: Callable[[int, int], None] | None) -> list[str]:
+    def run(self, progress: Progress | None) -> list[str]:
         problems = [*self._index_problems(), *self._id_problems(), *self._lookup_problems()]
         first = 0
         for number, entry in enumerate(self.manifest.shards):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dimvl.data.batch import AnswerTargets, Batch
-from dimvl.data.documents import Document, ImageReader, Prefix
+from dimvl.data.examples import Example, ImageReader, Prefix
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
@@ -44,14 +44,14 @@ class VqaTask(Task):
         return self.logits(batch).float().sigmoid()
 
 
-def question_document(
+def question_example(
     source: str,
     prefix: Prefix,
     questions: Sequence[np.ndarray],
     tokenizer: Tokenizer,
     shared_prefix: bool,
     answers: np.ndarray | None = None,
-) -> Document:
+) -> Example:
     """Questions on one prefix: one, or with a shared prefix any number.
 
     Args:
@@ -64,13 +64,13 @@ def question_document(
 
     """
     texts = [plain_text(words, tokenizer) for words in questions]
-    return Document(
+    return Example(
         source=source, objective=OBJECTIVE, prefix=prefix, texts=texts, seq2seq=shared_prefix, answers=answers
     )
 
 
 class QuestionSource(ImageSource):
-    """One document per question and epoch or, with a shared prefix, per image.
+    """One example per question and epoch or, with a shared prefix, per image.
 
     As published, question and picture see each other. With a shared prefix a question is a sequence-to-sequence text:
     the picture is computed once for all its questions, and each question is answered from its last row.
@@ -87,31 +87,31 @@ class QuestionSource(ImageSource):
         self.processor = processor
 
     def __len__(self) -> int:
-        """Return the number of documents D of an epoch."""
+        """Return the number of examples D of an epoch."""
         return super().__len__() if self.processor.shared_prefix else len(self.texts)
 
-    def groups(self, documents: np.ndarray) -> np.ndarray:
-        """Which image of the texts documents (B,) are of: (B,)."""
+    def groups(self, examples: np.ndarray) -> np.ndarray:
+        """Which image of the texts examples (B,) are of: (B,)."""
         if self.processor.shared_prefix:
-            return documents
-        return np.searchsorted(self.texts.groups, documents, side="right") - 1
+            return examples
+        return np.searchsorted(self.texts.groups, examples, side="right") - 1
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some documents."""
+        """Upper bound of the rows of some examples."""
         if not self.processor.shared_prefix:
             return self.prefix_rows(some) + self.texts.lengths(some) + 1
         lengths, starts = self.texts.lengths_of(some)
         return self.prefix_rows(some) + np.add.reduceat(lengths + 1, starts)
 
-    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
-        """Build the document of a question, or of an image's questions."""
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
+        """Build the example of a question, or of an image's questions."""
         shared = self.processor.shared_prefix
         questions = range(*self.texts.groups[index : index + 2]) if shared else range(index, index + 1)
         scores = np.zeros((len(questions), len(self.processor.answers)), dtype=np.float32)
         for row, question in zip(scores, questions, strict=True):
             ids, values = self.texts.labels(question)
             row[ids] = values
-        return question_document(
+        return question_example(
             f"question {self.texts.text_ids[questions[0]]}",
             self.images.prefix(regions),
             [self.texts.tokens(question) for question in questions],

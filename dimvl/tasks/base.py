@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dimvl.data.batch import Batch, Targets
-from dimvl.data.documents import BatchShape, Document, ImageReader, Text
+from dimvl.data.examples import BatchShape, Example, ImageReader, Text
 from dimvl.data.processor import Processor, Variant
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ class Task(nn.Module):
         name: of the task.
         objectives: objective -> type of its targets.
         weights: loss name (`objective` or `objective/part`) -> weight.
-        everywhere: turns "so it is here" into "so it is on every rank", where ranks must call modules equally often.
+        all_ranks: turns "so it is here" into "so it is on every rank", where ranks must call modules equally often.
 
     """
 
@@ -38,7 +38,7 @@ class Task(nn.Module):
         super().__init__()
         self.model = model
         self.processor = processor
-        self.everywhere: Callable[[bool], bool] = bool
+        self.all_ranks: Callable[[bool], bool] = bool
 
     @property
     def shape(self) -> BatchShape:
@@ -60,7 +60,7 @@ class Task(nn.Module):
 class ImageSource(ABC):
     """Documents of one image each, for `dimvl.data.sampler.TrainingSteps`: by default one for each image of the texts.
 
-    Nothing is held in memory for each document.
+    Nothing is held in memory for each example.
 
     Args:
         texts: tokenised, grouped by image.
@@ -73,37 +73,37 @@ class ImageSource(ABC):
         texts.positions_in(images.store)  # looked up here and not in each loader process
 
     def __len__(self) -> int:
-        """Return the number of documents D of an epoch."""
+        """Return the number of examples D of an epoch."""
         return self.texts.num_groups
 
-    def groups(self, documents: np.ndarray) -> np.ndarray:
-        """Which image of the texts documents (B,) are of: (B,)."""
-        return documents
+    def groups(self, examples: np.ndarray) -> np.ndarray:
+        """Which image of the texts examples (B,) are of: (B,)."""
+        return examples
 
-    def positions(self, documents: np.ndarray) -> np.ndarray:
-        """Positions (B,) in the region store of the images of documents (B,)."""
-        return self.texts.positions_in(self.images.store)[self.groups(documents)]
+    def positions(self, examples: np.ndarray) -> np.ndarray:
+        """Positions (B,) in the region store of the images of examples (B,)."""
+        return self.texts.positions_in(self.images.store)[self.groups(examples)]
 
     def prefix_rows(self, some: slice) -> np.ndarray:
-        """Upper bound of the prefix rows of some documents."""
+        """Upper bound of the prefix rows of some examples."""
         return self.images.rows(self.positions(np.arange(some.start, some.stop)))
 
     @abstractmethod
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some documents, given by start and stop."""
+        """Upper bound of the rows of some examples, given by start and stop."""
 
-    def build(self, epoch: int, index: int) -> Document:
-        """Build one document of an epoch."""
+    def build(self, epoch: int, index: int) -> Example:
+        """Build one example of an epoch."""
         return self.build_all(epoch, np.array([index]))[0]
 
-    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Document]:
-        """Build documents of an epoch, with their images read at once; company changes no document."""
+    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
+        """Build examples of an epoch, with their images read at once; company changes no example."""
         found = self.images.read(self.positions(indexes))
         return [self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)]
 
     @abstractmethod
-    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
-        """Build one document from its image's regions."""
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
+        """Build one example from its image's regions."""
 
 
 def plain_text(words: np.ndarray, tokenizer: Tokenizer) -> Text:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dimvl.config import DropWorstConfig, Seq2seqConfig
 from dimvl.data.batch import Batch, CaptionTargets
-from dimvl.data.documents import Document, ImageReader, Prefix, keyed_generator
+from dimvl.data.examples import Example, ImageReader, Prefix, keyed_generator
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def kept_texts(losses: Tensor, targets: CaptionTargets, text_prefix: np.ndarray)
 
 
 class CaptionSource(ImageSource):
-    """One document per image and epoch, with up to k captions behind one prefix, drawn by seed, epoch and image.
+    """One example per image and epoch, with up to k captions behind one prefix, drawn by seed, epoch and image.
 
     Args:
         captions: tokenised captions, grouped by image.
@@ -95,17 +95,17 @@ class CaptionSource(ImageSource):
         self.seq2seq, self.tokenizer, self.seed, self.drop_worst = seq2seq, tokenizer, seed, drop_worst
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some documents."""
+        """Upper bound of the rows of some examples."""
         return self.prefix_rows(some) + shared_rows(self.texts, self.seq2seq.captions, some)
 
-    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
-        """Build the document of an image in an epoch."""
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
+        """Build the example of an image in an epoch."""
         generator = keyed_generator(self.seed, "document", epoch, index)
         prefix = self.images.prefix(regions)
-        document = caption_document(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, OBJECTIVE)
+        example = caption_example(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, OBJECTIVE)
         if self.drop_worst is None or epoch < self.drop_worst.after:
-            return document
-        return replace(document, drop=self.drop_worst.count(len(document.texts)))
+            return example
+        return replace(example, drop=self.drop_worst.count(len(example.texts)))
 
 
 def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
@@ -115,7 +115,7 @@ def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
     return np.minimum(np.add.reduceat(lengths + 1, starts), longest * most)
 
 
-def caption_document(
+def caption_example(
     captions: TextStore,
     group: int,
     prefix: Prefix,
@@ -123,7 +123,7 @@ def caption_document(
     tokenizer: Tokenizer,
     generator: np.random.Generator,
     objective: str,
-) -> Document:
+) -> Example:
     """Up to k captions of one image behind one prefix.
 
     Args:
@@ -132,7 +132,7 @@ def caption_document(
         prefix: of the image.
         seq2seq: variant, share and k.
         tokenizer: the model's tokenizer.
-        generator: keyed by the document.
+        generator: keyed by the example.
         objective: that the words to predict belong to.
 
     """
@@ -142,4 +142,4 @@ def caption_document(
         seq2seq_text(captions.tokens(text), generator, tokenizer, seq2seq.variant, seq2seq.share) for text in chosen
     ]
     source = f"image {captions.image_id(group)}"
-    return Document(source=source, objective=objective, prefix=prefix, texts=texts, seq2seq=True)
+    return Example(source=source, objective=objective, prefix=prefix, texts=texts, seq2seq=True)

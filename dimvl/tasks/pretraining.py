@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
 from dimvl.data.batch import Batch, MatchTargets, ObjectTargets, WordTargets
-from dimvl.data.documents import Document, ImageReader, KeyedUniform, keyed_generator
+from dimvl.data.examples import Example, ImageReader, KeyedUniform, keyed_generator
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ from dimvl.objectives import (
 )
 from dimvl.regions.records import Detections
 from dimvl.tasks.base import ImageSource, Task, masked_text, plain_text
-from dimvl.tasks.captioning import caption_document, shared_rows
+from dimvl.tasks.captioning import caption_example, shared_rows
 
 DRAWS = 10  # of a text that the image has not, before it gets no negative
 
@@ -78,7 +78,7 @@ class PretrainTask(Task):
 
 
 class PretrainSource(ImageSource):
-    """One document per image and epoch, its objective drawn by share, its randomness by seed, epoch and image.
+    """One example per image and epoch, its objective drawn by share, its randomness by seed, epoch and image.
 
     Args:
         captions: tokenised captions, grouped by image.
@@ -110,7 +110,7 @@ class PretrainSource(ImageSource):
         self._drawn: tuple[int, KeyedUniform] | None = None
 
     def objectives(self, epoch: int, some: slice) -> np.ndarray:
-        """Index into the shares of each objective of some documents in an epoch; keyed by seed and epoch."""
+        """Index into the shares of each objective of some examples in an epoch; keyed by seed and epoch."""
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = (epoch, KeyedUniform(self.seed, "objectives", epoch))
         edges, names = np.cumsum(list(self.shares.values())), list(self.shares)
@@ -121,7 +121,7 @@ class PretrainSource(ImageSource):
         return chosen
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some documents."""
+        """Upper bound of the rows of some examples."""
         names, objectives = list(self.shares), self.objectives(epoch, some)
         lengths, starts = self.texts.lengths_of(some)
         number = np.minimum(np.diff(self.texts.groups[some.start : some.stop + 1]), self._matching_texts)
@@ -131,8 +131,8 @@ class PretrainSource(ImageSource):
         text = np.where(objectives == names.index("seq2seq_lm"), shared, text)
         return self.prefix_rows(some) + text
 
-    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
-        """Build the document of an image in an epoch."""
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
+        """Build the example of an image in an epoch."""
         objective = list(self.shares)[self.objectives(epoch, slice(index, index + 1))[0]]
         generator = keyed_generator(self.seed, "document", epoch, index)
         builder = {
@@ -150,20 +150,20 @@ class PretrainSource(ImageSource):
         first, end = self.texts.groups[index : index + 2]
         return self.texts.tokens(int(generator.integers(first, end))).astype(np.int64)
 
-    def _masked_lm(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
+    def _masked_lm(self, index: int, regions: Detections, generator: np.random.Generator) -> Example:
         config = self.config
         words = self._words(index, generator)
         text = masked_text(words, generator, self.tokenizer, config.text_share, config.whole_words)
         prefix = self.images.prefix(regions)
-        return Document(source=self._source(index), objective="masked_lm", prefix=prefix, texts=[text])
+        return Example(source=self._source(index), objective="masked_lm", prefix=prefix, texts=[text])
 
-    def _seq2seq_lm(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
+    def _seq2seq_lm(self, index: int, regions: Detections, generator: np.random.Generator) -> Example:
         prefix = self.images.prefix(regions)
-        return caption_document(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, "seq2seq_lm")
+        return caption_example(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, "seq2seq_lm")
 
-    def _masked_object(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
+    def _masked_object(self, index: int, regions: Detections, generator: np.random.Generator) -> Example:
         targets, hidden = hide_regions(regions.boxes, generator, self.config.region_share, self.config.max_cover)
-        return Document(
+        return Example(
             source=self._source(index),
             objective="masked_object",
             prefix=self.images.prefix(regions, hidden),
@@ -172,7 +172,7 @@ class PretrainSource(ImageSource):
             region_classes=class_distribution(regions, targets, len(self.images.store.extractor.classes)),
         )
 
-    def _matching(self, index: int, regions: Detections, generator: np.random.Generator) -> Document:
+    def _matching(self, index: int, regions: Detections, generator: np.random.Generator) -> Example:
         """One text or, with a shared prefix, several, each a match or not by itself."""
         first, end = self.texts.groups[index : index + 2]
         drawn = generator.permutation(np.arange(first, end))[: self._matching_texts]
@@ -183,7 +183,7 @@ class PretrainSource(ImageSource):
                 words, match = self._negative(index, words, generator)
             texts.append(plain_text(words, self.tokenizer))
             labels.append(match)
-        return Document(
+        return Example(
             source=self._source(index),
             objective="matching",
             prefix=self.images.prefix(regions),

@@ -10,7 +10,7 @@ paid less than one that ends. [SEP] is in the log-probability for the same reaso
 from a cached prefix; then their log-probabilities are computed in one ragged forward pass. Both are of the same
 distribution, over the tokens that a text may have: there is no dropout here, and neither knows other special tokens.
 
-What is drawn is decided by numbers that travel with the document, keyed by seed, epoch and document: neither
+What is drawn is decided by numbers that travel with the example, keyed by seed, epoch and example: neither
 micro-batches nor ranks change it.
 
 Letters: M drawn captions, N rows, V vocabulary, L most words of a caption.
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dimvl.data.batch import Batch, SampleTargets
-from dimvl.data.documents import BatchShape, Document, ImageReader, keyed_generator
+from dimvl.data.examples import BatchShape, Example, ImageReader, keyed_generator
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.decoding import CachedDecoder, Sample, sample
@@ -81,12 +81,10 @@ class SelfCriticalTask(Task):
         """Draw the captions that a batch asks for: M, in the order of its targets."""
         targets = batch.targets[OBJECTIVE]
         assert isinstance(targets, SampleTargets)
-        images = len(
-            batch.layout.num_regions
-        )  # none where a rank has no documents; it takes as many steps all the same
+        images = len(batch.layout.num_regions)  # none where a rank has no examples; it takes as many steps all the same
         draws = targets.draws.view(images, -1 if images else 1, self.longest)
         decoder = CachedDecoder(self.model, self.processor, batch)
-        drawn = sample(decoder, self.processor.tokenizer.sep, draws, self.everywhere)
+        drawn = sample(decoder, self.processor.tokenizer.sep, draws, self.all_ranks)
         return [text for texts in drawn for text in texts]
 
     def log_probabilities(self, batch: Batch, texts: Sequence[Sequence[int]], owners: np.ndarray) -> Tensor:
@@ -143,7 +141,7 @@ def token_references(captions: TextStore, end: int) -> list[list[list[int]]]:
 
 
 class SampleSource(ImageSource):
-    """One document per image and epoch: a prefix, and the numbers that decide what is drawn behind it.
+    """One example per image and epoch: a prefix, and the numbers that decide what is drawn behind it.
 
     Args:
         captions: tokenised captions, grouped by image, in the order of the reward's references.
@@ -159,13 +157,13 @@ class SampleSource(ImageSource):
         self.samples, self.longest, self.seed = samples, longest, seed
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some documents, those of the captions that are to be drawn too."""
+        """Upper bound of the rows of some examples, those of the captions that are to be drawn too."""
         return self.prefix_rows(some) + self.samples * self.longest
 
-    def build_from(self, regions: Detections, epoch: int, index: int) -> Document:
-        """Build the document of an image in an epoch."""
+    def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
+        """Build the example of an image in an epoch."""
         generator = keyed_generator(self.seed, "document", epoch, index)
-        return Document(
+        return Example(
             source=f"image {self.texts.image_id(index)}",
             objective=OBJECTIVE,
             prefix=self.images.prefix(regions),

@@ -1,7 +1,7 @@
 """What a run trains, from its configuration: annotations matched with the store, processor, texts, model and task."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from dimvl.callbacks import NamedProgress
 from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
 from dimvl.data.annotations import Caption, Question, read_captions, read_questions
 from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
-from dimvl.data.documents import ImageReader
-from dimvl.data.epoch_plan import DocumentSource
+from dimvl.data.epoch_plan import ExampleSource
+from dimvl.data.examples import ImageReader
 from dimvl.data.matching import match_files
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, open_text_store, text_store
@@ -26,7 +27,7 @@ from dimvl.metrics.cider import CiderD
 from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read_weights
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import WordChanges
-from dimvl.pretrained import MODEL, Trained, load_trained
+from dimvl.pretrained import MODEL, TrainedModel, load_model
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks.answering import QuestionSource, VqaTask
 from dimvl.tasks.base import Task
@@ -38,10 +39,6 @@ logger = logging.getLogger(__name__)
 MATCH, TEXTS = "match.json", "texts.json"
 
 
-Working = Callable[[str, int, int], None]
-"""Told what is going on besides training steps, how much of it is done, and how much there is."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Annotations:
     """The texts to train on: as read, or as tokenised by an earlier start."""
@@ -49,7 +46,7 @@ class _Annotations:
     captions: Sequence[Caption]
     questions: Sequence[Question]
     known: TextStore | None
-    working: Working
+    working: NamedProgress
 
 
 def known_texts(config: AnyConfig) -> TextStore | None:
@@ -111,9 +108,9 @@ def build_task(
     captions: Sequence[Caption],
     questions: Sequence[Question],
     known: TextStore | None = None,
-    working: Working = lambda what, done, total: None,
-) -> tuple[Task, DocumentSource]:
-    """Build the task with its model, and the documents to train on; write what belongs to them into the run's folder.
+    working: NamedProgress = lambda what, done, total: None,
+) -> tuple[Task, ExampleSource]:
+    """Build the task with its model, and the examples to train on; write what belongs to them into the run's folder.
 
     Args:
         config: of the run.
@@ -137,7 +134,7 @@ def build_task(
 
 def _build_pretraining(
     config: PretrainConfig, store: RegionStore, annotations: _Annotations
-) -> tuple[Task, DocumentSource]:
+) -> tuple[Task, ExampleSource]:
     initial = _initial(config.initial, store, new_extractor=False)
     abilities = {"captions": True, "matches": True, "shared_prefix": config.objectives.shared_prefix}
     processor = _processor(config, store, annotations, initial, **abilities)
@@ -154,7 +151,7 @@ def _build_pretraining(
 
 def _build_captioning(
     config: CaptionConfig, store: RegionStore, annotations: _Annotations
-) -> tuple[Task, DocumentSource]:
+) -> tuple[Task, ExampleSource]:
     initial = _initial(config.initial, store, config.new_extractor)
     processor = _processor(config, store, annotations, initial, captions=True)
     texts = _caption_texts(config, processor, annotations, initial)
@@ -169,7 +166,7 @@ def _build_captioning(
     return CaptionTask(model, processor, config.smoothing), source
 
 
-def _build_vqa(config: VqaConfig, store: RegionStore, annotations: _Annotations) -> tuple[Task, DocumentSource]:
+def _build_vqa(config: VqaConfig, store: RegionStore, annotations: _Annotations) -> tuple[Task, ExampleSource]:
     initial = _initial(config.initial, store, config.new_extractor)
     if isinstance(config.answers, Path):
         answers = read_answers(config.answers)
@@ -184,7 +181,7 @@ def _build_vqa(config: VqaConfig, store: RegionStore, annotations: _Annotations)
 
 
 def _caption_texts(
-    config: AnyConfig, processor: Processor, annotations: _Annotations, initial: Trained | None
+    config: AnyConfig, processor: Processor, annotations: _Annotations, initial: TrainedModel | None
 ) -> TextStore:
     assert not isinstance(config, VqaConfig)
     if annotations.known is not None:
@@ -194,7 +191,7 @@ def _caption_texts(
 
 
 def _question_texts(
-    config: VqaConfig, processor: Processor, annotations: _Annotations, initial: Trained | None
+    config: VqaConfig, processor: Processor, annotations: _Annotations, initial: TrainedModel | None
 ) -> TextStore:
     if annotations.known is not None:
         return annotations.known
@@ -214,8 +211,8 @@ def _texts(
     processor: Processor,
     sources: Sequence[Path],
     texts: Sequence[LabelledText],
-    initial: Trained | None,
-    working: Working,
+    initial: TrainedModel | None,
+    working: NamedProgress,
 ) -> TextStore:
     """Tokenise, and write down where, and which images are trained on, those of the checkpoint to start from too."""
     images = dict.fromkeys(text.image_id for text in texts)
@@ -236,17 +233,17 @@ def _cache(config: AnyConfig) -> Path:
     return config.cache or config.output / "texts"
 
 
-def _initial(folder: Path | None, store: RegionStore, new_extractor: bool) -> Trained | None:
+def _initial(folder: Path | None, store: RegionStore, new_extractor: bool) -> TrainedModel | None:
     if folder is None:
         return None
-    initial = load_trained(folder)
+    initial = load_model(folder)
     if not new_extractor:
         initial.processor.check_extractor(store.extractor, str(store.path))
     return initial
 
 
 def _processor(
-    config: AnyConfig, store: RegionStore, annotations: _Annotations, initial: Trained | None, **capabilities: Any
+    config: AnyConfig, store: RegionStore, annotations: _Annotations, initial: TrainedModel | None, **capabilities: Any
 ) -> Processor:
     """Settle inputs and tokenizer, checked against the checkpoint that the run starts from, and save them."""
     inputs, run = config.inputs, config.output
@@ -280,7 +277,7 @@ def _processor(
     return processor
 
 
-def _check_same_inputs(processor: Processor, initial: Trained) -> None:
+def _check_same_inputs(processor: Processor, initial: TrainedModel) -> None:
     """Refuse inputs that would mean something else to the checkpoint's weights.
 
     Raises:
@@ -321,7 +318,7 @@ def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
     return arguments
 
 
-def _same_network(arguments: dict[str, Any], initial: Trained) -> dict[str, Any]:
+def _same_network(arguments: dict[str, Any], initial: TrainedModel) -> dict[str, Any]:
     """Arguments that fine-tuning takes over from the checkpoint, after comparing those that shapes do not tell.
 
     Raises:
@@ -341,7 +338,7 @@ def _model(
     config: AnyConfig,
     processor: Processor,
     store: RegionStore,
-    initial: Trained | None,
+    initial: TrainedModel | None,
     heads: dict[str, Any],
     new_extractor: bool = False,
 ) -> DimvlModel:
@@ -363,7 +360,7 @@ def _model(
     if processor.max_regions and (initial is None or new_extractor):
         mean, deviation = feature_statistics(store)
         model.regions.feature_mean.copy_(torch.from_numpy(mean))
-        model.regions.feature_deviation.copy_(torch.from_numpy(deviation))
+        model.regions.feature_std.copy_(torch.from_numpy(deviation))
     if initial is not None:
         weights = read_weights(initial.weights)
         if new_extractor:

@@ -17,7 +17,7 @@ from dimvl.files import atomic_folder, sha256, write_json
 from dimvl.pretrained import STATE, checkpoint_folder, checkpoint_folders
 from dimvl.training.early_stopping import Best
 from dimvl.training.engine import Engine
-from dimvl.training.ranks import together
+from dimvl.training.ranks import fail_together
 from dimvl.training.state import State, write_state
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Saver:
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk, on all ranks; raises as `save`."""
-        with together(self._engine.ranks):
+        with fail_together(self._engine.ranks):
             self._join()
             failure, self._failure = self._failure, None
             if failure is not None:

@@ -35,7 +35,7 @@ from dimvl.tasks.base import Task
 from dimvl.training.deepspeed_options import check_zero_keys, deepspeed_options
 from dimvl.training.engine import plain_state, restore_plain_state, restore_schedule
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
-from dimvl.training.ranks import Ranks, all_agree
+from dimvl.training.ranks import Ranks, all_ranks
 from dimvl.training.state import State, saved_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
@@ -93,7 +93,7 @@ class DeepSpeedEngine:
             self.engine = deepspeed.initialize(
                 model=task, optimizer=self.optimiser, config=options, dist_init_required=False
             )[0]
-        self.task.everywhere = lambda flag: all_agree(ranks, flag)
+        self.task.all_ranks = lambda flag: all_ranks(ranks, flag)
         self.counters = self._make_moments() if self.stage else []
         self.frozen = {n: exact[n] for n, weight in self._weights() if not weight.requires_grad}
         for name, weight in self._weights():

@@ -14,7 +14,7 @@ from dimvl.data.batch import Batch
 from dimvl.pretrained import choose_device
 from dimvl.tasks.base import Task
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
-from dimvl.training.ranks import Alone, Ranks
+from dimvl.training.ranks import Ranks, SingleProcess
 from dimvl.training.state import State, copied, saved_tensors
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, from <malloc.h>
@@ -69,7 +69,7 @@ class TorchEngine:
     """One process, plain torch. bf16 is autocast over fp32 weights."""
 
     def __init__(self, task: Task, config: TrainingConfig) -> None:
-        self.ranks: Ranks = Alone()
+        self.ranks: Ranks = SingleProcess()
         self.device = choose_device(config.device)
         if self.device.type == "cpu":
             keep_freed_memory()

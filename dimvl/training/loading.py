@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dimvl.data.sampler import Step, TrainingSteps
 from dimvl.errors import UserError
-from dimvl.training.ranks import Ranks, together
+from dimvl.training.ranks import Ranks, fail_together
 from dimvl.training.report import Meter
 
 
@@ -63,7 +63,7 @@ def _load(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter
     steps = iter(loader)
     try:
         for _ in range(first, len(data)):
-            with together(ranks), dead_workers():
+            with fail_together(ranks), dead_workers():
                 start = time.perf_counter()
                 step = next(steps)
                 meter.wait += time.perf_counter() - start

@@ -15,7 +15,7 @@ import torch
 
 from dimvl.config import RunConfig, TrainingConfig
 from dimvl.data.batch import SampleTargets
-from dimvl.data.documents import keyed_generator
+from dimvl.data.examples import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
 from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.model.flops import total_flops
@@ -27,7 +27,7 @@ from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
 from dimvl.training.loading import dead_workers, prefetch
 from dimvl.training.peak import matmul_rate
-from dimvl.training.ranks import Ranks, any_says, on_first, together
+from dimvl.training.ranks import Ranks, any_rank, fail_together, on_rank_zero
 from dimvl.training.report import Log, Meter, StepReport, open_log, peak_memory_gb
 from dimvl.training.state import read_state, shapes_of
 
@@ -84,7 +84,7 @@ def train(
             if validation is not None and validation.is_due(done, last):
                 best = _validate(validation, best, done, log)
                 over = over or validation.gives_up(best)
-            stop = any_says(ranks, asked.signal is not None or saver.failed)
+            stop = any_rank(ranks, asked.signal is not None or saver.failed)
             if done % settings.save_every == 0 or over or stop or (best is not None and best.step == done):
                 saver.save(done, best)
             if over or stop:
@@ -115,13 +115,13 @@ def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
         folder = latest_checkpoint(run)
         return None if folder is None else (folder.name, check_checkpoint(folder))
 
-    if (found := on_first(ranks, newest)) is None:
+    if (found := on_rank_zero(ranks, newest)) is None:
         return 0, None
     name, described = found
     if described["ranks"] != ranks.size:
         before = described["ranks"]
         logger.info("the checkpoint of %d ranks goes on with %d: the same data in other parts", before, ranks.size)
-    with together(ranks):
+    with fail_together(ranks):
         state = read_state(run / "checkpoints" / name, shapes_of(engine.task.model))
     engine.restore(state)
     return int(described["step"]), Best(**described["best"]) if "best" in described else None
@@ -204,7 +204,7 @@ def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
 def _check_finite(ranks: Ranks, losses: Mapping[str, float], step: int, sources: Sequence[str]) -> None:
     """Let every rank stop if a loss of one is not finite, before its gradient reaches the others."""
     bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
-    if not any_says(ranks, bool(bad)):
+    if not any_rank(ranks, bool(bad)):
         return
     own = f"the loss {bad[0]} is not finite at step {step + 1}, in {_shorten(sources)}" if bad else ""
     told = ranks.gather(own)
@@ -229,7 +229,7 @@ def _shorten(sources: Sequence[str]) -> str:
 
 
 @dataclass
-class Asked:
+class StopRequest:
     """The first signal that came, and whether this call has trained a step that is to be saved before it stops."""
 
     signal: int | None = None
@@ -237,9 +237,9 @@ class Asked:
 
 
 @contextmanager
-def _stop_signals(first: int, last: int) -> Iterator[Asked]:
+def _stop_signals(first: int, last: int) -> Iterator[StopRequest]:
     """Note SIGTERM and SIGINT. A second one stops at once, as does the first where there is nothing to save yet."""
-    asked, previous = Asked(), {}
+    asked, previous = StopRequest(), {}
 
     def note(number: int, frame: FrameType | None) -> None:
         again, asked.signal = asked.signal is not None, asked.signal or number

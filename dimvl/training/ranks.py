@@ -2,7 +2,7 @@
 
 A launcher (`torchrun`, `deepspeed`, SLURM with `RANK` and the like set) starts one process per device, each of which
 is a *rank*. Ranks must call the same methods in the same order. Whoever fails between two calls says so at the end of
-a `together` block, so that all ranks stop with the reason instead of waiting for one that is gone; a rank that was
+a `fail_together` block, so that all ranks stop with the reason instead of waiting for one that is gone; a rank that was
 killed ends the others as soon as its connection breaks, or after `deepspeed.timeout` seconds.
 
 These messages are small and go over gloo on the CPU; gradients and weights are the engine's own business.
@@ -50,7 +50,7 @@ class Ranks(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank = 0
@@ -66,7 +66,7 @@ class Alone:
         return [value]
 
 
-class Group:
+class ProcessGroup:
     """The processes of torch's process group.
 
     Args:
@@ -101,18 +101,18 @@ class Group:
             self.waited += time.perf_counter() - start
 
 
-def all_agree(ranks: Ranks, flag: bool) -> bool:
+def all_ranks(ranks: Ranks, flag: bool) -> bool:
     """Tell whether the flag is set on every rank."""
     return bool(ranks.sum(np.array([flag], dtype=np.int64))[0] == ranks.size)
 
 
-def any_says(ranks: Ranks, flag: bool) -> bool:
+def any_rank(ranks: Ranks, flag: bool) -> bool:
     """Tell whether the flag is set on some rank."""
     return bool(ranks.sum(np.array([flag], dtype=np.int64))[0])
 
 
 @contextmanager
-def together(ranks: Ranks) -> Iterator[None]:
+def fail_together(ranks: Ranks) -> Iterator[None]:
     """Make sure that all ranks do a block, or none goes on: no collective call may stand inside it.
 
     Raises:
@@ -124,17 +124,17 @@ def together(ranks: Ranks) -> Iterator[None]:
         yield
     except Exception as error:
         failure = _told(error)
-        any_says(ranks, True)
+        any_rank(ranks, True)
         ranks.gather(failure)
         if isinstance(error, UserError):
             error.told = True
         raise
-    if any_says(ranks, False):
+    if any_rank(ranks, False):
         rank, told = next((rank, told) for rank, told in enumerate(ranks.gather(failure)) if told is not None)
         raise OtherRankError(f"rank {rank}: {told[0]}", told[1])
 
 
-def on_first(ranks: Ranks, action: Callable[[], T]) -> T:
+def on_rank_zero(ranks: Ranks, action: Callable[[], T]) -> T:
     """Do something on rank 0 only and give the result, small and plain, to all.
 
     Raises:
@@ -142,7 +142,7 @@ def on_first(ranks: Ranks, action: Callable[[], T]) -> T:
 
     """
     result = None
-    with together(ranks):
+    with fail_together(ranks):
         if ranks.rank == 0:
             result = action()
     value: Any = ranks.gather(result)[0]
@@ -195,13 +195,15 @@ def open_ranks(config: RunConfig) -> Iterator[Ranks]:
                 f"a launcher started {size} processes but the configuration has no section deepspeed, and plain torch "
                 "trains in one; add deepspeed.stage=1, or start a single process"
             )
-        yield Alone()
+        yield SingleProcess()
         return
     timeout = timedelta(seconds=config.deepspeed.timeout)
     _join(size, timeout, choose_backend(config.training.device))
     try:
         with _lost_ranks(config.deepspeed.timeout):
-            yield Group(dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() != "gloo" else None)
+            yield ProcessGroup(
+                dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() != "gloo" else None
+            )
     finally:
         dist.destroy_process_group()  # a group that is still there when Python ends may abort the process
 

@@ -18,14 +18,14 @@ from dimvl.data.sampler import Step
 from dimvl.files import atomic_path, writing
 from dimvl.model.work import Work
 from dimvl.training.early_stopping import Best
-from dimvl.training.ranks import Ranks, together
+from dimvl.training.ranks import Ranks, fail_together
 from dimvl.training.wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
 LOG = "log.jsonl"
 PREDICTIONS = "predictions.jsonl"
 TIMES = (
-    "documents_per_second",
+    "examples_per_second",
     "rows_per_second",
     "data_wait",
     "rank_wait",
@@ -49,7 +49,7 @@ class StepReport:
         counts: targets by objective.
         gradient_norm: before clipping.
         learning_rate: that this step used.
-        documents_per_second: since the last report.
+        examples_per_second: since the last report.
         rows_per_second: likewise; all rows are valid, there is no padding outside attention.
         data_wait: share of the time spent waiting for batches, mean over ranks.
         rank_wait: share of the time that a rank spent waiting for others, mean over ranks; 0 for one.
@@ -68,7 +68,7 @@ class StepReport:
     counts: Mapping[str, int]
     gradient_norm: float
     learning_rate: float
-    documents_per_second: float
+    examples_per_second: float
     rows_per_second: float
     data_wait: float
     rank_wait: float
@@ -85,7 +85,7 @@ class StepReport:
         reached = "" if self.utilisation is None else f" {self.utilisation:.0%} of peak"
         return (
             f"step {self.step}/{self.steps} loss {self.loss:.3f} [{parts}] lr {self.learning_rate:.1e} "
-            f"{self.documents_per_second:.0f} documents/s {self.rows_per_second:.0f} rows/s wait {self.data_wait:.0%}"
+            f"{self.examples_per_second:.0f} examples/s {self.rows_per_second:.0f} rows/s wait {self.data_wait:.0%}"
             f"{ranks}{reached} {self.memory_gb:.1f} GB left {format_seconds(self.seconds_left)}"
         )
 
@@ -121,11 +121,11 @@ class Meter:
     def _start_anew(self) -> None:
         self.start, self.waited_before = time.perf_counter(), self.ranks.waited
         self.wait, self.work = 0.0, Work()
-        self.documents = self.rows = self.steps = 0
+        self.examples = self.rows = self.steps = 0
 
     def add(self, step: Step) -> None:
-        """Count a step that was done; its documents are those of all ranks, its rows those of this one."""
-        self.steps, self.documents, self.rows = self.steps + 1, self.documents + step.documents, self.rows + step.rows
+        """Count a step that was done; its examples are those of all ranks, its rows those of this one."""
+        self.steps, self.examples, self.rows = self.steps + 1, self.examples + step.examples, self.rows + step.rows
         if self.ideal_seconds is not None:
             self.work = sum((Work.of(batch, padded=False) for batch in step.micro_batches), self.work)
 
@@ -139,7 +139,7 @@ class Meter:
         rows, wait, waited, ideal = self.ranks.sum(own).tolist()
         seconds = max(time.perf_counter() - self.start, 1e-9)
         result = {
-            "documents_per_second": self.documents / seconds,
+            "examples_per_second": self.examples / seconds,
             "rows_per_second": rows / seconds,
             "data_wait": wait / seconds / self.ranks.size,
             "rank_wait": waited / seconds / self.ranks.size,
@@ -159,7 +159,7 @@ def open_log(run: Path, config: RunConfig, step: int, ranks: Ranks) -> Iterator[
 
     """
     log: RunLog | None = None
-    with together(ranks):
+    with fail_together(ranks):
         if ranks.rank == 0:
             log = RunLog(run, config, step)
     if log is None:

@@ -7,7 +7,7 @@ RUN/run.json             the configuration, versions and the git revision
     config.json          the model's arguments
     processor.json, tokenizer.json, tokenizer_config.json
     checkpoints/, log.jsonl, texts/
-    .plans/              while it runs: which documents each step has, see `dimvl/data/epoch_plan.py`
+    .plans/              while it runs: which examples each step has, see `dimvl/data/epoch_plan.py`
 """
 
 import logging
@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+from dimvl.callbacks import NamedProgress
 from dimvl.config import AnyConfig, TrainingConfig
 from dimvl.data.annotations import describe_file
-from dimvl.data.epoch_plan import DocumentSource
+from dimvl.data.epoch_plan import ExampleSource
 from dimvl.data.sampler import TrainingSteps
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.errors import NotFiniteError, OtherRankError, UserError
@@ -31,12 +32,12 @@ from dimvl.files import git_revision, locked, sha256, write_json
 from dimvl.pretrained import MODEL, RUN, choose_device, latest_checkpoint, run_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
-from dimvl.training.build import MATCH, TEXTS, Working, build_task, known_texts, read_annotations
+from dimvl.training.build import MATCH, TEXTS, build_task, known_texts, read_annotations
 from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
 from dimvl.training.early_stopping import Validation
 from dimvl.training.engine import Engine, TorchEngine
 from dimvl.training.loop import train
-from dimvl.training.ranks import Ranks, check_same, new_groups_wait, open_ranks, together
+from dimvl.training.ranks import Ranks, check_same, fail_together, new_groups_wait, open_ranks
 from dimvl.training.report import StepReport
 from dimvl.training.validation import build_validation
 
@@ -59,7 +60,7 @@ FREE |= {"training.rows_per_micro_batch"}  # as the number of ranks: the same da
 def run_training(
     config: AnyConfig,
     progress: Callable[[StepReport], None] | None = None,
-    working: Working = lambda what, done, total: None,
+    working: NamedProgress = lambda what, done, total: None,
 ) -> Path:
     """Train as configured, going on where the run stopped; return the run's folder.
 
@@ -81,7 +82,7 @@ def train_on(
     ranks: Ranks,
     config: AnyConfig,
     progress: Callable[[StepReport], None] | None = None,
-    working: Working = lambda what, done, total: None,
+    working: NamedProgress = lambda what, done, total: None,
 ) -> Path:
     """Train on ranks that have met; as `run_training`."""
     settings, run = config.training, config.output
@@ -91,7 +92,7 @@ def train_on(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's products refuse
         torch.use_deterministic_algorithms(True)
     options: dict[str, Any] = {}
-    with together(ranks):
+    with fail_together(ranks):
         choose_device(settings.device)  # before anything is written
         if config.deepspeed is not None:
             options = checked_options(settings, config.deepspeed, ranks.size)
@@ -102,7 +103,7 @@ def train_on(
         prepared = None
         try:
             for turn in (True, False):  # rank 0 writes tokenizer, texts and so on, which the others then find there
-                with together(ranks):
+                with fail_together(ranks):
                     if (ranks.rank == 0) is turn:
                         prepared = _prepare(config, description, ranks, working, held)
             assert prepared is not None
@@ -119,7 +120,7 @@ def _train(
     config: AnyConfig,
     options: dict[str, Any],
     task: Task,
-    source: DocumentSource,
+    source: ExampleSource,
     validation: Validation | None,
     progress: Callable[[StepReport], None] | None,
 ) -> None:
@@ -173,9 +174,9 @@ def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _prepare(
-    config: AnyConfig, description: dict[str, Any], ranks: Ranks, working: Working, held: ExitStack
-) -> tuple[Task, DocumentSource, Validation | None]:
-    """Build model, task, documents and validation; what they need is written into the run's folder, which is held."""
+    config: AnyConfig, description: dict[str, Any], ranks: Ranks, working: NamedProgress, held: ExitStack
+) -> tuple[Task, ExampleSource, Validation | None]:
+    """Build model, task, examples and validation; what they need is written into the run's folder, which is held."""
     run = config.output
     if ranks.rank == 0:  # first of all, as the process that is waited for may have made the folder its own
         held.enter_context(locked(run, f"another process trains in {run}; wait for it or end it", patience=PATIENCE))

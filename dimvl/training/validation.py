@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dimvl.callbacks import NamedProgress
 from dimvl.config import (
     AnyConfig,
     CaptionConfig,
@@ -27,7 +28,7 @@ from dimvl.config import (
     VqaValidationConfig,
 )
 from dimvl.data.annotations import Caption, read_captions, read_questions
-from dimvl.data.documents import ImageReader, collate, keyed_generator
+from dimvl.data.examples import ImageReader, collate, keyed_generator
 from dimvl.data.matching import Record, in_store, match_file
 from dimvl.data.sampler import in_order
 from dimvl.data.text_store import LabelledText, text_store
@@ -37,11 +38,10 @@ from dimvl.errors import UserError
 from dimvl.metrics.cider import CiderD
 from dimvl.metrics.vqa import vqa_accuracy
 from dimvl.metrics.words import plain_words
-from dimvl.pretrained import Trained
+from dimvl.pretrained import TrainedModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import Task
 from dimvl.tasks.captioning import OBJECTIVE, CaptionSource, CaptionTask
-from dimvl.training.build import Working
 from dimvl.training.early_stopping import Validation
 from dimvl.training.ranks import Ranks
 
@@ -56,7 +56,7 @@ class _Shared:
     """Batches dealt over ranks, with progress told."""
 
     ranks: Ranks
-    working: Working
+    working: NamedProgress
 
     def out(self, batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Give this rank's share of the batches; as many on every rank, the last one empty on some."""
@@ -68,7 +68,7 @@ class _Shared:
 
 
 def build_validation(
-    config: AnyConfig, task: Task, store: RegionStore, ranks: Ranks, working: Working
+    config: AnyConfig, task: Task, store: RegionStore, ranks: Ranks, working: NamedProgress
 ) -> Validation | None:
     """Prepare the validation that a run asks for.
 
@@ -125,7 +125,7 @@ def _accuracy(
             f"question {unanswered[0].question_id} of {section.questions} has no answers to compare with; give "
             "validation.annotations"
         )
-    trained = Trained(task.model, task.processor, section.questions)
+    trained = TrainedModel(task.model, task.processor, section.questions)
     words = trained.tokenise([question.text for question in asked])
     images = ImageReader(store, task.processor.tags, task.processor.max_regions)
     positions = store.positions([question.image_id for question in asked])
@@ -177,7 +177,7 @@ def _captioning(
     if len(chosen) < 2:
         raise UserError(f"validation.captions {section.captions}: CIDEr-D of one image is always 0; take more images")
     reward = CiderD([[plain_words(caption.text) for caption in by_image[name]] for name in chosen])
-    trained = Trained(task.model, task.processor, section.captions)
+    trained = TrainedModel(task.model, task.processor, section.captions)
     images = ImageReader(store, task.processor.tags, task.processor.max_regions)
     positions = store.positions(chosen)
     options = DecodingOptions(beams=1, max_tokens=task.processor.text_tokens + 1)
@@ -188,7 +188,7 @@ def _captioning(
         costs = images.rows(positions) + options.max_tokens
         for places in shared.out(in_order(costs, config.training.rows_per_micro_batch)):
             prefixes = images.prefixes(positions[places])
-            written = trained.captions(prefixes, options, task.everywhere)
+            written = trained.captions(prefixes, options, task.all_ranks)
             scores[places] = reward.scores([plain_words(text) for text in written], places)
             texts |= {int(place): text for place, text in zip(places, written, strict=True) if place in shown}
         scores, told = shared.ranks.sum(scores), shared.ranks.gather(texts)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dimvl.export import FILES
-from dimvl.pretrained import latest_checkpoint, load_trained
+from dimvl.pretrained import latest_checkpoint, load_model
 from tests.cli.calls import Run, refused, write_config
 from tests.exports import make_picture
 from tests.factories import make_store
@@ -180,7 +180,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_one_before(
     assert result.code == 2 and result.err.splitlines()[-1].startswith("error: cannot write")
     assert "No space left on device; free space" in result.err
     assert latest_checkpoint(tmp_path / "runs" / "pretrain").name == "step-00000002"
-    assert load_trained(tmp_path / "runs" / "pretrain").processor.captions
+    assert load_model(tmp_path / "runs" / "pretrain").processor.captions
     assert run("pretrain", config).code == 0, "with space it goes on from there"
     assert latest_checkpoint(tmp_path / "runs" / "pretrain").name == "step-00000006"
 

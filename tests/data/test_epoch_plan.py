@@ -10,8 +10,8 @@ import pytest
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
 from dimvl.data import epoch_plan
-from dimvl.data.documents import KeyedUniform, keyed_generator
 from dimvl.data.epoch_plan import EpochPlans, plan_epoch
+from dimvl.data.examples import KeyedUniform, keyed_generator
 from dimvl.data.sampler import TrainingSteps
 from dimvl.errors import UserError
 from dimvl.tasks.pretraining import PretrainSource
@@ -41,7 +41,7 @@ class Costs:
 
 @pytest.fixture(autouse=True)
 def pieces(monkeypatch):
-    """Make 200 documents worth a file."""
+    """Make 200 examples worth a file."""
     monkeypatch.setattr(epoch_plan, "PIECE", 64)
 
 
@@ -62,27 +62,27 @@ def steps_of(plan):
 
 
 def cut_one_by_one(source, epoch, seed):
-    """The obvious way: shuffle, and begin a step where one document more would be too many."""
+    """The obvious way: shuffle, and begin a step where one example more would be too many."""
     costs, order = all_costs(source, epoch), np.arange(len(source), dtype=np.int32)
     keyed_generator(seed, "order", epoch).shuffle(order)
     steps, rows = [[]], 0
-    for document in order.tolist():
-        if rows + costs[document] > BUDGET:
+    for example in order.tolist():
+        if rows + costs[example] > BUDGET:
             steps.append([])
             rows = 0
-        steps[-1].append(document)
-        rows += costs[document]
+        steps[-1].append(example)
+        rows += costs[example]
     return steps
 
 
-def test_steps_are_a_shuffled_cut_of_all_documents_within_the_budget(source):
+def test_steps_are_a_shuffled_cut_of_all_examples_within_the_budget(source):
     plan = plan_epoch(source, 0, seed=1, row_budget=BUDGET)
     steps, costs = steps_of(plan), all_costs(source, 0)
-    documents = [document for step in steps for document in step]
-    assert sorted(documents) == list(range(200)) and documents != list(range(200))
+    examples = [example for step in steps for example in step]
+    assert sorted(examples) == list(range(200)) and examples != list(range(200))
     assert all(costs[step].sum() <= BUDGET for step in steps)
     assert all(plan.step(number)[1].tolist() == costs[step].tolist() for number, step in enumerate(steps))
-    # no step could have taken the document that the next one begins with
+    # no step could have taken the example that the next one begins with
     assert all(costs[one].sum() + costs[two[0]] > BUDGET for one, two in pairwise(steps))
 
 
@@ -95,16 +95,16 @@ def test_the_pieces_that_an_epoch_is_planned_in_change_nothing(source, monkeypat
 
 @pytest.mark.parametrize("costs", [[100], [100, 100, 100], [0, 0, 0], [1, 99, 0, 100, 0, 60, 41]])
 @pytest.mark.parametrize("piece", [1, 2, 100])
-def test_documents_as_large_as_a_step_and_empty_ones_are_cut_as_one_by_one(monkeypatch, costs, piece):
+def test_examples_as_large_as_a_step_and_empty_ones_are_cut_as_one_by_one(monkeypatch, costs, piece):
     monkeypatch.setattr(epoch_plan, "PIECE", piece)
     source = Costs(costs)
     assert steps_of(plan_epoch(source, 0, seed=2, row_budget=BUDGET)) == cut_one_by_one(source, 0, seed=2)
 
 
-def test_a_document_above_the_budget_and_no_documents_are_one_clear_sentence():
+def test_an_example_above_the_budget_and_no_examples_are_one_clear_sentence():
     with pytest.raises(UserError, match=r"up to 101 rows, above training\.rows_per_step 100"):
         plan_epoch(Costs([5, 101]), 0, seed=1, row_budget=BUDGET)
-    with pytest.raises(UserError, match="no documents"):
+    with pytest.raises(UserError, match="no examples"):
         plan_epoch(Costs([]), 0, seed=1, row_budget=BUDGET)
 
 
@@ -114,7 +114,7 @@ def test_plans_in_files_are_those_in_memory(source, tmp_path):
         assert steps_of(files[epoch]) == steps_of(own[epoch]) and files.num_steps(epoch) == len(own[epoch])
 
 
-def test_few_documents_are_not_worth_a_file(source, tmp_path, monkeypatch):
+def test_few_examples_are_not_worth_a_file(source, tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_plan, "PIECE", 200)
     plans = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
     assert steps_of(plans[3]) == cut_one_by_one(source, 3, seed=1) and not (tmp_path / "plans").exists()
@@ -201,7 +201,7 @@ def test_the_space_of_a_plan_is_taken_before_it_is_filled(tmp_path):
     assert (tmp_path / "order.npy").stat().st_blocks * 512 >= array.nbytes == 4 * 10**6
 
 
-def test_what_a_loader_process_is_sent_does_not_grow_with_the_documents(tmp_path):
+def test_what_a_loader_process_is_sent_does_not_grow_with_the_examples(tmp_path):
     sizes = []
     for images in (70, 400):
         processor, data = make_processor(), make_data(tmp_path / str(images), images)

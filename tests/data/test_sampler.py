@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
-from dimvl.data.documents import collate
+from dimvl.data.examples import collate
 from dimvl.data.sampler import TrainingSteps, deal, in_order
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
 from tests.factories import CLASSES, make_model, make_processor
@@ -52,13 +52,13 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("documents", [0, 1, 3, 40])
-def test_dealing_gives_each_document_once_and_every_rank_equally_many_micro_batches(ranks, documents):
-    costs = np.random.default_rng(documents).integers(5, 60, documents)
+@pytest.mark.parametrize("examples", [0, 1, 3, 40])
+def test_dealing_gives_each_example_once_and_every_rank_equally_many_micro_batches(ranks, examples):
+    costs = np.random.default_rng(examples).integers(5, 60, examples)
     dealt = deal(costs, ranks, 70)
     assert len(dealt) == ranks and len({len(part) for part in dealt}) == 1 and len(dealt[0]) >= 1
     places = [place for part in dealt for batch in part for place in batch.tolist()]
-    assert sorted(places) == list(range(documents))
+    assert sorted(places) == list(range(examples))
     assert all(costs[batch].sum() <= 70 for part in dealt for batch in part)
 
 
@@ -68,13 +68,13 @@ def test_micro_batches_of_a_step_are_alike_in_rows():
     assert max(loads) - min(loads) <= costs.max()
 
 
-def test_one_document_above_the_micro_batch_budget_still_runs_and_alone_sets_the_limit():
+def test_one_example_above_the_micro_batch_budget_still_runs_and_alone_sets_the_limit():
     costs = np.array([150, 40, 40, 40])
     loads = [costs[batch].sum() for part in deal(costs, 1, 100) for batch in part]
     assert max(loads) == 150 and sum(loads) == 270
 
 
-def test_the_documents_of_a_step_do_not_depend_on_ranks_or_micro_batches(source, shape):
+def test_the_examples_of_a_step_do_not_depend_on_ranks_or_micro_batches(source, shape):
     whole = make_steps(source, shape, micro=BUDGET)
     for ranks in (1, 2, 4):
         parts = [make_steps(source, shape, rank=rank, ranks=ranks) for rank in range(ranks)]
@@ -109,13 +109,13 @@ def test_no_micro_batch_has_more_rows_than_the_budget(source, shape):
     assert any(batch.layout.num_rows > MICRO / 2 for batch in batches)
 
 
-def test_costs_bound_the_rows_of_every_document_that_can_come(source):
+def test_costs_bound_the_rows_of_every_example_that_can_come(source):
     for epoch in range(12):
         costs = all_costs(source, epoch)
         for index in range(len(source)):
-            document = source.build(epoch, index)
-            rows = len(document.prefix.features) + len(document.prefix.context)
-            assert rows + sum(len(text.token_ids) for text in document.texts) <= costs[index]
+            example = source.build(epoch, index)
+            rows = len(example.prefix.features) + len(example.prefix.context)
+            assert rows + sum(len(text.token_ids) for text in example.texts) <= costs[index]
 
 
 def test_steps_depend_on_seed_and_epoch(source, shape):
@@ -133,7 +133,7 @@ def test_starting_at_any_step_gives_what_going_through_from_the_start_gives(sour
     wanted = [through[number] for number in range(len(through))]
     for number in (8, 3, 0, 5):
         fresh = make_steps(source, shape)[number]
-        assert fresh.epoch == wanted[number].epoch and fresh.documents == wanted[number].documents
+        assert fresh.epoch == wanted[number].epoch and fresh.examples == wanted[number].examples
         assert all(map(same, fresh.micro_batches, wanted[number].micro_batches))
 
 
@@ -150,12 +150,12 @@ def test_worker_processes_build_the_same_batches(source, shape, method):
     loader = DataLoader(steps, batch_size=None, sampler=range(1, 4), num_workers=2, multiprocessing_context=method)
     for number, step in zip(range(1, 4), loader, strict=True):
         wanted = steps[number]
-        assert (step.epoch, step.documents, step.rows) == (wanted.epoch, wanted.documents, wanted.rows)
+        assert (step.epoch, step.examples, step.rows) == (wanted.epoch, wanted.examples, wanted.rows)
         assert all(map(same, step.micro_batches, wanted.micro_batches))
 
 
-def test_documents_built_together_are_those_built_alone_and_their_features_are_not_copied(source, shape):
-    indexes = np.array([4, 0, 2, 9, 4, 13])  # document 2 has no regions
+def test_examples_built_together_are_those_built_alone_and_their_features_are_not_copied(source, shape):
+    indexes = np.array([4, 0, 2, 9, 4, 13])  # example 2 has no regions
     for epoch in range(8):
         together = source.build_all(epoch, indexes)
         batch = collate(together, shape)
@@ -174,7 +174,7 @@ def test_pinning_a_step_copies_every_tensor_of_it(source, shape, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # real pinning needs a GPU
     step = make_steps(source, shape)[0]
     pinned = step.pin_memory()
-    assert (pinned.epoch, pinned.documents, pinned.rows) == (step.epoch, step.documents, step.rows)
+    assert (pinned.epoch, pinned.examples, pinned.rows) == (step.epoch, step.examples, step.rows)
     for one, other in zip(step.micro_batches, pinned.micro_batches, strict=True):
         assert same(one, other) and one.sources == other.sources
         tensors = [list(tensors_of(batch).values()) for batch in (one, other)]
@@ -184,7 +184,7 @@ def test_pinning_a_step_copies_every_tensor_of_it(source, shape, monkeypatch):
         assert all(a.data_ptr() != b.data_ptr() for a, b in zip(*tensors, strict=True) if len(a))
 
 
-def test_evaluation_batches_hold_each_document_once_and_similar_ones_together():
+def test_evaluation_batches_hold_each_example_once_and_similar_ones_together():
     costs = np.random.default_rng(0).integers(5, 60, 50)
     batches = in_order(costs, 100)
     assert sorted(np.concatenate(batches).tolist()) == list(range(50))

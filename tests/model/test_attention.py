@@ -90,21 +90,21 @@ def test_bf16_on_a_processor_takes_two_products_and_fp32_the_fused_kernel(monkey
         taken.clear()
 
 
-def test_a_rank_without_documents_has_gradients_of_no_rows():
+def test_a_rank_without_examples_has_gradients_of_no_rows():
     none = np.zeros(0, dtype=int)
     layout = Layout(num_regions=none, num_context=none, text_lengths=none, text_prefix=none, seq2seq=none > 0)
     output, gradient = outputs_and_gradients(layout, "auto")
     assert output.shape == (0, HEADS, WIDTH) and gradient.shape == (3, 0, HEADS, WIDTH)
 
 
-def test_permuting_the_keys_of_a_document_changes_nothing():
+def test_permuting_the_keys_of_an_example_changes_nothing():
     layout = make_layout(3)
     plan = plan_attention(layout)
     query, key, value = torch.randn(3, layout.num_rows, HEADS, WIDTH, dtype=torch.float64).unbind()
     order = torch.arange(layout.num_rows)
-    document = int(layout.num_regions.argmax())
-    start = int(layout.region_starts[document])
-    rows = slice(start, start + int(layout.num_regions[document]))
+    example = int(layout.num_regions.argmax())
+    start = int(layout.region_starts[example])
+    rows = slice(start, start + int(layout.num_regions[example]))
     order[rows] = order[rows].flip(0)
     assert not torch.equal(key, key[order])
     torch.testing.assert_close(attend(plan, query, key, value), attend(plan, query, key[order], value[order]))

@@ -61,14 +61,14 @@ def from_bert(folder, **changes):
 
 
 def two_sentences(first, second):
-    """`[CLS] a [SEP] b [SEP]` of several documents: context, then text, with BERT's positions."""
-    documents = len(first)
+    """`[CLS] a [SEP] b [SEP]` of several examples: context, then text, with BERT's positions."""
+    examples = len(first)
     layout = Layout(
-        num_regions=np.zeros(documents, dtype=int),
+        num_regions=np.zeros(examples, dtype=int),
         num_context=np.array([len(ids) for ids in first]),
         text_lengths=np.array([len(ids) for ids in second]),
-        text_prefix=np.arange(documents),
-        seq2seq=np.zeros(documents, dtype=bool),
+        text_prefix=np.arange(examples),
+        seq2seq=np.zeros(examples, dtype=bool),
     )
     contexts, texts = sum(map(len, first)), sum(map(len, second))
     positions = [np.arange(len(ids)) for ids in first]

@@ -70,7 +70,7 @@ def test_positions_start_alike_where_they_are_near():
     torch.testing.assert_close(sinusoids(3, 4)[1] * 2**0.5, torch.tensor(sines_and_cosines))
 
 
-def test_a_document_does_not_depend_on_its_neighbours():
+def test_an_example_does_not_depend_on_its_neighbours():
     model, layout = make_model(), make_layout(5)
     whole = model(make_batch(layout))
     changed = make_batch(layout)

@@ -17,7 +17,7 @@ def layout(regions, context, texts, owners, seq2seq):
     )
 
 
-def test_a_bidirectional_document_sees_all_of_itself():
+def test_a_bidirectional_example_sees_all_of_itself():
     mask = plan_attention(layout([1], [1], [2], [0], [False])).dense_mask
     assert mask.all() and mask.shape == (4, 4)
 
@@ -34,7 +34,7 @@ def test_a_seq2seq_prefix_sees_itself_only_and_a_text_sees_prefix_and_its_own_pa
     ]
 
 
-def test_documents_of_both_modes_never_see_each_other():
+def test_examples_of_both_modes_never_see_each_other():
     # rows: r0 r1 | c0 c1 | text of 0 (bidirectional), text of 1 (seq2seq)
     mask = plan_attention(layout([1, 1], [1, 1], [1, 1], [0, 1], [False, True])).dense_mask
     assert mask.int().tolist() == [

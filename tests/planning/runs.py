@@ -2,8 +2,8 @@
 
 import torch
 
-from dimvl.data.documents import collate
 from dimvl.data.epoch_plan import plan_epoch
+from dimvl.data.examples import collate
 from dimvl.regions.store import RegionStore
 from dimvl.training.build import build_task, read_annotations
 from dimvl.training.optimiser import freeze
@@ -13,7 +13,7 @@ SPLITS = [[], ["qkv"], ["qkv", "out", "norm", "ffn"]]
 
 
 def build(data, output, task="pretrain", frozen=None, **changes):
-    """Make a task and a batch of all its documents."""
+    """Make a task and a batch of all its examples."""
     torch.manual_seed(0)
     config = make_config(data, output, task, model={"layers": 2, "dropout": 0, **changes.pop("model", {})}, **changes)
     store = RegionStore(config.regions)
@@ -25,10 +25,10 @@ def build(data, output, task="pretrain", frozen=None, **changes):
 
 
 def all_batches(config, epochs, in_steps=False):
-    """Make the batches of some epochs of a run that was begun, one an epoch or full step, and count their documents."""
+    """Make the batches of some epochs of a run that was begun, one an epoch or full step, and count their examples."""
     store = RegionStore(config.regions)
     task, source = build_task(config, store, *read_annotations(config, store))
-    batches, documents = [], 0
+    batches, examples = [], 0
     for epoch in range(epochs):
         steps = [range(len(source))]
         if in_steps:
@@ -36,5 +36,5 @@ def all_batches(config, epochs, in_steps=False):
             steps = [plan.step(number)[0] for number in range(len(plan) - 1)]
         for step in steps:
             batches.append(collate([source.build(epoch, int(index)) for index in step], task.shape))
-        documents += len(source)
-    return batches, documents
+        examples += len(source)
+    return batches, examples

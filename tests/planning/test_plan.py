@@ -12,13 +12,13 @@ from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.model.flops import Flops, flops_by_part
 from dimvl.model.model import DimvlModel
-from dimvl.model.work import Work, document_work
-from dimvl.planning import Cluster, Given, make_plan
+from dimvl.model.work import Work, example_work
+from dimvl.planning import Cluster, DataOverrides, make_plan
 from dimvl.planning.cluster import sent_bytes
 from dimvl.planning.data import DataFacts, TextFacts, gather
 from dimvl.planning.plan import meta_model, parameters_by_part
-from dimvl.planning.step import average_document, average_step
-from dimvl.pretrained import load_trained
+from dimvl.planning.step import average_example, average_step
+from dimvl.pretrained import load_model
 from dimvl.training.run import run_training
 from tests.cli.calls import call
 from tests.planning.runs import SPLITS, all_batches
@@ -38,8 +38,8 @@ def data(tmp_path_factory):
 def test_the_planned_model_is_that_of_the_run(data, tmp_path, task, split):
     config = make_config(data, tmp_path / "run", task, model={"split": split}, training={"steps": 1})
     run = run_training(config)
-    trained = load_trained(run).model
-    planned = meta_model(config, gather(config, Given()))
+    trained = load_model(run).model
+    planned = meta_model(config, gather(config, DataOverrides()))
     assert all(parameter.is_meta for parameter in planned.parameters())
     assert {n: p.shape for n, p in planned.named_parameters()} == {n: p.shape for n, p in trained.named_parameters()}
     assert sum(parameters_by_part(planned).values()) == sum(p.numel() for p in trained.parameters())
@@ -48,10 +48,10 @@ def test_the_planned_model_is_that_of_the_run(data, tmp_path, task, split):
 @pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
 def test_before_the_run_only_what_the_texts_decide_is_assumed(data, tmp_path, task):
     config = make_config(data, tmp_path / "run", task)
-    before = gather(config, Given())
+    before = gather(config, DataOverrides())
     assert all("tokeni" in sentence for sentence in before.assumed) and before.assumed
     run_training(config)
-    after = gather(config, Given())
+    after = gather(config, DataOverrides())
     assert not after.assumed
     same = ("regions", "feature_width", "classes", "class_columns", "attribute_columns", "max_positions")
     assert [getattr(before, name) for name in same] == [getattr(after, name) for name in same]
@@ -69,31 +69,31 @@ def test_before_the_run_only_what_the_texts_decide_is_assumed(data, tmp_path, ta
         ("caption", {"seq2seq": {"captions": 3, "variant": "masked"}}),
     ],
 )
-def test_an_average_document_is_the_mean_of_the_documents_of_an_epoch(data, tmp_path, task, changes):
+def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(data, tmp_path, task, changes):
     # Tags fill their whole budget in a plan, so they are given none here; texts of other lengths than the mean
-    # round their number of masks otherwise, and small batches have few documents of each objective.
+    # round their number of masks otherwise, and small batches have few examples of each objective.
     config = make_config(data, tmp_path / "run", task, **{"inputs": {"tag_tokens": 0}, **changes})
     run_training(config)
-    facts = gather(config, Given())
-    batches, documents = all_batches(config, epochs=40 if task == "pretrain" else 4)
-    real = sum((Work.of(batch, padded=False) for batch in batches), Work()) * (1 / documents)
-    planned = average_document(config, facts)
+    facts = gather(config, DataOverrides())
+    batches, examples = all_batches(config, epochs=40 if task == "pretrain" else 4)
+    real = sum((Work.of(batch, padded=False) for batch in batches), Work()) * (1 / examples)
+    planned = average_example(config, facts)
     for name in ("vision", "language", "matches", "answers"):
         assert getattr(planned.work, name) == pytest.approx(getattr(real, name), rel=0.06), name
     for name in ("words", "regions"):
         assert getattr(planned.work, name) == pytest.approx(getattr(real, name), rel=0.2), name
     assert planned.work.attention.pairs == pytest.approx(real.attention.pairs, rel=0.15)
-    assert planned.per_image == pytest.approx(documents / len(batches) / facts.images)
+    assert planned.per_image == pytest.approx(examples / len(batches) / facts.images)
 
 
 def test_a_planned_step_takes_the_operations_of_real_steps(data, tmp_path):
     config = make_config(data, tmp_path / "run", inputs={"tag_tokens": 0}, training={"rows_per_step": 400})
     run_training(config)
-    model = meta_model(config, gather(config, Given()))
+    model = meta_model(config, gather(config, DataOverrides()))
     plan = make_plan(config, Cluster(gpus=1))
     works = [Work.of(batch, padded=False) for batch in all_batches(config, epochs=30, in_steps=True)[0]]
     real = sum(sum(flops_by_part(model, work).values(), Flops()).total for work in works) / len(works)
-    # A step ends before its budget where the next document does not fit, half of one on average: 4% here.
+    # A step ends before its budget where the next example does not fit, half of one on average: 4% here.
     assert plan.flops_per_step == pytest.approx(real, rel=0.08) and plan.flops_per_step > real
 
 
@@ -117,7 +117,7 @@ def total(model, work):
 
 @pytest.mark.parametrize(("regions", "tokens", "gflop"), [(100, 36, 73.4), (36, 20, 29.8), (40, 14, 28.7)])
 def test_a_sample_of_base_size_takes_the_operations_that_were_counted_by_hand(regions, tokens, gflop):
-    work = document_work(
+    work = example_work(
         regions=regions,
         context=0,
         texts=1,
@@ -132,8 +132,8 @@ def test_a_sample_of_base_size_takes_the_operations_that_were_counted_by_hand(re
 @pytest.mark.parametrize(("regions", "words", "ratio"), [(100, 0.5, 3.3), (100, 1, 3.1), (40, 0.5, 2.4), (40, 1, 2.2)])
 def test_five_captions_behind_one_prefix_save_what_was_counted_by_hand(regions, words, ratio):
     sizes = {"regions": regions, "context": 0, "text_rows": 14, "shared_prefix": True}
-    together = document_work(**sizes, texts=5, words=5 * 14 * words)
-    pairs = document_work(**sizes, texts=1, words=14 * words) * 5
+    together = example_work(**sizes, texts=5, words=5 * 14 * words)
+    pairs = example_work(**sizes, texts=1, words=14 * words) * 5
     assert total(base_model(), pairs) / total(base_model(), together) == pytest.approx(ratio, abs=0.06)
 
 
@@ -202,11 +202,11 @@ def test_the_bucket_of_the_configuration_is_counted(config_file):
 
 
 def test_what_is_given_takes_the_place_of_what_is_assumed(config_file):
-    plain, given = planned(config_file), planned(config_file, given=Given(images=3_000_000, words=20, texts=5))
+    plain, given = planned(config_file), planned(config_file, given=DataOverrides(images=3_000_000, words=20, texts=5))
     assert plain.epochs is None and plain.store_bytes is None
-    assert given.epochs == pytest.approx(1000 * given.step.documents / 3_000_000)
+    assert given.epochs == pytest.approx(1000 * given.step.examples / 3_000_000)
     assert given.store_bytes["float16"] == pytest.approx(3e6 * 36 * (2 * 2048 + 24), rel=0.01)
-    assert given.step.documents < plain.step.documents and len(given.facts.assumed) == len(plain.facts.assumed) - 2
+    assert given.step.examples < plain.step.examples and len(given.facts.assumed) == len(plain.facts.assumed) - 2
 
 
 def test_a_frozen_part_has_no_gradients_and_no_optimizer_state(config_file):
@@ -285,7 +285,7 @@ def test_a_damaged_store_is_told_and_not_assumed_away(data, tmp_path):
 
 def test_a_step_holds_the_budget_in_the_sampler_s_own_counting():
     config = PretrainConfig(output="o", regions="r", captions="c", training={"steps": 1, "rows_per_step": 10_000})
-    document = average_document(config, DataFacts(regions=36.0, texts=TextFacts(12.0, 40.0, 12.0, 1.0, 1.0, 13.0)))
-    step = average_step(config.training, document, ranks=4)
-    assert step.documents * document.cost == 10_000 and document.cost > document.work.rows
+    example = average_example(config, DataFacts(regions=36.0, texts=TextFacts(12.0, 40.0, 12.0, 1.0, 1.0, 13.0)))
+    step = average_step(config.training, example, ranks=4)
+    assert step.examples * example.cost == 10_000 and example.cost > example.work.rows
     assert step.micro_batch.rows == pytest.approx(step.work.rows / 4)

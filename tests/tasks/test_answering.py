@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from dimvl.data.answers import label_ids
-from dimvl.data.documents import ImageReader, collate
+from dimvl.data.examples import ImageReader, collate
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.answering import QuestionSource, VqaTask, question_document
+from dimvl.tasks.answering import QuestionSource, VqaTask, question_example
 from tests.factories import make_model, make_processor, make_store
 from tests.tiny_runs import all_costs
 
@@ -39,10 +39,10 @@ def test_questions_behind_one_prefix_get_the_answers_that_each_gets_alone(tmp_pa
     together = collate([questions.build(0, index) for index in range(len(questions))], task(questions.processor).shape)
     alone = []
     for index in range(len(questions)):
-        document = questions.build(0, index)
-        for text in document.texts:
+        example = questions.build(0, index)
+        for text in example.texts:
             words = text.token_ids[:-1]
-            alone.append(question_document("", document.prefix, [words], questions.processor.tokenizer, True))
+            alone.append(question_example("", example.prefix, [words], questions.processor.tokenizer, True))
     model = task(questions.processor)
     # fp32: sums run in another order
     torch.testing.assert_close(model.logits(together), model.logits(collate(alone, model.shape)), atol=1e-5, rtol=1e-4)
@@ -54,20 +54,20 @@ def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_a
     questions = source(tmp_path, shared_prefix)
     seen = []
     for index in range(len(questions)):
-        document = questions.build(0, index)
+        example = questions.build(0, index)
         position = questions.positions(np.array([index]))
         image = int(questions.images.store.image_id(int(position[0])))
-        assert document.source.startswith(f"question {image}")
+        assert example.source.startswith(f"question {image}")
         [own] = questions.images.read(position)
-        np.testing.assert_array_equal(document.prefix.features, own.features)
-        for text, scores in zip(document.texts, document.answers, strict=True):
+        np.testing.assert_array_equal(example.prefix.features, own.features)
+        for text, scores in zip(example.texts, example.answers, strict=True):
             words = questions.processor.tokenizer.decode(text.token_ids)
             seen.append((image, words))
             assert scores.tolist() == ([1, 0, 0] if words != ASKED[0] else [0, 0, 0])
     assert sorted(seen) == sorted((image, text) for image in (1, 2) for text in ASKED)
 
 
-def test_images_are_looked_up_where_the_documents_are_made_and_not_in_each_loader_process(tmp_path, monkeypatch):
+def test_images_are_looked_up_where_the_examples_are_made_and_not_in_each_loader_process(tmp_path, monkeypatch):
     questions = source(tmp_path, shared_prefix=False)
     sent = pickle.dumps(questions)
     monkeypatch.setattr(RegionStore, "positions", None)
@@ -81,7 +81,7 @@ def test_only_with_a_shared_prefix_is_the_picture_blind_to_the_question(tmp_path
         prefix, tokenizer = questions.build(0, 0).prefix, questions.processor.tokenizer
         batches = [
             collate(
-                [question_document("", prefix, [np.array(tokenizer.encode(text))], tokenizer, shared_prefix)],
+                [question_example("", prefix, [np.array(tokenizer.encode(text))], tokenizer, shared_prefix)],
                 model.shape,
             )
             for text in ("a small red circle", "a large blue square")
@@ -92,7 +92,7 @@ def test_only_with_a_shared_prefix_is_the_picture_blind_to_the_question(tmp_path
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
-def test_the_cost_of_a_document_bounds_its_rows_and_is_the_same_asked_for_alone(tmp_path, shared_prefix):
+def test_the_cost_of_an_example_bounds_its_rows_and_is_the_same_asked_for_alone(tmp_path, shared_prefix):
     questions = source(tmp_path, shared_prefix)
     shape = task(questions.processor).shape
     for index, cost in enumerate(all_costs(questions, 0)):

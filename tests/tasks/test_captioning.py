@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dimvl.config import DropWorstConfig, Seq2seqConfig
-from dimvl.data.documents import collate
+from dimvl.data.examples import collate
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.objectives import normalise
 from dimvl.tasks.base import seq2seq_text
@@ -37,13 +37,13 @@ def make_task(smoothing=0.1):
     return CaptionTask(model, processor, smoothing)
 
 
-def obvious_loss(task, documents):
+def obvious_loss(task, examples):
     """Every caption by itself; of each image the worst by loss per word are left out."""
     total = 0.0
-    for document in documents:
+    for example in examples:
         captions = []
-        for text in document.texts:
-            batch = collate([replace(document, texts=[text], drop=0)], task.shape)
+        for text in example.texts:
+            batch = collate([replace(example, texts=[text], drop=0)], task.shape)
             targets = batch.targets[OBJECTIVE]
             logits = task.model.word_head(task.model(batch)[targets.rows])
             captions.append(
@@ -53,7 +53,7 @@ def obvious_loss(task, documents):
                 ]
             )
         captions.sort(key=lambda losses: sum(losses).item() / len(losses))
-        kept = captions[: len(captions) - document.drop]
+        kept = captions[: len(captions) - example.drop]
         total = total + sum(loss for losses in kept for loss in losses)
     return total
 
@@ -61,20 +61,20 @@ def obvious_loss(task, documents):
 @pytest.mark.parametrize("variant", ["causal", "masked"])
 def test_the_worst_captions_of_each_image_are_dropped_as_in_the_obvious_way(data, variant):
     source, task = make_source(data, variant), make_task()
-    documents = [source.build(2, index) for index in range(len(source))]
-    assert [(len(d.texts), d.drop) for d in documents] == [(2, 0), (3, 1), (4, 1), (5, 2), (1, 0), (2, 0)]
-    loss = task(collate(documents, task.shape))[OBJECTIVE]
+    examples = [source.build(2, index) for index in range(len(source))]
+    assert [(len(d.texts), d.drop) for d in examples] == [(2, 0), (3, 1), (4, 1), (5, 2), (1, 0), (2, 0)]
+    loss = task(collate(examples, task.shape))[OBJECTIVE]
     # fp32 sums in another order
-    torch.testing.assert_close(loss, obvious_loss(task, documents), atol=1e-3, rtol=1e-5)
-    with_all = task(collate([replace(document, drop=0) for document in documents], task.shape))[OBJECTIVE]
+    torch.testing.assert_close(loss, obvious_loss(task, examples), atol=1e-3, rtol=1e-5)
+    with_all = task(collate([replace(example, drop=0) for example in examples], task.shape))[OBJECTIVE]
     assert loss < 0.9 * with_all
 
 
 def test_micro_batches_drop_what_one_large_batch_drops_and_give_its_gradient(data):
     source, task = make_source(data), make_task()
-    documents = [source.build(2, index) for index in range(len(source))]
+    examples = [source.build(2, index) for index in range(len(source))]
     gradients = []
-    for parts in ([documents], [documents[:1], documents[1:4], [], documents[4:]]):
+    for parts in ([examples], [examples[:1], examples[1:4], [], examples[4:]]):
         batches = [collate(part, task.shape) for part in parts]
         count = sum(batch.counts()[OBJECTIVE] for batch in batches)
         task.zero_grad()
@@ -86,10 +86,10 @@ def test_micro_batches_drop_what_one_large_batch_drops_and_give_its_gradient(dat
 
 def test_a_dropped_caption_gives_no_gradient(data):
     source, task = make_source(data), make_task(smoothing=0.0)
-    [document] = [replace(source.build(2, 3), drop=4)]
-    loss = task(collate([document], task.shape))[OBJECTIVE]
-    alone = [task(collate([replace(document, texts=[text], drop=0)], task.shape))[OBJECTIVE] for text in document.texts]
-    counts = [len(text.labels) for text in document.texts]
+    [example] = [replace(source.build(2, 3), drop=4)]
+    loss = task(collate([example], task.shape))[OBJECTIVE]
+    alone = [task(collate([replace(example, texts=[text], drop=0)], task.shape))[OBJECTIVE] for text in example.texts]
+    counts = [len(text.labels) for text in example.texts]
     best = min(range(5), key=lambda place: alone[place].item() / counts[place])
     torch.testing.assert_close(loss, alone[best])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig, SharesConfig
-from dimvl.data.documents import collate, make_prefix
+from dimvl.data.examples import collate, make_prefix
 from dimvl.pretrained import latest_checkpoint
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
@@ -36,7 +36,7 @@ def make_task(data):
     task = PretrainTask(make_model(vocabulary=len(PROCESSOR.tokenizer), **heads), PROCESSOR, ObjectivesConfig())
     mean, deviation = map(torch.from_numpy, feature_statistics(RegionStore(data.regions)))
     task.model.regions.feature_mean.copy_(mean)
-    task.model.regions.feature_deviation.copy_(deviation)
+    task.model.regions.feature_std.copy_(deviation)
     return task
 
 
@@ -77,14 +77,14 @@ def test_the_scale_of_a_row_reaches_what_the_model_sees_and_what_it_shall_predic
 
 def test_an_image_read_by_itself_gives_the_rows_of_the_batch(data):
     source, task, store = make_source(data, "matching"), make_task(data), RegionStore(data.regions)
-    documents = np.arange(len(source))
-    together = source.build_all(0, documents)
-    positions = source.positions(documents).tolist()
+    examples = np.arange(len(source))
+    together = source.build_all(0, examples)
+    positions = source.positions(examples).tolist()
     alone = [
-        replace(document, prefix=make_prefix(store.read(position), PROCESSOR.tags))
-        for document, position in zip(together, positions, strict=True)
+        replace(example, prefix=make_prefix(store.read(position), PROCESSOR.tags))
+        for example, position in zip(together, positions, strict=True)
     ]
-    rows = [task.model(collate(documents, task.shape)) for documents in (together, alone)]
+    rows = [task.model(collate(examples, task.shape)) for examples in (together, alone)]
     assert torch.equal(*rows)
 
 

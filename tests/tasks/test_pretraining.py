@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig, SharesConfig
-from dimvl.data.documents import collate
+from dimvl.data.examples import collate
 from dimvl.data.text_store import TextStore
 from dimvl.objectives import (
     WordChanges,
@@ -25,7 +25,7 @@ TOKENIZER = make_tokenizer()
 LONG = np.array(TOKENIZER.encode("the small star is above a large blue square " * 12))
 
 
-# --- documents
+# --- examples
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,12 @@ def make_task(**config):
 
 
 def objectives(source, epoch):
-    """Names of the objectives of all documents in an epoch."""
+    """Names of the objectives of all examples in an epoch."""
     return [list(source.shares)[number] for number in source.objectives(epoch, slice(0, len(source)))]
 
 
-def text_of(document):
-    return tuple(document.texts[0].token_ids[:-1].tolist())
+def text_of(example):
+    return tuple(example.texts[0].token_ids[:-1].tolist())
 
 
 def captions_by_image(source):
@@ -69,9 +69,9 @@ def test_a_negative_is_never_a_text_of_the_same_image_and_half_of_the_pairs_are_
     own, matches = captions_by_image(source), Counter()
     for epoch in range(100):
         for index in range(len(source)):
-            document = source.build(epoch, index)
-            matches[document.match[0]] += 1
-            assert (text_of(document) in own[index]) == (document.match == [1])
+            example = source.build(epoch, index)
+            matches[example.match[0]] += 1
+            assert (text_of(example) in own[index]) == (example.match == [1])
     assert matches[1.0] / 800 == pytest.approx(0.5, abs=0.071)  # four standard deviations
 
 
@@ -79,17 +79,17 @@ def test_behind_a_shared_prefix_each_text_is_labelled_by_itself_and_judged_from_
     source, shape = make_source(data, "matching", shared_prefix=True), make_task().shape
     own, labels = captions_by_image(source), Counter()
     for epoch in range(20):
-        documents = [source.build(epoch, index) for index in range(len(source))]
-        batch = collate(documents, shape)
-        texts = [text for document in documents for text in document.texts]
+        examples = [source.build(epoch, index) for index in range(len(source))]
+        batch = collate(examples, shape)
+        texts = [text for example in examples for text in example.texts]
         targets = batch.targets["matching"]
         ends = batch.layout.text_starts + batch.layout.text_lengths - 1
-        assert targets.rows.tolist() == ends.tolist() and len(texts) > len(documents)
+        assert targets.rows.tolist() == ends.tolist() and len(texts) > len(examples)
         assert batch.layout.seq2seq.all()
-        assert targets.labels.tolist() == [label for document in documents for label in document.match]
-        for index, document in enumerate(documents):
-            assert collate([document], shape).layout.num_rows <= all_costs(source, epoch)[index]
-            for text, label in zip(document.texts, document.match, strict=True):
+        assert targets.labels.tolist() == [label for example in examples for label in example.match]
+        for index, example in enumerate(examples):
+            assert collate([example], shape).layout.num_rows <= all_costs(source, epoch)[index]
+            for text, label in zip(example.texts, example.match, strict=True):
                 assert (tuple(text.token_ids[:-1].tolist()) in own[index]) == (label == 1)
                 labels[label] += 1
     assert min(labels[0.0], labels[1.0]) > 0.35 * labels.total()
@@ -102,11 +102,11 @@ def test_negatives_of_changed_words_differ_in_one_word_from_a_caption_of_the_ima
     own, changed = captions_by_image(source), 0
     for epoch in range(50):
         for index in range(len(source)):
-            document = source.build(epoch, index)
-            text = text_of(document)
+            example = source.build(epoch, index)
+            text = text_of(example)
             near = [t for t in own[index] if len(t) == len(text) and sum(map(int.__ne__, t, text)) == 1]
             changed += bool(near)
-            assert document.match == [0]
+            assert example.match == [0]
     assert changed / 400 == pytest.approx(0.5, abs=0.11)
 
 
@@ -129,9 +129,9 @@ def test_words_that_an_image_has_too_are_no_negative_where_texts_repeat(tmp_path
     own, matches = captions_by_image(source), Counter()
     for epoch in range(50):
         for index in range(4):
-            document = source.build(epoch, index)
-            assert (text_of(document) in own[index]) == (document.match == [1])
-            matches[document.match[0]] += 1
+            example = source.build(epoch, index)
+            assert (text_of(example) in own[index]) == (example.match == [1])
+            matches[example.match[0]] += 1
     assert matches[0.0] > 150
 
 
@@ -155,20 +155,20 @@ def test_one_modality_is_masked_at_a_time(data):
         source = make_source(data, objective)
         own = captions_by_image(source)
         for index in (0, 1, 3, 4):
-            document = source.build(0, index)
-            assert document.prefix.hidden.any() == (objective == "masked_object")
+            example = source.build(0, index)
+            assert example.prefix.hidden.any() == (objective == "masked_object")
             if objective == "masked_object":
-                assert text_of(document) in own[index]
+                assert text_of(example) in own[index]
 
 
 def test_only_drawn_regions_are_scored_however_many_are_hidden(data):
     source, more = make_source(data, "masked_object"), 0
     for epoch in range(20):
-        document = source.build(epoch, 5)
-        hidden = np.flatnonzero(document.prefix.hidden)
-        assert set(document.regions.tolist()) <= set(hidden.tolist())
-        batch = collate([document], make_task().shape)
-        assert len(batch.targets["masked_object"].rows) == len(document.regions) == 1
+        example = source.build(epoch, 5)
+        hidden = np.flatnonzero(example.prefix.hidden)
+        assert set(example.regions.tolist()) <= set(hidden.tolist())
+        batch = collate([example], make_task().shape)
+        assert len(batch.targets["masked_object"].rows) == len(example.regions) == 1
         more += len(hidden) > 1
     assert more, "some regions are hidden without being targets"
 
@@ -178,12 +178,12 @@ def test_tags_come_from_visible_regions_only(data):
     words = {name: TOKENIZER.encode(name)[0] for name in (*CLASSES, *ATTRIBUTES)}
     for epoch in range(30):
         for index in (0, 1, 3, 4):
-            document = source.build(epoch, index)
+            example = source.build(epoch, index)
             [regions] = source.images.read(source.positions(np.array([index])))
-            seen = ~document.prefix.hidden
+            seen = ~example.prefix.hidden
             visible = {words[CLASSES[i]] for i in regions.class_ids[seen, 0]}
             visible |= {words[ATTRIBUTES[i]] for i in regions.attribute_ids[seen].flatten()}
-            assert set(document.prefix.context[1:-1].tolist()) <= visible
+            assert set(example.prefix.context[1:-1].tolist()) <= visible
 
 
 def test_an_image_whose_regions_are_not_used_gets_a_word_objective(data):
@@ -191,11 +191,11 @@ def test_an_image_whose_regions_are_not_used_gets_a_word_objective(data):
     assert objectives(source, 0) == ["masked_object"] * 2 + ["masked_lm"] + ["masked_object"] * 5  # image 3 has none
     assert source.build(0, 2).objective == "masked_lm"
     source.images.max_regions = 0
-    document = source.build(1, 0)
-    assert document.objective == "masked_lm" and len(document.prefix.features) == 0 and len(document.texts[0].places)
+    example = source.build(1, 0)
+    assert example.objective == "masked_lm" and len(example.prefix.features) == 0 and len(example.texts[0].places)
 
 
-def test_shares_hold_in_documents(data):
+def test_shares_hold_in_examples(data):
     source = make_source(data, shares=SharesConfig(masked_lm=1, seq2seq_lm=2, masked_object=0, matching=1))
     drawn = Counter(name for epoch in range(250) for name in objectives(source, epoch))
     assert drawn["seq2seq_lm"] / 2000 == pytest.approx(0.5, abs=0.045)
@@ -214,9 +214,9 @@ def inputs(batch):
 
 def test_what_the_model_sees_of_a_hidden_region_tells_nothing_of_its_class(data):
     source, task = make_source(data, "masked_object"), make_task()
-    document = source.build(0, 5)
-    before = collate([document], task.shape)
-    hidden = document.prefix.hidden
+    example = source.build(0, 5)
+    before = collate([example], task.shape)
+    hidden = example.prefix.hidden
     read = source.images.read
 
     def other_classes(positions):
@@ -258,17 +258,17 @@ def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
     source = QuestionSource(caption_store(data, processor), image_reader(data, processor), processor)
     model = make_model(answers=2, vocabulary=len(TOKENIZER))
     task = VqaTask(model, processor)
-    documents = [source.build(0, index) for index in range(len(source))]
-    assert len(documents) == (8 if shared else len(source.texts))
+    examples = [source.build(0, index) for index in range(len(source))]
+    assert len(examples) == (8 if shared else len(source.texts))
     costs = all_costs(source, 0)
-    together, alone = task.logits(collate(documents, task.shape)), []
-    for document, cost in zip(documents, costs, strict=True):
-        rows = len(document.prefix.features) + len(document.prefix.context)
-        assert rows + sum(len(text.token_ids) for text in document.texts) <= cost
-        for text in document.texts:
-            one = replace(document, texts=[text], answers=None)
+    together, alone = task.logits(collate(examples, task.shape)), []
+    for example, cost in zip(examples, costs, strict=True):
+        rows = len(example.prefix.features) + len(example.prefix.context)
+        assert rows + sum(len(text.token_ids) for text in example.texts) <= cost
+        for text in example.texts:
+            one = replace(example, texts=[text], answers=None)
             alone.append(task.logits(collate([one], task.shape)))
-    asked = [text.token_ids[:-1].tolist() for document in documents for text in document.texts]
+    asked = [text.token_ids[:-1].tolist() for example in examples for text in example.texts]
     assert asked == [source.texts.tokens(number).tolist() for number in range(len(source.texts))]
     torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-4)  # fp32, another order of sums
 
@@ -298,10 +298,10 @@ def gradients(task, batches, counts):
 
 def test_uneven_micro_batches_give_the_loss_and_gradient_of_one_large_batch(data):
     source, task = make_source(data), make_task(weights={"masked_lm": 0.5, "object_feature": 2.0})
-    documents = [source.build(epoch, index) for epoch in range(2) for index in range(8)]
-    whole = collate(documents, task.shape)
+    examples = [source.build(epoch, index) for epoch in range(2) for index in range(8)]
+    whole = collate(examples, task.shape)
     assert all(whole.counts().values())
-    cuts = [collate(documents[a:b], task.shape) for a, b in ((0, 1), (1, 9), (9, 9), (9, 16))]
+    cuts = [collate(examples[a:b], task.shape) for a, b in ((0, 1), (1, 9), (9, 9), (9, 16))]
     loss, wanted = gradients(task, [whole], whole.counts())
     split_loss, split = gradients(task, cuts, whole.counts())
     assert split_loss == pytest.approx(loss, rel=1e-5)
@@ -328,7 +328,7 @@ def test_objectives_without_targets_add_a_connected_zero(data, objective):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
 
 
-def test_a_rank_without_documents_has_a_connected_zero_loss_and_zero_gradients():
+def test_a_rank_without_examples_has_a_connected_zero_loss_and_zero_gradients():
     task = make_task()
     batch = collate([], task.shape)
     loss = normalise(task(batch), dict.fromkeys(batch.counts(), 5), task.weights)

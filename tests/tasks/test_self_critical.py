@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.data.documents import BatchShape, Document, collate, make_prefix
+from dimvl.data.examples import BatchShape, Example, collate, make_prefix
 from dimvl.metrics.cider import CiderD
 from dimvl.tasks.self_critical import (
     OBJECTIVE,
@@ -137,8 +137,8 @@ class Enumerable:
         references = [[[3, 4, 1], [4, 1]], [[3, 1]], [[5, 6, 1]]]
         self.task = SelfCriticalTask(model, processor, CiderD(references).scores, longest)
         prefix = replace(make_prefix(make_regions(0), make_processor().tags), context=np.array([0, 3, 1]))
-        self.document = Document(source="", objective=OBJECTIVE, prefix=prefix, texts=[], seq2seq=True)
-        self.batch = collate([self.document], BatchShape(objectives={}, text_start=4, feature_width=FEATURE_WIDTH))
+        self.example = Example(source="", objective=OBJECTIVE, prefix=prefix, texts=[], seq2seq=True)
+        self.batch = collate([self.example], BatchShape(objectives={}, text_start=4, feature_width=FEATURE_WIDTH))
 
     def log_probabilities(self):
         return self.task.log_probabilities(self.batch, self.texts, np.zeros(len(self.texts), dtype=np.int64))
@@ -158,7 +158,7 @@ def test_captions_are_drawn_as_often_as_the_probability_that_is_differentiated_s
     evenly = (np.arange(fine, dtype=np.float32) + 0.5) / fine  # each word's numbers, all combinations
     draws = np.stack(np.meshgrid(*[evenly] * longest, indexing="ij"), axis=-1).reshape(-1, longest)
     shape = BatchShape(objectives=dict(world.task.objectives), text_start=4, feature_width=FEATURE_WIDTH, draws=longest)
-    drawn = Counter(text.token_ids for text in world.task.draw(collate([replace(world.document, draws=draws)], shape)))
+    drawn = Counter(text.token_ids for text in world.task.draw(collate([replace(world.example, draws=draws)], shape)))
     probabilities = dict(zip(world.texts, world.log_probabilities().exp().tolist(), strict=True))
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5) and drawn.keys() <= probabilities.keys()
     for text, probability in probabilities.items():

@@ -18,7 +18,7 @@ from dimvl.tasks.pretraining import PretrainTask
 from dimvl.training import checkpoint
 from dimvl.training.checkpoint import Saver
 from dimvl.training.engine import TorchEngine
-from dimvl.training.ranks import Alone
+from dimvl.training.ranks import SingleProcess
 from dimvl.training.state import State, read_state, shapes_of
 from tests.factories import CLASSES, make_model, make_processor
 
@@ -26,7 +26,7 @@ from tests.factories import CLASSES, make_model, make_processor
 class SmallEngine:
     """Has a state of one number; may be told to fail between the two files that it is written to."""
 
-    ranks = Alone()
+    ranks = SingleProcess()
 
     def __init__(self, number=0, fail=lambda: None):
         self.number, self.fail = number, fail

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dimvl.errors import Interrupted
 from dimvl.export import export
-from dimvl.pretrained import check_checkpoint, latest_checkpoint, load_trained
+from dimvl.pretrained import check_checkpoint, latest_checkpoint, load_model
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 from tests.training.launch import finish, start_ranks
@@ -194,7 +194,7 @@ def test_an_export_has_the_live_weights_bit_for_bit(folder, tmp_path, stage):
     live = load_file(folder / f"live{stage}-on-2.safetensors")
     assert same(weights(folder / f"stage{stage}-on-2"), live)
     export(folder / f"stage{stage}-on-2", tmp_path / "out", "none")
-    model = load_trained(tmp_path / "out").model
+    model = load_model(tmp_path / "out").model
     assert same({n: value.detach() for n, value in (*model.named_parameters(), *model.named_buffers())}, live)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from dimvl.config import SharesConfig, TrainingConfig
 from dimvl.data import epoch_plan
-from dimvl.data.documents import ImageReader, collate
+from dimvl.data.examples import ImageReader, collate
 from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.files import locked
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
@@ -296,7 +296,7 @@ def test_a_process_that_gets_sigterm_saves_exits_and_is_continued_by_another_bit
 def test_a_run_plans_anew_whatever_a_killed_one_has_left_and_leaves_no_plan_itself(
     data, tmp_path, monkeypatch, undisturbed
 ):
-    monkeypatch.setattr(epoch_plan, "PIECE", 4)  # eight documents are worth a file then
+    monkeypatch.setattr(epoch_plan, "PIECE", 4)  # eight examples are worth a file then
     left = tmp_path / training_run.PLANS / "epoch-0"
     left.mkdir(parents=True)
     for name, array in (("order", [0, 0]), ("costs", [1, 1]), ("starts", [0, 2])):
@@ -347,7 +347,7 @@ ORPHANS = """
 import time
 import torch
 from dimvl.training.loading import prefetch
-from dimvl.training.ranks import Alone
+from dimvl.training.ranks import SingleProcess
 from dimvl.training.report import Meter
 
 class Steps:
@@ -357,7 +357,7 @@ class Steps:
     def __getitem__(self, number):
         return bytes(10**6)
 
-steps = prefetch(Steps(), 0, 2, torch.device("cpu"), Meter(Alone()), Alone())
+steps = prefetch(Steps(), 0, 2, torch.device("cpu"), Meter(SingleProcess()), SingleProcess())
 next(steps)
 print("started", flush=True)
 time.sleep(60)

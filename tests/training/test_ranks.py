@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.data.documents import ImageReader
+from dimvl.data.examples import ImageReader
 from dimvl.errors import OtherRankError, UserError
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training import run as run_module
 from dimvl.training.loading import prefetch
-from dimvl.training.ranks import Alone, _choose_gpu, all_agree, any_says, check_same, on_first, together
+from dimvl.training.ranks import (
+    SingleProcess,
+    _choose_gpu,
+    all_ranks,
+    any_rank,
+    check_same,
+    fail_together,
+    on_rank_zero,
+)
 from dimvl.training.report import Meter
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
@@ -60,7 +68,7 @@ def on_threads(size, action):
 
 def test_a_failure_of_one_rank_ends_the_block_on_all_with_its_sentence_and_code():
     def action(ranks):
-        with together(ranks):
+        with fail_together(ranks):
             if ranks.rank == 1:
                 raise UserError("no such file")
         return "went on"
@@ -73,7 +81,7 @@ def test_a_failure_of_one_rank_ends_the_block_on_all_with_its_sentence_and_code(
 
 def test_a_mistake_in_the_program_ends_all_ranks_too_and_keeps_its_own_traceback():
     def action(ranks):
-        with together(ranks):
+        with fail_together(ranks):
             if ranks.rank == 0:
                 raise KeyError("weights")
 
@@ -83,16 +91,16 @@ def test_a_mistake_in_the_program_ends_all_ranks_too_and_keeps_its_own_traceback
 
 def test_what_only_rank_0_does_reaches_all():
     done = []
-    assert on_threads(3, lambda ranks: on_first(ranks, lambda: done.append(ranks.rank) or "found")) == ["found"] * 3
+    assert on_threads(3, lambda ranks: on_rank_zero(ranks, lambda: done.append(ranks.rank) or "found")) == ["found"] * 3
     assert done == [0]
 
 
 def test_flags_are_agreed_on():
-    assert on_threads(2, lambda ranks: any_says(ranks, ranks.rank == 1)) == [True, True]
-    assert on_threads(2, lambda ranks: all_agree(ranks, ranks.rank == 1)) == [False, False]
-    assert on_threads(2, lambda ranks: any_says(ranks, False)) == [False, False]
-    assert on_threads(2, lambda ranks: all_agree(ranks, True)) == [True, True]
-    assert any_says(Alone(), True) and not all_agree(Alone(), False)
+    assert on_threads(2, lambda ranks: any_rank(ranks, ranks.rank == 1)) == [True, True]
+    assert on_threads(2, lambda ranks: all_ranks(ranks, ranks.rank == 1)) == [False, False]
+    assert on_threads(2, lambda ranks: any_rank(ranks, False)) == [False, False]
+    assert on_threads(2, lambda ranks: all_ranks(ranks, True)) == [True, True]
+    assert any_rank(SingleProcess(), True) and not all_ranks(SingleProcess(), False)
 
 
 def test_the_first_difference_between_ranks_is_named_on_all_of_them():

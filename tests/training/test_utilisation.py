@@ -17,7 +17,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.training import loop, peak
 from dimvl.training.build import build_task, read_annotations
 from dimvl.training.engine import TorchEngine
-from dimvl.training.ranks import Alone
+from dimvl.training.ranks import SingleProcess
 from dimvl.training.report import Meter
 from dimvl.training.run import run_training
 from tests.factories import make_layout
@@ -67,7 +67,7 @@ def engine_and_steps(config):
 def test_the_counted_operations_of_a_step_are_those_that_torch_counts(data, tmp_path, monkeypatch, task, changes):
     engine, steps = engine_and_steps(make_config(data, tmp_path, task, **changes))
     monkeypatch.setattr("dimvl.model.attention._padded", one_by_one)
-    meter = Meter(Alone(), lambda work: total_flops(engine.task.model, work))
+    meter = Meter(SingleProcess(), lambda work: total_flops(engine.task.model, work))
     with FlopCounterMode(display=False) as counter:
         for number in range(2):
             loop.optimise(engine, steps[number], 0, number)
@@ -111,7 +111,7 @@ def replace_output(config, output):
 
 
 def test_ranks_report_their_mean():
-    class Two(Alone):
+    class Two(SingleProcess):
         size = 2
 
         def sum(self, values):

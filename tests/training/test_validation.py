@@ -16,7 +16,7 @@ from dimvl.metrics.cider import CiderD
 from dimvl.metrics.vqa import vqa_accuracy
 from dimvl.metrics.words import ends_badly, plain_words
 from dimvl.model.convert import read_weights
-from dimvl.pretrained import check_checkpoint, latest_checkpoint, load_trained
+from dimvl.pretrained import check_checkpoint, latest_checkpoint, load_model
 from dimvl.regions.store import RegionStore
 from dimvl.training import run as run_module
 from dimvl.training.early_stopping import Best, Validation
@@ -75,7 +75,7 @@ def test_training_stops_when_the_score_has_not_risen_for_long_enough_and_the_bes
     assert checkpoints(tmp_path).keys() == {"step-00000004", "step-00000010"}
     state = check_checkpoint(latest_checkpoint(tmp_path))
     assert state["best"] == {"score": 0.5, "step": 4, "misses": 3}, "a tie is no better"
-    assert load_trained(tmp_path).weights.parent.name == "step-00000004"
+    assert load_model(tmp_path).weights.parent.name == "step-00000004"
 
 
 def test_a_run_that_stopped_early_is_finished(data, tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_a_new_best_checkpoint_takes_the_place_of_the_old_one(data, tmp_path, mo
     scripted(monkeypatch, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     run_training(make_config(data, tmp_path))
     assert checkpoints(tmp_path).keys() == {"step-00000006"}
-    assert load_trained(tmp_path).weights.parent == latest_checkpoint(tmp_path)
+    assert load_model(tmp_path).weights.parent == latest_checkpoint(tmp_path)
 
 
 def test_fine_tuning_starts_from_the_best_weights(data, tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_a_damaged_best_is_told(data, tmp_path, monkeypatch, best):
     state = tmp_path / "checkpoints/step-00000001/state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "best": json.loads(best)}))
     with pytest.raises(UserError, match=r"state\.json is damaged"):
-        load_trained(tmp_path)
+        load_model(tmp_path)
 
 
 def test_the_best_of_scores_by_hand():
@@ -202,7 +202,7 @@ def test_validating_changes_nothing_of_the_training(data, tmp_path, task):
 
 def last_weights(run):
     """The run's model at its last step, in the place of its best."""
-    trained = load_trained(run)
+    trained = load_model(run)
     trained.model.load_state_dict(read_weights(latest_checkpoint(run) / "model.safetensors"), strict=False)
     return replace(trained, trained_on=NOTHING)
 

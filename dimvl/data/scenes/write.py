@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dimvl.callbacks import Progress
 from dimvl.data.scenes.language import sample_captions
 from dimvl.data.scenes.questions import Question, sample_questions
 from dimvl.data.scenes.render import render
@@ -48,8 +49,6 @@ ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "question
 _LICENSE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "name": "CC0 1.0 Universal"}
 _ANSWERS = 10  # of every VQA v2 question
 _CHUNK = 16  # scenes handed to a worker at once
-
-Progress = Callable[[int, int], None]
 
 
 class _Scene(NamedTuple):

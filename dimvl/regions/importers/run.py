@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dimvl.callbacks import Progress
 from dimvl.errors import UserError
 from dimvl.regions.importers.common import Assembler, Entry, Source
 from dimvl.regions.importers.given import Sizes, Vocabulary, number_of
@@ -162,7 +163,7 @@ def import_source(
     assembler: Assembler,
     out: Path,
     extractor_name: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     feature_dtype: FeatureDtype = "float16",
 ) -> ImportReport:
     """Write a source into a new region store, or go on with one of the same extractor.
@@ -211,9 +212,7 @@ def extractor_of(name: str, regions: Regions, assembler: Assembler) -> Extractor
     return Extractor(fingerprint=fingerprint, parameters={"imported": True}, **facts)
 
 
-def import_regions(
-    source: Source, writer: RegionStoreWriter, progress: Callable[[int, int], None] | None = None
-) -> ImportReport:
+def import_regions(source: Source, writer: RegionStoreWriter, progress: Progress | None = None) -> ImportReport:
     """Write the regions of images that the store does not have yet, one after the other.
 
     A bad image, or the second of an id, is logged, counted and left out. Memory grows by an id per image.

@@ -1,4 +1,4 @@
-"""Documents: a prefix, its text(s) and one objective; and how documents become a ragged batch.
+"""Documents: a prefix, its text(s) and one objective; and how examples become a ragged batch.
 
 Prefix = regions, then context `[CLS] tags [SEP]`. Text positions start at a fixed number after the context budget, so
 that tags may come and go without moving the text: the first word stands at `text_start + 1`, the BOS row of a causal
@@ -104,7 +104,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
+class Example:
     """A prefix, its texts and the targets of one objective.
 
     Attributes:
@@ -224,16 +224,16 @@ class BatchShape:
     draws: int = 0
 
 
-def collate(documents: Sequence[Document], shape: BatchShape) -> Batch:
-    """Lay documents out as one ragged batch."""
-    prefixes = [document.prefix for document in documents]
-    texts = [text for document in documents for text in document.texts]
+def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
+    """Lay examples out as one ragged batch."""
+    prefixes = [example.prefix for example in examples]
+    texts = [text for example in examples for text in example.texts]
     layout = Layout(
         num_regions=_lengths([prefix.features for prefix in prefixes]),
         num_context=_lengths([prefix.context for prefix in prefixes]),
         text_lengths=_lengths([text.token_ids for text in texts]),
-        text_prefix=np.repeat(np.arange(len(documents)), [len(document.texts) for document in documents]).astype(int),
-        seq2seq=np.array([document.seq2seq for document in documents], dtype=bool),
+        text_prefix=np.repeat(np.arange(len(examples)), [len(example.texts) for example in examples]).astype(int),
+        seq2seq=np.array([example.seq2seq for example in examples], dtype=bool),
     )
     first_positions = np.array([0] * len(prefixes) + [shape.text_start + (not text.has_start) for text in texts], int)
     positions = ranges(first_positions, np.concatenate([layout.num_context, layout.text_lengths]))
@@ -249,39 +249,37 @@ def collate(documents: Sequence[Document], shape: BatchShape) -> Batch:
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(positions),
         segments=(torch.arange(len(token_ids)) >= num_context).long(),
-        targets={name: _targets(name, kind, documents, layout, shape) for name, kind in shape.objectives.items()},
-        sources=[document.source for document in documents],
+        targets={name: _targets(name, kind, examples, layout, shape) for name, kind in shape.objectives.items()},
+        sources=[example.source for example in examples],
     )
 
 
-def _targets(
-    name: str, kind: type[Targets], documents: Sequence[Document], layout: Layout, shape: BatchShape
-) -> Targets:
+def _targets(name: str, kind: type[Targets], examples: Sequence[Example], layout: Layout, shape: BatchShape) -> Targets:
     """Gather the targets of one objective, as rows of the whole batch."""
-    chosen = [index for index, document in enumerate(documents) if document.objective == name]
-    first_text = starts_of(_lengths([document.texts for document in documents]))
-    picked = [documents[index] for index in chosen]
+    chosen = [index for index, example in enumerate(examples) if example.objective == name]
+    first_text = starts_of(_lengths([example.texts for example in examples]))
+    picked = [examples[index] for index in chosen]
     if kind in (WordTargets, CaptionTargets):
-        numbers = [first_text[index] + number for index in chosen for number in range(len(documents[index].texts))]
-        return _word_targets(kind, np.array(numbers, dtype=np.int64), documents, layout)
+        numbers = [first_text[index] + number for index in chosen for number in range(len(examples[index].texts))]
+        return _word_targets(kind, np.array(numbers, dtype=np.int64), examples, layout)
     if kind is SampleTargets:
-        samples = _lengths([() if document.draws is None else document.draws for document in picked])
+        samples = _lengths([() if example.draws is None else example.draws for example in picked])
         owner = np.repeat(np.array(chosen, dtype=np.int64), samples)
-        images = np.repeat(np.array([document.image for document in picked], dtype=np.int64), samples)
-        draws = _stack([document.draws for document in picked], shape.draws)
+        images = np.repeat(np.array([example.image for example in picked], dtype=np.int64), samples)
+        draws = _stack([example.draws for example in picked], shape.draws)
         return SampleTargets(torch.from_numpy(owner), torch.from_numpy(images), torch.from_numpy(draws))
     if kind is ObjectTargets:
-        rows = _join([layout.region_starts[index] + documents[index].regions for index in chosen], np.int64)
+        rows = _join([layout.region_starts[index] + examples[index].regions for index in chosen], np.int64)
         return ObjectTargets(
             torch.from_numpy(rows),
-            torch.from_numpy(_stack([document.region_classes for document in picked], shape.classes + 1)),
+            torch.from_numpy(_stack([example.region_classes for example in picked], shape.classes + 1)),
         )
-    which = ranges(first_text[chosen], _lengths([document.texts for document in picked]))
+    which = ranges(first_text[chosen], _lengths([example.texts for example in picked]))
     last = layout.text_starts[which] + layout.text_lengths[which] - 1
     if kind is MatchTargets:
         owner = layout.text_prefix[which]
         rows = np.where(layout.seq2seq[owner], last, layout.context_starts[owner]).astype(np.int64)
-        matches = [label for document in picked for label in document.match or ()]
+        matches = [label for example in picked for label in example.match or ()]
         return MatchTargets(torch.from_numpy(rows), torch.tensor(matches, dtype=torch.float32))
     answers = [np.zeros((len(d.texts), shape.answers)) if d.answers is None else d.answers for d in picked]
     scores = torch.from_numpy(_stack(answers, shape.answers))
@@ -289,17 +287,17 @@ def _targets(
 
 
 def _word_targets(
-    kind: type[Targets], numbers: np.ndarray, documents: Sequence[Document], layout: Layout
+    kind: type[Targets], numbers: np.ndarray, examples: Sequence[Example], layout: Layout
 ) -> WordTargets | CaptionTargets:
     """Words to predict in the texts of these numbers."""
-    every = [text for document in documents for text in document.texts]
+    every = [text for example in examples for text in example.texts]
     texts = [every[number] for number in numbers]
     places = _join([text.places for text in texts], np.int64)
     of_word = np.repeat(numbers, _lengths([text.places for text in texts]))
     words = WordTargets(torch.from_numpy(layout.text_starts[of_word] + places), _long([text.labels for text in texts]))
     if kind is WordTargets:
         return words
-    drop = np.array([document.drop for document in documents], dtype=np.int64)
+    drop = np.array([example.drop for example in examples], dtype=np.int64)
     return CaptionTargets(*words, torch.from_numpy(of_word), torch.from_numpy(drop))
 
 

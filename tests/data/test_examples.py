@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from dimvl.data.batch import AnswerTargets, MatchTargets, ObjectTargets, WordTargets
-from dimvl.data.documents import BatchShape, Document, Text, best_regions, collate, keyed_generator, make_prefix
+from dimvl.data.examples import BatchShape, Example, Text, best_regions, collate, keyed_generator, make_prefix
 from dimvl.tasks.base import masked_text, plain_text, seq2seq_text
 from tests.factories import FEATURE_WIDTH, TEXTS, make_processor, make_regions
 
@@ -26,20 +26,20 @@ def prefix(seed, regions=3):
     return make_prefix(make_regions(seed, count=regions), PROCESSOR.tags)
 
 
-def documents():
+def examples():
     """One of each objective; one without regions, two with two texts, one without any."""
     random = np.random.default_rng(0)
     captions = [seq2seq_text(words(n), random, TOKENIZER, "causal", 0.5) for n in (0, 1)]
     objects = make_regions(3, count=5)
     return [
-        Document(
+        Example(
             source="m",
             objective="masked",
             prefix=prefix(1, 0),
             texts=[masked_text(words(2), random, TOKENIZER, 0.4, False)],
         ),
-        Document(source="s", objective="words", prefix=prefix(2), texts=captions, seq2seq=True),
-        Document(
+        Example(source="s", objective="words", prefix=prefix(2), texts=captions, seq2seq=True),
+        Example(
             source="o",
             objective="objects",
             prefix=make_prefix(objects, PROCESSOR.tags, np.arange(5) == 2),
@@ -47,10 +47,10 @@ def documents():
             regions=np.array([2]),
             region_classes=np.array([[0.5, 0.25, 0.0, 0.25]]),
         ),
-        Document(
+        Example(
             source="p", objective="pairs", prefix=prefix(4, 1), texts=[plain_text(words(0), TOKENIZER)], match=[0.0]
         ),
-        Document(
+        Example(
             source="a",
             objective="answers",
             prefix=prefix(5, 2),
@@ -58,7 +58,7 @@ def documents():
             seq2seq=True,
             answers=np.array([[0.0, 0.6], [1.0, 0.0]]),
         ),
-        Document(source="e", objective="words", prefix=prefix(6, 1), texts=[], seq2seq=True),
+        Example(source="e", objective="words", prefix=prefix(6, 1), texts=[], seq2seq=True),
     ]
 
 
@@ -67,14 +67,14 @@ def token_ids_by_row(batch):
     return torch.cat([torch.full((batch.layout.num_vision,), -1), batch.token_ids])
 
 
-def test_rows_stand_as_regions_then_contexts_then_texts_each_in_the_order_of_the_documents():
-    given = documents()
+def test_rows_stand_as_regions_then_contexts_then_texts_each_in_the_order_of_the_examples():
+    given = examples()
     batch = collate(given, SHAPE)
-    features = np.concatenate([document.prefix.features for document in given]).astype(np.float32)
+    features = np.concatenate([example.prefix.features for example in given]).astype(np.float32)
     assert torch.equal(batch.region_features, torch.from_numpy(features))
     pieces = [d.prefix.context for d in given] + [text.token_ids for d in given for text in d.texts]
     assert batch.token_ids.tolist() == np.concatenate(pieces).tolist()
-    contexts = sum(len(document.prefix.context) for document in given)
+    contexts = sum(len(example.prefix.context) for example in given)
     assert batch.segments.tolist() == [0] * contexts + [1] * (len(batch.token_ids) - contexts)
     assert batch.layout.num_rows == len(features) + len(batch.token_ids)
     assert batch.layout.text_prefix.tolist() == [0, 1, 1, 2, 3, 4, 4]
@@ -86,12 +86,12 @@ def test_geometry_is_seven_fractions_of_each_box():
     regions = make_regions(1, count=2)
     x1, y1, x2, y2 = regions.boxes.T
     wanted = np.stack([x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1)], axis=1)
-    document = Document(source="", objective="", prefix=make_prefix(regions, PROCESSOR.tags), texts=[])
-    torch.testing.assert_close(collate([document], SHAPE).region_geometry, torch.from_numpy(wanted))
+    example = Example(source="", objective="", prefix=make_prefix(regions, PROCESSOR.tags), texts=[])
+    torch.testing.assert_close(collate([example], SHAPE).region_geometry, torch.from_numpy(wanted))
 
 
 def test_masked_words_restore_the_text_at_their_rows():
-    batch = collate(documents(), SHAPE)
+    batch = collate(examples(), SHAPE)
     rows, labels = batch.targets["masked"]
     restored = token_ids_by_row(batch)
     restored[rows] = labels
@@ -101,7 +101,7 @@ def test_masked_words_restore_the_text_at_their_rows():
 
 
 def test_every_row_of_a_causal_text_has_the_next_token_as_its_label():
-    batch = collate(documents(), SHAPE)
+    batch = collate(examples(), SHAPE)
     rows, labels = batch.targets["words"]
     by_row = token_ids_by_row(batch)
     ends = set((batch.layout.text_starts + batch.layout.text_lengths - 1).tolist())
@@ -112,7 +112,7 @@ def test_every_row_of_a_causal_text_has_the_next_token_as_its_label():
 
 
 def test_object_match_and_answer_targets_point_at_their_rows():
-    batch = collate(documents(), SHAPE)
+    batch = collate(examples(), SHAPE)
     by_row, layout = token_ids_by_row(batch), batch.layout
     objects, pairs, answers = (batch.targets[name] for name in ("objects", "pairs", "answers"))
     wanted = torch.from_numpy(make_regions(3, count=5).features[[2]])
@@ -134,7 +134,7 @@ def test_text_does_not_move_when_tags_come_and_go():
     assert len(shown.context) > len(hidden.context) == 2
     placed = []
     for one in (shown, hidden):
-        batch = collate([Document(source="", objective="", prefix=one, texts=texts)], SHAPE)
+        batch = collate([Example(source="", objective="", prefix=one, texts=texts)], SHAPE)
         context = len(one.context)
         assert batch.positions[:context].tolist() == list(range(context))
         placed.append(batch.positions[context:].tolist())
@@ -144,7 +144,7 @@ def test_text_does_not_move_when_tags_come_and_go():
 def test_the_first_word_stands_at_the_same_position_with_and_without_a_start_row():
     random = np.random.default_rng(0)
     causal, masked = (seq2seq_text(words(0), random, TOKENIZER, variant, 0.5) for variant in ("causal", "masked"))
-    batch = collate([Document(source="", objective="", prefix=prefix(1), texts=[causal, masked], seq2seq=True)], SHAPE)
+    batch = collate([Example(source="", objective="", prefix=prefix(1), texts=[causal, masked], seq2seq=True)], SHAPE)
     text = batch.positions[batch.segments == 1].tolist()
     start = PROCESSOR.text_start
     assert start >= len(prefix(1).context)
@@ -154,11 +154,11 @@ def test_the_first_word_stands_at_the_same_position_with_and_without_a_start_row
 
 def test_the_longest_text_has_a_position_and_none_is_left_over():
     long = np.resize(words(0), PROCESSOR.text_tokens)
-    batch = collate([Document(source="", objective="", prefix=prefix(1), texts=[plain_text(long, TOKENIZER)])], SHAPE)
+    batch = collate([Example(source="", objective="", prefix=prefix(1), texts=[plain_text(long, TOKENIZER)])], SHAPE)
     assert batch.positions.max() == PROCESSOR.max_positions - 1
 
 
-def test_batches_of_no_document_have_every_objective_with_no_target():
+def test_batches_of_no_example_have_every_objective_with_no_target():
     batch = collate([], SHAPE)
     assert batch.layout.num_rows == 0 and batch.region_features.shape == (0, FEATURE_WIDTH)
     assert batch.counts() == dict.fromkeys(SHAPE.objectives, 0)
@@ -166,8 +166,8 @@ def test_batches_of_no_document_have_every_objective_with_no_target():
     assert batch.targets["answers"].scores.shape == (0, 2)
 
 
-def test_a_batch_keeps_its_types_when_no_document_has_an_objective():
-    full, bare = collate(documents(), SHAPE), collate(documents()[-1:], SHAPE)
+def test_a_batch_keeps_its_types_when_no_example_has_an_objective():
+    full, bare = collate(examples(), SHAPE), collate(examples()[-1:], SHAPE)
     for name, target in full.targets.items():
         assert [part.dtype for part in target] == [part.dtype for part in bare.targets[name]]
 
@@ -189,5 +189,5 @@ def test_a_keyed_generator_depends_on_every_part_of_its_key():
 
 def test_a_text_without_targets_is_legal():
     text = Text(token_ids=words(0), places=np.zeros(0, dtype=np.int64), labels=np.zeros(0, dtype=np.int64))
-    batch = collate([Document(source="", objective="masked", prefix=prefix(1), texts=[text])], SHAPE)
+    batch = collate([Example(source="", objective="masked", prefix=prefix(1), texts=[text])], SHAPE)
     assert batch.counts()["masked"] == 0
