@@ -20,7 +20,7 @@ from benchmarks.harness import interleaved, ratio
 from benchmarks.samples import draw_lengths, make_batch
 from benchmarks.variants import MaskedWords, Size
 from dimvl.config import TrainingConfig
-from dimvl.data.batch import Layout
+from dimvl.data.layout import Layout
 from dimvl.model import plan as plans
 from dimvl.model.attention import attend, matmul_attention, sdpa
 from dimvl.model.linear import product

@@ -29,7 +29,6 @@ from torch import nn
 
 from benchmarks.harness import interleaved, ratio
 from benchmarks.step_memory import write_data
-from dimvl.config import CaptionConfig, PretrainConfig
 from dimvl.data.examples import Example
 from dimvl.data.sampler import ExampleSource, Step, TrainingSteps
 from dimvl.model.flops import total_flops
@@ -38,8 +37,11 @@ from dimvl.objectives import normalise
 from dimvl.profiling import profile
 from dimvl.profiling.table import as_values
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.captioning import CaptionSource
-from dimvl.training.build import build_task, read_annotations
+from dimvl.tasks import task_of
+from dimvl.tasks.captioning import CaptionConfig
+from dimvl.tasks.captioning.training import CaptionSource
+from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.training.build import build_task
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loading import prefetch
 from dimvl.training.ranks import SingleProcess
@@ -93,7 +95,7 @@ def measure_captions(
         seq2seq = {"variant": variant, "share": 0.15, "captions": CAPTIONS}
         sections = {"task": "caption", "seq2seq": seq2seq, "training": training}
         config = CaptionConfig.model_validate(config_of(folder, "captions", regions, model, **sections))
-        task, source = build_task(config, store := RegionStore(config.regions), *read_annotations(config, store))
+        task, source = build_task(config, store := RegionStore(config.regions), task_of(config).read(config, store))
         engine = TorchEngine(task, config.training)
         data = {"shared": steps_of(source, images, engine, rounds + 2)}
         data["pairs"] = steps_of(Pairs(source), images, engine, rounds + 2)

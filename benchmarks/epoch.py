@@ -19,7 +19,6 @@ import numpy as np
 
 from benchmarks.harness import in_fresh_process, memory
 from benchmarks.memory import EXTRACTOR, TEXTS, write_regions
-from dimvl.config import ObjectivesConfig, Seq2seqConfig
 from dimvl.data.examples import BatchShape, ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps, deal
@@ -29,7 +28,9 @@ from dimvl.files import write_json
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
-from dimvl.tasks.pretraining import PretrainSource, PretrainTask
+from dimvl.tasks.captioning import Seq2seqConfig
+from dimvl.tasks.pretraining import ObjectivesConfig
+from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 
 WORDS, ROWS_PER_STEP, ROWS_PER_GPU = 12, 65_536, 8192
 REAL = Extractor(
@@ -85,7 +86,7 @@ def open_steps(folder: Path, extractor: Extractor) -> TrainingSteps:
     texts = TextStore(folder / "texts")
     source = PretrainSource(texts, reader, ObjectivesConfig(), Seq2seqConfig(), tokenizer, seed=0)
     shape = BatchShape(
-        objectives=PretrainTask.objectives,
+        objectives=PretrainModule.objectives,
         text_start=processor.text_start,
         feature_width=extractor.feature_width,
         classes=len(extractor.classes),

@@ -24,6 +24,7 @@ from safetensors.torch import save_model
 
 from benchmarks.harness import interleaved, ratio
 from benchmarks.sizes import ModelSize
+from dimvl.checkpoints import MODEL, OPTIMISER, RUN, STATE, WEIGHTS
 from dimvl.data.processor import Processor
 from dimvl.data.scenes import SceneOptions, write_scenes
 from dimvl.data.tokenizer import Tokenizer
@@ -32,10 +33,10 @@ from dimvl.export import export
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
 from dimvl.predictor import Predictor
-from dimvl.pretrained import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, TrainedModel
 from dimvl.regions.detectors import SCENES, load_detector
 from dimvl.regions.extract import pictures_of_folder
 from dimvl.regions.records import Extractor, Regions
+from dimvl.trained_model import TrainedModel
 
 WORDS = ("is the small red circle left of a large blue square ?", "how many striped stars are there ?")
 NO_DETECTOR = Path("no detector is needed")

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import in_fresh_process, memory
-from dimvl.config import CaptionConfig, Seq2seqConfig
-from dimvl.data.batch import WordTargets
 from dimvl.data.examples import BatchShape, ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps
+from dimvl.data.targets import WordTargets
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
-from dimvl.tasks.captioning import OBJECTIVE, CaptionSource
+from dimvl.tasks.captioning import CaptionConfig, Seq2seqConfig
+from dimvl.tasks.captioning.training import OBJECTIVE, CaptionSource
 from dimvl.training.run import run_training
 
 WIDTH, REGIONS, STEPS = 16, 2, 200

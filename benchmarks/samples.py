@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dimvl.data.batch import Batch, Layout, WordTargets, ranges
+from dimvl.data.batch import Batch
+from dimvl.data.layout import Layout, ranges
+from dimvl.data.targets import WordTargets
 
 WIDTH, VOCABULARY, SHARE, MEDIAN_REGIONS, SIGMA = 2048, 30_522, 0.15, 30, 0.6
 KINDS = ("100+36", "36+20", "mixed")

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.harness import ratio
 from benchmarks.step_memory import write_data
-from dimvl.config import PretrainConfig
-from dimvl.pretrained import latest_checkpoint
+from dimvl.checkpoints import latest_checkpoint
+from dimvl.tasks.pretraining import PretrainConfig
 from dimvl.training.checkpoint import Saver
 from dimvl.training.early_stopping import Best
 from dimvl.training.run import run_training

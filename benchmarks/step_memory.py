@@ -26,7 +26,6 @@ import torch
 
 from benchmarks.epoch import write_real_regions
 from benchmarks.harness import in_fresh_process, interleaved, memory
-from dimvl.config import PretrainConfig
 from dimvl.data.batch import Batch
 from dimvl.data.sampler import TrainingSteps
 from dimvl.data.tokenizer import SPECIAL
@@ -35,8 +34,10 @@ from dimvl.model.work import Work
 from dimvl.planning.data import DataOverrides, gather
 from dimvl.planning.plan import meta_model, stage_memory
 from dimvl.regions.store import RegionStore
+from dimvl.tasks import task_of
+from dimvl.tasks.pretraining import PretrainConfig
 from dimvl.training import engine as engines
-from dimvl.training.build import build_task, read_annotations
+from dimvl.training.build import build_task
 from dimvl.training.deepspeed_engine import checked_options
 from dimvl.training.engine import Engine
 from dimvl.training.ranks import open_ranks
@@ -94,7 +95,7 @@ def measure(folder: Path, variant: dict[str, Any]) -> dict[str, float]:
         before = torch.cuda.memory_allocated() if gpu else memory()["resident"]
         torch.manual_seed(0)
         engines.keep_freed_memory = lambda: None
-        task, source = build_task(config, store, *read_annotations(config, store))
+        task, source = build_task(config, store, task_of(config).read(config, store))
         section, training = config.deepspeed, config.training
         options = {} if section is None else checked_options(training, section, ranks.size)
         engine = _engine(config, task, options, ranks)

@@ -29,16 +29,16 @@ from torch.utils.data import DataLoader
 
 from benchmarks.formats import EXTRACTOR, Reader, Store, all_readers, id_of
 from benchmarks.harness import interleaved, ratio
-from dimvl.config import Seq2seqConfig
-from dimvl.data.batch import CaptionTargets
 from dimvl.data.examples import BatchShape, ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps
+from dimvl.data.targets import CaptionTargets
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.records import Detections
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.captioning import OBJECTIVE, CaptionSource
+from dimvl.tasks.captioning import Seq2seqConfig
+from dimvl.tasks.captioning.training import OBJECTIVE, CaptionSource
 
 CAPTIONS, ROWS = 5, 64 * 110
 TEXTS = ("a small red circle left of a large blue square", "there are two blue stars", "the star is above a circle")

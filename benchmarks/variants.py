@@ -12,10 +12,10 @@ from benchmarks.peers import CORES, Bert, Lxmert, PaddedStream, Uniter, VisualBe
 from benchmarks.samples import VOCABULARY, WIDTH, PaddedBatch
 from benchmarks.sizes import part_modalities
 from dimvl.config import TrainingConfig
-from dimvl.data.batch import WordTargets
+from dimvl.data.targets import WordTargets
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import word_loss
-from dimvl.tasks.base import Task
+from dimvl.tasks.base import TaskModule
 from dimvl.training.engine import TorchEngine
 
 OURS, UNITER, PADDED, NAIVE = "dimvl", "UNITER", "padded single stream", "naive decoupled"
@@ -53,7 +53,7 @@ class Size:
         return model
 
 
-class MaskedWords(Task):
+class MaskedWords(TaskModule):
     """Words to predict and nothing else."""
 
     name = "masked words"

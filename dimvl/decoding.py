@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimvl.data.batch import Batch, ranges
+from dimvl.data.batch import Batch
+from dimvl.data.layout import ranges
 from dimvl.data.processor import Processor
 from dimvl.model.model import DimvlModel
 from dimvl.model.plan import plan_attention

@@ -5,22 +5,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from dimvl.config import (
-    CaptionConfig,
-    InputsConfig,
-    ModelConfig,
-    ObjectivesConfig,
-    PretrainConfig,
-    Section,
-    SelfCriticalConfig,
-    Seq2seqConfig,
-    TrainingConfig,
-    VqaConfig,
-    read_yaml,
-    validate,
-)
+from dimvl.config import InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
 from dimvl.data.scenes import SceneOptions
 from dimvl.errors import UserError
+from dimvl.tasks.answering import VqaConfig
+from dimvl.tasks.captioning import CaptionConfig, SelfCriticalConfig, Seq2seqConfig
+from dimvl.tasks.pretraining import ObjectivesConfig, PretrainConfig
 
 
 class ScenesConfig(Section):

@@ -27,18 +27,20 @@ from dimvl.data.scenes.world import COLOURS
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.decoding import DecodingOptions
 from dimvl.demo_config import DemoConfig, Places, changes_words, previous_phase, run_config
-from dimvl.evaluation import answer_questions, caption_images, match_probabilities
 from dimvl.export import export
 from dimvl.files import read_json, write_json
 from dimvl.metrics.vqa import question_accuracy
 from dimvl.predictor import Predictor
-from dimvl.pretrained import TrainedModel, load_model
 from dimvl.regions.detection_scores import attribute_accuracy, average_precision_50
 from dimvl.regions.detector import load_scene_detector
 from dimvl.regions.extract import extract, images_of_coco
 from dimvl.regions.geometry import xywh_to_corners
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.tasks.answering.prediction import answer_questions
+from dimvl.tasks.captioning.prediction import caption_images
+from dimvl.tasks.pretraining.matching import match_pairs
+from dimvl.trained_model import TrainedModel, load_model
 from dimvl.training.run import run_training
 
 Work = Callable[[DemoConfig, Places, Progress], None]
@@ -290,7 +292,7 @@ def matching_pairs(config: DemoConfig, places: Places) -> tuple[list[Pair], list
 
 def match_accuracy(trained: TrainedModel, store: RegionStore, pairs: Sequence[Pair]) -> float:
     """Share of pairs judged rightly at probability .5."""
-    probabilities = match_probabilities(trained, store, [(image, text) for image, text, _ in pairs])
+    probabilities = match_pairs(trained, store, [(image, text) for image, text, _ in pairs])
     return float(np.mean((probabilities > 0.5) == np.array([true for _, _, true in pairs])))
 
 

@@ -1,12 +1,12 @@
-"""A finished run to a folder in the conventions of the Hugging Face hub, with all that a prediction needs.
+"""Export of a run: one folder in the conventions of the Hugging Face hub, with all that predictions need.
 
 config.json           the model's arguments
-model.safetensors     each weight once
+model.safetensors     the weights
 processor.json        extractor, limits, answer vocabulary
 tokenizer.json, tokenizer_config.json
-trained_on.npy        hashes of the images that it was trained on
+trained_on.npy        hashes of the images it was trained on
 training.json         seed, data and code revision of the run
-detector/             what turns a picture into the regions that the model was trained with
+detector/             turns an image into the regions that the model was trained with
 README.md             model card: data, configuration, code revision, measured scores
 """
 
@@ -18,14 +18,16 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 
+from dimvl.checkpoints import MODEL, ORIGIN, WEIGHTS, origin_of, run_arguments
 from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, read_json, write_json
-from dimvl.pretrained import MODEL, ORIGIN, WEIGHTS, TrainedModel, load_model, origin_of, run_arguments
 from dimvl.regions.detections import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors import NO_DETECTOR, SCENES, load_detector, missing_file
 from dimvl.regions.records import Extractor
+from dimvl.tasks import task_of_model
+from dimvl.trained_model import TrainedModel, load_model
 
 CARD = "README.md"
 DETECTOR = "detector"
@@ -37,7 +39,6 @@ FILES = (
     TRAINED_ON,
     f"{DETECTOR}/detector.json",
 )
-PIPELINES = {"vqa": "visual-question-answering", "caption": "image-to-text", "pretrain": "feature-extraction"}
 
 
 def export(
@@ -49,15 +50,15 @@ def export(
     weights: str | None = None,
     classes: Path | None = None,
 ) -> Path:
-    """Write a run's best checkpoint (without validation its newest) as an export, whole or not at all.
+    """Write a run's best checkpoint (without validation the newest) as an export, completely or not at all.
 
     Args:
-        run: folder of the run; it is only read.
+        run: folder of the run, which is only read.
         out: folder to write; an older export there is replaced.
-        detector: what made the regions of the run, as `load_detector` opens it; its settings become those that the
-            regions were made with. `none` for regions that no detector here can make: the export then takes regions
-            and no pictures.
-        scores: what was measured, for the model card: names to numbers, or to such mappings.
+        detector: the detector of the run's regions, as for `load_detector`; its settings become those that the regions
+            were made with. `none` for regions that no detector here can make: the export then takes regions but no
+            images.
+        scores: measured scores for the model card: names to numbers, or to such mappings.
         weights: as in `load_detector`.
         classes: as in `load_detector`.
 
@@ -65,7 +66,7 @@ def export(
         `out`.
 
     Raises:
-        UserError: `run` is no run, `out` holds something else, the detector is another one, or the disk is full.
+        UserError: `run` is not a run, `out` holds something else, the detector is another one, or the disk is full.
 
     """
     arguments = run_arguments(run)
@@ -91,7 +92,7 @@ def export(
 
 
 def _same_detector(own: Extractor, name: str | Path, weights: str | None, classes: Path | None) -> RegionDetector:
-    """Open the detector that made the regions of a run, with the settings that it had then."""
+    """Open the detector of a run's regions, with the settings it had then."""
     found = load_detector(name, weights=weights, classes=classes)
     settings = found.extractor.parameters
     found.configure({key: value for key, value in own.parameters.items() if key in settings})
@@ -136,24 +137,23 @@ def model_card(
     config = arguments["config"]
     data = arguments["data"]
     synthetic = any(entry["synthetic"] for entry in data.values())
-    processor, task = trained.processor, config["task"]
-    metadata = {"library_name": "dimvl", "pipeline_tag": PIPELINES[task], "tags": ["dimvl", task]}
-    if synthetic:
-        metadata["tags"] = ["dimvl", task, "synthetic-data"]
+    processor, task = trained.processor, task_of_model(trained.processor)
+    tags = ["dimvl", task.name, *(["synthetic-data"] if synthetic else [])]
+    metadata = {"library_name": "dimvl", "pipeline_tag": task.pipeline_tag, "tags": tags}
     parameters = sum(weight.numel() for weight in trained.model.parameters())
     origin = config.get("initial")
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False).strip(),
         "---",
-        f"# dimvl: {task}",
+        f"# dimvl: {task.name}",
         "",
         f"A region-based vision-language model with modality-decoupled attention ({parameters / 1e6:.2f} million "
         "weights). "
         + (
-            "The folder holds the detector too: picture in, result out."
+            "The folder includes the detector: image in, result out."
             if detector
-            else "It holds no detector: it takes the regions of a store and no pictures."
+            else "It has no detector: it takes the regions of a store, not images."
         ),
         "",
         *(_usage(trained) if detector else ["```", "dimvl evaluate FOLDER --regions STORE", "```", ""]),
@@ -166,7 +166,7 @@ def model_card(
         "",
         "## Scores",
         "",
-        *(_score_table(scores) if scores else ["None were given when the model was exported."]),
+        *(_score_table(scores) if scores else ["No scores were given when the model was exported."]),
         "",
         "## Configuration",
         "",
@@ -183,14 +183,8 @@ def model_card(
 
 
 def _usage(trained: TrainedModel) -> list[str]:
-    processor = trained.processor
-    examples = {
-        'predictor.answer("photo.png", "what colour is the circle?")': bool(processor.answers),
-        'predictor.caption("photo.png")': processor.captions,
-        'predictor.match("photo.png", "a red circle")': processor.matches,
-    }
-    lines = [example for example, possible in examples.items() if possible]
-    begin = ["from dimvl.predictor import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
+    lines = [ability.example for ability in task_of_model(trained.processor).abilities.values()]
+    begin = ["from dimvl import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
     return ["```python", *begin, *lines, "```", ""]
 
 
@@ -210,7 +204,7 @@ def _score_table(scores: Mapping[str, Any], place: str = "") -> list[str]:
 
 
 def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce paths to their last part: where files lay on a machine is nobody's business."""
+    """Reduce paths to their last part, since folders of a machine are private."""
     result: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):

@@ -1,14 +1,14 @@
-"""Picture in, answer or caption out: an export made usable in three lines of Python.
+"""Image in, answer or caption out: an export in three lines of Python.
 
     predictor = Predictor.from_pretrained("exports/vqa")
-    predictor.answer("photo.png", "what color is the star?")
+    predictor.answer("image.png", "what color is the star?")
 
-The detector, and with it torchvision, is loaded with the first picture. Nothing of the training code is needed.
+The detector, and with it torchvision, is loaded with the first image. None of the training code is needed.
 """
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,55 +16,44 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dimvl.callbacks import Progress
 from dimvl.data.examples import Prefix, best_regions, make_prefix
-from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
-from dimvl.pretrained import TrainedModel, choose_device, load_model
 from dimvl.regions.detections import RegionDetector
 from dimvl.regions.detectors import load_detector
 from dimvl.regions.extract import detect_files
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.images import load_image, quiet_decoders, upright_rgb
 from dimvl.regions.records import Regions
+from dimvl.tasks import task_of_model
+from dimvl.tasks.answering.prediction import Answer
+from dimvl.tasks.task import Ability
+from dimvl.trained_model import TrainedModel, choose_device, load_model
 
 logger = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-Picture = str | Path | Image.Image | Regions
-Pictures = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[Picture]
+ImageInput = str | Path | Image.Image | Regions
+ImageInputs = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[ImageInput]
 Key = str | int
 Item = TypeVar("Item")
-AT_ONCE = 32  # pictures that are looked at together
-ROWS_AT_ONCE = 2048  # regions, tags and words in one forward; with four times as many a CPU spends a fifth on memory
-ROWS_CACHED = 8192  # prefixes and words of the captions that are written together
-READERS = 2  # threads that read pictures ahead
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The best answer with its probability, and the best few (answer, probability), best first.
-
-    Each answer has a probability of its own (a sigmoid, as is usual for VQA v2); they do not add up to 1.
-    """
-
-    text: str
-    probability: float
-    top: list[tuple[str, float]]
+AT_ONCE = 32  # images that the detector gets together
+ROWS_AT_ONCE = 2048  # regions, tags and words in one forward pass; at 8192 a CPU spends a fifth on memory
+ROWS_CACHED = 8192  # prefixes and words of captions decoded together
+READERS = 2  # threads that read images ahead
 
 
 class RegionDrop(NamedTuple):
-    """A region and what it was worth to an answer.
+    """A region and how much an answer depends on it.
 
     Attributes:
-        box: x1, y1, x2, y2 in pixels of the upright picture.
+        box: x1, y1, x2, y2 in pixels of the upright image.
         name: class of the region, empty if unknown.
         attributes: in reading order.
         score: probability of the class.
-        probability_drop: the answer's probability minus what is left when the region and its tags are removed.
+        probability_drop: the answer's probability minus that without the region and its tags.
 
     """
 
@@ -88,7 +77,7 @@ class Predictor:
 
     Args:
         trained: model and processor.
-        detector: folder of the detector; it is loaded with the first picture.
+        detector: folder of the detector, which is loaded with the first image.
 
     """
 
@@ -106,7 +95,7 @@ class Predictor:
             device: `auto` (CUDA if there is one), `cpu` or `cuda`.
 
         Raises:
-            UserError: it does not exist, a file is missing or damaged, or there is no such device.
+            UserError: it does not exist, a file is missing or damaged, or the device is not available.
 
         """
         folder = _local_folder(name)
@@ -114,33 +103,33 @@ class Predictor:
         return cls(load_model(folder, choose_device(device)).for_prediction(), folder / DETECTOR)
 
     @overload
-    def regions(self, images: Picture) -> Regions: ...
+    def regions(self, images: ImageInput) -> Regions: ...
     @overload
-    def regions(self, images: Pictures) -> list[Regions]: ...
-    def regions(self, images: Picture | Pictures) -> Regions | list[Regions]:
-        """Find the regions of a picture or of a list of pictures; pass them on in the place of pictures to reuse them.
+    def regions(self, images: ImageInputs) -> list[Regions]: ...
+    def regions(self, images: ImageInput | ImageInputs) -> Regions | list[Regions]:
+        """Find the regions of an image or a list of images; they can be used in place of images to save time.
 
         Args:
-            images: paths, PIL pictures or regions; a picture that comes twice is looked at once.
+            images: paths, PIL images or regions; an image given twice is processed once.
 
         Raises:
-            UserError: a picture cannot be read, or regions are of another width than the model's.
+            UserError: an image cannot be read, or regions have another feature width than the model.
 
         """
-        pictures = _listed(images)
+        images = _listed(images)
         found: dict[Key, Regions] = {}
         waiting: dict[Key, Image.Image] = {}
-        for picture in pictures:
-            key = _key(picture)
-            if isinstance(picture, Regions):
-                found[key] = picture
+        for image in images:
+            key = _key(image)
+            if isinstance(image, Regions):
+                found[key] = image
             elif key not in found and key not in waiting:
-                waiting[key] = upright_rgb(picture) if isinstance(picture, Image.Image) else load_image(Path(picture))
+                waiting[key] = upright_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))
             if len(waiting) == AT_ONCE:
                 found |= self._detect(waiting)
                 waiting = {}
         found |= self._detect(waiting)
-        result = [found[_key(picture)] for picture in pictures]
+        result = [found[_key(image)] for image in images]
         return result if isinstance(images, list) else result[0]
 
     def regions_of_files(
@@ -149,14 +138,14 @@ class Predictor:
         skipped: list[tuple[Path, str]],
         progress: Progress | None = None,
     ) -> Iterator[list[Regions]]:
-        """Find the regions of many pictures, a few at a time, in their order, while the next ones are being read.
+        """Find the regions of many image files, in order, a few at a time while the next ones are being read.
 
-        A picture that cannot be read, or on which the detector fails, is logged and left out.
+        An image that cannot be read, or on which the detector fails, is logged and skipped.
 
         Args:
-            files: of pictures; `image_id` of the regions is the path as text.
-            skipped: grows by each picture that is left out, with the reason.
-            progress: called with pictures dealt with and in total.
+            files: image files; `image_id` of the regions is the path as text.
+            skipped: gets each skipped image appended, with the reason.
+            progress: called with (images processed, images in total).
 
         """
         with quiet_decoders():
@@ -167,100 +156,136 @@ class Predictor:
                 if progress is not None:
                     progress(done, len(files))
 
-    @overload
-    def answer(self, images: Picture, questions: str, top: int = 5) -> Answer: ...
-    @overload
-    def answer(self, images: Picture | Pictures, questions: list[str], top: int = 5) -> list[Answer]: ...
-    @overload
-    def answer(self, images: Pictures, questions: str, top: int = 5) -> list[Answer]: ...
-    def answer(self, images: Picture | Pictures, questions: str | list[str], top: int = 5) -> Answer | list[Answer]:
-        """Answer a question on a picture, or lists of them; one picture with many questions is looked at once.
+    def predict(
+        self, ability: str, images: ImageInput | ImageInputs, texts: str | list[str] | None = None, **options: Any
+    ) -> list[Any]:
+        """Apply any ability of the model's task to images.
 
         Args:
-            images: one picture, or a list.
-            questions: one question, or a list; two lists are taken in pairs.
-            top: number of best answers to tell.
+            ability: a key of `Task.abilities`, such as `answer`, `caption` or `match`.
+            images: one image, or a list.
+            texts: one text, or a list, for an ability that takes texts; two lists are taken in pairs.
+            options: of the ability.
+
+        Returns:
+            One result for each image or pair.
 
         Raises:
-            UserError: an empty question, a picture that cannot be read, or a model that does not answer.
+            UserError: the model lacks the ability, an image cannot be read, or a text is empty.
 
         """
-        self.trained.require("answer")
-        answers = [
-            self._answer(row, top) for row in self._of_pairs(images, questions, self.trained.answer_probabilities)
-        ]
+        found = self._ability(ability)
+        if found.takes_text:
+            raw = self._of_pairs(images, texts if texts is not None else [], found)
+        else:
+            raw = self._of_images(images, found, options)
+        return [found.result(self.trained, one, **options) for one in raw]
+
+    @overload
+    def answer(self, images: ImageInput, questions: str, top: int = 5) -> Answer: ...
+    @overload
+    def answer(self, images: ImageInput | ImageInputs, questions: list[str], top: int = 5) -> list[Answer]: ...
+    @overload
+    def answer(self, images: ImageInputs, questions: str, top: int = 5) -> list[Answer]: ...
+    def answer(
+        self, images: ImageInput | ImageInputs, questions: str | list[str], top: int = 5
+    ) -> Answer | list[Answer]:
+        """Answer a question about an image, or lists of them; an image with many questions is looked at once.
+
+        Args:
+            images: one image, or a list.
+            questions: one question, or a list; two lists are taken in pairs.
+            top: number of best answers to return.
+
+        Raises:
+            UserError: an empty question, an image that cannot be read, or a model that does not answer.
+
+        """
+        answers = self.predict("answer", images, questions, top=top)
         return answers if isinstance(images, list) or isinstance(questions, list) else answers[0]
 
     @overload
-    def caption(self, images: Picture, beams: int = 3) -> str: ...
+    def caption(self, images: ImageInput, beams: int = 3) -> str: ...
     @overload
-    def caption(self, images: Pictures, beams: int = 3) -> list[str]: ...
-    def caption(self, images: Picture | Pictures, beams: int = 3) -> str | list[str]:
-        """Describe a picture or a list of pictures.
+    def caption(self, images: ImageInputs, beams: int = 3) -> list[str]: ...
+    def caption(self, images: ImageInput | ImageInputs, beams: int = 3) -> str | list[str]:
+        """Describe an image or a list of images.
 
         Args:
-            images: one picture, or a list.
+            images: one image, or a list.
             beams: width of the beam search; 1 is greedy.
 
         Raises:
-            UserError: a picture that cannot be read, or a model that does not caption.
+            UserError: an image that cannot be read, or a model that does not caption.
 
         """
-        self.trained.require("caption")
-        prefixes = self._prefixes(self.regions(_listed(images)))
-        options = DecodingOptions(beams=beams)
-        text_rows = beams * (self.trained.processor.text_tokens + 1)
-        parts = _parts([_rows(prefix) + text_rows for prefix in prefixes], ROWS_CACHED)
-        captions = [text for part in parts for text in self.trained.captions(prefixes[part], options)]
+        captions = self.predict("caption", images, beams=beams)
         return captions if isinstance(images, list) else captions[0]
 
     @overload
-    def match(self, images: Picture, texts: str) -> float: ...
+    def match(self, images: ImageInput, texts: str) -> float: ...
     @overload
-    def match(self, images: Picture | Pictures, texts: list[str]) -> list[float]: ...
+    def match(self, images: ImageInput | ImageInputs, texts: list[str]) -> list[float]: ...
     @overload
-    def match(self, images: Pictures, texts: str) -> list[float]: ...
-    def match(self, images: Picture | Pictures, texts: str | list[str]) -> float | list[float]:
-        """Probability that a text belongs to a picture, or those of lists of them.
+    def match(self, images: ImageInputs, texts: str) -> list[float]: ...
+    def match(self, images: ImageInput | ImageInputs, texts: str | list[str]) -> float | list[float]:
+        """Return the probability that a text belongs to an image, or those of lists of them.
 
         Args:
-            images: one picture, or a list.
+            images: one image, or a list.
             texts: one text, or a list; two lists are taken in pairs.
 
         Raises:
-            UserError: an empty text, a picture that cannot be read, or a model that does not match.
+            UserError: an empty text, an image that cannot be read, or a model that does not match.
 
         """
-        self.trained.require("match")
-        probabilities = self._of_pairs(images, texts, self.trained.match_probabilities).tolist()
+        probabilities = self.predict("match", images, texts)
         return probabilities if isinstance(images, list) or isinstance(texts, list) else probabilities[0]
 
-    def explain(self, image: Picture, question: str, top: int = 5) -> Explanation:
-        """Answer a question and tell what the answer looked at: the probability drop when a region is removed.
+    def explain(self, image: ImageInput, question: str, top: int = 5) -> Explanation:
+        """Answer a question, and return by how much the answer's probability drops without each region.
 
-        Each region in turn is taken away, with the tags that only it gives; the question is asked on all of these and
-        on the whole in one batch.
+        Each region in turn is removed, with the tags that only it gives; the question is answered for all of these and
+        for the whole image in one batch.
 
         Args:
-            image: one picture.
+            image: one image.
             question: one question.
-            top: number of best answers to tell.
+            top: number of best answers to return.
 
         Raises:
             UserError: as `answer`.
 
         """
-        self.trained.require("answer")
+        ability = self._ability("answer")
         words = self.trained.tokenise([question])[0]
         regions = self._best(self.regions(image))
         without = [_without(regions, place) for place in range(len(regions))]
         prefixes = [make_prefix(shown, self._tags) for shown in (regions, *without)]
-        probabilities = self.trained.answer_probabilities(prefixes, [words] * len(prefixes))
-        answer = self._answer(probabilities[0], top)
+        probabilities = ability.apply(self.trained, prefixes, [words] * len(prefixes))
+        answer = ability.result(self.trained, probabilities[0], top=top)
         best = probabilities[:, int(probabilities[0].argmax())]
         drops = (best[0] - best[1:]).tolist()
         described = [self._describe(regions, place, drop) for place, drop in enumerate(drops)]
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
+
+    def require(self, ability: str) -> None:
+        """Check that the model has an ability.
+
+        Raises:
+            UserError: it has not; names those that it has.
+
+        """
+        self._ability(ability)
+
+    def _ability(self, name: str) -> Ability:
+        abilities = task_of_model(self.trained.processor).abilities
+        if name not in abilities:
+            others = " and ".join(abilities)
+            raise UserError(
+                f"the model {self.trained.weights.parent} cannot {name}, but it can {others}; give another model"
+            )
+        return abilities[name]
 
     @cached_property
     def _detector(self) -> RegionDetector:
@@ -280,35 +305,37 @@ class Predictor:
         """Return the regions that the model takes.
 
         Raises:
-            UserError: they are of another width than the model's.
+            UserError: their features have another width than the model's.
 
         """
         width, given = self.trained.processor.extractor.feature_width, regions.features.shape[1]
         if given != width:
             raise UserError(
                 f"the regions of {regions.image_id} have features of width {given}, the model takes {width}; give the "
-                "picture itself"
+                "image itself"
             )
         return best_regions(regions, self.trained.processor.max_regions)
 
-    def _of_pairs(
-        self,
-        images: Picture | Pictures,
-        texts: str | list[str],
-        probabilities: Callable[[list[Prefix], list[np.ndarray]], torch.Tensor],
-    ) -> torch.Tensor:
-        """Probabilities of each pair: (M, ...), each picture's texts together whatever the order of the pairs.
+    def _of_images(self, images: ImageInput | ImageInputs, ability: Ability, options: Mapping[str, Any]) -> list[Any]:
+        """Raw results of each image."""
+        prefixes = self._prefixes(self.regions(_listed(images)))
+        added = ability.rows(self.trained, **options)
+        parts = _parts([_rows(prefix) + added for prefix in prefixes], ROWS_CACHED)
+        return [one for part in parts for one in ability.apply(self.trained, prefixes[part], None, **options)]
 
-        The texts are checked before any picture is looked at.
+    def _of_pairs(self, images: ImageInput | ImageInputs, texts: str | list[str], ability: Ability) -> list[Any]:
+        """Raw results of each pair, computed with the texts of an image together whatever the order of the pairs.
+
+        The texts are checked before any image is looked at.
         """
-        pictures, given = _listed(images), texts if isinstance(texts, list) else [texts]
+        listed, given = _listed(images), texts if isinstance(texts, list) else [texts]
         words = self.trained.tokenise(given)
-        if len(pictures) != len(given) and 1 not in (len(pictures), len(given)):
-            raise UserError(f"{len(pictures)} pictures and {len(given)} texts do not pair up; give as many of each")
-        count = len(given) if len(pictures) == 1 else len(pictures)
+        if len(listed) != len(given) and 1 not in (len(listed), len(given)):
+            raise UserError(f"{len(listed)} images and {len(given)} texts do not pair up; give as many of each")
+        count = len(given) if len(listed) == 1 else len(listed)
         if not count:
-            return torch.zeros(0)
-        prefixes, words = _repeated(self._prefixes(self.regions(pictures)), count), _repeated(words, count)
+            return []
+        prefixes, words = _repeated(self._prefixes(self.regions(listed)), count), _repeated(words, count)
         first: dict[int, int] = {}  # where each prefix comes first
         for place, prefix in enumerate(prefixes):
             first.setdefault(id(prefix), place)
@@ -317,19 +344,13 @@ class Predictor:
         apart = [not (self.trained.processor.shared_prefix and one is other) for one, other in pairwise(prefixes)]
         rows = [_rows(prefix) * own for prefix, own in zip(prefixes, [True, *apart], strict=True)]
         parts = _parts([before + len(text) + 1 for before, text in zip(rows, words, strict=True)], ROWS_AT_ONCE)
-        found = torch.cat([probabilities(prefixes[part], words[part]) for part in parts])
-        return found[np.argsort(order)]
+        found = [one for part in parts for one in ability.apply(self.trained, prefixes[part], words[part])]
+        return [found[place] for place in np.argsort(order)]
 
     def _prefixes(self, images: Sequence[Regions]) -> list[Prefix]:
-        """One prefix for each; regions that come twice (the same object) give the same prefix."""
+        """Make one prefix for each; regions that come twice (the same object) get the same prefix."""
         made = {id(regions): make_prefix(self._best(regions), self._tags) for regions in images}
         return [made[id(regions)] for regions in images]
-
-    def _answer(self, probabilities: torch.Tensor, top: int) -> Answer:
-        answers = self.trained.processor.answers
-        best = probabilities.topk(min(top, len(answers)))
-        ranked = [(answers[place], value) for value, place in zip(*(part.tolist() for part in best), strict=True)]
-        return Answer(*ranked[0], ranked)
 
     def _describe(self, regions: Regions, place: int, drop: float) -> RegionDrop:
         extractor = self.trained.processor.extractor
@@ -345,7 +366,7 @@ class Predictor:
         )
 
 
-def _listed(images: Picture | Pictures) -> list[Picture]:
+def _listed(images: ImageInput | ImageInputs) -> list[ImageInput]:
     return list(images) if isinstance(images, list) else [images]
 
 
@@ -354,7 +375,7 @@ def _rows(prefix: Prefix) -> int:
 
 
 def _parts(rows: Sequence[int], most: int) -> list[slice]:
-    """Cut a list of items with so many rows each into parts of at most `most` rows and at least one item."""
+    """Cut a list of items with these numbers of rows into parts of at most `most` rows and at least one item."""
     starts, total = [0], 0
     for place, count in enumerate(rows):
         if total + count > most and place > starts[-1]:
@@ -368,9 +389,9 @@ def _repeated(items: Sequence[Item], count: int) -> list[Item]:
     return list(items) * count if len(items) == 1 else list(items)
 
 
-def _key(picture: Picture) -> Key:
-    """What makes two pictures the same one."""
-    return str(picture) if isinstance(picture, str | Path) else id(picture)
+def _key(image: ImageInput) -> Key:
+    """Return what makes two inputs the same image."""
+    return str(image) if isinstance(image, str | Path) else id(image)
 
 
 def _without(regions: Regions, place: int) -> Regions:
@@ -381,11 +402,11 @@ def _without(regions: Regions, place: int) -> Regions:
 
 
 def _local_folder(name: str | Path) -> Path:
-    """Find an export: a folder here, or else a model of the hub, downloaded once."""
+    """Find an export: a local folder, or else a model on the hub, which is downloaded once."""
     folder = Path(name)
     if folder.is_dir():
         return folder
-    # "exports/vqa" looks like a name on the hub; where there is a folder "exports", a folder was meant.
+    # "exports/vqa" looks like a name on the hub; if a folder "exports" exists, a folder was meant.
     if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
         raise UserError(f"{name} does not exist; give the folder of an export or a model's name on the hub")
     from huggingface_hub import snapshot_download
@@ -394,4 +415,4 @@ def _local_folder(name: str | Path) -> Path:
         return Path(snapshot_download(name))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} is neither a folder here nor a model of the hub in reach ({reason})") from error
+        raise UserError(f"{name} is neither a local folder nor a model that the hub has ({reason})") from error

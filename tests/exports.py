@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_model
 
+from dimvl.checkpoints import MODEL, OPTIMISER, RUN, STATE, WEIGHTS
 from dimvl.data.processor import Processor
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
-from dimvl.pretrained import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, TrainedModel
 from dimvl.regions.detector import Detector
 from dimvl.regions.detector_network import DetectorSettings
 from dimvl.regions.records import Extractor
+from dimvl.trained_model import TrainedModel
 from tests.factories import ATTRIBUTES, CLASSES, make_extractor, make_processor
 
 ANSWERS = ("yes", "no", "red", "blue", "2")

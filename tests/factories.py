@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dimvl.data.batch import Batch, Layout
+from dimvl.data.batch import Batch
+from dimvl.data.layout import Layout
 from dimvl.data.processor import Processor
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel

@@ -15,7 +15,8 @@ import torch
 
 from dimvl.data.sampler import TrainingSteps
 from dimvl.regions.store import RegionStore
-from dimvl.training.build import build_task, read_annotations
+from dimvl.tasks import task_of
+from dimvl.training.build import build_task
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import train
 from tests.tiny_runs import TinyData, make_config, make_data
@@ -37,7 +38,7 @@ def curve(name: str, data: TinyData, folder: Path, precision: str = "fp32") -> l
     training = {"warmup_steps": 4, "learning_rate": 1e-3, "precision": precision, **changes["training"]}
     config = make_config(data, folder, task_name, model=MODEL, **{**changes, "training": training})
     store = RegionStore(config.regions)
-    task, source = build_task(config, store, *read_annotations(config, store))
+    task, source = build_task(config, store, task_of(config).read(config, store))
     generator = np.random.default_rng(0)
     with torch.no_grad():
         for parameter in task.parameters():

@@ -14,7 +14,7 @@ from benchmarks import decode, end_to_end, harness, inference, train, variants
 from benchmarks.compiled import Trial, try_compiled
 from benchmarks.peers import CORES, PaddedStream, Uniter
 from benchmarks.samples import draw_lengths, make_batch, pad, token_buckets
-from dimvl.config import CaptionConfig
+from dimvl.tasks.captioning import CaptionConfig
 from tools.performance_goals import Goal, all_goals, judged
 
 TINY = variants.Size(layers=1, width=32, heads=2, budget=240, batches=2)
@@ -250,7 +250,7 @@ def test_pairs_with_another_loss_than_shared_prefixes_are_not_timed(tmp_path):
     sections = {"task": "caption", "training": {"steps": 2, "device": "cpu"}}
     config = CaptionConfig.model_validate(end_to_end.config_of(tmp_path, "run", 6, end_to_end.TINY, **sections))
     store = end_to_end.RegionStore(config.regions)
-    task, source = end_to_end.build_task(config, store, *end_to_end.read_annotations(config, store))
+    task, source = end_to_end.build_task(config, store, end_to_end.task_of(config).read(config, store))
     engine, pairs = end_to_end.TorchEngine(task, config.training), end_to_end.Pairs(source)
     data = {"shared": end_to_end.steps_of(source, 2, engine, 2), "pairs": end_to_end.steps_of(pairs, 2, engine, 2)}
     facts = end_to_end.compare_first(data, engine)

@@ -3,18 +3,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dimvl.config import (
-    CaptionConfig,
-    ModelConfig,
-    PretrainConfig,
-    Section,
-    VqaConfig,
-    load_config,
-    read_yaml,
-    validate,
-)
+from dimvl.config import ModelConfig, Section, read_yaml, validate
 from dimvl.demo_config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
+from dimvl.tasks import load_config
+from dimvl.tasks.answering import VqaConfig
+from dimvl.tasks.captioning import CaptionConfig
+from dimvl.tasks.pretraining import PretrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRETRAIN = {"output": "runs/a", "regions": "regions", "captions": "c.json", "training": {"steps": 10}}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dimvl.checkpoints import latest_checkpoint
 from dimvl.export import export
 from dimvl.model.attention import attend
 from dimvl.model.embeddings import RegionEmbeddings
 from dimvl.model.plan import plan_attention
 from dimvl.predictor import Predictor
-from dimvl.pretrained import latest_checkpoint
 from dimvl.training.run import run_training
 from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
 from tests.factories import make_batch, make_layout, make_model

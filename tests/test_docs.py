@@ -9,10 +9,10 @@ import pytest
 import typer.main
 
 from dimvl.cli import app
-from dimvl.config import load_config
 from dimvl.demo_config import Places
 from dimvl.errors import UserError
 from dimvl.predictor import Answer, Explanation, Predictor, RegionDrop
+from dimvl.tasks import load_config
 from tools import write_configuration_docs, write_performance_docs
 
 ROOT = Path(__file__).parents[1]

@@ -13,19 +13,14 @@ from dimvl.data.examples import ImageReader
 from dimvl.data.scenes import SceneOptions, read_worlds, write_scenes
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
-from dimvl.evaluation import (
-    Evaluation,
-    answer_questions,
-    caption_images,
-    evaluate_captions,
-    evaluate_questions,
-    match_probabilities,
-    with_official_scores,
-)
 from dimvl.metrics.captions import CaptionScores
-from dimvl.pretrained import TrainedModel
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.tasks.answering.prediction import answer_questions, evaluate_questions
+from dimvl.tasks.captioning.prediction import caption_images, evaluate_captions, with_official_scores
+from dimvl.tasks.pretraining.matching import match_pairs
+from dimvl.tasks.task import Evaluation
+from dimvl.trained_model import TrainedModel
 from tests.exports import all_abilities, make_trained
 from tests.factories import TEXTS, make_extractor, make_regions, make_store
 
@@ -65,8 +60,8 @@ def test_captions_depend_on_neither_the_order_nor_the_batches(trained: TrainedMo
 
 def test_match_probabilities_stand_in_the_order_of_the_pairs(trained: TrainedModel, store: RegionStore) -> None:
     pairs = [(image, text) for image in IMAGES for text in TEXTS]
-    whole = match_probabilities(trained, store, pairs)
-    single = [match_probabilities(trained, store, [pair])[0] for pair in pairs]
+    whole = match_pairs(trained, store, pairs)
+    single = [match_pairs(trained, store, [pair])[0] for pair in pairs]
     np.testing.assert_allclose(whole, single, atol=1e-5)  # fp32 sums in another order
     assert whole.std() > 1e-3
     assert ((whole > 0) & (whole < 1)).all()
@@ -88,7 +83,7 @@ def test_a_store_of_another_extractor_is_refused_with_both_names(tmp_path: Path,
     other = replace(trained.processor, extractor=replace(make_extractor(), name="other", fingerprint="0" * 64))
     store = RegionStore(make_store(tmp_path / "regions"))
     with pytest.raises(UserError, match=r"made by fake .* trained with other"):
-        match_probabilities(replace(trained, processor=other), store, [("1", "a star")])
+        match_pairs(replace(trained, processor=other), store, [("1", "a star")])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +93,7 @@ def test_an_image_that_the_store_lacks_and_an_empty_text_are_refused(
     trained: TrainedModel, store: RegionStore, image_id: str, text: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        match_probabilities(trained, store, [("1", "a star"), (image_id, text)])
+        match_pairs(trained, store, [("1", "a star"), (image_id, text)])
 
 
 def test_nothing_to_evaluate_is_an_error_and_no_score(trained: TrainedModel, store: RegionStore) -> None:
@@ -114,7 +109,7 @@ def test_texts_that_are_too_long_are_cut_with_one_warning_that_counts(
     long = "a star " * 30
     cut = "a star " * 8  # 16 tokens, the limit
     with caplog.at_level(logging.WARNING):
-        probabilities = match_probabilities(trained, store, [("1", long), ("2", long), ("1", cut), ("2", "a star")])
+        probabilities = match_pairs(trained, store, [("1", long), ("2", long), ("1", cut), ("2", "a star")])
     assert [record.getMessage() for record in caplog.records] == ["2 of 4 texts are longer than 16 tokens and were cut"]
     assert probabilities[0] == pytest.approx(probabilities[2], abs=1e-6)
 
@@ -134,7 +129,7 @@ def test_what_a_model_was_not_trained_for_is_refused_and_what_it_can_is_named(
         elif ability == "caption":
             caption_images(trained, store, IMAGES)
         else:
-            match_probabilities(trained, store, [("1", "a star")])
+            match_pairs(trained, store, [("1", "a star")])
 
 
 def test_answers_to_a_question_file_are_records_of_the_official_format_with_their_scores(

@@ -14,8 +14,8 @@ from dimvl.data.processor import Processor
 from dimvl.errors import UserError
 from dimvl.export import FILES, check_export, export
 from dimvl.model.model import DimvlModel
-from dimvl.pretrained import TrainedModel, load_model
 from dimvl.regions.detector import Detector
+from dimvl.trained_model import TrainedModel, load_model
 from tests.exports import all_abilities, make_detector, make_trained, write_run
 from tests.factories import make_regions
 

@@ -14,15 +14,17 @@ import dimvl.predictor
 from dimvl.data.annotations import Question
 from dimvl.data.examples import make_prefix
 from dimvl.errors import UserError
-from dimvl.evaluation import answer_questions, caption_images, match_probabilities
 from dimvl.export import export
 from dimvl.predictor import Predictor
-from dimvl.pretrained import load_model
 from dimvl.regions.detector import Detector
 from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.tasks.answering.prediction import answer_questions
+from dimvl.tasks.captioning.prediction import caption_images
+from dimvl.tasks.pretraining.matching import match_pairs
+from dimvl.trained_model import load_model
 from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
 
 QUESTION = "is the star above a circle"
@@ -69,7 +71,7 @@ def test_predictions_from_pictures_are_those_from_a_region_store(folder: Path, p
     answers = [answer.text for answer in predictor.answer(pictures, QUESTION)]
     assert answers == list(answer_questions(trained, store, questions).values())
     assert predictor.caption(pictures) == list(caption_images(trained, store, ["1", "2", "3"]).values())
-    matches = match_probabilities(trained, store, [(str(number), QUESTION) for number in (1, 2, 3)])
+    matches = match_pairs(trained, store, [(str(number), QUESTION) for number in (1, 2, 3)])
     np.testing.assert_allclose(predictor.match(pictures, QUESTION), matches, atol=1e-5)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import dimvl.cli
-from dimvl.config import PretrainConfig, load_config
 from dimvl.files import read_json
+from dimvl.tasks import load_config
+from dimvl.tasks.pretraining import PretrainConfig
 from tests.test_docs import blocks
 from tools import run_real_data, write_results
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dimvl.config import AnyConfig, CaptionConfig, PretrainConfig, VqaConfig
+from dimvl.config import RunConfig
 from dimvl.data.annotations import read_captions
 from dimvl.data.epoch_plan import ExampleSource
 from dimvl.data.examples import ImageReader
@@ -14,6 +14,9 @@ from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_format import FeatureDtype
+from dimvl.tasks.answering import VqaConfig
+from dimvl.tasks.captioning import CaptionConfig
+from dimvl.tasks.pretraining import PretrainConfig
 from tests.factories import make_processor, make_store
 
 WORDS = ("a", "small", "large", "red", "blue", "circle", "square", "star", "is", "above", "below", "two")
@@ -65,7 +68,7 @@ def make_data(
     return data
 
 
-def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes: object) -> AnyConfig:
+def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes: object) -> RunConfig:
     """A run of a few steps; `changes` are top-level keys, mappings are laid over the defaults."""
     content: dict = {"task": task, "output": output, "regions": data.regions, "seed": 3}
     content |= {"inputs": {"max_regions": 10, "tag_tokens": 8, "text_tokens": 12, "vocabulary": 100}}

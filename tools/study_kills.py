@@ -33,13 +33,13 @@ from typing import Any
 
 import numpy as np
 
-from dimvl.config import PretrainConfig
+from dimvl.checkpoints import WEIGHTS, check_checkpoint, latest_checkpoint
 from dimvl.errors import Interrupted, OtherRankError
 from dimvl.export import check_export, export
 from dimvl.files import sha256, write_json
-from dimvl.pretrained import WEIGHTS, check_checkpoint, latest_checkpoint
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.tasks.pretraining import PretrainConfig
 from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 

@@ -24,15 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from dimvl.config import CaptionConfig, SelfCriticalConfig, validate
+from dimvl.checkpoints import run_arguments
+from dimvl.config import validate
 from dimvl.data.annotations import read_captions
 from dimvl.data.scenes import read_worlds, score_captions
 from dimvl.decoding import DecodingOptions
-from dimvl.evaluation import caption_images
 from dimvl.metrics.cider import CiderD
 from dimvl.metrics.words import ends_badly, plain_words
-from dimvl.pretrained import TrainedModel, load_model, run_arguments
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.captioning import CaptionConfig, SelfCriticalConfig
+from dimvl.tasks.captioning.prediction import caption_images
+from dimvl.trained_model import TrainedModel, load_model
 from dimvl.training import build
 from dimvl.training.run import run_training
 

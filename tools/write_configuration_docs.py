@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from dimvl.config import TASKS, RunConfig
-from dimvl.training.run import FREE
+from dimvl.config import RunConfig
+from dimvl.tasks import TASKS
+from dimvl.training.run_folder import FREE
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 

@@ -34,9 +34,9 @@ def plan(
 
     Example: dimvl plan pretrain.yaml --gpus 8 --gpu-memory 80 --images 3000000 training.rows_per_step=65536
     """
-    from dimvl.config import load_config
     from dimvl.planning import Cluster, DataOverrides, make_plan
     from dimvl.planning.table import as_values, describe
+    from dimvl.tasks import load_config
 
     cluster = Cluster(gpus=gpus, gpu_memory=gpu_memory, peak=peak, utilisation=utilisation, network=network)
     made = make_plan(

@@ -36,11 +36,11 @@ def profile_command(
     """
     from rich.console import Console
 
-    from dimvl.config import load_config
     from dimvl.files import write_json
     from dimvl.profiling import profile
     from dimvl.profiling.measure import TRACE
     from dimvl.profiling.table import as_values, table, title
+    from dimvl.tasks import load_config
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library tells that it starts and stops
     loaded = load_config(config, [*(overrides or []), *([f"training.threads={threads}"] if threads else [])])

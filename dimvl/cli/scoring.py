@@ -3,65 +3,61 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dimvl.cli.app import AsJson, Device, Threads, app, set_threads
+from dimvl.config import parse_overrides
 from dimvl.errors import UserError
 from dimvl.files import check_writable
 from dimvl.progress import progress
 
-if TYPE_CHECKING:
-    from dimvl.pretrained import TrainedModel
-    from dimvl.regions.store import RegionStore
-
-
 Worlds = Annotated[
-    Path | None, typer.Option(help="worlds.jsonl of scenes, to score captions; by default beside the captions.")
+    Path | None,
+    typer.Option(help="worlds.jsonl of scenes, to score captions by their facts; default: beside them."),
 ]
-SkipMissing = Annotated[
-    bool, typer.Option("--skip-missing", help="Leave images out that the store lacks, with a warning.")
-]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Skip images that the store lacks, with a warning.")]
 AllowTrained = Annotated[
     bool, typer.Option("--allow-trained-images", help="Evaluate even on images that the model was trained on.")
 ]
-Answers = Annotated[Path | None, typer.Option(help="VQA v2 annotations; without answers nothing is scored.")]
+Answers = Annotated[Path | None, typer.Option(help="VQA v2 annotations; without them nothing is scored.")]
 
 
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a run or of an export.")],
-    regions: Annotated[list[Path], typer.Option(help="Region store of the pictures; repeated, several as one.")],
-    questions: Annotated[Path | None, typer.Option(help="Questions of any format in docs/annotations.md.")] = None,
+    regions: Annotated[list[Path], typer.Option(help="Region store of the images; repeat it to use several as one.")],
+    values: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Files and settings of other tasks.")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="Questions in any format of docs/annotations.md.")] = None,
     annotations: Answers = None,
-    captions: Annotated[Path | None, typer.Option(help="Captions of any format; their images are captioned.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Of a file of Karpathy's splits; may be repeated.")] = None,
+    captions: Annotated[Path | None, typer.Option(help="Captions in any format; their images are captioned.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Split of a file in Karpathy's format; repeatable.")] = None,
     worlds: Worlds = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; by default MODEL/evaluation.")] = None,
-    beams: Annotated[int, typer.Option(min=1, max=100, help="Width of the beam search for captions.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default MODEL/evaluation.")] = None,
+    beams: Annotated[int | None, typer.Option(min=1, max=100, help="Beam width for captions; default 3.")] = None,
     skip_missing: SkipMissing = False,
     allow_trained_images: AllowTrained = False,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Predict for an annotation file and score it.
+    """Predict for an annotation file and score the predictions.
 
-    Writes predictions.json in the official submission format, items.jsonl to read, scores.json where there is something
-    to compare with, and manifest.json, which tells what the result depends on.
+    Writes predictions.json in the official submission format, items.jsonl to read, scores.json if there are references,
+    and manifest.json, which records what the result depends on.
 
     Example: dimvl evaluate runs/vqa --regions data/regions --questions questions.json --annotations annotations.json
     """
-    if (questions is None) == (captions is None):
-        raise UserError("give either --questions or --captions: one of them says what to predict")
-    if questions is not None and split:
-        raise UserError(f"--split {' '.join(split)} is for captions; leave it out with --questions")
-    if questions is not None and worlds is not None:
-        raise UserError(f"--worlds {worlds} is for captions; leave it out with --questions")
-    if captions is not None and annotations is not None:
-        raise UserError(f"--annotations {annotations} is for questions; leave it out with --captions")
-    from dimvl.pretrained import choose_device, load_model
+    options: dict[str, Any] = {"questions": questions, "annotations": annotations, "captions": captions}
+    options |= {"split": split, "worlds": worlds, "beams": beams}
+    given = parse_overrides(values or []) | {name: value for name, value in options.items() if value is not None}
+    if not given:
+        raise UserError("nothing says what to predict for; give --questions or --captions")
+    from dimvl import evaluation
     from dimvl.regions.store import RegionStore
+    from dimvl.trained_model import choose_device, load_model
 
     set_threads(threads)
     store = RegionStore(regions, check=True)
@@ -70,51 +66,13 @@ def evaluate(
     check_writable(folder)
     if allow_trained_images:
         trained = trained.without_guard()
-    settings = {"missing": "skip" if skip_missing else "error", "allow_trained_images": allow_trained_images}
-    files = {"questions": questions, "annotations": annotations, "captions": captions, "worlds": worlds}
-    _evaluate(model, trained, store, files, settings, split or [], beams, folder)
-
-
-def _evaluate(
-    model: Path,
-    trained: "TrainedModel",
-    store: "RegionStore",
-    files: dict[str, Path | None],
-    settings: dict[str, Any],
-    split: list[str],
-    beams: int,
-    folder: Path,
-) -> None:
-    """Predict, score, write and print; the manifest tells files and settings."""
-    from dataclasses import asdict
-
-    from dimvl import evaluation
-    from dimvl.decoding import DecodingOptions
-
-    settings = settings | {"device": str(trained.device)}
-    if (captions := files["captions"]) is None:
-        questions = files["questions"]
-        assert questions is not None, "one of them is given"
-        with progress("questions") as show:
-            result = evaluation.evaluate_questions(
-                trained, store, questions, files["annotations"], show, settings["missing"]
-            )
-        evaluation.write_predictions(folder, result)
-    else:
-        options = DecodingOptions(beams=beams)
-        with progress("pictures") as show:
-            result = evaluation.evaluate_captions(
-                trained, store, captions, files["worlds"], options, show, settings["missing"], split
-            )
-        evaluation.write_predictions(folder, result)
-        result = evaluation.with_official_scores(result)
-        settings |= {"split": split, **asdict(options)}
-    files = files | {"worlds": evaluation.worlds_of(captions, files["worlds"])}
-    described = evaluation.describe_evaluation(model, trained, store, files, settings)
-    evaluation.write_evaluation(folder, result, described)
-    if result.scores:
-        print(json.dumps(result.scores, indent=2))
-    print(f"{len(result.predictions)} predictions written to {folder}", file=sys.stderr)
+    given |= {"missing": "skip" if skip_missing else "error"}
+    with progress("predictions") as show:
+        settings = {"allow_trained_images": allow_trained_images}
+        found = evaluation.evaluate(model, trained, store, given, folder, settings, show)
+    if found.scores:
+        print(json.dumps(found.scores, indent=2))
+    print(f"{len(found.predictions)} predictions written to {folder}", file=sys.stderr)
 
 
 score = typer.Typer(
@@ -128,7 +86,7 @@ Predictions = Annotated[Path, typer.Option(help="Predictions in the official sub
 
 @score.command("vqa")
 def score_vqa(
-    questions: Annotated[Path, typer.Option(help="VQA v2 questions, or lines of JSON with their answers.")],
+    questions: Annotated[Path, typer.Option(help="VQA v2 questions, or JSON lines with their answers.")],
     predictions: Predictions,
     annotations: Annotated[Path | None, typer.Option(help="VQA v2 annotations.")] = None,
     as_json: AsJson = False,
@@ -160,17 +118,17 @@ def score_vqa(
 
 @score.command("caption")
 def score_caption(
-    annotations: Annotated[Path, typer.Option(help="Captions to compare with, of any format that is read.")],
+    annotations: Annotated[Path, typer.Option(help="Reference captions in any format of docs/annotations.md.")],
     predictions: Predictions,
-    split: Annotated[list[str] | None, typer.Option(help="Of a file of Karpathy's splits; may be repeated.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Split of a file in Karpathy's format; repeatable.")] = None,
     tokenised: Annotated[
-        bool, typer.Option("--tokenised", help="All texts are tokens between blanks: without Java, all but METEOR.")
+        bool, typer.Option("--tokenised", help="Texts are tokens separated by blanks: no Java needed, no METEOR.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score captions as the COCO evaluation does.
 
-    BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens; SPICE where its files are installed. What is left out is said.
+    BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens; SPICE where its files are installed. Missing scores are reported.
 
     Example: dimvl score caption --annotations captions.json --predictions predictions.json
     """
@@ -186,8 +144,8 @@ def score_caption(
         counts = {"count": scores.count, "references": scores.references}
         print(json.dumps({"task": "caption", **counts, "official": scores.corpus, "left_out": scores.left_out}))
         return
-    print(f"images: {scores.count}, captions to compare with: {scores.references}")
+    print(f"images: {scores.count}, reference captions: {scores.references}")
     for name, value in scores.corpus.items():
         print(f"{name}: {value:.4f}")
     for name, reason in scores.left_out.items():
-        print(f"{name} is left out: {reason}", file=sys.stderr)
+        print(f"{name} is missing: {reason}", file=sys.stderr)

@@ -99,12 +99,12 @@ def extract(
     limits = {"top_k": top_k, "min_regions": min_regions, "max_regions": max_regions}
     sizes = {"shortest_side": shortest_side, "longest_side": longest_side, "whole_image": whole_image or None}
     options = _detector_options({"threshold": threshold, "nms": nms, **limits, **sizes}, boxes)
-    from dimvl.pretrained import choose_device
     from dimvl.regions.detectors import load_detector
     from dimvl.regions.extract import extract as extract_regions
     from dimvl.regions.extract import images_of_coco, images_of_folder
     from dimvl.regions.given_boxes import GivenBoxes
     from dimvl.regions.store_writer import RegionStoreWriter
+    from dimvl.trained_model import choose_device
 
     set_threads(threads)
     _tell_sizes()

@@ -16,11 +16,11 @@ from dimvl.progress import training_progress
 def pretrain(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
     """Pretrain a model from captions.
 
-    The same command again goes on where the run stopped. On many devices it is started by `torchrun` or `deepspeed`.
+    The same command resumes a run that stopped. On several devices, start it with `torchrun` or `deepspeed`.
 
     Example: dimvl pretrain pretrain.yaml training.steps=2000
     """
-    _train(config, overrides or [], threads, ("pretrain",))
+    _train(config, overrides or [], threads, "pretrain")
 
 
 @app.command()
@@ -28,27 +28,27 @@ def finetune(
     config: Config,
     overrides: Overrides = None,
     new_extractor: Annotated[
-        bool, typer.Option("--new-extractor", help="Take regions of another extractor: their projection starts afresh.")
+        bool,
+        typer.Option("--new-extractor", help="Accept regions of another extractor; their projection starts anew."),
     ] = False,
     threads: Threads = 0,
 ) -> None:
-    """Fine-tune a model to answer or to caption.
+    """Fine-tune a model for a task, such as answering or captioning.
 
-    The same command again goes on where the run stopped.
+    The same command resumes a run that stopped.
 
     Example: dimvl finetune vqa.yaml initial=runs/pretrain
     """
     added = ["new_extractor=true"] if new_extractor else []
-    _train(config, [*(overrides or []), *added], threads, ("vqa", "caption"))
+    _train(config, [*(overrides or []), *added], threads, "finetune")
 
 
-def _train(path: Path, overrides: list[str], threads: int, tasks: tuple[str, ...]) -> None:
-    from dimvl.config import load_config
+def _train(path: Path, overrides: list[str], threads: int, command: str) -> None:
+    from dimvl.tasks import load_config, task_of
 
     config = load_config(path, overrides + ([f"training.threads={threads}"] if threads else []))
-    if config.task not in tasks:
-        command = "pretrain" if config.task == "pretrain" else "finetune"
-        raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {command}`; use that command")
+    if (right := task_of(config).command) != command:
+        raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {right}`; use that command")
     from dimvl.training.run import run_training
 
     if os.environ.get("RANK", "0") != "0":

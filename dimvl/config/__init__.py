@@ -1,50 +1,27 @@
-"""Typed run configuration: YAML files, `section.key=value` overrides, strict.
+"""Typed run configuration: YAML files and `section.key=value` overrides, strictly checked.
 
-A file may begin with `include: [other.yaml]`; what it says itself wins. Every key is checked: an unknown one is an
-error that shows the nearest valid name.
+A file may begin with `include: [other.yaml]`; its own values take precedence. Every key is checked: an unknown one is
+an error that suggests the nearest valid name. The keys of a task, and `load_config`, are in `dimvl/tasks/`.
 """
 
-from dimvl.config.reading import load_config, merge, parse_overrides, read_yaml, validate
-from dimvl.config.runs import (
-    TASKS,
-    AnyConfig,
-    CaptionConfig,
-    CaptionValidationConfig,
-    DropWorstConfig,
-    Files,
-    FilesOrNone,
-    Missing,
-    Names,
-    PretrainConfig,
-    RunConfig,
-    SelfCriticalConfig,
-    ValidationConfig,
-    VqaConfig,
-    VqaValidationConfig,
-)
+from dimvl.config.reading import merge, parse_overrides, read_run, read_yaml, validate
+from dimvl.config.run import RunConfig, ValidationConfig
 from dimvl.config.sections import (
     DeepSpeedConfig,
+    Files,
+    FilesOrNone,
     FreezeConfig,
     InputsConfig,
+    Missing,
     ModelConfig,
-    ObjectivesConfig,
+    Names,
     Section,
-    Seq2seqConfig,
-    Share,
-    SharesConfig,
     Split,
     TrainingConfig,
-    Variant,
-    WeightsConfig,
 )
 
 __all__ = [
-    "TASKS",
-    "AnyConfig",
-    "CaptionConfig",
-    "CaptionValidationConfig",
     "DeepSpeedConfig",
-    "DropWorstConfig",
     "Files",
     "FilesOrNone",
     "FreezeConfig",
@@ -52,24 +29,14 @@ __all__ = [
     "Missing",
     "ModelConfig",
     "Names",
-    "ObjectivesConfig",
-    "PretrainConfig",
     "RunConfig",
     "Section",
-    "SelfCriticalConfig",
-    "Seq2seqConfig",
-    "Share",
-    "SharesConfig",
     "Split",
     "TrainingConfig",
     "ValidationConfig",
-    "Variant",
-    "VqaConfig",
-    "VqaValidationConfig",
-    "WeightsConfig",
-    "load_config",
     "merge",
     "parse_overrides",
+    "read_run",
     "read_yaml",
     "validate",
 ]

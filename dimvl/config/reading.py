@@ -1,4 +1,4 @@
-"""YAML files and `section.key=value` overrides to a checked configuration, each mistake in one sentence."""
+"""YAML files and `section.key=value` overrides to a checked configuration; each mistake is one sentence."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -10,48 +10,48 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dimvl.config.runs import TASKS, AnyConfig
+from dimvl.config.run import RunConfig
 from dimvl.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once: of two sections of one name YAML drops the first without a word."""
+    """Safe YAML that refuses duplicate keys: of two sections of one name YAML silently drops the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make a mapping, refusing what is there twice."""
+        """Make a mapping, refusing duplicate keys."""
         seen = set[Any]()
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge" else None
             if name is not None and name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{name!r} is there twice; keep one of them", key.start_mark
+                    None, None, f"{name!r} appears twice; keep one of them", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
-    """Read a YAML file and the files it includes, its own values over theirs.
+    """Read a YAML file and the files it includes; its own values take precedence.
 
     Args:
         path: the file.
         includers: the files that led to it.
 
     Raises:
-        UserError: missing, no YAML, a key twice, not a mapping, or including itself.
+        UserError: the file is missing, is not YAML, has a key twice, is not a mapping, or includes itself.
 
     """
     if path.resolve() in includers:
-        raise UserError(f"{path} includes itself; take one include out")
+        raise UserError(f"{path} includes itself; remove one include")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path of the configuration") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a readable YAML file ({reason}); mend it") from None
+        raise UserError(f"{path} is not a readable YAML file ({reason}); fix it") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections and keys, not a {type(content).__name__}")
     merged: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def read_yaml(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested mappings over each other; `over` wins."""
+    """Merge nested mappings; values of `over` take precedence."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -97,22 +97,35 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
-    """Read a run configuration; its `task` tells which kind it is.
+def read_run(path: Path, kinds: Mapping[str, type[RunConfig]], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run configuration.
+
+    Args:
+        path: a YAML file.
+        kinds: value of its key `task` -> configuration class; the first is the default.
+        overrides: `section.key=value`, which take precedence.
 
     Raises:
         UserError: any mistake in it, with the nearest valid name.
 
     """
     content = merge(read_yaml(path), parse_overrides(overrides))
-    task = content.setdefault("task", "pretrain")
-    if not isinstance(task, str) or task not in TASKS:
-        raise UserError(f"{path}: task is {task!r}; it must be one of {', '.join(TASKS)}")
-    return validate(TASKS[task], content, str(path))
+    task = content.setdefault("task", next(iter(kinds)))
+    if not isinstance(task, str) or task not in kinds:
+        raise UserError(f"{path}: task is {task!r}; it must be one of {', '.join(kinds)}")
+    return validate(kinds[task], content, str(path), kinds)
 
 
-def validate(model: type[Model], content: Any, source: str) -> Model:
+def validate(
+    model: type[Model], content: Any, source: str, others: Mapping[str, type[BaseModel]] | None = None
+) -> Model:
     """Check values against a configuration class.
+
+    Args:
+        model: the class.
+        content: the values.
+        source: where they come from, for messages.
+        others: task -> its class, to recognise a key of another task.
 
     Raises:
         UserError: one sentence on the first mistake.
@@ -125,17 +138,17 @@ def validate(model: type[Model], content: Any, source: str) -> Model:
         place = [str(part) for part in first["loc"]]
         name = ".".join(place)
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{source}: unknown key {name!r}; {_hint(model, place)}") from None
+            raise UserError(f"{source}: unknown key {name!r}; {_hint(model, place, others or {})}") from None
         if first["type"] == "missing":
             raise UserError(f"{source}: {name!r} is missing; give it in the file or as {name}=VALUE") from None
         message = first["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
-        where = f"{source}: {name}{shown}" if name else source  # a rule over several keys names them itself
+        where = f"{source}: {name}{shown}" if name else source  # a rule about several keys names them itself
         raise UserError(f"{where}: {message[0].lower()}{message[1:]}") from None
 
 
 def _first_mistake(error: ValidationError) -> Any:
-    """Choose the mistake to tell: a missing key that is there misspelt is told as the unknown key that it is."""
+    """Choose the mistake to report: a required key that is misspelt is reported as the unknown key that it is."""
     first, *others = error.errors()
     if first["type"] != "missing":
         return first
@@ -148,13 +161,12 @@ def _first_mistake(error: ValidationError) -> Any:
     return first
 
 
-def _hint(model: type[BaseModel], place: Sequence[str]) -> str:
-    """Say what may be meant by an unknown key."""
+def _hint(model: type[BaseModel], place: Sequence[str], others: Mapping[str, type[BaseModel]]) -> str:
+    """Say what an unknown key may have been meant to be."""
     *section, key = place
-    if model in TASKS.values():
-        for task, other in TASKS.items():
-            if (not section or section[0] in other.model_fields) and key in _known_keys(other, section):
-                return f"it is of task {task!r}, which this run is not"
+    for task, other in others.items():
+        if (not section or section[0] in other.model_fields) and key in _known_keys(other, section):
+            return f"it belongs to task {task!r}, which this run is not"
     known = _known_keys(model, section)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"did you mean {'.'.join([*section, near[0]])!r}?" if near else f"valid keys: {', '.join(known)}"

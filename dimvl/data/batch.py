@@ -1,146 +1,20 @@
 """The ragged batch: examples laid out as one matrix of rows, without padding.
 
-Rows stand in three blocks: the regions of all prefixes, then the contexts of all prefixes, then all texts. So all
-visual rows come first, and a projection for one modality is a slice. Which rows belong together is told by the `Layout`
-alone.
+The rows are in three blocks: the regions of all prefixes, then the contexts of all prefixes, then all texts. All visual
+rows come first, so a projection for one modality is a slice. The `Layout` alone says which rows belong together.
 
 Letters: P prefixes, T texts, N rows, Nv visual rows, Nl language rows, F region feature, M targets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenate the integer ranges `start, start + 1, ...` of the given lengths: (S,), (S,) -> (sum of lengths,)."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
-
-
-def starts_of(lengths: np.ndarray, first: int = 0) -> np.ndarray:
-    """Where each of the consecutive pieces starts, the first one at `first`: (S,) -> (S,)."""
-    return first + np.cumsum(lengths) - lengths
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Which rows belong together.
-
-    Attributes:
-        num_regions: (P,) visual rows of each prefix; 0 is legal.
-        num_context: (P,) context rows of each prefix; 0 is legal.
-        text_lengths: (T,) rows of each text.
-        text_prefix: (T,) the prefix of each text, ascending.
-        seq2seq: (P,) True: the prefix sees itself only and a text sees the prefix and its own past (any number of
-            texts); False: prefix and text see each other entirely (at most one text).
-
-    """
-
-    num_regions: np.ndarray
-    num_context: np.ndarray
-    text_lengths: np.ndarray
-    text_prefix: np.ndarray
-    seq2seq: np.ndarray
-
-    def __post_init__(self) -> None:
-        """Check that a bidirectional prefix has at most one text."""
-        texts = np.bincount(self.text_prefix, minlength=len(self.num_regions))
-        if (texts[~self.seq2seq] > 1).any():
-            raise ValueError("a bidirectional prefix takes at most one text; give it one prefix per text")
-
-    @property
-    def num_vision(self) -> int:
-        """Number of visual rows Nv."""
-        return int(self.num_regions.sum())
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows N."""
-        return self.num_vision + int(self.num_context.sum()) + int(self.text_lengths.sum())
-
-    @property
-    def region_starts(self) -> np.ndarray:
-        """(P,) row of each prefix's first region."""
-        return starts_of(self.num_regions)
-
-    @property
-    def context_starts(self) -> np.ndarray:
-        """(P,) row of each prefix's first context token."""
-        return starts_of(self.num_context, self.num_vision)
-
-    @property
-    def text_starts(self) -> np.ndarray:
-        """(T,) row of each text's first token."""
-        return starts_of(self.text_lengths, self.num_vision + int(self.num_context.sum()))
-
-
-class WordTargets(NamedTuple):
-    """Words to predict: rows (M,) into the row matrix, labels (M,) token ids."""
-
-    rows: Tensor
-    labels: Tensor
-
-
-class CaptionTargets(NamedTuple):
-    """Words of captions to predict, where the captions of highest loss may be dropped.
-
-    rows (M,) into the row matrix, labels (M,) token ids, texts (M,) the text of each word, drop (P,) how many texts of
-    each prefix are dropped.
-    """
-
-    rows: Tensor
-    labels: Tensor
-    texts: Tensor
-    drop: Tensor
-
-
-class SampleTargets(NamedTuple):
-    """Captions to draw.
-
-    rows (M,) the prefix that each is of (no row: its rows are not there yet), images (M,) the image's place in the
-    references, draws (M, L) numbers in [0, 1) that decide the words.
-    """
-
-    rows: Tensor
-    images: Tensor
-    draws: Tensor
-
-
-class ObjectTargets(NamedTuple):
-    """Regions to predict.
-
-    rows (M,), whose features the batch has, class_probabilities (M, K + 1) whose last column is the mass of background
-    and of classes that the store did not keep.
-    """
-
-    rows: Tensor
-    class_probabilities: Tensor
-
-
-class MatchTargets(NamedTuple):
-    """Pairs to judge.
-
-    rows (M,) of [CLS] or of the text's last token, labels (M,) float, 1 = the text belongs to the image.
-    """
-
-    rows: Tensor
-    labels: Tensor
-
-
-class AnswerTargets(NamedTuple):
-    """Questions: rows (M,) of their last token, scores (M, A) soft targets."""
-
-    rows: Tensor
-    scores: Tensor
-
-
-Targets = WordTargets | CaptionTargets | SampleTargets | ObjectTargets | MatchTargets | AnswerTargets
+from dimvl.data.layout import Layout
+from dimvl.data.targets import Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +72,9 @@ class Batch:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        targets = {name: type(target)(*map(change, target)) for name, target in self.targets.items()}
+        targets = {name: target.changed(change) for name, target in self.targets.items()}
         return replace(self, targets=targets, **changed)
 
     def counts(self) -> dict[str, int]:
         """Number of targets by objective: what the losses of an optimiser step are divided by."""
-        return {name: len(target.rows) for name, target in self.targets.items()}
+        return {name: len(target) for name, target in self.targets.items()}

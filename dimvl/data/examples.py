@@ -10,25 +10,16 @@ Letters: R regions, F region feature, C context tokens, A answers, K classes.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dimvl.data.batch import (
-    AnswerTargets,
-    Batch,
-    CaptionTargets,
-    Layout,
-    MatchTargets,
-    ObjectTargets,
-    SampleTargets,
-    Targets,
-    WordTargets,
-    ranges,
-    starts_of,
-)
+from dimvl.data.batch import Batch
+from dimvl.data.layout import Layout, ranges, starts_of
 from dimvl.data.tags import TagWriter
+from dimvl.data.targets import Chosen, TargetSpec, join, lengths
 from dimvl.regions.geometry import geometry_features
 from dimvl.regions.records import Detections, Regions
 from dimvl.regions.store import RegionStore
@@ -109,18 +100,11 @@ class Example:
 
     Attributes:
         source: what it came from, for messages.
-        objective: its name; the words to predict belong to it.
+        objective: name of the objective that its targets belong to.
         prefix: images and context.
         texts: one, or any number if `seq2seq`.
-        seq2seq: whether texts see the prefix and their own past only.
-        regions: for masked object prediction: (M,) regions to predict ...
-        region_classes: ... and (M, K + 1) the detector's class distribution with the other mass last.
-        match: for each text 1 if it belongs to the image, 0 if not; None without a matching target. Judged from
-            [CLS], or with seq2seq, where [CLS] has not seen the text, from the text's last row.
-        answers: (number of texts, A) soft targets of questions; None without.
-        drop: texts of highest loss that are left out.
-        draws: for captions to draw: (S, L) numbers in [0, 1) that decide the words of S captions ...
-        image: ... and the image's place in the references.
+        seq2seq: whether the prefix sees only itself, and a text sees the prefix and its own past.
+        target: the payload of the objective's kind of target, see `dimvl/data/targets.py`; None where it needs none.
 
     """
 
@@ -129,13 +113,7 @@ class Example:
     prefix: Prefix
     texts: Sequence[Text]
     seq2seq: bool = False
-    regions: np.ndarray | None = None
-    region_classes: np.ndarray | None = None
-    match: Sequence[float] | None = None
-    answers: np.ndarray | None = None
-    drop: int = 0
-    draws: np.ndarray | None = None
-    image: int = 0
+    target: Any = None
 
 
 class ImageReader:
@@ -207,21 +185,15 @@ class BatchShape:
     """What a model and its task fix about every batch.
 
     Attributes:
-        objectives: objective name -> type of its targets; all are in every batch.
+        objectives: objective name -> kind and width of its targets; all are in every batch.
         text_start: position of a text's BOS row.
         feature_width: F.
-        classes: K of the object head.
-        answers: A of the answer head.
-        draws: most words L of a caption that is drawn.
 
     """
 
-    objectives: Mapping[str, type[Targets]]
+    objectives: Mapping[str, TargetSpec]
     text_start: int
     feature_width: int
-    classes: int = 0
-    answers: int = 0
-    draws: int = 0
 
 
 def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
@@ -229,93 +201,33 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
     prefixes = [example.prefix for example in examples]
     texts = [text for example in examples for text in example.texts]
     layout = Layout(
-        num_regions=_lengths([prefix.features for prefix in prefixes]),
-        num_context=_lengths([prefix.context for prefix in prefixes]),
-        text_lengths=_lengths([text.token_ids for text in texts]),
+        num_regions=lengths([prefix.features for prefix in prefixes]),
+        num_context=lengths([prefix.context for prefix in prefixes]),
+        text_lengths=lengths([text.token_ids for text in texts]),
         text_prefix=np.repeat(np.arange(len(examples)), [len(example.texts) for example in examples]).astype(int),
         seq2seq=np.array([example.seq2seq for example in examples], dtype=bool),
     )
     first_positions = np.array([0] * len(prefixes) + [shape.text_start + (not text.has_start) for text in texts], int)
     positions = ranges(first_positions, np.concatenate([layout.num_context, layout.text_lengths]))
     num_context = int(layout.num_context.sum())
-    token_ids = _join([prefix.context for prefix in prefixes] + [text.token_ids for text in texts], np.int64)
+    token_ids = join([prefix.context for prefix in prefixes] + [text.token_ids for text in texts], np.int64)
+
+    def chosen(objective: str) -> Chosen:
+        return Chosen(layout, examples, [i for i, example in enumerate(examples) if example.objective == objective])
+
     return Batch(
         layout=layout,
         region_features=torch.from_numpy(_end_to_end([p.features for p in prefixes], shape.feature_width)),
         region_feature_scales=_scales(prefixes),
         region_geometry=torch.from_numpy(geometry_features(_end_to_end([p.boxes for p in prefixes], 4))),
-        region_image_index=torch.from_numpy(_join([p.image_index for p in prefixes], np.int64)),
-        region_hidden=torch.from_numpy(_join([p.hidden for p in prefixes], np.bool_)),
+        region_image_index=torch.from_numpy(join([p.image_index for p in prefixes], np.int64)),
+        region_hidden=torch.from_numpy(join([p.hidden for p in prefixes], np.bool_)),
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(positions),
         segments=(torch.arange(len(token_ids)) >= num_context).long(),
-        targets={name: _targets(name, kind, examples, layout, shape) for name, kind in shape.objectives.items()},
+        targets={name: spec.kind.gather(chosen(name), spec.width) for name, spec in shape.objectives.items()},
         sources=[example.source for example in examples],
     )
-
-
-def _targets(name: str, kind: type[Targets], examples: Sequence[Example], layout: Layout, shape: BatchShape) -> Targets:
-    """Gather the targets of one objective, as rows of the whole batch."""
-    chosen = [index for index, example in enumerate(examples) if example.objective == name]
-    first_text = starts_of(_lengths([example.texts for example in examples]))
-    picked = [examples[index] for index in chosen]
-    if kind in (WordTargets, CaptionTargets):
-        numbers = [first_text[index] + number for index in chosen for number in range(len(examples[index].texts))]
-        return _word_targets(kind, np.array(numbers, dtype=np.int64), examples, layout)
-    if kind is SampleTargets:
-        samples = _lengths([() if example.draws is None else example.draws for example in picked])
-        owner = np.repeat(np.array(chosen, dtype=np.int64), samples)
-        images = np.repeat(np.array([example.image for example in picked], dtype=np.int64), samples)
-        draws = _stack([example.draws for example in picked], shape.draws)
-        return SampleTargets(torch.from_numpy(owner), torch.from_numpy(images), torch.from_numpy(draws))
-    if kind is ObjectTargets:
-        rows = _join([layout.region_starts[index] + examples[index].regions for index in chosen], np.int64)
-        return ObjectTargets(
-            torch.from_numpy(rows),
-            torch.from_numpy(_stack([example.region_classes for example in picked], shape.classes + 1)),
-        )
-    which = ranges(first_text[chosen], _lengths([example.texts for example in picked]))
-    last = layout.text_starts[which] + layout.text_lengths[which] - 1
-    if kind is MatchTargets:
-        owner = layout.text_prefix[which]
-        rows = np.where(layout.seq2seq[owner], last, layout.context_starts[owner]).astype(np.int64)
-        matches = [label for example in picked for label in example.match or ()]
-        return MatchTargets(torch.from_numpy(rows), torch.tensor(matches, dtype=torch.float32))
-    answers = [np.zeros((len(d.texts), shape.answers)) if d.answers is None else d.answers for d in picked]
-    scores = torch.from_numpy(_stack(answers, shape.answers))
-    return AnswerTargets(torch.from_numpy(last.astype(np.int64)), scores)
-
-
-def _word_targets(
-    kind: type[Targets], numbers: np.ndarray, examples: Sequence[Example], layout: Layout
-) -> WordTargets | CaptionTargets:
-    """Words to predict in the texts of these numbers."""
-    every = [text for example in examples for text in example.texts]
-    texts = [every[number] for number in numbers]
-    places = _join([text.places for text in texts], np.int64)
-    of_word = np.repeat(numbers, _lengths([text.places for text in texts]))
-    words = WordTargets(torch.from_numpy(layout.text_starts[of_word] + places), _long([text.labels for text in texts]))
-    if kind is WordTargets:
-        return words
-    drop = np.array([example.drop for example in examples], dtype=np.int64)
-    return CaptionTargets(*words, torch.from_numpy(of_word), torch.from_numpy(drop))
-
-
-def _lengths(items: Sequence[Sequence[object] | np.ndarray]) -> np.ndarray:
-    return np.array([len(item) for item in items], dtype=np.int64)
-
-
-def _join(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
-
-
-def _long(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(_join(arrays, np.int64))
-
-
-def _stack(arrays: Sequence[np.ndarray | None], width: int) -> np.ndarray:
-    """Stack (., width) arrays to float32, also none of them."""
-    return np.concatenate([np.zeros((0, width), np.float32), *arrays]).astype(np.float32, copy=False)
 
 
 def _scales(prefixes: Sequence[Prefix]) -> Tensor | None:

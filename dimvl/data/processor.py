@@ -1,4 +1,4 @@
-"""Everything between pictures and words on one side and the model on the other; travels with every checkpoint."""
+"""Everything between images and words on one side and the model on the other; saved with every checkpoint."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -22,16 +22,17 @@ class Processor:
 
     Attributes:
         tokenizer: the model's tokenizer.
-        extractor: who made the regions that it was trained with.
-        max_regions: best regions used of each image; 0 for none.
+        extractor: the extractor of the regions that it was trained with.
+        max_regions: highest-scoring regions used of each image; 0 for none.
         tag_tokens: budget of word pieces for tags; 0 for none.
-        tag_score: least score of a class or attribute that gives a tag.
+        tag_score: lowest score of a class or attribute that gives a tag.
         text_tokens: longest text in word pieces.
-        variant: of the sequence-to-sequence language model.
+        variant: variant of the sequence-to-sequence language model.
         answers: the answer vocabulary in the order of the answer head; empty without one.
         shared_prefix: whether questions, and texts to match, see their prefix but not the other way round.
         captions: whether it was trained to caption.
-        matches: whether it was trained to tell whether a text belongs to an image.
+        matches: whether it was trained to judge whether a text belongs to an image.
+        task: the task it was trained on, a key of `dimvl.tasks.TASKS`; empty in models saved before version 0.2.
 
     """
 
@@ -46,6 +47,7 @@ class Processor:
     shared_prefix: bool = False
     captions: bool = False
     matches: bool = False
+    task: str = ""
 
     @property
     def tags(self) -> TagWriter:
@@ -90,17 +92,17 @@ class Processor:
             ) from None
 
     def check_extractor(self, extractor: Extractor, place: str) -> None:
-        """Refuse regions that the model cannot take; warn of those that were chosen by other thresholds.
+        """Refuse regions that the model cannot take; warn about those selected with other thresholds.
 
         Raises:
-            UserError: they are of another extractor than the model was trained with; see `Extractor.conflict`.
+            UserError: they come from another extractor than in training; see `Extractor.conflict`.
 
         """
         own = self.extractor
         if conflict := own.conflict(extractor):
             raise UserError(
                 f"{place} was made by {extractor.name} ({conflict}) but the model was trained with {own.name}; extract "
-                "the pictures again with that detector, or fine-tune with new_extractor=true"
+                "the images again with that detector, or fine-tune with new_extractor=true"
             )
         if deviations := own.deviations(extractor):
-            logger.warning("%s has regions chosen otherwise than in training: %s", place, "; ".join(deviations))
+            logger.warning("%s has regions selected differently than in training: %s", place, "; ".join(deviations))

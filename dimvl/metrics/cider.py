@@ -18,7 +18,7 @@ from itertools import chain, repeat
 
 import numpy as np
 
-from dimvl.data.batch import ranges, starts_of
+from dimvl.data.layout import ranges, starts_of
 
 LONGEST = 4  # n-grams of 1 to 4 tokens
 SIGMA = 6.0  # of the Gaussian

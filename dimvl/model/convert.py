@@ -12,10 +12,8 @@ from torch import Tensor
 
 from dimvl.errors import UserError
 from dimvl.model.encoder import ACTIVATIONS
+from dimvl.model.heads import is_head
 from dimvl.model.model import DimvlModel, copy_language_to_vision
-
-HEADS = ("word_head.", "object_head.", "match_head.", "answer_head.")
-
 
 RENAMED = {"regions.feature_deviation": "regions.feature_std"}
 """Names of weights in checkpoints written before version 0.2, and what they are called now."""
@@ -60,9 +58,9 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
         given = weights.get(name, weights.get(name.replace(".vision.", ".language.")))
         if given is None and name == "word_head.decoder.weight":
             given = weights.get("tokens.word.weight")
-        is_head = name.startswith(HEADS)
-        if given is None or (given.shape != value.shape and is_head):
-            if not is_head:
+        of_head = is_head(name)
+        if given is None or (given.shape != value.shape and of_head):
+            if not of_head:
                 raise UserError(f"{source} has no weight {name}; it was made with another model configuration")
             fresh.append(name)
         elif given.shape != value.shape:
@@ -72,7 +70,7 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
             )
         else:
             taken[name] = given
-    if lost := [name for name in weights if name not in own and not name.startswith(HEADS)]:
+    if lost := [name for name in weights if name not in own and not is_head(name)]:
         if ".vision." in lost[0] and lost[0].replace(".vision.", ".language.") in own:
             raise UserError(
                 f"{source} has visual weights of its own ({lost[0]}) where model.split shares them; "

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from dimvl.model.encoder import PerModality
+from dimvl.model.heads import is_head
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
-
-HEADS = {"word_head": "words", "object_head": "regions", "match_head": "matches", "answer_head": "answers"}
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,7 @@ def total_flops(model: DimvlModel, work: Work) -> float:
 def _rows(name: str, part: str, work: Work) -> float:
     """Rows that a product runs on."""
     by_part = {"regions": work.vision, "encoder vision": work.vision, "encoder language": work.language}
-    by_part |= {head: getattr(work, target) for head, target in HEADS.items()}
-    return by_part.get(part, work.rows)
+    return work.heads.get(part, 0.0) if is_head(part) else by_part.get(part, work.rows)
 
 
 def _learns(module: nn.Module) -> bool:
@@ -147,5 +145,5 @@ def _takes_gradient(model: DimvlModel, name: str) -> bool:
     if top == "encoder":
         layer = int(rest[1])
         return reaches[layer] if rest[2] == "qkv" else reaches[layer + 1]
-    first = {"word_head": "transform.dense", "object_head": "transform.dense", "match_head": "pooler"}
-    return reaches[-1] or ".".join(rest) != first.get(top, "inner")
+    linear = (inside for inside, module in getattr(model, top).named_modules() if isinstance(module, nn.Linear))
+    return reaches[-1] or ".".join(rest) != next(linear)  # the first one takes the encoder's rows

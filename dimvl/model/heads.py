@@ -1,9 +1,16 @@
-"""Heads: selected rows to predictions. They run on the rows that have a target, and on zero rows if none has.
+"""Heads: selected rows to predictions, and `HEADS`, the one table of them.
+
+A head runs on the rows that have a target of its kind (`Targets.head` in `dimvl/data/targets.py`), and on zero rows if
+none has. Everything that needs to know a head reads the table: the model builds what its arguments ask for, conversion
+initialises missing ones, the optimiser gives them their learning rate, and FLOP counting, memory planning and the
+profile take sizes and labels from it.
 
 Letters: M rows with a target, D width, V vocabulary, K classes, F region feature, A answers.
 """
 
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +35,38 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(rows)))
 
 
-class WordHead(nn.Module):
+class Head(nn.Module, ABC):
+    """Rows to a prediction.
+
+    Attributes:
+        inputs: width D of its rows.
+        outputs: numbers that it predicts for a row.
+        label_bytes: bytes of one target's labels in a batch, beside its row.
+
+    """
+
+    inputs: int
+    outputs: int
+    label_bytes: int
+
+    @abstractmethod
+    def hidden_bytes(self, element: int) -> int:
+        """Bytes kept for the backward pass of one row, beside the predictions in fp32.
+
+        Args:
+            element: bytes of an element of the products.
+
+        """
+
+
+class WordHead(Head):
     """Word logits with the word embedding's weights: (M, D) -> (M, V)."""
+
+    label_bytes = 8
 
     def __init__(self, word: nn.Embedding, activation: str, norm_eps: float) -> None:
         super().__init__()
+        self.inputs, self.outputs = word.embedding_dim, word.num_embeddings
         self.transform = Transform(word.embedding_dim, activation, norm_eps)
         self.decoder = Linear(word.embedding_dim, word.num_embeddings)
         self.decoder.weight = word.weight
@@ -40,6 +74,10 @@ class WordHead(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(M, D) -> (M, V)."""
         return self.decoder(self.transform(rows))
+
+    def hidden_bytes(self, element: int) -> int:
+        """Bytes that the transform keeps."""
+        return _transform_bytes(self.inputs, element)
 
 
 class ObjectPrediction(NamedTuple):
@@ -49,11 +87,12 @@ class ObjectPrediction(NamedTuple):
     features: Tensor
 
 
-class ObjectHead(nn.Module):
+class ObjectHead(Head):
     """What a hidden region was: (M, D) -> class logits and features."""
 
     def __init__(self, width: int, classes: int, feature_width: int, activation: str, norm_eps: float) -> None:
         super().__init__()
+        self.inputs, self.outputs, self.label_bytes = width, classes + 1 + feature_width, 4 * (classes + 1)
         self.transform = Transform(width, activation, norm_eps)
         self.classes = Linear(width, classes + 1)
         self.features = Linear(width, feature_width)
@@ -63,12 +102,20 @@ class ObjectHead(nn.Module):
         hidden = self.transform(rows)
         return ObjectPrediction(self.classes(hidden), self.features(hidden))
 
+    def hidden_bytes(self, element: int) -> int:
+        """Bytes that the transform keeps."""
+        return _transform_bytes(self.inputs, element)
 
-class MatchHead(nn.Module):
+
+class MatchHead(Head):
     """Whether the text belongs to the image, from [CLS]: (M, D) -> (M,) logits."""
+
+    outputs = 1
+    label_bytes = 4
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.inputs = width
         self.pooler = Linear(width, width)
         self.score = Linear(width, 1)
 
@@ -76,15 +123,20 @@ class MatchHead(nn.Module):
         """(M, D) -> (M,)."""
         return self.score(torch.tanh(self.pooler(rows))).squeeze(-1)
 
+    def hidden_bytes(self, element: int) -> int:
+        """Bytes of the pooler's input and output."""
+        return 2 * self.inputs * element
 
-class AnswerHead(nn.Module):
-    """Answer logits from the question's last token, which has seen picture and question: (M, D) -> (M, A).
 
-    VLP multiplies it with [CLS]; here [CLS] need not have seen the question.
+class AnswerHead(Head):
+    """Answer logits from the question's last token, which has seen image and question: (M, D) -> (M, A).
+
+    VLP multiplies that row with [CLS]; here [CLS] need not have seen the question.
     """
 
     def __init__(self, width: int, answers: int, norm_eps: float) -> None:
         super().__init__()
+        self.inputs, self.outputs, self.label_bytes = width, answers, 4 * answers
         self.inner = Linear(width, 2 * width)
         self.norm = LayerNorm(2 * width, norm_eps)
         self.outer = Linear(2 * width, answers)
@@ -92,3 +144,74 @@ class AnswerHead(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(M, D) -> (M, A)."""
         return self.outer(self.norm(F.gelu(self.inner(rows))))
+
+    def hidden_bytes(self, element: int) -> int:
+        """Bytes of the input, and of three times the inner layer's output of width 2 D."""
+        return 7 * self.inputs * element
+
+
+def _transform_bytes(width: int, element: int) -> int:
+    return width * 4 * element + 2 * element
+
+
+class Sizes(NamedTuple):
+    """What the sizes of heads follow from: the word embedding, D, F, activation and the epsilon of norms."""
+
+    word: nn.Embedding
+    width: int
+    feature_width: int
+    activation: str
+    norm_eps: float
+
+
+class HeadEntry(NamedTuple):
+    """One head of the table.
+
+    Attributes:
+        argument: argument of `DimvlModel` that asks for it: true, or its number of classes or answers.
+        build: makes it from the argument's value and the model's sizes.
+        rows: which rows it runs on.
+        label: its name in profiles.
+
+    """
+
+    argument: str
+    build: Callable[[Any, Sizes], Head]
+    rows: str
+    label: str
+
+
+HEADS: dict[str, HeadEntry] = {
+    "word_head": HeadEntry(
+        "word_head",
+        lambda value, sizes: WordHead(sizes.word, sizes.activation, sizes.norm_eps),
+        "words to predict",
+        "head: words",
+    ),
+    "object_head": HeadEntry(
+        "classes",
+        lambda value, sizes: ObjectHead(sizes.width, value, sizes.feature_width, sizes.activation, sizes.norm_eps),
+        "hidden regions to predict",
+        "head: objects",
+    ),
+    "match_head": HeadEntry(
+        "match_head", lambda value, sizes: MatchHead(sizes.width), "image-text pairs to judge", "head: matching"
+    ),
+    "answer_head": HeadEntry(
+        "answers",
+        lambda value, sizes: AnswerHead(sizes.width, value, sizes.norm_eps),
+        "last tokens of questions",
+        "head: answers",
+    ),
+}
+"""Attribute of the model -> head. Weights are drawn in this order, so a new head comes last."""
+
+
+def is_head(name: str) -> bool:
+    """Whether a weight or module of the model belongs to a head."""
+    return name.partition(".")[0] in HEADS
+
+
+def heads_of(model: nn.Module) -> dict[str, Head]:
+    """Return the heads that a model has, by name."""
+    return {name: head for name in HEADS if (head := getattr(model, name)) is not None}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from dimvl.data.batch import Batch
 from dimvl.model.embeddings import RegionEmbeddings, TokenEmbeddings
 from dimvl.model.encoder import SPLITS, Encoder, PerModality
-from dimvl.model.heads import AnswerHead, MatchHead, ObjectHead, WordHead
+from dimvl.model.heads import HEADS, AnswerHead, MatchHead, ObjectHead, Sizes, WordHead
 from dimvl.model.plan import plan_attention
 
 
@@ -30,15 +31,18 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         split: the sublayers with one set of weights per modality, out of `qkv`, `out`, `norm`, `ffn`.
         max_positions: number of token positions.
         max_images: number of images that a prefix may hold.
-        classes: object classes K for the object head; 0 for no such head.
-        answers: answers A for the answer head; 0 for no such head.
-        word_head: whether there is a word head (masked and sequence-to-sequence LM, captions).
-        match_head: whether there is an image-text matching head.
         dropout: after embeddings and after each sublayer.
         activation: `gelu`, `relu` or `silu`.
         norm_eps: epsilon of every layer norm.
+        heads_wanted: the heads, by their arguments in `dimvl.model.heads.HEADS`: `word_head` and `match_head` (true or
+            false), `classes` K of the object head, `answers` A of the answer head; others are None.
 
     """
+
+    word_head: WordHead | None
+    object_head: ObjectHead | None
+    match_head: MatchHead | None
+    answer_head: AnswerHead | None
 
     def __init__(
         self,
@@ -52,13 +56,10 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         split: Sequence[str] = ("qkv",),
         max_positions: int = 512,
         max_images: int = 4,
-        classes: int = 0,
-        answers: int = 0,
-        word_head: bool = False,
-        match_head: bool = False,
         dropout: float = 0.1,
         activation: str = "gelu",
         norm_eps: float = 1e-12,
+        **heads_wanted: Any,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -68,10 +69,12 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         self.regions = RegionEmbeddings(feature_width, width, max_images, dropout, norm_eps)
         self.tokens = TokenEmbeddings(vocabulary, width, max_positions, dropout, norm_eps)
         self.encoder = Encoder(layers, width, heads, inner_width, split, dropout, activation, norm_eps)
-        self.word_head = WordHead(self.tokens.word, activation, norm_eps) if word_head else None
-        self.object_head = ObjectHead(width, classes, feature_width, activation, norm_eps) if classes else None
-        self.match_head = MatchHead(width) if match_head else None
-        self.answer_head = AnswerHead(width, answers, norm_eps) if answers else None
+        sizes = Sizes(self.tokens.word, width, feature_width, activation, norm_eps)
+        for name, entry in HEADS.items():
+            wanted = heads_wanted.pop(entry.argument, 0)
+            setattr(self, name, entry.build(wanted, sizes) if wanted else None)
+        if heads_wanted:
+            raise TypeError(f"DimvlModel has no argument {', '.join(heads_wanted)}")
         initialise(self)
 
     def embed(self, batch: Batch) -> Tensor:

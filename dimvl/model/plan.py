@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dimvl.data.batch import Layout, ranges, starts_of
+from dimvl.data.layout import Layout, ranges, starts_of
 
 GROWTH = 1.25  # of the longest key length from one padded core to the next
 

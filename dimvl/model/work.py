@@ -5,12 +5,14 @@ Everything may be a fraction: the work of an average batch is as good as that of
 Letters: P prefixes, T texts, S sequences of an attention call, M targets.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
-from dimvl.data.batch import AnswerTargets, Batch, CaptionTargets, Layout, MatchTargets, ObjectTargets, WordTargets
+from dimvl.data.batch import Batch
+from dimvl.data.layout import Layout
 from dimvl.model.plan import AttentionCall, plan_attention
 
 
@@ -47,20 +49,14 @@ class Work:
         vision: rows of regions.
         language: rows of context and text.
         attention: of all calls.
-        words: words to predict.
-        regions: regions to predict.
-        matches: pairs to judge.
-        answers: questions to answer.
+        heads: name of a head -> rows that it runs on.
 
     """
 
     vision: float = 0.0
     language: float = 0.0
     attention: AttentionWork = AttentionWork()
-    words: float = 0.0
-    regions: float = 0.0
-    matches: float = 0.0
-    answers: float = 0.0
+    heads: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rows(self) -> float:
@@ -68,10 +64,21 @@ class Work:
         return self.vision + self.language
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(**{name: value + getattr(other, name) for name, value in self.__dict__.items()})
+        names = dict.fromkeys([*self.heads, *other.heads])
+        return Work(
+            vision=self.vision + other.vision,
+            language=self.language + other.language,
+            attention=self.attention + other.attention,
+            heads={name: self.heads.get(name, 0.0) + other.heads.get(name, 0.0) for name in names},
+        )
 
     def __mul__(self, factor: float) -> "Work":
-        return Work(**{name: value * factor for name, value in self.__dict__.items()})
+        return Work(
+            vision=self.vision * factor,
+            language=self.language * factor,
+            attention=self.attention * factor,
+            heads={name: rows * factor for name, rows in self.heads.items()},
+        )
 
     @classmethod
     def of(cls, batch: Batch, padded: bool) -> Self:
@@ -82,19 +89,15 @@ class Work:
             padded: attention runs in padded cores (CPU, fp32), and what they add counts too.
 
         """
-        layout, targets = batch.layout, list(batch.targets.values())
-
-        def count(*kinds: type) -> int:
-            return sum(len(target.rows) for target in targets if isinstance(target, kinds))
-
+        layout, heads = batch.layout, dict[str, float]()
+        for targets in batch.targets.values():
+            if targets.head:
+                heads[targets.head] = heads.get(targets.head, 0.0) + len(targets)
         return cls(
             vision=layout.num_vision,
             language=layout.num_rows - layout.num_vision,
             attention=_padded_attention(layout) if padded else ragged_attention(layout),
-            words=count(WordTargets, CaptionTargets),
-            regions=count(ObjectTargets),
-            matches=count(MatchTargets),
-            answers=count(AnswerTargets),
+            heads=heads,
         )
 
 
@@ -128,7 +131,7 @@ def _padded_call(call: AttentionCall) -> AttentionWork:
 
 
 def example_work(
-    *, regions: float, context: float, texts: float, text_rows: float, shared_prefix: bool, **targets: float
+    *, regions: float, context: float, texts: float, text_rows: float, shared_prefix: bool, **heads: float
 ) -> Work:
     """Work of an example of average lengths.
 
@@ -138,7 +141,7 @@ def example_work(
         texts: number of texts; one where the prefix sees its text.
         text_rows: rows of each text.
         shared_prefix: sequence-to-sequence: the prefix sees itself only and is computed once for all texts.
-        targets: `words`, `regions_predicted`, `matches` or `answers`: their number.
+        heads: name of a head -> rows that it runs on.
 
     """
     prefix, text = regions + context, texts * text_rows
@@ -150,5 +153,4 @@ def example_work(
     else:
         rows = prefix + text
         attention = AttentionWork(queries=rows, keys=rows, pairs=rows * rows)
-    predicted = targets.pop("regions_predicted", 0.0)
-    return Work(vision=regions, language=context + text, attention=attention, regions=predicted, **targets)
+    return Work(vision=regions, language=context + text, attention=attention, heads=heads)

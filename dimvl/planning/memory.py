@@ -39,14 +39,13 @@ from typing import Literal
 from torch import nn
 
 from dimvl.model.encoder import FeedForward
+from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
 from dimvl.regions.store_format import FeatureDtype, feature_bytes
 
 Arithmetic = Literal["fp32", "autocast", "bf16"]
 """`autocast` is bf16 of the torch engine and of stage 0; `bf16` that of stages 1 to 3, which cast the model."""
-
-HEADS = ("word_head", "object_head", "match_head", "answer_head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +180,7 @@ def batch_bytes(model: DimvlModel, work: Work, feature_dtype: FeatureDtype) -> f
 
     """
     region = feature_bytes(model.regions.feature.in_features, feature_dtype) + 4 * 7 + 8 + 1
-    classes = 0 if model.object_head is None else model.object_head.classes.out_features
-    answers = 0 if model.answer_head is None else model.answer_head.outer.out_features
-    targets = 16 * work.words + (8 + 4 * classes) * work.regions + 12 * work.matches
-    targets += (8 + 4 * answers) * work.answers
+    targets = sum((8 + head.label_bytes) * work.heads.get(name, 0.0) for name, head in heads_of(model).items())
     return region * work.vision + 24 * work.language + targets
 
 
@@ -195,7 +191,9 @@ def passing_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     the activation's two sides.
     """
     element, inner = numbers.element, inner_width(model)
-    logits = work.words * model.tokens.word.num_embeddings * (4 + (element if element == 2 else 0))
+    logits = (
+        work.heads.get("word_head", 0.0) * model.tokens.word.num_embeddings * (4 + (element if element == 2 else 0))
+    )
     return max(logits, 2 * work.rows * inner * element)
 
 
@@ -230,15 +228,7 @@ def _embedding_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
 
 
 def _head_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
-    width, element = model.regions.feature.out_features, numbers.element
-    transform = width * 4 * element + 2 * element
-    total = work.words * (transform + 4 * model.tokens.word.num_embeddings)
-    if model.object_head is not None:
-        classes, features = model.object_head.classes.out_features, model.object_head.features.out_features
-        total += work.regions * (transform + 4 * classes + 4 * features)
-    if model.match_head is not None:
-        total += work.matches * 2 * width * element
-    if model.answer_head is not None:
-        answers = model.answer_head.outer.out_features
-        total += work.answers * (width * element + 6 * width * element + 4 * answers)
-    return total
+    return sum(
+        work.heads.get(name, 0.0) * (head.hidden_bytes(numbers.element) + 4 * head.outputs)
+        for name, head in heads_of(model).items()
+    )

@@ -1,17 +1,17 @@
-"""The plan of a run: what it costs on a number of GPUs, put together from its parts."""
+"""The plan of a run: its memory, compute and I/O on a number of GPUs."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from dimvl.config import AnyConfig, DeepSpeedConfig
+from dimvl.config import DeepSpeedConfig, RunConfig
 from dimvl.errors import UserError
 from dimvl.model.flops import Flops, flops_by_part, part_of, split_sublayers
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
 from dimvl.planning.cluster import Cluster, sent_bytes
-from dimvl.planning.data import DataFacts, DataOverrides, gather, wanted_heads
+from dimvl.planning.data import DataOverrides, gather
 from dimvl.planning.memory import (
     BUCKET,
     Numbers,
@@ -24,28 +24,30 @@ from dimvl.planning.memory import (
 )
 from dimvl.planning.step import AverageStep, average_example, average_step
 from dimvl.regions.store_format import FeatureDtype, estimated_bytes
+from dimvl.tasks import task_of
+from dimvl.tasks.costs import DataFacts
 from dimvl.training.deepspeed_options import deepspeed_options
 from dimvl.training.optimiser import freeze
 
 FREE_SHARE = 0.1
-"""Share of a GPU's memory that is left to the CUDA context, the allocator's gaps and the libraries."""
+"""Share of a GPU's memory reserved for the CUDA context, fragmentation and libraries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageMemory:
-    """Bytes on one GPU under one engine and stage.
+    """Bytes on one GPU with one engine and ZeRO stage.
 
     Attributes:
         engine: `torch` or `deepspeed`.
-        stage: of ZeRO.
-        weights: that stay.
-        gradients: of what is trained.
-        optimizer: states, fp32 master weights among them; 0 where they are offloaded to the CPU, as are weights.
-        buffers: of gradients to reduce, and of weights that stage 3 gathers.
+        stage: ZeRO stage.
+        weights: kept between steps; 0 where they are offloaded to the CPU.
+        gradients: of the trained weights.
+        optimizer: states, including fp32 master weights; 0 where they are offloaded to the CPU.
+        buffers: for gradients to reduce, and for weights that stage 3 gathers.
         activations: kept for the backward pass of a micro-batch.
-        batch: the micro-batch itself, and the largest thing that comes and goes.
+        batch: the micro-batch itself, and the largest temporary.
         sent: bytes that the GPU sends in an optimiser step.
-        fits: whether `total` is within the memory, less what is left free.
+        fits: whether `total` is within the memory, less the reserve.
 
     """
 
@@ -68,7 +70,7 @@ class StageMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will take.
+    """The estimated cost of a run.
 
     Attributes:
         cluster: what it is planned for.
@@ -123,17 +125,17 @@ class Plan:
         return next((memory for memory in self.memory if memory.fits), None)
 
 
-def make_plan(config: AnyConfig, cluster: Cluster, given: DataOverrides | None = None) -> Plan:
-    """Plan a run from its configuration; no weights are made and no data has to be there.
+def make_plan(config: RunConfig, cluster: Cluster, given: DataOverrides | None = None) -> Plan:
+    """Estimate a run from its configuration; no weights are allocated and no data has to exist.
 
     Args:
         config: of the run.
         cluster: to plan for.
-        given: what is said about data that is not there.
+        given: sizes of data that does not exist yet.
 
     Raises:
-        UserError: a budget of rows that no step fits into, self-critical training, options of DeepSpeed that contradict
-            the configuration, or a file that is damaged.
+        UserError: a row budget that no example fits, self-critical training, DeepSpeed options that contradict the
+            configuration, or a damaged file.
 
     """
     _check(cluster)
@@ -170,21 +172,21 @@ def make_plan(config: AnyConfig, cluster: Cluster, given: DataOverrides | None =
 
 
 def _check(cluster: Cluster) -> None:
-    """Refuse numbers that mean nothing.
+    """Refuse meaningless numbers.
 
     Raises:
         UserError: one of them.
 
     """
     if not 0 < cluster.utilisation <= 1:
-        raise UserError(f"--utilisation {cluster.utilisation:g} is no share of the peak; give one above 0, at most 1")
+        raise UserError(f"--utilisation {cluster.utilisation:g} must be above 0 and at most 1")
     for name in ("gpu_memory", "network", "peak"):
         value = getattr(cluster, name)
         if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {value:g} must be above 0")
+            raise UserError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0")
 
 
-def meta_model(config: AnyConfig, facts: DataFacts) -> DimvlModel:
+def meta_model(config: RunConfig, facts: DataFacts) -> DimvlModel:
     """Build the run's network without weights, and freeze what the run freezes.
 
     Raises:
@@ -196,7 +198,7 @@ def meta_model(config: AnyConfig, facts: DataFacts) -> DimvlModel:
         "vocabulary": facts.vocabulary,
         "feature_width": facts.feature_width,
         "max_positions": facts.max_positions,
-        **wanted_heads(config, facts),
+        **task_of(config).heads(config, facts.classes, facts.answers),
     }
     with torch.device("meta"):
         model = DimvlModel(**arguments)
@@ -215,9 +217,9 @@ def parameters_by_part(model: DimvlModel) -> dict[str, int]:
 
 
 def _memory(
-    model: DimvlModel, config: AnyConfig, step: AverageStep, cluster: Cluster, feature_dtype: FeatureDtype
+    model: DimvlModel, config: RunConfig, step: AverageStep, cluster: Cluster, feature_dtype: FeatureDtype
 ) -> Iterator[StageMemory]:
-    """Memory under the torch engine, if there is one GPU, and under DeepSpeed by stage."""
+    """Yield the memory with the torch engine, if there is one GPU, and with DeepSpeed at each stage."""
     engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
     most = (1 - FREE_SHARE) * cluster.gpu_memory * 1e9
     for engine, stage in engines:
@@ -236,7 +238,7 @@ def _memory(
 
 def stage_memory(
     model: DimvlModel,
-    config: AnyConfig,
+    config: RunConfig,
     work: Work,
     *,
     engine: str,
@@ -246,7 +248,7 @@ def stage_memory(
     feature_dtype: FeatureDtype = "float16",
     gpu: bool = True,
 ) -> StageMemory:
-    """Memory that one process needs under an engine and stage; whether it fits is left open.
+    """Return the memory that one process needs with an engine and stage; whether it fits is not decided here.
 
     Args:
         model: on the meta device, say.
@@ -256,8 +258,8 @@ def stage_memory(
         stage: of ZeRO.
         ranks: number of processes.
         micro_batches: in an optimiser step.
-        feature_dtype: as the store keeps features.
-        gpu: on a GPU, or on a processor.
+        feature_dtype: type of the features in the store.
+        gpu: whether it runs on a GPU rather than on a CPU.
 
     """
     training, section = config.training, config.deepspeed or DeepSpeedConfig()
@@ -294,7 +296,7 @@ def _bucket(section: DeepSpeedConfig) -> int:
     """Elements of `reduce_bucket_size`.
 
     Raises:
-        UserError: it is no number.
+        UserError: it is not a number.
 
     """
     size = section.options.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET)

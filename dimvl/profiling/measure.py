@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 from dimvl.callbacks import Progress
-from dimvl.config import AnyConfig, CaptionConfig
+from dimvl.config import RunConfig
 from dimvl.data.batch import Batch
 from dimvl.data.sampler import TrainingSteps
 from dimvl.errors import UserError
@@ -22,15 +22,17 @@ from dimvl.model.flops import products, total_flops
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
 from dimvl.profiling import scopes
-from dimvl.profiling.scopes import PARTS, ScopedEngine, mark, part_of_product, scope
+from dimvl.profiling.scopes import ScopedEngine, mark, part_of_product, scope
 from dimvl.profiling.timeline import Seconds, seconds_by_part
 from dimvl.regions.store import RegionStore
-from dimvl.training.build import build_task, read_annotations
+from dimvl.tasks import task_of
+from dimvl.training.build import build_task
 from dimvl.training.loading import prefetch
 from dimvl.training.loop import optimise
 from dimvl.training.peak import copy_rate, matmul_rate
 from dimvl.training.report import Meter, peak_memory_gb
-from dimvl.training.run import PLANS, prepare_encoder
+from dimvl.training.run import prepare_encoder
+from dimvl.training.run_folder import PLANS
 
 TRACE = "trace.json"
 IDLE = "GPU idle"
@@ -43,7 +45,7 @@ class Part:
     """What a part of the step takes, a step on average.
 
     Attributes:
-        name: one of `PARTS`, or idle time of the GPU.
+        name: one of `scopes.parts()`, or idle time of the GPU.
         forward: seconds; of what has no gradient, all.
         backward: seconds, what is computed again for the gradient among them.
         flops: operations of its matrix products in both passes; 0 where it has none.
@@ -109,7 +111,7 @@ class Profile:
 
 
 def profile(
-    config: AnyConfig,
+    config: RunConfig,
     out: Path,
     *,
     steps: int,
@@ -161,7 +163,7 @@ def profile(
     )
 
 
-def _check(config: AnyConfig) -> None:
+def _check(config: RunConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a profile is of one process; start it without a launcher")
     if config.deepspeed is not None:
@@ -169,7 +171,7 @@ def _check(config: AnyConfig) -> None:
             "the configuration asks for DeepSpeed, whose engine is not profiled; add deepspeed=null to profile plain "
             "torch in one process"
         )
-    if isinstance(config, CaptionConfig) and config.self_critical is not None:
+    if task_of(config).draws_in_steps:
         raise UserError(
             "self_critical draws captions within the step, which the profile does not tell apart; "
             "profile the run that it starts from"
@@ -192,11 +194,11 @@ class _Measured:
 class _FewSteps:
     """The first steps of a run, one after the other, with their parts marked."""
 
-    def __init__(self, config: AnyConfig, steps: int, progress: Progress) -> None:
+    def __init__(self, config: RunConfig, steps: int, progress: Progress) -> None:
         settings, self.seed, self.steps, self.progress = config.training, config.seed, steps, progress
         store = RegionStore(config.regions, settings.check_reads)
         torch.manual_seed(config.seed)
-        task, source = build_task(config, store, *read_annotations(config, store))
+        task, source = build_task(config, store, task_of(config).read(config, store))
         prepare_encoder(task, settings)
         mark(task, settings.compile)
         self.engine = ScopedEngine(task, settings)
@@ -256,12 +258,12 @@ class _FewSteps:
 
 
 def _parts(
-    config: AnyConfig, model: DimvlModel, works: Sequence[Work], measured: _Measured, steps: int, balance: float
+    config: RunConfig, model: DimvlModel, works: Sequence[Work], measured: _Measured, steps: int, balance: float
 ) -> tuple[Part, ...]:
     """Set times beside operations; `balance` is the operations that the device does while it moves a byte."""
     settings = config.training
     size = 2 if settings.precision == "bf16" else 4
-    flops, moved = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+    flops, moved = dict.fromkeys(scopes.parts(), 0.0), dict.fromkeys(scopes.parts(), 0.0)
     for work in works:
         for product in products(model, work, settings.checkpoint_activations):
             part = part_of_product(product.name, settings.compile)
@@ -283,7 +285,7 @@ def _parts(
             flops=flops[name] / steps,
             roof=roof(name),
         )
-        for name in PARTS
+        for name in scopes.parts()
         if name in measured.parts
     ]
     if measured.idle is not None:

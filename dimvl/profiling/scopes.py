@@ -12,8 +12,9 @@ from torch.profiler import record_function
 
 from dimvl.data.batch import Batch
 from dimvl.model.encoder import Attend, Block
+from dimvl.model.heads import HEADS, heads_of
 from dimvl.model.model import DimvlModel
-from dimvl.tasks.base import Task
+from dimvl.tasks.base import TaskModule
 from dimvl.training.engine import TorchEngine
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -22,15 +23,14 @@ STEP, DATA, DEVICE = "other", "data wait", "batch to device"
 EMBEDDINGS, PLAN, QKV, ATTENTION, OUT = "embeddings", "attention plan", "QKV", "attention", "output projection"
 FFN, ACTIVATION, NORMS, RESIDUALS = "FFN products", "FFN activation", "norms", "dropout and residuals"
 COMPILED = "after attention, compiled"
-HEADS = {"word_head": "head: words", "object_head": "head: objects", "match_head": "head: matching"}
-HEADS |= {"answer_head": "head: answers"}
 LOSSES, BACKWARD, SUMS, CLIP, OPTIMISER = "losses", "autograd", "gradient sums", "clip", "optimiser"
-PARTS = (
-    *(DATA, DEVICE, EMBEDDINGS, PLAN, QKV, ATTENTION, OUT, FFN, ACTIVATION, NORMS, RESIDUALS, COMPILED),
-    *HEADS.values(),
-    *(LOSSES, SUMS, BACKWARD, CLIP, OPTIMISER, STEP),
-)
-"""In the order of a step."""
+
+
+def parts() -> list[str]:
+    """Return all parts, in the order of a step."""
+    encoder = (DATA, DEVICE, EMBEDDINGS, PLAN, QKV, ATTENTION, OUT, FFN, ACTIVATION, NORMS, RESIDUALS, COMPILED)
+    heads = [entry.label for entry in HEADS.values()]
+    return [*encoder, *heads, LOSSES, SUMS, BACKWARD, CLIP, OPTIMISER, STEP]
 
 
 def scope(part: str) -> record_function:
@@ -68,7 +68,7 @@ class ScopedEngine(TorchEngine):
             return super().step()
 
 
-def mark(task: Task, compiled: bool) -> None:
+def mark(task: TaskModule, compiled: bool) -> None:
     """Mark the parts of a task and its model for good: it must be one that is made for this.
 
     Args:
@@ -80,9 +80,8 @@ def mark(task: Task, compiled: bool) -> None:
     _mark_modules(LOSSES, task)
     _mark_modules(PLAN, model)
     model.embed = scoped(EMBEDDINGS, model.embed)  # type: ignore[method-assign]
-    for name, part in HEADS.items():
-        if (head := getattr(model, name)) is not None:
-            _mark_modules(part, head)
+    for name, head in heads_of(model).items():
+        _mark_modules(HEADS[name].label, head)
     _mark_encoder(model, compiled)
 
 
@@ -117,6 +116,6 @@ def part_of_product(name: str, compiled: bool) -> str:
     if top in ("regions", "tokens"):
         return EMBEDDINGS
     if top in HEADS:
-        return HEADS[top]
+        return HEADS[top].label
     sublayer = {"qkv": QKV, "attention": ATTENTION, "out": OUT, "ffn": FFN}[rest[2]]
     return COMPILED if compiled and sublayer in (OUT, FFN) else sublayer

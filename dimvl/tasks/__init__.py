@@ -1,1 +1,51 @@
-"""Pretraining, question answering and captioning: model, heads and objectives behind one interface."""
+"""Tasks: pretraining, question answering and captioning, each a room of its own behind the interface `Task`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dimvl.config import RunConfig, read_run
+from dimvl.data.processor import Processor
+from dimvl.errors import UserError
+from dimvl.tasks.answering import Answering
+from dimvl.tasks.captioning import Captioning
+from dimvl.tasks.pretraining import Pretraining
+from dimvl.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "load_config", "task_of", "task_of_model"]
+
+TASKS: dict[str, Task[Any]] = {task.name: task for task in (Pretraining(), Answering(), Captioning())}
+"""Value of `task` in a configuration -> task. The first is the default."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the configuration of a run.
+
+    Args:
+        path: a YAML file; its key `task` selects the configuration class.
+        overrides: `section.key=value`, which take precedence.
+
+    Raises:
+        UserError: any mistake in it, with the nearest valid name.
+
+    """
+    return read_run(path, {name: task.config for name, task in TASKS.items()}, overrides)
+
+
+def task_of(config: RunConfig) -> Task[Any]:
+    """Return the task that a configuration asks for."""
+    return TASKS[config.task].variant(config)
+
+
+def task_of_model(processor: Processor) -> Task[Any]:
+    """Return the task that a model was trained on; models saved before version 0.2 do not name it.
+
+    Raises:
+        UserError: the task is not defined.
+
+    """
+    if processor.task and processor.task not in TASKS:
+        raise UserError(f"the model's task {processor.task!r} is not defined; import the module that adds it to TASKS")
+    if processor.task:
+        return TASKS[processor.task]
+    return TASKS["vqa" if processor.answers else "pretrain" if processor.matches else "caption"]

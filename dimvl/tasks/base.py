@@ -1,15 +1,16 @@
-"""The interface between a task and the training loop, and the texts that tasks are made of."""
+"""What tasks are made of: a model with losses, a source of examples from images, and texts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from dimvl.data.batch import Batch, Targets
+from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, ImageReader, Text
 from dimvl.data.processor import Processor, Variant
+from dimvl.data.targets import TargetSpec
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
@@ -19,19 +20,17 @@ from dimvl.regions.records import Detections
 NOTHING = np.zeros(0, dtype=np.int64)
 
 
-class Task(nn.Module):
-    """A model and what it is trained for: `task(batch)` gives the losses, each summed over its targets.
+class TaskModule(nn.Module):
+    """A model and its losses: `module(batch)` returns each loss, summed over its targets.
 
     Attributes:
-        name: of the task.
-        objectives: objective -> type of its targets.
+        objectives: objective -> kind and width of its targets.
         weights: loss name (`objective` or `objective/part`) -> weight.
-        all_ranks: turns "so it is here" into "so it is on every rank", where ranks must call modules equally often.
+        all_ranks: logical AND over ranks, for loops in which all ranks must call modules equally often.
 
     """
 
-    name: ClassVar[str]
-    objectives: ClassVar[Mapping[str, type[Targets]]]
+    objectives: Mapping[str, TargetSpec]
     weights: Mapping[str, float]
 
     def __init__(self, model: DimvlModel, processor: Processor) -> None:
@@ -41,15 +40,17 @@ class Task(nn.Module):
         self.all_ranks: Callable[[bool], bool] = bool
 
     @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    @property
     def shape(self) -> BatchShape:
         """What is fixed about this task's batches."""
-        extractor = self.processor.extractor
         return BatchShape(
-            objectives=dict(self.objectives),  # what spawned loader processes get must be picklable
+            objectives=dict(self.objectives),  # spawned loader processes need what can be pickled
             text_start=self.processor.text_start,
-            feature_width=extractor.feature_width,
-            classes=len(extractor.classes),
-            answers=len(self.processor.answers),
+            feature_width=self.processor.extractor.feature_width,
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

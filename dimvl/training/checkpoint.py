@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Thread
 from types import TracebackType
 
+from dimvl.checkpoints import STATE, checkpoint_folder, checkpoint_folders
 from dimvl.files import atomic_folder, sha256, write_json
-from dimvl.pretrained import STATE, checkpoint_folder, checkpoint_folders
 from dimvl.training.early_stopping import Best
 from dimvl.training.engine import Engine
 from dimvl.training.ranks import fail_together

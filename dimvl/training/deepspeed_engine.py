@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from dimvl.config import DeepSpeedConfig, TrainingConfig
 from dimvl.data.batch import Batch
 from dimvl.errors import UserError
-from dimvl.pretrained import choose_device
-from dimvl.tasks.base import Task
+from dimvl.tasks.base import TaskModule
+from dimvl.trained_model import choose_device
 from dimvl.training.deepspeed_options import check_zero_keys, deepspeed_options
 from dimvl.training.engine import plain_state, restore_plain_state, restore_schedule
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
@@ -76,7 +76,7 @@ class DeepSpeedEngine:
 
     """
 
-    def __init__(self, task: Task, training: TrainingConfig, options: dict[str, Any], ranks: Ranks) -> None:
+    def __init__(self, task: TaskModule, training: TrainingConfig, options: dict[str, Any], ranks: Ranks) -> None:
         deepspeed = _deepspeed()
         self.ranks, self.stage = ranks, int(options["zero_optimization"]["stage"])
         self.device = choose_device(training.device)

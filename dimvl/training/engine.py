@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dimvl.config import TrainingConfig
 from dimvl.data.batch import Batch
-from dimvl.pretrained import choose_device
-from dimvl.tasks.base import Task
+from dimvl.tasks.base import TaskModule
+from dimvl.trained_model import choose_device
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
 from dimvl.training.ranks import Ranks, SingleProcess
 from dimvl.training.state import State, copied, saved_tensors
@@ -26,7 +26,7 @@ class Engine(Protocol):
     All ranks call the same methods in the same order.
     """
 
-    task: Task
+    task: TaskModule
     device: torch.device
     ranks: Ranks
 
@@ -68,7 +68,7 @@ class Engine(Protocol):
 class TorchEngine:
     """One process, plain torch. bf16 is autocast over fp32 weights."""
 
-    def __init__(self, task: Task, config: TrainingConfig) -> None:
+    def __init__(self, task: TaskModule, config: TrainingConfig) -> None:
         self.ranks: Ranks = SingleProcess()
         self.device = choose_device(config.device)
         if self.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""The one training loop. It knows steps, an engine and a task, and nothing of what the task is."""
+"""The one training loop. It knows steps, an engine and losses, whatever the task."""
 
 import logging
 import math
@@ -13,15 +13,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from dimvl.checkpoints import check_checkpoint, latest_checkpoint
 from dimvl.config import RunConfig, TrainingConfig
-from dimvl.data.batch import SampleTargets
 from dimvl.data.examples import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
 from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.model.flops import total_flops
 from dimvl.model.work import Work
 from dimvl.objectives import normalise
-from dimvl.pretrained import check_checkpoint, latest_checkpoint
+from dimvl.tasks import task_of
 from dimvl.training.checkpoint import Saver
 from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
@@ -33,6 +33,8 @@ from dimvl.training.state import read_state, shapes_of
 
 logger = logging.getLogger(__name__)
 SHOWN = 8  # images named in a message
+Report = Callable[[StepReport], None]
+"""Called with each logged step."""
 
 
 def train(
@@ -40,26 +42,26 @@ def train(
     data: TrainingSteps,
     config: RunConfig,
     run: Path,
-    progress: Callable[[StepReport], None] | None = None,
+    report: Report | None = None,
     validation: Validation | None = None,
 ) -> None:
-    """Train to the last step or until the score no longer rises, going on from the newest checkpoint of the run.
+    """Train to the last step or until the score no longer improves, resuming from the newest checkpoint of the run.
 
     Args:
-        engine: holds the task.
+        engine: holds the model with its losses.
         data: optimiser steps by number.
         config: of the run.
         run: its folder.
-        progress: called with each logged step, on every rank.
-        validation: a score of the weights, which decides what the best checkpoint is and when to stop.
+        report: called with each logged step, on every rank.
+        validation: scores the weights; decides which checkpoint is best and when to stop.
 
     Raises:
         NotFiniteError: a loss, gradient or score is not finite; nothing is saved.
-        Interrupted: SIGTERM or SIGINT came; a checkpoint is saved, after the validation that is due if any. Before the
-            first step of this call is done there is nothing to save, and it ends at once.
-        UserError: a checkpoint or the log could not be written, a process that builds batches died, or the memory of
-            the GPU is too small.
-        OtherRankError: another rank failed or is gone.
+        Interrupted: SIGTERM or SIGINT was received; a checkpoint is saved, after a validation if one is due. Before
+            the first step of this call is complete there is nothing to save, and training ends at once.
+        UserError: a checkpoint or the log could not be written, a loader process died, or the GPU's memory is too
+            small.
+        OtherRankError: another rank failed or ended.
 
     """
     settings, ranks, last = config.training, engine.ranks, config.training.steps
@@ -67,48 +69,48 @@ def train(
     if validation is not None and validation.gives_up(best):
         return
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
-    meter = Meter(ranks, _ideal_seconds(engine, settings.precision))
+    meter = Meter(ranks, None if task_of(config).draws_in_steps else _ideal_seconds(engine, settings.precision))
     coming = closing(prefetch(data, first, settings.workers, engine.device, meter, ranks))
-    told = _enough_memory(settings)
-    with opened as log, _stop_signals(first, last) as asked, dead_workers(), told, saving as saver, coming as steps:
+    memory = _enough_memory(settings)
+    with opened as log, _stop_signals(first, last) as request, dead_workers(), memory, saving as saver, coming as steps:
         for done, step in zip(range(first + 1, last + 1), steps, strict=True):
             update = optimise(engine, step, config.seed, done - 1)
-            asked.to_save = True
+            request.to_save = True
             meter.add(step)
             over = done == last
             if done % settings.log_every == 0 or over:
-                report = _report(engine, update, meter, done, last, step.epoch)
-                log.write(report)
-                if progress is not None:
-                    progress(report)
+                logged = _report(engine, update, meter, done, last, step.epoch)
+                log.write(logged)
+                if report is not None:
+                    report(logged)
             if validation is not None and validation.is_due(done, last):
                 best = _validate(validation, best, done, log)
                 over = over or validation.gives_up(best)
-            stop = any_rank(ranks, asked.signal is not None or saver.failed)
+            stop = any_rank(ranks, request.signal is not None or saver.failed)
             if done % settings.save_every == 0 or over or stop or (best is not None and best.step == done):
                 saver.save(done, best)
             if over or stop:
                 saver.wait()
                 if over:
                     return
-                raise _interrupted(done, last, asked.signal or signal.SIGTERM)
+                raise _interrupted(done, last, request.signal or signal.SIGTERM)
 
 
 @contextmanager
 def _enough_memory(settings: TrainingConfig) -> Iterator[None]:
-    """Tell a GPU that is too small as what it is."""
+    """Report a GPU that is too small as a mistake of the user."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the GPU's memory is too small ({str(error).splitlines()[0]}); lower training.rows_per_micro_batch "
             f"({settings.rows_per_micro_batch}), set training.checkpoint_activations=true, or raise deepspeed.stage; "
-            "`dimvl plan` tells what each takes"
+            "`dimvl plan` estimates what each needs"
         ) from None
 
 
 def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
-    """Take over the newest checkpoint; return the steps done and the best score so far."""
+    """Load the newest checkpoint; return the steps done and the best score so far."""
     ranks = engine.ranks
 
     def newest() -> tuple[str, dict[str, Any]] | None:
@@ -120,24 +122,21 @@ def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
     name, described = found
     if described["ranks"] != ranks.size:
         before = described["ranks"]
-        logger.info("the checkpoint of %d ranks goes on with %d: the same data in other parts", before, ranks.size)
+        logger.info("a checkpoint of %d ranks resumes on %d: the same data, split differently", before, ranks.size)
     with fail_together(ranks):
         state = read_state(run / "checkpoints" / name, shapes_of(engine.task.model))
     engine.restore(state)
     return int(described["step"]), Best(**described["best"]) if "best" in described else None
 
 
-def _ideal_seconds(engine: Engine, precision: Literal["fp32", "bf16"]) -> Callable[[Work], float] | None:
-    """What turns the work of a step into seconds at the peak of this device; None where captions are drawn first."""
-    task = engine.task
-    if SampleTargets in task.objectives.values():
-        return None
-    peak = matmul_rate(engine.device, precision)
-    return lambda work: total_flops(task.model, work) / peak
+def _ideal_seconds(engine: Engine, precision: Literal["fp32", "bf16"]) -> Callable[[Work], float]:
+    """Return a function from the work of a step to its seconds at the peak of this device."""
+    model, peak = engine.task.model, matmul_rate(engine.device, precision)
+    return lambda work: total_flops(model, work) / peak
 
 
 class Update(NamedTuple):
-    """What a step did: this rank's sums of losses by name, global targets by objective, norm of the gradient, rate."""
+    """A step's results: this rank's sums of losses, global targets by objective, gradient norm, learning rate."""
 
     sums: dict[str, float]
     counts: dict[str, int]
@@ -146,7 +145,7 @@ class Update(NamedTuple):
 
 
 def _report(engine: Engine, update: Update, meter: Meter, done: int, steps: int, epoch: int) -> StepReport:
-    """What is logged of a step; rates start anew."""
+    """Return what is logged of a step, and reset the meter."""
     losses = _means(engine.ranks, update.sums, update.counts)
     rates: dict[str, Any] = meter.rates()
     left = rates.pop("seconds_per_step") * (steps - done)
@@ -166,7 +165,7 @@ def _report(engine: Engine, update: Update, meter: Meter, done: int, steps: int,
 
 
 def optimise(engine: Engine, step: Step, seed: int, number: int) -> Update:
-    """Do optimiser step `number`, from 0."""
+    """Perform optimiser step `number`, counted from 0."""
     rate, ranks, last = engine.learning_rate, engine.ranks, len(step.micro_batches) - 1
     names = list(engine.task.objectives)
     own = [sum(batch.counts()[name] for batch in step.micro_batches) for name in names]
@@ -197,29 +196,29 @@ def _means(ranks: Ranks, sums: Mapping[str, float], counts: Mapping[str, int]) -
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
-    """Key dropout by step: a resumed run draws what an undisturbed one draws, without any saved random state."""
+    """Seed dropout by step, so that a resumed run draws what an undisturbed one does, without saved random state."""
     torch.manual_seed(int(keyed_generator(seed, "dropout", step, micro_batch, rank).integers(2**63)))
 
 
 def _check_finite(ranks: Ranks, losses: Mapping[str, float], step: int, sources: Sequence[str]) -> None:
-    """Let every rank stop if a loss of one is not finite, before its gradient reaches the others."""
+    """Stop every rank if a loss of one is not finite, before its gradient reaches the others."""
     bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if not any_rank(ranks, bool(bad)):
         return
     own = f"the loss {bad[0]} is not finite at step {step + 1}, in {_shorten(sources)}" if bad else ""
-    told = ranks.gather(own)
-    rank = next(rank for rank, text in enumerate(told) if text)
+    messages = ranks.gather(own)
+    rank = next(rank for rank, text in enumerate(messages) if text)
     where = f" (rank {rank})" if ranks.size > 1 else ""
-    raise NotFiniteError(f"{told[rank]}{where}; nothing was saved")
+    raise NotFiniteError(f"{messages[rank]}{where}; nothing was saved")
 
 
 def _validate(validation: Validation, best: Best | None, done: int, log: Log) -> Best:
     """Score the weights and log it; return the best so far."""
-    score = validation.score()
-    if not abs(score) < float("inf"):
+    found = validation.score()
+    if not math.isfinite(found.score):
         raise NotFiniteError(f"the validation score is not finite after step {done}; this step was not saved")
-    best = Best.after(best, score, done)
-    log.write_validation(done, score, best, validation.predictions)
+    best = Best.after(best, found.score, done)
+    log.write_validation(done, found, best)
     return best
 
 
@@ -230,7 +229,7 @@ def _shorten(sources: Sequence[str]) -> str:
 
 @dataclass
 class StopRequest:
-    """The first signal that came, and whether this call has trained a step that is to be saved before it stops."""
+    """The first signal received, and whether this call has trained a step to save before it stops."""
 
     signal: int | None = None
     to_save: bool = False
@@ -238,29 +237,29 @@ class StopRequest:
 
 @contextmanager
 def _stop_signals(first: int, last: int) -> Iterator[StopRequest]:
-    """Note SIGTERM and SIGINT. A second one stops at once, as does the first where there is nothing to save yet."""
-    asked, previous = StopRequest(), {}
+    """Note SIGTERM and SIGINT. A second one stops at once, as does the first if there is nothing to save yet."""
+    request, previous = StopRequest(), {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        again, asked.signal = asked.signal is not None, asked.signal or number
-        if again or not asked.to_save:
-            raise KeyboardInterrupt  # no `Exception`: it would be told to other ranks, which may not be listening
+        again, request.signal = request.signal is not None, request.signal or number
+        if again or not request.to_save:
+            raise KeyboardInterrupt  # not an `Exception`, which would be sent to other ranks that may not be listening
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             previous[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: signals stay with whoever runs it
+    except ValueError:  # not in the main thread, where signals are the caller's
         pass
     try:
-        yield asked
+        yield request
     except KeyboardInterrupt:
-        if asked.signal is None or asked.to_save:
+        if request.signal is None or request.to_save:
             raise
-        raise _interrupted(first, last, asked.signal) from None
+        raise _interrupted(first, last, request.signal) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _interrupted(done: int, last: int, number: int) -> Interrupted:
-    return Interrupted(f"stopped at step {done} of {last}; run the same command to go on", number)
+    return Interrupted(f"stopped at step {done} of {last}; run the same command to resume", number)

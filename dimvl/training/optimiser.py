@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dimvl.config import FreezeConfig, TrainingConfig
 from dimvl.errors import UserError
-from dimvl.model.convert import HEADS
+from dimvl.model.heads import is_head
 from dimvl.model.linear import product
 from dimvl.model.model import DimvlModel
 
@@ -43,7 +43,7 @@ def rate_multiplier(name: str, layers: int, config: TrainingConfig) -> float:
         config: head multiplier and layer decay.
 
     """
-    if name.startswith(HEADS):
+    if is_head(name):
         return config.head_multiplier
     if name.startswith("encoder.layers."):
         return config.layer_decay ** (layers - int(name.split(".")[2]))
@@ -110,7 +110,7 @@ def build_optimiser(model: DimvlModel, config: TrainingConfig) -> AdamW:
     With `muon_rate` the matrices of the encoder go by Muon at that rate.
 
     Args:
-        model: names of its heads begin with one of `HEADS`.
+        model: its heads are those of `dimvl.model.heads.HEADS`.
         config: learning rates, weight decay, multipliers, beta2.
 
     Raises:

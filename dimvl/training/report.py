@@ -17,6 +17,7 @@ from dimvl.config import RunConfig
 from dimvl.data.sampler import Step
 from dimvl.files import atomic_path, writing
 from dimvl.model.work import Work
+from dimvl.tasks.task import ValidationScore
 from dimvl.training.early_stopping import Best
 from dimvl.training.ranks import Ranks, fail_together
 from dimvl.training.wandb_log import WandbLog
@@ -176,9 +177,7 @@ class Log(Protocol):
         """Log one step."""
         ...
 
-    def write_validation(
-        self, step: int, score: float, best: Best, predictions: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def write_validation(self, step: int, found: ValidationScore, best: Best) -> None:
         """Log one validation."""
         ...
 
@@ -189,9 +188,7 @@ class NoLog:
     def write(self, report: StepReport) -> None:
         """Do nothing."""
 
-    def write_validation(
-        self, step: int, score: float, best: Best, predictions: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def write_validation(self, step: int, found: ValidationScore, best: Best) -> None:
         """Do nothing."""
 
 
@@ -220,15 +217,16 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def write_validation(
-        self, step: int, score: float, best: Best, predictions: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def write_validation(self, step: int, found: ValidationScore, best: Best) -> None:
         """Log one validation, as a line of its own, and what was predicted for the sample."""
+        score = found.score
         logger.info("validation after step %d: %.4f (best %.4f after step %d)", step, score, best.score, best.step)
-        if predictions:
+        if found.predictions:
             with writing(self._predictions), self._predictions.open("a") as file:
-                file.write(json.dumps({"step": step, "predictions": list(predictions)}) + "\n")
-        self._write({"step": step, "validation": score, "best": best.score, "best_step": best.step}, predictions)
+                file.write(json.dumps({"step": step, "predictions": list(found.predictions)}) + "\n")
+        line = {"step": step, "validation": score, "best": best.score, "best_step": best.step}
+        parts = {"validation_parts": dict(found.parts)} if found.parts else {}
+        self._write(line | parts, found.predictions)
 
     def _write(self, record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]] = ()) -> None:
         with writing(self._log):
@@ -246,6 +244,7 @@ class RunLog:
             return
         flat = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
         flat |= {f"loss/{name}": value for name, value in record.get("losses", {}).items()}
+        flat |= {f"validation/{name}": value for name, value in record.get("validation_parts", {}).items()}
         self._wandb.log(record["step"], flat)
         if "validation" in record:
             self._wandb.log_predictions(record["step"], predictions)

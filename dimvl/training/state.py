@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dimvl.checkpoints import OPTIMISER, WEIGHTS
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
-from dimvl.pretrained import OPTIMISER, WEIGHTS
 
 SCHEDULE = "schedule"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
+from dimvl.checkpoints import latest_checkpoint
 from dimvl.data.trained_on import FILE, read_trained_on
 from dimvl.errors import UserError
-from dimvl.pretrained import latest_checkpoint
 from tests.cli.calls import Result, Run
 from tests.factories import make_store
 from tests.tiny_runs import TinyData, make_config, make_data

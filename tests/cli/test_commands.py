@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dimvl.checkpoints import latest_checkpoint
 from dimvl.errors import Interrupted, NotFiniteError
 from dimvl.predictor import Predictor
-from dimvl.pretrained import latest_checkpoint
 from dimvl.progress import progress
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import Run, refused, write_config

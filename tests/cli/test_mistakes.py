@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dimvl.checkpoints import latest_checkpoint
 from dimvl.export import FILES
-from dimvl.pretrained import latest_checkpoint, load_model
+from dimvl.trained_model import load_model
 from tests.cli.calls import Run, refused, write_config
 from tests.exports import make_picture
 from tests.factories import make_store

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from dimvl.data.batch import AnswerTargets, MatchTargets, ObjectTargets, WordTargets
 from dimvl.data.examples import BatchShape, Example, Text, best_regions, collate, keyed_generator, make_prefix
+from dimvl.data.targets import AnswerTargets, MatchTargets, ObjectTargets, WordTargets
 from dimvl.tasks.base import masked_text, plain_text, seq2seq_text
 from tests.factories import FEATURE_WIDTH, TEXTS, make_processor, make_regions
 

@@ -3,10 +3,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dimvl.config import ObjectivesConfig, Seq2seqConfig
 from dimvl.data.examples import collate
 from dimvl.data.sampler import TrainingSteps, deal, in_order
-from dimvl.tasks.pretraining import PretrainSource, PretrainTask
+from dimvl.tasks.captioning import Seq2seqConfig
+from dimvl.tasks.pretraining import ObjectivesConfig
+from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from tests.factories import CLASSES, make_model, make_processor
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
 
@@ -24,7 +25,7 @@ def source(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shape():
     model = make_model(word_head=True, match_head=True, classes=len(CLASSES))
-    return PretrainTask(model, make_processor(), ObjectivesConfig()).shape
+    return PretrainModule(model, make_processor(), ObjectivesConfig()).shape
 
 
 def make_steps(source, shape, seed=1, steps=9, micro=MICRO, rank=0, ranks=1):

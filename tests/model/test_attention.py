@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.data.batch import Layout
+from dimvl.data.layout import Layout
 from dimvl.model import attention
 from dimvl.model.attention import attend, matmul_attention, sdpa
 from dimvl.model.plan import plan_attention

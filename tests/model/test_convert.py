@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dimvl.data.batch import Batch, Layout
+from dimvl.data.batch import Batch
+from dimvl.data.layout import Layout
 from dimvl.errors import UserError
 from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read_weights
 from dimvl.model.encoder import SPLITS

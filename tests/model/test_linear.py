@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dimvl.data.batch import Layout
+from dimvl.data.layout import Layout
 from dimvl.model import linear
 from dimvl.model.linear import Linear, product
 from tests.factories import make_batch, make_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dimvl.data.batch import Layout
+from dimvl.data.layout import Layout
 from dimvl.model.convert import load_pretrained
 from dimvl.model.encoder import SPLITS, PerModality
 from dimvl.model.linear import Linear

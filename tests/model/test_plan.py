@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.data.batch import Layout
+from dimvl.data.layout import Layout
 from dimvl.model.plan import GROWTH, plan_attention
 from tests.factories import make_layout
 

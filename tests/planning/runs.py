@@ -5,7 +5,8 @@ import torch
 from dimvl.data.epoch_plan import plan_epoch
 from dimvl.data.examples import collate
 from dimvl.regions.store import RegionStore
-from dimvl.training.build import build_task, read_annotations
+from dimvl.tasks import task_of
+from dimvl.training.build import build_task
 from dimvl.training.optimiser import freeze
 from tests.tiny_runs import make_config
 
@@ -17,7 +18,7 @@ def build(data, output, task="pretrain", frozen=None, **changes):
     torch.manual_seed(0)
     config = make_config(data, output, task, model={"layers": 2, "dropout": 0, **changes.pop("model", {})}, **changes)
     store = RegionStore(config.regions)
-    task, source = build_task(config, store, *read_annotations(config, store))
+    task, source = build_task(config, store, task_of(config).read(config, store))
     if frozen is not None:
         freeze(task.model, frozen)
     batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
@@ -27,7 +28,7 @@ def build(data, output, task="pretrain", frozen=None, **changes):
 def all_batches(config, epochs, in_steps=False):
     """Make the batches of some epochs of a run that was begun, one an epoch or full step, and count their examples."""
     store = RegionStore(config.regions)
-    task, source = build_task(config, store, *read_annotations(config, store))
+    task, source = build_task(config, store, task_of(config).read(config, store))
     batches, examples = [], 0
     for epoch in range(epochs):
         steps = [range(len(source))]

@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 
-from dimvl.config import PretrainConfig, load_config
 from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.model.flops import Flops, flops_by_part
@@ -15,10 +14,13 @@ from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work, example_work
 from dimvl.planning import Cluster, DataOverrides, make_plan
 from dimvl.planning.cluster import sent_bytes
-from dimvl.planning.data import DataFacts, TextFacts, gather
+from dimvl.planning.data import gather
 from dimvl.planning.plan import meta_model, parameters_by_part
 from dimvl.planning.step import average_example, average_step
-from dimvl.pretrained import load_model
+from dimvl.tasks import load_config
+from dimvl.tasks.costs import DataFacts, TextFacts
+from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.cli.calls import call
 from tests.planning.runs import SPLITS, all_batches

@@ -211,7 +211,7 @@ def test_as_json_it_prints_what_it_writes(monkeypatch, capsys, config_file, tmp_
 
 
 def test_a_run_that_is_there_is_left_as_it_is(monkeypatch, capsys, data, config_file, tmp_path):
-    from dimvl.config import load_config
+    from dimvl.tasks import load_config
 
     run = run_training(load_config(config_file))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

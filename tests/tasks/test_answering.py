@@ -8,7 +8,7 @@ from dimvl.data.answers import label_ids
 from dimvl.data.examples import ImageReader, collate
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.answering import QuestionSource, VqaTask, question_example
+from dimvl.tasks.answering.training import QuestionSource, VqaModule, question_example
 from tests.factories import make_model, make_processor, make_store
 from tests.tiny_runs import all_costs
 
@@ -31,7 +31,7 @@ def source(tmp_path, shared_prefix):
 
 
 def task(processor):
-    return VqaTask(make_model(answers=3, vocabulary=len(processor.tokenizer)), processor).eval()
+    return VqaModule(make_model(answers=3, vocabulary=len(processor.tokenizer)), processor).eval()
 
 
 def test_questions_behind_one_prefix_get_the_answers_that_each_gets_alone(tmp_path):

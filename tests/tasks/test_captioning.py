@@ -5,12 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dimvl.config import DropWorstConfig, Seq2seqConfig
 from dimvl.data.examples import collate
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.objectives import normalise
 from dimvl.tasks.base import seq2seq_text
-from dimvl.tasks.captioning import OBJECTIVE, CaptionSource, CaptionTask
+from dimvl.tasks.captioning import DropWorstConfig, Seq2seqConfig
+from dimvl.tasks.captioning.training import OBJECTIVE, CaptionModule, CaptionSource
 from tests.factories import make_model, make_processor
 from tests.tiny_runs import caption_store, image_reader, make_data
 
@@ -34,7 +34,7 @@ def make_source(data, variant="causal", drop=DROP):
 def make_task(smoothing=0.1):
     processor = make_processor(captions=True)
     model = make_model(4, vocabulary=len(processor.tokenizer), word_head=True)
-    return CaptionTask(model, processor, smoothing)
+    return CaptionModule(model, processor, smoothing)
 
 
 def obvious_loss(task, examples):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.config import ObjectivesConfig, Seq2seqConfig, SharesConfig
+from dimvl.checkpoints import latest_checkpoint
 from dimvl.data.examples import collate, make_prefix
-from dimvl.pretrained import latest_checkpoint
 from dimvl.regions.store import RegionStore, feature_statistics
-from dimvl.tasks.pretraining import PretrainSource, PretrainTask
+from dimvl.tasks.captioning import Seq2seqConfig
+from dimvl.tasks.pretraining import ObjectivesConfig, SharesConfig
+from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.training.run import run_training
 from tests.factories import CLASSES, make_model, make_processor
 from tests.tiny_runs import caption_store, image_reader, make_config, make_data
@@ -33,7 +34,7 @@ def make_source(data, objective):
 def make_task(data):
     """Make a task with the statistics of the store, as a run has them."""
     heads = {"word_head": True, "match_head": True, "classes": len(CLASSES)}
-    task = PretrainTask(make_model(vocabulary=len(PROCESSOR.tokenizer), **heads), PROCESSOR, ObjectivesConfig())
+    task = PretrainModule(make_model(vocabulary=len(PROCESSOR.tokenizer), **heads), PROCESSOR, ObjectivesConfig())
     mean, deviation = map(torch.from_numpy, feature_statistics(RegionStore(data.regions)))
     task.model.regions.feature_mean.copy_(mean)
     task.model.regions.feature_std.copy_(deviation)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.config import ObjectivesConfig, Seq2seqConfig, SharesConfig
 from dimvl.data.examples import collate
 from dimvl.data.text_store import TextStore
 from dimvl.objectives import (
@@ -16,8 +15,10 @@ from dimvl.objectives import (
     mask_tokens,
     normalise,
 )
-from dimvl.tasks.answering import QuestionSource, VqaTask
-from dimvl.tasks.pretraining import PretrainSource, PretrainTask
+from dimvl.tasks.answering.training import QuestionSource, VqaModule
+from dimvl.tasks.captioning import Seq2seqConfig
+from dimvl.tasks.pretraining import ObjectivesConfig, SharesConfig
+from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from tests.factories import ATTRIBUTES, CLASSES, make_model, make_processor, make_tokenizer
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
 
@@ -43,7 +44,7 @@ def make_source(data, objective=None, changes=None, **config):
 
 def make_task(**config):
     model = make_model(len(TOKENIZER), vocabulary=len(TOKENIZER), word_head=True, match_head=True, classes=len(CLASSES))
-    return PretrainTask(model, make_processor(), ObjectivesConfig(**config))
+    return PretrainModule(model, make_processor(), ObjectivesConfig(**config))
 
 
 def objectives(source, epoch):
@@ -246,7 +247,7 @@ def test_answers_change_no_input(data, monkeypatch):
     batches = []
     for labels in ((np.array([0]), np.array([1.0])), (np.array([1, 0]), np.array([0.3, 0.6]))):
         monkeypatch.setattr(TextStore, "labels", lambda self, text, labels=labels: labels)
-        shape = VqaTask(make_model(answers=2), processor).shape
+        shape = VqaModule(make_model(answers=2), processor).shape
         batches.append(collate([source.build(0, index) for index in range(4)], shape))
     assert not torch.equal(batches[0].targets["answers"].scores, batches[1].targets["answers"].scores)
     assert all(torch.equal(a, b) for a, b in zip(*map(inputs, batches), strict=True))
@@ -257,7 +258,7 @@ def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
     processor = make_processor(answers=("yes", "no"), shared_prefix=shared)
     source = QuestionSource(caption_store(data, processor), image_reader(data, processor), processor)
     model = make_model(answers=2, vocabulary=len(TOKENIZER))
-    task = VqaTask(model, processor)
+    task = VqaModule(model, processor)
     examples = [source.build(0, index) for index in range(len(source))]
     assert len(examples) == (8 if shared else len(source.texts))
     costs = all_costs(source, 0)

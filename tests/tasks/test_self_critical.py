@@ -9,11 +9,11 @@ import torch
 
 from dimvl.data.examples import BatchShape, Example, collate, make_prefix
 from dimvl.metrics.cider import CiderD
-from dimvl.tasks.self_critical import (
+from dimvl.tasks.captioning.self_critical import (
     OBJECTIVE,
     REWARD,
     SampleSource,
-    SelfCriticalTask,
+    SelfCriticalModule,
     advantages,
     self_critical_loss,
     token_references,
@@ -38,7 +38,7 @@ def make_task(reward=word_reward, **changes):
         max_positions=processor.max_positions,
         **changes,
     )
-    return SelfCriticalTask(model, processor, reward, LONGEST)
+    return SelfCriticalModule(model, processor, reward, LONGEST)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ class Enumerable:
         processor = SimpleNamespace(tokenizer=tokenizer, text_start=4, variant="causal")
         model = make_model(3, vocabulary=7, word_head=True, dropout=0.0)
         references = [[[3, 4, 1], [4, 1]], [[3, 1]], [[5, 6, 1]]]
-        self.task = SelfCriticalTask(model, processor, CiderD(references).scores, longest)
+        self.task = SelfCriticalModule(model, processor, CiderD(references).scores, longest)
         prefix = replace(make_prefix(make_regions(0), make_processor().tags), context=np.array([0, 3, 1]))
         self.example = Example(source="", objective=OBJECTIVE, prefix=prefix, texts=[], seq2seq=True)
         self.batch = collate([self.example], BatchShape(objectives={}, text_start=4, feature_width=FEATURE_WIDTH))

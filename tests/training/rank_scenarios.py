@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from dimvl.checkpoints import check_checkpoint, checkpoint_folders
 from dimvl.errors import Interrupted, UserError
 from dimvl.model.encoder import Encoder
-from dimvl.pretrained import check_checkpoint, checkpoint_folders
 from dimvl.training import checkpoint, run
 from dimvl.training.ranks import open_ranks
 from dimvl.training.run import train_on

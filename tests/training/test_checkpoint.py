@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from dimvl.config import ObjectivesConfig, TrainingConfig
+from dimvl.checkpoints import best_checkpoint, check_checkpoint, checkpoint_folder, latest_checkpoint
+from dimvl.config import TrainingConfig
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
-from dimvl.pretrained import best_checkpoint, check_checkpoint, checkpoint_folder, latest_checkpoint
-from dimvl.tasks.pretraining import PretrainTask
+from dimvl.tasks.pretraining import ObjectivesConfig
+from dimvl.tasks.pretraining.training import PretrainModule
 from dimvl.training import checkpoint
 from dimvl.training.checkpoint import Saver
 from dimvl.training.engine import TorchEngine
@@ -163,7 +164,7 @@ def no_file_above(size):
 def make_engine(seed=0, **changes):
     model = make_model(seed, word_head=True, match_head=True, classes=len(CLASSES), **changes).train()
     return TorchEngine(
-        PretrainTask(model, make_processor(), ObjectivesConfig()),
+        PretrainModule(model, make_processor(), ObjectivesConfig()),
         TrainingConfig(steps=10, warmup_steps=4, device="cpu"),
     )
 

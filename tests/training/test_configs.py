@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.config import CaptionConfig, VqaConfig, load_config
 from dimvl.errors import UserError
+from dimvl.tasks import load_config
+from dimvl.tasks.answering import VqaConfig
+from dimvl.tasks.captioning import CaptionConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dimvl.checkpoints import check_checkpoint, latest_checkpoint
 from dimvl.errors import Interrupted
 from dimvl.export import export
-from dimvl.pretrained import check_checkpoint, latest_checkpoint, load_model
+from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 from tests.training.launch import finish, start_ranks

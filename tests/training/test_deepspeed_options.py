@@ -1,9 +1,9 @@
 import re
 
 import pytest
+from dimvl.config.runs import PretrainConfig
 
 from dimvl.config import DeepSpeedConfig, TrainingConfig, validate
-from dimvl.config.runs import PretrainConfig
 from dimvl.errors import UserError
 from dimvl.training.deepspeed_options import check_zero_keys, deepspeed_options
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from dimvl.checkpoints import latest_checkpoint
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
-from dimvl.pretrained import latest_checkpoint
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dimvl.pretrained import check_checkpoint, latest_checkpoint
+from dimvl.checkpoints import check_checkpoint, latest_checkpoint
 from tests.tiny_runs import make_data
 from tests.training.launch import ROOT, environment, finish, free_port, start_ranks
 from tests.training.rank_scenarios import TRAINING

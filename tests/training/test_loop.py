@@ -17,18 +17,19 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.config import SharesConfig, TrainingConfig
+from dimvl.checkpoints import check_checkpoint, latest_checkpoint
+from dimvl.config import TrainingConfig
 from dimvl.data import epoch_plan
 from dimvl.data.examples import ImageReader, collate
 from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.files import locked
-from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.tasks import task_of
+from dimvl.tasks.pretraining import SharesConfig
 from dimvl.training import checkpoint, loop
 from dimvl.training import run as training_run
 from dimvl.training.build import build_task as build_the_task
-from dimvl.training.build import read_annotations
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import seed_dropout
 from dimvl.training.report import TIMES, RunLog, format_seconds
@@ -40,7 +41,7 @@ FILES = ("model.safetensors", "optimiser.safetensors")
 
 
 def build_task(config, store):
-    return build_the_task(config, store, *read_annotations(config, store))
+    return build_the_task(config, store, task_of(config).read(config, store))
 
 
 @pytest.fixture(scope="module")
@@ -836,7 +837,7 @@ def test_what_takes_time_beside_the_steps_is_told(data, tmp_path):
 MISTAKEN = """
 from dimvl.cli import main
 from dimvl.errors import UserError
-from dimvl.tasks.pretraining import PretrainSource
+from dimvl.tasks.pretraining.training import PretrainSource
 
 def build_from(self, regions, epoch, index):
     raise WRONG

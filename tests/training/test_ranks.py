@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from dimvl.checkpoints import check_checkpoint, latest_checkpoint
 from dimvl.data.examples import ImageReader
 from dimvl.errors import OtherRankError, UserError
-from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.training import run as run_module
 from dimvl.training.loading import prefetch
 from dimvl.training.ranks import (

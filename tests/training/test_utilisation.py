@@ -14,8 +14,9 @@ from dimvl.model.flops import total_flops
 from dimvl.model.plan import plan_attention
 from dimvl.model.work import Work, ragged_attention
 from dimvl.regions.store import RegionStore
+from dimvl.tasks import task_of
 from dimvl.training import loop, peak
-from dimvl.training.build import build_task, read_annotations
+from dimvl.training.build import build_task
 from dimvl.training.engine import TorchEngine
 from dimvl.training.ranks import SingleProcess
 from dimvl.training.report import Meter
@@ -54,7 +55,7 @@ def one_by_one(plan, query, key, value):
 def engine_and_steps(config):
     store = RegionStore(config.regions)
     torch.manual_seed(0)
-    task, source = build_task(config, store, *read_annotations(config, store))
+    task, source = build_task(config, store, task_of(config).read(config, store))
     settings = config.training
     budgets = {"rows_per_step": settings.rows_per_step, "rows_per_micro_batch": settings.rows_per_micro_batch}
     return TorchEngine(task, settings), TrainingSteps(source, task.shape, seed=0, steps=settings.steps, **budgets)

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.config import DropWorstConfig
+from dimvl.checkpoints import check_checkpoint, latest_checkpoint
 from dimvl.data.annotations import read_captions, read_questions
 from dimvl.data.trained_on import NOTHING
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import NotFiniteError, UserError
-from dimvl.evaluation import answer_questions, caption_images
 from dimvl.metrics.cider import CiderD
 from dimvl.metrics.vqa import vqa_accuracy
 from dimvl.metrics.words import ends_badly, plain_words
 from dimvl.model.convert import read_weights
-from dimvl.pretrained import check_checkpoint, latest_checkpoint, load_model
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.answering.prediction import answer_questions
+from dimvl.tasks.captioning import DropWorstConfig
+from dimvl.tasks.captioning.prediction import caption_images
+from dimvl.trained_model import load_model
 from dimvl.training import run as run_module
 from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.report import TIMES

@@ -1,4 +1,4 @@
-"""Captioning: the same stack under the sequence-to-sequence mask, with no separate decoder."""
+"""Training of captioning: the same stack under the sequence-to-sequence mask, with no separate decoder."""
 
 from dataclasses import replace
 from types import MappingProxyType
@@ -8,25 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimvl.config import DropWorstConfig, Seq2seqConfig
-from dimvl.data.batch import Batch, CaptionTargets
+from dimvl.data.batch import Batch
 from dimvl.data.examples import Example, ImageReader, Prefix, keyed_generator
 from dimvl.data.processor import Processor
+from dimvl.data.targets import CaptionTargets, DropWorst, TargetSpec
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import word_loss
 from dimvl.regions.records import Detections
-from dimvl.tasks.base import ImageSource, Task, seq2seq_text
+from dimvl.tasks.base import ImageSource, TaskModule, seq2seq_text
+from dimvl.tasks.captioning.config import DropWorstConfig, Seq2seqConfig
 
 OBJECTIVE = "captions"
 
 
-class CaptionTask(Task):
+class CaptionModule(TaskModule):
     """Cross entropy of the next word, with label smoothing; the worst captions of an image may be dropped."""
 
-    name = "caption"
-    objectives = MappingProxyType({OBJECTIVE: CaptionTargets})
+    objectives = MappingProxyType({OBJECTIVE: TargetSpec(CaptionTargets)})
     weights = MappingProxyType({OBJECTIVE: 1.0})
 
     def __init__(self, model: DimvlModel, processor: Processor, smoothing: float) -> None:
@@ -46,12 +46,12 @@ class CaptionTask(Task):
 
 
 def kept_texts(losses: Tensor, targets: CaptionTargets, text_prefix: np.ndarray) -> Tensor:
-    """Tell which texts are kept where the worst of each prefix are dropped: (T,) bool.
+    """Return which texts are kept where the worst of each prefix are dropped: (T,) bool.
 
-    VLP ranks the captions of a batch by their summed loss, divides by the words of those that it keeps, and so depends
-    on what else is in the batch. Here the captions of one image are ranked against each other, by loss per word, so
-    neither an image that is hard nor a caption that is long is dropped for that; and the loss is still divided by all
-    words, whose number is known beforehand. So micro-batches and ranks change nothing.
+    VLP ranks the captions of a batch by their summed loss and divides by the words of those that it keeps, so the
+    result depends on the rest of the batch. Here the captions of one image are ranked against each other by loss per
+    word, so that neither a hard image nor a long caption is dropped for being so, and the loss is still divided by all
+    words, whose number is known beforehand. Micro-batches and ranks therefore change nothing.
 
     Args:
         losses: (M,) of each word.
@@ -64,7 +64,7 @@ def kept_texts(losses: Tensor, targets: CaptionTargets, text_prefix: np.ndarray)
     mean = np.bincount(texts, losses.double().cpu().numpy(), len(text_prefix)) / np.maximum(words, 1)
     worst_first = np.lexsort((-mean, text_prefix))
     rank = np.empty(len(text_prefix), dtype=np.int64)
-    first = np.searchsorted(text_prefix, text_prefix[worst_first])  # of each one's prefix; they are ascending
+    first = np.searchsorted(text_prefix, text_prefix[worst_first])  # of the caption's prefix; prefixes are ascending
     rank[worst_first] = np.arange(len(text_prefix)) - first
     return torch.from_numpy(rank >= targets.drop.cpu().numpy()[text_prefix]).to(targets.texts.device)
 
@@ -78,7 +78,7 @@ class CaptionSource(ImageSource):
         seq2seq: variant, share of masked tokens and captions per prefix.
         tokenizer: the model's tokenizer.
         seed: of the run.
-        drop_worst: how many captions of an image are dropped, and from which epoch on; None for none ever.
+        drop_worst: how many captions of an image are dropped, and from which epoch; None drops none.
 
     """
 
@@ -95,7 +95,7 @@ class CaptionSource(ImageSource):
         self.seq2seq, self.tokenizer, self.seed, self.drop_worst = seq2seq, tokenizer, seed, drop_worst
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some examples."""
+        """Upper bound of the rows of a span of examples."""
         return self.prefix_rows(some) + shared_rows(self.texts, self.seq2seq.captions, some)
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
@@ -105,7 +105,7 @@ class CaptionSource(ImageSource):
         example = caption_example(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, OBJECTIVE)
         if self.drop_worst is None or epoch < self.drop_worst.after:
             return example
-        return replace(example, drop=self.drop_worst.count(len(example.texts)))
+        return replace(example, target=DropWorst(self.drop_worst.count(len(example.texts))))
 
 
 def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
@@ -133,7 +133,7 @@ def caption_example(
         seq2seq: variant, share and k.
         tokenizer: the model's tokenizer.
         generator: keyed by the example.
-        objective: that the words to predict belong to.
+        objective: name of the objective of the words to predict.
 
     """
     first, end = captions.groups[group : group + 2]

@@ -1,17 +1,17 @@
-"""Self-critical training of captions: drawn captions are made more or less likely by their reward.
+"""Self-critical training of captions: drawn captions become more or less likely according to their reward.
 
-Rennie et al. (CVPR 2017) take the reward of the greedy caption as the baseline. Here several captions are drawn of each
+Rennie et al. (CVPR 2017) use the reward of the greedy caption as the baseline. Here several captions are drawn of each
 image, and the baseline of each is the mean reward of the others (Luo, arXiv 2003.09971: better than the greedy baseline
 in his experiments, at no extra decoding). It does not depend on the caption itself, so the gradient is unbiased, and
-it fits a prefix that is computed once for all captions of an image.
+it suits a prefix that is computed once for all captions of an image.
 
-The reward is of the tokens as drawn, the final [SEP] among them where it came in time: a caption that breaks off is
-paid less than one that ends. [SEP] is in the log-probability for the same reason. Captions are drawn without gradients
-from a cached prefix; then their log-probabilities are computed in one ragged forward pass. Both are of the same
-distribution, over the tokens that a text may have: there is no dropout here, and neither knows other special tokens.
+The reward is that of the tokens as drawn, including the final [SEP] where it was drawn in time: a caption that breaks
+off earns less than one that ends. The log-probability includes [SEP] for the same reason. Captions are drawn without
+gradients from a cached prefix; then their log-probabilities are computed in one ragged forward pass. Both use the same
+distribution, over the tokens that a text may have: there is no dropout, and neither allows other special tokens.
 
-What is drawn is decided by numbers that travel with the example, keyed by seed, epoch and example: neither
-micro-batches nor ranks change it.
+The numbers that decide what is drawn come with the example, keyed by seed, epoch and example, so neither micro-batches
+nor ranks change it.
 
 Letters: M drawn captions, N rows, V vocabulary, L most words of a caption.
 """
@@ -25,21 +25,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimvl.data.batch import Batch, SampleTargets
-from dimvl.data.examples import BatchShape, Example, ImageReader, keyed_generator
+from dimvl.data.batch import Batch
+from dimvl.data.examples import Example, ImageReader, keyed_generator
 from dimvl.data.processor import Processor
+from dimvl.data.targets import Draws, SampleTargets, TargetSpec
 from dimvl.data.text_store import TextStore
 from dimvl.decoding import CachedDecoder, Sample, sample
 from dimvl.model.model import DimvlModel
 from dimvl.regions.records import Detections
-from dimvl.tasks.base import ImageSource, Task
+from dimvl.tasks.base import ImageSource, TaskModule
 
 OBJECTIVE = "self_critical"
 REWARD = f"{OBJECTIVE}/reward"
 Reward = Callable[[Sequence[Sequence[int]], np.ndarray], np.ndarray]
 
 
-class SelfCriticalTask(Task):
+class SelfCriticalModule(TaskModule):
     """Loss of a drawn caption: minus its advantage times its log-probability.
 
     The mean reward is logged as a loss of weight 0.
@@ -52,18 +53,12 @@ class SelfCriticalTask(Task):
 
     """
 
-    name = "caption"
-    objectives = MappingProxyType({OBJECTIVE: SampleTargets})
     weights = MappingProxyType({OBJECTIVE: 1.0, REWARD: 0.0})
 
     def __init__(self, model: DimvlModel, processor: Processor, reward: Reward, longest: int) -> None:
         super().__init__(model, processor)
         self.reward, self.longest = reward, longest
-
-    @property
-    def shape(self) -> BatchShape:
-        """What is fixed about this task's batches."""
-        return replace(super().shape, draws=self.longest)
+        self.objectives = {OBJECTIVE: TargetSpec(SampleTargets, longest)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name, summed over drawn captions."""
@@ -78,7 +73,7 @@ class SelfCriticalTask(Task):
 
     @torch.no_grad()
     def draw(self, batch: Batch) -> list[Sample]:
-        """Draw the captions that a batch asks for: M, in the order of its targets."""
+        """Draw the captions of a batch: M, in the order of its targets."""
         targets = batch.targets[OBJECTIVE]
         assert isinstance(targets, SampleTargets)
         images = len(batch.layout.num_regions)  # none where a rank has no examples; it takes as many steps all the same
@@ -91,9 +86,9 @@ class SelfCriticalTask(Task):
         """Log-probability of each text given its prefix, in one forward pass with gradients: (M,).
 
         Args:
-            batch: prefixes without texts.
-            texts: token ids, the final [SEP] among them if there is one; none is empty.
-            owners: (M,) prefix of each, ascending.
+            batch: of prefixes without texts.
+            texts: token ids, including the final [SEP] if it was drawn; none is empty.
+            owners: (M,) prefix of each text, ascending.
 
         """
         tokenizer, device = self.processor.tokenizer, batch.token_ids.device
@@ -119,7 +114,7 @@ class SelfCriticalTask(Task):
 
 
 def advantages(rewards: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Reward of each caption over the mean of the others of its image, at least two each: (M,), (M,) -> (M,)."""
+    """Reward of each caption minus the mean of the others of its image, at least two each: (M,), (M,) -> (M,)."""
     count = np.bincount(owners)[owners]
     others = (np.bincount(owners, rewards)[owners] - rewards) / (count - 1)
     return rewards - others
@@ -135,13 +130,13 @@ def self_critical_loss(log_probabilities: Tensor, rewards: np.ndarray, owners: n
 
 
 def token_references(captions: TextStore, end: int) -> list[list[list[int]]]:
-    """Token ids of every caption, [SEP] at its end, by image: what a reward compares drawn captions with."""
+    """Return the token ids of every caption, ending in [SEP], by image: the references of the reward."""
     texts = [[*captions.tokens(text).tolist(), end] for text in range(len(captions))]
     return [texts[first:last] for first, last in zip(captions.groups[:-1], captions.groups[1:], strict=True)]
 
 
 class SampleSource(ImageSource):
-    """One example per image and epoch: a prefix, and the numbers that decide what is drawn behind it.
+    """One example per image and epoch: a prefix, and the numbers that decide which captions are drawn.
 
     Args:
         captions: tokenised captions, grouped by image, in the order of the reward's references.
@@ -157,7 +152,7 @@ class SampleSource(ImageSource):
         self.samples, self.longest, self.seed = samples, longest, seed
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some examples, those of the captions that are to be drawn too."""
+        """Upper bound of the rows of a span of examples, including those of the captions to draw."""
         return self.prefix_rows(some) + self.samples * self.longest
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
@@ -169,6 +164,5 @@ class SampleSource(ImageSource):
             prefix=self.images.prefix(regions),
             texts=[],
             seq2seq=True,
-            draws=generator.random((self.samples, self.longest), dtype=np.float32),
-            image=index,
+            target=Draws(generator.random((self.samples, self.longest), dtype=np.float32), index),
         )

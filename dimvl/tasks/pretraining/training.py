@@ -4,17 +4,17 @@ DiMBERT is pretrained with the two language models; the other two are additions 
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 from torch import Tensor
 
-from dimvl.config import ObjectivesConfig, Seq2seqConfig
-from dimvl.data.batch import Batch, MatchTargets, ObjectTargets, WordTargets
+from dimvl.data.batch import Batch
 from dimvl.data.examples import Example, ImageReader, KeyedUniform, keyed_generator
 from dimvl.data.processor import Processor
+from dimvl.data.targets import HiddenObjects, Matches, MatchTargets, ObjectTargets, TargetSpec, WordTargets
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
+from dimvl.files import read_json
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import (
     WordChanges,
@@ -26,27 +26,36 @@ from dimvl.objectives import (
     word_loss,
 )
 from dimvl.regions.records import Detections
-from dimvl.tasks.base import ImageSource, Task, masked_text, plain_text
-from dimvl.tasks.captioning import caption_example, shared_rows
+from dimvl.tasks.base import ImageSource, TaskModule, masked_text, plain_text
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.captioning.training import caption_example, shared_rows
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 
-DRAWS = 10  # of a text that the image has not, before it gets no negative
+DRAWS = 10
+"""Texts drawn for a negative before the example gets none."""
 
 
-class PretrainTask(Task):
+def word_changes(config: ObjectivesConfig, tokenizer: Tokenizer) -> WordChanges | None:
+    """Read the word changes for negatives; None without any.
+
+    Raises:
+        UserError: the file is wrong.
+
+    """
+    return None if config.word_changes is None else WordChanges(read_json(config.word_changes), tokenizer)
+
+
+class PretrainModule(TaskModule):
     """The four objectives over one encoder."""
-
-    name = "pretrain"
-    objectives = MappingProxyType(
-        {
-            "masked_lm": WordTargets,
-            "seq2seq_lm": WordTargets,
-            "masked_object": ObjectTargets,
-            "matching": MatchTargets,
-        }
-    )
 
     def __init__(self, model: DimvlModel, processor: Processor, config: ObjectivesConfig) -> None:
         super().__init__(model, processor)
+        self.objectives = {
+            "masked_lm": TargetSpec(WordTargets),
+            "seq2seq_lm": TargetSpec(WordTargets),
+            "masked_object": TargetSpec(ObjectTargets, len(processor.extractor.classes) + 1),
+            "matching": TargetSpec(MatchTargets),
+        }
         weights = config.weights
         self.weights = {
             "masked_lm": weights.masked_lm,
@@ -58,7 +67,10 @@ class PretrainTask(Task):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name, summed over targets."""
-        rows = self.model(batch)
+        return self.losses(batch, self.model(batch))
+
+    def losses(self, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch from its encoded rows (N, D)."""
         heads, targets = self.model, batch.targets
         masked, seq2seq = targets["masked_lm"], targets["seq2seq_lm"]
         objects, match = targets["masked_object"], targets["matching"]
@@ -76,9 +88,15 @@ class PretrainTask(Task):
             "matching": match_loss(heads.match_head(rows[match.rows]), match.labels),
         }
 
+    def judged_right(self, batch: Batch, rows: Tensor) -> int:
+        """Count the pairs of a batch that matching judges rightly, from its encoded rows (N, D)."""
+        targets = batch.targets["matching"]
+        assert isinstance(targets, MatchTargets) and self.model.match_head is not None
+        return int(((self.model.match_head(rows[targets.rows]) > 0) == (targets.labels > 0.5)).sum())
+
 
 class PretrainSource(ImageSource):
-    """One example per image and epoch, its objective drawn by share, its randomness by seed, epoch and image.
+    """One example per image and epoch; its objective is drawn by share, everything by seed, epoch and image.
 
     Args:
         captions: tokenised captions, grouped by image.
@@ -110,7 +128,7 @@ class PretrainSource(ImageSource):
         self._drawn: tuple[int, KeyedUniform] | None = None
 
     def objectives(self, epoch: int, some: slice) -> np.ndarray:
-        """Index into the shares of each objective of some examples in an epoch; keyed by seed and epoch."""
+        """Return each example's objective, as an index into the shares, for a span of an epoch's examples."""
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = (epoch, KeyedUniform(self.seed, "objectives", epoch))
         edges, names = np.cumsum(list(self.shares.values())), list(self.shares)
@@ -121,7 +139,7 @@ class PretrainSource(ImageSource):
         return chosen
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some examples."""
+        """Upper bound of the rows of a span of examples."""
         names, objectives = list(self.shares), self.objectives(epoch, some)
         lengths, starts = self.texts.lengths_of(some)
         number = np.minimum(np.diff(self.texts.groups[some.start : some.stop + 1]), self._matching_texts)
@@ -168,12 +186,13 @@ class PretrainSource(ImageSource):
             objective="masked_object",
             prefix=self.images.prefix(regions, hidden),
             texts=[plain_text(self._words(index, generator), self.tokenizer)],
-            regions=targets,
-            region_classes=class_distribution(regions, targets, len(self.images.store.extractor.classes)),
+            target=HiddenObjects(
+                targets, class_distribution(regions, targets, len(self.images.store.extractor.classes))
+            ),
         )
 
     def _matching(self, index: int, regions: Detections, generator: np.random.Generator) -> Example:
-        """One text or, with a shared prefix, several, each a match or not by itself."""
+        """One text or, with a shared prefix, several, each independently a match or not."""
         first, end = self.texts.groups[index : index + 2]
         drawn = generator.permutation(np.arange(first, end))[: self._matching_texts]
         texts, labels = [], []
@@ -189,14 +208,14 @@ class PretrainSource(ImageSource):
             prefix=self.images.prefix(regions),
             texts=texts,
             seq2seq=self.config.shared_prefix,
-            match=labels,
+            target=Matches(labels),
         )
 
     def _negative(self, index: int, words: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Another image's text, or one word changed, and 0; never words that the image has too.
+        """Return another image's text, or this one with one word changed, and 0; never a text of the image itself.
 
-        Where texts repeat ("no finding"), another image's is drawn anew; where `DRAWS` are in vain, as in a data set of
-        one image, the image's own text is given, and 1.
+        If the drawn text is also one of this image's ("no finding"), another is drawn; after `DRAWS` failures, as in a
+        data set of one image, the image's own text and 1 are returned.
         """
         if self.word_changes is not None and generator.random() < self.config.word_change_share:
             changed = self.word_changes.change(words, generator)

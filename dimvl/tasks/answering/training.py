@@ -1,47 +1,50 @@
-"""Visual question answering: the question as text, a classifier over the answer vocabulary."""
+"""Training of question answering: the question as text, a classifier over the answer vocabulary."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from dimvl.data.batch import AnswerTargets, Batch
+from dimvl.data.batch import Batch
 from dimvl.data.examples import Example, ImageReader, Prefix
 from dimvl.data.processor import Processor
+from dimvl.data.targets import Answers, AnswerTargets, TargetSpec
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
+from dimvl.model.model import DimvlModel
 from dimvl.objectives import answer_loss
 from dimvl.regions.records import Detections
-from dimvl.tasks.base import ImageSource, Task, plain_text
+from dimvl.tasks.base import ImageSource, TaskModule, plain_text
 
 OBJECTIVE = "answers"
 
 
-class VqaTask(Task):
+def answer_spec(processor: Processor) -> dict[str, TargetSpec]:
+    """Return the one objective of answering."""
+    return {OBJECTIVE: TargetSpec(AnswerTargets, len(processor.answers))}
+
+
+def answer_logits(model: DimvlModel, batch: Batch) -> Tensor:
+    """Answer logits of each question: (M, A)."""
+    assert model.answer_head is not None
+    return model.answer_head(model(batch)[batch.targets[OBJECTIVE].rows])
+
+
+class VqaModule(TaskModule):
     """Binary cross entropy over the answer vocabulary, summed over answers, as is usual for VQA v2."""
 
-    name = "vqa"
-    objectives = MappingProxyType({OBJECTIVE: AnswerTargets})
     weights = MappingProxyType({OBJECTIVE: 1.0})
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Answer logits of each question: (M, A)."""
-        rows, targets = self.model(batch), batch.targets[OBJECTIVE]
-        assert isinstance(targets, AnswerTargets) and self.model.answer_head is not None
-        return self.model.answer_head(rows[targets.rows])
+    def __init__(self, model: DimvlModel, processor: Processor) -> None:
+        super().__init__(model, processor)
+        self.objectives = answer_spec(processor)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name, summed over targets."""
         targets = batch.targets[OBJECTIVE]
         assert isinstance(targets, AnswerTargets)
-        return {OBJECTIVE: answer_loss(self.logits(batch), targets.scores)}
-
-    @torch.inference_mode()
-    def probabilities(self, batch: Batch) -> Tensor:
-        """Probability of each answer by itself: (M, A)."""
-        return self.logits(batch).float().sigmoid()
+        return {OBJECTIVE: answer_loss(answer_logits(self.model, batch), targets.scores)}
 
 
 def question_example(
@@ -56,7 +59,7 @@ def question_example(
 
     Args:
         source: for messages.
-        prefix: image and context.
+        prefix: images and context.
         questions: token ids of each.
         tokenizer: the model's tokenizer.
         shared_prefix: the questions see the prefix, and it does not see them.
@@ -64,16 +67,15 @@ def question_example(
 
     """
     texts = [plain_text(words, tokenizer) for words in questions]
-    return Example(
-        source=source, objective=OBJECTIVE, prefix=prefix, texts=texts, seq2seq=shared_prefix, answers=answers
-    )
+    target = Answers(answers)
+    return Example(source=source, objective=OBJECTIVE, prefix=prefix, texts=texts, seq2seq=shared_prefix, target=target)
 
 
 class QuestionSource(ImageSource):
     """One example per question and epoch or, with a shared prefix, per image.
 
-    As published, question and picture see each other. With a shared prefix a question is a sequence-to-sequence text:
-    the picture is computed once for all its questions, and each question is answered from its last row.
+    As published, question and image see each other. With a shared prefix a question is a sequence-to-sequence text:
+    the image is computed once for all its questions, and each question is answered from its last row.
 
     Args:
         questions: tokenised questions with soft targets as labels.
@@ -91,13 +93,13 @@ class QuestionSource(ImageSource):
         return super().__len__() if self.processor.shared_prefix else len(self.texts)
 
     def groups(self, examples: np.ndarray) -> np.ndarray:
-        """Which image of the texts examples (B,) are of: (B,)."""
+        """Return the image of the texts that each example is on: (B,) -> (B,)."""
         if self.processor.shared_prefix:
             return examples
         return np.searchsorted(self.texts.groups, examples, side="right") - 1
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some examples."""
+        """Upper bound of the rows of a span of examples."""
         if not self.processor.shared_prefix:
             return self.prefix_rows(some) + self.texts.lengths(some) + 1
         lengths, starts = self.texts.lengths_of(some)

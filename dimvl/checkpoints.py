@@ -1,0 +1,101 @@
+"""The files of a run and its checkpoints: where they are, which is newest or best, and whether they are whole."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dimvl.errors import UserError
+from dimvl.files import read_json, sha256
+
+MODEL = "config.json"
+RUN = "run.json"
+MATCH = "match.json"
+TEXTS = "texts.json"
+ORIGIN = "training.json"
+STATE = "state.json"
+WEIGHTS = "model.safetensors"
+OPTIMISER = "optimiser.safetensors"
+REMEDY = "remove this checkpoint to continue from the one before it, or from the start if there is none"
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-????????"))
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run."""
+    folders = checkpoint_folders(run)
+    return folders[-1] if folders else None
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """Return the checkpoint with the best validation score; for a run without validation, the newest complete one.
+
+    It is the one that is evaluated, exported and fine-tuned; training resumes from the newest. Of its files only the
+    weights are checked.
+
+    Raises:
+        UserError: a checkpoint is missing, or its weights or a description are damaged.
+
+    """
+    newest = latest_checkpoint(run)
+    if newest is None:
+        return None
+    state = check_checkpoint(newest, [])
+    best = checkpoint_folder(run, state["best"]["step"]) if "best" in state else newest
+    check_checkpoint(best, [WEIGHTS])
+    return best
+
+
+def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) -> dict[str, Any]:
+    """Return a checkpoint's `state.json` after verifying the checksums of the files to be read.
+
+    Raises:
+        UserError: a file is missing or damaged.
+
+    """
+    for name in (STATE, *files):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}; {REMEDY}")
+    state = read_json(folder / STATE)
+    try:
+        step, checksums = int(state["step"]), {name: str(state["checksums"][name]) for name in (WEIGHTS, OPTIMISER)}
+        if "best" in state:
+            _ = float(state["best"]["score"]), int(state["best"]["step"]), int(state["best"]["misses"])
+    except (KeyError, TypeError, ValueError):
+        step, checksums = -1, {}
+    if step != int(folder.name.rpartition("-")[2]):
+        raise UserError(f"{folder / STATE} is damaged; {REMEDY}")
+    for name in files:
+        if sha256(folder / name) != checksums[name]:
+            raise UserError(f"{folder / name} is damaged; {REMEDY}")
+    return dict(state)
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """Return how the model of a run, or of an export of one, was trained: seed, git revision and data files."""
+    if not (folder / RUN).exists():
+        return dict(read_json(folder / ORIGIN)) if (folder / ORIGIN).exists() else {}
+    run = run_arguments(folder)
+    return {"seed": run["config"].get("seed"), "git_revision": run.get("git_revision"), "data": run.get("data")}
+
+
+def run_arguments(run: Path) -> dict[str, Any]:
+    """Return what `run.json` of a run says: configuration, data, versions and git revision.
+
+    Raises:
+        UserError: it is not a run, or the file is damaged.
+
+    """
+    if not (run / RUN).exists():
+        raise UserError(f"{run} is not a run of dimvl; it has no {RUN}")
+    described = read_json(run / RUN)
+    if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
+        raise UserError(f"{run / RUN} is damaged; it is not what a run writes")
+    return described

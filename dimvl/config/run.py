@@ -1,0 +1,72 @@
+"""What the configuration of every run has, whatever its task; a task adds its own keys in `dimvl/tasks/`."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from dimvl.config.sections import DeepSpeedConfig, Files, InputsConfig, Missing, ModelConfig, Section, TrainingConfig
+
+
+class ValidationConfig(Section):
+    """Validate on other data during training: the best checkpoint is kept, and training may stop early."""
+
+    every: int = Field(ge=1, description="steps between validations; the last step is always validated")
+    patience: int = Field(0, ge=0, description="validations without improvement after which to stop; 0 never stops")
+    subset: int | None = Field(None, ge=1, description="number of questions or images to draw; null uses all")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of that draw")
+    regions: Files | None = Field(None, description="region store of these images; null uses that of training")
+
+
+class RunConfig(Section):
+    """Keys that every run has."""
+
+    task: str
+    output: Path = Field(description="folder of the run")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
+    regions: Files = Field(description="region store, or a list of stores of one detector to use as one")
+    missing: Missing = Field(
+        "error",
+        description="images missing from the store: error stops; skip drops their texts and logs how many",
+    )
+    cache: Path | None = Field(None, description="folder of tokenised texts; null puts it inside the run")
+    initial: Path | None = Field(None, description="a run or an export to start from; null starts from scratch")
+    new_extractor: bool = Field(
+        False, description="accept regions of another extractor than that of initial: the region projection starts anew"
+    )
+    inputs: InputsConfig = InputsConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig
+    deepspeed: DeepSpeedConfig | None = None
+    validation: ValidationConfig | None = None
+
+    @property
+    def texts_folder(self) -> Path:
+        """Folder of the tokenised texts."""
+        return self.cache or self.output / "texts"
+
+    @model_validator(mode="after")
+    def _muon_has_whole_matrices(self) -> "RunConfig":
+        if self.deepspeed is not None and self.deepspeed.stage and self.training.muon_rate is not None:
+            raise ValueError(
+                f"training.muon_rate needs whole matrices, and deepspeed.stage {self.deepspeed.stage} splits them; "
+                "remove muon_rate, or set deepspeed.stage to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_blocks_have_their_weights(self) -> "RunConfig":
+        if self.deepspeed is not None and self.deepspeed.stage == 3 and self.training.compile:
+            raise ValueError(
+                "training.compile cannot see the weights that deepspeed.stage 3 gathers; remove compile, or set the "
+                "stage to 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _new_projection_is_trained(self) -> "RunConfig":
+        if self.new_extractor and self.training.freeze.embeddings:
+            raise ValueError(
+                "new_extractor initialises the region projection again and training.freeze.embeddings keeps it from "
+                "learning; remove one of them"
+            )
+        return self

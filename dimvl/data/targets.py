@@ -1,0 +1,291 @@
+"""What a batch is to predict: one class for each kind of target, which gathers itself from examples and counts itself.
+
+An example carries the payload of its kind (`Example.target`); `gather` turns the payloads of all examples with one
+objective into tensors. A kind names the head that runs on its rows, so that FLOPs, memory and profile count it.
+
+Letters: M targets, R regions, T texts, P prefixes, K classes, A answers, S captions drawn of an image, L words.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.data.layout import Layout, ranges, starts_of
+
+if TYPE_CHECKING:
+    from dimvl.data.examples import Example, Text
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The examples of a batch that have one objective.
+
+    Attributes:
+        layout: of the whole batch.
+        examples: all examples of the batch.
+        indices: the chosen ones, ascending.
+
+    """
+
+    layout: Layout
+    examples: Sequence["Example"]
+    indices: Sequence[int]
+
+    @property
+    def payloads(self) -> list[Any]:
+        """`Example.target` of each chosen example."""
+        return [self.examples[index].target for index in self.indices]
+
+    @cached_property
+    def text_numbers(self) -> np.ndarray:
+        """Numbers, within the batch, of the texts of the chosen examples."""
+        counts = lengths([example.texts for example in self.examples])
+        return ranges(starts_of(counts)[list(self.indices)], counts[list(self.indices)])
+
+    @property
+    def texts(self) -> list["Text"]:
+        """The texts of the chosen examples, in the order of `text_numbers`."""
+        return [text for index in self.indices for text in self.examples[index].texts]
+
+    @property
+    def last_rows(self) -> np.ndarray:
+        """The row of the last token of each of these texts."""
+        return self.layout.text_starts[self.text_numbers] + self.layout.text_lengths[self.text_numbers] - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Targets(ABC):
+    """The targets of one objective in a batch.
+
+    Attributes:
+        rows: (M,) the row of the batch that each target is predicted from.
+        head: name in `dimvl.model.heads.HEADS` of the head that runs on these rows; empty for none.
+
+    """
+
+    rows: Tensor
+    head: ClassVar[str]
+
+    def __len__(self) -> int:
+        """Return the number of targets M, which the loss of an optimiser step is divided by."""
+        return len(self.rows)
+
+    @classmethod
+    @abstractmethod
+    def gather(cls, chosen: Chosen, width: int) -> Self:
+        """Collect the targets of the chosen examples, of which there may be none.
+
+        Args:
+            chosen: the examples with this objective.
+            width: columns of what is predicted, for kinds that have any (see `TargetSpec`).
+
+        """
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to every tensor."""
+        return replace(self, **{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+class TargetSpec(NamedTuple):
+    """The kind of an objective's targets, and how many columns one target has (classes, answers, words)."""
+
+    kind: type[Targets]
+    width: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class WordTargets(Targets):
+    """Words to predict: labels (M,) token ids. They come with the texts, so examples have no payload."""
+
+    labels: Tensor
+    head = "word_head"
+
+    @classmethod
+    def gather(cls, chosen: Chosen, width: int) -> Self:
+        """Collect places and labels of the texts."""
+        return cls(*_words(chosen))
+
+
+def _words(chosen: Chosen) -> tuple[Tensor, Tensor]:
+    texts = chosen.texts
+    text_of_word = np.repeat(chosen.text_numbers, lengths([text.places for text in texts]))
+    rows = chosen.layout.text_starts[text_of_word] + join([text.places for text in texts], np.int64)
+    return torch.from_numpy(rows), torch.from_numpy(join([text.labels for text in texts], np.int64))
+
+
+class DropWorst(NamedTuple):
+    """Payload of a captioning example: how many of its captions, those of highest loss, are dropped."""
+
+    texts: int
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionTargets(Targets):
+    """Words of captions to predict, where the captions of highest loss may be dropped.
+
+    Attributes:
+        labels: (M,) token ids.
+        texts: (M,) the text that each word belongs to.
+        drop: (P,) how many texts of each prefix are dropped.
+
+    """
+
+    labels: Tensor
+    texts: Tensor
+    drop: Tensor
+    head = "word_head"
+
+    @classmethod
+    def gather(cls, chosen: Chosen, width: int) -> Self:
+        """Collect places and labels of the texts, and the payloads `DropWorst` where examples have one."""
+        text_of_word = np.repeat(chosen.text_numbers, lengths([text.places for text in chosen.texts]))
+        drop = np.zeros(len(chosen.examples), dtype=np.int64)
+        drop[list(chosen.indices)] = [0 if payload is None else payload.texts for payload in chosen.payloads]
+        return cls(*_words(chosen), torch.from_numpy(text_of_word), torch.from_numpy(drop))
+
+
+class Draws(NamedTuple):
+    """Payload of an example whose captions are drawn.
+
+    Attributes:
+        numbers: (S, L) float32 in [0, 1), which decide the words of S captions.
+        reference: the image's place in the references that the reward compares with.
+
+    """
+
+    numbers: np.ndarray
+    reference: int
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTargets(Targets):
+    """Captions to draw.
+
+    Attributes:
+        rows: (M,) the prefix of each caption (no row of the batch: the caption's rows do not exist yet).
+        images: (M,) the image's place in the references.
+        draws: (M, L) numbers in [0, 1) that decide the words.
+
+    """
+
+    images: Tensor
+    draws: Tensor
+    head = ""
+
+    @classmethod
+    def gather(cls, chosen: Chosen, width: int) -> Self:
+        """Collect the payloads `Draws`; `width` is L."""
+        payloads: list[Draws] = chosen.payloads
+        samples = lengths([payload.numbers for payload in payloads])
+        owner = np.repeat(np.array(chosen.indices, dtype=np.int64), samples)
+        images = np.repeat(np.array([payload.reference for payload in payloads], dtype=np.int64), samples)
+        draws = _stack([payload.numbers for payload in payloads], width)
+        return cls(torch.from_numpy(owner), torch.from_numpy(images), torch.from_numpy(draws))
+
+
+class HiddenObjects(NamedTuple):
+    """Payload of masked object prediction.
+
+    Attributes:
+        regions: (M,) the regions of the prefix to predict.
+        class_probabilities: (M, K + 1) the detector's classes, the mass of all others last.
+
+    """
+
+    regions: np.ndarray
+    class_probabilities: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectTargets(Targets):
+    """Regions to predict.
+
+    Attributes:
+        rows: (M,) of the regions, whose features the batch has.
+        class_probabilities: (M, K + 1), in the last column the mass of background and of classes that the store
+            did not keep.
+
+    """
+
+    class_probabilities: Tensor
+    head = "object_head"
+
+    @classmethod
+    def gather(cls, chosen: Chosen, width: int) -> Self:
+        """Collect the payloads `HiddenObjects`; `width` is K + 1."""
+        payloads: list[HiddenObjects] = chosen.payloads
+        starts = chosen.layout.region_starts[list(chosen.indices)]
+        rows = [start + payload.regions for start, payload in zip(starts, payloads, strict=True)]
+        probabilities = _stack([payload.class_probabilities for payload in payloads], width)
+        return cls(torch.from_numpy(join(rows, np.int64)), torch.from_numpy(probabilities))
+
+
+class Matches(NamedTuple):
+    """Payload of image-text matching: for each text 1 if it belongs to the prefix, else 0."""
+
+    labels: Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class MatchTargets(Targets):
+    """Pairs to judge: labels (M,) float, 1 if the text belongs to the image.
+
+    They are judged from [CLS] or, in a sequence-to-sequence example, whose [CLS] has not seen the text, from the text's
+    last row.
+    """
+
+    labels: Tensor
+    head = "match_head"
+
+    @classmethod
+    def gather(cls, chosen: Chosen, width: int) -> Self:
+        """Collect the payloads `Matches`."""
+        layout = chosen.layout
+        owner = layout.text_prefix[chosen.text_numbers]
+        rows = np.where(layout.seq2seq[owner], chosen.last_rows, layout.context_starts[owner]).astype(np.int64)
+        labels = [label for payload in chosen.payloads for label in payload.labels]
+        return cls(torch.from_numpy(rows), torch.tensor(labels, dtype=torch.float32))
+
+
+class Answers(NamedTuple):
+    """Payload of questions: (number of texts, A) soft scores; None where only the prediction is wanted."""
+
+    scores: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerTargets(Targets):
+    """Questions, answered from their last token: scores (M, A) soft targets."""
+
+    scores: Tensor
+    head = "answer_head"
+
+    @classmethod
+    def gather(cls, chosen: Chosen, width: int) -> Self:
+        """Collect the payloads `Answers`; `width` is A."""
+        scores = [
+            np.zeros((len(chosen.examples[index].texts), width)) if payload.scores is None else payload.scores
+            for index, payload in zip(chosen.indices, chosen.payloads, strict=True)
+        ]
+        return cls(torch.from_numpy(chosen.last_rows.astype(np.int64)), torch.from_numpy(_stack(scores, width)))
+
+
+def lengths(items: Sequence[Sequence[object] | np.ndarray]) -> np.ndarray:
+    """Return the length of each item: (I,) int64."""
+    return np.array([len(item) for item in items], dtype=np.int64)
+
+
+def join(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    """Concatenate arrays, also none of them."""
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
+
+
+def _stack(arrays: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """Stack (., width) arrays to float32, also none of them."""
+    return np.concatenate([np.zeros((0, width), np.float32), *arrays]).astype(np.float32, copy=False)

@@ -1,0 +1,139 @@
+"""Visual question answering: classification over an answer vocabulary, as is usual for VQA v2."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dimvl.callbacks import Progress
+from dimvl.checkpoints import MATCH, MODEL
+from dimvl.data.annotations import Question, read_questions
+from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
+from dimvl.data.examples import ImageReader
+from dimvl.data.matching import match_files
+from dimvl.data.processor import Processor
+from dimvl.data.text_store import LabelledText, TextStore
+from dimvl.errors import UserError
+from dimvl.files import read_json
+from dimvl.model.model import DimvlModel
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation, VqaValidationConfig
+from dimvl.tasks.answering.prediction import AccuracyValidator, answer_probabilities, best_answer, evaluate_questions
+from dimvl.tasks.answering.training import QuestionSource, VqaModule
+from dimvl.tasks.base import ImageSource, TaskModule
+from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.task import Ability, Evaluation, Task, Validator
+from dimvl.trained_model import TrainedModel
+
+__all__ = ["Answering", "VqaConfig", "VqaEvaluation", "VqaValidationConfig"]
+logger = logging.getLogger(__name__)
+
+
+class Answering(Task[VqaConfig]):
+    """Visual question answering."""
+
+    name = "vqa"
+    title = "Fine-tuning for question answering"
+    config = VqaConfig
+    evaluation = VqaEvaluation
+    pipeline_tag = "visual-question-answering"
+    abilities = {  # noqa: RUF012 - a constant of the interface
+        "answer": Ability(
+            apply=answer_probabilities,
+            result=best_answer,
+            takes_text=True,
+            example='predictor.answer("image.png", "what colour is the circle?")',
+        )
+    }
+
+    def annotation_files(self, config: VqaConfig) -> dict[str, list[Path]]:
+        """Return question and annotation files."""
+        files = {
+            "questions": config.questions,
+            "annotations": [file for file in config.annotations if file is not None],
+        }
+        if config.validation is not None:
+            files["validation questions"] = [config.validation.questions]
+            if config.validation.annotations is not None:
+                files["validation annotations"] = [config.validation.annotations]
+        return files
+
+    def read(self, config: VqaConfig, store: RegionStore) -> list[Question]:
+        """Read the questions that have an answer, and match them with the store.
+
+        Raises:
+            UserError: as `read_questions` and `match_files`, no question of a file has an answer, or two files have the
+                same question id.
+
+        """
+        files, unanswered, seen = [], 0, set[int]()
+        for path, annotations in zip(
+            config.questions, config.annotations or [None] * len(config.questions), strict=True
+        ):
+            questions = read_questions(path, annotations)
+            if twice := [question.question_id for question in questions if question.question_id in seen]:
+                raise UserError(f"{path} has question {twice[0]}, which another file has too; renumber the questions")
+            seen.update(question.question_id for question in questions)
+            answered = [question for question in questions if question.answers]
+            if questions and not answered:
+                raise UserError(f"{path}: no question has an answer; name its file of answers in annotations")
+            unanswered += len(questions) - len(answered)
+            files.append((path, answered))
+        return match_files(
+            files, store, config.missing, config.output / MATCH, {"question without an answer": unanswered}
+        )
+
+    def labelled_texts(self, records: Sequence[Question], processor: Processor) -> list[LabelledText]:
+        """Label each question with the soft scores of the answers in the vocabulary."""
+        ids = answer_ids(processor.answers)
+        texts = [
+            LabelledText(q.question_id, q.image_id, q.text, label_ids(soft_scores(q.answers), ids)) for q in records
+        ]
+        if unlabelled := sum(not text.labels for text in texts):
+            kept = len(processor.answers)
+            logger.info("%d of %d questions have no answer among the %d kept", unlabelled, len(texts), kept)
+        return texts
+
+    def capabilities(self, config: VqaConfig, records: Sequence[Question]) -> dict[str, Any]:
+        """Choose the answer vocabulary."""
+        if isinstance(config.answers, Path):
+            answers = read_answers(config.answers)
+        else:
+            answers = answer_vocabulary([question.answers for question in records], config.answers)
+        return {"answers": tuple(answers), "shared_prefix": config.shared_prefix}
+
+    def heads(self, config: VqaConfig, classes: int, answers: int) -> dict[str, Any]:
+        """Ask for an answer head."""
+        return {"answers": answers}
+
+    def build(
+        self, config: VqaConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
+    ) -> tuple[TaskModule, ImageSource]:
+        """Build the losses and the examples."""
+        return VqaModule(model, processor), QuestionSource(texts, images, processor)
+
+    def validator(self, config: VqaConfig, module: TaskModule, store: RegionStore) -> Validator:
+        """Validate by official accuracy."""
+        return AccuracyValidator(config, module, store)
+
+    def evaluate(
+        self, trained: TrainedModel, store: RegionStore, options: VqaEvaluation, progress: Progress | None = None
+    ) -> Evaluation:
+        """Answer a question file and score the answers."""
+        return evaluate_questions(trained, store, options, progress)
+
+    def average_example(self, config: VqaConfig, facts: DataFacts) -> AverageExample:
+        """Count one question, or all questions of an image on its shared prefix."""
+        texts = facts.texts.number if config.shared_prefix else 1.0
+        work = planned_work(config, facts, texts, config.shared_prefix, answer_head=texts)
+        return AverageExample(work=work, cost=work.rows, per_image=facts.texts.number / texts)
+
+    def planned_answers(self, config: VqaConfig) -> tuple[int, str]:
+        """Read the number of answers off the run, the configuration or its file of answers."""
+        if (config.output / MODEL).exists():
+            return int(read_json(config.output / MODEL)["answers"]), ""
+        if isinstance(config.answers, int):
+            return config.answers, ""
+        if config.answers.exists():
+            return len(read_answers(config.answers)), ""
+        return 3129, f"{config.answers} does not exist: 3,129 answers"

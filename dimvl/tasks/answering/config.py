@@ -1,0 +1,57 @@
+"""Configuration of visual question answering."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dimvl.config import Files, FilesOrNone, RunConfig, ValidationConfig
+from dimvl.tasks.task import EvaluationOptions
+
+
+def _number_or_file(value: Any) -> Any:
+    if not isinstance(value, int | str | Path):
+        raise ValueError("give a number of answers or a JSON file of them")
+    if isinstance(value, int) and value < 2:
+        raise ValueError("keep at least 2 answers")
+    return value
+
+
+class VqaValidationConfig(ValidationConfig):
+    """Validate by the official accuracy on other questions."""
+
+    questions: Path = Field(description="VQA v2 questions, or JSON lines with their answers")
+    annotations: Path | None = Field(None, description="VQA v2 annotations; null if the questions have their answers")
+
+
+class VqaConfig(RunConfig):
+    """Fine-tuning for visual question answering."""
+
+    task: Literal["vqa"]
+    questions: Files = Field(description="VQA v2 questions, or JSON lines with their answers")
+    annotations: FilesOrNone = Field(
+        [], description="VQA v2 annotations of each question file; null for a file with its own answers"
+    )
+    answers: Annotated[int | Path, BeforeValidator(_number_or_file)] = Field(
+        3129, description="number of most frequent training answers to keep, or a JSON file that lists the answers"
+    )
+    shared_prefix: bool = Field(
+        False, description="questions see the image but not the reverse, so an image is computed once for its questions"
+    )
+    validation: VqaValidationConfig | None = None
+
+    @model_validator(mode="after")
+    def _annotations_fit(self) -> "VqaConfig":
+        if self.annotations and len(self.annotations) != len(self.questions):
+            raise ValueError(
+                f"annotations names {len(self.annotations)} files but questions {len(self.questions)}; give one for "
+                "each, null for one with its own answers"
+            )
+        return self
+
+
+class VqaEvaluation(EvaluationOptions):
+    """A question file to answer, and its annotations where they are published."""
+
+    questions: Path
+    annotations: Path | None = None

@@ -1,0 +1,192 @@
+"""Question answering with a trained model: on prefixes, on a region store, and on annotation files."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.callbacks import Progress
+from dimvl.data.annotations import Question, describe_file, read_questions
+from dimvl.data.examples import ImageReader, Prefix
+from dimvl.data.matching import in_store, match_file
+from dimvl.errors import UserError
+from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
+from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
+from dimvl.tasks.base import TaskModule
+from dimvl.tasks.inference import ROW_BUDGET, official_id, store_batches
+from dimvl.tasks.task import Evaluation, ValidationScore, Validator
+from dimvl.tasks.validating import matched, sample, subset
+from dimvl.trained_model import TrainedModel
+
+logger = logging.getLogger(__name__)
+TOP_ANSWERS = 3
+"""Answers logged for a question of the validation sample."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best answer with its probability, and the best few (answer, probability), best first.
+
+    Each answer has a probability of its own (a sigmoid, as is usual for VQA v2); they do not add up to 1.
+    """
+
+    text: str
+    probability: float
+    top: list[tuple[str, float]]
+
+
+@torch.inference_mode()
+def answer_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return the probability of each answer on its own, for one question on each prefix: (M, A).
+
+    Where the model's prefixes do not depend on the question, a prefix that comes several times in a row (the same
+    object) is computed once.
+    """
+    processor = trained.processor
+    examples = [
+        question_example("question", prefix, texts, processor.tokenizer, processor.shared_prefix)
+        for prefix, texts in trained.by_prefix(prefixes, words)
+    ]
+    batch = trained.batch(examples, answer_spec(processor))
+    return answer_logits(trained.model, batch).float().sigmoid().cpu()
+
+
+def best_answer(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> Answer:
+    """Return the best answers of one question, from the probabilities (A,) of all."""
+    answers = trained.processor.answers
+    best = probabilities.topk(min(top, len(answers)))
+    ranked = [(answers[place], value) for value, place in zip(*(part.tolist() for part in best), strict=True)]
+    return Answer(*ranked[0], ranked)
+
+
+def answer_questions(
+    trained: TrainedModel,
+    store: RegionStore,
+    questions: Sequence[Question],
+    row_budget: int = ROW_BUDGET,
+    progress: Progress | None = None,
+) -> dict[int, str]:
+    """Return the most probable answer to each question, by question id.
+
+    Where the model's prefixes do not depend on the question, an image is computed once for all its questions.
+
+    Args:
+        trained: a model that answers.
+        store: the regions of the questions' images.
+        questions: their own answers are not used.
+        row_budget: most rows of one forward pass.
+        progress: called with (questions answered, questions in total).
+
+    Raises:
+        UserError: no question, an image that the store lacks, or a store of another extractor.
+
+    """
+    result: dict[int, str] = {}
+    words = trained.tokenise([question.text for question in questions])
+    groups: dict[int | str, list[int]] = {}  # questions that share a prefix
+    for place, question in enumerate(questions):
+        groups.setdefault(question.image_id if trained.processor.shared_prefix else place, []).append(place)
+    grouped = list(groups.values())
+    image_ids = [questions[group[0]].image_id for group in grouped]
+    rows = [sum(len(words[place]) + 1 for place in group) for group in grouped]
+    for chosen, prefixes in store_batches(trained, store, image_ids, rows, row_budget):
+        pairs = [(prefix, place) for prefix, one in zip(prefixes, chosen, strict=True) for place in grouped[one]]
+        repeated, texts = [prefix for prefix, _ in pairs], [words[place] for _, place in pairs]
+        best = answer_probabilities(trained, repeated, texts).argmax(dim=1).tolist()
+        for (_, place), answer in zip(pairs, best, strict=True):
+            result[questions[place].question_id] = trained.processor.answers[answer]
+        if progress is not None:
+            progress(len(result), len(questions))
+    return result
+
+
+def evaluate_questions(
+    trained: TrainedModel, store: RegionStore, options: VqaEvaluation, progress: Progress | None = None
+) -> Evaluation:
+    """Answer a question file and, where answers are published, score them by the official VQA accuracy.
+
+    Args:
+        trained: a model that answers.
+        store: the regions of the questions' images.
+        options: the files.
+        progress: called with (questions answered, questions in total).
+
+    Raises:
+        UserError: as `answer_questions`, `read_questions` and `match_file`.
+
+    """
+    read = read_questions(options.questions, options.annotations)
+    match = match_file(options.questions, read, store)
+    match.check(store, options.missing, "--skip-missing")
+    questions = list(in_store(read, match))
+    answers = answer_questions(trained, store, questions, progress=progress)
+    names = {question.question_id: question.image_id for question in read}  # as the file names images, not the store
+    items = []
+    for question in questions:
+        answer, image_id = answers[question.question_id], official_id(names[question.question_id])
+        item: dict[str, Any] = {"question_id": question.question_id, "image_id": image_id}
+        item |= {"question": question.text, "prediction": answer}
+        if question.answers:
+            item |= {"answers": question.answers, "accuracy": question_accuracy(answer, question.answers)}
+        items.append(item)
+    records = [{"question_id": item["question_id"], "answer": item["prediction"]} for item in items]
+    scores: dict[str, Any] = {}
+    if any(question.answers for question in questions):
+        found = vqa_accuracy(answers, questions)
+        for remark in found.remarks():
+            logger.warning("%s", remark)
+        scores = {"task": "vqa", "data": describe_file(options.questions), **asdict(found)}
+    return Evaluation(predictions=records, items=items, scores=scores)
+
+
+class AccuracyValidator(Validator):
+    """Official accuracy of the most probable answers."""
+
+    def __init__(self, config: VqaConfig, module: TaskModule, store: RegionStore) -> None:
+        section = config.validation
+        assert section is not None
+        every = matched(read_questions(section.questions, section.annotations), section.questions, config, store)
+        self.questions = [every[place] for place in subset(len(every), section)]
+        if unanswered := [question for question in self.questions if not question.answers]:
+            raise UserError(
+                f"question {unanswered[0].question_id} of {section.questions} has no answers to compare with; give "
+                "validation.annotations"
+            )
+        self.trained = TrainedModel(module.model, module.processor, section.questions)
+        self.words = self.trained.tokenise([question.text for question in self.questions])
+        self.images = ImageReader(store, module.processor.tags, module.processor.max_regions)
+        self.positions = store.positions([question.image_id for question in self.questions])
+        self.costs = self.images.rows(self.positions) + np.array([len(text) + 1 for text in self.words])
+        self.shown = sample(len(self.questions), section)
+
+    def run(self, items: np.ndarray) -> tuple[list[list[int]], list[list[float]]]:
+        """Return the best answers of each question and their probabilities."""
+        prefixes = self.images.prefixes(self.positions[items])
+        found = answer_probabilities(self.trained, prefixes, [self.words[item] for item in items])
+        probabilities, order = found.sort(dim=1, descending=True, stable=True)
+        return order[:, :TOP_ANSWERS].tolist(), probabilities[:, :TOP_ANSWERS].tolist()
+
+    def result(self, parts: Sequence[tuple[np.ndarray, Any]]) -> ValidationScore:
+        """Score the best answer of each question."""
+        names = self.trained.processor.answers
+        best = {int(item): order for items, (orders, _) in parts for item, order in zip(items, orders, strict=True)}
+        sure = {int(item): values for items, (_, every) in parts for item, values in zip(items, every, strict=True)}
+        predictions = [
+            {
+                "question_id": self.questions[item].question_id,
+                "image_id": self.questions[item].image_id,
+                "question": self.questions[item].text,
+                "answers": [[names[answer], round(p, 4)] for answer, p in zip(best[item], sure[item], strict=True)],
+                "truth": [answer for answer, _ in Counter(self.questions[item].answers).most_common()],
+            }
+            for item in self.shown
+        ]
+        answers = {question.question_id: names[best[item][0]] for item, question in enumerate(self.questions)}
+        return ValidationScore(vqa_accuracy(answers, self.questions).overall, predictions=predictions)

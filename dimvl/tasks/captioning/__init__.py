@@ -1,0 +1,163 @@
+"""Captioning with the shared stack, by cross entropy or self-critically, with no separate decoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dimvl.callbacks import Progress
+from dimvl.checkpoints import MATCH
+from dimvl.config import RunConfig
+from dimvl.data.annotations import Caption, read_captions
+from dimvl.data.examples import ImageReader, Prefix
+from dimvl.data.matching import match_files
+from dimvl.data.processor import Processor
+from dimvl.data.text_store import LabelledText, TextStore
+from dimvl.decoding import DecodingOptions
+from dimvl.metrics.cider import CiderD
+from dimvl.model.model import DimvlModel
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.base import ImageSource, TaskModule
+from dimvl.tasks.captioning.config import (
+    CaptionConfig,
+    CaptionEvaluation,
+    CaptionValidationConfig,
+    DropWorstConfig,
+    SelfCriticalConfig,
+    Seq2seqConfig,
+)
+from dimvl.tasks.captioning.prediction import captions, evaluate_captions, text_rows, with_official_scores
+from dimvl.tasks.captioning.self_critical import SampleSource, SelfCriticalModule, token_references
+from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
+from dimvl.tasks.captioning.validation import caption_validator
+from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.task import Ability, Config, Evaluation, Task, Validator
+from dimvl.trained_model import TrainedModel
+
+__all__ = [
+    "CaptionConfig",
+    "CaptionDataTask",
+    "CaptionValidationConfig",
+    "Captioning",
+    "DropWorstConfig",
+    "SelfCritical",
+    "SelfCriticalConfig",
+    "Seq2seqConfig",
+]
+
+
+def _caption(trained: TrainedModel, prefixes: Sequence[Prefix], words: None, **options: Any) -> list[str]:
+    return captions(trained, prefixes, DecodingOptions(**options))
+
+
+CAPTION = Ability(
+    apply=_caption,
+    result=lambda trained, text, **options: text,
+    takes_text=False,
+    example='predictor.caption("image.png")',
+    rows=lambda trained, **options: text_rows(trained, DecodingOptions(**options)),
+)
+
+
+class CaptionDataTask(Task[Config], abstract=True):
+    """What tasks that learn from captions share: how captions are read, tokenised and evaluated, and their costs."""
+
+    evaluation = CaptionEvaluation
+
+    def annotation_files(self, config: Any) -> dict[str, list[Path]]:
+        """Return the caption files."""
+        files = {"captions": config.captions}
+        if config.validation is not None:
+            files["validation captions"] = [config.validation.captions]
+        return files
+
+    def read(self, config: Any, store: RegionStore) -> list[Caption]:
+        """Read the captions and match them with the store.
+
+        Raises:
+            UserError: as `read_captions` and `match_files`.
+
+        """
+        read = [(path, read_captions(path, config.split)) for path in config.captions]
+        return match_files(read, store, config.missing, config.output / MATCH)
+
+    def labelled_texts(self, records: Sequence[Caption], processor: Processor) -> list[LabelledText]:
+        """Return the captions; they have no labels."""
+        return [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in records]
+
+    def evaluate(
+        self, trained: TrainedModel, store: RegionStore, options: CaptionEvaluation, progress: Progress | None = None
+    ) -> Evaluation:
+        """Caption the images of a caption file."""
+        return evaluate_captions(trained, store, options, progress=progress)
+
+    def with_official_scores(self, evaluation: Evaluation) -> Evaluation:
+        """Add the scores of the COCO protocol."""
+        return with_official_scores(evaluation)
+
+    def texts_per_prefix(self, config: Any) -> int:
+        """Return the most captions that share a prefix."""
+        captions: int = config.seq2seq.captions
+        return captions
+
+
+class Captioning(CaptionDataTask[CaptionConfig]):
+    """Captioning by cross entropy."""
+
+    name = "caption"
+    title = "Fine-tuning for captioning"
+    config = CaptionConfig
+    pipeline_tag = "image-to-text"
+    abilities = {"caption": CAPTION}  # noqa: RUF012 - a constant of the interface
+    texts_per_image = 5.0
+
+    def variant(self, config: CaptionConfig) -> Task[CaptionConfig]:
+        """Return self-critical captioning where the configuration asks for it."""
+        return self if config.self_critical is None else SelfCritical()
+
+    def capabilities(self, config: CaptionConfig, records: Sequence[Caption]) -> dict[str, Any]:
+        """Remember that the model captions, and by which language model."""
+        return {"captions": True, "variant": config.seq2seq.variant}
+
+    def heads(self, config: CaptionConfig, classes: int, answers: int) -> dict[str, Any]:
+        """Ask for a word head."""
+        return {"word_head": True}
+
+    def build(
+        self, config: CaptionConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
+    ) -> tuple[TaskModule, ImageSource]:
+        """Build the losses and the examples."""
+        source = CaptionSource(texts, images, config.seq2seq, processor.tokenizer, config.seed, config.drop_worst)
+        return CaptionModule(model, processor, config.smoothing), source
+
+    def validator(self, config: CaptionConfig, module: TaskModule, store: RegionStore) -> Validator:
+        """Validate by CIDEr-D or by the loss."""
+        return caption_validator(config, module, store)
+
+    def average_example(self, config: CaptionConfig, facts: DataFacts) -> AverageExample:
+        """Count the captions of an image on one prefix."""
+        return average_captions(config, config.seq2seq, facts)
+
+
+class SelfCritical(Captioning):
+    """Captioning by self-critical training."""
+
+    title = "Self-critical training"
+    draws_in_steps = True
+
+    def build(
+        self, config: CaptionConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
+    ) -> tuple[TaskModule, ImageSource]:
+        """Build the losses and the examples."""
+        assert config.self_critical is not None
+        longest = processor.text_tokens + 1
+        reward = CiderD(token_references(texts, processor.tokenizer.sep)).scores
+        source = SampleSource(texts, images, config.self_critical.samples, longest, config.seed)
+        return SelfCriticalModule(model, processor, reward, longest), source
+
+
+def average_captions(config: RunConfig, seq2seq: Seq2seqConfig, facts: DataFacts) -> AverageExample:
+    """Return what the captions of an average image on one prefix cost."""
+    texts, whole = facts.texts.drawn, facts.texts.words + 1
+    words = whole if seq2seq.variant == "causal" else float(max(1, round(seq2seq.share * whole)))
+    work = planned_work(config, facts, texts, True, word_head=texts * words)
+    return AverageExample(work=work, cost=work.rows + facts.texts.drawn_rows - texts * whole)

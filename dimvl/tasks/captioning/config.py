@@ -1,0 +1,102 @@
+"""Configuration of captioning and of the sequence-to-sequence language model, which pretraining has too."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dimvl.config import Files, Names, RunConfig, Section, ValidationConfig
+from dimvl.data.processor import Variant
+from dimvl.decoding import DecodingOptions
+from dimvl.tasks.task import EvaluationOptions
+
+
+class Seq2seqConfig(Section):
+    """The sequence-to-sequence language model."""
+
+    variant: Variant = Field(
+        "causal", description="causal: every position predicts the next word; masked: masked words as in VLP and UniLM"
+    )
+    share: float = Field(0.5, gt=0, le=1, description="masked variant: share of tokens predicted")
+    captions: int = Field(5, ge=1, description="most captions of an image that share one prefix")
+
+
+class CaptionValidationConfig(ValidationConfig):
+    """Validate on captions of other images."""
+
+    captions: Path = Field(description="captions in any format of annotations.md")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
+    metric: Literal["cider", "loss"] = Field(
+        "cider",
+        description="cider: CIDEr-D of greedy captions, on words split at blanks, not official tokens; loss: per word",
+    )
+
+
+class DropWorstConfig(Section):
+    """Ignore the captions with the highest loss."""
+
+    share: float = Field(0.2, gt=0, lt=1, description="share of the captions of one prefix, rounded down")
+    after: int = Field(ge=0, description="number of epochs before captions are dropped")
+
+    def count(self, captions: int) -> int:
+        """Return how many of a prefix's captions are dropped."""
+        return int(self.share * captions + 1e-9)  # .29 * 100 is a little less than 29
+
+
+class SelfCriticalConfig(Section):
+    """Self-critical training: drawn captions are rewarded by CIDEr-D, relative to the others drawn for the image."""
+
+    samples: int = Field(5, ge=2, description="captions drawn of each image")
+
+
+class CaptionConfig(RunConfig):
+    """Fine-tuning for captioning."""
+
+    task: Literal["caption"]
+    captions: Files = Field(description="captions in any format of annotations.md")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")
+    seq2seq: Seq2seqConfig = Seq2seqConfig()
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    drop_worst: DropWorstConfig | None = None
+    self_critical: SelfCriticalConfig | None = None
+    validation: CaptionValidationConfig | None = None
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> "CaptionConfig":
+        if self.drop_worst is not None and self.drop_worst.count(self.seq2seq.captions) == 0:
+            raise ValueError(
+                f"drop_worst.share {self.drop_worst.share} of seq2seq.captions {self.seq2seq.captions} is less than "
+                "one caption, so nothing would be dropped; raise one of them"
+            )
+        if self.self_critical is not None:
+            if self.initial is None:
+                raise ValueError("self_critical continues with a model that captions; name its run as initial")
+            if self.smoothing or self.drop_worst is not None:
+                raise ValueError("self_critical has no words to predict; remove smoothing and drop_worst")
+            if self.model.dropout:
+                raise ValueError(
+                    f"self_critical must train the same function that it draws captions from, and model.dropout "
+                    f"{self.model.dropout} makes them differ; set model.dropout to 0"
+                )
+            if self.seq2seq.variant == "masked":
+                raise ValueError("self_critical takes seq2seq.variant 'causal' only; pretrain and fine-tune with it")
+        return self
+
+
+class CaptionEvaluation(EvaluationOptions):
+    """A caption file whose images are captioned, and how."""
+
+    captions: Path
+    split: Names = Field([])
+    worlds: Path | None = None
+    beams: int = Field(3, ge=1, le=100)
+
+    @property
+    def decoding(self) -> DecodingOptions:
+        """How captions are decoded."""
+        return DecodingOptions(beams=self.beams)
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything but files that the captions depend on."""
+        return {"missing": self.missing, "split": self.split, **asdict(self.decoding)}

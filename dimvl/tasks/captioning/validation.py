@@ -1,0 +1,117 @@
+"""Validation of captioning: CIDEr-D of greedy captions, or the loss per word.
+
+Greedy decoding is fast, and it is what self-critical training changes first.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dimvl.data.annotations import Caption, read_captions
+from dimvl.data.examples import ImageReader, collate
+from dimvl.data.text_store import LabelledText, text_store
+from dimvl.decoding import DecodingOptions
+from dimvl.errors import UserError
+from dimvl.metrics.cider import CiderD
+from dimvl.metrics.words import plain_words
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.base import TaskModule
+from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.captioning.prediction import captions
+from dimvl.tasks.captioning.training import OBJECTIVE, CaptionModule, CaptionSource
+from dimvl.tasks.task import ValidationScore, Validator
+from dimvl.tasks.validating import matched, sample, subset
+from dimvl.trained_model import TrainedModel
+
+
+def caption_validator(config: CaptionConfig, module: TaskModule, store: RegionStore) -> Validator:
+    """Prepare the validation of a captioning run.
+
+    Raises:
+        UserError: annotations that do not fit, or a single image for CIDEr-D.
+
+    """
+    section = config.validation
+    assert section is not None
+    by_image: dict[str, list[Caption]] = {}
+    for caption in matched(read_captions(section.captions, section.split), section.captions, config, store):
+        by_image.setdefault(caption.image_id, []).append(caption)
+    names = list(by_image)
+    chosen = {names[place]: by_image[names[place]] for place in subset(len(names), section)}
+    if section.metric == "loss":
+        return LossValidator(config, module, store, [caption for texts in chosen.values() for caption in texts])
+    if len(chosen) < 2:
+        raise UserError(f"validation.captions {section.captions}: CIDEr-D of one image is always 0; use more images")
+    return CiderValidator(config, module, store, chosen)
+
+
+class CiderValidator(Validator):
+    """CIDEr-D of greedy captions."""
+
+    def __init__(
+        self, config: CaptionConfig, module: TaskModule, store: RegionStore, by_image: dict[str, list[Caption]]
+    ) -> None:
+        assert config.validation is not None
+        self.by_image, self.names, self.module = by_image, list(by_image), module
+        self.reward = CiderD([[plain_words(caption.text) for caption in texts] for texts in by_image.values()])
+        self.trained = TrainedModel(module.model, module.processor, config.validation.captions)
+        self.images = ImageReader(store, module.processor.tags, module.processor.max_regions)
+        self.positions = store.positions(self.names)
+        self.options = DecodingOptions(beams=1, max_tokens=module.processor.text_tokens + 1)
+        self.costs = self.images.rows(self.positions) + self.options.max_tokens
+        self.shown = set(sample(len(self.names), config.validation))
+
+    def run(self, items: np.ndarray) -> tuple[list[float], dict[int, str]]:
+        """Return the score of each image's caption, and the captions of the sample."""
+        written = captions(
+            self.trained, self.images.prefixes(self.positions[items]), self.options, self.module.all_ranks
+        )
+        scores = self.reward.scores([plain_words(text) for text in written], items)
+        texts = {int(item): text for item, text in zip(items, written, strict=True) if item in self.shown}
+        return [float(score) for score in scores], texts
+
+    def result(self, parts: Sequence[tuple[np.ndarray, Any]]) -> ValidationScore:
+        """Average over images."""
+        scores, texts = np.zeros(len(self.names)), dict[int, str]()
+        for items, (values, shown) in parts:
+            scores[items] = values
+            texts |= shown
+        predictions = [
+            {
+                "image_id": self.names[item],
+                "caption": texts[item],
+                "references": [caption.text for caption in self.by_image[self.names[item]]],
+                "cider": round(float(scores[item]), 4),
+            }
+            for item in sorted(texts)
+        ]
+        return ValidationScore(float(scores.mean()), predictions=predictions)
+
+
+class LossValidator(Validator):
+    """Minus the cross entropy per word, without smoothing, of all captions of each image."""
+
+    def __init__(
+        self, config: CaptionConfig, module: TaskModule, store: RegionStore, records: Sequence[Caption]
+    ) -> None:
+        assert config.validation is not None
+        processor = module.processor
+        texts = [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in records]
+        path = config.validation.captions
+        tokens = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, [path], texts)
+        images = ImageReader(store, processor.tags, processor.max_regions)
+        all_of_them = config.seq2seq.model_copy(update={"captions": len(records)})
+        self.source = CaptionSource(tokens, images, all_of_them, processor.tokenizer, config.seed)
+        self.plain = CaptionModule(module.model, processor, smoothing=0.0).eval()
+        self.costs = self.source.costs(0, slice(0, len(self.source)))
+
+    def run(self, items: np.ndarray) -> tuple[float, int]:
+        """Return the summed loss and the number of words."""
+        batch = collate(self.source.build_all(0, items), self.plain.shape)
+        return float(self.plain(batch.to(self.plain.device))[OBJECTIVE]), batch.counts()[OBJECTIVE]
+
+    def result(self, parts: Sequence[tuple[np.ndarray, Any]]) -> ValidationScore:
+        """Average over words."""
+        loss = sum(loss for _, (loss, _) in parts)
+        return ValidationScore(-loss / sum(count for _, (_, count) in parts))

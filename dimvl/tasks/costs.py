@@ -1,0 +1,106 @@
+"""What an average example costs: the sizes of a run's data, and from them its rows and targets, for `dimvl plan`."""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from dimvl.config import RunConfig
+from dimvl.model.work import Work, example_work
+from dimvl.regions.store_format import FeatureDtype
+
+
+class TextFacts(NamedTuple):
+    """Sizes of tokenised texts.
+
+    Attributes:
+        words: mean word pieces of a text.
+        longest: most word pieces of a text.
+        longest_of_image: mean over images of the longest of their texts.
+        number: mean texts of an image.
+        drawn: mean texts of an image that share a prefix, at most `Task.texts_per_prefix`.
+        drawn_rows: mean rows that the sampler counts for these.
+
+    """
+
+    words: float = 0.0
+    longest: float = 0.0
+    longest_of_image: float = 0.0
+    number: float = 1.0
+    drawn: float = 1.0
+    drawn_rows: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """Sizes that the costs of a run depend on.
+
+    Attributes:
+        images: number trained on; None where it is unknown.
+        regions: mean regions used of an image.
+        feature_width: F.
+        classes: K of the extractor.
+        feature_dtype: type of the features in the store.
+        class_columns: classes kept of each region.
+        attribute_columns: attributes kept of each region.
+        texts: sizes of the texts.
+        vocabulary: V.
+        max_positions: token positions of the model.
+        answers: A; 0 without an answer head.
+        assumed: one sentence for each size that no file gives.
+
+    """
+
+    images: int | None = None
+    regions: float = 0.0
+    feature_width: int = 2048
+    classes: int = 1600
+    feature_dtype: FeatureDtype = "float16"
+    class_columns: int = 1
+    attribute_columns: int = 0
+    texts: TextFacts = field(default_factory=TextFacts)
+    vocabulary: int = 0
+    max_positions: int = 0
+    answers: int = 0
+    assumed: tuple[str, ...] = ()
+
+    def assuming(self, sentence: str, **values: object) -> "DataFacts":
+        """Take values that no file gives, and record the assumption."""
+        return replace(self, assumed=(*self.assumed, sentence), **values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageExample:
+    """The average of the examples of a run.
+
+    Attributes:
+        work: rows and targets.
+        cost: rows that the sampler counts for it, an upper bound.
+        per_image: how many such examples an image gives in an epoch.
+
+    """
+
+    work: Work
+    cost: float
+    per_image: float = 1.0
+
+
+def planned_work(
+    config: RunConfig, facts: DataFacts, texts: float = 1.0, shared_prefix: bool = False, **heads: float
+) -> Work:
+    """Work of an example with average lengths.
+
+    Args:
+        config: of the run.
+        facts: sizes of its data.
+        texts: texts of the example.
+        shared_prefix: sequence-to-sequence: the prefix is computed once for all texts.
+        heads: name of a head -> rows that it runs on.
+
+    """
+    return example_work(
+        regions=facts.regions,
+        context=config.inputs.tag_tokens + 2,
+        texts=texts,
+        text_rows=facts.texts.words + 1,
+        shared_prefix=shared_prefix,
+        **heads,
+    )

@@ -1,0 +1,85 @@
+"""Configuration of pretraining."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dimvl.config import Files, Names, RunConfig, Section, ValidationConfig
+from dimvl.tasks.captioning.config import Seq2seqConfig
+
+
+class SharesConfig(Section):
+    """Share of the examples that each objective gets."""
+
+    masked_lm: float = Field(0.25, ge=0, description="masked language modelling; image and text see each other")
+    seq2seq_lm: float = Field(0.25, ge=0, description="captions predicted from the image and the words so far")
+    masked_object: float = Field(0.25, ge=0, description="masked region prediction")
+    matching: float = Field(0.25, ge=0, description="image-text matching")
+
+    @model_validator(mode="after")
+    def _some_share(self) -> "SharesConfig":
+        if not sum(self.model_dump().values()):
+            raise ValueError("all shares are 0; give at least one objective a share")
+        return self
+
+
+class WeightsConfig(Section):
+    """Weight of each loss."""
+
+    masked_lm: float = Field(1.0, description="cross entropy of masked words")
+    seq2seq_lm: float = Field(1.0, description="cross entropy of caption words")
+    object_class: float = Field(1.0, description="KL divergence from the detector's classes of hidden regions")
+    object_feature: float = Field(1.0, description="squared error of the features of hidden regions")
+    matching: float = Field(1.0, description="binary cross entropy of image-text matching")
+
+
+class ObjectivesConfig(Section):
+    """The four pretraining objectives."""
+
+    shares: SharesConfig = SharesConfig()
+    weights: WeightsConfig = WeightsConfig()
+    text_share: float = Field(0.15, gt=0, le=1, description="share of text tokens masked")
+    whole_words: bool = Field(False, description="mask all pieces of a word together")
+    region_share: float = Field(0.15, gt=0, le=1, description="share of regions to predict")
+    max_cover: float = Field(0.5, ge=0, le=1, description="most of a target's area that a visible box may cover")
+    negative_share: float = Field(0.5, ge=0, le=1, description="share of mismatched pairs in matching")
+    word_change_share: float = Field(0.0, ge=0, le=1, description="share of the negatives that differ in one word")
+    word_changes: Path | None = Field(None, description="JSON list of [old word, new word]")
+    shared_prefix: bool = Field(
+        False, description="matching: texts see the image but not the reverse, so it is computed once for its texts"
+    )
+
+    @model_validator(mode="after")
+    def _word_changes_come_together(self) -> "ObjectivesConfig":
+        if (self.word_changes is None) == (self.word_change_share > 0):
+            raise ValueError("word_change_share and word_changes belong together; give both or neither")
+        return self
+
+
+class PretrainValidationConfig(ValidationConfig):
+    """Validate every objective with a share, each on all of the images, with the same masks at every validation."""
+
+    captions: Path = Field(description="held-out captions in any format of annotations.md")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
+    metric: Literal["loss", "matching"] = Field(
+        "loss", description="what the best checkpoint is chosen by: the weighted sum of losses, or matching accuracy"
+    )
+
+
+class PretrainConfig(RunConfig):
+    """Pretraining from captions."""
+
+    task: Literal["pretrain"] = "pretrain"
+    captions: Files = Field(description="captions in any format of annotations.md")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    seq2seq: Seq2seqConfig = Seq2seqConfig()
+    validation: PretrainValidationConfig | None = None
+
+    @model_validator(mode="after")
+    def _matching_is_trained(self) -> "PretrainConfig":
+        section = self.validation
+        if section is not None and section.metric == "matching" and not self.objectives.shares.matching:
+            raise ValueError("validation.metric is 'matching' but objectives.shares.matching is 0; set it to 'loss'")
+        return self

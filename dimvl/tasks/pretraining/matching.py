@@ -1,0 +1,70 @@
+"""Image-text matching with a trained model: on prefixes and on a region store."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.callbacks import Progress
+from dimvl.data.examples import Example, Prefix
+from dimvl.data.targets import Matches, MatchTargets, TargetSpec
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.base import plain_text
+from dimvl.tasks.inference import ROW_BUDGET, store_batches
+from dimvl.trained_model import TrainedModel
+
+
+@torch.inference_mode()
+def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return the probability that a text belongs to its prefix, for one text on each: (M,).
+
+    Where the model's prefixes do not depend on the text, a prefix that comes several times in a row is computed once.
+    """
+    tokenizer = trained.processor.tokenizer
+    examples = [
+        Example(
+            source="pair",
+            objective="matching",
+            prefix=prefix,
+            texts=[plain_text(text, tokenizer) for text in texts],
+            seq2seq=trained.processor.shared_prefix,
+            target=Matches([0.0] * len(texts)),
+        )
+        for prefix, texts in trained.by_prefix(prefixes, words)
+    ]
+    batch = trained.batch(examples, {"matching": TargetSpec(MatchTargets)})
+    assert trained.model.match_head is not None
+    rows = trained.model(batch)[batch.targets["matching"].rows]
+    return trained.model.match_head(rows).float().sigmoid().cpu()
+
+
+def match_pairs(
+    trained: TrainedModel,
+    store: RegionStore,
+    pairs: Sequence[tuple[str, str]],
+    row_budget: int = ROW_BUDGET,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Return the probability (M,) that the text of each pair belongs to its image.
+
+    Args:
+        trained: a model that matches.
+        store: the regions of the images.
+        pairs: (image id, text).
+        row_budget: most rows of one forward pass.
+        progress: called with (pairs judged, pairs in total).
+
+    Raises:
+        UserError: no pair, an empty text, an image that the store lacks, or a store of another extractor.
+
+    """
+    result, done = np.zeros(len(pairs), dtype=np.float32), 0
+    words = trained.tokenise([text for _, text in pairs])
+    image_ids, rows = [image_id for image_id, _ in pairs], [len(text) + 1 for text in words]
+    for chosen, prefixes in store_batches(trained, store, image_ids, rows, row_budget):
+        result[chosen] = match_probabilities(trained, prefixes, [words[place] for place in chosen]).numpy()
+        done += len(chosen)
+        if progress is not None:
+            progress(done, len(pairs))
+    return result

@@ -1,0 +1,80 @@
+"""Validation of pretraining: losses by objective and matching accuracy on held-out captions.
+
+Each objective with a share gets one example of every image. Masks, negatives and captions are drawn by the section's
+seed, so they are the same at every validation.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dimvl.data.annotations import read_captions
+from dimvl.data.examples import ImageReader, collate
+from dimvl.data.text_store import LabelledText, text_store
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.pretraining.config import PretrainConfig, SharesConfig
+from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource, word_changes
+from dimvl.tasks.task import ValidationScore, Validator
+from dimvl.tasks.validating import matched, subset
+
+Sums = dict[str, tuple[float, int]]
+"""By name of a loss, or `matching/accuracy`: its sum and the number of its targets."""
+
+
+class PretrainValidator(Validator):
+    """Losses by objective and matching accuracy."""
+
+    def __init__(self, config: PretrainConfig, module: PretrainModule, store: RegionStore) -> None:
+        section, processor = config.validation, module.processor
+        assert section is not None
+        records = matched(read_captions(section.captions, section.split), section.captions, config, store)
+        names = list(dict.fromkeys(record.image_id for record in records))
+        chosen = {names[place] for place in subset(len(names), section)}
+        texts = [LabelledText(r.caption_id, r.image_id, r.text) for r in records if r.image_id in chosen]
+        tokens = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, [section.captions], texts)
+        images = ImageReader(store, processor.tags, processor.max_regions)
+        changes = word_changes(config.objectives, processor.tokenizer)
+        shares = config.objectives.shares.model_dump()
+        self.module, self.metric = module, section.metric
+        self.sources = [
+            PretrainSource(
+                tokens,
+                images,
+                config.objectives.model_copy(update={"shares": only(objective)}),
+                config.seq2seq,
+                processor.tokenizer,
+                section.seed,
+                changes,
+            )
+            for objective, share in shares.items()
+            if share
+        ]
+        self.images = tokens.num_groups
+        self.costs = np.concatenate([source.costs(0, slice(0, self.images)) for source in self.sources])
+
+    def run(self, items: np.ndarray) -> Sums:
+        """Return the sums of losses and of right judgements; item i of source s is image i - s x images."""
+        examples = [
+            example
+            for number, source in enumerate(self.sources)
+            for example in source.build_all(0, items[items // self.images == number] % self.images)
+        ]
+        batch = collate(examples, self.module.shape).to(self.module.device)
+        rows, counts = self.module.model(batch), batch.counts()
+        losses = self.module.losses(batch, rows)
+        sums = {name: (float(loss), counts[name.partition("/")[0]]) for name, loss in losses.items()}
+        right = self.module.judged_right(batch, rows)
+        return sums | {"matching/accuracy": (right, counts["matching"])}
+
+    def result(self, parts: Sequence[tuple[np.ndarray, Sums]]) -> ValidationScore:
+        """Average over targets; the score is minus the training loss, or matching accuracy."""
+        every = [sums for _, sums in parts]
+        names = [name for name in every[0] if sum(sums[name][1] for sums in every)]
+        means = {name: sum(s[name][0] for s in every) / sum(s[name][1] for s in every) for name in names}
+        loss = sum(self.module.weights[name] * mean for name, mean in means.items() if name != "matching/accuracy")
+        return ValidationScore(-loss if self.metric == "loss" else means["matching/accuracy"], means)
+
+
+def only(objective: str) -> SharesConfig:
+    """Give one objective the whole share."""
+    return SharesConfig(**{name: float(name == objective) for name in SharesConfig.model_fields})

@@ -1,0 +1,161 @@
+"""A trained model read back from a run or an export, with what its predictions need.
+
+It needs neither the training code nor the detector. What a model can do with prefixes and texts is in `dimvl/tasks/`.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dimvl.checkpoints import MODEL, WEIGHTS, best_checkpoint
+from dimvl.data.batch import Batch
+from dimvl.data.examples import BatchShape, Example, Prefix, collate
+from dimvl.data.processor import Processor
+from dimvl.data.targets import TargetSpec
+from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
+from dimvl.errors import UserError
+from dimvl.files import read_json
+from dimvl.model.convert import load_pretrained, read_weights
+from dimvl.model.model import DimvlModel
+from dimvl.model.packed import pack_linears
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in eval mode with what it needs, from a run or an export.
+
+    Attributes:
+        model: the network.
+        processor: tokenizer, extractor, limits, answer vocabulary.
+        weights: the file that the weights came from.
+        trained_on: hashes of the images that it was trained on, see `dimvl/data/trained_on.py`.
+
+    """
+
+    model: DimvlModel
+    processor: Processor
+    weights: Path
+    trained_on: np.ndarray = field(default_factory=NOTHING.copy)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.model.parameters()).device
+
+    def for_prediction(self) -> "TrainedModel":
+        """Pack the linear layers for the CPU if the model is on one; it can no longer be trained."""
+        pack_linears(self.model)
+        return self
+
+    def without_guard(self) -> "TrainedModel":
+        """Return the same model, which `refuse_trained` lets evaluate on any image."""
+        return replace(self, trained_on=NOTHING)
+
+    def refuse_trained(self, image_ids: Sequence[str]) -> None:
+        """Check that images to evaluate on were not trained on.
+
+        Args:
+            image_ids: ids in the region store.
+
+        Raises:
+            UserError: some were; names the first ones.
+
+        """
+        if trained := trained_images(image_ids, self.trained_on):
+            names = ", ".join(map(repr, trained[:3]))
+            raise UserError(
+                f"{len(trained):,} of the {len(set(image_ids)):,} images were trained on by {self.weights.parent} or "
+                f"by the model it started from, such as {names}; evaluate on others, or give --allow-trained-images"
+            )
+
+    def tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the token ids (T,) of each text; longer texts are cut, and a warning counts them.
+
+        Raises:
+            UserError: a text is empty.
+
+        """
+        for place, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(f"text {place + 1} of {len(texts)} is empty; give some words")
+        limit = self.processor.text_tokens
+        encoded = self.processor.tokenizer.encode_all([text.strip() for text in texts])
+        if cut := sum(len(tokens) > limit for tokens in encoded):
+            logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(texts), limit)
+        return [np.array(tokens[:limit], dtype=np.int64) for tokens in encoded]
+
+    def by_prefix(
+        self, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]
+    ) -> Iterator[tuple[Prefix, list[np.ndarray]]]:
+        """Yield each prefix with its texts.
+
+        Consecutive texts on the same prefix (the same object) share it where the model's prefixes do not depend on
+        the text; otherwise every text has a prefix of its own.
+        """
+        owners = map(id, prefixes) if self.processor.shared_prefix else range(len(prefixes))
+        for _, group in groupby(zip(prefixes, words, owners, strict=True), key=itemgetter(2)):
+            pairs = list(group)
+            yield pairs[0][0], [text for _, text, _ in pairs]
+
+    def batch(self, examples: Sequence[Example], objectives: Mapping[str, TargetSpec]) -> Batch:
+        """Lay examples out as a batch on the model's device."""
+        shape = BatchShape(
+            objectives=objectives,
+            text_start=self.processor.text_start,
+            feature_width=self.processor.extractor.feature_width,
+        )
+        return collate(examples, shape).to(self.device)
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into a device.
+
+    Raises:
+        UserError: it is another name, or CUDA was asked for and is not available.
+
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device is {name!r}; it must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is 'cuda' but no CUDA device is available; use device 'cpu' or 'auto'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_model(folder: Path | str, device: torch.device | str = "cpu") -> TrainedModel:
+    """Open an export, or the best checkpoint of a run (without validation the newest), for inference.
+
+    Args:
+        folder: of the run or the export.
+        device: where the weights go.
+
+    Raises:
+        UserError: it is neither, or a file is missing or damaged.
+
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        checkpoint = best_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
+        weights = checkpoint / WEIGHTS
+    processor = Processor.load(folder)
+    arguments = read_json(folder / MODEL)
+    try:
+        model = DimvlModel(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / MODEL} is not of this version of dimvl ({error}); export the run again") from None
+    load_pretrained(model, state := read_weights(weights), str(weights))
+    if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
+        raise UserError(f"{weights} lacks {lacking[0]}; copy or export it again")
+    return TrainedModel(model.to(device).eval(), processor, weights, read_trained_on(folder))
