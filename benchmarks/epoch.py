@@ -30,7 +30,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.tasks.captioning import Seq2seqConfig
 from dimvl.tasks.pretraining import ObjectivesConfig
-from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
+from dimvl.tasks.pretraining.training import PretrainSource, target_specs
 
 WORDS, ROWS_PER_STEP, ROWS_PER_GPU = 12, 65_536, 8192
 REAL = Extractor(
@@ -86,10 +86,9 @@ def open_steps(folder: Path, extractor: Extractor) -> TrainingSteps:
     texts = TextStore(folder / "texts")
     source = PretrainSource(texts, reader, ObjectivesConfig(), Seq2seqConfig(), tokenizer, seed=0)
     shape = BatchShape(
-        objectives=PretrainModule.objectives,
+        objectives=target_specs(len(extractor.classes)),
         text_start=processor.text_start,
         feature_width=extractor.feature_width,
-        classes=len(extractor.classes),
     )
     budgets = {"rows_per_step": ROWS_PER_STEP, "rows_per_micro_batch": ROWS_PER_STEP}
     return TrainingSteps(source, shape, seed=0, steps=10**6, **budgets, plans=folder / "plans")

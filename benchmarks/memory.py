@@ -23,14 +23,13 @@ from benchmarks.harness import in_fresh_process, memory
 from dimvl.data.examples import BatchShape, ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps
-from dimvl.data.targets import WordTargets
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.tasks.captioning import CaptionConfig, Seq2seqConfig
-from dimvl.tasks.captioning.training import OBJECTIVE, CaptionSource
+from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 from dimvl.training.run import run_training
 
 WIDTH, REGIONS, STEPS = 16, 2, 200
@@ -88,9 +87,7 @@ def write(folder: Path, images: int) -> dict[str, dict[str, float]]:
     )
     reader = ImageReader(RegionStore(folder / "regions"), processor.tags, processor.max_regions)
     source = CaptionSource(texts, reader, Seq2seqConfig(), tokenizer, seed=0)
-    shape = BatchShape(
-        objectives={OBJECTIVE: WordTargets}, text_start=processor.text_start, feature_width=WIDTH, classes=3
-    )
+    shape = BatchShape(objectives=CaptionModule.objectives, text_start=processor.text_start, feature_width=WIDTH)
     budgets = {"rows_per_step": 2048, "rows_per_micro_batch": 2048}
     steps = TrainingSteps(source, shape, seed=0, steps=10**6, **budgets, plans=folder / "plans")
     (folder / "data.pickle").write_bytes(pickle.dumps(steps))

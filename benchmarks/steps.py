@@ -32,13 +32,12 @@ from benchmarks.harness import interleaved, ratio
 from dimvl.data.examples import BatchShape, ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps
-from dimvl.data.targets import CaptionTargets
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.records import Detections
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning import Seq2seqConfig
-from dimvl.tasks.captioning.training import OBJECTIVE, CaptionSource
+from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 
 CAPTIONS, ROWS = 5, 64 * 110
 TEXTS = ("a small red circle left of a large blue square", "there are two blue stars", "the star is above a circle")
@@ -70,10 +69,9 @@ def make_steps(folder: Path, regions: Path, check: bool = False) -> TrainingStep
     )
     images = ImageReader(store, processor.tags, processor.max_regions)
     shape = BatchShape(
-        objectives={OBJECTIVE: CaptionTargets},
+        objectives=CaptionModule.objectives,
         text_start=processor.text_start,
         feature_width=EXTRACTOR.feature_width,
-        classes=len(EXTRACTOR.classes),
     )
     examples = CaptionSource(captions, images, Seq2seqConfig(captions=CAPTIONS), tokenizer, seed=0)
     budgets = {"rows_per_step": ROWS, "rows_per_micro_batch": ROWS}

@@ -26,7 +26,7 @@ from dimvl.files import atomic_folder, read_json, write_json
 from dimvl.regions.detections import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors import NO_DETECTOR, SCENES, load_detector, missing_file
 from dimvl.regions.records import Extractor
-from dimvl.tasks import task_of_model
+from dimvl.tasks import abilities_of, task_of_model
 from dimvl.trained_model import TrainedModel, load_model
 
 CARD = "README.md"
@@ -183,7 +183,7 @@ def model_card(
 
 
 def _usage(trained: TrainedModel) -> list[str]:
-    lines = [ability.example for ability in task_of_model(trained.processor).abilities.values()]
+    lines = [ability.example for ability in abilities_of(trained.processor).values()]
     begin = ["from dimvl import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
     return ["```python", *begin, *lines, "```", ""]
 

@@ -28,7 +28,7 @@ from dimvl.regions.extract import detect_files
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.images import load_image, quiet_decoders, upright_rgb
 from dimvl.regions.records import Regions
-from dimvl.tasks import task_of_model
+from dimvl.tasks import abilities_of
 from dimvl.tasks.answering.prediction import Answer
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
@@ -116,10 +116,10 @@ class Predictor:
             UserError: an image cannot be read, or regions have another feature width than the model.
 
         """
-        images = _listed(images)
+        listed = _listed(images)
         found: dict[Key, Regions] = {}
         waiting: dict[Key, Image.Image] = {}
-        for image in images:
+        for image in listed:
             key = _key(image)
             if isinstance(image, Regions):
                 found[key] = image
@@ -129,7 +129,7 @@ class Predictor:
                 found |= self._detect(waiting)
                 waiting = {}
         found |= self._detect(waiting)
-        result = [found[_key(image)] for image in images]
+        result = [found[_key(image)] for image in listed]
         return result if isinstance(images, list) else result[0]
 
     def regions_of_files(
@@ -157,12 +157,12 @@ class Predictor:
                     progress(done, len(files))
 
     def predict(
-        self, ability: str, images: ImageInput | ImageInputs, texts: str | list[str] | None = None, **options: Any
+        self, verb: str, images: ImageInput | ImageInputs, texts: str | list[str] | None = None, **options: Any
     ) -> list[Any]:
-        """Apply any ability of the model's task to images.
+        """Apply any ability of the model to images.
 
         Args:
-            ability: a key of `Task.abilities`, such as `answer`, `caption` or `match`.
+            verb: name of the ability, such as `answer`, `caption` or `match`; a task may define others.
             images: one image, or a list.
             texts: one text, or a list, for an ability that takes texts; two lists are taken in pairs.
             options: of the ability.
@@ -174,12 +174,12 @@ class Predictor:
             UserError: the model lacks the ability, an image cannot be read, or a text is empty.
 
         """
-        found = self._ability(ability)
-        if found.takes_text:
-            raw = self._of_pairs(images, texts if texts is not None else [], found)
+        ability = self._ability(verb)
+        if ability.takes_text:
+            raw = self._of_pairs(images, texts if texts is not None else [], ability)
         else:
-            raw = self._of_images(images, found, options)
-        return [found.result(self.trained, one, **options) for one in raw]
+            raw = self._of_images(images, ability, options)
+        return [ability.result(self.trained, one, **options) for one in raw]
 
     @overload
     def answer(self, images: ImageInput, questions: str, top: int = 5) -> Answer: ...
@@ -269,23 +269,14 @@ class Predictor:
         described = [self._describe(regions, place, drop) for place, drop in enumerate(drops)]
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
 
-    def require(self, ability: str) -> None:
-        """Check that the model has an ability.
-
-        Raises:
-            UserError: it has not; names those that it has.
-
-        """
-        self._ability(ability)
-
-    def _ability(self, name: str) -> Ability:
-        abilities = task_of_model(self.trained.processor).abilities
-        if name not in abilities:
-            others = " and ".join(abilities)
+    def _ability(self, verb: str) -> Ability:
+        able = abilities_of(self.trained.processor)
+        if verb not in able:
             raise UserError(
-                f"the model {self.trained.weights.parent} cannot {name}, but it can {others}; give another model"
+                f"the model {self.trained.weights.parent} cannot {verb}, but it can {' and '.join(able)}; give another "
+                "model"
             )
-        return abilities[name]
+        return able[verb]
 
     @cached_property
     def _detector(self) -> RegionDetector:

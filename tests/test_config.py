@@ -45,8 +45,8 @@ def test_the_task_tells_which_configuration_a_file_is(tmp_path, pretrain):
         ("training.learning_rat=3", r"unknown key 'training\.learning_rat'; did you mean 'training\.learning_rate'\?"),
         ("objectives.shares.maskedlm=1", r"did you mean 'objectives\.shares\.masked_lm'\?"),
         ("model.xyzzy=1", "unknown key 'model.xyzzy'; valid keys: layers, width, heads"),
-        ("self_critical={}", "unknown key 'self_critical'; it is of task 'caption', which this run is not"),
-        ("epochs=1", "unknown key 'epochs'; valid keys: output"),
+        ("self_critical={}", "unknown key 'self_critical'; it belongs to task 'caption', which this run is not"),
+        ("epochs=1", "unknown key 'epochs'; valid keys: task, output"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, override, says):
@@ -62,7 +62,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, overrid
         ("training.learning_rate=-1e-4", r"training\.learning_rate is -0\.0001"),
         ("training.schedule=step", r"training\.schedule is 'step': input should be 'linear', 'cosine' or 'constant'"),
         ("model.split=[qkv,foo]", r"model\.split\.1 is 'foo'"),
-        ("model.split=[qkv,out,qkv]", r"model\.split is .*: qkv is there twice; name each sublayer once"),
+        ("model.split=[qkv,out,qkv]", r"model\.split is .*: qkv is named twice; name each one once"),
         ("training.steps=true", r"training\.steps is True: give a number"),
         ("training.muon_rate=false", r"training\.muon_rate is False: give a number"),
         ("deepspeed.stage=true", r"deepspeed\.stage is True: give a number"),
@@ -70,8 +70,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, overrid
         ("model=5", "model is 5"),
         ("model.dropout=1", r"model\.dropout is 1"),
         ("objectives.text_share=0", r"objectives\.text_share is 0"),
-        ("objectives.word_change_share=0.5", "word_change_share and word_changes go together"),
-        ("objectives.word_changes=pairs.json", "word_change_share and word_changes go together"),
+        ("objectives.word_change_share=0.5", "word_change_share and word_changes belong together"),
+        ("objectives.word_changes=pairs.json", "word_change_share and word_changes belong together"),
         ("inputs.vocabulary=2.5", r"inputs\.vocabulary is 2\.5"),
         ("seed=-1", "seed is -1"),
         ("seed=9223372036854775808", "seed is 9223372036854775808: input should be less than 9223372036854775808"),
@@ -109,7 +109,7 @@ def test_annotation_files_and_splits_may_be_one_or_several(pretrain):
     assert load_config(pretrain, ["split=val"]).split == ["val"]
     with pytest.raises(UserError, match="captions is"):
         load_config(pretrain, ["captions=[]"])
-    with pytest.raises(UserError, match=r"a\.json is there twice"):
+    with pytest.raises(UserError, match=r"a\.json is named twice"):
         load_config(pretrain, ["captions=[a.json,b.json,a.json]"])
 
 
@@ -184,8 +184,8 @@ def test_included_files_are_found_beside_the_file_and_its_own_values_win(tmp_pat
         ("- a", "must hold sections and keys, not a list"),
         ("a: [", "not a readable YAML file"),
         ("a: !!python/object/apply:os.getcwd []", "not a readable YAML file"),
-        ("training: {steps: 1}\ntraining: {workers: 2}", "'training' is there twice; keep one of them"),
-        ("training: {steps: 1, steps: 2}", "'steps' is there twice"),
+        ("training: {steps: 1}\ntraining: {workers: 2}", "'training' appears twice; keep one of them"),
+        ("training: {steps: 1, steps: 2}", "'steps' appears twice"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, content, says):

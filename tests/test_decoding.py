@@ -9,7 +9,7 @@ import torch
 from dimvl.data.examples import BatchShape, Example, collate, make_prefix
 from dimvl.decoding import CachedDecoder, DecodingOptions, beam_search, caption_prefixes, sample
 from dimvl.tasks.base import plain_text
-from tests.factories import CLASSES, FEATURE_WIDTH, make_model, make_processor, make_regions
+from tests.factories import FEATURE_WIDTH, make_model, make_processor, make_regions
 
 END, VOCABULARY = 0, 4
 PENALTIES = (0.0, 1.0, 2.0, -0.5)
@@ -306,9 +306,7 @@ def dataclass_replace(prefix, **changes):
 
 
 def prefix_batch(processor, prefixes, texts=()):
-    shape = BatchShape(
-        objectives={}, text_start=processor.text_start, feature_width=FEATURE_WIDTH, classes=len(CLASSES)
-    )
+    shape = BatchShape(objectives={}, text_start=processor.text_start, feature_width=FEATURE_WIDTH)
     examples = [
         Example(source="", objective="", prefix=prefix, texts=list(text), seq2seq=True)
         for prefix, text in itertools.zip_longest(prefixes, texts, fillvalue=())

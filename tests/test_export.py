@@ -15,6 +15,7 @@ from dimvl.errors import UserError
 from dimvl.export import FILES, check_export, export
 from dimvl.model.model import DimvlModel
 from dimvl.regions.detector import Detector
+from dimvl.tasks.answering.prediction import answer_probabilities
 from dimvl.trained_model import TrainedModel, load_model
 from tests.exports import all_abilities, make_detector, make_trained, write_run
 from tests.factories import make_regions
@@ -42,7 +43,7 @@ def export_tiny(run: Path, out: Path, **changes: object) -> Path:
 
 def probabilities(trained: TrainedModel) -> torch.Tensor:
     prefix = make_prefix(make_regions(1), trained.processor.tags)
-    return trained.answer_probabilities([prefix], trained.tokenise(["is the star red"]))
+    return answer_probabilities(trained, [prefix], trained.tokenise(["is the star red"]))
 
 
 def state(folder: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
-from dimvl.tasks.answering.prediction import answer_questions
+from dimvl.tasks.answering.prediction import answer_probabilities, answer_questions
 from dimvl.tasks.captioning.prediction import caption_images
 from dimvl.tasks.pretraining.matching import match_pairs
 from dimvl.trained_model import load_model
@@ -227,14 +227,14 @@ def test_an_explanation_is_the_probability_drop_when_a_region_and_its_tags_are_r
     assert len(regions) > 2
     trained = predictor.trained
     words = trained.tokenise([QUESTION])
-    whole = trained.answer_probabilities([make_prefix(regions, trained.processor.tags)], words)[0]
+    whole = answer_probabilities(trained, [make_prefix(regions, trained.processor.tags)], words)[0]
     best = int(whole.argmax())
     expected = {}
     for place in range(len(regions)):
         kept = [other for other in range(len(regions)) if other != place]
         arrays = {name: value[kept] for name, value in vars(regions).items() if isinstance(value, np.ndarray)}
         prefix = make_prefix(replace(regions, **arrays), trained.processor.tags)
-        left = trained.answer_probabilities([prefix], words)[0, best]
+        left = answer_probabilities(trained, [prefix], words)[0, best]
         corner = regions.boxes[place] * [regions.width, regions.height, regions.width, regions.height]
         expected[tuple(np.round(corner, 2))] = float(whole[best] - left)
     calls = []
@@ -288,7 +288,7 @@ def test_a_question_that_is_too_long_is_cut_with_a_warning(
 
 
 def test_pictures_and_texts_that_do_not_pair_up_are_refused(folder: Path, predictor: Predictor) -> None:
-    with pytest.raises(UserError, match="2 pictures and 3 texts do not pair up"):
+    with pytest.raises(UserError, match="2 images and 3 texts do not pair up"):
         predictor.answer([folder / "1.png", folder / "2.png"], ["a", "b", "c"])
 
 
@@ -306,7 +306,7 @@ def test_what_the_export_cannot_do_is_refused_with_what_it_can(folder: Path, tmp
     run = write_run(tmp_path / "run", make_trained(processor))
     predictor = Predictor.from_pretrained(export(run, tmp_path / "export", folder / "detector"))
     for ask in (predictor.answer, predictor.match, predictor.explain):
-        with pytest.raises(UserError, match=r"cannot (answer|match), it can caption"):
+        with pytest.raises(UserError, match=r"cannot (answer|match), but it can caption"):
             ask(folder / "1.png", QUESTION)
     assert predictor.caption(folder / "1.png")
 
@@ -342,7 +342,7 @@ def test_a_model_of_the_hub_that_is_out_of_reach_is_one_sentence(monkeypatch: py
         raise OSError("no route to host\nand many more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"neither a folder here nor a model of the hub in reach \(no route to host\)"):
+    with pytest.raises(UserError, match=r"neither a local folder nor a model that the hub has \(no route to host\)"):
         Predictor.from_pretrained("someone/scenes-vqa")
 
 

@@ -10,9 +10,9 @@ from dimvl.errors import UserError
 from dimvl.tasks.answering import Answering
 from dimvl.tasks.captioning import Captioning
 from dimvl.tasks.pretraining import Pretraining
-from dimvl.tasks.task import Task
+from dimvl.tasks.task import Ability, Task
 
-__all__ = ["TASKS", "Task", "load_config", "task_of", "task_of_model"]
+__all__ = ["TASKS", "Ability", "Task", "abilities_of", "load_config", "task_of", "task_of_model"]
 
 TASKS: dict[str, Task[Any]] = {task.name: task for task in (Pretraining(), Answering(), Captioning())}
 """Value of `task` in a configuration -> task. The first is the default."""
@@ -49,3 +49,9 @@ def task_of_model(processor: Processor) -> Task[Any]:
     if processor.task:
         return TASKS[processor.task]
     return TASKS["vqa" if processor.answers else "pretrain" if processor.matches else "caption"]
+
+
+def abilities_of(processor: Processor) -> dict[str, Ability]:
+    """Return what a model was trained for, by verb."""
+    every = {ability.verb: ability for task in TASKS.values() for ability in task.abilities}
+    return {verb: ability for verb, ability in sorted(every.items()) if ability.available(processor)}

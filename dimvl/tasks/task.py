@@ -20,6 +20,7 @@ from dimvl.data.annotations import Caption, Question
 from dimvl.data.examples import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
+from dimvl.errors import UserError
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
@@ -32,9 +33,11 @@ Record = Caption | Question
 
 @dataclass(frozen=True, kw_only=True)
 class Ability:
-    """What a trained model can do with prefixes, under a verb of the predictor such as `answer` or `caption`.
+    """What a trained model can do with prefixes.
 
     Attributes:
+        verb: its name in the predictor, such as `answer` or `caption`.
+        available: whether a model with this processor was trained for it.
         apply: (trained model, prefixes, token ids of a text for each, **options) -> a sequence or tensor with one raw
             result for each prefix. The texts are None for an ability that takes none.
         result: (trained model, raw result, **options) -> what the user gets.
@@ -44,11 +47,23 @@ class Ability:
 
     """
 
+    verb: str
+    available: Callable[[Processor], bool]
     apply: Callable[..., Any]
     result: Callable[..., Any]
     takes_text: bool
     example: str
     rows: Callable[..., int] = lambda trained, **options: 0
+
+    def check(self, trained: TrainedModel) -> None:
+        """Check that a model was trained for this.
+
+        Raises:
+            UserError: it was not.
+
+        """
+        if not self.available(trained.processor):
+            raise UserError(f"the model {trained.weights.parent} cannot {self.verb}; give one that was trained to")
 
 
 class EvaluationOptions(Section):
@@ -126,7 +141,7 @@ class Task(ABC, Generic[Config]):
         command: the command of `dimvl` that trains it.
         config: the class of its configuration.
         evaluation: what `evaluate` is given.
-        abilities: what a model trained on it can do, by verb.
+        abilities: what a model trained on it can do.
         pipeline_tag: kind of model on the Hugging Face hub.
         texts_per_image: assumed by `dimvl plan` where there are no texts yet.
         draws_in_steps: whether a step decodes before it learns, which plan and profile do not count.
@@ -137,7 +152,7 @@ class Task(ABC, Generic[Config]):
     title: ClassVar[str]
     config: ClassVar[type[RunConfig]]
     evaluation: ClassVar[type[EvaluationOptions]]
-    abilities: ClassVar[Mapping[str, Ability]]
+    abilities: ClassVar[Sequence[Ability]]
     pipeline_tag: ClassVar[str]
     command: ClassVar[str] = "finetune"
     texts_per_image: ClassVar[float] = 1.0

@@ -2,19 +2,31 @@ import numpy as np
 import torch
 
 from dimvl.data.examples import BatchShape, Example, Text, best_regions, collate, keyed_generator, make_prefix
-from dimvl.data.targets import AnswerTargets, MatchTargets, ObjectTargets, WordTargets
+from dimvl.data.targets import (
+    Answers,
+    AnswerTargets,
+    HiddenObjects,
+    Matches,
+    MatchTargets,
+    ObjectTargets,
+    TargetSpec,
+    WordTargets,
+)
 from dimvl.tasks.base import masked_text, plain_text, seq2seq_text
 from tests.factories import FEATURE_WIDTH, TEXTS, make_processor, make_regions
 
 PROCESSOR = make_processor()
 TOKENIZER = PROCESSOR.tokenizer
-OBJECTIVES = {"masked": WordTargets, "words": WordTargets, "objects": ObjectTargets, "pairs": MatchTargets}
 SHAPE = BatchShape(
-    objectives={**OBJECTIVES, "answers": AnswerTargets},
+    objectives={
+        "masked": TargetSpec(WordTargets),
+        "words": TargetSpec(WordTargets),
+        "objects": TargetSpec(ObjectTargets, 4),
+        "pairs": TargetSpec(MatchTargets),
+        "answers": TargetSpec(AnswerTargets, 2),
+    },
     text_start=PROCESSOR.text_start,
     feature_width=FEATURE_WIDTH,
-    classes=3,
-    answers=2,
 )
 
 
@@ -44,11 +56,14 @@ def examples():
             objective="objects",
             prefix=make_prefix(objects, PROCESSOR.tags, np.arange(5) == 2),
             texts=[plain_text(words(1), TOKENIZER)],
-            regions=np.array([2]),
-            region_classes=np.array([[0.5, 0.25, 0.0, 0.25]]),
+            target=HiddenObjects(np.array([2]), np.array([[0.5, 0.25, 0.0, 0.25]])),
         ),
         Example(
-            source="p", objective="pairs", prefix=prefix(4, 1), texts=[plain_text(words(0), TOKENIZER)], match=[0.0]
+            source="p",
+            objective="pairs",
+            prefix=prefix(4, 1),
+            texts=[plain_text(words(0), TOKENIZER)],
+            target=Matches([0.0]),
         ),
         Example(
             source="a",
@@ -56,7 +71,7 @@ def examples():
             prefix=prefix(5, 2),
             texts=[plain_text(words(1), TOKENIZER), plain_text(words(0), TOKENIZER)],
             seq2seq=True,
-            answers=np.array([[0.0, 0.6], [1.0, 0.0]]),
+            target=Answers(np.array([[0.0, 0.6], [1.0, 0.0]])),
         ),
         Example(source="e", objective="words", prefix=prefix(6, 1), texts=[], seq2seq=True),
     ]
@@ -92,7 +107,7 @@ def test_geometry_is_seven_fractions_of_each_box():
 
 def test_masked_words_restore_the_text_at_their_rows():
     batch = collate(examples(), SHAPE)
-    rows, labels = batch.targets["masked"]
+    rows, labels = batch.targets["masked"].rows, batch.targets["masked"].labels
     restored = token_ids_by_row(batch)
     restored[rows] = labels
     start = batch.layout.text_starts[0]
@@ -102,7 +117,7 @@ def test_masked_words_restore_the_text_at_their_rows():
 
 def test_every_row_of_a_causal_text_has_the_next_token_as_its_label():
     batch = collate(examples(), SHAPE)
-    rows, labels = batch.targets["words"]
+    rows, labels = batch.targets["words"].rows, batch.targets["words"].labels
     by_row = token_ids_by_row(batch)
     ends = set((batch.layout.text_starts + batch.layout.text_lengths - 1).tolist())
     assert len(rows) == len(words(0)) + len(words(1)) + 2
@@ -169,7 +184,9 @@ def test_batches_of_no_example_have_every_objective_with_no_target():
 def test_a_batch_keeps_its_types_when_no_example_has_an_objective():
     full, bare = collate(examples(), SHAPE), collate(examples()[-1:], SHAPE)
     for name, target in full.targets.items():
-        assert [part.dtype for part in target] == [part.dtype for part in bare.targets[name]]
+        assert [part.dtype for part in vars(target).values()] == [
+            part.dtype for part in vars(bare.targets[name]).values()
+        ]
 
 
 def test_the_best_regions_are_the_first():

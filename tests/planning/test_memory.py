@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 def tensors_of(batch):
     own = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    return own + [part for target in batch.targets.values() for part in target]
+    return own + [part for target in batch.targets.values() for part in vars(target).values()]
 
 
 def kept_by_autograd(task, batch, autocast):

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dimvl.errors import UserError
 from dimvl.model.flops import total_flops
+from dimvl.model.heads import HEADS
 from dimvl.model.work import Work
 from dimvl.profiling import profile, scopes
 from dimvl.profiling.measure import Part, Profile, _FewSteps
@@ -61,8 +62,8 @@ def test_the_parts_sum_to_the_time_of_the_steps(data, tmp_path, task, changes):
     # Between the steps there is nothing but the loop, and the profiler's own work as it starts.
     assert sum(part.seconds for part in found.parts) == pytest.approx(found.seconds, rel=0.05)
     names = [part.name for part in found.parts]
-    assert names == [name for name in scopes.PARTS if name in names]
-    expected = {*scopes.PARTS} - {*scopes.HEADS.values(), scopes.COMPILED}
+    assert names == [name for name in scopes.parts() if name in names]
+    expected = {*scopes.parts()} - {*(entry.label for entry in HEADS.values()), scopes.COMPILED}
     assert expected <= {*names}
     parts = parts_of(found)
     for name in (scopes.EMBEDDINGS, scopes.QKV, scopes.ATTENTION, scopes.OUT, scopes.FFN, scopes.NORMS):

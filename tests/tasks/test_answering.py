@@ -8,7 +8,7 @@ from dimvl.data.answers import label_ids
 from dimvl.data.examples import ImageReader, collate
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.answering.training import QuestionSource, VqaModule, question_example
+from dimvl.tasks.answering.training import QuestionSource, VqaModule, answer_logits, question_example
 from tests.factories import make_model, make_processor, make_store
 from tests.tiny_runs import all_costs
 
@@ -45,7 +45,12 @@ def test_questions_behind_one_prefix_get_the_answers_that_each_gets_alone(tmp_pa
             alone.append(question_example("", example.prefix, [words], questions.processor.tokenizer, True))
     model = task(questions.processor)
     # fp32: sums run in another order
-    torch.testing.assert_close(model.logits(together), model.logits(collate(alone, model.shape)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        answer_logits(model.model, together),
+        answer_logits(model.model, collate(alone, model.shape)),
+        atol=1e-5,
+        rtol=1e-4,
+    )
     assert len(questions) == 2 and len(alone) == 6
 
 
@@ -60,7 +65,7 @@ def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_a
         assert example.source.startswith(f"question {image}")
         [own] = questions.images.read(position)
         np.testing.assert_array_equal(example.prefix.features, own.features)
-        for text, scores in zip(example.texts, example.answers, strict=True):
+        for text, scores in zip(example.texts, example.target.scores, strict=True):
             words = questions.processor.tokenizer.decode(text.token_ids)
             seen.append((image, words))
             assert scores.tolist() == ([1, 0, 0] if words != ASKED[0] else [0, 0, 0])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dimvl.data.examples import collate
+from dimvl.data.targets import DropWorst
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.objectives import normalise
 from dimvl.tasks.base import seq2seq_text
@@ -31,6 +32,10 @@ def make_source(data, variant="causal", drop=DROP):
     )
 
 
+def dropped(example):
+    return 0 if example.target is None else example.target.texts
+
+
 def make_task(smoothing=0.1):
     processor = make_processor(captions=True)
     model = make_model(4, vocabulary=len(processor.tokenizer), word_head=True)
@@ -43,7 +48,7 @@ def obvious_loss(task, examples):
     for example in examples:
         captions = []
         for text in example.texts:
-            batch = collate([replace(example, texts=[text], drop=0)], task.shape)
+            batch = collate([replace(example, texts=[text], target=None)], task.shape)
             targets = batch.targets[OBJECTIVE]
             logits = task.model.word_head(task.model(batch)[targets.rows])
             captions.append(
@@ -53,7 +58,7 @@ def obvious_loss(task, examples):
                 ]
             )
         captions.sort(key=lambda losses: sum(losses).item() / len(losses))
-        kept = captions[: len(captions) - example.drop]
+        kept = captions[: len(captions) - dropped(example)]
         total = total + sum(loss for losses in kept for loss in losses)
     return total
 
@@ -62,11 +67,11 @@ def obvious_loss(task, examples):
 def test_the_worst_captions_of_each_image_are_dropped_as_in_the_obvious_way(data, variant):
     source, task = make_source(data, variant), make_task()
     examples = [source.build(2, index) for index in range(len(source))]
-    assert [(len(d.texts), d.drop) for d in examples] == [(2, 0), (3, 1), (4, 1), (5, 2), (1, 0), (2, 0)]
+    assert [(len(d.texts), dropped(d)) for d in examples] == [(2, 0), (3, 1), (4, 1), (5, 2), (1, 0), (2, 0)]
     loss = task(collate(examples, task.shape))[OBJECTIVE]
     # fp32 sums in another order
     torch.testing.assert_close(loss, obvious_loss(task, examples), atol=1e-3, rtol=1e-5)
-    with_all = task(collate([replace(example, drop=0) for example in examples], task.shape))[OBJECTIVE]
+    with_all = task(collate([replace(example, target=None) for example in examples], task.shape))[OBJECTIVE]
     assert loss < 0.9 * with_all
 
 
@@ -86,9 +91,11 @@ def test_micro_batches_drop_what_one_large_batch_drops_and_give_its_gradient(dat
 
 def test_a_dropped_caption_gives_no_gradient(data):
     source, task = make_source(data), make_task(smoothing=0.0)
-    [example] = [replace(source.build(2, 3), drop=4)]
+    [example] = [replace(source.build(2, 3), target=DropWorst(4))]
     loss = task(collate([example], task.shape))[OBJECTIVE]
-    alone = [task(collate([replace(example, texts=[text], drop=0)], task.shape))[OBJECTIVE] for text in example.texts]
+    alone = [
+        task(collate([replace(example, texts=[text], target=None)], task.shape))[OBJECTIVE] for text in example.texts
+    ]
     counts = [len(text.labels) for text in example.texts]
     best = min(range(5), key=lambda place: alone[place].item() / counts[place])
     torch.testing.assert_close(loss, alone[best])
@@ -96,8 +103,8 @@ def test_a_dropped_caption_gives_no_gradient(data):
 
 def test_dropping_begins_after_the_configured_epochs(data):
     source = make_source(data)
-    assert [source.build(epoch, 3).drop for epoch in range(4)] == [0, 0, 2, 2]
-    assert make_source(data, drop=None).build(9, 3).drop == 0
+    assert [dropped(source.build(epoch, 3)) for epoch in range(4)] == [0, 0, 2, 2]
+    assert dropped(make_source(data, drop=None).build(9, 3)) == 0
 
 
 def test_without_dropping_the_loss_is_that_of_all_words(data):

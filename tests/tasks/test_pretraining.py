@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from dimvl.data.examples import collate
+from dimvl.data.targets import Answers
 from dimvl.data.text_store import TextStore
 from dimvl.objectives import (
     WordChanges,
     mask_tokens,
     normalise,
 )
-from dimvl.tasks.answering.training import QuestionSource, VqaModule
+from dimvl.tasks.answering.training import QuestionSource, VqaModule, answer_logits
 from dimvl.tasks.captioning import Seq2seqConfig
 from dimvl.tasks.pretraining import ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
@@ -71,8 +72,8 @@ def test_a_negative_is_never_a_text_of_the_same_image_and_half_of_the_pairs_are_
     for epoch in range(100):
         for index in range(len(source)):
             example = source.build(epoch, index)
-            matches[example.match[0]] += 1
-            assert (text_of(example) in own[index]) == (example.match == [1])
+            matches[example.target.labels[0]] += 1
+            assert (text_of(example) in own[index]) == (example.target.labels == [1])
     assert matches[1.0] / 800 == pytest.approx(0.5, abs=0.071)  # four standard deviations
 
 
@@ -87,10 +88,10 @@ def test_behind_a_shared_prefix_each_text_is_labelled_by_itself_and_judged_from_
         ends = batch.layout.text_starts + batch.layout.text_lengths - 1
         assert targets.rows.tolist() == ends.tolist() and len(texts) > len(examples)
         assert batch.layout.seq2seq.all()
-        assert targets.labels.tolist() == [label for example in examples for label in example.match]
+        assert targets.labels.tolist() == [label for example in examples for label in example.target.labels]
         for index, example in enumerate(examples):
             assert collate([example], shape).layout.num_rows <= all_costs(source, epoch)[index]
-            for text, label in zip(example.texts, example.match, strict=True):
+            for text, label in zip(example.texts, example.target.labels, strict=True):
                 assert (tuple(text.token_ids[:-1].tolist()) in own[index]) == (label == 1)
                 labels[label] += 1
     assert min(labels[0.0], labels[1.0]) > 0.35 * labels.total()
@@ -107,7 +108,7 @@ def test_negatives_of_changed_words_differ_in_one_word_from_a_caption_of_the_ima
             text = text_of(example)
             near = [t for t in own[index] if len(t) == len(text) and sum(map(int.__ne__, t, text)) == 1]
             changed += bool(near)
-            assert example.match == [0]
+            assert example.target.labels == [0]
     assert changed / 400 == pytest.approx(0.5, abs=0.11)
 
 
@@ -131,18 +132,18 @@ def test_words_that_an_image_has_too_are_no_negative_where_texts_repeat(tmp_path
     for epoch in range(50):
         for index in range(4):
             example = source.build(epoch, index)
-            assert (text_of(example) in own[index]) == (example.match == [1])
-            matches[example.match[0]] += 1
+            assert (text_of(example) in own[index]) == (example.target.labels == [1])
+            matches[example.target.labels[0]] += 1
     assert matches[0.0] > 150
 
 
 def test_a_data_set_of_one_image_or_of_one_text_has_no_negatives(tmp_path):
     same = make_data(tmp_path / "same", 3)
     write_captions(same, [["a red star"]] * 3)
-    assert make_source(same, "matching", negative_share=1.0).build(0, 0).match == [1]
+    assert make_source(same, "matching", negative_share=1.0).build(0, 0).target.labels == [1]
 
     source = make_source(make_data(tmp_path, 1), "matching", negative_share=1.0)
-    assert source.build(0, 0).match == [1]
+    assert source.build(0, 0).target.labels == [1]
 
 
 def test_a_pair_that_may_be_mismatched_has_no_other_target(data):
@@ -167,9 +168,9 @@ def test_only_drawn_regions_are_scored_however_many_are_hidden(data):
     for epoch in range(20):
         example = source.build(epoch, 5)
         hidden = np.flatnonzero(example.prefix.hidden)
-        assert set(example.regions.tolist()) <= set(hidden.tolist())
+        assert set(example.target.regions.tolist()) <= set(hidden.tolist())
         batch = collate([example], make_task().shape)
-        assert len(batch.targets["masked_object"].rows) == len(example.regions) == 1
+        assert len(batch.targets["masked_object"].rows) == len(example.target.regions) == 1
         more += len(hidden) > 1
     assert more, "some regions are hidden without being targets"
 
@@ -262,13 +263,13 @@ def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
     examples = [source.build(0, index) for index in range(len(source))]
     assert len(examples) == (8 if shared else len(source.texts))
     costs = all_costs(source, 0)
-    together, alone = task.logits(collate(examples, task.shape)), []
+    together, alone = answer_logits(task.model, collate(examples, task.shape)), []
     for example, cost in zip(examples, costs, strict=True):
         rows = len(example.prefix.features) + len(example.prefix.context)
         assert rows + sum(len(text.token_ids) for text in example.texts) <= cost
         for text in example.texts:
-            one = replace(example, texts=[text], answers=None)
-            alone.append(task.logits(collate([one], task.shape)))
+            one = replace(example, texts=[text], target=Answers(None))
+            alone.append(answer_logits(task.model, collate([one], task.shape)))
     asked = [text.token_ids[:-1].tolist() for example in examples for text in example.texts]
     assert asked == [source.texts.tokens(number).tolist() for number in range(len(source.texts))]
     torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-4)  # fp32, another order of sums

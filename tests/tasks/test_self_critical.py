@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dimvl.data.examples import BatchShape, Example, collate, make_prefix
+from dimvl.data.targets import Draws
 from dimvl.metrics.cider import CiderD
 from dimvl.tasks.captioning.self_critical import (
     OBJECTIVE,
@@ -88,9 +89,9 @@ def test_the_company_in_a_batch_changes_neither_what_is_drawn_nor_its_loss(sourc
 
 
 def test_an_image_draws_other_captions_in_another_epoch_and_the_same_in_the_same(source):
-    first, again, later = (source.build(epoch, 1).draws for epoch in (0, 0, 1))
+    first, again, later = (source.build(epoch, 1).target.numbers for epoch in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert not np.isclose(first, later).any() and not np.isclose(first, source.build(0, 2).draws).any()
+    assert not np.isclose(first, later).any() and not np.isclose(first, source.build(0, 2).target.numbers).any()
     assert first.dtype == np.float32 and first.min() >= 0 and first.max() < 1
 
 
@@ -157,8 +158,10 @@ def test_captions_are_drawn_as_often_as_the_probability_that_is_differentiated_s
     world, fine = Enumerable(longest), {1: 2000, 2: 60}[longest]
     evenly = (np.arange(fine, dtype=np.float32) + 0.5) / fine  # each word's numbers, all combinations
     draws = np.stack(np.meshgrid(*[evenly] * longest, indexing="ij"), axis=-1).reshape(-1, longest)
-    shape = BatchShape(objectives=dict(world.task.objectives), text_start=4, feature_width=FEATURE_WIDTH, draws=longest)
-    drawn = Counter(text.token_ids for text in world.task.draw(collate([replace(world.example, draws=draws)], shape)))
+    shape = BatchShape(objectives=dict(world.task.objectives), text_start=4, feature_width=FEATURE_WIDTH)
+    drawn = Counter(
+        text.token_ids for text in world.task.draw(collate([replace(world.example, target=Draws(draws, 0))], shape))
+    )
     probabilities = dict(zip(world.texts, world.log_probabilities().exp().tolist(), strict=True))
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5) and drawn.keys() <= probabilities.keys()
     for text, probability in probabilities.items():

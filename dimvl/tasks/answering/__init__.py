@@ -18,11 +18,11 @@ from dimvl.files import read_json
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation, VqaValidationConfig
-from dimvl.tasks.answering.prediction import AccuracyValidator, answer_probabilities, best_answer, evaluate_questions
+from dimvl.tasks.answering.prediction import ANSWER, AccuracyValidator, evaluate_questions
 from dimvl.tasks.answering.training import QuestionSource, VqaModule
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
-from dimvl.tasks.task import Ability, Evaluation, Task, Validator
+from dimvl.tasks.task import Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
 __all__ = ["Answering", "VqaConfig", "VqaEvaluation", "VqaValidationConfig"]
@@ -37,14 +37,7 @@ class Answering(Task[VqaConfig]):
     config = VqaConfig
     evaluation = VqaEvaluation
     pipeline_tag = "visual-question-answering"
-    abilities = {  # noqa: RUF012 - a constant of the interface
-        "answer": Ability(
-            apply=answer_probabilities,
-            result=best_answer,
-            takes_text=True,
-            example='predictor.answer("image.png", "what colour is the circle?")',
-        )
-    }
+    abilities = (ANSWER,)
 
     def annotation_files(self, config: VqaConfig) -> dict[str, list[Path]]:
         """Return question and annotation files."""

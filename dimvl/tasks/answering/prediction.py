@@ -21,7 +21,7 @@ from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.inference import ROW_BUDGET, official_id, store_batches
-from dimvl.tasks.task import Evaluation, ValidationScore, Validator
+from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
 from dimvl.tasks.validating import matched, sample, subset
 from dimvl.trained_model import TrainedModel
 
@@ -66,6 +66,16 @@ def best_answer(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> A
     return Answer(*ranked[0], ranked)
 
 
+ANSWER = Ability(
+    verb="answer",
+    available=lambda processor: bool(processor.answers),
+    apply=answer_probabilities,
+    result=best_answer,
+    takes_text=True,
+    example='predictor.answer("image.png", "what colour is the circle?")',
+)
+
+
 def answer_questions(
     trained: TrainedModel,
     store: RegionStore,
@@ -88,6 +98,7 @@ def answer_questions(
         UserError: no question, an image that the store lacks, or a store of another extractor.
 
     """
+    ANSWER.check(trained)
     result: dict[int, str] = {}
     words = trained.tokenise([question.text for question in questions])
     groups: dict[int | str, list[int]] = {}  # questions that share a prefix

@@ -8,11 +8,10 @@ from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH
 from dimvl.config import RunConfig
 from dimvl.data.annotations import Caption, read_captions
-from dimvl.data.examples import ImageReader, Prefix
+from dimvl.data.examples import ImageReader
 from dimvl.data.matching import match_files
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
-from dimvl.decoding import DecodingOptions
 from dimvl.metrics.cider import CiderD
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
@@ -25,12 +24,12 @@ from dimvl.tasks.captioning.config import (
     SelfCriticalConfig,
     Seq2seqConfig,
 )
-from dimvl.tasks.captioning.prediction import captions, evaluate_captions, text_rows, with_official_scores
+from dimvl.tasks.captioning.prediction import CAPTION, evaluate_captions, with_official_scores
 from dimvl.tasks.captioning.self_critical import SampleSource, SelfCriticalModule, token_references
 from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 from dimvl.tasks.captioning.validation import caption_validator
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
-from dimvl.tasks.task import Ability, Config, Evaluation, Task, Validator
+from dimvl.tasks.task import Config, Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
 __all__ = [
@@ -43,19 +42,6 @@ __all__ = [
     "SelfCriticalConfig",
     "Seq2seqConfig",
 ]
-
-
-def _caption(trained: TrainedModel, prefixes: Sequence[Prefix], words: None, **options: Any) -> list[str]:
-    return captions(trained, prefixes, DecodingOptions(**options))
-
-
-CAPTION = Ability(
-    apply=_caption,
-    result=lambda trained, text, **options: text,
-    takes_text=False,
-    example='predictor.caption("image.png")',
-    rows=lambda trained, **options: text_rows(trained, DecodingOptions(**options)),
-)
 
 
 class CaptionDataTask(Task[Config], abstract=True):
@@ -107,7 +93,7 @@ class Captioning(CaptionDataTask[CaptionConfig]):
     title = "Fine-tuning for captioning"
     config = CaptionConfig
     pipeline_tag = "image-to-text"
-    abilities = {"caption": CAPTION}  # noqa: RUF012 - a constant of the interface
+    abilities = (CAPTION,)
     texts_per_image = 5.0
 
     def variant(self, config: CaptionConfig) -> Task[CaptionConfig]:

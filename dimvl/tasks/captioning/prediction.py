@@ -17,7 +17,7 @@ from dimvl.metrics.captions import caption_scores
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
 from dimvl.tasks.inference import ROW_BUDGET, official_id, store_batches
-from dimvl.tasks.task import Evaluation
+from dimvl.tasks.task import Ability, Evaluation
 from dimvl.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,21 @@ def text_rows(trained: TrainedModel, options: DecodingOptions) -> int:
     return options.beams * min(options.max_tokens, trained.processor.text_tokens + 1)
 
 
+def _caption(trained: TrainedModel, prefixes: Sequence[Prefix], words: None, **options: Any) -> list[str]:
+    return captions(trained, prefixes, DecodingOptions(**options))
+
+
+CAPTION = Ability(
+    verb="caption",
+    available=lambda processor: processor.captions,
+    apply=_caption,
+    result=lambda trained, text, **options: text,
+    takes_text=False,
+    example='predictor.caption("image.png")',
+    rows=lambda trained, **options: text_rows(trained, DecodingOptions(**options)),
+)
+
+
 def caption_images(
     trained: TrainedModel,
     store: RegionStore,
@@ -69,6 +84,7 @@ def caption_images(
         UserError: no image, an image that the store lacks, or a store of another extractor.
 
     """
+    CAPTION.check(trained)
     options = options or DecodingOptions()
     result: dict[str, str] = {}
     rows = [text_rows(trained, options)] * len(image_ids)

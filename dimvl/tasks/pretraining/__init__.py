@@ -11,7 +11,8 @@ from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
-from dimvl.tasks.captioning import CAPTION, CaptionDataTask, average_captions
+from dimvl.tasks.captioning import CaptionDataTask, average_captions
+from dimvl.tasks.captioning.prediction import CAPTION
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.pretraining.config import (
     ObjectivesConfig,
@@ -20,10 +21,10 @@ from dimvl.tasks.pretraining.config import (
     SharesConfig,
     WeightsConfig,
 )
-from dimvl.tasks.pretraining.matching import match_probabilities
+from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource, word_changes
 from dimvl.tasks.pretraining.validation import PretrainValidator
-from dimvl.tasks.task import Ability, Validator
+from dimvl.tasks.task import Validator
 
 __all__ = [
     "ObjectivesConfig",
@@ -43,15 +44,7 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
     command = "pretrain"
     config = PretrainConfig
     pipeline_tag = "feature-extraction"
-    abilities = {  # noqa: RUF012 - a constant of the interface
-        "caption": CAPTION,
-        "match": Ability(
-            apply=match_probabilities,
-            result=lambda trained, probability, **options: float(probability),
-            takes_text=True,
-            example='predictor.match("image.png", "a red circle")',
-        ),
-    }
+    abilities = (CAPTION, MATCH)
 
     def capabilities(self, config: PretrainConfig, records: Sequence[Caption]) -> dict[str, Any]:
         """Remember that the model captions and matches."""

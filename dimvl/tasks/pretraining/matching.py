@@ -12,6 +12,7 @@ from dimvl.data.targets import Matches, MatchTargets, TargetSpec
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import plain_text
 from dimvl.tasks.inference import ROW_BUDGET, store_batches
+from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel
 
 
@@ -39,6 +40,16 @@ def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words
     return trained.model.match_head(rows).float().sigmoid().cpu()
 
 
+MATCH = Ability(
+    verb="match",
+    available=lambda processor: processor.matches,
+    apply=match_probabilities,
+    result=lambda trained, probability, **options: float(probability),
+    takes_text=True,
+    example='predictor.match("image.png", "a red circle")',
+)
+
+
 def match_pairs(
     trained: TrainedModel,
     store: RegionStore,
@@ -59,6 +70,7 @@ def match_pairs(
         UserError: no pair, an empty text, an image that the store lacks, or a store of another extractor.
 
     """
+    MATCH.check(trained)
     result, done = np.zeros(len(pairs), dtype=np.float32), 0
     words = trained.tokenise([text for _, text in pairs])
     image_ids, rows = [image_id for image_id, _ in pairs], [len(text) + 1 for text in words]

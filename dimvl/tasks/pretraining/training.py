@@ -45,17 +45,22 @@ def word_changes(config: ObjectivesConfig, tokenizer: Tokenizer) -> WordChanges 
     return None if config.word_changes is None else WordChanges(read_json(config.word_changes), tokenizer)
 
 
+def target_specs(classes: int) -> dict[str, TargetSpec]:
+    """Return the targets of the four objectives, for K classes of the extractor."""
+    return {
+        "masked_lm": TargetSpec(WordTargets),
+        "seq2seq_lm": TargetSpec(WordTargets),
+        "masked_object": TargetSpec(ObjectTargets, classes + 1),
+        "matching": TargetSpec(MatchTargets),
+    }
+
+
 class PretrainModule(TaskModule):
     """The four objectives over one encoder."""
 
     def __init__(self, model: DimvlModel, processor: Processor, config: ObjectivesConfig) -> None:
         super().__init__(model, processor)
-        self.objectives = {
-            "masked_lm": TargetSpec(WordTargets),
-            "seq2seq_lm": TargetSpec(WordTargets),
-            "masked_object": TargetSpec(ObjectTargets, len(processor.extractor.classes) + 1),
-            "matching": TargetSpec(MatchTargets),
-        }
+        self.objectives = target_specs(len(processor.extractor.classes))
         weights = config.weights
         self.weights = {
             "masked_lm": weights.masked_lm,
