@@ -11,8 +11,7 @@ PACKAGE = ROOT / "dimvl"
 ORDER = (
     *("errors", "callbacks", "files", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
     *("tasks", "pretrained", "training", "planning", "profiling", "export", "predictor", "evaluation"),
-    *("drawing", "page", "progress"),
-    *("demo_config", "demo_report", "demo_results", "demo_stages", "demo", "cli", "__main__"),
+    *("drawing", "progress", "demo", "cli", "__main__"),
 )
 # Rooms that a finished model must do without.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

@@ -13,7 +13,7 @@ from dimvl.config import (
     read_yaml,
     validate,
 )
-from dimvl.demo_config import DemoConfig, load_demo_config
+from dimvl.demo.config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -10,7 +10,7 @@ import typer.main
 
 from dimvl.cli import app
 from dimvl.config import load_config
-from dimvl.demo_config import Places
+from dimvl.demo.config import Places
 from dimvl.errors import UserError
 from dimvl.predictor import Answer, Explanation, Predictor, RegionDrop
 from tools import write_configuration_docs, write_performance_docs

@@ -7,7 +7,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from dimvl.demo_config import Places
+from dimvl.demo.config import Places
 from dimvl.drawing import draw_regions
 from dimvl.files import read_json
 from dimvl.regions.images import load_image

@@ -19,7 +19,7 @@ from dimvl.config import CaptionConfig, Seq2seqConfig
 from dimvl.data.annotations import read_captions
 from dimvl.data.scenes import read_worlds, score_captions
 from dimvl.decoding import DecodingOptions
-from dimvl.demo_config import Places, configs_folder, load_demo_config
+from dimvl.demo.config import Places, configs_folder, load_demo_config
 from dimvl.evaluation import caption_images
 from dimvl.pretrained import load_model
 from dimvl.regions.store import RegionStore

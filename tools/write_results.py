@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dimvl.demo_config import load_demo_config
-from dimvl.demo_results import goals_of
+from dimvl.demo.config import load_demo_config
+from dimvl.demo.results import goals_of
 from dimvl.files import read_json, write_json
 from dimvl.training.report import format_seconds
 

@@ -24,7 +24,7 @@ def demo(
     """
     if quick and config is not None:
         raise UserError(f"--quick is a demo of its own; leave it or --config {config} out")
-    from dimvl.demo import run_demo
+    from dimvl.demo.runner import run_demo
 
     set_threads(threads)
     run_demo(config, out, quick)

@@ -7,8 +7,8 @@ from typing import Any
 from dimvl.data.annotations import read_captions
 from dimvl.data.scenes import judge, parse_caption, read_worlds
 from dimvl.data.scenes.facts import Fact
-from dimvl.demo_config import DemoConfig, Places
-from dimvl.demo_report import Baseline, Curve, DemoReport, Example, Goal, QuestionNote, RegionNote
+from dimvl.demo.config import DemoConfig, Places
+from dimvl.demo.report import Baseline, Curve, DemoReport, Example, Goal, QuestionNote, RegionNote
 from dimvl.files import read_json
 
 SYNTHETIC = (

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dimvl.demo_config import DemoConfig, Places, configs_folder, load_demo_config
-from dimvl.demo_results import collect_results, demo_report, goals_of
-from dimvl.demo_stages import Stage, all_stages, training_of
+from dimvl.demo.config import DemoConfig, Places, configs_folder, load_demo_config
+from dimvl.demo.results import collect_results, demo_report, goals_of
+from dimvl.demo.stages import Stage, all_stages, training_of
 from dimvl.errors import Interrupted, UserError
 from dimvl.files import read_json, write_json
 from dimvl.training.report import format_seconds
@@ -106,7 +106,7 @@ class Running:
 def run_stages(config: DemoConfig, places: Places, stages: Sequence[Stage], console: Console) -> None:
     """Run stages as soon as what they wait for is done, `lanes` at a time, and skip those that are done."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dimvl.demo_stages"])
+    context.set_forkserver_preload(["dimvl.demo.stages"])
     done = {stage.name for stage in stages if (places.stages / f"{stage.name}.json").exists()}
     running: list[Running] = []
     with _stop_signals() as asked, _display(config, places, console) as show:
@@ -247,7 +247,7 @@ def _display(config: DemoConfig, places: Places, console: Console) -> Iterator[A
 
 def finish(config: DemoConfig, places: Places, stages: Sequence[Stage], path: Path, console: Console) -> None:
     """Write `results.json` and `report.html` and print the table."""
-    from dimvl.demo_report import summary_table, write_report
+    from dimvl.demo.report import summary_table, write_report
 
     records = {stage.name: read_json(places.stages / f"{stage.name}.json") for stage in stages}
     seconds = {name: round(record["seconds"], 1) for name, record in records.items()}

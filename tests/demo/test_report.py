@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dimvl.demo_report import (
+from dimvl.demo.report import (
     Baseline,
     Curve,
     DemoReport,

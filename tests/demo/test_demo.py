@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 from dimvl.data.scenes import is_true, read_worlds, write_scenes
-from dimvl.demo import finish, run_demo, run_stages
-from dimvl.demo_config import Places, configs_folder, load_demo_config, run_config
-from dimvl.demo_results import goals_of
-from dimvl.demo_stages import Stage, all_stages, interval, matching_pairs
+from dimvl.demo.config import Places, configs_folder, load_demo_config, run_config
+from dimvl.demo.results import goals_of
+from dimvl.demo.runner import finish, run_demo, run_stages
+from dimvl.demo.stages import Stage, all_stages, interval, matching_pairs
 from dimvl.errors import UserError
 from dimvl.files import read_json, write_json
 
@@ -106,7 +106,7 @@ def test_a_goal_is_met_only_if_it_is_reached(results):
 
 
 def test_a_demo_without_a_checkout_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("dimvl.demo.configs_folder", lambda: tmp_path / "configs")
+    monkeypatch.setattr("dimvl.demo.runner.configs_folder", lambda: tmp_path / "configs")
     with pytest.raises(UserError, match=r"demo\.yaml of the demo comes with a checkout of dimvl.*--config"):
         run_demo(None, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -100,7 +100,7 @@ class DemoConfig(Section):
 
 def configs_folder() -> Path:
     """Folder of the configurations that come with a checkout of dimvl."""
-    return Path(__file__).parent.parent / "configs"
+    return Path(__file__).parents[2] / "configs"
 
 
 def load_demo_config(path: Path) -> DemoConfig:

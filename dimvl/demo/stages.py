@@ -26,7 +26,7 @@ from dimvl.data.scenes import (
 from dimvl.data.scenes.world import COLOURS
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.decoding import DecodingOptions
-from dimvl.demo_config import DemoConfig, Places, changes_words, previous_phase, run_config
+from dimvl.demo.config import DemoConfig, Places, changes_words, previous_phase, run_config
 from dimvl.evaluation import answer_questions, caption_images, match_probabilities
 from dimvl.export import export
 from dimvl.files import read_json, write_json

@@ -14,9 +14,9 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
+from dimvl.demo.page import bar, cell, number, page, section, table, words
 from dimvl.drawing import Box, draw_heat, draw_regions, line_colour, loss_svg, png_data_uri, read_losses
 from dimvl.files import atomic_path
-from dimvl.page import bar, cell, number, page, section, table, words
 from dimvl.regions.images import load_image
 
 
