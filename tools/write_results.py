@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dimvl.demo.config import load_demo_config
+from dimvl.demo.config import load_demo_config, shipped_config
 from dimvl.demo.results import goals_of
 from dimvl.files import read_json, write_json
 from dimvl.training.report import format_seconds
@@ -43,7 +43,7 @@ def main() -> None:
     source = f"`{command}`, seed {results['seed']}, {arguments.hardware}, {arguments.date}"
     log = ROOT / "docs" / "experiments.md"
     name = "full" if arguments.full else "demo"
-    minutes = load_demo_config(ROOT / "configs" / "scenes" / f"{name}.yaml").minutes
+    minutes = load_demo_config(shipped_config(name)).minutes
     page, mark = (log, "full") if arguments.full else (ROOT / "README.md", "results")
     fill(page, mark, scores(results, source, minutes))
     fill(log, f"{name}-times", times(results, source))

@@ -1,142 +1,119 @@
-"""What came out of the demo: `results.json`, goals met and not met, and the content of the report."""
+"""What a demo reached: `results.json`, the goals, and the content of the report."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dimvl.data.annotations import read_captions
-from dimvl.data.scenes import judge, parse_caption, read_worlds
-from dimvl.data.scenes.facts import Fact
-from dimvl.demo.config import DemoConfig, Places
-from dimvl.demo.report import Baseline, Curve, DemoReport, Example, Goal, QuestionNote, RegionNote
+from dimvl.data.scenes import Fact, judge, parse_caption, read_worlds
+from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.demo.report import Baseline, Example, Goal, Question, Region, Report
 from dimvl.files import read_json
 
 SYNTHETIC = (
-    "All pictures, captions and questions are synthetic: drawn and written by a seeded generator. The pictures go "
-    "through a real detector; the model never sees the generator's boxes."
+    "All images, captions and questions are synthetic: drawn and written by a seeded generator. The images go through "
+    "a real detector; the model never sees the generator's boxes."
 )
 MEMORY_GB = 6.0
 
 
-def collect_results(places: Places, seed: int, seconds: Mapping[str, float], memory_gb: float) -> dict[str, Any]:
-    """Put the scores of all stages together; scores are fractions in [0, 1]."""
+def collect_results(paths: DemoPaths, seed: int, seconds: Mapping[str, float], memory_gb: float) -> dict[str, Any]:
+    """Collect the scores of all stages; scores are fractions in [0, 1]."""
     groups = ("vqa", "caption", "matching", "detector")
-    scores = {group: read_json(places.scores / f"{group}.json") for group in groups}
-    return {
-        "synthetic": True,
-        **scores,
-        "seconds": dict(seconds),
-        "peak_memory_gb": memory_gb,
-        "seed": seed,
-    }
+    scores = {group: read_json(paths.scores / f"{group}.json") for group in groups}
+    return {"synthetic": True, **scores, "seconds": dict(seconds), "peak_memory_gb": memory_gb, "seed": seed}
 
 
 def goals_of(results: Mapping[str, Any], minutes: float) -> list[Goal]:
-    """Compare the scores with the goals of the demo, and its wall clock with so many minutes."""
+    """Compare the scores with the demo's goals, and its wall-clock time with `minutes`."""
     vqa, caption, matching = results["vqa"], results["caption"], results["matching"]
     recall = caption["fact_recall"] / max(caption["reference_recall"], 1e-9)
-    rows = [
-        ("VQA, held-out", vqa["heldout"], 0.80),
-        ("VQA over question-only", vqa["heldout"] - vqa["question_only"], 0.25),
-        ("VQA over no pretraining, beyond its interval", vqa["pretraining_gain"], vqa["pretraining_gain_interval"]),
-        ("captions: fact precision", caption["fact_precision"], 0.90),
-        ("captions: attribute precision", caption["attribute_precision"], 0.80),
-        ("captions: relation precision", caption["relation_precision"], 0.80),
-        ("captions: recall over the references' own", recall, 0.80),
-        ("captions: facts per caption", caption["facts_per_caption"], 3.0),
-        ("captions: distinct", caption["distinct"], 0.50),
-        ("matching: random negatives", matching["random"], 0.95),
-        ("matching: one word changed", matching["one_word"], 0.75),
-    ]
-    limits = [
-        ("minutes, wall clock on 2 cores", results["seconds"]["wall"] / 60, minutes),
-        ("memory, GB", results["peak_memory_gb"], MEMORY_GB),
-    ]
-    return [Goal(name, value, goal, value >= goal) for name, value, goal in rows] + [
-        Goal(name, value, limit, value <= limit, at_most=True) for name, value, limit in limits
+    wall = results["seconds"]["wall"] / 60
+    return [
+        Goal("VQA, held-out", vqa["heldout"], 0.80),
+        Goal("VQA over question-only", vqa["heldout"] - vqa["question_only"], 0.25),
+        Goal("VQA over no pretraining, beyond its interval", vqa["pretraining_gain"], vqa["pretraining_gain_interval"]),
+        Goal("captions: fact precision", caption["fact_precision"], 0.90),
+        Goal("captions: attribute precision", caption["attribute_precision"], 0.80),
+        Goal("captions: relation precision", caption["relation_precision"], 0.80),
+        Goal("captions: recall over the references' own", recall, 0.80),
+        Goal("captions: facts per caption", caption["facts_per_caption"], 3.0),
+        Goal("captions: distinct", caption["distinct"], 0.50),
+        Goal("matching: random negatives", matching["random"], 0.95),
+        Goal("matching: one word changed", matching["one_word"], 0.75),
+        Goal("minutes, wall clock on 2 cores", wall, minutes, at_most=True),
+        Goal("memory, GB", results["peak_memory_gb"], MEMORY_GB, at_most=True),
     ]
 
 
 def demo_report(
     config: DemoConfig,
-    places: Places,
+    paths: DemoPaths,
     results: Mapping[str, Any],
     goals: Sequence[Goal],
     *,
     command: str,
     hardware: str,
     day: str,
-) -> DemoReport:
-    """Fill the page."""
+) -> Report:
+    """Collect everything that the report shows."""
     vqa = results["vqa"]
-    given = "regions and tags" if config.inputs.tag_tokens else "regions"
-    baselines = [
-        Baseline("pretrained and fine-tuned", vqa["heldout"], given, vqa["heldout_interval"], ours=True),
-        Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
-        Baseline("no pretraining", vqa["no_pretraining"], "the same fine-tuning from scratch, same steps"),
-        Baseline("question only", vqa["question_only"], "no regions and no tags, from scratch, same steps"),
-        Baseline("most common answer", vqa["majority"], "of the training questions"),
-    ]
-    runs = [folder for folder in sorted((places.out / "train").iterdir()) if (folder / "log.jsonl").exists()]
-    return DemoReport(
+    inputs = "regions and tags" if config.inputs.tag_tokens else "regions"
+    return Report(
         title="dimvl on synthetic scenes",
-        synthetic_note=f"{SYNTHETIC} {config.note}".rstrip(),
+        note=f"{SYNTHETIC} {config.note}".rstrip(),
         command=command,
         hardware=hardware,
         date=day,
-        seed=config.seed,
         results=results,
         goals=goals,
-        baselines=baselines,
-        curves=[Curve(folder.name, folder / "log.jsonl") for folder in runs],
-        examples=[_example(places, record) for record in read_json(places.scores / "examples.json")],
+        baselines=[
+            Baseline("pretrained and fine-tuned", vqa["heldout"], inputs, vqa["heldout_interval"], ours=True),
+            Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
+            Baseline("no pretraining", vqa["no_pretraining"], "the same fine-tuning from scratch, same steps"),
+            Baseline("question only", vqa["question_only"], "no regions and no tags, from scratch, same steps"),
+            Baseline("most common answer", vqa["majority"], "of the training questions"),
+        ],
+        logs={log.parent.name: log for log in sorted(paths.out.glob("train/*/log.jsonl"))},
+        examples=[_example(paths, record) for record in read_json(paths.scores / "examples.json")],
         seconds={name: value for name, value in results["seconds"].items() if name != "wall"},
         budget=sum(config.seconds.values()),
     )
 
 
-def _say(fact: Fact) -> str:
-    """A fact in words."""
-    if fact.kind == "relation" and fact.other is not None:
-        return f"{fact.phrase.singular()}: {fact.side} of {fact.other.singular()}"
-    if fact.kind == "place":
-        return f"{fact.phrase.singular()}: {fact.place}"
-    if fact.kind == "count":
-        return f"{fact.count} x {fact.phrase.singular()}"
-    return (
-        f"{fact.phrase.singular()}: {fact.adjective}"
-        if fact.kind == "attribute"
-        else f"there is {fact.phrase.with_article()}"
-    )
-
-
-def _example(places: Places, record: Mapping[str, Any]) -> Example:
-    """One picture with what was seen, said and answered."""
-    folder = places.scenes / "heldout"
+def _example(paths: DemoPaths, record: Mapping[str, Any]) -> Example:
+    """Join what a model predicted for an image with what is true of it."""
+    folder = paths.scenes / "heldout"
     image = int(record["image_id"])
     world = read_worlds(folder / "worlds.jsonl")[image]
     regions = {tuple(region["box"]): region for question in record["questions"] for region in question["regions"]}
-    order = {box: place for place, box in enumerate(regions)}
-    facts = parse_caption(record["caption"]) or []
-    references = [c.text for c in read_captions(folder / "captions.json") if int(c.image_id) == image]
-    notes = [
-        RegionNote(tuple(region["box"]), " ".join([*region["attributes"], region["name"]]), region["score"])
-        for region in regions.values()
-    ]
+    indices = {box: index for index, box in enumerate(regions)}
     return Example(
-        picture=Path(folder / "images" / record["picture"]),
-        regions=notes,
-        tags=", ".join(dict.fromkeys(note.label for note in notes)),
+        image=folder / "images" / record["picture"],
+        regions=[
+            Region(box, " ".join([*region["attributes"], region["name"]]), region["score"])
+            for box, region in regions.items()
+        ],
         caption=record["caption"],
-        reference_captions=references,
-        caption_facts=[(_say(fact), judge(fact, world)) for fact in facts],
+        references=[item.text for item in read_captions(folder / "captions.json") if int(item.image_id) == image],
+        facts=[(_in_words(fact), judge(fact, world)) for fact in parse_caption(record["caption"]) or []],
         questions=[
-            QuestionNote(
+            Question(
                 question["question"],
                 question["expected"],
-                [(answer, probability) for answer, probability in question["answers"]],
-                [(order[tuple(region["box"])], region["probability_drop"]) for region in question["regions"]],
+                question["answers"],
+                [(indices[tuple(region["box"])], region["probability_drop"]) for region in question["regions"]],
             )
             for question in record["questions"]
         ],
     )
+
+
+def _in_words(fact: Fact) -> str:
+    name = fact.phrase.singular()
+    if fact.kind == "relation" and fact.other is not None:
+        return f"{name}: {fact.side} of {fact.other.singular()}"
+    if fact.kind == "count":
+        return f"{fact.count} x {name}"
+    if fact.kind == "place":
+        return f"{name}: {fact.place}"
+    return f"{name}: {fact.adjective}" if fact.kind == "attribute" else f"there is {fact.phrase.with_article()}"

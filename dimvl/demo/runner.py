@@ -1,7 +1,7 @@
-"""The demo: raw pictures in, scores, exports and a report out, going on where it stopped.
+"""Runs the stages of the demo and writes its results and its report.
 
-Each stage runs in a process of its own on one thread, as many at a time as there are lanes; what a stage has done
-stays, so an interrupted demo loses at most the work since the last checkpoint.
+Each stage runs in its own process on one thread, `lanes` of them at a time. Finished stages are kept, so an interrupted
+demo loses at most the work since the last checkpoint.
 """
 
 import multiprocessing
@@ -11,82 +11,78 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dimvl.demo.config import DemoConfig, Places, configs_folder, load_demo_config
+from dimvl.demo.config import DemoConfig, DemoPaths, load_demo_config, shipped_config
+from dimvl.demo.report import summary_table, write_report
 from dimvl.demo.results import collect_results, demo_report, goals_of
-from dimvl.demo.stages import Stage, all_stages, training_of
+from dimvl.demo.stages import Stage, all_stages
 from dimvl.errors import Interrupted, UserError
 from dimvl.files import read_json, write_json
 from dimvl.training.report import format_seconds
 
-POLL = 0.25  # seconds between looks at the running stages
+POLL = 0.25  # seconds between two checks of the running stages
 PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
+STOPPED = "the demo was stopped; run the same command to resume it"
 
 
 def run_demo(config_path: Path | None, out: Path, quick: bool = False) -> None:
-    """Run the whole way on synthetic scenes and write `results.json` and `report.html`.
+    """Run a demo and write `results.json` and `report.html`.
 
     Args:
-        config_path: YAML file of a demo; by default the shipped one.
-        out: folder of the demo; an unfinished one there is gone on with.
-        quick: take the shipped configuration that needs under three minutes.
+        config_path: YAML file of a demo; None for the one that comes with dimvl.
+        out: folder of the demo; an unfinished demo in it is resumed.
+        quick: without `config_path`, take the configuration that needs under three minutes.
 
     Raises:
-        UserError: a mistake in the configuration, `out` holds another demo, or the shipped ones are not there.
-        Interrupted: SIGINT or SIGTERM came; the same command goes on.
+        UserError: a mistake in the configuration, or `out` holds another demo.
+        Interrupted: SIGINT or SIGTERM came; the same command resumes the demo.
 
     """
-    path = config_path or configs_folder() / "scenes" / ("quick.yaml" if quick else "demo.yaml")
-    if config_path is None and not path.is_file():
-        raise UserError(
-            f"{path.name} of the demo comes with a checkout of dimvl and is not installed with the package; run the "
-            "demo from a checkout (pip install -e .), or give its configs/scenes/demo.yaml by --config"
-        )
-    config = load_demo_config(path)
-    places = Places(out)
-    _claim(config, places)
+    config = load_demo_config(config_path or shipped_config("quick" if quick else "demo"))
+    paths = DemoPaths(out)
+    _claim(config, paths)
     console = Console()
     stages = all_stages(config)
     console.print(budget_table(config, stages))
-    start, earlier = time.monotonic(), read_json(places.wall)["seconds"] if places.wall.exists() else 0.0
+    start, earlier = time.monotonic(), read_json(paths.wall)["seconds"] if paths.wall.exists() else 0.0
     try:
-        run_stages(config, places, stages, console)
+        run_stages(config, paths, stages, console)
     finally:
-        write_json(places.wall, {"seconds": round(earlier + time.monotonic() - start, 1)})
-    finish(config, places, stages, path, console)
+        write_json(paths.wall, {"seconds": round(earlier + time.monotonic() - start, 1)})
+    option = f" --config {config_path}" if config_path else " --quick" if quick else ""
+    finish(config, paths, stages, f"dimvl demo{option}", console)
 
 
-def _claim(config: DemoConfig, places: Places) -> None:
-    """Write the configuration, or compare it with that of the demo that is there."""
-    record = places.out / "demo.json"
+def _claim(config: DemoConfig, paths: DemoPaths) -> None:
+    """Record the configuration in the folder, or compare it with the one recorded there."""
     values = config.model_dump(mode="json", exclude={"seconds", "lanes", "minutes", "note"})
-    if not record.exists():
-        write_json(record, values)
-    elif read_json(record) != values:
-        raise UserError(f"{places.out} holds a demo of another configuration; give another --out or remove that folder")
+    if not paths.record.exists():
+        write_json(paths.record, values)
+    elif read_json(paths.record) != values:
+        raise UserError(
+            f"{paths.out} holds a demo of another configuration; choose another --out or remove that folder"
+        )
 
 
 def budget_table(config: DemoConfig, stages: Sequence[Stage]) -> Table:
-    """What is about to happen and how long it should take."""
-    table = Table(title="the way from pictures to answers, on synthetic scenes")
-    for column in ("stage", "what", "seconds", "pictures", "examples", "steps"):
+    """The stages with their expected seconds and amounts of work."""
+    table = Table(title="from images to answers, on synthetic scenes")
+    for column in ("stage", "what", "seconds", "images", "examples", "steps"):
         table.add_column(column, justify="left" if column in ("stage", "what") else "right")
     for stage in stages:
-        training = training_of(config, stage.name)
-        shown = [stage.pictures or "", stage.examples or "", training.steps if training else ""]
-        table.add_row(stage.name, stage.about, f"{config.seconds.get(stage.name, 0):.0f}", *map(str, shown))
+        amounts = [str(amount or "") for amount in (stage.images, stage.examples, stage.steps)]
+        table.add_row(stage.name, stage.about, f"{config.seconds.get(stage.name, 0):.0f}", *amounts)
     total = sum(config.seconds.get(stage.name, 0) for stage in stages)
     table.caption = (
         f"{total:.0f} s of work, {config.lanes} stages at a time: about {format_seconds(total / config.lanes)}"
@@ -96,37 +92,37 @@ def budget_table(config: DemoConfig, stages: Sequence[Stage]) -> Table:
 
 @dataclass
 class Running:
-    """A stage at work."""
+    """A stage and the process that runs it."""
 
     stage: Stage
     process: ForkServerProcess
     start: float
 
 
-def run_stages(config: DemoConfig, places: Places, stages: Sequence[Stage], console: Console) -> None:
-    """Run stages as soon as what they wait for is done, `lanes` at a time, and skip those that are done."""
+def run_stages(config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage], console: Console) -> None:
+    """Run the unfinished stages, `lanes` at a time, each as soon as the stages it needs have finished."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dimvl.demo.stages"])
-    done = {stage.name for stage in stages if (places.stages / f"{stage.name}.json").exists()}
+    done = {stage.name for stage in stages if (paths.stages / f"{stage.name}.json").exists()}
     running: list[Running] = []
-    with _stop_signals() as asked, _display(config, places, console) as show:
+    with _stop_signals() as signals, _display(console) as show:
         try:
             while len(done) < len(stages):
                 started = done | {item.stage.name for item in running}
                 for stage in stages:
                     if len(running) < config.lanes and stage.name not in started and done.issuperset(stage.after):
-                        process = context.Process(target=_run_stage, args=(stage, config, places), name=stage.name)
+                        process = context.Process(target=_run_stage, args=(stage, config, paths), name=stage.name)
                         process.start()
                         running.append(Running(stage, process, time.monotonic()))
                         started.add(stage.name)
                 time.sleep(POLL)
-                if asked:
-                    raise Interrupted("the demo was stopped; run the same command to go on", asked[0])
+                if signals:
+                    raise Interrupted(STOPPED, signals[0])
                 for item in [item for item in running if item.process.exitcode is not None]:
                     running.remove(item)
-                    _check(item, places)
+                    _check(item, paths)
                     done.add(item.stage.name)
-                show(stages, running, done)
+                show(_status(config, paths, stages, running, done))
         finally:
             for item in running:
                 item.process.terminate()  # a training stage saves a checkpoint first
@@ -134,141 +130,137 @@ def run_stages(config: DemoConfig, places: Places, stages: Sequence[Stage], cons
                 item.process.join(60)
 
 
-def _run_stage(stage: Stage, config: DemoConfig, places: Places) -> None:
-    """Run one stage in its own process and record seconds and memory; a mistake is left in a file."""
+def _run_stage(stage: Stage, config: DemoConfig, paths: DemoPaths) -> None:
+    """Run a stage in this process and record its seconds and memory; a user's mistake is written to a file."""
     import torch
 
-    os.setsid()  # Ctrl-C reaches the demo alone, which then asks each stage once to stop
+    os.setsid()  # Ctrl-C reaches only the demo's main process, which then stops each stage once
     torch.set_num_threads(1)
-    places.stages.mkdir(parents=True, exist_ok=True)
-    error_file = places.stages / f"{stage.name}.error"
+    paths.stages.mkdir(parents=True, exist_ok=True)
+    error_file, progress_file = paths.stages / f"{stage.name}.error", paths.stages / f"{stage.name}.progress"
     error_file.unlink(missing_ok=True)
-    before = _seconds_before(places, stage.name)
+    earlier = float(read_json(progress_file)["seconds"]) if progress_file.exists() else 0.0  # of interrupted calls
     start = last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last > 0.5:
             last = time.monotonic()
-            write_json(
-                places.stages / f"{stage.name}.progress", {"done": done / total, "seconds": before + last - start}
-            )
+            write_json(progress_file, {"done": done / total, "seconds": earlier + last - start})
 
     try:
-        stage.work(config, places, progress)
+        stage.work(config, paths, progress)
     except (Interrupted, KeyboardInterrupt):
         sys.exit(3)
     except UserError as error:
         error_file.write_text(str(error))
         sys.exit(2)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    seconds = before + time.monotonic() - start
-    write_json(places.stages / f"{stage.name}.json", {"seconds": seconds, "memory_gb": memory})
+    seconds = earlier + time.monotonic() - start
+    write_json(paths.stages / f"{stage.name}.json", {"seconds": seconds, "memory_gb": _memory_gb()})
 
 
-def _seconds_before(places: Places, name: str) -> float:
-    """Seconds that earlier calls, interrupted ones, spent on a stage."""
-    file = places.stages / f"{name}.progress"
-    return float(read_json(file)["seconds"]) if file.exists() else 0.0
+def _memory_gb() -> float:
+    """Peak memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _check(item: Running, places: Places) -> None:
-    if item.process.exitcode == 0:
-        return
-    if item.process.exitcode == 3:
-        raise Interrupted("the demo was stopped; run the same command to go on", signal.SIGTERM)
-    error = places.stages / f"{item.stage.name}.error"
-    if error.exists():
+def _check(item: Running, paths: DemoPaths) -> None:
+    """Raise where a stage has failed."""
+    code, error = item.process.exitcode, paths.stages / f"{item.stage.name}.error"
+    if code == 3:
+        raise Interrupted(STOPPED, signal.SIGTERM)
+    if code and error.exists():
         raise UserError(f"stage {item.stage.name}: {error.read_text()}")
-    raise RuntimeError(
-        f"stage {item.stage.name} ended with exit code {item.process.exitcode}; its traceback stands above"
-    )
+    if code:
+        raise RuntimeError(f"stage {item.stage.name} ended with exit code {code}; see its traceback above")
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM; the list is empty until one comes."""
-    asked: list[int] = []
+    """Collect the numbers of SIGINT and SIGTERM as they arrive, instead of being ended by them."""
+    signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        signals.append(number)
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def seconds_left(config: DemoConfig, places: Places, stages: Sequence[Stage], done: set[str]) -> float:
-    """Estimate from the budget, scaled by how the finished and running stages compare with it."""
-    planned = spent = left = 0.0
+def _progress(paths: DemoPaths, stage: Stage, done: set[str]) -> tuple[float, float]:
+    """Share of a stage that is done, and the seconds that took."""
+    if stage.name in done:
+        return 1.0, float(read_json(paths.stages / f"{stage.name}.json")["seconds"])
+    file = paths.stages / f"{stage.name}.progress"
+    if not file.exists():
+        return 0.0, 0.0
+    state = read_json(file)
+    return float(state["done"]), float(state["seconds"])
+
+
+def seconds_left(config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage], done: set[str]) -> float:
+    """Estimate from the budget, scaled by the measured speed of the finished and running stages."""
+    expected = spent = left = 0.0
     for stage in stages:
         budget = config.seconds.get(stage.name, 0.0)
-        share, seconds = 0.0, 0.0
-        if stage.name in done:
-            share, seconds = 1.0, float(read_json(places.stages / f"{stage.name}.json")["seconds"])
-        elif (file := places.stages / f"{stage.name}.progress").exists():
-            state = read_json(file)
-            share, seconds = float(state["done"]), float(state["seconds"])
-        planned, spent, left = planned + share * budget, spent + seconds, left + (1 - share) * budget
-    pace = spent / planned if planned > 30 else 1.0  # too early to tell before
+        share, seconds = _progress(paths, stage, done)
+        expected, spent, left = expected + share * budget, spent + seconds, left + (1 - share) * budget
+    pace = spent / expected if expected > 30 else 1.0  # too early to measure before
     return left * pace / config.lanes
 
 
+def _status(
+    config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage], running: Sequence[Running], done: set[str]
+) -> str:
+    """The progress line."""
+    parts = []
+    for item in running:
+        share, _ = _progress(paths, item.stage, done)
+        parts.append(f"{item.stage.name} {share:.0%} ({format_seconds(time.monotonic() - item.start)})")
+    left = format_seconds(seconds_left(config, paths, stages, done))
+    return f"{len(done)}/{len(stages)} stages, now {', '.join(parts) or 'starting'}, about {left} left"
+
+
 @contextmanager
-def _display(config: DemoConfig, places: Places, console: Console) -> Iterator[Any]:
-    """One live line on a terminal, a plain line now and then elsewhere."""
+def _display(console: Console) -> Iterator[Callable[[str], None]]:
+    """Show the newest line: in place on a terminal, elsewhere a line every `PLAIN_EVERY` seconds."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4) as live:
+            yield live.update
+        return
     due = 0.0
 
-    def line(stages: Sequence[Stage], running: Sequence[Running], done: set[str]) -> str:
-        parts = []
-        for item in running:
-            file = places.stages / f"{item.stage.name}.progress"
-            share = f" {float(read_json(file)['done']):.0%}" if file.exists() else ""
-            parts.append(f"{item.stage.name}{share} ({format_seconds(time.monotonic() - item.start)})")
-        left = format_seconds(seconds_left(config, places, stages, done))
-        return f"{len(done)}/{len(stages)} stages, now {', '.join(parts) or 'starting'}, about {left} left"
+    def show(line: str) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + PLAIN_EVERY
+            print(line, flush=True)
 
-    if not console.is_terminal:
-
-        def show_plain(stages: Sequence[Stage], running: Sequence[Running], done: set[str]) -> None:
-            nonlocal due
-            if time.monotonic() >= due:
-                due = time.monotonic() + PLAIN_EVERY
-                print(line(stages, running, done), flush=True)
-
-        yield show_plain
-        return
-    with Live(console=console, refresh_per_second=4) as live:
-        yield lambda stages, running, done: live.update(line(stages, running, done))
+    yield show
 
 
-def finish(config: DemoConfig, places: Places, stages: Sequence[Stage], path: Path, console: Console) -> None:
-    """Write `results.json` and `report.html` and print the table."""
-    from dimvl.demo.report import summary_table, write_report
-
-    records = {stage.name: read_json(places.stages / f"{stage.name}.json") for stage in stages}
+def finish(config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage], command: str, console: Console) -> None:
+    """Write `results.json` and `report.html` and print the table of scores."""
+    records = {stage.name: read_json(paths.stages / f"{stage.name}.json") for stage in stages}
     seconds = {name: round(record["seconds"], 1) for name, record in records.items()}
-    seconds["wall"] = read_json(places.wall)["seconds"]
-    results = collect_results(places, config.seed, seconds, _peak_memory(records, config.lanes))
-    write_json(places.results, results)
+    seconds["wall"] = read_json(paths.wall)["seconds"]
+    results = collect_results(paths, config.seed, seconds, _peak_memory(records, config.lanes))
+    write_json(paths.results, results)
     machine = f"{platform.machine()} CPU, {os.cpu_count()} cores, Python {platform.python_version()}"
-    command = f"dimvl demo --config {path.name}" if path.name != "demo.yaml" else "make demo"
     goals = goals_of(results, config.minutes)
-    report = demo_report(
-        config, places, results, goals, command=command, hardware=machine, day=date.today().isoformat()
-    )
-    write_report(places.report, report)
+    report = demo_report(config, paths, results, goals, command=command, hardware=machine, day=date.today().isoformat())
+    write_report(paths.report, report)
     console.print(summary_table(results, goals))
     if config.note:
         console.print(config.note)
-    console.print(f"results: {places.results}\nreport:  {places.report}\nmodels:  {places.exports}")
+    console.print(f"results: {paths.results}\nreport:  {paths.report}\nmodels:  {paths.exports}")
 
 
 def _peak_memory(records: Mapping[str, Mapping[str, float]], lanes: int) -> float:
-    """Upper bound of the peak: the largest stages side by side, and the process that watches them."""
+    """Upper bound of the peak: the largest stages at the same time, and this process."""
     stages = sorted((record["memory_gb"] for record in records.values()), reverse=True)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return round(sum(stages[:lanes]) + own, 2)
+    return round(sum(stages[:lanes]) + _memory_gb(), 2)
