@@ -1,9 +1,13 @@
 """Packaging of dimvl. Version ranges are here; constraints.txt has the exact versions that `make` installs."""
 
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
+VERSION = re.search(r'^__version__ = "(.+)"$', Path("dimvl/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
 EXTRAS = {
     "import": ["h5py>=3.12", "lmdb>=1.6", "msgpack>=1"],  # published features: HDF5, LMDB
     "metrics": ["pycocoevalcap>=1.2"],  # COCO caption scores; some need Java
@@ -12,9 +16,20 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used
 }
 
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ into the package; an editable install reads it where it is."""
+
+    def run(self) -> None:
+        """Build the package, then copy."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("configs", Path(self.build_lib) / "dimvl" / "configs", dirs_exist_ok=True)
+
+
 setup(
     name="dimvl",
-    version="0.1.0",
+    version=VERSION,
     description="Vision-language pretraining with region features and modality-decoupled attention",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -48,7 +63,9 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            "setuptools>=77",  # .ci/run builds a wheel
         ],
     },
+    cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["dimvl = dimvl.cli:main"]},
 )
