@@ -65,20 +65,12 @@ class Region:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an image and the model's answers.
-
-    Attributes:
-        text: the question.
-        expected: the right answer, empty if unknown.
-        answers: with their probabilities, best first.
-        drops: index of a region of the example, and by how much the best answer's probability drops without it.
-
-    """
+    """A question about an image and the model's answers with their probabilities, best first."""
 
     text: str
-    expected: str
+    expected: str  # the right answer, empty if unknown
     answers: Sequence[tuple[str, float]]
-    drops: Sequence[tuple[int, float]] = ()
+    drops: Sequence[tuple[int, float]] = ()  # index of a region, drop of the best answer's probability without it
 
     @property
     def right(self) -> bool:
@@ -88,58 +80,32 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image with its regions, its captions and its questions.
-
-    Attributes:
-        image: path of the image file.
-        regions: best first.
-        caption: as generated.
-        references: captions written by people or by the generator.
-        facts: what the generated caption states, and whether it is true; empty where unknown.
-        questions: questions about the image.
-
-    """
+    """An image with its regions, best first, a generated caption, reference captions and questions."""
 
     image: Path
     regions: Sequence[Region]
     caption: str
     references: Sequence[str] = ()
-    facts: Sequence[tuple[str, bool]] = ()
+    facts: Sequence[tuple[str, bool]] = ()  # what the generated caption states, and whether it is true
     questions: Sequence[Question] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything on the page.
-
-    Attributes:
-        title: heading of the page.
-        note: what the data are, in a sentence or two.
-        command: the command that made the report.
-        hardware: machine it ran on.
-        date: date of the run, as text.
-        results: scores by group and name, as in `results.json`; groups may be nested.
-        goals: scores beside their goals.
-        baselines: the model and what it is compared with, on the same questions.
-        logs: `log.jsonl` of each run, by the run's name.
-        examples: images with predictions.
-        seconds: seconds by stage.
-        budget: seconds expected of all stages together, if known.
-
-    """
+    """Everything on the page."""
 
     title: str
-    note: str
-    command: str
+    note: str  # what the data are
+    command: str  # the command that made the report
     hardware: str
     date: str
-    results: Mapping[str, Any]
+    results: Mapping[str, Any]  # scores by group and name, as in `results.json`; groups may be nested
     goals: Sequence[Goal] = ()
     baselines: Sequence[Baseline] = ()
-    logs: Mapping[str, Path] = field(default_factory=dict)
+    logs: Mapping[str, Path] = field(default_factory=dict)  # `log.jsonl` by name of the run
     examples: Sequence[Example] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    budget: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
+    budget: float | None = None  # seconds expected of all stages together
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -171,8 +137,7 @@ def write_report(path: Path, report: Report) -> None:
 
 def summary_table(results: Mapping[str, Any], goals: Sequence[Goal]) -> Table:
     """The scores for a terminal: goals first, then `results` without seconds and nested groups, which the page has."""
-    result = Table(title="Scores", title_justify="left")
-    result.add_column("score")
+    result = Table("score", title="Scores", title_justify="left")
     result.add_column("value", justify="right")
     result.add_column("goal", justify="right")
     result.add_column("")
