@@ -1,9 +1,13 @@
-"""Packaging of dimvl. Ranges stand here; the exact versions that `make` installs stand in constraints.txt."""
+"""Packaging of dimvl. Version ranges are here; constraints.txt has the exact versions that `make` installs."""
 
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
+VERSION = re.search(r'^__version__ = "(.+)"$', Path("dimvl/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
 EXTRAS = {
     "import": ["h5py>=3.12", "lmdb>=1.6", "msgpack>=1"],  # published features: HDF5, LMDB
     "metrics": ["pycocoevalcap>=1.2"],  # COCO caption scores; some need Java
@@ -12,16 +16,27 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used
 }
 
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ into the package; an editable install reads it where it is."""
+
+    def run(self) -> None:
+        """Build the package, then copy."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("configs", Path(self.build_lib) / "dimvl" / "configs", dirs_exist_ok=True)
+
+
 setup(
     name="dimvl",
-    version="0.1.0",
+    version=VERSION,
     description="Vision-language pretraining with region features and modality-decoupled attention",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["dimvl", "dimvl.*"]),
-    package_data={"dimvl": ["py.typed", "regions/weights/*/*"]},
+    package_data={"dimvl": ["py.typed", "demo/*.jinja", "regions/weights/*/*"]},
     install_requires=[
         "torch>=2.11",  # tensors, autograd, optimisers
         "torchvision>=0.26",  # detectors
@@ -34,7 +49,8 @@ setup(
         "safetensors>=0.5",  # weights and feature shards
         "huggingface_hub>=1.0",  # sharing of exported models
         "tokenizers>=0.22",  # WordPiece
-        "matplotlib>=3.9",  # curves of the report
+        "matplotlib>=3.9",  # curves of the demo's report
+        "jinja2>=3.1",  # page of the demo's report; torch needs it too
     ],
     extras_require={
         **EXTRAS,
@@ -47,7 +63,9 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            "setuptools>=77",  # .ci/run builds a wheel
         ],
     },
+    cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["dimvl = dimvl.cli:main"]},
 )

@@ -1,4 +1,4 @@
-"""Progress on stderr: one line that is replaced on a terminal, else a plain line every few seconds."""
+"""Progress on stderr: a line updated in place on a terminal, elsewhere a plain line every few seconds."""
 
 import sys
 import time
@@ -17,9 +17,9 @@ LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 @contextmanager
 def progress(unit: str) -> Iterator[Progress]:
-    """Show (done, total) on stderr with speed and time left: a bar on a terminal, else a line every few seconds.
+    """Show (done, total) on stderr with speed and time left: a bar on a terminal, elsewhere a line every few seconds.
 
-    What is done at the first call was done before and is no part of the speed.
+    Items that are done at the first call do not count in the speed.
     """
     speed = _Speed()
     if not sys.stderr.isatty():
@@ -42,9 +42,9 @@ Report = Callable[["StepReport"], None]
 
 @contextmanager
 def training_progress() -> Iterator[tuple[Report, NamedProgress]]:
-    """Show each report on stderr, and between them what else takes time, as (what, done, total).
+    """Show reports on stderr, and between them other work that takes time, as (what, done, total).
 
-    One line that is replaced on a terminal, else a line every few seconds.
+    A line updated in place on a terminal, elsewhere a line every few seconds.
     """
     if not sys.stderr.isatty():
         show = _lines(lambda report: report.line(), lambda report: report.step == report.steps)
@@ -59,10 +59,10 @@ def training_progress() -> Iterator[tuple[Report, NamedProgress]]:
 
 
 def _work(show: Callable[[str], None], every: float) -> NamedProgress:
-    """Show work with its speed as often as that; what takes less time is not shown."""
+    """Show work and its speed once in `every` seconds; work that takes less time is not shown."""
     speed, before, due = _Speed(), ("", 0), 0.0
 
-    def tell(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int) -> None:
         nonlocal speed, before, due
         if what != before[0] or done <= before[1]:
             speed, due = _Speed(), time.monotonic() + every
@@ -71,11 +71,11 @@ def _work(show: Callable[[str], None], every: float) -> NamedProgress:
             due = time.monotonic() + every
             show(line)
 
-    return tell
+    return report
 
 
 class _Speed:
-    """Items per second since the first call, and the time left."""
+    """Items per second since the first call, and an estimate of the time left."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
@@ -92,7 +92,7 @@ class _Speed:
 
 
 def _lines(line: Callable[..., str], is_last: Callable[..., bool]) -> Callable[..., None]:
-    """Print a line to stderr for the first report, then every few seconds, and for the last."""
+    """Print a line to stderr for the first report, for the last, and every few seconds between them."""
     due = 0.0
 
     def show(*report: Any) -> None:

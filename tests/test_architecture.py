@@ -10,19 +10,8 @@ PACKAGE = ROOT / "dimvl"
 # A room imports from rooms to its left only. Files of the package's top stand for themselves.
 ORDER = (
     *("errors", "callbacks", "files", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
-    *(
-        "checkpoints",
-        "trained_model",
-        "tasks",
-        "training",
-        "planning",
-        "profiling",
-        "export",
-        "predictor",
-        "evaluation",
-    ),
-    *("drawing", "page", "progress"),
-    *("demo_config", "demo_report", "demo_results", "demo_stages", "demo", "cli", "__main__"),
+    *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
+    *("export", "predictor", "evaluation", "drawing", "progress", "demo", "cli", "__main__"),
 )
 # Rooms that a finished model must do without.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from dimvl.config import ModelConfig, Section, read_yaml, validate
-from dimvl.demo_config import DemoConfig, load_demo_config
+from dimvl.demo.config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
 from dimvl.tasks import load_config
 from dimvl.tasks.answering import VqaConfig

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from dimvl.cli import app
-from dimvl.demo_config import Places
+from dimvl.demo.config import DemoPaths
 from dimvl.errors import UserError
 from dimvl.predictor import Answer, Explanation, Predictor, RegionDrop
 from dimvl.tasks import load_config
@@ -126,12 +126,12 @@ def test_the_python_of_the_readme_compiles_and_names_what_is_there():
 
 def test_the_python_of_the_readme_takes_what_the_demo_writes():
     (code,) = blocks(README, "python")
-    places = Places(Path("runs/demo"))
+    paths = DemoPaths(Path("runs/demo"))
     (picture,) = re.findall(r'"(runs/demo/\S+\.png)"', code)
     exports = set(re.findall(r'"(runs/demo/exports/\w+)"', code))
-    assert Path(picture).parent == places.scenes / "heldout" / "images"
+    assert Path(picture).parent == paths.scenes / "heldout" / "images"
     assert re.fullmatch(r"0000020000\d\d\.png", Path(picture).name)
-    assert exports == {str(places.exports / name) for name in ("vqa", "caption", "match")}
+    assert exports == {str(paths.exports / name) for name in ("vqa", "caption", "match")}
 
 
 def test_no_page_names_a_folder_of_somebodys_machine():

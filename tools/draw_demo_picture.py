@@ -1,4 +1,4 @@
-"""Draw the picture of the README from a finished demo: regions and tags, caption, answers.
+"""Draw the image of the README from a finished demo: regions and tags, caption, answers.
 
 python tools/draw_demo_picture.py runs/demo docs/images/demo.png
 """
@@ -7,7 +7,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from dimvl.demo_config import Places
+from dimvl.demo.config import DemoPaths
 from dimvl.drawing import draw_regions
 from dimvl.files import read_json
 from dimvl.regions.images import load_image
@@ -20,12 +20,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--example", type=int, default=0)
     arguments = parser.parse_args()
-    places = Places(arguments.demo)
-    example = read_json(places.scores / "examples.json")[arguments.example]
-    picture = load_image(places.scenes / "heldout" / "images" / example["picture"])
+    paths = DemoPaths(arguments.demo)
+    example = read_json(paths.scores / "examples.json")[arguments.example]
+    image = load_image(paths.scenes / "heldout" / "images" / example["picture"])
     regions = example["questions"][0]["regions"]
     labels = [" ".join([*region["attributes"], region["name"]]) for region in regions]
-    drawn = draw_regions(picture, [tuple(region["box"]) for region in regions], labels)
+    drawn = draw_regions(image, [tuple(region["box"]) for region in regions], labels)
 
     from matplotlib.figure import Figure
 
@@ -37,8 +37,8 @@ def main() -> None:
     lines = [*textwrap.wrap(f"“{example['caption']}”", 52), ""]
     for question in example["questions"]:
         answer, probability = question["answers"][0]
-        mark = "right" if answer == question["expected"] else f"wrong: {question['expected']}"
-        lines += [*textwrap.wrap(question["question"], 52), f"    {answer}   {probability:.2f}   ({mark})"]
+        verdict = "right" if answer == question["expected"] else f"wrong: {question['expected']}"
+        lines += [*textwrap.wrap(question["question"], 52), f"    {answer}   {probability:.2f}   ({verdict})"]
     lines += ["", "synthetic scene, held-out split"]
     right.text(0, 1, "\n".join(lines), va="top", family="monospace", fontsize=9.5)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import torch
 from dimvl.data.annotations import read_captions
 from dimvl.data.scenes import read_worlds, score_captions
 from dimvl.decoding import DecodingOptions
-from dimvl.demo_config import Places, configs_folder, load_demo_config
+from dimvl.demo.config import DemoPaths, load_demo_config, shipped_config
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning import CaptionConfig, Seq2seqConfig
 from dimvl.tasks.captioning.prediction import caption_images
@@ -36,16 +36,16 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config, places = load_demo_config(configs_folder() / "scenes" / "demo.yaml"), Places(arguments.demo)
+    config, paths = load_demo_config(shipped_config("demo")), DemoPaths(arguments.demo)
     seq2seq = Seq2seqConfig(variant=arguments.variant, share=arguments.share)
     name = f"study-{arguments.variant}-{arguments.share}-{arguments.steps}-{arguments.learning_rate}"
     changes = {"steps": arguments.steps, "learning_rate": arguments.learning_rate}
     run = CaptionConfig(
         task="caption",
-        output=places.run(name),
-        regions=places.regions("train"),
-        captions=places.scenes / "train" / "captions.json",
-        inputs=config.inputs.model_copy(update={"tokenizer": places.tokenizer}),
+        output=paths.run(name),
+        regions=paths.regions("train"),
+        captions=paths.scenes / "train" / "captions.json",
+        inputs=config.inputs.model_copy(update={"tokenizer": paths.tokenizer}),
         model=config.model,
         training=config.caption.model_copy(update=changes),
         seq2seq=seq2seq,
@@ -54,13 +54,13 @@ def main() -> None:
     start = time.process_time()
     run_training(run)
     seconds = time.process_time() - start
-    folder = places.scenes / "heldout"
+    folder = paths.scenes / "heldout"
     references: dict[int, list[str]] = {}
     for caption in read_captions(folder / "captions.json"):
         references.setdefault(int(caption.image_id), []).append(caption.text)
     options = DecodingOptions(beams=3, max_tokens=config.inputs.text_tokens + 1)
-    store = RegionStore(places.regions("heldout"))
-    given = caption_images(load_model(places.run(name)), store, list(map(str, references)), options)
+    store = RegionStore(paths.regions("heldout"))
+    given = caption_images(load_model(paths.run(name)), store, list(map(str, references)), options)
     captions = {int(image): text for image, text in given.items()}
     scores = asdict(score_captions(captions, read_worlds(folder / "worlds.jsonl"), references))
     print(json.dumps({"variant": arguments.variant, "cpu_seconds": round(seconds), **scores}))

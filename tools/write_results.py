@@ -1,12 +1,12 @@
-"""Put the scores of a finished demo into the README and its times into docs/experiments.md.
+"""Write the scores of a finished demo into the README and its times into docs/experiments.md.
 
 python tools/write_results.py runs/demo "2-core AMD EPYC (AVX2)" 2026-11-22
 python tools/write_results.py runs/full "2-core AMD EPYC (AVX2)" 2026-11-22 --full
 python tools/write_results.py runs/real-data "2-core AMD EPYC (AVX-512)" 2026-11-25 --real-data
 
-`results.json` itself is copied to docs/results. With `--full` everything goes into docs/experiments.md and
-docs/results/full.json: it is the run of configs/scenes/full.yaml. With `--real-data` it is what tools/run_real_data.py
-wrote, and goes into docs/real-data.md and docs/results/real-data.json, which also keeps hardware and date.
+Copies `results.json` to docs/results. `--full` is for a run of configs/scenes/full.yaml: everything goes into
+docs/experiments.md and docs/results/full.json. `--real-data` is for the output of tools/run_real_data.py, which goes
+into docs/real-data.md and docs/results/real-data.json, together with hardware and date.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dimvl.demo_config import load_demo_config
-from dimvl.demo_results import goals_of
+from dimvl.demo.config import load_demo_config, shipped_config
+from dimvl.demo.results import goals_of
 from dimvl.files import read_json, write_json
 from dimvl.training.report import format_seconds
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Read the demo, write both pages."""
+    """Read the demo's results and write both pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", type=Path)
     parser.add_argument("hardware")
@@ -43,7 +43,7 @@ def main() -> None:
     source = f"`{command}`, seed {results['seed']}, {arguments.hardware}, {arguments.date}"
     log = ROOT / "docs" / "experiments.md"
     name = "full" if arguments.full else "demo"
-    minutes = load_demo_config(ROOT / "configs" / "scenes" / f"{name}.yaml").minutes
+    minutes = load_demo_config(shipped_config(name)).minutes
     page, mark = (log, "full") if arguments.full else (ROOT / "README.md", "results")
     fill(page, mark, scores(results, source, minutes))
     fill(log, f"{name}-times", times(results, source))
@@ -51,11 +51,11 @@ def main() -> None:
 
 
 def scores(results: Mapping[str, Any], source: str, minutes: float) -> str:
-    """Scores beside goals, `minutes` of wall clock among them, and baselines."""
+    """Tables of the scores beside their goals, one of them `minutes` of wall-clock time, and of the baselines."""
     vqa = results["vqa"]
     lines = [
-        f"Synthetic scenes, held-out split; {source}. The goals are our own; what is not met is said. One seed; "
-        "docs/experiments.md tells on which scenes the settings were chosen.",
+        f"Synthetic scenes, held-out split; {source}. The goals are our own, and missed ones are marked. One seed; "
+        "docs/experiments.md says on which scenes the settings were chosen.",
         "",
     ]
     lines += ["| score | reached | goal | |", "|---|---|---|---|"]
@@ -83,28 +83,30 @@ def scores(results: Mapping[str, Any], source: str, minutes: float) -> str:
 
 
 def times(results: Mapping[str, Any], source: str) -> str:
-    """Seconds by stage."""
+    """Table of the seconds by stage."""
     seconds = {name: value for name, value in results["seconds"].items() if name != "wall"}
     lines = [f"Measured: {source}; peak memory {results['peak_memory_gb']} GB.", "", "| stage | seconds |", "|---|---|"]
     lines += [f"| {name} | {value:.0f} |" for name, value in seconds.items()]
     work = format_seconds(sum(seconds.values()))
     return "\n".join(
-        [*lines, f"| all, two at a time | {work} of work, {format_seconds(results['seconds']['wall'])} in all |"]
+        [
+            *lines,
+            f"| all, two at a time | {work} of work, {format_seconds(results['seconds']['wall'])} of wall-clock time |",
+        ]
     )
 
 
 def real_data(results: Mapping[str, Any]) -> str:
     """Scores of docs/real-data.md beside their baselines."""
     seeds, caption, vqa = results["seeds"], results["caption"], results["vqa"]
-    names = {"features": "regions and tags", "text_only": "text only", "raw": "raw pictures, detector of the scenes"}
+    names = {"features": "regions and tags", "text_only": "text only", "raw": "raw images, scene detector"}
     metrics = {"Bleu_1": "BLEU-1", "Bleu_4": "BLEU-4", "METEOR": "METEOR", "ROUGE_L": "ROUGE-L", "CIDEr": "CIDEr"}
     lines = [
         f"`python tools/run_real_data.py`, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, one thread of a "
-        f"{results['hardware']}, {results['date']}; scores are means over the seeds. An interval is that of 95% of the "
-        "means when pictures, or questions, are drawn again and again: it tells how a score hangs on them, not on the "
-        "seed.",
+        f"{results['hardware']}, {results['date']}; scores are means over the seeds. Intervals are 95% "
+        "bootstrap intervals over images or questions: they show how a score depends on the sample, not on the seed.",
         "",
-        f"Captions of {caption['count']} pictures that were not trained on:",
+        f"Captions of {caption['count']} images that were not trained on:",
         "",
         f"| | {' | '.join(metrics.values())} | interval | over text only | CIDEr by seed | distinct captions |",
         "|---" * (len(metrics) + 5) + "|",
@@ -117,7 +119,7 @@ def real_data(results: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(means)} | {_ranges(run, 3)} | {of_seeds} | {distinct} |")
     lines += [
         "",
-        f"Answers to {vqa['count']} questions on pictures that were not trained on, official accuracy in percent:",
+        f"Answers to {vqa['count']} questions about images that were not trained on, official accuracy in percent:",
         "",
         "| | accuracy | interval | over text only | by seed |",
         "|---|---|---|---|---|",
@@ -127,11 +129,11 @@ def real_data(results: Mapping[str, Any]) -> str:
         of_seeds = ", ".join(f"{scores['overall']:.1f}" for scores in run["official"])
         lines.append(f"| {names[key]} | {run['interval'][0]:.1f} | {_ranges(run, 1)} | {of_seeds} |")
     floors = vqa["floors"]
-    most, constant = floors["most_frequent_training_answer"], floors["best_constant_answer"]
+    frequent, constant = floors["most_frequent_training_answer"], floors["best_constant_answer"]
     lines += [
-        f'| always "{most[0]}", the most frequent training answer | {most[1]:.1f} | | | |',
-        f'| always "{constant[0]}", the best of all constants | {constant[1]:.1f} | | | |',
-        f"| the best that the {floors['answers']} training answers allow | "
+        f'| always "{frequent[0]}", the most frequent training answer | {frequent[1]:.1f} | | | |',
+        f'| always "{constant[0]}", the best constant answer | {constant[1]:.1f} | | | |',
+        f"| upper bound with the {floors['answers']} training answers | "
         f"{floors['best_of_the_training_answers']:.1f} | | | |",
     ]
     seconds = sum(results["cpu_seconds"].values())
@@ -140,7 +142,7 @@ def real_data(results: Mapping[str, Any]) -> str:
 
 
 def _ranges(run: Mapping[str, Any], digits: int) -> str:
-    """The interval of a score, and its distance to text only with the interval of that, as two columns."""
+    """Two columns: the interval of a score, and its difference from text only with the interval of that."""
     _, low, high = run["interval"]
     interval = f"{low:.{digits}f} to {high:.{digits}f}"
     if "over_text_only" not in run:
@@ -150,7 +152,7 @@ def _ranges(run: Mapping[str, Any], digits: int) -> str:
 
 
 def fill(path: Path, mark: str, text: str) -> None:
-    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->`."""
+    """Replace the text between `<!-- mark -->` and `<!-- /mark -->`."""
     content = path.read_text(encoding="utf-8")
     start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     head, _, rest = content.partition(start)

@@ -1,4 +1,4 @@
-"""The command line. Only it, `progress.py` and `demo.py` print.
+"""The command line. Only it, `progress.py` and `demo/runner.py` print.
 
 Everything heavy is imported inside the commands, so that `dimvl --help` answers at once. Results go to stdout, progress
 and messages to stderr. Exit codes: 0 done; 1 something was left out or found wrong; 2 a mistake in what was given;

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+import dimvl
+
 app = typer.Typer(
     name="dimvl",
     help="Vision-language models over image regions: raw pictures in, answers and captions out.",
@@ -13,6 +15,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dimvl {dimvl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
 
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 leaves torch's own choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

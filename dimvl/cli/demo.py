@@ -1,4 +1,4 @@
-"""The demo."""
+"""The command `demo`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,20 +11,20 @@ from dimvl.errors import UserError
 
 @app.command()
 def demo(
-    config: Annotated[Path | None, typer.Option(help="YAML file of another demo than the shipped one.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of another demo.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller one in under three minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller demo, in under three minutes.")] = False,
     threads: Threads = 0,
 ) -> None:
     """Run the demo on synthetic scenes.
 
-    Pictures, detector, pretraining, fine-tuning, scores, report; goes on where it stopped.
+    Renders images, detects regions, pretrains, fine-tunes, scores and writes a report. Resumes an interrupted demo.
 
     Example: dimvl demo --out runs/demo
     """
     if quick and config is not None:
-        raise UserError(f"--quick is a demo of its own; leave it or --config {config} out")
-    from dimvl.demo import run_demo
+        raise UserError(f"--quick and --config {config} are different demos; remove one of them")
+    from dimvl.demo.runner import run_demo
 
     set_threads(threads)
     run_demo(config, out, quick)

@@ -68,7 +68,7 @@ def test_a_wrong_call_ends_with_exit_code_2(run: Run, arguments: list[str]) -> N
 
 def test_two_demos_at_once_are_refused(run: Run, tmp_path: Path) -> None:
     result = run("demo", "--quick", "--config", tmp_path / "mine.yaml", "--out", tmp_path / "demo")
-    refused(result, "--quick is a demo of its own", "mine.yaml")
+    refused(result, "--quick and --config", "mine.yaml are different demos; remove one of them")
     assert not (tmp_path / "demo").exists()
 
 

@@ -1,4 +1,4 @@
-"""The demo's page and table: nothing from outside, every score, misses in the open, everything escaped."""
+"""The demo's page and table: complete without other files, every score, missed goals marked, every text escaped."""
 
 import io
 import json
@@ -12,18 +12,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dimvl.demo_report import (
-    Baseline,
-    Curve,
-    DemoReport,
-    Example,
-    Goal,
-    QuestionNote,
-    RegionNote,
-    summary_table,
-    write_report,
-)
-from dimvl.drawing import BOX_COLOURS, draw_heat, draw_regions, read_losses
+from dimvl.demo.curves import read_losses
+from dimvl.demo.report import Baseline, Example, Goal, Question, Region, Report, summary_table, write_report
 from dimvl.errors import UserError
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -36,12 +26,7 @@ RESULTS = {
     "peak_memory_gb": 2.314,
     "seed": 7,
 }
-GOALS = [Goal("VQA", 0.8123, 0.8, True), Goal("relations", 0.5111, 0.77, False), Goal("minutes", 11.4, 12, True, True)]
-
-
-def make_picture() -> Image.Image:
-    noise = np.random.default_rng(0).integers(200, 256, (40, 60, 3))
-    return Image.fromarray(noise.astype(np.uint8))
+GOALS = [Goal("VQA", 0.8123, 0.8), Goal("relations", 0.5111, 0.77), Goal("minutes", 11.4, 12, at_most=True)]
 
 
 def make_log(path: Path, counts: tuple[int, ...] = (4, 4, 4)) -> Path:
@@ -53,27 +38,26 @@ def make_log(path: Path, counts: tuple[int, ...] = (4, 4, 4)) -> Path:
     return path
 
 
-def make_report(folder: Path, text: str = "plain words") -> DemoReport:
-    return DemoReport(
+def make_report(folder: Path, text: str = "plain words") -> Report:
+    Image.new("RGB", (60, 40), "white").save(folder / "image.png")
+    return Report(
         title=text,
-        synthetic_note=text,
+        note=text,
         command=text,
         hardware=text,
         date=text,
-        seed=7,
         results={**RESULTS, "comment": {text: text}},
-        goals=[*GOALS, Goal(text, 0.9, 0.8, True)],
+        goals=[*GOALS, Goal(text, 0.9, 0.8)],
         baselines=[Baseline(text, 0.4567, text, 0.0123)],
-        curves=[Curve(text, make_log(folder / "log.jsonl"))],
+        logs={text: make_log(folder / "log.jsonl")},
         examples=[
             Example(
-                picture=make_picture(),
-                regions=[RegionNote((10, 5, 30, 25), text, 0.9), RegionNote((40, 20, 50, 35), text, 0.8)],
-                tags=text,
+                image=folder / "image.png",
+                regions=[Region((10, 5, 30, 25), text, 0.9), Region((40, 20, 50, 35), text, 0.8)],
                 caption=text,
-                reference_captions=[text],
-                caption_facts=[(text, True), (text, False)],
-                questions=[QuestionNote(text, text + "?", [(text, 0.8), ("no", 0.1)], [(0, 0.3), (1, -0.1)])],
+                references=[text],
+                facts=[(text, True), (text, False)],
+                questions=[Question(text, text + "?", [(text, 0.8), ("no", 0.1)], [(0, 0.3), (1, -0.1)])],
             )
         ],
         seconds={"pretraining": 61.4},
@@ -94,7 +78,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_page_needs_nothing_from_outside(page):
+def test_the_page_needs_no_other_file(page):
     assert "http:" not in page and "https:" not in page
     assert "<link" not in page and "<script" not in page and "@import" not in page
     sources = re.findall(r'\bsrc="([^"]*)"', page)
@@ -103,7 +87,7 @@ def test_the_page_needs_nothing_from_outside(page):
     assert all(reference.startswith("#") for reference in references)
 
 
-def test_every_score_stands_on_the_page_and_those_that_are_no_detail_in_the_table(page):
+def test_every_score_is_on_the_page_and_all_but_nested_ones_are_in_the_table(page):
     shown = printed(RESULTS, GOALS)
     for score in ("0.812", "0.457", "0.701", "0.903", "0.978", "0.912", "0.890", "0.136", "2.31"):
         assert f">{score}<" in page
@@ -123,7 +107,7 @@ def test_an_unmet_goal_is_marked_in_words_and_a_met_one_is_not(page):
     assert [line.count("NOT MET") for line in shown.splitlines() if "relations" in line] == [1]
 
 
-def test_wherever_a_text_comes_in_it_is_escaped(tmp_path):
+def test_every_text_is_escaped(tmp_path):
     write_report(tmp_path / "report.html", make_report(tmp_path, HOSTILE))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and '"quoted"' not in page
@@ -132,7 +116,7 @@ def test_wherever_a_text_comes_in_it_is_escaped(tmp_path):
 
 
 def test_rich_markup_in_a_name_is_shown_as_it_is():
-    shown = printed({"[red]": 0.5}, [Goal("[bold]x[/]", 0.5, 0.4, True)])
+    shown = printed({"[red]": 0.5}, [Goal("[bold]x[/]", 0.5, 0.4)])
     assert "[red]" in shown and "[bold]x[/]" in shown
 
 
@@ -141,40 +125,14 @@ def test_the_same_report_gives_the_same_bytes(tmp_path, page):
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
 
 
-def test_a_region_is_drawn_in_its_colour_at_its_edge_on_a_picture_three_times_as_large():
-    drawn = draw_regions(make_picture(), [(10, 5, 30, 25), (40, 20, 50, 35)], ["one", "two"], longest_side=180)
-    assert drawn.size == (180, 120)
-    for place, colour in (((30, 45), 0), ((90, 45), 0), ((120, 82), 1), ((150, 82), 1)):
-        expected = tuple(int(BOX_COLOURS[colour][at : at + 2], 16) for at in (1, 3, 5))
-        assert drawn.getpixel(place) == expected, place
-    assert min(drawn.getpixel((60, 60))) > 150  # the inside stays
-
-
-def test_a_box_that_leaves_the_picture_and_a_label_wider_than_it_still_show():
-    colour = tuple(int(BOX_COLOURS[0][at : at + 2], 16) for at in (1, 3, 5))
-    drawn = draw_regions(make_picture(), [(-20, -20, 500, 500)], [""], longest_side=240)
-    assert [drawn.getpixel(place) for place in ((0, 80), (239, 80), (120, 159), (200, 0))] == [colour] * 4
-    labelled = draw_regions(make_picture(), [(40, 10, 50, 20)], ["long " * 60], longest_side=240)
-    assert colour in [labelled.getpixel((0, y)) for y in range(160)]
-
-
-def test_the_region_that_matters_most_is_the_clearest_and_one_that_does_not_is_veiled():
-    picture = Image.new("RGB", (60, 60), "black")
-    boxes = [(0, 0, 19, 19), (20, 20, 39, 39), (40, 40, 59, 59)]
-    heat = draw_heat(picture, boxes, {0: 1.0, 1: 0.3, 2: 0.0}, longest_side=60)
-    hot, warm, cold = (heat.getpixel((at, at))[0] for at in (10, 30, 50))
-    assert hot == 0 < warm < cold
-    assert heat.getpixel((50, 50)) == heat.getpixel((40, 50)) == heat.getpixel((50, 10))  # neither light nor frame
-
-
-def test_reports_without_targets_of_an_objective_do_not_count_for_its_curve(tmp_path):
+def test_a_curve_omits_the_reports_in_which_its_objective_had_no_target(tmp_path):
     words, objects = read_losses(make_log(tmp_path / "log.jsonl", counts=(4, 0, 4)))
     assert words.name == "words" and words.steps.tolist() == [1, 3]
     np.testing.assert_allclose(words.values, [3.0, 1.0])
     assert objects.name == "objects/kl" and objects.steps.tolist() == [1, 2, 3]
 
 
-def test_a_log_that_is_missing_or_no_log_is_one_clear_sentence(tmp_path):
+def test_a_missing_or_malformed_log_is_one_clear_sentence(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
         read_losses(tmp_path / "none.jsonl")
     (tmp_path / "bad.jsonl").write_text('{"step": 1}\n')
@@ -182,14 +140,14 @@ def test_a_log_that_is_missing_or_no_log_is_one_clear_sentence(tmp_path):
         read_losses(tmp_path / "bad.jsonl")
 
 
-def test_a_report_of_nothing_but_scores_has_no_empty_sections(tmp_path):
-    bare = replace(make_report(tmp_path), goals=(), baselines=(), curves=(), examples=(), seconds={}, budget=None)
+def test_a_report_with_scores_only_has_no_empty_sections(tmp_path):
+    bare = replace(make_report(tmp_path), goals=(), baselines=(), logs={}, examples=(), seconds={}, budget=None)
     write_report(tmp_path / "report.html", bare)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["All scores"]
 
 
-def test_every_picture_has_words_for_those_who_do_not_see_it(page):
+def test_every_image_and_chart_has_a_text_alternative(page):
     images = re.findall(r"<img [^>]*>", page)
     assert len(images) == 2 and all(re.search(r'alt="[^"]+"', image) for image in images)
     charts = re.findall(r"<svg [^>]*>", page)

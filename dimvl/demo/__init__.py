@@ -1,0 +1,1 @@
+"""The demo: raw images in, scores, exports and a report out."""

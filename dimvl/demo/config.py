@@ -1,0 +1,149 @@
+"""The demo's configuration: scenes, model, runs and time budget; and the paths of its files."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from dimvl.config import InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
+from dimvl.data.scenes import SceneOptions
+from dimvl.errors import UserError
+from dimvl.tasks.captioning import Seq2seqConfig
+from dimvl.tasks.pretraining import ObjectivesConfig
+
+
+class ScenesConfig(Section):
+    """Number and difficulty of the images; see `SceneOptions`."""
+
+    image_size: int = 160
+    min_objects: int = 2
+    max_objects: int = 5
+    noise: float = 5.0
+    clutter: int = 8
+    max_overlap: float = 0.3
+    train: int
+    heldout: int
+    compositional: int
+    captions_per_image: int = 5
+    questions_per_image: int = 10
+
+
+class DecodingConfig(Section):
+    """How captions are decoded; see `DecodingOptions`."""
+
+    beams: int = Field(3, ge=1)
+    length_penalty: float = 1.0
+    block_ngrams: int = Field(0, ge=0)
+
+
+class PhaseConfig(Section):
+    """One phase of pretraining; each starts from the weights of the one before."""
+
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    word_change_share: float = Field(
+        0.0, ge=0, le=1, description="share of the matching negatives that have one word changed"
+    )
+    training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _words_change_in_matching(self) -> "PhaseConfig":
+        if self.word_change_share and not self.objectives.shares.matching:
+            raise ValueError(
+                "word_change_share changes words in the negatives of matching, but objectives.shares.matching is 0; "
+                "raise that share or remove word_change_share"
+            )
+        return self
+
+
+class DemoConfig(Section):
+    """A whole demo on synthetic scenes.
+
+    `seconds`, `minutes` and `note` change no result: they give the estimate of the time left, a goal and a remark.
+    """
+
+    seed: int = Field(0, ge=0)
+    lanes: int = Field(2, ge=1, description="number of stages that run at the same time, each on one thread")
+    scenes: ScenesConfig
+    inputs: InputsConfig
+    model: ModelConfig
+    seq2seq: Seq2seqConfig = Seq2seqConfig()
+    pretraining: list[PhaseConfig] = Field(min_length=1)
+    shared_prefix: bool = Field(
+        False, description="share one prefix among the texts of an image, in question answering and in matching"
+    )
+    vqa: TrainingConfig
+    caption: TrainingConfig
+    self_critical: TrainingConfig | None = Field(
+        None, description="self-critical training after captioning; null: captioning is the last run"
+    )
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
+    decoding: DecodingConfig = DecodingConfig()
+    seconds: dict[str, float] = Field(description="expected seconds of each stage")
+    minutes: float = Field(12, gt=0, description="goal for the wall-clock time of the whole demo on 2 cores")
+    note: str = Field("", description="remark printed beside the scores")
+
+    @property
+    def options(self) -> SceneOptions:
+        """Options of the scene generator."""
+        return SceneOptions(seed=self.seed, **self.scenes.model_dump())
+
+    @property
+    def captioner(self) -> str:
+        """Name of the run whose captions are scored and exported."""
+        return "caption" if self.self_critical is None else "self_critical"
+
+    @property
+    def last_pretraining(self) -> str:
+        """Name of the run of the last phase of pretraining."""
+        return f"pretraining-{len(self.pretraining)}"
+
+
+def shipped_config(name: str) -> Path:
+    """Path of a demo configuration that comes with dimvl: demo, full or quick."""
+    package = Path(__file__).parents[1]
+    installed, checkout = package / "configs", package.parent / "configs"
+    return (installed if installed.is_dir() else checkout) / "scenes" / f"{name}.yaml"
+
+
+def load_demo_config(path: Path) -> DemoConfig:
+    """Read a demo configuration.
+
+    Raises:
+        UserError: a mistake in the file.
+
+    """
+    config = validate(DemoConfig, read_yaml(path), str(path))
+    try:
+        _ = config.options
+    except UserError as error:
+        raise UserError(f"{path}: scenes: {error}") from None
+    return config
+
+
+class DemoPaths:
+    """Paths of the files of one demo.
+
+    Args:
+        out: folder of the demo.
+
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.record = out / "demo.json"
+        self.scenes = out / "scenes"
+        self.stages = out / "stages"
+        self.tokenizer = out / "tokenizer"
+        self.word_changes = out / "word_changes.json"
+        self.scores = out / "scores"
+        self.results = out / "results.json"
+        self.report = out / "report.html"
+        self.wall = out / "wall.json"
+        self.exports = out / "exports"
+
+    def regions(self, split: str) -> Path:
+        """Region store of a split."""
+        return self.out / "regions" / split
+
+    def run(self, name: str) -> Path:
+        """Folder of a training run."""
+        return self.out / "train" / name

@@ -1,0 +1,226 @@
+"""The page and the table that the demo ends with: scores beside their goals, baselines, losses, examples.
+
+`write_report` fills `report.html.jinja`, which escapes every text, into one HTML file that needs no other: images and
+curves are inside it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from rich.table import Table
+from rich.text import Text
+
+from dimvl.demo.curves import line_colour, loss_svg, read_losses
+from dimvl.drawing import Box, draw_heat, draw_regions, png_data_uri
+from dimvl.files import atomic_path
+from dimvl.regions.images import load_image
+
+_ABBREVIATIONS = {"vqa", "ap50", "lm", "kl", "gb"}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A score and the value that it should reach: at least `goal`, or at most `goal` where smaller is better."""
+
+    name: str
+    value: float
+    goal: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the score reaches its goal."""
+        return self.value <= self.goal if self.at_most else self.value >= self.goal
+
+    @property
+    def bound(self) -> str:
+        """The goal with its sign."""
+        return f"{'≤' if self.at_most else '≥'} {number(self.goal)}"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A row of the comparison: score in [0, 1], half of its 95% interval if known; `ours` is the model itself."""
+
+    name: str
+    value: float
+    note: str = ""
+    interval: float | None = None
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Region:
+    """A detected region: corners x1, y1, x2, y2 in pixels of the image, its tag, its score in [0, 1]."""
+
+    box: Box
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image and the model's answers with their probabilities, best first."""
+
+    text: str
+    expected: str  # the right answer, empty if unknown
+    answers: Sequence[tuple[str, float]]
+    drops: Sequence[tuple[int, float]] = ()  # index of a region, drop of the best answer's probability without it
+
+    @property
+    def right(self) -> bool:
+        """Whether the best answer is the expected one."""
+        return bool(self.answers) and self.answers[0][0].strip().lower() == self.expected.strip().lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """An image with its regions, best first, a generated caption, reference captions and questions."""
+
+    image: Path
+    regions: Sequence[Region]
+    caption: str
+    references: Sequence[str] = ()
+    facts: Sequence[tuple[str, bool]] = ()  # what the generated caption states, and whether it is true
+    questions: Sequence[Question] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything on the page."""
+
+    title: str
+    note: str  # what the data are
+    command: str  # the command that made the report
+    hardware: str
+    date: str
+    results: Mapping[str, Any]  # scores by group and name, as in `results.json`; groups may be nested
+    goals: Sequence[Goal] = ()
+    baselines: Sequence[Baseline] = ()
+    logs: Mapping[str, Path] = field(default_factory=dict)  # `log.jsonl` by name of the run
+    examples: Sequence[Example] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
+    budget: float | None = None  # seconds expected of all stages together
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page, whole or not at all; the same report gives the same bytes.
+
+    Raises:
+        UserError: a log or an image cannot be read, or the page cannot be written.
+
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": _percent, "words": words}
+    groups = {name: values for name, values in report.results.items() if isinstance(values, Mapping)}
+    groups.pop("seconds", None)  # they have their own section
+    page = environment.get_template("report.html.jinja").render(
+        report=report,
+        score_tables={name: list(_tables(values)) for name, values in groups.items()},
+        curves=[_curves(name, log) for name, log in report.logs.items()],
+        examples=[_drawn(example) for example in report.examples],
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def summary_table(results: Mapping[str, Any], goals: Sequence[Goal]) -> Table:
+    """The scores for a terminal: goals first, then `results` without seconds and nested groups, which the page has."""
+    result = Table("score", title="Scores", title_justify="left")
+    result.add_column("value", justify="right")
+    result.add_column("goal", justify="right")
+    result.add_column("")
+    for goal in goals:
+        verdict = Text("met", "green") if goal.met else Text("NOT MET", "bold red")
+        result.add_row(Text(goal.name), number(goal.value), goal.bound, verdict)
+    for group, values in results.items():
+        if group == "seconds":
+            continue
+        result.add_section()
+        for name, value in values.items() if isinstance(values, Mapping) else [("", values)]:
+            if not isinstance(value, Mapping):
+                result.add_row(Text(words(f"{group} {name}".strip())), Text(number(value)))
+    return result
+
+
+def number(value: Any) -> str:
+    """Three decimals for fractions, fewer for larger numbers, words as they are."""
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+    return "not measured" if value is None else str(value)
+
+
+def words(name: str) -> str:
+    """A key of the results as words, abbreviations in capitals."""
+    text = " ".join(part.upper() if part in _ABBREVIATIONS else part for part in re.split(r"[_/ ]+", name))
+    return text[:1].upper() + text[1:]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+
+
+def _tables(values: Mapping[str, Any], title: str = "") -> Iterator[dict[str, Any]]:
+    """Tables of a group of scores: single values, then groups side by side, then each deeper group on its own."""
+    groups = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    single = [(name, [value]) for name, value in values.items() if name not in groups]
+    if single:
+        yield {"title": title, "columns": ["Score", "Value"], "rows": single}
+    flat = {name: group for name, group in groups.items() if not any(isinstance(v, Mapping) for v in group.values())}
+    if flat:
+        names = dict.fromkeys(name for group in flat.values() for name in group)
+        rows = [(name, [group.get(name, "\u2013") for group in flat.values()]) for name in names]
+        yield {"title": "", "columns": [title or "Score", *map(words, flat)], "rows": rows}
+    for name, group in groups.items():
+        if name not in flat:
+            yield from _tables(group, words(name))
+
+
+def _curves(run: str, log: Path) -> dict[str, Any]:
+    """The curves of one run, and a line of words for each."""
+    series = read_losses(log)
+    ends = [f"{words(name)} {smooth[0]:.3g} → {smooth[-1]:.3g}" for name, _, _, smooth in series]
+    svg = loss_svg(series, f"Losses of {run}: {'; '.join(ends)}") if series else ""
+    return {"run": run, "svg": svg, "keys": [(line_colour(index), end) for index, end in enumerate(ends)]}
+
+
+def _drawn(example: Example) -> dict[str, Any]:
+    """An example and its images: all regions, and for each question the regions that its answer depends on."""
+    image = load_image(example.image)
+    boxes = [region.box for region in example.regions]
+    labels = [region.label for region in example.regions]
+    return {
+        "example": example,
+        "labels": labels,
+        "image": png_data_uri(draw_regions(image, boxes, labels)),
+        "questions": [_drawn_question(question, image, boxes, labels) for question in example.questions],
+    }
+
+
+def _drawn_question(
+    question: Question, image: Image.Image, boxes: Sequence[Box], labels: Sequence[str]
+) -> dict[str, Any]:
+    probability = question.answers[0][1] if question.answers else 0.0
+    drops = sorted(question.drops, key=lambda pair: -pair[1])
+    # The share of the probability that is lost; its square root, since a tenth would hardly show.
+    heat = {index: min(1.0, max(0.0, drop / max(probability, 1e-6))) ** 0.5 for index, drop in drops}
+    return {
+        "question": question,
+        "image": png_data_uri(draw_heat(image, boxes, heat)) if drops else "",
+        "drops": [f"{_signed(-drop)} without {index + 1} {labels[index]}" for index, drop in drops[:3]],
+    }
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\u2212")  # a true minus sign

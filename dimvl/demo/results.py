@@ -1,0 +1,119 @@
+"""What a demo reached: `results.json`, the goals, and the content of the report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dimvl.data.annotations import read_captions
+from dimvl.data.scenes import Fact, judge, parse_caption, read_worlds
+from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.demo.report import Baseline, Example, Goal, Question, Region, Report
+from dimvl.files import read_json
+
+SYNTHETIC = (
+    "All images, captions and questions are synthetic: drawn and written by a seeded generator. The images go through "
+    "a real detector; the model never sees the generator's boxes."
+)
+MEMORY_GB = 6.0
+
+
+def collect_results(paths: DemoPaths, seed: int, seconds: Mapping[str, float], memory_gb: float) -> dict[str, Any]:
+    """Collect the scores of all stages; scores are fractions in [0, 1]."""
+    groups = ("vqa", "caption", "matching", "detector")
+    scores = {group: read_json(paths.scores / f"{group}.json") for group in groups}
+    return {"synthetic": True, **scores, "seconds": dict(seconds), "peak_memory_gb": memory_gb, "seed": seed}
+
+
+def goals_of(results: Mapping[str, Any], minutes: float) -> list[Goal]:
+    """Compare the scores with the demo's goals, and its wall-clock time with `minutes`."""
+    vqa, caption, matching = results["vqa"], results["caption"], results["matching"]
+    recall = caption["fact_recall"] / max(caption["reference_recall"], 1e-9)
+    wall = results["seconds"]["wall"] / 60
+    return [
+        Goal("VQA, held-out", vqa["heldout"], 0.80),
+        Goal("VQA over question-only", vqa["heldout"] - vqa["question_only"], 0.25),
+        Goal("VQA over no pretraining, beyond its interval", vqa["pretraining_gain"], vqa["pretraining_gain_interval"]),
+        Goal("captions: fact precision", caption["fact_precision"], 0.90),
+        Goal("captions: attribute precision", caption["attribute_precision"], 0.80),
+        Goal("captions: relation precision", caption["relation_precision"], 0.80),
+        Goal("captions: recall over the references' own", recall, 0.80),
+        Goal("captions: facts per caption", caption["facts_per_caption"], 3.0),
+        Goal("captions: distinct", caption["distinct"], 0.50),
+        Goal("matching: random negatives", matching["random"], 0.95),
+        Goal("matching: one word changed", matching["one_word"], 0.75),
+        Goal("minutes, wall clock on 2 cores", wall, minutes, at_most=True),
+        Goal("memory, GB", results["peak_memory_gb"], MEMORY_GB, at_most=True),
+    ]
+
+
+def demo_report(
+    config: DemoConfig,
+    paths: DemoPaths,
+    results: Mapping[str, Any],
+    goals: Sequence[Goal],
+    *,
+    command: str,
+    hardware: str,
+    day: str,
+) -> Report:
+    """Collect everything that the report shows."""
+    vqa = results["vqa"]
+    inputs = "regions and tags" if config.inputs.tag_tokens else "regions"
+    return Report(
+        title="dimvl on synthetic scenes",
+        note=f"{SYNTHETIC} {config.note}".rstrip(),
+        command=command,
+        hardware=hardware,
+        date=day,
+        results=results,
+        goals=goals,
+        baselines=[
+            Baseline("pretrained and fine-tuned", vqa["heldout"], inputs, vqa["heldout_interval"], ours=True),
+            Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
+            Baseline("no pretraining", vqa["no_pretraining"], "the same fine-tuning from scratch, same steps"),
+            Baseline("question only", vqa["question_only"], "no regions and no tags, from scratch, same steps"),
+            Baseline("most common answer", vqa["majority"], "of the training questions"),
+        ],
+        logs={log.parent.name: log for log in sorted(paths.out.glob("train/*/log.jsonl"))},
+        examples=[_example(paths, record) for record in read_json(paths.scores / "examples.json")],
+        seconds={name: value for name, value in results["seconds"].items() if name != "wall"},
+        budget=sum(config.seconds.values()),
+    )
+
+
+def _example(paths: DemoPaths, record: Mapping[str, Any]) -> Example:
+    """Join what a model predicted for an image with what is true of it."""
+    folder = paths.scenes / "heldout"
+    image = int(record["image_id"])
+    world = read_worlds(folder / "worlds.jsonl")[image]
+    regions = {tuple(region["box"]): region for question in record["questions"] for region in question["regions"]}
+    indices = {box: index for index, box in enumerate(regions)}
+    return Example(
+        image=folder / "images" / record["picture"],
+        regions=[
+            Region(box, " ".join([*region["attributes"], region["name"]]), region["score"])
+            for box, region in regions.items()
+        ],
+        caption=record["caption"],
+        references=[item.text for item in read_captions(folder / "captions.json") if int(item.image_id) == image],
+        facts=[(_in_words(fact), judge(fact, world)) for fact in parse_caption(record["caption"]) or []],
+        questions=[
+            Question(
+                question["question"],
+                question["expected"],
+                question["answers"],
+                [(indices[tuple(region["box"])], region["probability_drop"]) for region in question["regions"]],
+            )
+            for question in record["questions"]
+        ],
+    )
+
+
+def _in_words(fact: Fact) -> str:
+    name = fact.phrase.singular()
+    if fact.kind == "relation" and fact.other is not None:
+        return f"{name}: {fact.side} of {fact.other.singular()}"
+    if fact.kind == "count":
+        return f"{fact.count} x {name}"
+    if fact.kind == "place":
+        return f"{name}: {fact.place}"
+    return f"{name}: {fact.adjective}" if fact.kind == "attribute" else f"there is {fact.phrase.with_article()}"

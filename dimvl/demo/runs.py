@@ -1,0 +1,81 @@
+"""The configuration of each training run of the demo."""
+
+from typing import Any
+
+from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.tasks.answering import VqaConfig
+from dimvl.tasks.captioning import CaptionConfig, SelfCriticalConfig
+from dimvl.tasks.pretraining import PretrainConfig
+
+
+def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfig | VqaConfig | CaptionConfig:
+    """Make the configuration of one training run of the demo.
+
+    Each baseline differs from the model in one thing: `question_only` sees no regions and no tags, `no_pretraining`
+    starts from scratch, `pretraining_without_word_change-*` has no negatives with one word changed.
+
+    Args:
+        config: the demo's configuration.
+        paths: the demo's files.
+        name: `pretraining-1`, ..., `vqa`, `caption`, `self_critical` or a baseline.
+
+    """
+    common: dict[str, Any] = {
+        "output": paths.run(name),
+        "seed": config.seed,
+        "regions": paths.regions("train"),
+        "cache": paths.out / "texts",
+        "model": config.model,
+        "inputs": config.inputs.model_copy(update={"tokenizer": paths.tokenizer}),
+    }
+    if name.startswith("pretraining"):
+        return _pretraining(config, paths, name, common)
+    if name in ("caption", "self_critical"):
+        return _captioning(config, paths, name, common)
+    if name == "question_only":
+        common["inputs"] = common["inputs"].model_copy(update={"max_regions": 0, "tag_tokens": 0})
+    return VqaConfig(
+        **common,
+        task="vqa",
+        training=config.vqa,
+        initial=paths.run(config.last_pretraining) if name == "vqa" else None,
+        questions=[paths.scenes / "train" / "questions.json"],
+        annotations=[paths.scenes / "train" / "annotations.json"],
+        shared_prefix=config.shared_prefix,
+    )
+
+
+def _pretraining(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str, Any]) -> PretrainConfig:
+    series, _, number = name.rpartition("-")
+    phase = config.pretraining[int(number) - 1]
+    changes: dict[str, Any] = {"shared_prefix": config.shared_prefix}
+    if series == "pretraining" and phase.word_change_share:
+        changes |= {"word_change_share": phase.word_change_share, "word_changes": paths.word_changes}
+    return PretrainConfig(
+        **common,
+        objectives=phase.objectives.model_copy(update=changes),
+        training=phase.training,
+        seq2seq=config.seq2seq,
+        captions=[paths.scenes / "train" / "captions.json"],
+        initial=paths.run(previous_phase(config, series, int(number))) if int(number) > 1 else None,
+    )
+
+
+def _captioning(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str, Any]) -> CaptionConfig:
+    common |= {"task": "caption", "captions": [paths.scenes / "train" / "captions.json"], "seq2seq": config.seq2seq}
+    if name == "caption":
+        initial = paths.run(config.last_pretraining)
+        return CaptionConfig(**common, training=config.caption, initial=initial, smoothing=config.smoothing)
+    assert config.self_critical is not None
+    initial = paths.run("caption")
+    return CaptionConfig(**common, training=config.self_critical, initial=initial, self_critical=SelfCriticalConfig())
+
+
+def previous_phase(config: DemoConfig, series: str, number: int) -> str:
+    """Name of the run that phase `number` of a series starts from; both series share the phases in which they agree."""
+    return f"{series if changes_words(config, number - 1) else 'pretraining'}-{number - 1}"
+
+
+def changes_words(config: DemoConfig, number: int) -> bool:
+    """Whether any of the first `number` phases of pretraining has negatives with one word changed."""
+    return any(phase.word_change_share for phase in config.pretraining[:number])

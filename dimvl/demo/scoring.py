@@ -1,0 +1,181 @@
+"""The demo's scores: answers beside their baselines, facts of captions, matching, and the detector."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dimvl.callbacks import Progress
+from dimvl.data.annotations import Question, read_captions, read_questions
+from dimvl.data.scenes import (
+    COLOURS,
+    SIZES,
+    TEXTURES,
+    changed_caption,
+    is_true,
+    read_worlds,
+    score_captions,
+    word_change_pairs,
+)
+from dimvl.decoding import DecodingOptions
+from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.files import read_json, write_json
+from dimvl.metrics.vqa import question_accuracy
+from dimvl.regions.detection_scores import attribute_accuracy, average_precision_50
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.answering.prediction import answer_questions
+from dimvl.tasks.captioning.prediction import caption_images
+from dimvl.tasks.pretraining.matching import match_pairs
+from dimvl.trained_model import TrainedModel, load_model
+
+SPLITS = ("heldout", "compositional")
+GROUND_TRUTH = "heldout-ground-truth-boxes"
+
+
+def read_split_questions(paths: DemoPaths, split: str) -> list[Question]:
+    """Read the questions and answers of a split."""
+    folder = paths.scenes / split
+    return read_questions(folder / "questions.json", folder / "annotations.json")
+
+
+def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    """Score the answers of the model and its baselines, overall and by kind of question."""
+    questions = {split: read_split_questions(paths, split) for split in ("train", *SPLITS)}
+    heldout = questions["heldout"]
+
+    def accuracies(trained: TrainedModel, store: str, split: str = "heldout") -> list[float]:
+        regions = RegionStore(paths.regions(store))
+        answers = answer_questions(trained, regions, questions[split], progress=progress)
+        return [question_accuracy(answers[question.question_id], question.answers) for question in questions[split]]
+
+    main, scratch = load_model(paths.run("vqa")), load_model(paths.run("no_pretraining"))
+    scores = {
+        "heldout": accuracies(main, "heldout"),
+        "compositional": accuracies(main, "compositional", "compositional"),
+        "ground_truth_boxes": accuracies(main, GROUND_TRUTH),
+        "no_pretraining": accuracies(scratch, "heldout"),
+        "question_only": accuracies(load_model(paths.run("question_only")), "heldout"),
+        "majority": _majority(questions["train"], heldout),
+    }
+    by_kind = {
+        name: _by_kind(values, questions["compositional"] if name == "compositional" else heldout)
+        for name, values in scores.items()
+    }
+    gain = np.array(scores["heldout"]) - np.array(scores["no_pretraining"])
+    result: dict[str, Any] = {name: float(np.mean(values)) for name, values in scores.items()}
+    result["heldout_interval"] = interval(scores["heldout"])
+    result["pretraining_gain"] = float(gain.mean())
+    result["pretraining_gain_interval"] = interval(gain)
+    result["questions"] = len(heldout)
+    write_json(paths.scores / "vqa.json", {**result, "by_kind": by_kind})
+
+
+def interval(values: Sequence[float] | np.ndarray) -> float:
+    """Half of the 95% interval of a mean over questions: 1.96 standard errors."""
+    return float(1.96 * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _by_kind(values: Sequence[float], questions: Sequence[Question]) -> dict[str, float]:
+    kinds = [question.kind for question in questions]
+    return {
+        kind: float(np.mean([value for value, own in zip(values, kinds, strict=True) if own == kind]))
+        for kind in sorted(set(kinds))
+    }
+
+
+def _majority(train: Sequence[Question], test: Sequence[Question]) -> list[float]:
+    """Accuracies of the most common training answer, given to every question."""
+    answers, counts = np.unique([question.answers[0] for question in train], return_counts=True)
+    return [question_accuracy(str(answers[counts.argmax()]), question.answers) for question in test]
+
+
+def score_caption_facts(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    """Score the facts that captions state on both test splits, and those before self-critical training."""
+    scores: dict[str, Any] = {}
+    final = load_model(paths.run(config.captioner))
+    for split in SPLITS:
+        scores[split], captions = _score_split_captions(final, config, paths, split, progress)
+        write_json(paths.scores / f"captions-{split}.json", {str(image): text for image, text in captions.items()})
+    result = {**scores["heldout"], "compositional": scores["compositional"]}
+    if config.self_critical is not None:
+        before = load_model(paths.run("caption"))
+        result["before_self_critical"], _ = _score_split_captions(before, config, paths, "heldout", progress)
+    write_json(paths.scores / "caption.json", result)
+
+
+def _score_split_captions(
+    trained: TrainedModel, config: DemoConfig, paths: DemoPaths, split: str, progress: Progress
+) -> tuple[dict[str, Any], dict[int, str]]:
+    """Scores of the captions of a split, and the captions by image."""
+    options = DecodingOptions(max_tokens=config.inputs.text_tokens + 1, **config.decoding.model_dump())
+    folder = paths.scenes / split
+    references: dict[int, list[str]] = {}
+    for caption in read_captions(folder / "captions.json"):
+        references.setdefault(int(caption.image_id), []).append(caption.text)
+    store = RegionStore(paths.regions(split))
+    generated = caption_images(trained, store, list(map(str, references)), options, progress=progress)
+    captions = {int(image): text for image, text in generated.items()}
+    return score_captions(captions, read_worlds(folder / "worlds.jsonl"), references).__dict__, captions
+
+
+def score_matching(config: DemoConfig, paths: DemoPaths, progress: Progress, *, plain: str) -> None:
+    """Score matching after the last phase of pretraining and after `plain`, a run without changed words."""
+    random_pairs, word_pairs = matching_pairs(config, paths)
+    store = RegionStore(paths.regions("heldout"))
+    trained = load_model(paths.run(config.last_pretraining))
+    without = trained if plain == config.last_pretraining else load_model(paths.run(plain))
+    result = {
+        "random": match_accuracy(trained, store, random_pairs),
+        "one_word": match_accuracy(trained, store, word_pairs),
+        "one_word_without_word_change": match_accuracy(without, store, word_pairs),
+        "random_without_word_change": match_accuracy(without, store, random_pairs),
+        "pairs": len(random_pairs) + len(word_pairs),
+    }
+    write_json(paths.scores / "matching.json", result)
+
+
+Pair = tuple[str, str, bool]
+
+
+def matching_pairs(config: DemoConfig, paths: DemoPaths) -> tuple[list[Pair], list[Pair]]:
+    """Make held-out pairs (image id, text, whether it is true), half of them true; the others are false of their scene.
+
+    A random negative is the caption of another scene. The negatives of the second list have one word changed, by pairs
+    of words that training never exchanges.
+    """
+    folder = paths.scenes / "heldout"
+    worlds = read_worlds(folder / "worlds.jsonl")
+    captions = read_captions(folder / "captions.json")
+    generator = np.random.default_rng([config.seed, 17])
+    pairs = word_change_pairs("test")
+    random_pairs: list[Pair] = []
+    word_pairs: list[Pair] = []
+    for caption in captions:
+        world = worlds[int(caption.image_id)]
+        other = captions[int(generator.integers(len(captions)))].text
+        if not is_true(other, world):
+            random_pairs += [(caption.image_id, caption.text, True), (caption.image_id, other, False)]
+        changed = changed_caption(caption.text, world, generator, pairs)
+        if changed is not None:
+            word_pairs += [(caption.image_id, caption.text, True), (caption.image_id, changed, False)]
+    return random_pairs, word_pairs
+
+
+def match_accuracy(trained: TrainedModel, store: RegionStore, pairs: Sequence[Pair]) -> float:
+    """Share of the pairs judged correctly at a threshold of .5."""
+    probabilities = match_pairs(trained, store, [(image, text) for image, text, _ in pairs])
+    return float(np.mean((probabilities > 0.5) == np.array([true for _, _, true in pairs])))
+
+
+def score_detector(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    """Score the detector's boxes and attributes on both test splits."""
+    groups = {"size": list(SIZES), "colour": list(COLOURS), "texture": list(TEXTURES)}
+    result = {}
+    for split in SPLITS:
+        store = RegionStore(paths.regions(split))
+        detected = {int(store.image_id(index)): store.read(index) for index in range(len(store))}
+        instances = read_json(paths.scenes / split / "instances.json")
+        classes = store.extractor.classes
+        accuracy = attribute_accuracy(detected, instances, classes, groups)["all"]
+        result[split] = {"ap50": average_precision_50(detected, instances, classes), "attribute_accuracy": accuracy}
+    write_json(paths.scores / "detector.json", result)

@@ -1,0 +1,179 @@
+"""The stages of the demo: what each one does, and which stages must finish before it starts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dimvl.callbacks import Progress
+from dimvl.config import TrainingConfig
+from dimvl.data.annotations import Question, read_captions, read_questions
+from dimvl.data.scenes import COLOURS, SIZES, TEXTURES, word_change_pairs, write_scenes
+from dimvl.data.tokenizer import Tokenizer
+from dimvl.demo import scoring
+from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.demo.runs import changes_words, previous_phase, run_config
+from dimvl.export import export
+from dimvl.files import read_json, write_json
+from dimvl.predictor import Predictor
+from dimvl.regions.detector import load_scene_detector
+from dimvl.regions.extract import extract, images_of_coco
+from dimvl.regions.geometry import xywh_to_corners
+from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.training.run import run_training
+
+SHARD_BYTES = 4 * 2**20  # small shards, so that an interrupted extraction loses little
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the demo that runs in its own process.
+
+    Attributes:
+        name: name of the stage, unique in a demo.
+        work: does it; when called again after an interruption, resumes.
+        after: names of the stages that must finish first.
+        about: a few words for the table of stages.
+        images: number of images it processes.
+        examples: number of captions, questions or training examples, where that is known before.
+        steps: optimiser steps.
+
+    """
+
+    name: str
+    work: Callable[[DemoConfig, DemoPaths, Progress], None]
+    after: tuple[str, ...]
+    about: str
+    images: int = 0
+    examples: int = 0
+    steps: int = 0
+
+
+def all_stages(config: DemoConfig) -> list[Stage]:
+    """Make the stages; of those that may start, the first one listed starts first."""
+    scenes = config.scenes
+    tests = scenes.heldout + scenes.compositional
+    questions = scenes.train * scenes.questions_per_image
+
+    def train(name: str, after: str, about: str, training: TrainingConfig, examples: int = 0) -> Stage:
+        return Stage(name, partial(_train, name), (after,), about, scenes.train, examples, training.steps)
+
+    stages = [
+        Stage("scenes", _write_scenes, (), "render images, write annotations", scenes.train + tests, questions),
+        Stage("extract-train", partial(_extract, "train"), ("scenes",), "detect regions", scenes.train),
+        Stage("extract-test", _extract_tests, ("scenes",), "detect regions of both test splits", tests),
+        train("question_only", "extract-train", "baseline without images", config.vqa),
+    ]
+    for number, phase in enumerate(config.pretraining, start=1):
+        for series in ("pretraining", "pretraining_without_word_change"):
+            if series == "pretraining" or changes_words(config, number):
+                before = previous_phase(config, series, number) if number > 1 else "extract-train"
+                stages.append(train(f"{series}-{number}", before, "pretrain from captions", phase.training))
+    final = plain = config.last_pretraining
+    if changes_words(config, len(config.pretraining)):
+        plain = final.replace("pretraining", "pretraining_without_word_change")
+    stages += [
+        train("vqa", final, "fine-tune for questions", config.vqa, questions),
+        train("no_pretraining", "extract-train", "baseline from scratch", config.vqa),
+        train("caption", final, "fine-tune for captions", config.caption),
+    ]
+    if config.self_critical is not None:
+        stages.append(train("self_critical", "caption", "reward captions by CIDEr-D", config.self_critical))
+    matching = partial(scoring.score_matching, plain=plain)
+    answering = ("vqa", "no_pretraining", "question_only", "extract-test")
+    captioning = (config.captioner, "extract-test")
+    asked = tests * scenes.questions_per_image
+    return [
+        *stages,
+        Stage("score-detector", scoring.score_detector, ("extract-test",), "AP50, attributes", tests),
+        Stage("score-matching", matching, (final, plain, "extract-test"), "true or false"),
+        Stage("score-captions", scoring.score_caption_facts, captioning, "facts of captions", tests),
+        Stage("score-vqa", scoring.score_vqa, answering, "answers beside the baselines", tests, asked),
+        Stage("export", _export, ("vqa", config.captioner), "write the exports"),
+        Stage("predict", _predict, ("export",), "answer and caption from image files", EXAMPLES),
+    ]
+
+
+def _write_scenes(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    write_scenes(paths.scenes, config.options, progress=progress, workers=config.lanes)
+    captions = [caption.text for caption in read_captions(paths.scenes / "train" / "captions.json")]
+    questions = [question.text for question in read_questions(paths.scenes / "train" / "questions.json", None)]
+    tokenizer = Tokenizer.train([*captions, *questions, *SIZES, *COLOURS, *TEXTURES], config.inputs.vocabulary)
+    tokenizer.save(paths.tokenizer)
+    words = {word for caption in captions for word in caption.rstrip(".").split()}
+    write_json(paths.word_changes, [pair for pair in sorted(word_change_pairs("train")) if words.issuperset(pair)])
+
+
+def _extract(
+    split: str, config: DemoConfig, paths: DemoPaths, progress: Progress, *, ground_truth: bool = False
+) -> None:
+    """Detect the regions of a split, or describe its ground-truth boxes by the detector."""
+    detector = load_scene_detector()
+    folder = paths.scenes / split
+    images = images_of_coco(folder / "instances.json", folder / "images")
+    boxes = _ground_truth_boxes(read_json(folder / "instances.json")) if ground_truth else None
+    store = paths.regions(scoring.GROUND_TRUTH if ground_truth else split)
+    with RegionStoreWriter(store, detector.extractor, shard_bytes=SHARD_BYTES) as writer:
+        extract(images, detector, writer, progress=progress, boxes=boxes)
+
+
+def _extract_tests(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    for split in scoring.SPLITS:
+        _extract(split, config, paths, progress)
+    _extract("heldout", config, paths, progress, ground_truth=True)
+
+
+def _ground_truth_boxes(instances: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Corners (R, 4) as fractions of the image, by image id."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in instances["images"]}
+    boxes: dict[str, list[np.ndarray]] = {str(image): [] for image in sizes}
+    for annotation in instances["annotations"]:
+        width, height = sizes[annotation["image_id"]]
+        corners = xywh_to_corners(np.array([annotation["bbox"]], dtype=np.float64))[0]
+        boxes[str(annotation["image_id"])].append(corners / (width, height, width, height))
+    return {image: np.clip(np.array(found).reshape(-1, 4), 0, 1).astype(np.float32) for image, found in boxes.items()}
+
+
+def _train(name: str, config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    run_training(run_config(config, paths, name), lambda report: progress(report.step, report.steps))
+
+
+def _export(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    for ability, run in {"vqa": "vqa", "caption": config.captioner, "match": config.last_pretraining}.items():
+        export(paths.run(run), paths.exports / ability)
+
+
+def _predict(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    """Answer, explain and caption from three image files, with nothing but the exports."""
+    files = sorted((paths.scenes / "heldout" / "images").iterdir())[:EXAMPLES]
+    answering = Predictor.from_pretrained(paths.exports / "vqa")
+    captioning = Predictor.from_pretrained(paths.exports / "caption")
+    questions: dict[str, list[Question]] = {}
+    for question in scoring.read_split_questions(paths, "heldout"):
+        questions.setdefault(question.image_id, []).append(question)
+    examples = []
+    for done, file in enumerate(files, start=1):
+        image = str(int(file.stem))
+        explained = [_explain(answering, file, question) for question in _one_of_each_kind(questions[image])]
+        caption = captioning.caption(str(file), beams=config.decoding.beams)
+        examples.append({"picture": file.name, "image_id": image, "caption": caption, "questions": explained})
+        progress(done, len(files))
+    write_json(paths.scores / "examples.json", examples)
+
+
+def _one_of_each_kind(questions: Sequence[Question]) -> list[Question]:
+    return list({question.kind: question for question in reversed(questions)}.values())[::-1]
+
+
+def _explain(predictor: Predictor, file: Path, question: Question) -> dict[str, Any]:
+    explanation = predictor.explain(str(file), question.text)
+    return {
+        "question": question.text,
+        "expected": question.answers[0],
+        "answers": explanation.answer.top,
+        "regions": [region._asdict() for region in explanation.regions],
+    }

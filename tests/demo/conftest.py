@@ -1,0 +1,23 @@
+import pytest
+
+from dimvl.demo.config import load_demo_config, shipped_config
+
+
+@pytest.fixture
+def config():
+    return load_demo_config(shipped_config("quick"))
+
+
+@pytest.fixture
+def results():
+    """Scores of a demo that meets some of its goals."""
+    vqa = dict.fromkeys(("heldout_interval", "ground_truth_boxes", "no_pretraining", "majority"), 0.1)
+    vqa |= {"heldout": 0.8, "question_only": 0.6, "pretraining_gain": 0.01, "pretraining_gain_interval": 0.02}
+    caption = ("fact_precision", "attribute_precision", "relation_precision", "facts_per_caption", "distinct")
+    return {
+        "vqa": vqa,
+        "caption": dict.fromkeys(caption, 0.85) | {"fact_recall": 0.4, "reference_recall": 0.5},
+        "matching": {"random": 0.96, "one_word": 0.74},
+        "seconds": {"wall": 721},
+        "peak_memory_gb": 6.0,
+    }

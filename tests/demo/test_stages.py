@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from dimvl.demo.config import DemoPaths, load_demo_config, shipped_config
+from dimvl.demo.runs import run_config
+from dimvl.demo.stages import all_stages
+from dimvl.errors import UserError
+
+PATHS = DemoPaths(Path("out"))
+
+
+@pytest.mark.parametrize("name", ["demo", "full", "quick"])
+def test_every_stage_can_start_once_earlier_ones_are_done_and_has_expected_seconds(name):
+    config = load_demo_config(shipped_config(name))
+    stages = all_stages(config)
+    done: set[str] = set()
+    while ready := [stage.name for stage in stages if stage.name not in done and done.issuperset(stage.after)]:
+        done.update(ready)
+    assert done == {stage.name for stage in stages} == set(config.seconds)
+
+
+def test_stages_that_train_and_no_others_state_their_steps(config):
+    trained = {stage.name: stage.steps for stage in all_stages(config) if stage.steps}
+    runs = {name: run_config(config, PATHS, name).training.steps for name in trained}
+    assert trained == runs and len(trained) == 7
+
+
+def test_each_baseline_differs_from_the_model_in_one_thing(config):
+    main = run_config(config, PATHS, "vqa").model_dump()
+    scratch = run_config(config, PATHS, "no_pretraining").model_dump()
+    blind = run_config(config, PATHS, "question_only").model_dump()
+    assert {key for key in main if main[key] != scratch[key]} == {"output", "initial"}
+    assert {key for key in scratch if scratch[key] != blind[key]} == {"output", "inputs"}
+    changed = {key for key in blind["inputs"] if blind["inputs"][key] != scratch["inputs"][key]}
+    assert changed == {"max_regions", "tag_tokens"} and not any(blind["inputs"][key] for key in changed)
+    plain = run_config(config, PATHS, "pretraining_without_word_change-1").model_dump()
+    with_changes = run_config(config, PATHS, "pretraining-1").model_dump()
+    assert {key for key in plain if plain[key] != with_changes[key]} == {"output", "objectives"}
+    assert plain["objectives"]["word_change_share"] == 0 < with_changes["objectives"]["word_change_share"]
+
+
+def test_self_critical_training_starts_from_the_captioner_and_replaces_it_in_scores_and_exports(config):
+    before, after = (run_config(config, PATHS, name) for name in ("caption", "self_critical"))
+    assert after.initial == before.output and after.captions == before.captions and after.self_critical is not None
+    stages = {stage.name: stage for stage in all_stages(config)}
+    assert stages["self_critical"].after == ("caption",)
+    assert "self_critical" in stages["score-captions"].after and "self_critical" in stages["export"].after
+    plain = config.model_copy(update={"self_critical": None})
+    assert plain.captioner == "caption" and "self_critical" not in {stage.name for stage in all_stages(plain)}
+
+
+def test_changed_words_without_matching_are_refused_in_one_sentence(tmp_path):
+    text = shipped_config("quick").read_text().replace("../models", str(shipped_config("quick").parents[1] / "models"))
+    path = tmp_path / "demo.yaml"
+    path.write_text(text.replace("matching: 0.25", "matching: 0").replace("masked_lm: 0.25", "masked_lm: 0.5"))
+    with pytest.raises(UserError, match=r"pretraining\.0: word_change_share .* is 0; raise that share or remove"):
+        load_demo_config(path)
