@@ -223,7 +223,7 @@ def test_a_frozen_part_has_no_gradients_and_no_optimizer_state(config_file):
 def test_the_command_tells_what_fits_what_is_assumed_and_the_formulae(monkeypatch, capsys, config_file):
     code, out, _ = call(monkeypatch, capsys, "plan", config_file, "--gpus", 8, "--images", 3000000)
     assert code == 0
-    for part in ("parameters: 136.0 M", "ZeRO 3", "fits in 80 GB", "GB/s a GPU", "epochs of 3,000,000", "assumed:"):
+    for part in ("parameters: 136.0 M", "ZeRO 3", "fits in 80 GB", "GB/s per GPU", "epochs of 3,000,000", "assumed:"):
         assert part in out, part
     assert "formulae:" in out and "none is not there: 36 regions" in out
 

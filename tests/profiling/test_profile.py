@@ -195,7 +195,7 @@ def config_file(data, tmp_path):
 def test_the_command_tells_the_parts_and_writes_the_trace_and_not_the_run(monkeypatch, capsys, config_file, tmp_path):
     code, out, err = call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path / "profile", "--steps", 2)
     assert code == 0, err
-    for part in ("QKV", "FFN products", "optimiser", "roof", "of peak", "GFLOP/s", "2 steps of"):
+    for part in ("QKV", "FFN products", "optimiser", "bound by", "of peak", "GFLOP/s", "2 steps of"):
         assert part in out, part
     assert "trace.json: open it in https://ui.perfetto.dev" in err
     trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
