@@ -83,16 +83,13 @@ def scores(results: Mapping[str, Any], source: str, minutes: float) -> str:
 
 
 def times(results: Mapping[str, Any], source: str) -> str:
-    """Table of the seconds by stage."""
+    """Return the seconds by stage as a sentence."""
     seconds = {name: value for name, value in results["seconds"].items() if name != "wall"}
-    lines = [f"Measured: {source}; peak memory {results['peak_memory_gb']} GB.", "", "| stage | seconds |", "|---|---|"]
-    lines += [f"| {name} | {value:.0f} |" for name, value in seconds.items()]
-    work = format_seconds(sum(seconds.values()))
-    return "\n".join(
-        [
-            *lines,
-            f"| all, two at a time | {work} of work, {format_seconds(results['seconds']['wall'])} of wall-clock time |",
-        ]
+    stages = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+    work, wall = format_seconds(sum(seconds.values())), format_seconds(results["seconds"]["wall"])
+    return (
+        f"Measured: {source}; peak memory {results['peak_memory_gb']} GB. Seconds by stage: {stages}. "
+        f"Together {work} of work, done in {wall}, two stages at a time."
     )
 
 

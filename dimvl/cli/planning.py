@@ -1,4 +1,4 @@
-"""Planning: what a run will take."""
+"""The `plan` command: a run's memory, compute and I/O, estimated."""
 
 import json
 from typing import Annotated
@@ -12,25 +12,25 @@ from dimvl.cli.app import AsJson, Config, Overrides, app
 def plan(
     config: Config,
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs, one rank each.")] = 1,
-    gpu_memory: Annotated[float, typer.Option(help="GB (10^9 bytes) of one GPU.")] = 80.0,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, one rank each.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="Memory of one GPU, in GB (10^9 bytes).")] = 80.0,
     peak: Annotated[
-        float | None, typer.Option(help="TFLOP/s of one GPU at the run's precision; by default those of an H100.")
+        float | None, typer.Option(help="Peak TFLOP/s of one GPU at the run's precision; by default an H100's.")
     ] = None,
-    utilisation: Annotated[float, typer.Option(help="Share of the peak that is reached, as measured on one.")] = 0.33,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.33,
     network: Annotated[
         float | None,
-        typer.Option(help="GB/s of rings, as nccl-tests' bus bandwidth; by default 450 up to 8 GPUs, else 400."),
+        typer.Option(help="Bus bandwidth in GB/s, as nccl-tests reports it; by default 450 up to 8 GPUs, else 400."),
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Images, where the store is not there.")] = None,
-    words: Annotated[float | None, typer.Option(min=1, help="Mean word pieces of a text, where there is none.")] = None,
-    texts: Annotated[float | None, typer.Option(min=1, help="Mean texts of an image, where there is none.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Number of images; by default the store's.")] = None,
+    words: Annotated[float | None, typer.Option(min=1, help="Mean word pieces per text, if not yet tokenised.")] = None,
+    texts: Annotated[float | None, typer.Option(min=1, help="Mean texts per image, if not yet tokenised.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a run will take, before it runs.
+    """Estimate a run's memory, compute and I/O.
 
-    Parameters, memory by ZeRO stage, arithmetic and time of a step, and what the region store must deliver, from the
-    configuration alone; what is not there is assumed and told.
+    Prints parameters, memory by ZeRO stage, operations and time of a step, and the rate at which the region store must
+    be read. Needs only the configuration: data that does not exist yet is assumed, and each assumption is printed.
 
     Example: dimvl plan pretrain.yaml --gpus 8 --gpu-memory 80 --images 3000000 training.rows_per_step=65536
     """

@@ -1,4 +1,4 @@
-"""Profiling: where the time of a run goes."""
+"""The `profile` command: where the time of a training step goes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import typer
 from dimvl.cli.app import AsJson, Config, Overrides, Threads, app
 from dimvl.progress import progress
 
-WIDTH = 110  # of the table where there is no terminal
+WIDTH = 110  # of the table when stdout is not a terminal
 
 
 @app.command("profile")
@@ -20,17 +20,17 @@ def profile_command(
     config: Config,
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to profile.")] = 5,
-    warmup: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 2,
+    warmup: Annotated[int, typer.Option(min=1, help="Warm-up steps before them.")] = 2,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for trace.json and profile.json; by default a new temporary one.")
+        Path | None, typer.Option(help="Folder for trace.json and profile.json; by default a temporary one.")
     ] = None,
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Tell where the time of a training step goes.
+    """Show where the time of a training step goes.
 
-    A few real steps of a pretraining or fine-tuning configuration, under torch's profiler; the folder of the run is
-    left alone. trace.json is for https://ui.perfetto.dev or chrome://tracing.
+    Runs a few real steps of a pretraining or fine-tuning configuration under torch's profiler, without touching the
+    run's folder. Open trace.json in https://ui.perfetto.dev or chrome://tracing.
 
     Example: dimvl profile pretrain.yaml --steps 10 training.precision=bf16
     """
@@ -42,7 +42,7 @@ def profile_command(
     from dimvl.profiling.table import as_values, table, title
     from dimvl.tasks import load_config
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library tells that it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages when the profiler starts and stops
     loaded = load_config(config, [*(overrides or []), *([f"training.threads={threads}"] if threads else [])])
     folder = out or Path(tempfile.gettempdir()) / f"dimvl-profile-{os.getpid()}"
     with progress("steps") as show:

@@ -11,23 +11,23 @@ from dimvl.profiling.measure import Part, Profile
 
 
 def title(profile: Profile) -> Iterator[str]:
-    """Lines that stand above the table."""
-    where = f"{profile.device}, {profile.threads} threads" if profile.device == "cpu" else profile.device
+    """Yield the lines above the table."""
+    where = f"cpu (threads: {profile.threads})" if profile.device == "cpu" else profile.device
     yield (
         f"{profile.steps} steps of {profile.examples:,.0f} examples and {profile.rows:,.0f} rows; "
-        f"{profile.precision} on {where}: {profile.seconds * 1e3:,.1f} ms a step "
-        f"({profile.processor_seconds * 1e3:,.1f} of processor time), data wait "
+        f"{profile.precision} on {where}: {profile.seconds * 1e3:,.1f} ms per step "
+        f"({profile.processor_seconds * 1e3:,.1f} of CPU time), data wait "
         f"{profile.data_wait / profile.seconds:.0%}, memory {profile.memory_gb:.1f} GB"
     )
     yield (
-        f"{profile.flops / 1e9:,.1f} GFLOP a step, {profile.flops / profile.seconds / 1e9:,.0f} GFLOP/s: "
-        f"{profile.utilisation:.0%} of the {profile.peak / 1e9:,.0f} GFLOP/s that products alone reach; "
+        f"{profile.flops / 1e9:,.1f} GFLOP per step, {profile.flops / profile.seconds / 1e9:,.0f} GFLOP/s: "
+        f"{profile.utilisation:.0%} of the {profile.peak / 1e9:,.0f} GFLOP/s that matrix products alone reach; "
         f"a copy moves {profile.copy_rate / 1e9:,.0f} GB/s"
     )
 
 
 def table(profile: Profile) -> Table:
-    """A row for each part."""
+    """Build the table, one row per part."""
     result = Table(box=SIMPLE_HEAD, show_footer=True)
     whole = sum(part.seconds for part in profile.parts)
     result.add_column("part", footer="all")
@@ -42,7 +42,7 @@ def table(profile: Profile) -> Table:
         result.add_column(name, foot, justify="right", no_wrap=True)
     for name in ("GFLOP/s", "of peak"):
         result.add_column(name, justify="right", no_wrap=True)
-    result.add_column("roof")
+    result.add_column("bound by")
     for part in profile.parts:
         result.add_row(part.name, f"{part.seconds / whole:.1%}", *_cells(part, profile.peak), part.roof)
     return result
@@ -65,7 +65,7 @@ def _ms(seconds: float) -> str:
 
 
 def as_values(profile: Profile) -> dict[str, Any]:
-    """Everything in a profile as plain values: seconds, operations, bytes; of parts in an average step."""
+    """Convert a profile to plain values in seconds, operations and bytes; those of a part are per average step."""
     values = asdict(profile) | {"utilisation": profile.utilisation}
     values["parts"] = [asdict(part) | {"seconds": part.seconds} for part in profile.parts]
     return values

@@ -1,12 +1,12 @@
-"""Events of torch's profiler to time by part.
+"""Time by part of the step, from the events of torch's profiler.
 
-On a CPU every moment of the marked steps belongs to the innermost event that runs, so the parts sum to the steps by
-construction. On CUDA the kernels' own time counts, each for the operation that launched it, and the rest of the steps'
-time is idle.
+On a CPU every moment of the marked steps belongs to the innermost running event, so the parts sum to the steps by
+construction. On CUDA the time of kernels counts, each for the operation that launched it; the rest of the steps is idle
+time.
 
-A part is the innermost mark around an event. Backward operations run outside all marks: autograd numbers what it will
-have to do (sequence numbers, per thread), and what differentiates an operation belongs to the part of that operation.
-Sums of gradients over micro-batches and for shared weights belong to none.
+An event belongs to the part of the innermost mark around it. Backward operations run outside all marks. Autograd gives
+each differentiable operation a sequence number, unique per thread, which its backward operation carries too; so the
+latter belongs to the part of the former. Summing gradients, over micro-batches or for shared weights, belongs to none.
 """
 
 from collections import defaultdict
@@ -17,31 +17,31 @@ from typing import Any
 from dimvl.profiling.scopes import BACKWARD, MARK, OPTIMISER, STEP, SUMS
 
 NODE = "autograd::engine::evaluate_function: "
-OWN_MARKS = ("Optimizer.step#", "Optimizer.zero_grad#")  # of torch
+OWN_MARKS = ("Optimizer.step#", "Optimizer.zero_grad#")  # set by torch
 
 
 @dataclass
 class Seconds:
-    """Time of a part; of backward, what is computed again for the gradient too."""
+    """Seconds of a part; `backward` includes recomputation for the gradient."""
 
     forward: float = 0.0
     backward: float = 0.0
 
     @property
     def total(self) -> float:
-        """Of both."""
+        """Forward and backward."""
         return self.forward + self.backward
 
 
-Place = tuple[str | None, bool]  # part, None outside all steps, and whether it is of the backward pass
+Place = tuple[str | None, bool]  # part (None outside all steps), and whether in the backward pass
 
 
 def seconds_by_part(events: Iterable[Any], cuda: bool) -> dict[str, Seconds]:
-    """Give the time of profiled steps to parts.
+    """Assign the time of the profiled steps to parts.
 
     Args:
-        events: of `torch.profiler.profile.events()`.
-        cuda: count the time of kernels instead of the processor's.
+        events: the result of `torch.profiler.profile.events()`.
+        cuda: count GPU kernels instead of CPU time.
 
     """
     every = list(events)
@@ -55,7 +55,7 @@ def seconds_by_part(events: Iterable[Any], cuda: bool) -> dict[str, Seconds]:
             parts[part].backward += spent
         else:
             parts[part].forward += spent
-    if cuda:  # what no operation has launched, such as kernels of a graph
+    if cuda:  # kernels that no operation launched, such as those of a graph
         known = sum(seconds.total for seconds in parts.values())
         kernels = [event for event in every if event.device_type.name == "CUDA" and not event.is_user_annotation]
         parts[STEP].forward += max(0.0, sum(event.time_range.elapsed_us() for event in kernels) / 1e6 - known)
@@ -63,18 +63,18 @@ def seconds_by_part(events: Iterable[Any], cuda: bool) -> dict[str, Seconds]:
 
 
 def _kernel_seconds(event: Any) -> float:
-    """Time of the kernels that an operation launched; a mark launches none, and lists those of others."""
+    """Seconds of the kernels that an operation launched; a mark lists kernels but launches none."""
     return 0.0 if event.is_user_annotation else sum(kernel.duration for kernel in event.kernels) / 1e6
 
 
 def _places(events: list[Any]) -> list[Place]:
-    """Place of each event on the processor."""
+    """Place of each CPU event."""
     forward: dict[int, Place] = {}
     made: dict[tuple[int, int], str | None] = {}
     for event in sorted(events, key=lambda event: event.time_range.start):
         part, backward = _place(event, forward, {})
         if event.sequence_nr >= 0 and not event.name.startswith(NODE) and not backward:
-            made[event.thread, event.sequence_nr] = part  # of all that see a number the last one uses it
+            made[event.thread, event.sequence_nr] = part  # several events may see a number; the last one uses it
     places: dict[int, Place] = {}
     return [_place(event, places, made) for event in events]
 

@@ -1,4 +1,4 @@
-"""Counted bytes against what autograd really keeps: unique storages that are saved for the backward pass."""
+"""Planned bytes equal those of the storages that autograd keeps for the backward pass."""
 
 import dataclasses
 import itertools
@@ -68,7 +68,7 @@ def test_activations_are_what_autograd_keeps(data, tmp_path, arithmetic, name, s
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", ["pretrain", "vqa"])
-def test_a_batch_takes_the_bytes_of_its_tensors(tmp_path, name, dtype):
+def test_the_planned_bytes_of_a_batch_are_those_of_its_tensors(tmp_path, name, dtype):
     data = make_data(tmp_path / "data", 24, empty=3, feature_dtype=dtype)
     task, batch = build(data, tmp_path, name)
     held = sum(tensor.nbytes for tensor in tensors_of(batch))
@@ -86,7 +86,7 @@ def test_a_batch_takes_the_bytes_of_its_tensors(tmp_path, name, dtype):
         *(("bf16", stage, bytes_) for stage, bytes_ in enumerate((20, 14, 10.13, 9.5))),
     ],
 )
-def test_what_a_weight_takes_on_two_ranks_is_what_was_measured(precision, stage, measured):
+def test_planned_bytes_per_weight_on_two_ranks_are_those_measured(precision, stage, measured):
     weights = 2**20
     arithmetic = arithmetic_of(precision, stage)
     states = zero_state_bytes(weights, weights, 0, arithmetic=arithmetic, stage=stage, ranks=2, bucket=weights // 8)
@@ -97,7 +97,7 @@ def test_what_a_weight_takes_on_two_ranks_is_what_was_measured(precision, stage,
     assert total / weights == pytest.approx(measured, rel=0.03)
 
 
-def test_what_muon_trains_has_one_moment(data, tmp_path):
+def test_weights_that_muon_trains_have_one_moment(data, tmp_path):
     task, batch = build(data, tmp_path)
     muon = [p for name, p in task.model.named_parameters() if name.startswith("encoder.") and p.ndim > 1]
     total = sum(p.numel() for p in task.model.parameters())

@@ -1,4 +1,4 @@
-"""Plans against the runs that they are of, and against figures that were counted elsewhere."""
+"""Plans equal real runs, and figures counted elsewhere."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
-def test_the_planned_model_is_that_of_the_run(data, tmp_path, task, split):
+def test_a_planned_model_equals_that_of_the_run(data, tmp_path, task, split):
     config = make_config(data, tmp_path / "run", task, model={"split": split}, training={"steps": 1})
     run = run_training(config)
     trained = load_model(run).model
@@ -48,7 +48,7 @@ def test_the_planned_model_is_that_of_the_run(data, tmp_path, task, split):
 
 
 @pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
-def test_before_the_run_only_what_the_texts_decide_is_assumed(data, tmp_path, task):
+def test_before_a_run_only_facts_about_its_texts_are_assumed(data, tmp_path, task):
     config = make_config(data, tmp_path / "run", task)
     before = gather(config, DataOverrides())
     assert all("tokeni" in sentence for sentence in before.assumed) and before.assumed
@@ -91,7 +91,7 @@ def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(data, tmp_pa
     assert planned.per_image == pytest.approx(examples / len(batches) / facts.images)
 
 
-def test_a_planned_step_takes_the_operations_of_real_steps(data, tmp_path):
+def test_a_planned_step_has_the_operations_of_real_steps(data, tmp_path):
     config = make_config(data, tmp_path / "run", inputs={"tag_tokens": 0}, training={"rows_per_step": 400})
     run_training(config)
     model = meta_model(config, gather(config, DataOverrides()))
@@ -121,7 +121,7 @@ def total(model, work):
 
 
 @pytest.mark.parametrize(("regions", "tokens", "gflop"), [(100, 36, 73.4), (36, 20, 29.8), (40, 14, 28.7)])
-def test_a_sample_of_base_size_takes_the_operations_that_were_counted_by_hand(regions, tokens, gflop):
+def test_an_example_of_base_size_has_the_operations_counted_by_hand(regions, tokens, gflop):
     work = example_work(
         regions=regions,
         context=0,
@@ -135,14 +135,14 @@ def test_a_sample_of_base_size_takes_the_operations_that_were_counted_by_hand(re
 
 
 @pytest.mark.parametrize(("regions", "words", "ratio"), [(100, 0.5, 3.3), (100, 1, 3.1), (40, 0.5, 2.4), (40, 1, 2.2)])
-def test_five_captions_behind_one_prefix_save_what_was_counted_by_hand(regions, words, ratio):
+def test_five_captions_after_one_prefix_save_the_operations_counted_by_hand(regions, words, ratio):
     sizes = {"regions": regions, "context": 0, "text_rows": 14, "shared_prefix": True}
     together = example_work(**sizes, texts=5, word_head=5 * 14 * words)
     pairs = example_work(**sizes, texts=1, word_head=14 * words) * 5
     assert total(base_model(), pairs) / total(base_model(), together) == pytest.approx(ratio, abs=0.06)
 
 
-def test_what_a_rank_sends_by_stage():
+def test_bytes_that_a_rank_sends_at_each_stage():
     sent = {stage: sent_bytes(1000, 2, stage, micro_batches=4, ranks=8) for stage in range(4)}
     assert sent == {0: 8 * 875, 1: 10 * 875, 2: 34 * 875, 3: 32 * 875}
     assert sent_bytes(1000, 2, 3, micro_batches=4, ranks=1) == 0
@@ -179,7 +179,7 @@ def test_more_gpus_share_the_step_and_the_memory(config_file):
     )
 
 
-def test_the_lowest_stage_that_fits_is_told(config_file):
+def test_the_lowest_stage_that_fits_is_reported(config_file):
     large = ("model.layers=48", "model.width=2048", "model.inner_width=8192", "model.heads=16")
     sizes = [memory.total / 1e9 for memory in planned(config_file, *large).memory]
     assert sizes == sorted(sizes, reverse=True)
@@ -206,7 +206,7 @@ def test_the_bucket_of_the_configuration_is_counted(config_file):
     assert planned(config_file, small).memory[2].buffers == 2e6
 
 
-def test_what_is_given_takes_the_place_of_what_is_assumed(config_file):
+def test_given_values_replace_assumed_ones(config_file):
     plain, given = planned(config_file), planned(config_file, given=DataOverrides(images=3_000_000, words=20, texts=5))
     assert plain.epochs is None and plain.store_bytes is None
     assert given.epochs == pytest.approx(1000 * given.step.examples / 3_000_000)
@@ -225,15 +225,15 @@ def test_a_frozen_part_has_no_gradients_and_no_optimizer_state(config_file):
 # --- the command
 
 
-def test_the_command_tells_what_fits_what_is_assumed_and_the_formulae(monkeypatch, capsys, config_file):
+def test_the_command_prints_what_fits_the_assumptions_and_the_formulae(monkeypatch, capsys, config_file):
     code, out, _ = call(monkeypatch, capsys, "plan", config_file, "--gpus", 8, "--images", 3000000)
     assert code == 0
-    for part in ("parameters: 136.0 M", "ZeRO 3", "fits in 80 GB", "GB/s a GPU", "epochs of 3,000,000", "assumed:"):
+    for part in ("parameters: 136.0 M", "ZeRO 3", "fits in 80 GB", "GB/s per GPU", "epochs of 3,000,000", "assumed:"):
         assert part in out, part
     assert "formulae:" in out and "none does not exist: 36 regions" in out
 
 
-def test_as_json_it_has_the_same_numbers(monkeypatch, capsys, config_file):
+def test_json_output_has_the_numbers_of_the_plan(monkeypatch, capsys, config_file):
     code, out, _ = call(monkeypatch, capsys, "plan", config_file, "--gpus", 8, "--json", "training.rows_per_step=32768")
     values, plan = json.loads(out), planned(config_file, "training.rows_per_step=32768")
     assert code == 0 and values["flops_per_step"] == plan.flops_per_step
@@ -279,7 +279,7 @@ def test_self_critical_training_is_refused_by_name(data, tmp_path):
         make_plan(config, Cluster(gpus=1))
 
 
-def test_a_damaged_store_is_told_and_not_assumed_away(data, tmp_path):
+def test_a_damaged_store_is_an_error_and_not_assumed_away(data, tmp_path):
     copied = tmp_path / "regions"
     shutil.copytree(data.regions, copied)
     (copied / "manifest.json").write_text("{")
@@ -288,7 +288,7 @@ def test_a_damaged_store_is_told_and_not_assumed_away(data, tmp_path):
         make_plan(config, Cluster(gpus=1))
 
 
-def test_a_step_holds_the_budget_in_the_sampler_s_own_counting():
+def test_a_planned_step_fills_the_row_budget_as_the_sampler_counts_it():
     config = PretrainConfig(output="o", regions="r", captions="c", training={"steps": 1, "rows_per_step": 10_000})
     example = average_example(config, DataFacts(regions=36.0, texts=TextFacts(12.0, 40.0, 12.0, 1.0, 1.0, 13.0)))
     step = average_step(config.training, example, ranks=4)

@@ -1,4 +1,4 @@
-"""Profiles of real steps: the parts are all of the time, each is where the time was spent, and nothing else changes."""
+"""Profiles of real steps: parts sum to the whole, time is in the right part, and the run is not touched."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def parts_of(found):
 def test_the_parts_sum_to_the_time_of_the_steps(data, tmp_path, task, changes):
     config = make_config(data, tmp_path / "run", task, **changes)
     found = profile(config, tmp_path, steps=3, warmup=1)
-    # Between the steps there is nothing but the loop, and the profiler's own work as it starts.
+    # Only the loop and the start of the profiler run between steps.
     assert sum(part.seconds for part in found.parts) == pytest.approx(found.seconds, rel=0.05)
     names = [part.name for part in found.parts]
     assert names == [name for name in scopes.parts() if name in names]
@@ -83,7 +83,7 @@ def test_the_parts_sum_to_the_time_of_the_steps(data, tmp_path, task, changes):
         (lambda model: model.regions.norm, scopes.EMBEDDINGS),
     ],
 )
-def test_time_is_told_of_the_part_and_the_pass_that_it_is_spent_in(data, tmp_path, monkeypatch, place, part):
+def test_time_counts_for_the_part_and_the_pass_that_spend_it(data, tmp_path, monkeypatch, place, part):
     real = scopes.mark
 
     def with_slow_part(task, compiled):
@@ -100,7 +100,7 @@ def test_time_is_told_of_the_part_and_the_pass_that_it_is_spent_in(data, tmp_pat
     assert slow.forward > 0.029 and slow.backward > 0.059
 
 
-def test_slow_data_is_told_as_waiting(data, tmp_path, monkeypatch):
+def test_slow_data_counts_as_data_wait(data, tmp_path, monkeypatch):
     from dimvl.data.sampler import TrainingSteps
 
     real = TrainingSteps.__getitem__
@@ -114,7 +114,7 @@ def test_slow_data_is_told_as_waiting(data, tmp_path, monkeypatch):
     waiting = parts_of(found)[scopes.DATA]
     assert waiting.roof == "data" and waiting.forward >= 0.05
     assert found.data_wait == pytest.approx(waiting.forward, rel=0.05)
-    assert found.processor_seconds < found.seconds - 0.05, "a process that sleeps takes no processor"
+    assert found.processor_seconds < found.seconds - 0.05, "a sleeping process uses no CPU time"
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -133,7 +133,7 @@ def test_the_operations_of_the_parts_are_those_of_the_batches(data, tmp_path, re
     assert found.utilisation == found.flops / found.seconds / found.peak
 
 
-def test_the_roof_of_products_is_arithmetic_or_memory_as_the_device_has_it(data, tmp_path, monkeypatch):
+def test_products_are_bound_by_compute_or_memory_depending_on_the_device(data, tmp_path, monkeypatch):
     monkeypatch.setattr("dimvl.profiling.measure.matmul_rate", lambda device, precision: 1e11)
     config = make_config(data, tmp_path / "run", model={"width": 64, "inner_width": 512})
     for copied, roof in ((1e12, "compute"), (1e6, "memory")):
@@ -143,7 +143,7 @@ def test_the_roof_of_products_is_arithmetic_or_memory_as_the_device_has_it(data,
         assert parts[scopes.NORMS].roof == parts[scopes.OPTIMISER].roof == "memory"
 
 
-def test_the_bytes_of_a_product_are_those_of_its_precision(data, tmp_path, monkeypatch):
+def test_the_bytes_of_a_product_depend_on_its_precision(data, tmp_path, monkeypatch):
     monkeypatch.setattr("dimvl.profiling.measure.matmul_rate", lambda device, precision: 12.0)
     monkeypatch.setattr("dimvl.profiling.measure.copy_rate", lambda device: 1.0)  # 7 to 10 operations a byte in fp32
     for precision, roof in (("fp32", "memory"), ("bf16", "compute")):
@@ -152,7 +152,7 @@ def test_the_bytes_of_a_product_are_those_of_its_precision(data, tmp_path, monke
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at what it compiles
-def test_a_compiled_run_tells_what_follows_attention_as_one_part(data, tmp_path, monkeypatch):
+def test_in_a_compiled_run_all_that_follows_attention_is_one_part(data, tmp_path, monkeypatch):
     from dimvl.model.encoder import Encoder
 
     real = Encoder.compile_blocks
@@ -167,7 +167,7 @@ def test_a_compiled_run_tells_what_follows_attention_as_one_part(data, tmp_path,
 # --- the command
 
 
-def test_a_row_of_the_table_tells_both_passes_and_the_rate_over_both():
+def test_a_row_of_the_table_shows_both_passes_and_their_common_rate():
     seen = {"forward": 0.1, "backward": 0.3}
     parts = (
         Part(name="QKV", **seen, flops=2e9, roof="compute"),
@@ -193,10 +193,10 @@ def config_file(data, tmp_path):
     return path
 
 
-def test_the_command_tells_the_parts_and_writes_the_trace_and_not_the_run(monkeypatch, capsys, config_file, tmp_path):
+def test_the_command_prints_the_parts_and_writes_the_trace_but_no_run(monkeypatch, capsys, config_file, tmp_path):
     code, out, err = call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path / "profile", "--steps", 2)
     assert code == 0, err
-    for part in ("QKV", "FFN products", "optimiser", "roof", "of peak", "GFLOP/s", "2 steps of"):
+    for part in ("QKV", "FFN products", "optimiser", "bound by", "of peak", "GFLOP/s", "2 steps of"):
         assert part in out, part
     assert "trace.json: open it in https://ui.perfetto.dev" in err
     trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
@@ -206,12 +206,12 @@ def test_the_command_tells_the_parts_and_writes_the_trace_and_not_the_run(monkey
     assert values["steps"] == 2 and {part["name"] for part in values["parts"]} >= {"QKV", "attention"}
 
 
-def test_as_json_it_prints_what_it_writes(monkeypatch, capsys, config_file, tmp_path):
+def test_json_output_equals_the_file_written(monkeypatch, capsys, config_file, tmp_path):
     code, out, _ = call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path / "profile", "--json")
     assert code == 0 and json.loads(out) == json.loads((tmp_path / "profile" / "profile.json").read_text())
 
 
-def test_a_run_that_is_there_is_left_as_it_is(monkeypatch, capsys, data, config_file, tmp_path):
+def test_an_existing_run_is_left_unchanged(monkeypatch, capsys, data, config_file, tmp_path):
     from dimvl.tasks import load_config
 
     run = run_training(load_config(config_file))
@@ -233,7 +233,7 @@ def test_a_mistake_is_one_sentence(monkeypatch, capsys, config_file, tmp_path, o
     assert code == 2 and not out and sentence in err and not (tmp_path / "profile").exists()
 
 
-def test_deepspeed_can_be_taken_out_of_a_configuration(monkeypatch, capsys, config_file, tmp_path):
+def test_a_configuration_is_profiled_once_deepspeed_is_removed(monkeypatch, capsys, config_file, tmp_path):
     with config_file.open("a") as file:
         file.write("deepspeed: {stage: 2}\n")
     assert call(monkeypatch, capsys, "profile", config_file, "--out", tmp_path, "--steps", 1)[0] == 2

@@ -1,4 +1,4 @@
-"""Events to parts, on events made by hand: what a GPU's profile looks like."""
+"""Time by part, computed from events made by hand that look like a GPU's profile."""
 
 from collections import namedtuple
 from types import SimpleNamespace
@@ -66,7 +66,7 @@ def microseconds(parts):
     return {name: (round(part.forward * 1e6), round(part.backward * 1e6)) for name, part in parts.items()}
 
 
-def test_on_a_gpu_the_kernels_count_for_the_part_that_launched_or_is_differentiated():
+def test_gpu_kernels_count_for_the_part_that_launched_them_or_is_differentiated():
     found = microseconds(seconds_by_part(mixed().all, cuda=True))
     assert {name: spent for name, spent in found.items() if any(spent)} == {
         "QKV": (110, 230),
@@ -77,7 +77,7 @@ def test_on_a_gpu_the_kernels_count_for_the_part_that_launched_or_is_differentia
     }
 
 
-def test_kernels_that_no_operation_launched_are_told_as_other():
+def test_kernels_that_no_operation_launched_count_as_other():
     events = mixed()
     known = 110 + 230 + 20 + 40 + 50 + 60 + 70
     events.add("kernel", spent=known + 500, kind="CUDA")
@@ -90,7 +90,7 @@ def test_on_a_cpu_each_moment_counts_for_the_innermost_mark():
     assert found["FFN products"] == (17, 0) and found["head: words"] == (21, 0) and found["other"] == (1, 0)
 
 
-def test_what_runs_again_inside_a_backward_node_is_backward_of_its_own_part():
+def test_recomputation_inside_a_backward_node_is_backward_time_of_its_own_part():
     events = Events()
     step = events.add(MARK + "other")
     first = events.add(MARK + "norms", step)
@@ -103,5 +103,5 @@ def test_what_runs_again_inside_a_backward_node_is_backward_of_its_own_part():
 
 
 @pytest.mark.parametrize("cuda", [False, True])
-def test_nothing_comes_of_no_events(cuda):
+def test_no_events_give_no_time(cuda):
     assert sum(part.total for part in seconds_by_part([], cuda).values()) == 0
