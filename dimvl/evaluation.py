@@ -17,7 +17,7 @@ from dimvl.data.annotations import describe_file
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, sha256, write_json
 from dimvl.regions.store import RegionStore
-from dimvl.tasks import task_of_model
+from dimvl.tasks import TASKS, Task, task_of_model
 from dimvl.tasks.task import Evaluation
 from dimvl.trained_model import TrainedModel
 
@@ -46,10 +46,10 @@ def evaluate(
         progress: called with (predictions made, predictions in total).
 
     Raises:
-        UserError: the task takes other files, or files, store and model do not fit together.
+        UserError: no task of the model takes these files, or files, store and model do not fit together.
 
     """
-    task = task_of_model(trained.processor)
+    task = _task_for(trained, given)
     if unknown := [name for name in given if name not in task.evaluation.model_fields]:
         wanted = [name for name, field in task.evaluation.model_fields.items() if field.is_required()]
         raise UserError(
@@ -64,6 +64,17 @@ def evaluate(
     everything = {**options.settings(), **(settings or {}), "device": str(trained.device)}
     write_evaluation(folder, found, describe_evaluation(model, trained, store, files, everything))
     return found
+
+
+def _task_for(trained: TrainedModel, given: Mapping[str, Any]) -> Task[Any]:
+    """Return the model's own task or, where that does not take what is given, another one that the model can do."""
+    own = task_of_model(trained.processor)
+    for task in (own, *TASKS.values()):
+        fields = task.evaluation.model_fields
+        required = {name for name, field in fields.items() if field.is_required()}
+        if required <= given.keys() <= fields.keys() and any(a.available(trained.processor) for a in task.abilities):
+            return task
+    return own
 
 
 def describe_evaluation(

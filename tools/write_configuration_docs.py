@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the configuration classes, so that the page cannot say anything else than they do.
+"""Write docs/configuration.md from the configuration classes, so that the page always agrees with them.
 
 python tools/write_configuration_docs.py
 """
@@ -21,8 +21,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
 # Configuration of a run
 
-This page is written by `tools/write_configuration_docs.py` from the classes in `dimvl/config/`; a test compares the
-two. Change the classes, then run the script.
+`tools/write_configuration_docs.py` writes this page from the configuration classes, and a test compares the two: change
+the classes, then run the script.
 
 `dimvl pretrain` and `dimvl finetune` take a YAML file, followed by overrides of the form `section.key=value`:
 
@@ -30,44 +30,48 @@ two. Change the classes, then run the script.
 dimvl pretrain pretrain.yaml training.steps=2000 model.split=[qkv,ffn]
 ```
 
-- `include: [other.yaml]` lays the file over others, whose paths are relative to the file itself; what the file says
-  wins, and overrides win over all. `configs/models/` has sections for four sizes of model to include.
-- Other paths are relative to the folder in which the command is called.
-- Every key is checked. An unknown one or a bad value ends in one sentence that names it, and in exit code 2.
-- `task` tells which kind of run a file describes; it has the keys of every run and its own.
-- The same command again goes on where the run stopped. A run's folder keeps its configuration, and another one is
-  refused there; only these keys may change between two calls:
-  {free}.
+- `include: [other.yaml]` reads other files first, relative to the file itself. The file takes precedence over what it
+  includes, and overrides take precedence over everything. `configs/models/` has four model sizes to include.
+- All other paths are relative to the current folder.
+- Every key is checked: an unknown key or a bad value is one sentence that names it, and exit code 2.
+- `task` selects the kind of run: a file has the keys of every run and those of its task.
+- The same command resumes a run. The folder of a run belongs to its configuration; only these keys may change when it
+  resumes: {free}.
 """
-
-HEADINGS = {"pretrain": "Pretraining", "vqa": "Fine-tuning to answer", "caption": "Fine-tuning to caption"}
 
 
 def page() -> str:
     """Return the whole page."""
     free = ", ".join(f"`{name}`" for name in sorted(FREE))
-    parts = [HEAD.format(free=free), _tables("Every run", "", RunConfig, {})]
-    for task, config in TASKS.items():
-        parts.append(_tables(f"{HEADINGS[task]} (`task: {task}`)", "", config, dict(RunConfig.model_fields)))
+    parts = [
+        HEAD.format(free=free),
+        _tables("Every run", "", RunConfig, {"validation": RunConfig.model_fields["validation"]}),
+    ]
+    for name, task in TASKS.items():
+        parts.append(_tables(f"{task.title} (`task: {name}`)", "", task.config, dict(RunConfig.model_fields)))
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _tables(heading: str, prefix: str, model: type[BaseModel], known: dict[str, FieldInfo], level: int = 2) -> str:
-    """Return the table of a section and those of the sections inside it, leaving out the keys of `known`."""
-    fields = {name: field for name, field in model.model_fields.items() if name not in known and name != "task"}
+    """Return the table of a section and those of the sections inside it, without keys that are the same in `known`."""
+    fields = {
+        name: field
+        for name, field in model.model_fields.items()
+        if name != "task" and (name not in known or known[name].annotation != field.annotation)
+    }
     sections = {name: section for name, field in fields.items() if (section := _section(field)) is not None}
     rows = [_row(prefix + name, field) for name, field in fields.items() if name not in sections]
     parts = [f"{'#' * level} {heading}", "", " ".join((model.__doc__ or "").split()), ""]
     if rows:
         parts += ["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""]
     for name, section in sections.items():
-        optional = "" if fields[name].default is not None else " (none by default)"
+        optional = "" if fields[name].default is not None else " (absent by default)"
         parts.append(_tables(f"`{prefix}{name}`{optional}", f"{prefix}{name}.", section, {}, level + 1))
     return "\n".join(parts)
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the section that a key holds, also one that may be left out; None for a plain value."""
+    """Return the section that a key holds, also an optional one; None for a plain value."""
     options = get_args(field.annotation) or (field.annotation,)
     found = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
     return found[0] if found else None
@@ -87,12 +91,12 @@ def _values(field: FieldInfo) -> str:
 
 
 def _takes_one(constraints: Sequence[Any]) -> bool:
-    """Whether one value stands for a list of one."""
+    """Whether a single value is taken for a list of one."""
     return any(isinstance(constraint, BeforeValidator) for constraint in constraints)
 
 
 def _kind(annotation: Any, takes_one: bool = False) -> str:
-    """Name what a value may be."""
+    """Describe the values that a key takes."""
     arguments = get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_kind(argument) for argument in arguments)

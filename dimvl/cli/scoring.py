@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from dimvl.cli.app import AsJson, Device, Threads, app, set_threads
-from dimvl.config import parse_overrides
 from dimvl.errors import UserError
 from dimvl.files import check_writable
 from dimvl.progress import progress
@@ -50,6 +49,8 @@ def evaluate(
 
     Example: dimvl evaluate runs/vqa --regions data/regions --questions questions.json --annotations annotations.json
     """
+    from dimvl.config import parse_overrides
+
     options: dict[str, Any] = {"questions": questions, "annotations": annotations, "captions": captions}
     options |= {"split": split, "worlds": worlds, "beams": beams}
     given = parse_overrides(values or []) | {name: value for name, value in options.items() if value is not None}

@@ -139,7 +139,11 @@ def test_an_empty_caption_is_one_sentence_that_names_it(run: Run, config: Path, 
 def test_a_run_of_another_configuration_is_left_as_it_is(run: Run, config: Path, tmp_path: Path) -> None:
     assert run("pretrain", config).code == 0
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
-    refused(run("pretrain", config, "seed=99"), "holds a run with another seed", "give another output folder")
+    refused(
+        run("pretrain", config, "seed=99"),
+        "holds a run with another seed",
+        "give another output, or remove this folder",
+    )
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
 
 
@@ -214,7 +218,7 @@ def test_a_device_that_does_not_exist_is_refused(run: Run, picture: Path, model:
 def test_a_store_of_another_extractor_is_one_sentence(run: Run, model: Path, tmp_path: Path, data: TinyData) -> None:
     store = make_store(tmp_path / "other")
     result = run("evaluate", model, "--regions", store, "--questions", data.questions)
-    refused(result, "was made by fake", "trained with tiny", "extract the pictures again")
+    refused(result, "was made by fake", "trained with tiny", "extract the images again")
 
 
 def test_a_folder_that_is_no_store_and_one_that_is_no_model_are_one_sentence(

@@ -81,7 +81,7 @@ def test_captions_are_scored_without_a_model(run: Run, tmp_path: Path, data: Tin
     assert code == 0 and (scores["count"], scores["references"]) == (6, 12)
     assert scores["official"]["Bleu_1"] == pytest.approx(1) and set(scores["left_out"]) == {"METEOR", "SPICE"}
     code, out, err = run(*files, "--tokenised")
-    assert code == 0 and "ROUGE_L: 1.0000" in out and "METEOR is left out: Java is not on PATH" in err
+    assert code == 0 and "ROUGE_L: 1.0000" in out and "METEOR is missing: Java is not on PATH" in err
     code, out, err = run(*files)
     assert (code, out) == (2, "") and err.startswith("error: Java is not on PATH") and len(err.splitlines()) == 1
 

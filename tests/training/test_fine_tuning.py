@@ -138,8 +138,8 @@ def test_the_size_of_micro_batches_changes_self_critical_training_only_by_roundi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"smoothing": 0.1}, "take smoothing and drop_worst out"),
-        ({"drop_worst": {"after": 1, "share": 0.5}}, "take smoothing and drop_worst out"),
+        ({"smoothing": 0.1}, "remove smoothing and drop_worst"),
+        ({"drop_worst": {"after": 1, "share": 0.5}}, "remove smoothing and drop_worst"),
         ({"model": {"dropout": 0.1}}, r"set model\.dropout to 0"),
         ({"seq2seq": {"variant": "masked"}}, "'causal' only"),
         ({"initial": None}, "name its run as initial"),

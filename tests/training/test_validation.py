@@ -19,6 +19,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.prediction import answer_questions
 from dimvl.tasks.captioning import DropWorstConfig
 from dimvl.tasks.captioning.prediction import caption_images
+from dimvl.tasks.task import ValidationScore
 from dimvl.trained_model import load_model
 from dimvl.training import run as run_module
 from dimvl.training.early_stopping import Best, Validation
@@ -61,7 +62,7 @@ def checkpoints(run):
 def scripted(monkeypatch, scores, every=1, patience=0):
     """Give the scores one after the other, whatever the weights are."""
     left = iter(scores)
-    validation = Validation(lambda: next(left), every, patience)
+    validation = Validation(lambda: ValidationScore(next(left)), every, patience)
     monkeypatch.setattr(run_module, "build_validation", lambda *_: validation)
 
 
@@ -250,7 +251,7 @@ def test_a_subset_has_the_size_that_is_asked_for_and_its_seed_decides_which(data
         asked.append([question.question_id for question in questions])
         return vqa_accuracy(answers, questions)
 
-    monkeypatch.setattr("dimvl.training.validation.vqa_accuracy", note)
+    monkeypatch.setattr("dimvl.tasks.answering.prediction.vqa_accuracy", note)
     for number, seed in enumerate((0, 0, 1)):
         run_training(vqa_config(data, tmp_path / str(number), {"steps": 2}, subset=5, seed=seed))
     assert asked[0] == asked[1] != asked[2] and all(len(set(questions)) == 5 for questions in asked)
@@ -286,7 +287,7 @@ def test_questions_without_answers_are_told(data, tmp_path):
 
 
 def test_cider_d_of_one_image_is_told(data, tmp_path):
-    with pytest.raises(UserError, match="take more images"):
+    with pytest.raises(UserError, match="use more images"):
         run_training(caption_config(data, tmp_path, subset=1))
 
 
@@ -307,7 +308,7 @@ def test_endings_that_something_has_to_follow_are_bad():
 
 
 def test_a_folder_in_which_nothing_was_trained_for_a_mistake_takes_the_mended_configuration(data, tmp_path):
-    with pytest.raises(UserError, match="take more images"):
+    with pytest.raises(UserError, match="use more images"):
         run_training(caption_config(data, tmp_path, subset=1))
     assert not (tmp_path / "run.json").exists() and not (tmp_path / "tokenizer.json").exists()
     assert len(validations(run_training(caption_config(data, tmp_path, {"steps": 2}, subset=2)))) == 1
