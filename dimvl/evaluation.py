@@ -50,12 +50,15 @@ def evaluate(
 
     """
     task = _task_for(trained, given)
-    if unknown := [name for name in given if name not in task.evaluation.model_fields]:
-        wanted = [name for name, field in task.evaluation.model_fields.items() if field.is_required()]
+    fields = task.evaluation.model_fields
+    required = [name for name, field in fields.items() if field.is_required()]
+    if unknown := [name for name in given if name not in fields]:
         raise UserError(
             f"--{unknown[0]} {given[unknown[0]]} is not for a model of task {task.name!r}, such as {model}; "
-            f"give --{' and --'.join(wanted)}"
+            f"give --{' and --'.join(required)}"
         )
+    if missing := [name for name in required if name not in given]:
+        raise UserError(f"nothing says what to predict for; give --{missing[0]}")
     options = validate(task.evaluation, dict(given), f"evaluation of {model}")
     found = task.evaluate(trained, store, options, progress)
     write_predictions(folder, found)

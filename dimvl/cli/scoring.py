@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from dimvl.cli.app import AsJson, Device, Threads, app, set_threads
-from dimvl.errors import UserError
 from dimvl.files import check_writable
 from dimvl.progress import progress
 
@@ -54,8 +53,6 @@ def evaluate(
     options: dict[str, Any] = {"questions": questions, "annotations": annotations, "captions": captions}
     options |= {"split": split, "worlds": worlds, "beams": beams}
     given = parse_overrides(values or []) | {name: value for name, value in options.items() if value is not None}
-    if not given:
-        raise UserError("nothing says what to predict for; give --questions or --captions")
     from dimvl import evaluation
     from dimvl.regions.store import RegionStore
     from dimvl.trained_model import choose_device, load_model

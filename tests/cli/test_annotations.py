@@ -31,7 +31,7 @@ def no_official_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(*_: object) -> None:
         raise UserError("not here")
 
-    monkeypatch.setattr("dimvl.evaluation.caption_scores", unavailable)
+    monkeypatch.setattr("dimvl.tasks.captioning.prediction.caption_scores", unavailable)
 
 
 @pytest.fixture

@@ -214,25 +214,13 @@ def test_evaluate_writes_the_official_formats_and_the_scores(
     captions = json.loads((tmp_path / "captions" / "predictions.json").read_text())
     assert {record["image_id"] for record in captions} == set(range(1, 7))
     assert "Java" in json.loads((tmp_path / "captions" / "scores.json").read_text())["left_out"]["official"]
-    refused(run("evaluate", tmp_path / "runs" / "caption", *place), "give --questions or --captions")
-    refused(
-        run("evaluate", tmp_path / "runs" / "caption", *place, *files),
-        "--questions",
-        "is not for a model of task 'caption'",
-        "give --captions",
-    )
+    caption = ("evaluate", tmp_path / "runs" / "caption", *place)
+    refused(run(*caption), "nothing says what to predict for; give --captions")
+    refused(run(*caption, *files), "--questions", "is not for a model of task 'caption'", "give --captions")
     both = ("--captions", data.captions, "--annotations", data.annotations)
-    refused(
-        run("evaluate", tmp_path / "runs" / "caption", *place, *both),
-        "--annotations",
-        "is not for a model of task 'caption'",
-    )
-    worlds = ("--worlds", data.captions)
-    refused(
-        run("evaluate", tmp_path / "runs" / "vqa", *place, *files, *worlds),
-        "--worlds",
-        "is not for a model of task 'vqa'",
-    )
+    refused(run(*caption, *both), "--annotations", "is not for a model of task 'caption'")
+    worlds = ("evaluate", tmp_path / "runs" / "vqa", *place, *files, "--worlds", data.captions)
+    refused(run(*worlds), "--worlds", "is not for a model of task 'vqa'")
     out = ("--out", data.captions / "here")
     refused(run("evaluate", tmp_path / "runs" / "vqa", *place, *files, *out), "cannot write", "is no folder")
 
