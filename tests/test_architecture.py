@@ -1,9 +1,12 @@
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from dimvl.model.heads import HEADS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dimvl"
@@ -84,6 +87,23 @@ def test_no_part_of_a_finished_model_imports_the_training_code():
             if parts[0] == "dimvl" and file.exists() and file not in seen:
                 todo.append(file)
     assert len(seen) > 10 and not NOT_FOR_PREDICTION & {room_of(path) for path in seen}
+
+
+TASK_NAMES = re.compile(r"""isinstance\(config\b|(?:\btask|\.task|\.name)\s*[!=]=\s*["']|\.task\s+(?:not\s+)?in\b""")
+
+
+def test_only_the_rooms_of_the_tasks_ask_which_task_a_run_has():
+    for path in FILES:
+        if room_of(path) != "tasks":
+            found = TASK_NAMES.findall(path.read_text(encoding="utf-8"))
+            assert not found, f"{path}: {found}; ask the interface of the task instead"
+
+
+def test_one_table_names_the_heads():
+    for path in FILES:
+        if path != PACKAGE / "model" / "heads.py":
+            heads = set(re.findall(r"[\"'](word_head|object_head|match_head|answer_head)[\"']", path.read_text()))
+            assert len(heads) < len(HEADS), f"{path} has a table of heads of its own"
 
 
 def test_nothing_is_unpickled():
