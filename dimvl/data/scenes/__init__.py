@@ -1,15 +1,15 @@
-"""Synthetic scenes: pictures, boxes, captions and questions from a seed, written as real annotation files are.
+"""Synthetic scenes: images, boxes, captions and questions from a seed, written in real annotation formats.
 
-A seed becomes a `World` (world.py); from it come the picture (render.py), captions (language.py) and questions
-(questions.py), and write.py puts them on disk. Captions can be read back into facts and judged (facts.py, scores.py),
-and changed by one word into false ones (word_changes.py).
+A seed becomes a `World` (world.py), from which image (render.py), captions (language.py) and questions (questions.py)
+are made; write.py saves them. Captions can be parsed into facts and judged (facts.py, scores.py), or made false by
+changing one word (word_changes.py).
 """
 
-from dimvl.data.scenes.facts import Fact, judge
+from dimvl.data.scenes.facts import judge
 from dimvl.data.scenes.language import is_true, parse_caption, sample_captions
-from dimvl.data.scenes.questions import KINDS, Question, sample_questions
+from dimvl.data.scenes.questions import KINDS, sample_questions
 from dimvl.data.scenes.render import render
-from dimvl.data.scenes.scores import CaptionScores, score_captions
+from dimvl.data.scenes.scores import score_captions
 from dimvl.data.scenes.word_changes import WORD_CATEGORIES, changed_caption, word_change_pairs
 from dimvl.data.scenes.world import (
     COLOURS,
@@ -34,9 +34,6 @@ __all__ = [
     "SPLITS",
     "TEXTURES",
     "WORD_CATEGORIES",
-    "CaptionScores",
-    "Fact",
-    "Question",
     "SceneObject",
     "SceneOptions",
     "World",

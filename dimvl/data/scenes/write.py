@@ -1,14 +1,14 @@
-"""Scenes to a folder: pictures and annotation files in the formats of COCO and VQA v2, to the letter.
+"""Write scenes to a folder: images and annotation files in the exact formats of COCO and VQA v2.
 
-Layout, for each split of train, heldout and compositional:
+Layout, with SPLIT one of train, heldout and compositional:
 
     scenes.json                 options, sizes of the splits, vocabulary, held-out combinations
-    SPLIT/images/ID.png         the pictures
-    SPLIT/instances.json        COCO instances; boxes are those of whole objects, `area` is the visible one
+    SPLIT/images/ID.png         the images
+    SPLIT/instances.json        COCO instances; boxes cover whole objects, `area` the visible part
     SPLIT/captions.json         COCO captions
     SPLIT/questions.json        VQA v2 questions
     SPLIT/annotations.json      VQA v2 annotations
-    SPLIT/worlds.jsonl          the ground truth, one scene a line
+    SPLIT/worlds.jsonl          the ground truth, one scene per line
 """
 
 import json
@@ -45,10 +45,10 @@ from dimvl.data.scenes.world import (
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, read_json, write_json
 
-ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "questions.json", "annotations.json")
+_ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "questions.json", "annotations.json")
 _LICENSE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "name": "CC0 1.0 Universal"}
-_ANSWERS = 10  # of every VQA v2 question
-_CHUNK = 16  # scenes handed to a worker at once
+_ANSWERS = 10  # to every VQA v2 question
+_CHUNK = 16  # scenes sent to a worker at once
 
 
 class _Scene(NamedTuple):
@@ -58,26 +58,25 @@ class _Scene(NamedTuple):
 
 
 def write_scenes(out: Path, options: SceneOptions, progress: Progress | None = None, workers: int = 1) -> None:
-    """Write all splits of a set of scenes; a run that was killed goes on where it stopped, with the same bytes.
+    """Write all splits; an interrupted call resumes when repeated and writes the same bytes.
 
     Args:
-        out: folder to write, empty or holding a part of the same scenes.
+        out: folder to write, empty or with a part of the same scenes.
         options: what to write.
-        progress: called with (pictures done, pictures in all).
-        workers: processes.
+        progress: called with (images done, images in total).
+        workers: number of processes.
 
     Raises:
-        UserError: `out` holds something else, or cannot be written.
+        UserError: `out` has other contents or cannot be written.
 
     """
-    description = _describe(options)
-    _claim(out, description)
+    _claim(out, _describe(options))
     counts = {split: getattr(options, split) for split in SPLITS}
     done, total = 0, sum(counts.values())
     with _mapper(workers) as map_scenes:
         for split, count in counts.items():
             folder = out / split
-            if not all((folder / name).is_file() for name in ANNOTATION_FILES):
+            if not all((folder / name).is_file() for name in _ANNOTATION_FILES):
                 (folder / "images").mkdir(parents=True, exist_ok=True)
                 scenes = []
                 for scene in map_scenes(partial(_make_scene, folder, options, split), range(count)):
@@ -94,7 +93,7 @@ def read_worlds(path: Path) -> dict[int, World]:
     """Read a `worlds.jsonl`, by image id.
 
     Raises:
-        UserError: the file is missing or is not what `write_scenes` wrote.
+        UserError: the file is missing or was not written by `write_scenes`.
 
     """
     try:
@@ -102,7 +101,7 @@ def read_worlds(path: Path) -> dict[int, World]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; write scenes first") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold scenes ({error}); write them again") from error
+        raise UserError(f"{path} does not contain scenes ({error}); write them again") from error
     return {world.image_id: world for world in worlds}
 
 
@@ -123,20 +122,20 @@ def _describe(options: SceneOptions) -> dict[str, Any]:
 
 
 def _claim(out: Path, description: dict[str, Any]) -> None:
-    """Write scenes.json into an empty folder, or check that the one there is the same."""
+    """Write scenes.json into an empty folder, or check that an existing one is the same."""
     claim = out / "scenes.json"
     if claim.exists():
         if read_json(claim) != description:
-            raise UserError(f"{out} holds scenes of another seed or other options; choose another folder or delete it")
+            raise UserError(f"{out} has scenes of another seed or other options; choose another folder or delete it")
     elif out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-        raise UserError(f"{out} is not empty and holds no scenes; choose another folder")
+        raise UserError(f"{out} is not empty and has no scenes; choose another folder")
     else:
         write_json(claim, description)
 
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable[..., Iterator[_Scene]]]:
-    """Give a `map` that keeps the order, over processes where there are several workers."""
+    """Yield a `map` that keeps the order, over processes if there are several workers."""
     if workers <= 1:
         yield map
         return
@@ -146,10 +145,10 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterator[_Scene]]]:
 
 def _make_scene(folder: Path, options: SceneOptions, split: str, index: int) -> _Scene:
     world = sample_world(options, split, index)
-    picture = folder / "images" / _file_name(world)
-    if not picture.exists():
-        with atomic_path(picture) as temporary:
-            render(world, options).save(temporary, format="PNG", compress_type=zlib.Z_RLE)  # noise: smaller and faster
+    image = folder / "images" / _file_name(world)
+    if not image.exists():
+        with atomic_path(image) as temporary:  # run-length encoding is smaller and faster on noise
+            render(world, options).save(temporary, format="PNG", compress_type=zlib.Z_RLE)
     questions = sample_questions(world, options, compositional=split == "compositional")
     return _Scene(world, sample_captions(world, options), questions)
 
@@ -159,14 +158,9 @@ def _file_name(world: World) -> str:
 
 
 def _write_annotations(folder: Path, split: str, scenes: list[_Scene], options: SceneOptions) -> None:
-    info = {
-        "description": f"dimvl synthetic scenes, seed {options.seed}, {split}",
-        "url": "",
-        "version": "1.0",
-        "year": 2026,
-        "contributor": "dimvl",
-        "date_created": "",
-    }
+    description = f"dimvl synthetic scenes, seed {options.seed}, {split}"
+    info = {"description": description, "url": "", "version": "1.0", "year": 2026, "contributor": "dimvl"}
+    info["date_created"] = ""
     coco = {"info": info, "licenses": [{**_LICENSE, "id": 1}], "images": [_coco_image(scene.world) for scene in scenes]}
     vqa = {"info": info, "license": _LICENSE, "data_type": "synthetic", "data_subtype": split}
     categories = [{"supercategory": "shape", "id": number, "name": name} for number, name in enumerate(SHAPES, 1)]
@@ -211,7 +205,7 @@ def _coco_boxes(world: World) -> Iterator[dict[str, Any]]:
 
 
 def _area(item: SceneObject) -> float:
-    """Area of the outline in square pixels, by the shoelace formula."""
+    """Return the area of the outline in square pixels, by the shoelace formula."""
     points = outline(item.shape, item.centre, item.extent, item.tilt)
     return abs(sum(float(np.linalg.det(np.stack(edge))) for edge in pairwise([*points, points[0]]))) / 2
 
