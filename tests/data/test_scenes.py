@@ -9,10 +9,8 @@ from PIL import Image
 
 from dimvl.data.scenes import (
     COLOURS,
-    HELD_OUT_COMBINATIONS,
     SHAPES,
     SPLITS,
-    SceneObject,
     SceneOptions,
     World,
     read_worlds,
@@ -21,7 +19,7 @@ from dimvl.data.scenes import (
     write,
     write_scenes,
 )
-from dimvl.data.scenes.world import outline
+from dimvl.data.scenes.world import HELD_OUT_COMBINATIONS, SceneObject, outline
 from dimvl.errors import UserError
 
 OPTIONS = SceneOptions(seed=7, train=4, heldout=2, compositional=2)

@@ -8,27 +8,24 @@ import pytest
 
 from dimvl.data.scenes import (
     COLOURS,
-    HELD_OUT_COMBINATIONS,
-    KINDS,
     SHAPES,
     SIZES,
-    WORD_CATEGORIES,
-    SceneObject,
     SceneOptions,
     World,
     changed_caption,
     is_true,
     judge,
     parse_caption,
-    sample_captions,
-    sample_questions,
     sample_world,
     score_captions,
     word_change_pairs,
 )
 from dimvl.data.scenes.facts import Fact
-from dimvl.data.scenes.language import _PATTERNS
+from dimvl.data.scenes.language import _PATTERNS, sample_captions
 from dimvl.data.scenes.phrases import Phrase
+from dimvl.data.scenes.questions import KINDS, sample_questions
+from dimvl.data.scenes.word_changes import WORD_CATEGORIES
+from dimvl.data.scenes.world import HELD_OUT_COMBINATIONS, SceneObject
 
 OPTIONS = SceneOptions(seed=3)
 WORLDS = [sample_world(OPTIONS, "train", index) for index in range(120)]

@@ -5,20 +5,17 @@ are made; write.py saves them. Captions can be parsed into facts and judged (fac
 changing one word (word_changes.py).
 """
 
-from dimvl.data.scenes.facts import judge
-from dimvl.data.scenes.language import is_true, parse_caption, sample_captions
-from dimvl.data.scenes.questions import KINDS, sample_questions
+from dimvl.data.scenes.facts import Fact, judge
+from dimvl.data.scenes.language import is_true, parse_caption
 from dimvl.data.scenes.render import render
 from dimvl.data.scenes.scores import score_captions
-from dimvl.data.scenes.word_changes import WORD_CATEGORIES, changed_caption, word_change_pairs
+from dimvl.data.scenes.word_changes import changed_caption, word_change_pairs
 from dimvl.data.scenes.world import (
     COLOURS,
-    HELD_OUT_COMBINATIONS,
     SHAPES,
     SIZES,
     SPLITS,
     TEXTURES,
-    SceneObject,
     SceneOptions,
     World,
     sample_world,
@@ -27,14 +24,11 @@ from dimvl.data.scenes.write import read_worlds, write_scenes
 
 __all__ = [
     "COLOURS",
-    "HELD_OUT_COMBINATIONS",
-    "KINDS",
     "SHAPES",
     "SIZES",
     "SPLITS",
     "TEXTURES",
-    "WORD_CATEGORIES",
-    "SceneObject",
+    "Fact",
     "SceneOptions",
     "World",
     "changed_caption",
@@ -43,8 +37,6 @@ __all__ = [
     "parse_caption",
     "read_worlds",
     "render",
-    "sample_captions",
-    "sample_questions",
     "sample_world",
     "score_captions",
     "word_change_pairs",

@@ -4,6 +4,7 @@ Kinds: `object` (an object of that shape exists), `attribute` (one per adjective
 `count`. A counted phrase ("two red circles") states one count fact and nothing else.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,17 +44,14 @@ def phrase_facts(phrase: Phrase) -> list[Fact]:
     return [Fact(kind="object", phrase=phrase), *attributes]
 
 
-def best_match(phrase: Phrase, world: World, taken: frozenset[int] | set[int] = frozenset()) -> int | None:
+def best_match(phrase: Phrase, world: World, taken: Set[int] = frozenset()) -> int | None:
     """Return the index of the object with the phrase's shape and most of its adjectives; None without that shape.
 
     Ties prefer an object outside `taken`, then the earlier one.
     """
+    ranks = [(len(phrase.shared_with(item)), index not in taken) for index, item in enumerate(world.objects)]
     candidates = [index for index, item in enumerate(world.objects) if phrase.shape in (None, item.shape)]
-    return max(
-        candidates,
-        key=lambda index: (len(phrase.shared_with(world.objects[index])), index not in taken),
-        default=None,
-    )
+    return max(candidates, key=ranks.__getitem__, default=None)
 
 
 def judge(fact: Fact, world: World) -> bool:

@@ -215,10 +215,8 @@ def _comparison(world: World, wanted: int, generator: np.random.Generator) -> Qu
     counts = first.count_in(world), second.count_in(world)
     if first == second or counts == (0, 0):
         return None
-    if form == "more":
-        truth, wording = counts[0] > counts[1], pick(_MORE, generator)
-    else:
-        truth, wording = counts[0] == counts[1], pick(_EQUAL, generator)
+    truth = counts[0] > counts[1] if form == "more" else counts[0] == counts[1]
+    wording = pick(_MORE if form == "more" else _EQUAL, generator)
     if truth != yes:
         return None
     text = wording.format(first.plural(), second.plural())

@@ -47,11 +47,12 @@ def score_captions(
     judged: dict[str, list[bool]] = defaultdict(list)
     stated, recalls = [], []
     for image, caption in captions.items():
-        facts = parse_caption(caption) or []  # a caption without facts is outside the grammar
+        facts = parse_caption(caption) or []
         for fact in facts:
             judged[fact.kind].append(judge(fact, worlds[image]))
-        for kind in () if facts else get_args(FactKind):
-            judged[kind].append(False)
+        if not facts:  # the caption cannot be parsed
+            for kind in get_args(FactKind):
+                judged[kind].append(False)
         stated.append(len(facts))
         recalls.append(fact_recall(facts, worlds[image]))
     written = [(reference, worlds[image]) for image in captions for reference in references[image]]

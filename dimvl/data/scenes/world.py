@@ -28,13 +28,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
 
-HELD_OUT_COMBINATIONS = (
-    ("circle", "yellow"),
-    ("square", "cyan"),
-    ("triangle", "red"),
-    ("star", "blue"),
-    ("cross", "green"),
-)
+HELD_OUT_COMBINATIONS = tuple(zip(SHAPES, ("yellow", "cyan", "red", "blue", "green"), strict=True))
 
 SPLITS = ("train", "heldout", "compositional")
 """The splits written to disk; a fourth one, `detector`, has scenes for training the detector."""

@@ -16,7 +16,7 @@ import multiprocessing
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
@@ -73,7 +73,11 @@ def write_scenes(out: Path, options: SceneOptions, progress: Progress | None = N
     _claim(out, _describe(options))
     counts = {split: getattr(options, split) for split in SPLITS}
     done, total = 0, sum(counts.values())
-    with _mapper(workers) as map_scenes:
+    with ExitStack() as stack:
+        map_scenes: Callable[..., Iterator[_Scene]] = map
+        if workers > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
+            map_scenes = partial(pool.map, chunksize=_CHUNK)  # keeps the order, like map
         for split, count in counts.items():
             folder = out / split
             if not all((folder / name).is_file() for name in _ANNOTATION_FILES):
@@ -112,12 +116,7 @@ def _describe(options: SceneOptions) -> dict[str, Any]:
         "options": asdict(options),
         "splits": {split: {"images": getattr(options, split)} for split in SPLITS},
         "held_out_combinations": [list(pair) for pair in HELD_OUT_COMBINATIONS],
-        "vocabulary": {
-            "shapes": list(SHAPES),
-            "colours": list(COLOURS),
-            "sizes": list(SIZES),
-            "textures": list(TEXTURES),
-        },
+        "vocabulary": {"shapes": [*SHAPES], "colours": [*COLOURS], "sizes": [*SIZES], "textures": [*TEXTURES]},
     }
 
 
@@ -131,16 +130,6 @@ def _claim(out: Path, description: dict[str, Any]) -> None:
         raise UserError(f"{out} is not empty and has no scenes; choose another folder")
     else:
         write_json(claim, description)
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable[..., Iterator[_Scene]]]:
-    """Yield a `map` that keeps the order, over processes if there are several workers."""
-    if workers <= 1:
-        yield map
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield partial(pool.map, chunksize=_CHUNK)
 
 
 def _make_scene(folder: Path, options: SceneOptions, split: str, index: int) -> _Scene:
@@ -165,9 +154,18 @@ def _write_annotations(folder: Path, split: str, scenes: list[_Scene], options: 
     vqa = {"info": info, "license": _LICENSE, "data_type": "synthetic", "data_subtype": split}
     categories = [{"supercategory": "shape", "id": number, "name": name} for number, name in enumerate(SHAPES, 1)]
     instances = [box for scene in scenes for box in _coco_boxes(scene.world)]
-    captions = [record for scene in scenes for record in _coco_captions(scene)]
-    questions = [record for scene in scenes for record in _vqa_questions(scene)]
-    annotations = [record for scene in scenes for record in _vqa_annotations(scene)]
+    captions = [
+        {"image_id": world.image_id, "id": world.image_id * 10 + number, "caption": caption}
+        for world, texts, _ in scenes
+        for number, caption in enumerate(texts)
+    ]
+    asked = [
+        (world.image_id, world.image_id * 1000 + number, question)
+        for world, _, questions in scenes
+        for number, question in enumerate(questions)
+    ]
+    questions = [{"image_id": image, "question": question.text, "question_id": key} for image, key, question in asked]
+    annotations = [_vqa_annotation(*record) for record in asked]
     with atomic_path(folder / "worlds.jsonl") as temporary:
         lines = [json.dumps(scene.world.to_json()) + "\n" for scene in scenes]
         temporary.write_text("".join(lines), encoding="utf-8")
@@ -210,30 +208,15 @@ def _area(item: SceneObject) -> float:
     return abs(sum(float(np.linalg.det(np.stack(edge))) for edge in pairwise([*points, points[0]]))) / 2
 
 
-def _coco_captions(scene: _Scene) -> Iterator[dict[str, Any]]:
-    for number, caption in enumerate(scene.captions):
-        yield {"image_id": scene.world.image_id, "id": scene.world.image_id * 10 + number, "caption": caption}
-
-
-def _vqa_questions(scene: _Scene) -> Iterator[dict[str, Any]]:
-    for number, question in enumerate(scene.questions):
-        yield {
-            "image_id": scene.world.image_id,
-            "question": question.text,
-            "question_id": scene.world.image_id * 1000 + number,
-        }
-
-
-def _vqa_annotations(scene: _Scene) -> Iterator[dict[str, Any]]:
-    for number, question in enumerate(scene.questions):
-        yield {
-            "question_type": question.kind,
-            "multiple_choice_answer": question.answer,
-            "answers": [
-                {"answer": question.answer, "answer_confidence": "yes", "answer_id": answer}
-                for answer in range(1, _ANSWERS + 1)
-            ],
-            "image_id": scene.world.image_id,
-            "answer_type": question.answer_type,
-            "question_id": scene.world.image_id * 1000 + number,
-        }
+def _vqa_annotation(image_id: int, question_id: int, question: Question) -> dict[str, Any]:
+    return {
+        "question_type": question.kind,
+        "multiple_choice_answer": question.answer,
+        "answers": [
+            {"answer": question.answer, "answer_confidence": "yes", "answer_id": number}
+            for number in range(1, _ANSWERS + 1)
+        ],
+        "image_id": image_id,
+        "answer_type": question.answer_type,
+        "question_id": question_id,
+    }
