@@ -29,8 +29,8 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; a user error ends in one sentence and exit code 2, never in a traceback."""
-    # On a busy machine, two torch threads that spin while waiting slow each other down tenfold and more.
+    """Run the command line; a user's mistake ends in one sentence and exit code 2, never in a traceback."""
+    # Two torch threads that spin while waiting slow each other down 10 times and more on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rank = os.environ.get("RANK", "0")  # set by launchers of several processes
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also passes it as an option
