@@ -1,9 +1,9 @@
-"""The command line. Only it, `progress.py` and `demo/runner.py` print.
+"""The command line. Only it, `progress.py` and the demo print.
 
-Everything heavy is imported inside the commands, so that `dimvl --help` answers at once. Results go to stdout, progress
-and messages to stderr. Exit codes: 0 done; 1 something was left out or found wrong; 2 a mistake in what was given;
-130 and 143 interrupted. Of several processes of one run, rank 0 prints; what only another one knows is printed with its
-rank.
+Heavy modules are imported inside the commands, so that `dimvl --help` is fast. Results go to stdout, progress and
+messages to stderr. Exit codes: 0 success; 1 something was skipped or found damaged; 2 an error in the command or its
+files; 130 and 143 interrupted. In a run with several processes rank 0 prints; errors that only another rank knows are
+printed with its number.
 """
 
 import logging
@@ -33,19 +33,19 @@ def main() -> None:
     # Two torch threads that spin while waiting slow each other down 10 times and more on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rank = os.environ.get("RANK", "0")  # set by launchers of several processes
-    if "LOCAL_RANK" in os.environ:  # the launcher of DeepSpeed says it once more
+    if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also passes it as an option
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
     prefix = "" if rank == "0" else f"rank {rank}: "
     logging.basicConfig(
         format=f"{prefix}%(levelname)s: %(message)s",
-        level=logging.ERROR if prefix else logging.WARNING,  # ranks have the same data, and so the same warnings
+        level=logging.ERROR if prefix else logging.WARNING,  # all ranks have the same data and warnings
     )
     try:
         _run(prefix)
     except SystemExit as done:
         if "RANK" not in os.environ:
             raise
-        # Threads of torch's process group may abort a Python that is ending, and with it the exit code.
+        # Threads of torch's process group may abort an exiting Python, and the exit code would be lost.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(done.code if isinstance(done.code, int) else int(done.code is not None))
@@ -66,7 +66,7 @@ def _run(prefix: str) -> None:
 
 def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code: int, prefix: str) -> None:
     if prefix and error.told:
-        time.sleep(1)  # rank 0 tells it, and a launcher ends all ranks as soon as one is gone
+        time.sleep(1)  # rank 0 reports it, and a launcher kills all ranks once one has exited
     else:
         print(f"error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The typer application, and the options that several commands share."""
+"""The typer application, and options shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ import dimvl
 
 app = typer.Typer(
     name="dimvl",
-    help="Vision-language models over image regions: raw pictures in, answers and captions out.",
+    help="Vision-language models over image regions: from images to answers and captions.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,28 +32,31 @@ def _options(
     pass
 
 
-Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 leaves torch's own choice.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 uses torch's default.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 Model = Annotated[str, typer.Option(help="Folder of an export, or the name of a model on the Hugging Face hub.")]
 DetectorName = Annotated[
-    str, typer.Option("--detector", help="scenes, a folder, or a name of torchvision or of the Hugging Face hub.")
+    str, typer.Option("--detector", help="scenes, a folder, or a detector of torchvision or the Hugging Face hub.")
 ]
 DetectorWeights = Annotated[
     str | None,
-    typer.Option("--weights", help="For torchvision: a weight name, or a file (.pth, .safetensors); default DEFAULT."),
+    typer.Option(
+        "--weights", help="For torchvision: the name of weights, or a .pth or .safetensors file; default DEFAULT."
+    ),
 ]
 DetectorClasses = Annotated[
-    Path | None, typer.Option("--classes", help="Class names of a file of weights, one a line; COCO's need none.")
+    Path | None,
+    typer.Option("--classes", help="Class names for a weights file, one per line; not needed for COCO classes."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that win over those of the file.")
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that override those of the file.")
 ]
-Config = Annotated[Path, typer.Argument(help="YAML file.")]
+Config = Annotated[Path, typer.Argument(help="Configuration (YAML file).")]
 
 
 def set_threads(threads: int) -> None:
-    """Fix the number of CPU threads of torch, or leave it with 0."""
+    """Set the number of torch's CPU threads; 0 leaves the default."""
     if threads:
         import torch
 

@@ -1,7 +1,7 @@
 r"""Answers of VQA v2: the official normalisation, the answer vocabulary and the soft targets.
 
-The normalisation is that of the official evaluator, quirks included: its period expression is `(?!<=\d)(\.)(?!\d)` and
-its flag is passed in the place of a count (re.UNICODE = 32 replacements).
+The normalisation has the quirks of the official evaluator: its period expression is `(?!<=\d)(\.)(?!\d)`, and its flag
+is passed as a count (re.UNICODE = 32 replacements).
 """
 
 import re
@@ -14,7 +14,7 @@ from dimvl.files import read_json
 
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _PERIODS_REMOVED = 32
-AGREEING = 3  # others who must give an answer too for a full point
+AGREEING = 3  # other people who must give the same answer for a full point
 _COMMA = re.compile(r"(\d)(\,)(\d)")
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -27,10 +27,10 @@ _NUMBERS = {
 
 
 def _contractions() -> dict[str, str]:
-    """Spellings that lack one apostrophe -> the contraction.
+    """Return spellings without one of the apostrophes -> the contraction.
 
-    The evaluator's list, its holes included: "im" and "ive" stay as they are (its own entries begin with a capital and
-    meet lower-case words), and one entry takes an apostrophe off.
+    This is the evaluator's list with its errors: "im" and "ive" stay unchanged (its entries are capitalised, but words
+    are lower-case), and one entry removes an apostrophe.
     """
     words = (
         "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't "
@@ -42,25 +42,25 @@ def _contractions() -> dict[str, str]:
         "where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't "
         "wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've"
     )
-    lacking = {
-        word[:place] + word[place + 1 :]: word
+    spellings = {
+        word[:index] + word[index + 1 :]: word
         for word in words.split()
-        for place, letter in enumerate(word)
+        for index, letter in enumerate(word)
         if letter == "'"
     }
-    return lacking | {"somebody'd": "somebodyd"}
+    return spellings | {"somebody'd": "somebodyd"}
 
 
 _CONTRACTIONS = _contractions()
 
 
 def normalise_answer(answer: str) -> str:
-    """Bring an answer into the official evaluator's form: punctuation, number words, articles, contractions."""
+    """Normalise an answer like the official evaluator: punctuation, number words, articles, contractions."""
     return _words(_punctuation(strip_answer(answer)))
 
 
 def strip_answer(answer: str) -> str:
-    """Take newlines, tabs and outer blanks off: all that the evaluator does where all ten people agree."""
+    """Remove newlines, tabs and outer spaces: all that the evaluator does if all ten people agree."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
@@ -81,29 +81,29 @@ def _words(text: str) -> str:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Soft targets of one question: what each answer would score, see `agreement`.
+    """Return the soft targets of one question: the score of each answer, see `agreement`.
 
-    So 0, .3, .6, .9, 1 for 0, 1, 2, 3 and more of ten people (LXMERT, UNITER), and 1 for the one answer of GQA.
+    With ten people, 1, 2, 3, 4 and more give .3, .6, .9, 1 (LXMERT, UNITER); the single answer of GQA gets 1.
     """
     counts = Counter(map(normalise_answer, answers))
     return {answer: agreement(count, len(answers)) for answer, count in counts.items()}
 
 
 def agreement(agreeing: int, people: int) -> float:
-    """Score of an answer that so many of all people gave, at least one.
+    """Return the score of an answer that `agreeing` of `people` people gave, at least one.
 
-    The mean over the ways to leave one person out of min(n / 3, 1), with n the others who agree, as the evaluator of
-    VQA v2 has it. Three or fewer people have no three others, so that nobody could be right: there it is the share of
-    the people, which for four is the same.
+    As in the evaluator of VQA v2, it is the mean of min(n / 3, 1) over leaving out each person in turn, where n of the
+    others gave the answer. Among three or fewer people nobody has three others, so there it is the share of the people;
+    for four people the two are equal.
     """
     if people <= AGREEING:
         return agreeing / people
-    left_out, there = min((agreeing - 1) / AGREEING, 1.0), min(agreeing / AGREEING, 1.0)
-    return (agreeing * left_out + (people - agreeing) * there) / people
+    without, with_all = min((agreeing - 1) / AGREEING, 1.0), min(agreeing / AGREEING, 1.0)
+    return (agreeing * without + (people - agreeing) * with_all) / people
 
 
 def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:
-    """Choose the `size` answers given most often as a question's most frequent one; ties in alphabetical order."""
+    """Return the `size` answers that are most often the most frequent answer to a question; ties alphabetically."""
     counts: Counter[str] = Counter()
     for people in answers:
         if people:
@@ -112,23 +112,23 @@ def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:
 
 
 def read_answers(path: Path) -> list[str]:
-    """Read an answer vocabulary: a JSON list, or a JSON mapping from each answer to its place.
+    """Read an answer vocabulary: a JSON list, or a JSON mapping from each answer to its number.
 
-    The lists of published models have different orders, so a head only fits the list that it was trained with.
+    Published lists have different orders, so a head only fits the list that it was trained with.
 
     Raises:
-        UserError: it is neither, has an answer twice, or the places have gaps.
+        UserError: it is neither, has an answer twice, or the numbers have gaps.
 
     """
     content = read_json(path)
     if isinstance(content, dict):
-        places = list(content.values())
-        whole = all(isinstance(place, int) and not isinstance(place, bool) for place in places)
-        if not whole or sorted(places) != list(range(len(places))):
-            raise UserError(f"{path}: the places of the answers are not 0 to {len(places) - 1}; number them so")
+        numbers = list(content.values())
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        if not whole or sorted(numbers) != list(range(len(numbers))):
+            raise UserError(f"{path}: the answers are not numbered from 0 to {len(numbers) - 1}; renumber them")
         content = sorted(content, key=content.__getitem__)
     if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content):
-        raise UserError(f"{path} is no list of answers; give a JSON list of texts")
+        raise UserError(f"{path} is not a list of answers; give a JSON list of texts")
     if len(content) < 2:
         raise UserError(f"{path} has {len(content)} answers; give at least 2")
     if twice := [answer for answer, count in Counter(content).items() if count > 1]:
@@ -137,16 +137,16 @@ def read_answers(path: Path) -> list[str]:
 
 
 def answer_ids(vocabulary: Sequence[str]) -> dict[str, int]:
-    """Place of each answer, by its own form and by its normalised one where that is no other answer.
+    """Return the number of each answer by its own form and, unless that is another answer, its normalised form.
 
     Published lists have answers that the normalisation changes, and targets are normalised.
     """
-    ids = {answer: place for place, answer in enumerate(vocabulary)}
-    for answer, place in list(ids.items()):
-        ids.setdefault(normalise_answer(answer), place)
+    ids = {answer: number for number, answer in enumerate(vocabulary)}
+    for answer, number in list(ids.items()):
+        ids.setdefault(normalise_answer(answer), number)
     return ids
 
 
 def label_ids(scores: Mapping[str, float], vocabulary: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
-    """Soft targets as (answer id, score), answers outside the vocabulary left out."""
+    """Return soft targets as (answer id, score), without answers outside the vocabulary."""
     return tuple((vocabulary[answer], score) for answer, score in scores.items() if answer in vocabulary)

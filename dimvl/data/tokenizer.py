@@ -1,4 +1,4 @@
-"""WordPiece: trained on the training texts, or read from a `tokenizer.json` in the conventions of the hub."""
+"""WordPiece tokenizers: trained on the training texts, or read from a `tokenizer.json` of the Hugging Face hub."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -23,8 +23,8 @@ class Tokenizer:
         sep: id of [SEP], which ends context and text.
         mask: id of [MASK].
         special_ids: ids of the special tokens.
-        unwritten_ids: those of them that no text has, all but [SEP], ascending.
-        ordinary_ids: all other ids, ascending.
+        unwritten_ids: ids of the special tokens except [SEP], which texts never contain; ascending.
+        ordinary_ids: all other ids; ascending.
 
     """
 
@@ -34,7 +34,7 @@ class Tokenizer:
                 raise UserError(f"the tokenizer has no {token} token; dimvl needs a BERT-style WordPiece")
         inner.no_padding()
         inner.no_truncation()
-        inner.encode_special_tokens = True  # "[MASK]" in somebody's caption is a word like any other
+        inner.encode_special_tokens = True  # "[MASK]" in a caption is an ordinary word
         self._inner = inner
         vocabulary = inner.get_vocab()
         self.cls, self.sep, self.mask = (vocabulary[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
@@ -45,10 +45,10 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "Tokenizer":
-        """Train an uncased WordPiece of about `size` tokens; every character has one, whatever the size.
+        """Train an uncased WordPiece of about `size` tokens, or more if the texts have more characters.
 
-        The same texts, in any order, give the same tokenizer. The trainer alone does not: it numbers the continuing
-        letters in the order of a hash map and breaks ties by number. So they are numbered here beforehand.
+        The same texts in any order give the same tokenizer. The trainer alone would not: it numbers continuing letters
+        in hash map order and breaks ties by number, so they are numbered here first.
         """
         texts = list(map(_well_formed, texts))
         normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
@@ -68,12 +68,12 @@ class Tokenizer:
         """Read a `tokenizer.json`, or the one in a folder.
 
         Raises:
-            UserError: it is missing, or no tokenizer with BERT's special tokens.
+            UserError: it is missing, or not a tokenizer with BERT's special tokens.
 
         """
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
-            raise UserError(f"{path} does not exist; give a {FILE} or a folder that holds one")
+            raise UserError(f"{path} does not exist; give a {FILE} or a folder that contains one")
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:
@@ -82,7 +82,7 @@ class Tokenizer:
             raise UserError(f"{path} is not a tokenizer file ({error}); give a {FILE} of the hub's format") from None
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and what `transformers` needs to read it."""
+        """Write `tokenizer.json` and the file that `transformers` needs to read it."""
         with atomic_path(folder / FILE) as temporary:
             temporary.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
         names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}
@@ -94,15 +94,15 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the definition: equal fingerprints mean equal token ids."""
+        """SHA-256 of the definition; equal fingerprints mean equal token ids."""
         return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
     def tokens(self) -> list[str]:
-        """Return the tokens in the order of their ids."""
+        """Return the tokens in id order."""
         return [token for token, _ in sorted(self._inner.get_vocab().items(), key=lambda item: item[1])]
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, special tokens not added."""
+        """Return the token ids of a text, without added special tokens."""
         return self._inner.encode(_well_formed(text), add_special_tokens=False).ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
@@ -111,14 +111,14 @@ class Tokenizer:
         return [encoding.ids for encoding in self._inner.encode_batch(well_formed, add_special_tokens=False)]
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Return the text of token ids; special tokens are left out."""
+        """Return the text of token ids, without special tokens."""
         return self._inner.decode(list(token_ids), skip_special_tokens=True)
 
     def continues_word(self, token_id: int) -> bool:
-        """Tell whether a token continues the word before it."""
+        """Return whether a token continues the word before it."""
         return self._continues[token_id]
 
 
 def _well_formed(text: str) -> str:
-    """Put ? for half surrogate pairs, which JSON can hold but which are no characters."""
+    """Replace lone surrogates, which JSON allows but which are not characters, by a question mark."""
     return text.encode("utf-8", "replace").decode()

@@ -1,8 +1,8 @@
 """Caption scores by the protocol of the COCO evaluation: PTB tokens, then BLEU 1-4, METEOR, ROUGE-L, CIDEr and SPICE.
 
-The scores are computed by pycocoevalcap (Chen et al., "Microsoft COCO Captions", 2015), which comes with the extra
-`metrics`. Its Java programs are run from here and not by its own wrappers: nothing is written beside its files, which
-may be read-only, and a program that dies is a sentence instead of a wait without end.
+The scores are computed by pycocoevalcap (Chen et al., "Microsoft COCO Captions", 2015), from the extra `metrics`. Its
+Java programs are started here instead of by its wrappers: nothing is written to its folder, which may be read-only, and
+a program that dies is one clear error instead of an endless wait.
 """
 
 import shutil
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from dimvl.errors import UserError
 
-EXTRA = "pycocoevalcap is not installed, which caption scores need; pip install 'dimvl[metrics]'"
-JAVA = "Java is not on PATH, which the PTB tokeniser and METEOR need; install Java 8 or newer"
-SPICE_LIBRARY = "stanford-corenlp-3.6.0"
+_JAVA = "Java is not on PATH, which the PTB tokeniser and METEOR need; install Java 8 or newer"
+_SPICE_LIBRARY = "stanford-corenlp-3.6.0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class CaptionScores:
 
     Attributes:
         corpus: Bleu_1 to Bleu_4, METEOR, ROUGE_L and SPICE from 0 to 1, CIDEr from 0 to 10.
-        per_image: the same of each image; BLEU, METEOR and CIDEr of the corpus are not all means of these.
-        left_out: why a score is not there, by its name.
-        count: images.
-        references: captions that they were compared with.
+        per_image: the same for each image; not all corpus scores are means of these.
+        left_out: for each missing score, why it is missing.
+        count: number of images.
+        references: number of reference captions.
 
     """
 
@@ -40,37 +40,24 @@ class CaptionScores:
     references: int
 
 
-def lacking(tokenised: bool = False) -> str | None:
-    """Say what is not installed that `caption_scores` needs; None where all is there.
-
-    Args:
-        tokenised: texts will be given as tokens, so that only METEOR needs Java and can be left out.
-
-    """
-    if find_spec("pycocoevalcap") is None:
-        return EXTRA
-    if not tokenised and shutil.which("java") is None:
-        return f"{JAVA}, or have texts that are tokenised already scored without METEOR by --tokenised"
-    return None
-
-
 def caption_scores(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], tokenised: bool = False
 ) -> CaptionScores:
-    """Score one caption for each image.
+    """Score one caption per image.
 
     Args:
         predictions: image id -> caption, which may be empty.
-        references: image id -> at least one caption; the same images.
-        tokenised: the texts are tokens between blanks, as the PTB tokeniser leaves them, and stay as they are. Without
-            Java, METEOR is then left out.
+        references: image id -> at least one caption, for the same images.
+        tokenised: all texts are already PTB tokens separated by spaces. METEOR is then omitted if Java is missing.
 
     Raises:
         UserError: pycocoevalcap or Java is missing, or a Java program failed.
 
     """
-    if reason := lacking(tokenised):
-        raise UserError(reason)
+    if find_spec("pycocoevalcap") is None:
+        raise UserError("pycocoevalcap is not installed, which caption scores need; pip install 'dimvl[metrics]'")
+    if not tokenised and shutil.which("java") is None:
+        raise UserError(f"{_JAVA}, or score texts that are already tokenised without METEOR by --tokenised")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -83,17 +70,17 @@ def caption_scores(
         truth = {image: [next(tokens) for _ in texts] for image, texts in truth.items()}
         found = {image: [next(tokens)] for image in images}
     if not any(text for texts in truth.values() for text in texts):
-        raise UserError("no caption to compare with has a word; give annotations with captions")
+        raise UserError("no reference caption has a word; give annotations with captions")
     bleu, bleu_of_images = Bleu(4).compute_score(truth, found, verbose=0)
     scores = {f"Bleu_{size}": each for size, each in enumerate(zip(bleu, bleu_of_images, strict=True), start=1)}
     left_out = {}
     if shutil.which("java") is None:
-        left_out["METEOR"] = JAVA
+        left_out["METEOR"] = _JAVA
     else:
         scores["METEOR"] = _meteor(truth, found)
     scores["ROUGE_L"] = Rouge().compute_score(truth, found)
     scores["CIDEr"] = Cider().compute_score(truth, found)
-    if reason := _lacking_for_spice():
+    if reason := _missing_for_spice():
         left_out["SPICE"] = reason
     else:
         scores["SPICE"] = _spice(truth, found)
@@ -110,12 +97,12 @@ def caption_scores(
 
 
 def _line(text: str) -> str:
-    """Take line breaks out, which would move all texts after this one in the Java programs."""
+    """Remove line breaks, which would shift all later texts in the Java programs."""
     return " ".join(text.splitlines())
 
 
 def ptb_tokens(texts: Sequence[str]) -> list[str]:
-    """Tokenise texts as the COCO evaluation does: lower case, Penn Treebank tokens between blanks, no punctuation.
+    """Tokenise texts like the COCO evaluation: lower-case Penn Treebank tokens separated by spaces, no punctuation.
 
     Raises:
         UserError: the Java program failed.
@@ -135,53 +122,46 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
 
 
 def _meteor(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> tuple[float, list[float]]:
-    """METEOR of the corpus and of each image: one line of statistics each, then the scores of them all."""
+    """Return METEOR of the corpus and of each image: a line of statistics for each image, then all scores."""
     from pycocoevalcap.meteor import meteor
 
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", meteor.METEOR_JAR]
     command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     folder = Path(meteor.__file__).parent
     try:
-        with subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",
-        ) as process:
-            asks, answers = process.stdin, process.stdout
-            assert asks is not None and answers is not None
+        with subprocess.Popen(command, cwd=folder, **pipes, encoding="utf-8", errors="replace") as process:
+            requests, replies = process.stdin, process.stdout
+            assert requests is not None and replies is not None
             try:
                 statistics = []
                 for image, (text,) in found.items():
                     clean = text.replace("|||", "").replace("  ", " ")
-                    print("SCORE", *truth[image], clean, sep=" ||| ", file=asks, flush=True)
-                    statistics.append(answers.readline().strip())
-                print("EVAL", *statistics, sep=" ||| ", file=asks, flush=True)
-                values = [float(answers.readline()) for _ in range(len(found) + 1)]
+                    print("SCORE", *truth[image], clean, sep=" ||| ", file=requests, flush=True)
+                    statistics.append(replies.readline().strip())
+                print("EVAL", *statistics, sep=" ||| ", file=requests, flush=True)
+                values = [float(replies.readline()) for _ in range(len(found) + 1)]
             finally:
                 process.kill()  # it would wait for more lines
-    except (OSError, ValueError):  # it ended before its time: the pipe is broken, or there is no number to read
+    except (OSError, ValueError):  # it ended too early: the pipe is broken, or there is no number to read
         raise _failed("METEOR") from None
     return values[-1], values[:-1]
 
 
 def _failed(program: str) -> UserError:
     return UserError(
-        f"Java's program for {program} failed; check that `java -version` works and that 2 GB of memory are free"
+        f"the Java program of {program} failed; check that `java -version` works and that 2 GB of memory are free"
     )
 
 
-def _lacking_for_spice() -> str | None:
-    """Say why SPICE cannot be computed; pycocoevalcap would download what it lacks."""
+def _missing_for_spice() -> str | None:
+    """Say what SPICE needs and is missing, if anything; pycocoevalcap would download its files."""
     from pycocoevalcap.spice import get_stanford_models
 
     library = Path(get_stanford_models.__file__).parent / "lib"
-    if all((library / f"{SPICE_LIBRARY}{part}.jar").is_file() for part in ("", "-models")):
-        return None if shutil.which("java") else JAVA
-    return f"its files ({SPICE_LIBRARY}) are not installed; put them into the folder pycocoevalcap/spice/lib"
+    if all((library / f"{_SPICE_LIBRARY}{part}.jar").is_file() for part in ("", "-models")):
+        return None if shutil.which("java") else _JAVA
+    return f"its files ({_SPICE_LIBRARY}) are not installed; put them into the folder pycocoevalcap/spice/lib"
 
 
 def _spice(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> tuple[float, list[float]]:
@@ -190,8 +170,6 @@ def _spice(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> tu
     try:
         corpus, values = Spice().compute_score(truth, found)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        raise UserError(
-            f"SPICE failed ({error}); check its files, or take them out of the folder pycocoevalcap/spice/lib"
-        ) from None
+        raise UserError(f"SPICE failed ({error}); check or remove its files in pycocoevalcap/spice/lib") from None
     by_image = {image: value["All"]["f"] for image, value in zip(sorted(truth), values, strict=True)}
     return corpus, [by_image[image] for image in truth]

@@ -1,11 +1,10 @@
-"""VQA accuracy by the protocol of the VQA v2 evaluator, quirks included.
+"""VQA accuracy by the protocol of the VQA v2 evaluator, including its quirks.
 
-An answer counts by how many people gave it: the mean, over the ten ways to leave one person out, of min(n / 3, 1) with
-n the others who agree (Antol et al., ICCV 2015; Goyal et al., CVPR 2017). Answers are normalised only where the people
-do not all say the same.
+An answer scores the mean, over leaving out each of ten people in turn, of min(n / 3, 1), where n of the others gave the
+answer (Antol et al., ICCV 2015; Goyal et al., CVPR 2017). Answers are normalised only if the people disagree.
 
-The evaluator's formula needs four people. On questions with fewer, such as those of GQA with one answer each, it would
-give no answer a full point; here they score the share of the people who gave the answer, normalised in any case.
+This formula needs four people: with fewer, as in GQA with one answer per question, no answer would score a full point.
+Such questions score the share of people who gave the answer, always normalised.
 """
 
 from collections import defaultdict
@@ -20,17 +19,17 @@ from dimvl.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class VqaScores:
-    """Accuracies, as fractions in [0, 1] where nothing else is said.
+    """Accuracies, as fractions in [0, 1] except `official`.
 
     Attributes:
         overall: mean over questions.
-        by_answer_type: mean over the questions of each answer type (yes/no, number, other).
-        by_kind: mean over the questions of each question type.
-        count: questions scored.
-        few_people: how many of them have fewer than four answers, so that their score is no official one.
-        unanswered: questions that nobody answered; they are left out.
-        official: the same in percent to two decimals, under the names of the official evaluator: overall,
-            perAnswerType, perQuestionType.
+        by_answer_type: mean for each answer type (yes/no, number, other).
+        by_kind: mean for each question type.
+        count: number of scored questions.
+        few_people: number of them with fewer than four answers, whose scores are not official ones.
+        unanswered: number of questions without answers, which are skipped.
+        official: percent with two decimals, under the names of the official evaluator: overall, perAnswerType,
+            perQuestionType.
 
     """
 
@@ -43,43 +42,36 @@ class VqaScores:
     official: dict[str, Any]
 
     def remarks(self) -> list[str]:
-        """Tell what a reader of the scores must know."""
+        """Return what a reader of the scores must know."""
         remarks = []
         if self.few_people:
             remarks.append(
                 f"{self.few_people} of {self.count} questions have answers of fewer than {AGREEING + 1} people; they "
-                "score the share of the people who gave the answer, which the official evaluator does not"
+                "score the share of people who gave the answer, unlike in the official evaluator"
             )
         if self.unanswered:
-            remarks.append(f"{self.unanswered} questions that nobody answered are left out")
+            total = self.count + self.unanswered
+            remarks.append(f"{self.unanswered} of {total} questions have no answers and are skipped")
         return remarks
 
 
 def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Accuracy of one predicted answer given what people answered, at least one."""
+    """Return the accuracy of one prediction, given the answers of at least one person."""
     if len(answers) <= AGREEING:
-        return agreement(
-            [normalise_answer(answer) for answer in answers].count(normalise_answer(prediction)), len(answers)
-        )
-    given = [strip_answer(answer) for answer in answers]
-    predicted = strip_answer(prediction)
-    if len(set(given)) > 1:
-        given = [normalise_answer(answer) for answer in given]
-        predicted = normalise_answer(predicted)
-    agreeing = given.count(predicted)
-    scores = [min((agreeing - (answer == predicted)) / AGREEING, 1.0) for answer in given]
+        return agreement(list(map(normalise_answer, answers)).count(normalise_answer(prediction)), len(answers))
+    answers, prediction = list(map(strip_answer, answers)), strip_answer(prediction)
+    if len(set(answers)) > 1:
+        answers, prediction = list(map(normalise_answer, answers)), normalise_answer(prediction)
+    agreeing = answers.count(prediction)
+    scores = [min((agreeing - (answer == prediction)) / AGREEING, 1.0) for answer in answers]
     return sum(scores) / len(scores)
 
 
 def vqa_accuracy(predictions: Mapping[int, str], questions: Sequence[Question]) -> VqaScores:
-    """Score predictions.
-
-    Args:
-        predictions: question id -> answer, one for each question.
-        questions: with what people answered.
+    """Score predictions, by question id, against the answers of the questions.
 
     Raises:
-        UserError: no question, a question without a prediction, or nobody answered any of them.
+        UserError: no question, none with answers, or a question without a prediction.
 
     """
     if not questions:

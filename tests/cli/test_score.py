@@ -64,7 +64,7 @@ def test_questions_with_one_answer_each_score_whether_it_was_met(
     code, out, err = run("score", "vqa", "--questions", questions, "--predictions", predictions)
     assert code == 0 and out.startswith("questions: 3\noverall: 66.67\n")
     few, unanswered = err.splitlines()
-    assert "3 of 3 questions have answers of fewer than 4 people" in few and unanswered.startswith("1 questions that")
+    assert "3 of 3 questions have answers of fewer than 4 people" in few and unanswered.startswith("1 of 4 questions")
     code, out, err = run("evaluate", trained, "--regions", data.regions, "--questions", questions)
     scores = json.loads(out)
     assert code == 0 and (scores["count"], scores["few_people"], scores["unanswered"]) == (3, 3, 1)

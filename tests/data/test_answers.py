@@ -29,23 +29,23 @@ def test_soft_scores_of_ten_people_are_the_published_ones():
         ([], {}),
         (["red"], {"red": 1}),  # the one answer of GQA is right
         (["red", "The red", "blue"], {"red": 2 / 3, "blue": 1 / 3}),
-        (["red"] * 4 + ["blue"], {"red": 1, "blue": 4 / 5 / 3}),  # who said blue has no other to agree
+        (["red"] * 4 + ["blue"], {"red": 1, "blue": 4 / 5 / 3}),  # the person who said blue has no one to agree
         (["red"] * 10 + ["blue"], {"red": 1, "blue": 10 / 11 / 3}),
     ],
 )
-def test_soft_scores_of_any_number_of_people_go_by_the_same_rule(answers, scores):
+def test_soft_scores_follow_the_same_rule_for_any_number_of_people(answers, scores):
     assert soft_scores(answers) == pytest.approx(scores)
 
 
 @pytest.mark.parametrize("people", range(1, 13))
-def test_an_answer_is_trained_towards_what_it_scores(people):
+def test_the_training_target_of_an_answer_is_its_score(people):
     for agreeing in range(1, people + 1):
         answers = ["red"] * agreeing + ["blue"] * (people - agreeing)
         assert agreement(agreeing, people) == pytest.approx(question_accuracy("red", answers))
-    assert agreement(people, people) == 1, "what all say is right"
+    assert agreement(people, people) == 1, "an answer that everybody gives is right"
 
 
-def test_an_answer_vocabulary_is_a_list_or_a_mapping_to_places(tmp_path):
+def test_an_answer_vocabulary_is_a_list_or_a_mapping_to_numbers(tmp_path):
     assert read_answers(write(tmp_path / "a.json", ["", "yes", "no"])) == ["", "yes", "no"]
     assert read_answers(write(tmp_path / "a.json", {"no": 2, "": 0, "yes": 1})) == ["", "yes", "no"]
 
@@ -54,23 +54,23 @@ def test_an_answer_vocabulary_is_a_list_or_a_mapping_to_places(tmp_path):
     ("content", "says"),
     [
         ("[", "not valid JSON"),
-        (3, "is no list of answers"),
-        (["yes", 1], "is no list of answers"),
+        (3, "is not a list of answers"),
+        (["yes", 1], "is not a list of answers"),
         (["yes"], "has 1 answers"),
         (["yes", "no", "yes"], "has the answer 'yes' twice"),
-        ({"yes": 0, "no": 2}, "are not 0 to 1"),
-        ({"yes": 0, "no": 0}, "are not 0 to 1"),
-        ({"yes": 0, "no": "1"}, "are not 0 to 1"),
-        ({"yes": False, "no": True}, "are not 0 to 1"),
+        ({"yes": 0, "no": 2}, "are not numbered from 0 to 1"),
+        ({"yes": 0, "no": 0}, "are not numbered from 0 to 1"),
+        ({"yes": 0, "no": "1"}, "are not numbered from 0 to 1"),
+        ({"yes": False, "no": True}, "are not numbered from 0 to 1"),
     ],
 )
-def test_a_bad_vocabulary_is_one_sentence(tmp_path, content, says):
+def test_the_error_for_a_bad_vocabulary_is_one_sentence(tmp_path, content, says):
     with pytest.raises(UserError, match=says) as caught:
         read_answers(write(tmp_path / "a.json", content))
     assert str(caught.value).startswith(str(tmp_path / "a.json"))
 
 
-def test_answers_of_a_list_that_the_normalisation_changes_can_be_targets():
+def test_listed_answers_that_the_normalisation_changes_can_be_targets():
     ids = answer_ids(["yes", "the sky", "sky", "T-shirt"])
     assert (ids["sky"], ids["the sky"], ids["T-shirt"], ids[normalise_answer("t-shirt")]) == (2, 1, 3, 3)
     assert label_ids(soft_scores(["T-shirt"] * 10), ids) == ((3, 1.0),)
@@ -82,13 +82,13 @@ def test_every_answer_of_the_published_list_can_be_a_target():
     ids = answer_ids(answers)
     assert len(answers) == 3129
     reached = {ids[normalise_answer(answer)] for answer in answers}
-    shadowed = [answer for place, answer in enumerate(answers) if place not in reached]
+    shadowed = [answer for number, answer in enumerate(answers) if number not in reached]
     # An answer whose normalised form is another answer of the list cannot be reached: "two men" of "2 men", and so on.
     assert all(normalise_answer(answer) in answers for answer in shadowed)
 
 
 @pytest.mark.skipif(not COCO.exists(), reason="the small COCO subset is not on this machine")
-def test_real_files_are_read_whole():
+def test_real_files_are_read_completely():
     captions = read_captions(COCO / "captions.json")
     assert len(captions) == 700 and len({caption.image_id for caption in captions}) == 140
     parts = [read_captions(COCO / f"captions_{split}.json") for split in ("train", "val")]

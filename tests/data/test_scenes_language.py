@@ -8,27 +8,24 @@ import pytest
 
 from dimvl.data.scenes import (
     COLOURS,
-    HELD_OUT_COMBINATIONS,
-    KINDS,
     SHAPES,
     SIZES,
-    WORD_CATEGORIES,
-    SceneObject,
     SceneOptions,
     World,
     changed_caption,
     is_true,
     judge,
     parse_caption,
-    sample_captions,
-    sample_questions,
     sample_world,
     score_captions,
     word_change_pairs,
 )
 from dimvl.data.scenes.facts import Fact
-from dimvl.data.scenes.language import _PATTERNS
+from dimvl.data.scenes.language import _PATTERNS, sample_captions
 from dimvl.data.scenes.phrases import Phrase
+from dimvl.data.scenes.questions import KINDS, sample_questions
+from dimvl.data.scenes.word_changes import WORD_CATEGORIES
+from dimvl.data.scenes.world import HELD_OUT_COMBINATIONS, SceneObject
 
 OPTIONS = SceneOptions(seed=3)
 WORLDS = [sample_world(OPTIONS, "train", index) for index in range(120)]
@@ -57,7 +54,7 @@ def truths(caption: str) -> list[tuple[str, bool]]:
     return [(fact.kind, judge(fact, WORLD)) for fact in facts]
 
 
-def test_every_caption_is_read_and_true():
+def test_every_caption_can_be_parsed_and_is_true():
     for world, captions in zip(WORLDS, CAPTIONS, strict=True):
         assert len(set(captions)) == OPTIONS.captions_per_image
         for caption in captions:
@@ -67,7 +64,7 @@ def test_every_caption_is_read_and_true():
             assert parse_caption(f"  {caption.upper().removesuffix('.').replace(',', ' ,')} ") == facts
 
 
-def test_captions_are_single_sentences_of_8_to_22_words_with_right_articles_and_the_relations_are_clear():
+def test_captions_are_single_sentences_of_8_to_22_words_with_correct_articles_and_clear_relations():
     for world, captions in zip(WORLDS, CAPTIONS, strict=True):
         for caption in captions:
             assert re.fullmatch(r"[a-z, ]+\.", caption)
@@ -82,7 +79,7 @@ def test_captions_are_single_sentences_of_8_to_22_words_with_right_articles_and_
                     assert max(abs(a - b) for a in matches[0] for b in matches[1]) >= 0.15 * world.width
 
 
-def test_wording_varies_over_at_least_12_templates_and_every_kind_of_fact():
+def test_captions_use_at_least_12_templates_and_every_kind_of_fact():
     captions = [caption for captions in CAPTIONS for caption in captions]
     used = {next(n for n, p in enumerate(_PATTERNS) if p.fullmatch(caption[:-1])) for caption in captions}
     assert len(used) >= 12
@@ -92,7 +89,7 @@ def test_wording_varies_over_at_least_12_templates_and_every_kind_of_fact():
     assert len(set(captions)) > 0.95 * len(captions)
 
 
-def test_the_parser_reads_what_a_sentence_says():
+def test_the_parser_returns_the_facts_of_a_sentence():
     red, star = Phrase(size="large", colour="red", shape="circle"), Phrase(texture="dotted", shape="star")
     assert parse_caption("There are three objects and a large red circle is to the left of the dotted star") == [
         Fact(kind="object", phrase=red),
@@ -126,7 +123,7 @@ def test_the_parser_reads_what_a_sentence_says():
         "a red [UNK] is above a square.",
     ],
 )
-def test_a_sentence_outside_the_grammar_cannot_be_read(caption):
+def test_a_sentence_outside_the_grammar_cannot_be_parsed(caption):
     assert parse_caption(caption) is None
 
 
@@ -136,7 +133,7 @@ def test_facts_are_judged_against_the_world():
         *(("object", True), ("attribute", True), ("attribute", True)),
         ("relation", True),
     ]
-    # the best match of "small red circle" is one circle: it cannot be small and red at once
+    # the best match of "small red circle" is one circle, which cannot be both small and red
     assert [truth for _, truth in truths("there is a small red circle over a star.")] in (
         [True, True, False, True, False],
         [True, False, True, True, False],
@@ -155,7 +152,7 @@ def test_facts_are_judged_against_the_world():
     assert truths("there are three circles, one of them is a star.")[-1] == ("count", False)
 
 
-def test_scores_of_captions_are_those_counted_by_hand():
+def test_caption_scores_equal_those_counted_by_hand():
     captions = {
         1: "a large red circle is left of a small star.",
         2: "there is a green circle above a star.",
@@ -166,11 +163,11 @@ def test_scores_of_captions_are_those_counted_by_hand():
         image: ["there are two circles and a small star.", "there is a circle and a circle."] for image in captions
     }
     scores = score_captions(captions, worlds, references)
-    # facts: 6 of 6, then 4 of 5 - 1 for "green" and 1 for the relation, then 0 of 5 for the unreadable one
+    # facts: 6 of 6, then 4 of 5 - 1 for "green" and 1 for the relation, then 0 of 5 for the one that cannot be parsed
     assert scores.fact_precision == pytest.approx((6 + 2 + 0) / (6 + 4 + 5))
     assert scores.attribute_precision == pytest.approx(3 / 5)
     assert scores.relation_precision == pytest.approx(1 / 3)
-    # the scene: 4 + 3 + 4 facts; told: (3 + 2), (1 + 1), 0
+    # the scene: 4 + 3 + 4 facts; stated: (3 + 2), (1 + 1), 0
     assert scores.fact_recall == pytest.approx((5 / 11 + 2 / 11 + 0) / 3)
     # two circles, and star + small; then the two circles, each once
     assert scores.reference_recall == pytest.approx((4 / 11 + 2 / 11) / 2)
@@ -179,7 +176,7 @@ def test_scores_of_captions_are_those_counted_by_hand():
     assert scores.parsed == pytest.approx(2 / 3)
 
 
-def test_references_scored_as_captions_are_true_and_reach_their_own_recall():
+def test_references_scored_as_captions_are_true_and_have_their_own_recall():
     captions = {world.image_id: captions[0] for world, captions in zip(WORLDS, CAPTIONS, strict=True)}
     worlds = {world.image_id: world for world in WORLDS}
     scores = score_captions(captions, worlds, {image: [caption] for image, caption in captions.items()})
@@ -188,10 +185,10 @@ def test_references_scored_as_captions_are_true_and_reach_their_own_recall():
     assert scores.fact_recall == scores.reference_recall > 0.3
 
 
-def test_pairs_of_words_for_training_and_tests_are_disjoint_and_training_knows_every_word():
+def test_word_pairs_of_training_and_tests_are_disjoint_and_training_has_every_word():
     train, test = word_change_pairs("train"), word_change_pairs("test")
     assert not train & test
-    assert {(new, old) for old, new in test} == test  # both directions: the words alone tell nothing
+    assert {(new, old) for old, new in test} == test  # both directions: the words alone reveal nothing
     for category, words in WORD_CATEGORIES.items():
         for word in words:
             assert any(old == word for old, _ in train) and any(new == word for _, new in train)
@@ -220,7 +217,7 @@ def test_a_changed_caption_differs_in_one_word_and_its_article_and_is_false(spli
     assert changed > 0.9 * sum(len(captions) for captions in CAPTIONS)
 
 
-# Questions. The answers are found again here by an independent reading of the text.
+# Questions. Their answers are checked here by an independent parser of the text.
 
 _NOUN = r"((?:\w+ )*?(?:circle|square|triangle|cross|star|object)(?:e?s)?)"
 _SIDES = r"(?:(?:to the |on the )?(left|right) of|(above|over)|(below|beneath|under))"
@@ -236,7 +233,7 @@ def found(noun: str, world: World) -> list[SceneObject]:
 
 
 def the(noun: str, world: World) -> SceneObject:
-    (item,) = found(noun, world)  # fails where the phrase is not unique
+    (item,) = found(noun, world)  # fails if the phrase is not unique
     return item
 
 
@@ -248,7 +245,7 @@ def lies(item: SceneObject, side: tuple[str, ...], other: SceneObject) -> float:
 def the_side(item: SceneObject, other: SceneObject, world: World) -> str:
     x, y = item.centre[0] - other.centre[0], item.centre[1] - other.centre[1]
     far = {"left": -x, "right": x, "above": -y, "below": y}
-    (side,) = [side for side, distance in far.items() if distance >= 0.15 * world.width]  # fails where it is not clear
+    (side,) = [side for side, distance in far.items() if distance >= 0.15 * world.width]  # fails unless it is clear
     return side
 
 
@@ -295,7 +292,7 @@ def answered(text: str, world: World) -> str:
     return yes[bool(found(match[1], world))]
 
 
-def test_every_answer_is_found_again_by_reading_the_question():
+def test_an_independent_parser_finds_every_answer():
     for split in ("train", "compositional"):
         for index in range(100):
             world = sample_world(OPTIONS, split, index)
@@ -305,7 +302,7 @@ def test_every_answer_is_found_again_by_reading_the_question():
                 assert answered(question.text, world) == question.answer, question.text
 
 
-def test_kinds_are_equally_frequent_and_who_knows_the_template_only_gains_little():
+def test_kinds_are_equally_frequent_and_templates_reveal_little_of_the_answer():
     questions = [
         question
         for index in range(300)
@@ -314,8 +311,8 @@ def test_kinds_are_equally_frequent_and_who_knows_the_template_only_gains_little
     words = {
         word: slot for slot, values in _WORDS.items() for value in values for word in (value, value + "s", value + "es")
     }
-    # a template: the form of the question and which attributes it says, but not their values. The best answer for each
-    # template is chosen on one half and scored on the other, as a question-only model would be
+    # A template is the form of a question with the kinds of attributes, but not their values. The best answer for each
+    # template is chosen on one half and scored on the other, like a question-only model.
     limits = {
         "existence": 0.56,
         "counting": 0.42,
@@ -346,7 +343,7 @@ def test_kinds_are_equally_frequent_and_who_knows_the_template_only_gains_little
             assert answers.most_common(1)[0][1] < 0.32 * len(of_kind) and set(answers) >= set("01234")
 
 
-def test_held_out_combinations_are_asked_about_in_half_the_compositional_questions_and_nowhere_else():
+def test_half_the_compositional_questions_ask_about_held_out_combinations_and_no_others_do():
     pattern = "|".join(rf"{colour} (\w+ed )?{shape}" for shape, colour in HELD_OUT_COMBINATIONS)
     named = defaultdict(list)
     for index in range(60):

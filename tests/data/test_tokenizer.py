@@ -7,20 +7,20 @@ from dimvl.errors import UserError
 from tests.factories import TEXTS, make_tokenizer
 
 
-def test_training_again_on_the_same_texts_in_any_order_gives_the_same_tokenizer():
+def test_the_same_texts_in_any_order_give_the_same_tokenizer():
     texts = [*TEXTS, "unbelievable squares", "circling starfish"]
     shuffled = [np.random.default_rng(seed).permutation(texts).tolist() for seed in range(6)]
     assert len({Tokenizer.train(order, 70).fingerprint for order in shuffled}) == 1
 
 
-def test_words_come_back_lowercased_and_unknown_characters_become_unk():
+def test_words_are_decoded_in_lower_case_and_unknown_characters_become_unk():
     tokenizer = make_tokenizer()
     assert tokenizer.decode(tokenizer.encode("The STAR is above a circle")) == "the star is above a circle"
     unknown = tokenizer.encode("star ж")
     assert unknown[-1] not in (tokenizer.cls, tokenizer.sep, tokenizer.mask) and unknown[-1] in tokenizer.special_ids
 
 
-def test_encoding_adds_no_special_token_even_where_the_text_names_one():
+def test_encoding_adds_no_special_token_even_if_the_text_contains_one():
     tokenizer = Tokenizer.train([*TEXTS, "[ mask ] sep"], 200)
     for text in ("a star", "a [MASK] star [SEP]", "[CLS]"):
         assert not {tokenizer.cls, tokenizer.sep, tokenizer.mask} & set(tokenizer.encode(text))
@@ -31,13 +31,13 @@ def test_encode_all_equals_encode_one_by_one():
     assert tokenizer.encode_all(list(TEXTS)) == [tokenizer.encode(text) for text in TEXTS]
 
 
-def test_decoding_leaves_special_tokens_out():
+def test_decoding_omits_special_tokens():
     tokenizer = make_tokenizer()
     words = tokenizer.encode("two blue stars")
     assert tokenizer.decode([tokenizer.cls, *words, tokenizer.sep]) == "two blue stars"
 
 
-def test_pieces_that_continue_a_word_are_known():
+def test_the_tokenizer_knows_which_pieces_continue_a_word():
     tokenizer = make_tokenizer()
     pieces = tokenizer.encode("starcircle star")
     assert len(pieces) > 2
@@ -45,7 +45,7 @@ def test_pieces_that_continue_a_word_are_known():
     assert sum(starts) == 2 and starts[0] and starts[-1]
 
 
-def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.save(tmp_path)
     for place in (tmp_path, tmp_path / "tokenizer.json"):
@@ -54,7 +54,7 @@ def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
         assert loaded.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
 
 
-def test_padding_and_truncation_of_a_foreign_file_are_switched_off(tmp_path):
+def test_padding_and_truncation_of_a_loaded_file_are_disabled(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.save(tmp_path)
     inner = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -64,7 +64,7 @@ def test_padding_and_truncation_of_a_foreign_file_are_switched_off(tmp_path):
     assert Tokenizer.load(tmp_path / "other.json").encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
 
 
-def test_files_that_are_no_wordpiece_with_special_tokens_are_refused(tmp_path):
+def test_files_without_a_wordpiece_and_special_tokens_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")

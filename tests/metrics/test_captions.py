@@ -9,9 +9,7 @@ from dimvl.metrics import captions
 from dimvl.metrics.captions import CaptionScores, caption_scores, ptb_tokens
 
 GOLDEN = Path(__file__).parents[2].parent / "shared/data/golden/caption_golden"
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="scores of the official evaluation lie beside the project"
-)
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the official scores are not on this machine")
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="the PTB tokeniser and METEOR need Java")
 pycocoevalcap = pytest.importorskip("pycocoevalcap.bleu").__path__
 
@@ -37,16 +35,16 @@ def golden() -> CaptionScores:
     scores = caption_scores(
         {str(record["image_id"]): record["caption"] for record in read("captions_results.json")}, references()
     )
-    assert {path for path in package_files() - before if path.name != "__pycache__"} == set(), "nothing is left there"
+    assert {path for path in package_files() - before if path.name != "__pycache__"} == set(), "nothing is written"
     return scores
 
 
 @pytest.mark.slow
 @needs_golden
 @needs_java
-def test_scores_are_those_of_the_official_evaluation_to_the_digit(golden: CaptionScores) -> None:
+def test_scores_equal_those_of_the_official_evaluation_to_the_digit(golden: CaptionScores) -> None:
     expected = read("expected.json")
-    spice = {"SPICE"} & golden.corpus.keys()  # where its files are installed
+    spice = {"SPICE"} & golden.corpus.keys()  # if its files are installed
     assert {name: round(score, 4) for name, score in golden.corpus.items() if name not in spice} == expected["scores"]
     assert (golden.count, golden.references) == (expected["n_images"], expected["n_references"])
     for image, scores in expected["per_image"].items():
@@ -55,14 +53,14 @@ def test_scores_are_those_of_the_official_evaluation_to_the_digit(golden: Captio
 
 @needs_golden
 @needs_java
-def test_tokens_are_those_of_the_official_tokeniser() -> None:
+def test_tokens_equal_those_of_the_official_tokeniser() -> None:
     tokens, truth = read("tokenized.json"), references()
     found = ptb_tokens([text for texts in truth.values() for text in texts])
     assert found == [text for image in truth for text in tokens["references"][image]]
 
 
 @needs_golden
-def test_without_java_texts_that_are_tokenised_get_all_scores_but_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_tokenised_texts_get_all_scores_except_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     tokens = read("tokenized.json")
     found = caption_scores({image: text for image, (text,) in tokens["results"].items()}, tokens["references"], True)
@@ -72,7 +70,7 @@ def test_without_java_texts_that_are_tokenised_get_all_scores_but_meteor(monkeyp
     assert "Java is not on PATH" in found.left_out["METEOR"] and "SPICE" in found.left_out
 
 
-def test_without_java_or_the_extra_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_errors_without_java_or_the_extra_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"Java is not on PATH.*install Java 8.*without METEOR by --tokenised"):
         caption_scores({"1": "a star"}, {"1": ["a star"]})
@@ -82,17 +80,17 @@ def test_without_java_or_the_extra_one_sentence_says_what_to_do(monkeypatch: pyt
 
 
 @needs_java
-def test_line_breaks_empty_texts_and_odd_characters_move_no_caption_to_another_image() -> None:
+def test_line_breaks_empty_texts_and_odd_characters_shift_no_caption_to_another_image() -> None:
     texts = ["a\r\nb\u2028c\x85d\x0be", "", "...", "The Cat's; (here)", "\ud800 star", " "]
     found = ptb_tokens(texts)
-    # the evaluation takes brackets for punctuation in capitals only, so those of its lower-case tokens stay
+    # the evaluation removes brackets written in capitals only, so those of its lower-case tokens remain
     assert found[:4] == ["a b c d e", "", "", "the cat 's -lrb- here -rrb-"]
     assert found[4].endswith("star") and found[5] == ""
 
 
 @pytest.mark.slow
 @needs_java
-def test_an_empty_caption_scores_nothing_and_harms_no_other() -> None:
+def test_an_empty_caption_scores_0_and_does_not_affect_others() -> None:
     scores = caption_scores({"1": "", "2": "a red star\n"}, {"1": ["a dog"], "2": ["a red star", "..."]})
     assert set(scores.per_image["1"].values()) == {0} and scores.per_image["2"]["Bleu_2"] == pytest.approx(1)
 
@@ -104,7 +102,7 @@ def make_java(folder: Path, script: str) -> None:
 
 
 @pytest.mark.parametrize("script", ["exit 3", "read line; echo 1 2 3; exit 0", "read line; echo 1; read line; echo no"])
-def test_a_java_program_that_dies_is_a_sentence_and_no_wait_without_end(
+def test_a_java_program_that_dies_is_an_error_and_not_an_endless_wait(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str
 ) -> None:
     make_java(tmp_path / "bin", script)
@@ -117,14 +115,14 @@ def test_a_java_program_that_dies_is_a_sentence_and_no_wait_without_end(
 
 
 def test_references_without_a_word_are_refused() -> None:
-    with pytest.raises(UserError, match="no caption to compare with has a word"):
+    with pytest.raises(UserError, match="no reference caption has a word"):
         caption_scores({"1": "a star"}, {"1": [""]}, tokenised=True)
 
 
-def test_spice_comes_by_image_where_its_files_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spice_is_reported_by_image_if_its_files_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     from pycocoevalcap.spice.spice import Spice
 
-    monkeypatch.setattr(captions, "_lacking_for_spice", lambda: None)
+    monkeypatch.setattr(captions, "_missing_for_spice", lambda: None)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(Spice, "__init__", lambda self: None)
     monkeypatch.setattr(

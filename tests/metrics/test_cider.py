@@ -15,7 +15,7 @@ def random_text(rng, words, shortest=0):
 
 
 def random_corpus(seed):
-    """Reference sets of images and one candidate for each, of few words, so that n-grams come again and again."""
+    """References of images and one candidate for each, with few words so that n-grams repeat."""
     rng = np.random.default_rng(seed)
     words = int(rng.integers(2, 9))
     references = [[random_text(rng, words) for _ in range(rng.integers(1, 5))] for _ in range(rng.integers(1, 9))]
@@ -27,7 +27,7 @@ def joined(text):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_scores_are_those_of_the_coco_evaluation_on_the_same_tokens(seed):
+def test_scores_equal_those_of_the_coco_evaluation_on_the_same_tokens(seed):
     cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
     references, candidates = random_corpus(seed)
     truth = {image: [joined(text) for text in texts] for image, texts in enumerate(references)}
@@ -36,8 +36,8 @@ def test_scores_are_those_of_the_coco_evaluation_on_the_same_tokens(seed):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)  # the same sums in another order
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="scores of the official evaluation lie beside the project")
-def test_scores_of_real_captions_are_those_of_the_official_evaluation():
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the official scores are not on this machine")
+def test_scores_of_real_captions_equal_those_of_the_official_evaluation():
     tokens = json.loads((GOLDEN / "tokenized.json").read_text())
     expected = json.loads((GOLDEN / "expected.json").read_text())
     images = list(tokens["references"])
@@ -49,9 +49,9 @@ def test_scores_of_real_captions_are_those_of_the_official_evaluation():
     } == {image: values["CIDEr"] for image, values in expected["per_image"].items()}
 
 
-def test_a_score_by_hand():
-    # Four images; "a" is in all of them, "b" in one. Unigrams of the candidate: b twice, weight log 4, a weight 0;
-    # its bigrams "b b" are new; the reference has b once and "b c", c as rare as b.
+def test_a_score_equals_the_hand_computed_one():
+    # Four images, one with "b". The candidate has the unigram b twice, with weight log 4, and new bigrams "b b"; the
+    # reference has b and the equally rare c once, and "b c".
     cider = CiderD([[["b", "c"]], [["a"]], [["a"]], [["a"]]])
     unigrams = 1 / (2 * np.sqrt(2))  # (1, 1) times (1, 0) after clipping, over the lengths sqrt(2) and 2
     assert cider.scores([["b", "b"]], [0])[0] == pytest.approx(10 / 4 * unigrams)
@@ -60,7 +60,7 @@ def test_a_score_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_company_and_order_of_candidates_change_no_score(seed):
+def test_scores_do_not_depend_on_the_other_candidates_or_their_order(seed):
     references, _ = random_corpus(seed)
     rng = np.random.default_rng(seed)
     images = rng.integers(0, len(references), 30)
@@ -71,25 +71,25 @@ def test_company_and_order_of_candidates_change_no_score(seed):
     assert len(cider.scores([], [])) == 0
 
 
-def test_words_and_token_ids_score_alike():
+def test_words_and_token_ids_have_equal_scores():
     references, candidates = random_corpus(3)
     words = CiderD([[list(map(str, text)) for text in texts] for texts in references])
     found = words.scores([list(map(str, text)) for text in candidates], range(len(candidates)))
     np.testing.assert_array_equal(found, CiderD(references).scores(candidates, range(len(candidates))))
 
 
-def test_a_text_that_breaks_off_scores_less_where_the_end_is_a_token():
+def test_a_truncated_text_scores_less_if_the_end_is_a_token():
     references = [[[5, 6, 7, 8, END]], [[5, 9, END]], [[6, 9, END]]]
     whole, cut = CiderD(references).scores([[5, 6, 7, 8, END], [5, 6, 7, 8]], [0, 0])
     assert whole == pytest.approx(10) and cut < whole - 1
     without = CiderD([[text[:-1] for text in texts] for texts in references])
-    assert without.scores([[5, 6, 7, 8]], [0])[0] == pytest.approx(10), "without it a cut text is a perfect one"
+    assert without.scores([[5, 6, 7, 8]], [0])[0] == pytest.approx(10), "without it a truncated text is perfect"
 
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="at least one image"):
         CiderD([])
-    with pytest.raises(ValueError, match="at least one reference of every image"):
+    with pytest.raises(ValueError, match="at least one reference for each"):
         CiderD([[["a"]], []])
     with pytest.raises(ValueError, match="2 candidates need as many images"):
         CiderD([[["a"]]]).scores([["a"], ["b"]], [0])

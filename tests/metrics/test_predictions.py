@@ -20,7 +20,7 @@ def answers(*question_ids: Any) -> list[dict[str, Any]]:
     return [{"question_id": question_id, "answer": f"answer {question_id}"} for question_id in question_ids]
 
 
-def test_answers_come_in_the_order_of_the_questions(tmp_path: Path) -> None:
+def test_answers_are_in_the_order_of_the_questions(tmp_path: Path) -> None:
     records = answers(9, 7, 3)
     records[1] |= {"answer": "", "more": [1]}
     found = read_answers(write(tmp_path, records), QUESTIONS)
@@ -36,33 +36,33 @@ def test_image_ids_are_numbers_or_texts(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("[{", "is not valid JSON"),
-        ({"answers": []}, r"holds a dict and no list; write it as \[\{\"question_id\": \.\.\., \"answer\""),
+        ({"answers": []}, r"is a dict, not a list; write it as \[\{\"question_id\": \.\.\., \"answer\""),
         ([], "is an empty list"),
-        ([["question_id"]], "item 0 is a list and no mapping"),
+        ([["question_id"]], "item 0 is a list, not a mapping"),
         ([{"question_id": 7}], "item 0 has no field 'answer'"),
         ([{"answer": "yes"}], "item 0 has no field 'question_id'"),
-        ([{"question_id": 7, "answer": 2}], "the answer of question_id 7 is 2 and no text"),
-        ([{"question_id": 7, "answer": None}], "the answer of question_id 7 is None and no text"),
-        ([{"question_id": 7.5, "answer": "yes"}], r"item 0 has question_id 7\.5, which is no id"),
-        ([{"question_id": True, "answer": "yes"}], "item 0 has question_id True, which is no id"),
-        ([{"question_id": [7], "answer": "yes"}], r"item 0 has question_id \[7\], which is no id"),
+        ([{"question_id": 7, "answer": 2}], "the answer of question_id 7 is 2, not a text"),
+        ([{"question_id": 7, "answer": None}], "the answer of question_id 7 is None, not a text"),
+        ([{"question_id": 7.5, "answer": "yes"}], r"item 0 has question_id 7\.5, which is not an id"),
+        ([{"question_id": True, "answer": "yes"}], "item 0 has question_id True, which is not an id"),
+        ([{"question_id": [7], "answer": "yes"}], r"item 0 has question_id \[7\], which is not an id"),
         (answers(7, 3, "9"), "question_id '9' is not a whole number"),
         (answers(7, 3, 9, 3), r"has 1 question \(3\) more than once"),
         (answers(7, 3, 9, 4, 5), r"has 2 questions \(4, 5\) that the annotations lack"),
         (answers(9), r"lacks 2 questions \(7, 3\) of 3; predict every one"),
     ],
 )
-def test_a_mistake_in_the_file_is_one_sentence_with_the_place(tmp_path: Path, content: Any, message: str) -> None:
+def test_the_error_for_a_bad_file_is_one_sentence_with_the_item(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read_answers(write(tmp_path, content), QUESTIONS)
     assert "predictions.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_only_the_first_of_many_ids_are_named(tmp_path: Path) -> None:
+def test_errors_name_only_the_first_of_many_ids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks 99 images \(1, 2, 3, 4, 5, \.\.\.\) of 100"):
         read_predicted_captions(write(tmp_path, [{"image_id": 0, "caption": "a"}]), [str(i) for i in range(100)])
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json does not exist"):
         read_answers(tmp_path / "none.json", QUESTIONS)

@@ -9,7 +9,7 @@ from dimvl.errors import UserError
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
 
 GOLDEN = Path(__file__).parents[2].parent / "shared/data/golden/vqa_golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="scores of the official evaluator lie beside the project")
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the official scores are not on this machine")
 PREDICTIONS = ("all_yes", "most_common", "first_annotator", "messy")
 
 
@@ -18,22 +18,22 @@ def make_question(number: int, answers: list[str], kind: str = "what", answer_ty
 
 
 @pytest.mark.parametrize("agreeing", range(11))
-def test_accuracy_is_the_mean_over_the_ten_sets_that_leave_one_person_out(agreeing: int) -> None:
+def test_accuracy_is_the_mean_over_leaving_out_each_of_ten_people(agreeing: int) -> None:
     answers = ["red"] * agreeing + ["blue"] * (10 - agreeing)
     # n agree: n of the sets have n - 1 of them, the other 10 - n have all n
     expected = (agreeing * min((agreeing - 1) / 3, 1) + (10 - agreeing) * min(agreeing / 3, 1)) / 10
     assert question_accuracy("red", answers) == pytest.approx(expected)
 
 
-def test_hand_computed_accuracies_of_one_two_and_three_people() -> None:
+def test_accuracies_of_one_to_four_agreeing_people_equal_hand_computed_ones() -> None:
     accuracies = [question_accuracy("red", ["red"] * count + ["blue"] * (10 - count)) for count in (1, 2, 3, 4)]
     assert accuracies == pytest.approx([0.3, 0.6, 0.9, 1.0])
 
 
-def test_answers_are_normalised_only_where_people_disagree() -> None:
+def test_answers_are_normalised_only_if_people_disagree() -> None:
     assert question_accuracy("Yes.", ["yes"] * 10) == 0
     assert question_accuracy("Yes.", ["yes"] * 9 + ["no"]) == 1
-    assert question_accuracy(" yes\n", ["yes"] * 10) == 1, "blanks around go in any case"
+    assert question_accuracy(" yes\n", ["yes"] * 10) == 1, "outer spaces are always removed"
 
 
 @pytest.mark.parametrize(
@@ -46,18 +46,18 @@ def test_answers_are_normalised_only_where_people_disagree() -> None:
         ("red", ["red", "blue"], 0.5),
         ("red", ["red", "the red", "blue"], 2 / 3),
         ("red", ["red"] * 3, 1.0),
-        ("T-shirt", ["t shirt"] * 4, 0.0),  # from four people on the official rule, quirks included
+        ("T-shirt", ["t shirt"] * 4, 0.0),  # from four people on, the official rule with its quirks
         ("red", ["red"] * 3 + ["blue"], 0.75),
         ("red", ["red"] * 3 + ["blue"] * 8, (3 * 2 / 3 + 8) / 11),
     ],
 )
-def test_three_people_or_fewer_score_the_share_who_gave_the_answer(
+def test_with_three_people_or_fewer_the_score_is_the_share_who_gave_the_answer(
     prediction: str, answers: list[str], accuracy: float
 ) -> None:
     assert question_accuracy(prediction, answers) == pytest.approx(accuracy)
 
 
-def test_scores_tell_of_questions_with_few_people_and_leave_out_those_that_nobody_answered() -> None:
+def test_scores_report_questions_with_few_people_and_skip_those_without_answers() -> None:
     questions = [make_question(1, ["red"]), make_question(2, ["red"] * 4), make_question(3, [])]
     scores = vqa_accuracy({1: "red", 2: "blue", 3: "red"}, questions)
     assert (scores.overall, scores.count, scores.few_people, scores.unanswered) == (0.5, 2, 1, 1)
@@ -87,11 +87,11 @@ def test_scores_tell_of_questions_with_few_people_and_leave_out_those_that_nobod
         ("a  dog", "dog"),
     ],
 )
-def test_normalisation_follows_the_evaluator_and_its_quirks(answer: str, normalised: str) -> None:
+def test_normalisation_follows_the_evaluator_with_its_quirks(answer: str, normalised: str) -> None:
     assert normalise_answer(answer) == normalised
 
 
-def test_accuracy_is_split_by_answer_type_and_kind() -> None:
+def test_accuracy_is_also_reported_by_answer_type_and_kind() -> None:
     questions = [
         make_question(1, ["yes"] * 10, "existence", "yes/no"),
         make_question(2, ["2"] * 10, "counting", "number"),
@@ -112,7 +112,7 @@ def test_accuracy_is_split_by_answer_type_and_kind() -> None:
         ({7: "red"}, [make_question(7, [])], "none of the questions has answers"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_with_the_question(
+def test_what_cannot_be_scored_is_refused_naming_the_question(
     predictions: dict[int, str], questions: list[Question], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -121,7 +121,7 @@ def test_what_cannot_be_scored_is_refused_with_the_question(
 
 @needs_golden
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_every_question_scores_as_in_the_official_evaluator(name: str) -> None:
+def test_every_question_scores_like_in_the_official_evaluator(name: str) -> None:
     questions = read_questions(GOLDEN / "questions.json", GOLDEN / "annotations.json")
     predictions = {record["question_id"]: record["answer"] for record in read(f"pred_{name}.json")}
     expected = read("expected_per_question.json")[name]
@@ -140,7 +140,7 @@ def read(name: str) -> dict:
 
 @needs_golden
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_overall_scores_are_those_of_the_official_evaluator(name: str) -> None:
+def test_overall_scores_equal_those_of_the_official_evaluator(name: str) -> None:
     questions = read_questions(GOLDEN / "questions.json", GOLDEN / "annotations.json")
     predictions = {record["question_id"]: record["answer"] for record in read(f"pred_{name}.json")}
     scores, expected = vqa_accuracy(predictions, questions), read("expected.json")["accuracy"][name]

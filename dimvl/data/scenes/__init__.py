@@ -1,24 +1,21 @@
-"""Synthetic scenes: pictures, boxes, captions and questions from a seed, written as real annotation files are.
+"""Synthetic scenes: images, boxes, captions and questions from a seed, written in real annotation formats.
 
-A seed becomes a `World` (world.py); from it come the picture (render.py), captions (language.py) and questions
-(questions.py), and write.py puts them on disk. Captions can be read back into facts and judged (facts.py, scores.py),
-and changed by one word into false ones (word_changes.py).
+A seed becomes a `World` (world.py), from which image (render.py), captions (language.py) and questions (questions.py)
+are made; write.py saves them. Captions can be parsed into facts and judged (facts.py, scores.py), or made false by
+changing one word (word_changes.py).
 """
 
 from dimvl.data.scenes.facts import Fact, judge
-from dimvl.data.scenes.language import is_true, parse_caption, sample_captions
-from dimvl.data.scenes.questions import KINDS, Question, sample_questions
+from dimvl.data.scenes.language import is_true, parse_caption
 from dimvl.data.scenes.render import render
-from dimvl.data.scenes.scores import CaptionScores, score_captions
-from dimvl.data.scenes.word_changes import WORD_CATEGORIES, changed_caption, word_change_pairs
+from dimvl.data.scenes.scores import score_captions
+from dimvl.data.scenes.word_changes import changed_caption, word_change_pairs
 from dimvl.data.scenes.world import (
     COLOURS,
-    HELD_OUT_COMBINATIONS,
     SHAPES,
     SIZES,
     SPLITS,
     TEXTURES,
-    SceneObject,
     SceneOptions,
     World,
     sample_world,
@@ -27,17 +24,11 @@ from dimvl.data.scenes.write import read_worlds, write_scenes
 
 __all__ = [
     "COLOURS",
-    "HELD_OUT_COMBINATIONS",
-    "KINDS",
     "SHAPES",
     "SIZES",
     "SPLITS",
     "TEXTURES",
-    "WORD_CATEGORIES",
-    "CaptionScores",
     "Fact",
-    "Question",
-    "SceneObject",
     "SceneOptions",
     "World",
     "changed_caption",
@@ -46,8 +37,6 @@ __all__ = [
     "parse_caption",
     "read_worlds",
     "render",
-    "sample_captions",
-    "sample_questions",
     "sample_world",
     "score_captions",
     "word_change_pairs",

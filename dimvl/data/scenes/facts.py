@@ -1,14 +1,15 @@
-"""Facts that a caption states, judged against the world.
+"""Facts that a caption states, and whether they are true in a scene.
 
-Kinds: `object` (some object of that shape is there), `attribute` (one per adjective of a phrase), `place`, `relation`
-and `count`. A counted phrase ("two red circles") states one count fact and nothing else.
+Kinds: `object` (an object of that shape exists), `attribute` (one per adjective of a phrase), `place`, `relation` and
+`count`. A counted phrase ("two red circles") states one count fact and nothing else.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal
 
 from dimvl.data.scenes.phrases import Phrase, offset, place_of
-from dimvl.data.scenes.world import SceneObject, World
+from dimvl.data.scenes.world import World
 
 FactKind = Literal["object", "attribute", "place", "relation", "count"]
 
@@ -19,12 +20,12 @@ class Fact:
 
     Attributes:
         kind: object, attribute, place, relation or count.
-        phrase: the whole noun phrase it belongs to; of a relation, the one that lies on the side of `other`.
-        adjective: of an attribute fact.
-        place: quarter of the picture, of a place fact.
-        side: left, right, above or below, of a relation fact.
+        phrase: the whole noun phrase; in a relation fact, the one on the given side of `other`.
+        adjective: the adjective of an attribute fact.
+        place: the quarter of the image of a place fact.
+        side: left, right, above or below, for a relation fact.
         other: the second phrase of a relation fact.
-        count: of a count fact.
+        count: the number of a count fact.
 
     """
 
@@ -43,47 +44,36 @@ def phrase_facts(phrase: Phrase) -> list[Fact]:
     return [Fact(kind="object", phrase=phrase), *attributes]
 
 
-def best_match(phrase: Phrase, world: World, taken: frozenset[int] | set[int] = frozenset()) -> int | None:
-    """Return the index of the object of the phrase's shape that shares most adjectives; None without such a shape.
+def best_match(phrase: Phrase, world: World, taken: Set[int] = frozenset()) -> int | None:
+    """Return the index of the object with the phrase's shape and most of its adjectives; None without that shape.
 
-    Among equals an object outside `taken` comes first, then the earlier one.
+    Ties prefer an object outside `taken`, then the earlier one.
     """
-    candidates = [index for index, item in enumerate(world.objects) if phrase.names_shape_of(item)]
-    if not candidates:
-        return None
-    return max(candidates, key=lambda index: (len(phrase.shared_with(world.objects[index])), index not in taken))
+    ranks = [(len(phrase.shared_with(item)), index not in taken) for index, item in enumerate(world.objects)]
+    candidates = [index for index, item in enumerate(world.objects) if phrase.shape in (None, item.shape)]
+    return max(candidates, key=ranks.__getitem__, default=None)
 
 
 def judge(fact: Fact, world: World) -> bool:
-    """Whether `fact` is true in `world`.
+    """Return whether `fact` is true in `world`.
 
-    - object: an object of the shape is there;
-    - attribute: the object that matches the whole phrase best (`best_match`) has it;
-    - place: an object that matches the phrase entirely has its centre there;
-    - relation: two distinct objects match the two phrases entirely and the centre of the first lies strictly on the
-      side of the centre of the second;
+    - object: an object of that shape exists;
+    - attribute: the object that best matches the whole phrase (`best_match`) has it;
+    - place: an object that matches the whole phrase has its centre there;
+    - relation: two distinct objects match the two phrases, and the centre of the first is strictly on that side of the
+      centre of the second;
     - count: exactly that many objects match.
     """
+    if fact.kind in ("object", "attribute"):
+        index = best_match(fact.phrase, world)
+        return index is not None and (
+            fact.kind == "object" or fact.adjective in fact.phrase.shared_with(world.objects[index])
+        )
+    matching = fact.phrase.found_in(world)
     if fact.kind == "count":
-        return fact.phrase.count_in(world) == fact.count
-    if fact.kind == "relation":
-        return _relation_holds(fact, world)
+        return len(matching) == fact.count
     if fact.kind == "place":
-        return any(place_of(item, world) == fact.place for item in _matching(fact.phrase, world))
-    index = best_match(fact.phrase, world)
-    if index is None:
-        return False
-    return fact.kind == "object" or fact.adjective in fact.phrase.shared_with(world.objects[index])
-
-
-def _relation_holds(fact: Fact, world: World) -> bool:
+        return any(place_of(item, world) == fact.place for item in matching)
     assert fact.side is not None and fact.other is not None
-    return any(  # an object is on no side of itself, so the two are distinct
-        offset(fact.side, item, other) > 0
-        for item in _matching(fact.phrase, world)
-        for other in _matching(fact.other, world)
-    )
-
-
-def _matching(phrase: Phrase, world: World) -> list[SceneObject]:
-    return [item for item in world.objects if phrase.matches(item)]
+    others = fact.other.found_in(world)  # an object is on no side of itself, so the two are distinct
+    return any(offset(fact.side, item, other) > 0 for item in matching for other in others)

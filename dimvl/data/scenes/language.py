@@ -1,13 +1,13 @@
-"""Captions of scenes: sentences from templates, and the parser that reads exactly these sentences back into facts.
+"""Captions of scenes: sentences from templates, and a parser that reads exactly these sentences back into facts.
 
 A template is a sentence with alternatives "(is|sits)" and slots "{a}". Writing picks one alternative and fills the
-slots; reading turns the same template into a regular expression, so the two cannot drift apart. The slots:
+slots; parsing turns the same template into a regular expression, so the two cannot drift apart. The slots:
 
-    {a} {b} {c}    "a large red circle"; {A} {B}: "the" is possible where the phrase names one object only
-    {side}         "to the left of": a lies on that side of b; {side2}: a lies on that side of c
-    {its}          "on its left": a lies on that side of b
-    {place} {place2}  "top left": a and b lie in that quarter of the picture
-    {many}         "two red circles": neither a nor b is among them; {all}: every mentioned object is among them
+    {a} {b} {c}       "a large red circle"; {A} {B} may say "the" if the phrase matches one object only
+    {side} {side2}    "to the left of": a is on that side of b, or of c
+    {its}             "on its left": a is on that side of b
+    {place} {place2}  "top left": a, or b, is in that quarter of the image
+    {many} {all}      "two red circles": none, or each, of the mentioned objects is among them
 """
 
 import re
@@ -17,9 +17,9 @@ import numpy as np
 
 from dimvl.data.scenes.facts import Fact, judge, phrase_facts
 from dimvl.data.scenes.phrases import (
+    NAMED_TEXTURES,
     NUMBER_WORDS,
     PLACES,
-    SAID_TEXTURES,
     SIDES,
     Phrase,
     clear_place,
@@ -57,7 +57,7 @@ TEMPLATES = (
     f"{_SEE} {{a}}, {{b}} and {{c}}",
     f"{_PICTURE} {{a}}, {{b}} and {{c}}",
 )
-_SHARES = {"{place}": 4, "{side}": 3, "{its}": 3}  # what is said of where things lie comes more often than the rest
+_SHARES = {"{place}": 4, "{side}": 3, "{its}": 3}  # templates about positions are drawn more often than the others (2)
 _DRAWN = [t for t in TEMPLATES for _ in range(next((n for slot, n in _SHARES.items() if slot in t), 2))]
 
 _ITS = {
@@ -66,9 +66,8 @@ _ITS = {
     "above": ("above it", "over it"),
     "below": ("below it", "beneath it", "under it"),
 }
-_FEWEST_WORDS, _MOST_WORDS = 8, 22
-_FEWEST_FACTS, _MOST_FACTS = 3, 8
-_ADJECTIVES_SAID = (1, 1, 1, 2, 2, 2, 2, 3, 3)  # drawn for each phrase
+_WORDS, _FACTS = range(8, 23), range(3, 9)  # allowed in a caption
+_NUM_ADJECTIVES = (1, 1, 1, 2, 2, 2, 2, 3, 3)  # drawn for each phrase
 _TRIES = 200
 
 
@@ -76,7 +75,7 @@ def _one_of(words: Iterable[str]) -> str:
     return f"(?:{'|'.join(words)})"
 
 
-_ADJECTIVES = f"(?:{_one_of(SIZES)} )?(?:{_one_of(COLOURS)} )?(?:{_one_of(SAID_TEXTURES)} )?"
+_ADJECTIVES = f"(?:{_one_of(SIZES)} )?(?:{_one_of(COLOURS)} )?(?:{_one_of(NAMED_TEXTURES)} )?"
 _PHRASE = f"(?:an?|the) (?P<NAME>{_ADJECTIVES}{_one_of((*SHAPES, 'object'))})"
 _COUNTED = f"(?P<NAME>{_one_of(NUMBER_WORDS.values())} {_ADJECTIVES}{_one_of(plural(s) for s in (*SHAPES, 'object'))})"
 _SIDE = f"(?P<NAME>{_one_of(text for texts in SIDES.values() for text in texts)})"
@@ -102,48 +101,41 @@ _PATTERNS = tuple(_pattern(template) for template in TEMPLATES)
 
 
 def parse_caption(text: str) -> list[Fact] | None:
-    """Read the facts of a caption, in the order a, b, c, places, relations, count.
+    """Return the facts of a caption: of a, b and c, places, relations, count. None for a sentence outside the grammar.
 
-    Case, blanks and the final stop do not matter, nor does the choice of article.
-
-    Returns:
-        The facts, or None for a sentence that the grammar does not know.
-
+    Case, spaces, the final full stop and the choice of article are ignored.
     """
     words = " ".join(text.lower().replace(",", " , ").split())
     words = words.removesuffix(".").rstrip().replace(" ,", ",")
-    for pattern in _PATTERNS:
-        match = pattern.fullmatch(words)
-        if match:
-            return _facts({slot: said for slot, said in match.groupdict().items() if said is not None})
-    return None
+    match = next(filter(None, (pattern.fullmatch(words) for pattern in _PATTERNS)), None)
+    return None if match is None else _facts(match.groupdict())
 
 
 def is_true(caption: str, world: World) -> bool:
-    """Whether the caption can be read and all its facts are true in `world`."""
+    """Return whether the caption can be parsed and all its facts are true in `world`."""
     facts = parse_caption(caption)
     return facts is not None and all(judge(fact, world) for fact in facts)
 
 
-def _facts(said: dict[str, str]) -> list[Fact]:
-    phrases = {slot: read_phrase(said[slot]) for slot in "abc" if slot in said}
+def _facts(texts: dict[str, str]) -> list[Fact]:
+    phrases = {slot: read_phrase(texts[slot]) for slot in "abc" if slot in texts}
     facts = [fact for phrase in phrases.values() for fact in phrase_facts(phrase)]
     for slot, name in (("place", "a"), ("place2", "b")):
-        if slot in said:
-            facts.append(Fact(kind="place", phrase=phrases[name], place=said[slot]))
+        if slot in texts:
+            facts.append(Fact(kind="place", phrase=phrases[name], place=texts[slot]))
     for slot, other in (("side", "b"), ("its", "b"), ("side2", "c")):
-        if slot in said:
-            side = _SIDE_OF[said[slot]]
+        if slot in texts:
+            side = _SIDE_OF[texts[slot]]
             facts.append(Fact(kind="relation", phrase=phrases["a"], side=side, other=phrases[other]))
     for slot in ("many", "all"):
-        if slot in said:
-            number, words = said[slot].split(" ", 1)
+        if slot in texts:
+            number, words = texts[slot].split(" ", 1)
             facts.append(Fact(kind="count", phrase=read_phrase(words), count=_NUMBER_OF[number]))
     return facts
 
 
 def sample_captions(world: World, options: SceneOptions) -> list[str]:
-    """Write `captions_per_image` different captions of `world`, each one true and of 8 to 22 words."""
+    """Write `captions_per_image` different captions of `world`, all true and of 8 to 22 words."""
     generator = generator_for(options, world.image_id, "captions")
     captions: list[str] = []
     while len(captions) < options.captions_per_image:
@@ -156,72 +148,63 @@ def sample_captions(world: World, options: SceneOptions) -> list[str]:
 def _sample_caption(world: World, generator: np.random.Generator) -> str:
     for _ in range(_TRIES):
         template = pick(_DRAWN, generator)
-        said = _fill(template, world, generator)
-        if said is None:
+        texts = _fill(template, world, generator)
+        if texts is None:
             continue
-        sentence = re.sub(r"\(([^)]*)\)", lambda words: pick(words[1].split("|"), generator), template).format(**said)
+        sentence = re.sub(r"\(([^)]*)\)", lambda words: pick(words[1].split("|"), generator), template).format(**texts)
         facts = parse_caption(sentence)
-        assert facts is not None, f"the grammar cannot read its own sentence: {sentence}"
-        if (
-            _FEWEST_WORDS <= len(sentence.split()) <= _MOST_WORDS
-            and _FEWEST_FACTS <= len(facts) <= _MOST_FACTS
-            and all(judge(fact, world) for fact in facts)
-        ):
+        assert facts is not None, f"the grammar cannot parse its own sentence: {sentence}"
+        if len(sentence.split()) in _WORDS and len(facts) in _FACTS and all(judge(fact, world) for fact in facts):
             return sentence + "."
-    raise AssertionError(f"no caption for scene {world.image_id}")  # two objects always give one
+    raise AssertionError(f"no caption for scene {world.image_id}")  # two objects always yield one
 
 
 def _fill(template: str, world: World, generator: np.random.Generator) -> dict[str, str] | None:
-    """Texts for the slots of a template; None where the scene has no objects for it."""
+    """Return texts for the slots of a template; None if the scene has no objects for it."""
     slots = re.findall(r"{(\w+)}", template)
     names = [slot for slot in slots if slot.lower() in "abc"]
     if len(names) > len(world.objects):
         return None
     items = dict(zip([name.lower() for name in names], shuffled(world.objects, generator), strict=False))
     phrases = {name: _describe(items[name.lower()], generator) for name in names}
-    said = {name: _with_article(name, phrase, world, generator) for name, phrase in phrases.items()}
+    filled = {name: _with_article(name, phrase, world, generator) for name, phrase in phrases.items()}
     for slot, other, texts in (("side", "b", SIDES), ("its", "b", _ITS), ("side2", "c", SIDES)):
         if slot in slots:
             sides = clear_sides(items["a"], items[other], world)
             if not sides:
                 return None
-            said[slot] = pick(texts[pick(sides, generator)], generator)
+            filled[slot] = pick(texts[pick(sides, generator)], generator)
     for slot, name in (("place", "a"), ("place2", "b")):
         if slot in slots:
             place = clear_place(items[name], world)
             if place is None:
                 return None
-            said[slot] = place
+            filled[slot] = place
     for slot in ("many", "all"):
         if slot in slots:
             counted = _counted_phrases(world, list(items.values()), inside=slot == "all")
             if not counted:
                 return None
             phrase = pick(counted, generator)
-            said[slot] = f"{NUMBER_WORDS[phrase.count_in(world)]} {phrase.plural()}"
-    return said
+            filled[slot] = f"{NUMBER_WORDS[phrase.count_in(world)]} {phrase.plural()}"
+    return filled
 
 
 def _counted_phrases(world: World, items: list[SceneObject], inside: bool) -> list[Phrase]:
-    """Phrases for two objects or more that match all (inside) or none of the mentioned items."""
-    phrases = {
-        describe(item, slots)
-        for item in world.objects
-        for slots in ((), ("shape",), ("colour",), ("size",), ("colour", "shape"), ("size", "shape"))
-    }
-    return sorted(
-        (
-            phrase
-            for phrase in phrases
-            if phrase.count_in(world) >= 2 and all(phrase.matches(item) == inside for item in items)
-        ),
-        key=Phrase.singular,  # a set has no order of its own, and the choice must be the same every time
-    )
+    """Return phrases for at least two objects that match all (inside) or none of the mentioned items."""
+    all_slots = ((), ("shape",), ("colour",), ("size",), ("colour", "shape"), ("size", "shape"))
+    phrases = {describe(item, slots) for item in world.objects for slots in all_slots}
+    counted = [
+        phrase
+        for phrase in phrases
+        if phrase.count_in(world) >= 2 and all(phrase.matches(item) == inside for item in items)
+    ]
+    return sorted(counted, key=Phrase.singular)  # a set has no order, and the choice must be reproducible
 
 
 def _describe(item: SceneObject, generator: np.random.Generator) -> Phrase:
     adjectives = ["size", "colour"] + (["texture"] if item.texture != "plain" else [])
-    return describe(item, [*shuffled(adjectives, generator)[: pick(_ADJECTIVES_SAID, generator)], "shape"])
+    return describe(item, [*shuffled(adjectives, generator)[: pick(_NUM_ADJECTIVES, generator)], "shape"])
 
 
 def _with_article(slot: str, phrase: Phrase, world: World, generator: np.random.Generator) -> str:

@@ -1,7 +1,7 @@
 """Noun phrases and sides: the words that captions and questions share.
 
 A phrase reads "large red striped circle": size, colour, texture, shape, always in this order. The texture "plain" is
-never said, and a phrase without a shape says "object".
+never mentioned, and a phrase without a shape says "object".
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from dimvl.data.scenes.world import COLOURS, HELD_OUT_COMBINATIONS, SHAPES, SIZE
 
 Item = TypeVar("Item")
 
-SAID_TEXTURES = tuple(texture for texture in TEXTURES if texture != "plain")
+NAMED_TEXTURES = tuple(texture for texture in TEXTURES if texture != "plain")
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 SIDES = {
     "left": ("left of", "to the left of", "on the left of"),
@@ -24,15 +24,13 @@ SIDES = {
 }
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PLACES = ("top left", "top right", "bottom left", "bottom right")
-PLACE_MARGIN = 0.06
-"""A place is only said where the centre is at least this share of the picture's side off both middle lines."""
-CLEAR_MARGIN = 0.15
-"""A side is only said where the centres are at least this share of the picture's side apart."""
+CLEAR_MARGIN = 0.15  # a side is only mentioned if the centres are at least this share of the image's side apart
+_PLACE_MARGIN = 0.06  # ... and a place if the centre is at least this share of it away from both middle lines
 
 _SLOT_OF = {
     **dict.fromkeys(SIZES, "size"),
     **dict.fromkeys(COLOURS, "colour"),
-    **dict.fromkeys(SAID_TEXTURES, "texture"),
+    **dict.fromkeys(NAMED_TEXTURES, "texture"),
     **dict.fromkeys(SHAPES, "shape"),
 }
 
@@ -47,7 +45,7 @@ _SINGULAR = {plural(noun): noun for noun in (*SHAPES, "object")}
 
 @dataclass(frozen=True, kw_only=True)
 class Phrase:
-    """What a noun phrase says of an object; None where it says nothing."""
+    """What a noun phrase says about an object; None where it says nothing."""
 
     size: str | None = None
     colour: str | None = None
@@ -56,34 +54,34 @@ class Phrase:
 
     @property
     def adjectives(self) -> tuple[str, ...]:
-        """The adjectives in the order of reading."""
+        """The adjectives in reading order."""
         return tuple(filter(None, (self.size, self.colour, self.texture)))
 
     @property
     def is_held_out(self) -> bool:
-        """Whether it names a held-out combination."""
+        """Whether the phrase names a held-out combination."""
         return (self.shape, self.colour) in HELD_OUT_COMBINATIONS
 
     def shared_with(self, item: SceneObject) -> tuple[str, ...]:
         """Return the adjectives that are true of `item`."""
         return tuple(word for word in self.adjectives if word in (item.size, item.colour, item.texture))
 
-    def names_shape_of(self, item: SceneObject) -> bool:
-        """Whether `item` has the shape, or no shape is said."""
-        return self.shape is None or self.shape == item.shape
-
     def matches(self, item: SceneObject) -> bool:
-        """Whether everything said is true of `item`."""
-        return (  # spelled out: writing questions asks this most of the time
+        """Return whether the whole phrase is true of `item`."""
+        return (  # spelled out: writing questions spends most of its time here
             self.shape in (None, item.shape)
             and self.colour in (None, item.colour)
             and self.size in (None, item.size)
             and self.texture in (None, item.texture)
         )
 
+    def found_in(self, world: World) -> list[SceneObject]:
+        """Return the objects that match."""
+        return [item for item in world.objects if self.matches(item)]
+
     def count_in(self, world: World) -> int:
-        """Return how many objects it matches."""
-        return sum(self.matches(item) for item in world.objects)
+        """Return the number of objects that match."""
+        return len(self.found_in(world))
 
     def singular(self) -> str:
         """Return "large red circle"."""
@@ -101,41 +99,37 @@ class Phrase:
 
 def read_phrase(words: str) -> Phrase:
     """Read "large red circle" or "large red circles"; the words must be in the vocabulary."""
-    said = {}
-    for word in words.split():
-        word = _SINGULAR.get(word, word)
-        if word != "object":
-            said[_SLOT_OF[word]] = word
-    return Phrase(**said)
+    singular = [_SINGULAR.get(word, word) for word in words.split()]
+    return Phrase(**{_SLOT_OF[word]: word for word in singular if word != "object"})
 
 
-def describe(item: SceneObject, slots: tuple[str, ...] | list[str]) -> Phrase:
-    """Return the phrase that says the given slots (size, colour, texture, shape) of `item`; plain is not said."""
-    said = {slot: getattr(item, slot) for slot in slots}
-    return Phrase(**{slot: word for slot, word in said.items() if word != "plain"})
+def describe(item: SceneObject, slots: Sequence[str]) -> Phrase:
+    """Return the phrase that names the given slots (size, colour, texture, shape) of `item`, except plain."""
+    words = {slot: getattr(item, slot) for slot in slots}
+    return Phrase(**{slot: word for slot, word in words.items() if word != "plain"})
 
 
 def offset(side: str, item: SceneObject, other: SceneObject) -> float:
-    """Return how many pixels the centre of `item` lies on `side` of the centre of `other`; negative on the opposite."""
+    """Return the pixels by which the centre of `item` is on `side` of the centre of `other`; negative if opposite."""
     axis = 0 if side in ("left", "right") else 1
     sign = 1.0 if side in ("right", "below") else -1.0
     return sign * (item.centre[axis] - other.centre[axis])
 
 
 def place_of(item: SceneObject, world: World) -> str:
-    """Return the quarter of the picture in which the centre of `item` lies."""
+    """Return the quarter of the image that contains the centre of `item`."""
     across, down = item.centre[0] >= world.width / 2, item.centre[1] >= world.height / 2
     return PLACES[2 * down + across]
 
 
 def clear_place(item: SceneObject, world: World) -> str | None:
-    """Return the quarter of the picture in which `item` clearly lies; None near a middle line."""
+    """Return the quarter of the image that clearly contains `item`; None near a middle line."""
     distances = (abs(item.centre[0] / world.width - 0.5), abs(item.centre[1] / world.height - 0.5))
-    return place_of(item, world) if min(distances) >= PLACE_MARGIN else None
+    return place_of(item, world) if min(distances) >= _PLACE_MARGIN else None
 
 
 def clear_sides(item: SceneObject, other: SceneObject, world: World) -> list[str]:
-    """Return the sides of `other` on which `item` clearly lies."""
+    """Return the sides of `other` that `item` is clearly on."""
     return [side for side in SIDES if offset(side, item, other) >= CLEAR_MARGIN * world.width]
 
 

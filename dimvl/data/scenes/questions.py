@@ -1,8 +1,7 @@
 """Questions about scenes with their answers: existence, counting, attribute, place, relation and comparison.
 
-The wanted answer is drawn first and a question with that answer is looked for, so that who knows the question only
-gains little over chance. A phrase of a held-out combination is only asked about in the compositional split: elsewhere
-the answer would always be no.
+The wanted answer is drawn first and then a question with that answer, so that a question-only model gains little over
+chance. Held-out combinations are asked about in the compositional split only: elsewhere the answer would always be no.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +11,9 @@ import numpy as np
 
 from dimvl.data.scenes.phrases import (
     CLEAR_MARGIN,
+    NAMED_TEXTURES,
     OPPOSITE,
     PLACES,
-    SAID_TEXTURES,
     SIDES,
     Phrase,
     clear_place,
@@ -27,9 +26,9 @@ from dimvl.data.scenes.phrases import (
 from dimvl.data.scenes.world import COLOURS, SHAPES, SIZES, SceneObject, SceneOptions, World, generator_for
 
 KINDS = ("existence", "counting", "attribute", "place", "relation", "comparison")
-SLOTS = ("size", "colour", "texture", "shape")
-VALUES = {"size": SIZES, "colour": tuple(COLOURS), "texture": SAID_TEXTURES, "shape": SHAPES}
-ASKED_AS = {"size": "size", "colour": "color", "texture": "texture", "shape": "shape"}
+_SLOTS = ("size", "colour", "texture", "shape")
+_VALUES = {"size": SIZES, "colour": tuple(COLOURS), "texture": NAMED_TEXTURES, "shape": SHAPES}
+_ASKED_AS = {"size": "size", "colour": "color", "texture": "texture", "shape": "shape"}
 
 _EXISTENCE = ("is there {}?", "can you see {}?", "does the picture show {}?")
 _COUNTING = ("how many {} are there?", "how many {} can you see?", "how many {} are in the picture?")
@@ -42,27 +41,19 @@ _MORE = ("are there more {} than {}?", "do you see more {} than {}?", "does the 
 _EQUAL = ("are there as many {} as {}?", "do you see as many {} as {}?")
 _SAME = ("is the {1} the same {0} as the {2}?", "do the {1} and the {2} have the same {0}?")
 
-_FIRST_WHERE = 6  # relation questions that want this or more ask for the side: it is the easiest way into relations
-_FIRST_OPEN = 12  # ... and these for an object: two of five, as many find none to ask for
+# Relation questions ask for yes or no, from _FIRST_WHERE on for the side, which is the easiest way to learn relations,
+# and from _FIRST_OPEN on for an object: two of five, because many find none to ask for.
+_FIRST_WHERE, _FIRST_OPEN = 6, 12
 _LARGEST_COUNT = 4
 _COUNTED_SLOTS = ((), ("size",), ("size",), ("texture",), ("shape",), ("shape",), ("colour",), ("colour", "shape"))
-_COMPARED = (*SLOTS, "more", "more", "more", "more", "equal", "equal")
-_ASKED_SLOTS = (  # of existence questions; one adjective alone would nearly always be there
-    ("shape",),
-    ("colour",),
-    ("colour", "shape"),
-    ("colour", "shape"),
-    ("size", "shape"),
-    ("size", "colour"),
-    ("texture", "shape"),
-    ("texture", "colour"),
-    ("size", "colour", "shape"),
-    ("colour", "texture", "shape"),
+_COMPARED = (*_SLOTS, "more", "more", "more", "more", "equal", "equal")
+_ASKED_SLOTS = (  # of existence questions; a size or texture alone would nearly always be present
+    *(("shape",), ("colour",), ("colour", "shape"), ("colour", "shape"), ("size", "shape"), ("size", "colour")),
+    *(("texture", "shape"), ("texture", "colour"), ("size", "colour", "shape"), ("colour", "texture", "shape")),
 )
-_WANTED = 20  # what is wanted is a number below this; each kind reads its answer from it
-_WANTED_TRIED = 6
-_TRIES = 16  # for one wanted answer
-_LONGER_SHARE = 0.3  # of the phrases that say a word more than they need
+_WANTED = 20  # a wanted answer is drawn as a number below this, which each kind of question interprets
+_WANTED_TRIED, _TRIES = 6, 16  # wanted answers tried, and attempts at each
+_LONGER_SHARE = 0.3  # of phrases with one word more than necessary
 
 
 @dataclass(frozen=True)
@@ -70,10 +61,10 @@ class Question:
     """One question.
 
     Attributes:
-        kind: of `KINDS`.
+        kind: one of `KINDS`.
         text: lower case, with question mark.
         answer: a word, a number or yes/no.
-        phrases: the noun phrases that the text says.
+        phrases: the noun phrases in the text.
 
     """
 
@@ -84,29 +75,21 @@ class Question:
 
     @property
     def answer_type(self) -> str:
-        """Return yes/no, number or other, as VQA v2 has it."""
+        """The answer type of VQA v2: yes/no, number or other."""
         if self.answer in ("yes", "no"):
             return "yes/no"
         return "number" if self.answer.isdigit() else "other"
 
     @property
     def names_held_out(self) -> bool:
-        """Whether it names a held-out combination."""
+        """Whether the question names a held-out combination."""
         return any(phrase.is_held_out for phrase in self.phrases)
 
 
-_Ask = Callable[[World, int, np.random.Generator], Question | None]
-
-
 def sample_questions(world: World, options: SceneOptions, compositional: bool = False) -> list[Question]:
-    """Ask `questions_per_image` different questions, the kinds in turn.
+    """Ask `questions_per_image` different questions, cycling through the kinds.
 
-    Args:
-        world: the scene.
-        options: for the seed and the number.
-        compositional: ask about held-out combinations, where possible in at least half of the questions; otherwise in
-            none.
-
+    If `compositional`, at least half of them ask about held-out combinations where possible; otherwise none.
     """
     generator = generator_for(options, world.image_id, "questions")
     questions: list[Question] = []
@@ -117,7 +100,7 @@ def sample_questions(world: World, options: SceneOptions, compositional: bool = 
         kinds = [KINDS[(first_kind + number + step) % len(KINDS)] for step in range(len(KINDS))]
         must_name = compositional and 2 * named < options.questions_per_image
         question = _find(kinds[0], world, generator, asked, (True,)) if must_name else None
-        for kind in kinds:  # where the scene has none of the first kind, the next one helps out
+        for kind in kinds:  # if the scene has no question of the first kind, try the next
             question = question or _find(kind, world, generator, asked, (True, False) if compositional else (False,))
         if question is not None:
             questions.append(question)
@@ -128,7 +111,7 @@ def sample_questions(world: World, options: SceneOptions, compositional: bool = 
 def _find(
     kind: str, world: World, generator: np.random.Generator, asked: set[str], naming: tuple[bool, ...]
 ) -> Question | None:
-    """Look for a new question of a kind that names a held-out combination or does not; None where none is found."""
+    """Return a new question whose `names_held_out` is in `naming`; None if none is found."""
     for wanted in generator.permutation(_WANTED)[:_WANTED_TRIED].tolist():
         for _ in range(_TRIES):
             question = _ASK[kind](world, wanted, generator)
@@ -138,16 +121,16 @@ def _find(
 
 
 def _existence(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
-    """Ask for something that is there or, harder than anything, for a true phrase with one word changed."""
+    """Ask for an object that exists or, which is hardest, for a true phrase with one word changed."""
     slots = _ASKED_SLOTS[wanted // 2]
     yes = wanted % 2 == 0
     for item in shuffled(world.objects, generator):
         phrase = describe(item, slots)
         if any(getattr(phrase, slot) is None for slot in slots):
-            continue  # a plain object for a phrase with texture
+            continue  # a plain object has no texture to mention
         if not yes:
             slot = pick(slots, generator)
-            others = [value for value in VALUES[slot] if value != getattr(phrase, slot)]
+            others = [value for value in _VALUES[slot] if value != getattr(phrase, slot)]
             phrase = Phrase(**{**vars(phrase), slot: pick(others, generator)})
         if (phrase.count_in(world) > 0) == yes:
             text = pick(_EXISTENCE, generator).format(phrase.with_article())
@@ -165,19 +148,20 @@ def _counting(world: World, wanted: int, generator: np.random.Generator) -> Ques
 
 
 def _attribute(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
-    slot = SLOTS[wanted % len(SLOTS)]
-    item = _item_with(slot, pick(sorted({getattr(item, slot) for item in world.objects}), generator), world, generator)
-    phrase = _referring_phrase(item, world, [other for other in SLOTS if other != slot], generator)
+    slot = _SLOTS[wanted % len(_SLOTS)]
+    value = pick(sorted({getattr(item, slot) for item in world.objects}), generator)
+    item = pick([item for item in world.objects if getattr(item, slot) == value], generator)
+    phrase = _referring_phrase(item, world, [other for other in _SLOTS if other != slot], generator)
     if phrase is None:
         return None
-    text = pick(_ATTRIBUTE, generator).format(ASKED_AS[slot], phrase.singular())
+    text = pick(_ATTRIBUTE, generator).format(_ASKED_AS[slot], phrase.singular())
     return Question("attribute", text, getattr(item, slot), (phrase,))
 
 
 def _place(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
-    """Ask for the quarter of the picture: the way into relations, since only here one object's box is the answer."""
+    """Ask for the quarter of the image. This prepares for relations: only here is one object's box the answer."""
     items = [item for item in world.objects if clear_place(item, world) == PLACES[wanted % len(PLACES)]]
-    phrase = _referring_phrase(pick(items, generator), world, SLOTS, generator) if items else None
+    phrase = _referring_phrase(pick(items, generator), world, _SLOTS, generator) if items else None
     if phrase is None:
         return None
     text = pick(_PLACE, generator).format(phrase.singular())
@@ -192,49 +176,47 @@ def _relation(world: World, wanted: int, generator: np.random.Generator) -> Ques
     side = pick(sides, generator)
     if wanted >= _FIRST_OPEN:
         return _open_relation(world, item, side, other, generator)
-    first = _referring_phrase(item, world, SLOTS, generator)
-    second = _referring_phrase(other, world, SLOTS, generator)
+    first = _referring_phrase(item, world, _SLOTS, generator)
+    second = _referring_phrase(other, world, _SLOTS, generator)
     if first is None or second is None:
         return None
     if wanted >= _FIRST_WHERE:
         text = pick(_WHERE, generator).format(first.singular(), second.singular())
         return Question("relation", text, side, (first, second)) if len(sides) == 1 else None
     yes = wanted % 2 == 0
-    said = pick(SIDES[side if yes else OPPOSITE[side]], generator)
-    text = pick(_RELATION, generator).format(first.singular(), said, second.singular())
+    words = pick(SIDES[side if yes else OPPOSITE[side]], generator)
+    text = pick(_RELATION, generator).format(first.singular(), words, second.singular())
     return Question("relation", text, "yes" if yes else "no", (first, second))
 
 
 def _open_relation(
     world: World, item: SceneObject, side: str, other: SceneObject, generator: np.random.Generator
 ) -> Question | None:
-    """Ask what `item` is, the only object on that side of `other`, all the rest being clearly on the opposite one."""
+    """Ask what `item` is, if it is the only object on `side` of `other` and all the rest are clearly opposite."""
     margin = CLEAR_MARGIN * world.width
     if any(offset(side, third, other) > -margin for third in world.objects if third is not item and third is not other):
         return None
-    phrase = _referring_phrase(other, world, SLOTS, generator)
+    phrase = _referring_phrase(other, world, _SLOTS, generator)
     if phrase is None:
         return None
     slot = pick(("shape", "colour"), generator)
-    said = pick(SIDES[side], generator)
-    text = pick(_OPEN_RELATION, generator).format(ASKED_AS[slot], said, phrase.singular())
+    words = pick(SIDES[side], generator)
+    text = pick(_OPEN_RELATION, generator).format(_ASKED_AS[slot], words, phrase.singular())
     return Question("relation", text, getattr(item, slot), (phrase,))
 
 
 def _comparison(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
     yes = wanted % 2 == 0
     form = _COMPARED[wanted // 2]
-    if form in SLOTS:
+    if form in _SLOTS:
         return _same_attribute(world, form, yes, generator)
     slots = (pick(("shape", "colour", "size", "texture"), generator),)
     first, second = (_random_phrase(world, slots, generator) for _ in range(2))
     counts = first.count_in(world), second.count_in(world)
     if first == second or counts == (0, 0):
         return None
-    if form == "more":
-        truth, wording = counts[0] > counts[1], pick(_MORE, generator)
-    else:
-        truth, wording = counts[0] == counts[1], pick(_EQUAL, generator)
+    truth = counts[0] > counts[1] if form == "more" else counts[0] == counts[1]
+    wording = pick(_MORE if form == "more" else _EQUAL, generator)
     if truth != yes:
         return None
     text = wording.format(first.plural(), second.plural())
@@ -245,34 +227,30 @@ def _same_attribute(world: World, slot: str, yes: bool, generator: np.random.Gen
     item, other = shuffled(world.objects, generator)[:2]
     if (getattr(item, slot) == getattr(other, slot)) != yes:
         return None
-    slots = [name for name in SLOTS if name != slot]
+    slots = [name for name in _SLOTS if name != slot]
     first = _referring_phrase(item, world, slots, generator)
     second = _referring_phrase(other, world, slots, generator)
     if first is None or second is None:
         return None
-    text = pick(_SAME, generator).format(ASKED_AS[slot], first.singular(), second.singular())
+    text = pick(_SAME, generator).format(_ASKED_AS[slot], first.singular(), second.singular())
     return Question("comparison", text, "yes" if yes else "no", (first, second))
 
 
 def _random_phrase(world: World, slots: tuple[str, ...], generator: np.random.Generator) -> Phrase:
-    """Return a phrase of the given slots, of an object of the scene, half the time with one change."""
+    """Return a phrase with the given slots of an object in the scene, half the time with one word changed."""
     item = pick(world.objects, generator)
-    said = {slot: getattr(item, slot) for slot in slots}
+    words = {slot: getattr(item, slot) for slot in slots}
     changed = pick(slots, generator) if slots and generator.random() < 0.5 else None
     for slot in slots:
-        if slot == changed or said[slot] not in VALUES[slot]:
-            said[slot] = pick(VALUES[slot], generator)
-    return Phrase(**said)
-
-
-def _item_with(slot: str, value: str, world: World, generator: np.random.Generator) -> SceneObject:
-    return pick([item for item in world.objects if getattr(item, slot) == value], generator)
+        if slot == changed or words[slot] not in _VALUES[slot]:
+            words[slot] = pick(_VALUES[slot], generator)
+    return Phrase(**words)
 
 
 def _referring_phrase(
     item: SceneObject, world: World, slots: Sequence[str], generator: np.random.Generator
 ) -> Phrase | None:
-    """Return a phrase of some of the slots that no other object matches; None where there is none.
+    """Return a phrase of some of the slots that only `item` matches; None if no such phrase exists.
 
     Words are added in random order until the phrase is unique, and sometimes one more.
     """
@@ -285,7 +263,7 @@ def _referring_phrase(
     return None
 
 
-_ASK: dict[str, _Ask] = {
+_ASK: dict[str, Callable[[World, int, np.random.Generator], Question | None]] = {
     "existence": _existence,
     "counting": _counting,
     "attribute": _attribute,

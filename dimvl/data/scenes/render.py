@@ -1,7 +1,7 @@
-"""A world to pixels: the picture of one synthetic scene.
+"""Draw the image of a synthetic scene.
 
-Objects are drawn at twice the size and reduced, so edges are smooth; later objects cover earlier ones. Colour jitter,
-background shade, clutter and noise are keyed by seed and image, so the same scene is the same bytes.
+Objects are drawn at twice the size and reduced for smooth edges; later ones cover earlier ones. Colour jitter,
+background shade, clutter and noise are keyed by seed and image, so an image is reproducible to the byte.
 """
 
 import numpy as np
@@ -10,27 +10,27 @@ from PIL import Image, ImageDraw
 from dimvl.data.scenes.world import COLOURS, SceneObject, SceneOptions, World, generator_for, outline
 
 _SCALE = 2  # supersampling
-_JITTER = 10  # of 255, on each channel of an object's colour
-_PERIOD = 6.5  # pixels between stripes or dots: three to four on the smallest object
+_JITTER = 10  # largest change of each colour channel of an object, of 255
+_PERIOD = 6.5  # pixels between stripes or dots: the smallest object has three to four
 
 
 def render(world: World, options: SceneOptions) -> Image.Image:
-    """Draw the picture of `world`: RGB, `world.width` x `world.height` pixels."""
+    """Return the RGB image of `world`, `world.width` x `world.height` pixels."""
     generator = generator_for(options, world.image_id, "picture")
     shade = float(generator.uniform(170, 240))
     background = np.clip(shade + generator.uniform(-8, 8, 3), 0, 255).astype(int)
-    picture = Image.new("RGB", (world.width * _SCALE, world.height * _SCALE), tuple(background.tolist()))
-    _draw_clutter(picture, options.clutter, shade, generator)
+    image = Image.new("RGB", (world.width * _SCALE, world.height * _SCALE), tuple(background.tolist()))
+    _draw_clutter(image, options.clutter, shade, generator)
     for item in world.objects:
-        _draw_object(picture, item, generator)
-    return _with_noise(picture.reduce(_SCALE), options.noise, generator)
+        _draw_object(image, item, generator)
+    return _with_noise(image.reduce(_SCALE), options.noise, generator)
 
 
-def _draw_clutter(picture: Image.Image, marks: int, shade: float, generator: np.random.Generator) -> None:
-    """Short grey lines and specks that are no objects."""
-    draw = ImageDraw.Draw(picture)
+def _draw_clutter(image: Image.Image, marks: int, shade: float, generator: np.random.Generator) -> None:
+    """Draw short grey lines and specks, which are not objects."""
+    draw = ImageDraw.Draw(image)
     for _ in range(marks):
-        x, y = (generator.random(2) * picture.size).tolist()
+        x, y = (generator.random(2) * image.size).tolist()
         grey = int(np.clip(shade - generator.uniform(25, 90), 0, 255))
         if generator.random() < 0.5:
             angle, length = generator.random() * np.pi, generator.uniform(5, 14) * _SCALE
@@ -41,8 +41,8 @@ def _draw_clutter(picture: Image.Image, marks: int, shade: float, generator: np.
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(grey, grey, grey))
 
 
-def _draw_object(picture: Image.Image, item: SceneObject, generator: np.random.Generator) -> None:
-    """Draw on a tile as large as the object's box, then paste through the object's own shape."""
+def _draw_object(image: Image.Image, item: SceneObject, generator: np.random.Generator) -> None:
+    """Draw on a tile the size of the object's box, then paste it through the object's outline."""
     colour = np.asarray(COLOURS[item.colour]) + generator.integers(-_JITTER, _JITTER + 1, 3)
     points = outline(item.shape, item.centre, item.extent, item.tilt) * _SCALE - 0.5  # pixel i is centred at i + 0.5
     corner = np.floor(points.min(axis=0)).astype(int)
@@ -53,14 +53,14 @@ def _draw_object(picture: Image.Image, item: SceneObject, generator: np.random.G
     draw = ImageDraw.Draw(tile)
     if item.texture != "plain":
         _draw_texture(draw, size, item.texture, _rgb(_variant(colour, generator)), generator)
-    draw.line([*corners, corners[0]], fill=_rgb(colour * 0.55), width=2 * _SCALE)  # half of it lies inside: one pixel
+    draw.line([*corners, corners[0]], fill=_rgb(colour * 0.55), width=2 * _SCALE)  # one pixel of it is inside
     mask = Image.new("1", size)
     ImageDraw.Draw(mask).polygon(corners, fill=1)
-    picture.paste(tile, tuple(corner.tolist()), mask)
+    image.paste(tile, tuple(corner.tolist()), mask)
 
 
 def _variant(colour: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return a variant that stands out: bright colours become darker, dark ones lighter."""
+    """Return a contrasting variant: bright colours become darker, dark ones lighter."""
     brightness = float(colour @ (0.3, 0.59, 0.11))
     darker = brightness > 140 or (brightness > 100 and generator.random() < 0.5)
     return colour * 0.5 if darker else colour + (255 - colour) * 0.65
@@ -77,7 +77,7 @@ def _draw_texture(
     phase = float(generator.random()) * period
     longest = sum(size)
     if texture == "striped":
-        slope = float(generator.choice([-1.0, 0.0, 1.0]))  # stripes lean left, stand upright or lean right
+        slope = float(generator.choice([-1.0, 0.0, 1.0]))  # lean left, upright, lean right
         for x in np.arange(phase - longest, 2 * longest, period).tolist():
             draw.line([(x, 0), (x + slope * size[1], size[1])], fill=colour, width=round(period * 0.42))
         return
@@ -87,10 +87,10 @@ def _draw_texture(
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
 
 
-def _with_noise(picture: Image.Image, noise: float, generator: np.random.Generator) -> Image.Image:
+def _with_noise(image: Image.Image, noise: float, generator: np.random.Generator) -> Image.Image:
     if noise == 0:
-        return picture
-    pixels = np.asarray(picture, dtype=np.float32)
+        return image
+    pixels = np.asarray(image, dtype=np.float32)
     pixels = pixels + generator.standard_normal(pixels.shape, dtype=np.float32) * noise
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""How true and how complete captions of scenes are: precision and recall of facts."""
+"""Precision and recall of the facts in captions of scenes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,17 @@ from dimvl.data.scenes.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionScores:
-    """Scores of one caption per image, fractions in [0, 1] but for `facts_per_caption`.
+    """Scores of one caption per image, fractions in [0, 1] except `facts_per_caption`.
 
-    A caption that cannot be parsed counts as wrong: it states nothing of the scene and adds one false fact of each
-    kind. A precision over no facts is 0.
+    A caption that cannot be parsed states no facts and counts as one false fact of each kind. A precision over no facts
+    is 0. The scene's facts are each object's shape, size, colour, and texture unless plain.
 
     Attributes:
-        fact_precision: share of all stated facts that are true.
-        attribute_precision: the same for attribute facts.
-        place_precision: the same for place facts.
-        relation_precision: the same for relation facts.
-        fact_recall: share of the scene's facts that the caption states truly, mean over captions. The scene's facts
-            are each object's shape, size, colour, and texture unless plain.
-        reference_recall: `fact_recall` of the single reference captions.
-        facts_per_caption: mean number of facts that the captions state (0 for one that cannot be parsed).
-        distinct: share of different strings among the captions.
+        fact_precision: share of stated facts that are true; the other precisions count one kind of fact.
+        fact_recall: share of the scene's facts that a caption states correctly, mean over captions.
+        reference_recall: mean `fact_recall` of the individual reference captions.
+        facts_per_caption: mean number of stated facts.
+        distinct: number of different captions over the number of captions.
         parsed: share of captions that can be parsed.
 
     """
@@ -47,37 +43,26 @@ class CaptionScores:
 def score_captions(
     captions: Mapping[int, str], worlds: Mapping[int, World], references: Mapping[int, Sequence[str]]
 ) -> CaptionScores:
-    """Score one caption per image; the keys are image ids.
-
-    Args:
-        captions: the captions to score, at least one.
-        worlds: the ground truth of (at least) these images.
-        references: the written captions of (at least) these images.
-
-    """
+    """Score one caption per image against the scenes and reference captions of these images; keys are image ids."""
     judged: dict[str, list[bool]] = defaultdict(list)
     stated, recalls = [], []
     for image, caption in captions.items():
-        facts = parse_caption(caption)
-        if facts is None:
+        facts = parse_caption(caption) or []
+        for fact in facts:
+            judged[fact.kind].append(judge(fact, worlds[image]))
+        if not facts:  # the caption cannot be parsed
             for kind in get_args(FactKind):
                 judged[kind].append(False)
-        for fact in facts or []:
-            judged[fact.kind].append(judge(fact, worlds[image]))
-        stated.append(len(facts or []))
-        recalls.append(fact_recall(facts or [], worlds[image]))
-    reference_recalls = [
-        fact_recall(parse_caption(reference) or [], worlds[image])
-        for image in captions
-        for reference in references[image]
-    ]
+        stated.append(len(facts))
+        recalls.append(fact_recall(facts, worlds[image]))
+    written = [(reference, worlds[image]) for image in captions for reference in references[image]]
     return CaptionScores(
         fact_precision=_mean([truth for truths in judged.values() for truth in truths]),
         attribute_precision=_mean(judged["attribute"]),
         place_precision=_mean(judged["place"]),
         relation_precision=_mean(judged["relation"]),
         fact_recall=_mean(recalls),
-        reference_recall=_mean(reference_recalls),
+        reference_recall=_mean([fact_recall(parse_caption(text) or [], world) for text, world in written]),
         facts_per_caption=_mean(stated),
         distinct=len(set(captions.values())) / len(captions),
         parsed=_mean([count > 0 for count in stated]),
@@ -85,28 +70,25 @@ def score_captions(
 
 
 def fact_recall(facts: Sequence[Fact], world: World) -> float:
-    """Share of the scene's facts that `facts` state truly.
+    """Return the share of the scene's facts that `facts` state correctly.
 
-    Each phrase speaks of the object that it matches best, if possible one that no earlier phrase spoke of; a true
-    count speaks of all objects that it counts.
+    Each phrase refers to the object that it matches best, preferably one that no earlier phrase refers to; a true count
+    refers to all objects that it counts.
     """
-    told: set[tuple[int, str]] = set()
+    stated: set[tuple[int, str]] = set()
     taken: set[int] = set()
     for fact in facts:
         phrase = fact.phrase
-        if fact.kind == "object":
-            index = best_match(phrase, world, taken)
-            spoken_of = [] if index is None else [index]
-            taken.update(spoken_of)
+        referents: list[int] = []
+        if fact.kind == "object" and (index := best_match(phrase, world, taken)) is not None:
+            referents = [index]
+            taken.add(index)
         elif fact.kind == "count" and judge(fact, world):
-            spoken_of = [index for index, item in enumerate(world.objects) if phrase.matches(item)]
-        else:
-            continue
-        for index in spoken_of:
+            referents = [index for index, item in enumerate(world.objects) if phrase.matches(item)]
+        for index in referents:
             words = phrase.shared_with(world.objects[index]) + ((phrase.shape,) if phrase.shape else ())
-            told.update((index, word) for word in words)
-    total = sum(3 + (item.texture != "plain") for item in world.objects)
-    return len(told) / total
+            stated.update((index, word) for word in words)
+    return len(stated) / sum(3 + (item.texture != "plain") for item in world.objects)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,9 +1,8 @@
-"""Captions with one word changed, so that they are false: hard negatives for image-text matching.
+"""Captions made false by changing one word: hard negatives for image-text matching.
 
-The ordered pairs (old word, new word) of training and of tests are disjoint, and with (a, b) always goes (b, a), so a
-model cannot know a test negative by its words. A category of only two words (sizes, textures, left and right, top and
-bottom) would be unlearnable if a direction were kept for tests, so both directions belong to training and tests never
-change them.
+The ordered pairs (old word, new word) of training and tests are disjoint, and (b, a) is always in the set of (a, b), so
+that words alone do not reveal a test negative. Categories of two words (size, texture, left and right, top and bottom)
+would be unlearnable if a direction were kept for tests; they are changed in training only.
 """
 
 import re
@@ -14,21 +13,21 @@ import numpy as np
 
 from dimvl.data.scenes.facts import judge
 from dimvl.data.scenes.language import parse_caption
-from dimvl.data.scenes.phrases import NUMBER_WORDS, SAID_TEXTURES, plural, shuffled
+from dimvl.data.scenes.phrases import NAMED_TEXTURES, NUMBER_WORDS, plural, shuffled
 from dimvl.data.scenes.world import COLOURS, SHAPES, SIZES, World
 
 WORD_CATEGORIES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
     "size": SIZES,
-    "texture": SAID_TEXTURES,
+    "texture": NAMED_TEXTURES,
     "horizontal": ("left", "right"),
     "height": ("top", "bottom"),
     "vertical": ("above", "below", "over", "beneath", "under"),
     "number": tuple(NUMBER_WORDS.values()),
 }
+# Test pairs are this many positions apart in the category's words, cyclically.
 _TEST_STEPS = {"colour": (2, 5), "shape": (2, 3), "number": (2, 3)}
-"""Pairs for tests: those this many places apart, around the circle of the category's words."""
 _UPWARD = ("above", "over")
 _TEST_VERTICAL = ({"above", "beneath"}, {"over", "below"})
 
@@ -36,13 +35,13 @@ WordPairs = frozenset[tuple[str, str]]
 
 
 def word_change_pairs(split: Literal["train", "test"]) -> WordPairs:
-    """Return the ordered pairs (old word, new word) that may be changed in training or in tests."""
+    """Return the ordered pairs (old word, new word) for training or for tests."""
     pairs = set()
     for category, words in WORD_CATEGORIES.items():
         for old, new in permutations(words, 2):
             if category == "vertical":
                 if (old in _UPWARD) == (new in _UPWARD):
-                    continue  # synonyms: nothing becomes false
+                    continue  # synonyms: the caption would remain true
                 is_test = {old, new} in _TEST_VERTICAL
             else:
                 step = (words.index(new) - words.index(old)) % len(words)
@@ -55,19 +54,16 @@ def word_change_pairs(split: Literal["train", "test"]) -> WordPairs:
 
 
 def changed_caption(caption: str, world: World, generator: np.random.Generator, pairs: WordPairs) -> str | None:
-    """Change one word of a caption so that at least one of its facts is false in `world`.
+    """Change one word of a caption so that it is false in `world`; None if no allowed change does.
 
-    The article follows the new word ("a red" becomes "an orange"). Held-out combinations are only named in worlds that
-    hold one themselves: elsewhere naming one would tell that the caption is false.
+    The article is adapted to the new word ("a red" becomes "an orange"). Held-out combinations are mentioned only in
+    worlds that contain one: elsewhere they would reveal that the caption is false.
 
     Args:
-        caption: of the grammar, with or without full stop.
-        world: the scene to be false of.
-        generator: of the choice.
-        pairs: (old word, new word) that may be changed, see `word_change_pairs`.
-
-    Returns:
-        The changed caption, or None where no allowed change makes it false.
+        caption: a sentence of the grammar, with or without full stop.
+        world: the scene.
+        generator: chooses among the possible changes.
+        pairs: allowed changes, see `word_change_pairs`.
 
     """
     words = re.findall(r"\w+|[^\w\s]", caption.lower())
@@ -83,7 +79,7 @@ def changed_caption(caption: str, world: World, generator: np.random.Generator, 
 
 
 def _is_fair(text: str, world: World) -> bool:
-    """Whether the caption reads, is false, and names no held-out combination that would give it away."""
+    """Return whether the caption can be parsed, is false, and does not reveal that by a held-out combination."""
     facts = parse_caption(text)
     if facts is None or all(judge(fact, world) for fact in facts):
         return False

@@ -1,13 +1,13 @@
-"""Which objects stand where: the ground truth of one synthetic scene.
+"""The ground truth of a synthetic scene: its objects and their positions.
 
-First station of the way: a seed becomes a `World`; pictures, boxes, captions and questions are all made from it.
-Every world is keyed by (seed, split, index) alone, so any image can be made without the others. Some pairs of shape and
-colour are held out: they stand in the compositional split only, so neither detector nor model meets them in training.
+Images, boxes, captions and questions are all made from a `World`. It depends on (seed, split, index) alone, so each can
+be made without the others. Some combinations of shape and colour are held out: only the compositional split has them,
+so neither detector nor model sees them in training.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,49 +28,43 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
 
-HELD_OUT_COMBINATIONS = (
-    ("circle", "yellow"),
-    ("square", "cyan"),
-    ("triangle", "red"),
-    ("star", "blue"),
-    ("cross", "green"),
-)
+HELD_OUT_COMBINATIONS = tuple(zip(SHAPES, ("yellow", "cyan", "red", "blue", "green"), strict=True))
 
 SPLITS = ("train", "heldout", "compositional")
-"""The splits that are written to disk; `detector` is a fourth one, for training the detector on fresh scenes."""
+"""The splits written to disk; a fourth one, `detector`, has scenes for training the detector."""
 
 _FIRST_ID = {"train": 1_000_000, "heldout": 2_000_000, "compositional": 3_000_000, "detector": 10_000_000}
-_MOST_IMAGES = 1_000_000  # ids of the written splits stay apart below this
+_MAX_IMAGES = 1_000_000  # up to here the ids of the written splits are distinct
 
 _REFERENCE_SIDE = 160
-_EXTENTS = {"small": (22.0, 28.0), "large": (40.0, 52.0)}  # longest side of the box, pixels in a picture of 160
+_EXTENTS = {"small": (22.0, 28.0), "large": (40.0, 52.0)}  # longest side of the box, pixels in an image of 160
 _LARGEST_TILT = {"circle": 0.0, "square": 14.0, "triangle": 20.0, "star": 30.0, "cross": 14.0}  # degrees
-_REPEAT_SHARE = 0.3  # of objects that take over the shape, and as many the colour, of an earlier one: counts above 1
+_REPEAT_SHARE = 0.3  # of objects that copy the shape (and as many the colour) of an earlier one, for counts above 1
 _PLAIN_SHARE = 0.4
-_HELD_OUT_SHARE = 0.4  # of the further objects of a compositional scene
+_HELD_OUT_SHARE = 0.4  # of the other objects in a compositional scene
 _PLACES_TRIED = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """What the generator makes and how hard it is.
+    """Amount and difficulty of the scenes.
 
     Attributes:
-        seed: of everything.
-        image_size: side of the square pictures, pixels.
-        min_objects: fewest objects of a scene.
-        max_objects: most objects of a scene.
+        seed: random seed.
+        image_size: side of the square images, pixels.
+        min_objects: minimum number of objects in a scene.
+        max_objects: maximum number of objects in a scene.
         noise: standard deviation of the pixel noise, of 255.
-        clutter: background marks (grey lines and specks, no objects) per picture.
+        clutter: number of background marks (grey lines and specks) per image.
         max_overlap: largest share of an object that later objects may cover.
-        train: images of the training split.
-        heldout: images of the held-out split: new scenes of known combinations.
-        compositional: images of the compositional split: every scene has a held-out combination.
-        captions_per_image: differently worded captions of each image.
-        questions_per_image: questions of each image, the five kinds in turn.
+        train: number of training images.
+        heldout: number of held-out images: new scenes of known combinations.
+        compositional: number of compositional images: each scene has a held-out combination.
+        captions_per_image: number of captions per image, all different.
+        questions_per_image: number of questions per image, cycling through the kinds.
 
     Raises:
-        UserError: a value is out of its bounds.
+        UserError: a value is out of range.
 
     """
 
@@ -96,31 +90,25 @@ class SceneOptions:
             "noise": (0, 40),
             "clutter": (0, 60),
             "max_overlap": (0, 0.5),
-            "train": (0, _MOST_IMAGES),
-            "heldout": (0, _MOST_IMAGES),
-            "compositional": (0, _MOST_IMAGES),
+            **dict.fromkeys(SPLITS, (0, _MAX_IMAGES)),
             "captions_per_image": (1, 10),
             "questions_per_image": (1, 50),
         }
-        for name, (least, most) in bounds.items():
+        for name, (lowest, highest) in bounds.items():
             value = getattr(self, name)
-            if not least <= value <= most:
-                raise UserError(f"{name} is {value}; give a value from {least} to {most}")
+            if not lowest <= value <= highest:
+                raise UserError(f"{name} is {value}; give a value from {lowest} to {highest}")
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object.
+    """One object; shape, colour, size and texture are words of `SHAPES`, `COLOURS`, `SIZES` and `TEXTURES`.
 
     Attributes:
-        shape: of `SHAPES`.
-        colour: of `COLOURS`.
-        size: of `SIZES`.
-        texture: of `TEXTURES`.
-        centre: middle of the box, pixels (x, y).
+        centre: centre of the box, pixels (x, y).
         extent: longest side of the box, pixels.
-        tilt: clockwise, degrees.
-        box: x1, y1, x2, y2 in pixels, around the whole object, covered parts too.
+        tilt: clockwise rotation, degrees.
+        box: x1, y1, x2, y2 of the whole object in pixels, including covered parts.
         visible: share of the object that no later object covers.
 
     """
@@ -137,13 +125,13 @@ class SceneObject:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether its shape and colour are a held-out combination."""
+        """Whether shape and colour are a held-out combination."""
         return (self.shape, self.colour) in HELD_OUT_COMBINATIONS
 
 
 @dataclass(frozen=True)
 class World:
-    """One scene: picture width and height in pixels, and the objects in the order of drawing (later over earlier)."""
+    """One scene: image width and height in pixels, and the objects in drawing order (later ones over earlier ones)."""
 
     image_id: int
     width: int
@@ -151,30 +139,26 @@ class World:
     objects: tuple[SceneObject, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "World":
-        """Make the world that `to_json` described."""
-        objects = []
-        for item in record["objects"]:
-            objects.append(SceneObject(**{**item, "centre": tuple(item["centre"]), "box": tuple(item["box"])}))
-        return cls(record["image_id"], record["width"], record["height"], tuple(objects))
+        """Return the world that `to_json` described."""
+        objects = tuple(
+            SceneObject(**{**item, "centre": tuple(item["centre"]), "box": tuple(item["box"])})
+            for item in record["objects"]
+        )
+        return cls(record["image_id"], record["width"], record["height"], objects)
 
 
-def image_id(split: str, index: int) -> int:
-    """Id of image `index` of `split`; ids of different splits never meet."""
-    return _FIRST_ID[split] + index
-
-
-def generator_for(options: SceneOptions, image: int, purpose: str) -> np.random.Generator:
-    """Return the random numbers of one purpose (world, picture, captions, questions) of one image."""
-    return np.random.default_rng([options.seed, image, *purpose.encode()])
+def generator_for(options: SceneOptions, image_id: int, purpose: str) -> np.random.Generator:
+    """Return the random generator for one purpose (world, picture, captions, questions) of one image."""
+    return np.random.default_rng([options.seed, image_id, *purpose.encode()])
 
 
 def outline(shape: str, centre: tuple[float, float], extent: float, tilt: float) -> np.ndarray:
-    """Corners (n, 2) of a shape in pixels, its box centred on `centre` with longest side `extent`."""
+    """Return the corners (n, 2) of a shape in pixels; its box is centred on `centre`, with longest side `extent`."""
     angles, radii = _CORNERS[shape]
     turned = angles + math.radians(tilt)
     points = np.stack([np.cos(turned) * radii, np.sin(turned) * radii], axis=1)
@@ -191,7 +175,7 @@ def _regular(corners: int, radii: tuple[float, ...] = (1.0,)) -> tuple[np.ndarra
     return np.arange(corners) * (2 * math.pi / corners) - math.pi / 2, np.resize(radii, corners)
 
 
-_ARM = 0.36  # half the width of an arm of the cross, of its half length
+_ARM = 0.36  # half the width of the cross's arms, as a share of half their length
 _CORNERS = {
     "circle": _regular(48),
     "square": _polar([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
@@ -207,21 +191,20 @@ _CORNERS = {
 
 
 def sample_world(options: SceneOptions, split: str, index: int) -> World:
-    """Make the scene of image `index` of `split` (train, heldout, compositional or detector).
+    """Return the scene of image `index` of `split` (train, heldout, compositional or detector).
 
-    Scenes hold no held-out combination, except that each compositional one holds at least one.
+    Only compositional scenes have held-out combinations, each at least one.
     """
-    image = image_id(split, index)
-    generator = generator_for(options, image, "world")
+    image_id = _FIRST_ID[split] + index
+    generator = generator_for(options, image_id, "world")
     while True:
-        kinds = _sample_kinds(options, split, generator)
-        objects = _place(kinds, options, generator)
+        objects = _place(_sample_kinds(options, split, generator), options, generator)
         if objects is not None:
-            return World(image, options.image_size, options.image_size, objects)
+            return World(image_id, options.image_size, options.image_size, objects)
 
 
 def _sample_kinds(options: SceneOptions, split: str, generator: np.random.Generator) -> list[tuple[str, str, str, str]]:
-    """Shape, colour, size and texture of each object."""
+    """Return shape, colour, size and texture of each object."""
     count = int(generator.integers(options.min_objects, options.max_objects + 1))
     held_out = np.zeros(count, dtype=bool)
     if split == "compositional":
@@ -258,10 +241,10 @@ def _sample_pair(
 def _place(
     kinds: list[tuple[str, str, str, str]], options: SceneOptions, generator: np.random.Generator
 ) -> tuple[SceneObject, ...] | None:
-    """Places at which no object is covered by more than `max_overlap`; None where none were found."""
+    """Place the objects so that none is covered by more than `max_overlap`; None if that fails."""
     side = options.image_size
     objects: list[SceneObject] = []
-    masks: list[np.ndarray] = []  # what is visible of each object, (height, width) bool
+    masks: list[np.ndarray] = []  # visible pixels of each object, (height, width) bool
     areas: list[int] = []
     for shape, colour, size, texture in kinds:
         for _ in range(_PLACES_TRIED):
@@ -280,13 +263,11 @@ def _place(
         masks = [other & ~mask for other in masks] + [mask]
         areas.append(int(np.count_nonzero(mask)))
     shares = [round(np.count_nonzero(mask) / area, 3) for mask, area in zip(masks, areas, strict=True)]
-    return tuple(
-        SceneObject(**{**vars(item), "visible": float(share)}) for item, share in zip(objects, shares, strict=True)
-    )
+    return tuple(replace(item, visible=float(share)) for item, share in zip(objects, shares, strict=True))
 
 
 def _mask(points: np.ndarray, side: int) -> np.ndarray:
-    """Pixels of a polygon, (side, side) bool."""
-    picture = Image.new("1", (side, side))
-    ImageDraw.Draw(picture).polygon([(x - 0.5, y - 0.5) for x, y in points.tolist()], fill=1)
-    return np.asarray(picture)
+    """Return the pixels of a polygon, (side, side) bool."""
+    image = Image.new("1", (side, side))
+    ImageDraw.Draw(image).polygon([(x - 0.5, y - 0.5) for x, y in points.tolist()], fill=1)
+    return np.asarray(image)

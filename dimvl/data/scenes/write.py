@@ -1,14 +1,14 @@
-"""Scenes to a folder: pictures and annotation files in the formats of COCO and VQA v2, to the letter.
+"""Write scenes to a folder: images and annotation files in the exact formats of COCO and VQA v2.
 
-Layout, for each split of train, heldout and compositional:
+Layout, with SPLIT one of train, heldout and compositional:
 
     scenes.json                 options, sizes of the splits, vocabulary, held-out combinations
-    SPLIT/images/ID.png         the pictures
-    SPLIT/instances.json        COCO instances; boxes are those of whole objects, `area` is the visible one
+    SPLIT/images/ID.png         the images
+    SPLIT/instances.json        COCO instances; boxes cover whole objects, `area` the visible part
     SPLIT/captions.json         COCO captions
     SPLIT/questions.json        VQA v2 questions
     SPLIT/annotations.json      VQA v2 annotations
-    SPLIT/worlds.jsonl          the ground truth, one scene a line
+    SPLIT/worlds.jsonl          the ground truth, one scene per line
 """
 
 import json
@@ -16,7 +16,7 @@ import multiprocessing
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
@@ -45,10 +45,10 @@ from dimvl.data.scenes.world import (
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, read_json, write_json
 
-ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "questions.json", "annotations.json")
+_ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "questions.json", "annotations.json")
 _LICENSE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "name": "CC0 1.0 Universal"}
-_ANSWERS = 10  # of every VQA v2 question
-_CHUNK = 16  # scenes handed to a worker at once
+_ANSWERS = 10  # to every VQA v2 question
+_CHUNK = 16  # scenes sent to a worker at once
 
 
 class _Scene(NamedTuple):
@@ -58,26 +58,29 @@ class _Scene(NamedTuple):
 
 
 def write_scenes(out: Path, options: SceneOptions, progress: Progress | None = None, workers: int = 1) -> None:
-    """Write all splits of a set of scenes; a run that was killed goes on where it stopped, with the same bytes.
+    """Write all splits; an interrupted call resumes when repeated and writes the same bytes.
 
     Args:
-        out: folder to write, empty or holding a part of the same scenes.
+        out: folder to write, empty or with a part of the same scenes.
         options: what to write.
-        progress: called with (pictures done, pictures in all).
-        workers: processes.
+        progress: called with (images done, images in total).
+        workers: number of processes.
 
     Raises:
-        UserError: `out` holds something else, or cannot be written.
+        UserError: `out` has other contents or cannot be written.
 
     """
-    description = _describe(options)
-    _claim(out, description)
+    _claim(out, _describe(options))
     counts = {split: getattr(options, split) for split in SPLITS}
     done, total = 0, sum(counts.values())
-    with _mapper(workers) as map_scenes:
+    with ExitStack() as stack:
+        map_scenes: Callable[..., Iterator[_Scene]] = map
+        if workers > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
+            map_scenes = partial(pool.map, chunksize=_CHUNK)  # keeps the order, like map
         for split, count in counts.items():
             folder = out / split
-            if not all((folder / name).is_file() for name in ANNOTATION_FILES):
+            if not all((folder / name).is_file() for name in _ANNOTATION_FILES):
                 (folder / "images").mkdir(parents=True, exist_ok=True)
                 scenes = []
                 for scene in map_scenes(partial(_make_scene, folder, options, split), range(count)):
@@ -94,7 +97,7 @@ def read_worlds(path: Path) -> dict[int, World]:
     """Read a `worlds.jsonl`, by image id.
 
     Raises:
-        UserError: the file is missing or is not what `write_scenes` wrote.
+        UserError: the file is missing or was not written by `write_scenes`.
 
     """
     try:
@@ -102,7 +105,7 @@ def read_worlds(path: Path) -> dict[int, World]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; write scenes first") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold scenes ({error}); write them again") from error
+        raise UserError(f"{path} does not contain scenes ({error}); write them again") from error
     return {world.image_id: world for world in worlds}
 
 
@@ -113,43 +116,28 @@ def _describe(options: SceneOptions) -> dict[str, Any]:
         "options": asdict(options),
         "splits": {split: {"images": getattr(options, split)} for split in SPLITS},
         "held_out_combinations": [list(pair) for pair in HELD_OUT_COMBINATIONS],
-        "vocabulary": {
-            "shapes": list(SHAPES),
-            "colours": list(COLOURS),
-            "sizes": list(SIZES),
-            "textures": list(TEXTURES),
-        },
+        "vocabulary": {"shapes": [*SHAPES], "colours": [*COLOURS], "sizes": [*SIZES], "textures": [*TEXTURES]},
     }
 
 
 def _claim(out: Path, description: dict[str, Any]) -> None:
-    """Write scenes.json into an empty folder, or check that the one there is the same."""
+    """Write scenes.json into an empty folder, or check that an existing one is the same."""
     claim = out / "scenes.json"
     if claim.exists():
         if read_json(claim) != description:
-            raise UserError(f"{out} holds scenes of another seed or other options; choose another folder or delete it")
+            raise UserError(f"{out} has scenes of another seed or other options; choose another folder or delete it")
     elif out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-        raise UserError(f"{out} is not empty and holds no scenes; choose another folder")
+        raise UserError(f"{out} is not empty and has no scenes; choose another folder")
     else:
         write_json(claim, description)
 
 
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable[..., Iterator[_Scene]]]:
-    """Give a `map` that keeps the order, over processes where there are several workers."""
-    if workers <= 1:
-        yield map
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield partial(pool.map, chunksize=_CHUNK)
-
-
 def _make_scene(folder: Path, options: SceneOptions, split: str, index: int) -> _Scene:
     world = sample_world(options, split, index)
-    picture = folder / "images" / _file_name(world)
-    if not picture.exists():
-        with atomic_path(picture) as temporary:
-            render(world, options).save(temporary, format="PNG", compress_type=zlib.Z_RLE)  # noise: smaller and faster
+    image = folder / "images" / _file_name(world)
+    if not image.exists():
+        with atomic_path(image) as temporary:  # run-length encoding is smaller and faster on noise
+            render(world, options).save(temporary, format="PNG", compress_type=zlib.Z_RLE)
     questions = sample_questions(world, options, compositional=split == "compositional")
     return _Scene(world, sample_captions(world, options), questions)
 
@@ -159,21 +147,25 @@ def _file_name(world: World) -> str:
 
 
 def _write_annotations(folder: Path, split: str, scenes: list[_Scene], options: SceneOptions) -> None:
-    info = {
-        "description": f"dimvl synthetic scenes, seed {options.seed}, {split}",
-        "url": "",
-        "version": "1.0",
-        "year": 2026,
-        "contributor": "dimvl",
-        "date_created": "",
-    }
+    description = f"dimvl synthetic scenes, seed {options.seed}, {split}"
+    info = {"description": description, "url": "", "version": "1.0", "year": 2026, "contributor": "dimvl"}
+    info["date_created"] = ""
     coco = {"info": info, "licenses": [{**_LICENSE, "id": 1}], "images": [_coco_image(scene.world) for scene in scenes]}
     vqa = {"info": info, "license": _LICENSE, "data_type": "synthetic", "data_subtype": split}
     categories = [{"supercategory": "shape", "id": number, "name": name} for number, name in enumerate(SHAPES, 1)]
     instances = [box for scene in scenes for box in _coco_boxes(scene.world)]
-    captions = [record for scene in scenes for record in _coco_captions(scene)]
-    questions = [record for scene in scenes for record in _vqa_questions(scene)]
-    annotations = [record for scene in scenes for record in _vqa_annotations(scene)]
+    captions = [
+        {"image_id": world.image_id, "id": world.image_id * 10 + number, "caption": caption}
+        for world, texts, _ in scenes
+        for number, caption in enumerate(texts)
+    ]
+    asked = [
+        (world.image_id, world.image_id * 1000 + number, question)
+        for world, _, questions in scenes
+        for number, question in enumerate(questions)
+    ]
+    questions = [{"image_id": image, "question": question.text, "question_id": key} for image, key, question in asked]
+    annotations = [_vqa_annotation(*record) for record in asked]
     with atomic_path(folder / "worlds.jsonl") as temporary:
         lines = [json.dumps(scene.world.to_json()) + "\n" for scene in scenes]
         temporary.write_text("".join(lines), encoding="utf-8")
@@ -211,35 +203,20 @@ def _coco_boxes(world: World) -> Iterator[dict[str, Any]]:
 
 
 def _area(item: SceneObject) -> float:
-    """Area of the outline in square pixels, by the shoelace formula."""
+    """Return the area of the outline in square pixels, by the shoelace formula."""
     points = outline(item.shape, item.centre, item.extent, item.tilt)
     return abs(sum(float(np.linalg.det(np.stack(edge))) for edge in pairwise([*points, points[0]]))) / 2
 
 
-def _coco_captions(scene: _Scene) -> Iterator[dict[str, Any]]:
-    for number, caption in enumerate(scene.captions):
-        yield {"image_id": scene.world.image_id, "id": scene.world.image_id * 10 + number, "caption": caption}
-
-
-def _vqa_questions(scene: _Scene) -> Iterator[dict[str, Any]]:
-    for number, question in enumerate(scene.questions):
-        yield {
-            "image_id": scene.world.image_id,
-            "question": question.text,
-            "question_id": scene.world.image_id * 1000 + number,
-        }
-
-
-def _vqa_annotations(scene: _Scene) -> Iterator[dict[str, Any]]:
-    for number, question in enumerate(scene.questions):
-        yield {
-            "question_type": question.kind,
-            "multiple_choice_answer": question.answer,
-            "answers": [
-                {"answer": question.answer, "answer_confidence": "yes", "answer_id": answer}
-                for answer in range(1, _ANSWERS + 1)
-            ],
-            "image_id": scene.world.image_id,
-            "answer_type": question.answer_type,
-            "question_id": scene.world.image_id * 1000 + number,
-        }
+def _vqa_annotation(image_id: int, question_id: int, question: Question) -> dict[str, Any]:
+    return {
+        "question_type": question.kind,
+        "multiple_choice_answer": question.answer,
+        "answers": [
+            {"answer": question.answer, "answer_confidence": "yes", "answer_id": number}
+            for number in range(1, _ANSWERS + 1)
+        ],
+        "image_id": image_id,
+        "answer_type": question.answer_type,
+        "question_id": question_id,
+    }
