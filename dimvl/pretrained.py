@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dimvl import cpu
+from dimvl.cpu.packed import pack_linears
 from dimvl.data.batch import Batch, MatchTargets
 from dimvl.data.examples import BatchShape, Example, Prefix, collate
 from dimvl.data.processor import Processor
@@ -27,7 +29,6 @@ from dimvl.errors import UserError
 from dimvl.files import read_json, sha256
 from dimvl.model.convert import load_pretrained, read_weights
 from dimvl.model.model import DimvlModel
-from dimvl.model.packed import pack_linears
 from dimvl.tasks.answering import VqaTask, question_example
 from dimvl.tasks.base import plain_text
 
@@ -286,6 +287,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel
         UserError: it is neither, or a file is missing or damaged.
 
     """
+    cpu.configure()
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
     weights = folder / WEIGHTS

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dimvl"
 # A room imports from rooms to its left only. Files of the package's top stand for themselves.
 ORDER = (
-    *("errors", "callbacks", "files", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
+    *("errors", "callbacks", "files", "cpu", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
     *("tasks", "pretrained", "training", "planning", "profiling", "export", "predictor", "evaluation"),
     *("drawing", "page", "progress"),
     *("demo_config", "demo_report", "demo_results", "demo_stages", "demo", "cli", "__main__"),

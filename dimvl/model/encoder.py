@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dimvl.cpu.linear import Linear
 from dimvl.model.attention import attend
-from dimvl.model.linear import Linear
 from dimvl.model.norm import LayerNorm, as_autocast
 from dimvl.model.plan import AttentionPlan
 

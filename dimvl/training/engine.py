@@ -1,7 +1,5 @@
 """What the loop asks of an engine, and the plain torch engine: one process, the reference."""
 
-import ctypes
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -10,14 +8,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dimvl.config import TrainingConfig
+from dimvl.cpu.memory import keep_freed_memory
 from dimvl.data.batch import Batch
 from dimvl.pretrained import choose_device
 from dimvl.tasks.base import Task
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
 from dimvl.training.ranks import Ranks, SingleProcess
 from dimvl.training.state import State, copied, saved_tensors
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, from <malloc.h>
 
 
 class Engine(Protocol):
@@ -120,18 +117,6 @@ class TorchEngine:
                 weight.copy_(state.weights[name])
         restore_plain_state(self.task.model, self.optimiser, state)
         restore_schedule(self.schedule, state.steps)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for the next step: no peak is higher, but the process stays at its peak.
-
-    Else it gives each large tensor back to the system, and taking it again is 12% of a bf16 step, 5% of one in fp32.
-    Other C libraries than GNU's are left alone.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def plain_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dimvl.model.linear import product
+from dimvl.cpu.linear import product
 
 SECONDS, ROUNDS = 0.2, 10  # of measuring, after one round that does not count
 SIDE = {"cpu": 1024, "cuda": 8192}

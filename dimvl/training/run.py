@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from dimvl import cpu
 from dimvl.callbacks import NamedProgress
 from dimvl.config import AnyConfig, TrainingConfig
 from dimvl.data.annotations import describe_file
@@ -74,6 +75,7 @@ def run_training(
         OtherRankError: another process of the run failed or is gone.
 
     """
+    cpu.configure()
     with open_ranks(config) as ranks:
         return train_on(ranks, config, progress, working)
 
@@ -160,7 +162,7 @@ def _check_ranks(ranks: Ranks, config: AnyConfig, description: dict[str, Any]) -
     facts |= {f"file of {name}": value for name, value in flat(description["data"])}
     facts |= {f"version of {name}": value for name, value in description["versions"].items()}
     facts |= {"git revision of dimvl": description["git_revision"]}
-    # Its products may be other ones (`dimvl/model/linear.py`), whose gradients come in another order.
+    # Its products may be other ones (`dimvl/cpu/linear.py`), whose gradients come in another order.
     check_same(ranks, facts | {"kind of processor (vector instructions)": torch.backends.cpu.get_cpu_capability()})
 
 

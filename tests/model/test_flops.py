@@ -7,6 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimvl.config import FreezeConfig
+from dimvl.cpu.linear import FLOP_FORMULAS
 from dimvl.model.flops import Flops, flops_by_part
 from dimvl.model.work import Work
 from tests.planning.runs import SPLITS, build
@@ -28,9 +29,9 @@ def data(tmp_path_factory):
 def counted(task, batch):
     """Operations that torch counts, forward and in all; attention as two plain products."""
     with sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as forward:
+        with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as forward:
             losses = task(batch)
-        with FlopCounterMode(display=False) as backward:
+        with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as backward:
             sum(losses.values()).backward()
     return forward.get_total_flops(), backward.get_total_flops()
 

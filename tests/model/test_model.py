@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from dimvl.cpu.linear import Linear
 from dimvl.data.batch import Layout
 from dimvl.model.convert import load_pretrained
 from dimvl.model.encoder import SPLITS, PerModality
-from dimvl.model.linear import Linear
 from dimvl.model.model import DimvlModel, sinusoids
 from tests.factories import make_batch, make_layout, make_model
 

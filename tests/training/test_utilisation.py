@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dimvl.cpu.linear import FLOP_FORMULAS
 from dimvl.data.sampler import TrainingSteps
 from dimvl.model.flops import total_flops
 from dimvl.model.plan import plan_attention
@@ -68,7 +69,7 @@ def test_the_counted_operations_of_a_step_are_those_that_torch_counts(data, tmp_
     engine, steps = engine_and_steps(make_config(data, tmp_path, task, **changes))
     monkeypatch.setattr("dimvl.model.attention._padded", one_by_one)
     meter = Meter(SingleProcess(), lambda work: total_flops(engine.task.model, work))
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         for number in range(2):
             loop.optimise(engine, steps[number], 0, number)
     for number in range(2):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from dimvl.cpu import linear
+from dimvl.cpu.linear import Linear, product
 from dimvl.data.batch import Layout
-from dimvl.model import linear
-from dimvl.model.linear import Linear, product
 from tests.factories import make_batch, make_model
 
-ONEDNN = pytest.mark.skipif(not linear._HAS_ONEDNN, reason="needs a processor with AVX-512 and torch with oneDNN")
+ONEDNN = pytest.mark.skipif(not linear.ONEDNN_IS_FASTER, reason="needs a processor with AVX-512 and torch with oneDNN")
 
 
 def pair(dtype=torch.float32):
@@ -107,8 +107,10 @@ def test_products_take_matrices_that_are_not_contiguous(shapes):
 GROWTH = """
 import resource
 import torch
-from dimvl.model.linear import Linear
+from dimvl import cpu
+from dimvl.cpu.linear import Linear
 
+cpu.configure()
 torch.set_num_threads(1)
 layer, wide = Linear(64, 192), torch.randn(2000, 64)
 peaks = []

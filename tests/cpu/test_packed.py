@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from dimvl.model.packed import PackedLinear, can_pack, pack_linears
+from dimvl.cpu.linear import onednn_is_faster
+from dimvl.cpu.packed import PackedLinear, pack_linears
 from tests.factories import make_batch, make_layout, make_model
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn_is_faster(), reason="this torch has no oneDNN")
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (33, 7), (0, 7), (2, 5, 7)])
@@ -56,5 +57,5 @@ def test_a_processor_where_it_does_not_pay_keeps_its_layers(monkeypatch):
 def test_a_packed_model_refuses_to_be_saved_without_its_weights():
     model = make_model(width=192, heads=4)
     pack_linears(model)
-    with pytest.raises(RuntimeError, match=r"encoder.layers.0.qkv.language is laid out for prediction"):
+    with pytest.raises(RuntimeError, match=r"encoder.layers.0.qkv.language is packed for prediction"):
         model.state_dict()
