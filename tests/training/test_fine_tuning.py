@@ -10,12 +10,8 @@ from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
 from dimvl.pretrained import latest_checkpoint
 from dimvl.training.run import run_training
-from tests.tiny_runs import make_config, make_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
+from tests.tiny_runs import make_config
+from tests.training.runs import Killed, at_step, bytes_of, kill
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +24,6 @@ def captioner(data, tmp_path_factory):
 
 
 MODEL = {"layers": 3, "dropout": 0.0, "split": ["qkv"]}
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_at(step):
-    def progress(report):
-        if report.step == step:
-            raise Killed
-
-    return progress
-
-
-def bytes_of(run):
-    return [(latest_checkpoint(run) / name).read_bytes() for name in ("model.safetensors", "optimiser.safetensors")]
 
 
 def losses_of(run):
@@ -81,7 +61,7 @@ def test_a_run_with_frozen_weights_and_layer_wise_rates_goes_on_bit_for_bit(data
     whole = run_training(make_config(data, tmp_path / "whole", "vqa", model={"layers": 3}, training=FREEZE))
     config = make_config(data, tmp_path / "killed", "vqa", model={"layers": 3}, training={**FREEZE, "save_every": 2})
     with pytest.raises(Killed):
-        run_training(config, kill_at(5))
+        run_training(config, at_step(5, kill))
     assert bytes_of(run_training(config)) == bytes_of(whole)
 
 
@@ -117,7 +97,7 @@ def test_a_self_critical_run_that_is_killed_goes_on_bit_for_bit(data, tmp_path, 
     whole = run_training(self_critical(data, tmp_path / "whole", captioner))
     config = self_critical(data, tmp_path / "killed", captioner, save_every=2)
     with pytest.raises(Killed):
-        run_training(config, kill_at(5))
+        run_training(config, at_step(5, kill))
     run_training(config)
     assert bytes_of(config.output) == bytes_of(whole) and losses_of(config.output) == losses_of(whole)
 

@@ -22,14 +22,9 @@ from dimvl.training.ranks import SingleProcess
 from dimvl.training.report import Meter
 from dimvl.training.run import run_training
 from tests.factories import make_layout
-from tests.tiny_runs import make_config, make_data
+from tests.tiny_runs import make_config
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
 
 
 def one_by_one(plan, query, key, value):

@@ -20,14 +20,9 @@ from dimvl.pretrained import check_checkpoint, latest_checkpoint, load_model
 from dimvl.regions.store import RegionStore
 from dimvl.training import run as run_module
 from dimvl.training.early_stopping import Best, Validation
-from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
+from tests.training.runs import Killed, at_step, kill, log_of
 
 
 def vqa_config(data, output, training=None, **validation):
@@ -40,14 +35,8 @@ def caption_config(data, output, training=None, **validation):
     return make_config(data, output, "caption", validation=section, training=training or {})
 
 
-def lines(run):
-    """What was logged, without times."""
-    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in logged]
-
-
 def validations(run):
-    return [(line["step"], line["validation"]) for line in lines(run) if "validation" in line]
+    return [(line["step"], line["validation"]) for line in log_of(run) if "validation" in line]
 
 
 def checkpoints(run):
@@ -82,11 +71,11 @@ def test_a_run_that_stopped_early_is_finished(data, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.5, 0.4], patience=1)
     config = make_config(data, tmp_path)
     run_training(config)
-    before = checkpoints(tmp_path), lines(tmp_path)
+    before = checkpoints(tmp_path), log_of(tmp_path)
     scripted(monkeypatch, [])
     scripted(monkeypatch, [], patience=1)
     run_training(config)
-    assert (checkpoints(tmp_path), lines(tmp_path)) == before
+    assert (checkpoints(tmp_path), log_of(tmp_path)) == before
 
 
 def test_without_patience_only_the_best_checkpoint_is_kept_and_the_run_goes_to_its_end(data, tmp_path, monkeypatch):
@@ -150,18 +139,6 @@ def test_the_best_of_scores_by_hand():
 # --- resuming
 
 
-class Killed(BaseException):
-    pass
-
-
-def kill_at(step):
-    def progress(report):
-        if report.step == step:
-            raise Killed
-
-    return progress
-
-
 CONFIGS = {"vqa": vqa_config, "caption": caption_config}
 
 
@@ -174,9 +151,9 @@ def test_a_run_that_is_killed_stops_at_the_same_step_with_the_same_best_checkpoi
     for killed_at in sorted({1, 5, steps[-1] - 1, steps[-1]}):
         config = CONFIGS[task](data, tmp_path / str(killed_at), training, patience=2)
         with pytest.raises(Killed):
-            run_training(config, kill_at(killed_at))
+            run_training(config, at_step(killed_at, kill))
         run_training(config)
-        assert lines(config.output) == lines(whole)
+        assert log_of(config.output) == log_of(whole)
         assert checkpoints(config.output) == checkpoints(whole)
 
 
@@ -185,7 +162,7 @@ def test_how_often_checkpoints_are_saved_changes_nothing(data, tmp_path):
     for save_every in (1, 100):
         config = vqa_config(data, tmp_path / str(save_every), {"steps": 9, "save_every": save_every}, patience=2)
         runs.append(run_training(config))
-    assert lines(runs[0]) == lines(runs[1]) and checkpoints(runs[0]) == checkpoints(runs[1])
+    assert log_of(runs[0]) == log_of(runs[1]) and checkpoints(runs[0]) == checkpoints(runs[1])
 
 
 @pytest.mark.parametrize("task", CONFIGS)
@@ -194,7 +171,7 @@ def test_validating_changes_nothing_of_the_training(data, tmp_path, task):
     without = run_training(make_config(data, tmp_path / "without", task))
     weights = [(latest_checkpoint(run) / "model.safetensors").read_bytes() for run in (with_it, without)]
     assert weights[0] == weights[1]
-    assert [line for line in lines(with_it) if "loss" in line] == lines(without)
+    assert [line for line in log_of(with_it) if "loss" in line] == log_of(without)
 
 
 # --- what the scores are
@@ -231,7 +208,7 @@ def test_captions_may_be_scored_by_their_loss_without_smoothing_and_dropping(dat
     changes = {"model": {"dropout": 0}, "seq2seq": {"captions": 3}, "validation": section}
     rate = {"learning_rate": 1e-9, "steps": 3, "rows_per_step": 10_000, "rows_per_micro_batch": 10_000}
     run = run_training(make_config(data, tmp_path / "plain", "caption", training=rate, **changes))
-    losses = [line["loss"] for line in lines(run) if "loss" in line]
+    losses = [line["loss"] for line in log_of(run) if "loss" in line]
     # the weights hardly move, and every step has all captions of every image
     assert validations(run) == [(3, pytest.approx(-losses[-1], rel=1e-4))]
     drop = DropWorstConfig(share=0.4, after=0)

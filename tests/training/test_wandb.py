@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -13,12 +12,11 @@ from dimvl.errors import UserError
 from dimvl.training.report import NoLog, open_log
 from dimvl.training.run import run_training
 from dimvl.training.wandb_files import offline_records, offline_rows
-from tests.tiny_runs import make_config, make_data
-from tests.training.test_loop import Killed, kill, stop_at
+from tests.tiny_runs import make_config
+from tests.training.runs import ROOT, Killed, at_step, kill
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +24,6 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")  # should a test forget to say so
     monkeypatch.setenv("HOME", str(tmp_path))  # no login of whoever runs this
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
 
 
 def config_of(data, output, task="pretrain", mode="offline", steps=8, **changes):
@@ -139,7 +132,7 @@ def test_a_run_that_was_killed_has_every_step_once_and_in_order_in_one_wandb_run
 def test_steps_that_are_repeated_after_a_checkpoint_are_not_sent_twice(data, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(Killed):  # wandb ends well, so that everything is on disk
-        run_training(config_of(data, run), stop_at(5, kill))
+        run_training(config_of(data, run), at_step(5, kill))
     assert [row["_step"] for row in rows(run)] == [1, 2, 3, 4, 5]
     run_training(config_of(data, run))
     assert [row["_step"] for row in rows(run)] == list(range(1, 9)) and len(files(run)) == 2
@@ -148,7 +141,7 @@ def test_steps_that_are_repeated_after_a_checkpoint_are_not_sent_twice(data, tmp
 def test_a_start_within_the_same_second_as_another_is_read_too(data, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_training(config_of(data, run), stop_at(5, kill))
+        run_training(config_of(data, run), at_step(5, kill))
     run_training(config_of(data, run))
     first, second = (file.parent for file in files(run))
     if second.name != f"{first.name}-1":
