@@ -65,7 +65,7 @@ def _run(prefix: str) -> None:
 
 
 def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code: int, prefix: str) -> None:
-    if prefix and error.told:
+    if prefix and error.reported:
         time.sleep(1)  # rank 0 tells it, and a launcher ends all ranks as soon as one is gone
     else:
         print(f"error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)

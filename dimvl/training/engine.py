@@ -1,5 +1,6 @@
-"""What the loop asks of an engine, and the plain torch engine: one process, the reference."""
+"""The engine interface of the training loop, and the torch engine: one process, the reference."""
 
+from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -18,52 +19,49 @@ from dimvl.training.state import State, copied, saved_tensors
 
 
 class Engine(Protocol):
-    """Forward, backward, step, and its own state. The loop does not know which engine it has.
-
-    All ranks call the same methods in the same order.
-    """
+    """Forward, backward, step and state; all ranks call the same methods in the same order."""
 
     task: Task
     device: torch.device
     ranks: Ranks
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a micro-batch by name, summed over its targets."""
+        """Return the losses of a micro-batch by name, each summed over its targets."""
         ...
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Add gradients of a loss that is already divided by the global counts.
+        """Accumulate the gradients of a loss that is already divided by the global counts.
 
         Args:
-            loss: of one micro-batch of this rank.
-            is_last: no further micro-batch before the step; all ranks have as many.
+            loss: the loss of one micro-batch of this rank.
+            is_last: whether the step follows; all ranks have the same number of micro-batches.
 
         """
         ...
 
     def step(self) -> float:
-        """Clip, update the weights, advance the schedule; return the norm of the gradient before clipping.
+        """Clip, update the weights and advance the schedule; return the gradient norm before clipping.
 
-        A norm that is not finite is returned without an update.
+        If the norm is not finite, the weights stay as they are.
         """
         ...
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step."""
+        """The learning rate of the next step."""
         ...
 
     def state(self) -> State:
-        """Weights and optimiser state, whole, copied to the CPU memory of rank 0; nothing on the others."""
+        """Copy whole weights and optimiser state to the CPU memory of rank 0; other ranks get nothing."""
         ...
 
     def restore(self, state: State) -> None:
-        """Take over a state, which every rank has read."""
+        """Load a state, which every rank has read."""
         ...
 
 
 class TorchEngine:
-    """One process, plain torch. bf16 is autocast over fp32 weights."""
+    """Plain torch in one process; see `Engine` for the methods. bf16 is autocast over fp32 weights."""
 
     def __init__(self, task: Task, config: TrainingConfig) -> None:
         self.ranks: Ranks = SingleProcess()
@@ -82,16 +80,16 @@ class TorchEngine:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a micro-batch by name, summed over its targets."""
+        """Return summed losses by name."""
         with self._precision():
             return self.task(batch.to(self.device))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Add gradients."""
+        """Accumulate gradients."""
         loss.backward()
 
     def step(self) -> float:
-        """Clip, update, advance; a norm that is not finite is returned without an update."""
+        """Clip, update, advance, unless the norm is not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip)
         value = float(norm)
         if norm.isfinite():
@@ -102,7 +100,7 @@ class TorchEngine:
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step."""
+        """The learning rate of the next step."""
         return float(max(self.schedule.get_last_lr()))
 
     def state(self) -> State:
@@ -111,7 +109,7 @@ class TorchEngine:
         return State(copied(weights), copied(optimiser), self.schedule.last_epoch)
 
     def restore(self, state: State) -> None:
-        """Take over a state."""
+        """Load a state."""
         with torch.no_grad():
             for name, weight in saved_tensors(self.task.model).items():
                 weight.copy_(state.weights[name])
@@ -120,7 +118,7 @@ class TorchEngine:
 
 
 def plain_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State of an optimiser over the model's own weights, by `weight name.state name`."""
+    """Return the state of an optimiser over the model's own weights, by `weight name.state name`."""
     return {
         f"{name}.{key}": value
         for name, weight in model.named_parameters()
@@ -129,14 +127,18 @@ def plain_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str,
 
 
 def restore_plain_state(model: nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
-    """Give such an optimiser its state back."""
+    """Load what `plain_state` returned."""
+    values: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in state.optimiser.items():
+        name, _, part = key.rpartition(".")
+        values[name][part] = value
     places = {id(weight): place for place, weight in enumerate(w for g in optimiser.param_groups for w in g["params"])}
-    found = {places[id(weight)]: state.of(name) for name, weight in model.named_parameters() if id(weight) in places}
+    found = {places[id(weight)]: values[name] for name, weight in model.named_parameters() if id(weight) in places}
     optimiser.load_state_dict({**optimiser.state_dict(), "state": found})
 
 
 def restore_schedule(schedule: LambdaLR, steps: int) -> None:
-    """Set the schedule and the rates of its optimiser to what they are after so many steps."""
+    """Set the schedule and its optimiser's learning rates to their state after this number of steps."""
     schedule.load_state_dict({**schedule.state_dict(), "last_epoch": steps, "_step_count": steps + 1})
     groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
     for group, base, rate in groups:

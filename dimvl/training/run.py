@@ -38,7 +38,7 @@ from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
 from dimvl.training.early_stopping import Validation
 from dimvl.training.engine import Engine, TorchEngine
 from dimvl.training.loop import train
-from dimvl.training.ranks import Ranks, check_same, fail_together, new_groups_wait, open_ranks
+from dimvl.training.ranks import Ranks, check_same, fail_together, new_group_timeout, open_ranks
 from dimvl.training.report import StepReport
 from dimvl.training.validation import build_validation
 
@@ -214,7 +214,7 @@ def _engine(config: AnyConfig, task: Task, options: dict[str, Any], ranks: Ranks
     prepare_encoder(task, config.training)
     if config.deepspeed is None:
         return TorchEngine(task, config.training)
-    with new_groups_wait(config.deepspeed.timeout):
+    with new_group_timeout(config.deepspeed.timeout):
         return DeepSpeedEngine(task, config.training, options, ranks)
 
 

@@ -335,7 +335,7 @@ def test_a_state_file_of_another_form_is_damaged(tmp_path, state):
 @pytest.mark.parametrize("changes", [{"width": 32}, {"layers": 1}, {"layers": 3}])
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes):
     folder = save_checkpoint(tmp_path, make_engine(), 1, keep=1)
-    with pytest.raises(UserError, match="saved by another configuration"):
+    with pytest.raises(UserError, match="saved with another configuration"):
         restore(make_engine(**changes), folder)
 
 

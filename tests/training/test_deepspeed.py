@@ -296,9 +296,9 @@ def test_a_full_disk_on_rank_0_stops_all_and_leaves_the_checkpoint_before(folder
         ("unknown_options", "deepspeed.options.zero_optimization: unknown key 'overlap_com'"),
         (
             "no_number",
-            "deepspeed.options: DeepSpeed does not take them (reduce_bucket_size is 'many': Input should be a valid",
+            "deepspeed.options: DeepSpeed rejects them (reduce_bucket_size is 'many': Input should be a valid",
         ),
-        ("no_type", "deepspeed.options: DeepSpeed does not take them (Invalid communication_data_type."),
+        ("no_type", "deepspeed.options: DeepSpeed rejects them (Invalid communication_data_type."),
     ],
 )
 def test_ranks_that_do_not_fit_together_are_told_before_anything_is_written(folder, name, sentence):

@@ -104,7 +104,7 @@ def test_a_rank_that_is_killed_ends_the_others_soon_and_the_run_goes_on_from_its
     (code, _, err), _ = finish(processes, timeout=60)
     assert code == 1 and time.monotonic() - start < 30
     (line,) = errors(err)
-    assert "rank 0 lost another rank" in line and "go on from the last checkpoint" in line
+    assert "rank 0 lost another rank" in line and "resume from the last checkpoint" in line
     step = check_checkpoint(latest_checkpoint(run))["step"]
     shutil.rmtree(run / "texts")  # made again
     saved = json.loads((run / "run.json").read_text())
@@ -218,10 +218,10 @@ def test_a_port_in_use_is_told_with_the_remedy(config):
 def test_ranks_that_do_not_meet_are_told_within_the_timeout(config):
     ((code, _, err),) = finish(started(config, "deepspeed.timeout=4", ranks=1, WORLD_SIZE=2))
     (line,) = errors(err)
-    assert code == 2 and "the 2 ranks do not meet at 127.0.0.1:" in line
+    assert code == 2 and "the 2 ranks cannot connect at 127.0.0.1:" in line
 
 
 def test_a_launch_that_is_only_half_described_is_refused(config):
     ((code, _, err),) = finish(started(config, ranks=1, MASTER_PORT=""))
     (line,) = errors(err)
-    assert code == 2 and "RANK is set but MASTER_PORT is not; start the run by torchrun or deepspeed" in line
+    assert code == 2 and "RANK is set but MASTER_PORT is not; start the run with torchrun or deepspeed" in line

@@ -74,7 +74,7 @@ def test_a_failure_of_one_rank_ends_the_block_on_all_with_its_sentence_and_code(
         return "went on"
 
     first, second, third = on_threads(3, action)
-    assert isinstance(second, UserError) and second.told
+    assert isinstance(second, UserError) and second.reported
     for other in (first, third):
         assert isinstance(other, OtherRankError) and str(other) == "rank 1: no such file" and other.code == 2
 
@@ -106,7 +106,7 @@ def test_flags_are_agreed_on():
 def test_the_first_difference_between_ranks_is_named_on_all_of_them():
     results = on_threads(3, lambda ranks: check_same(ranks, {"a": 1, "version of torch": f"2.{ranks.rank // 2}"}))
     for error in results:
-        assert isinstance(error, UserError) and error.told
+        assert isinstance(error, UserError) and error.reported
         assert str(error).startswith("rank 2 has another version of torch than rank 0 ('2.1', not '2.0'); start every")
     assert on_threads(2, lambda ranks: check_same(ranks, {"a": [1]})) == [None, None]
 
@@ -140,7 +140,7 @@ def test_ranks_with_other_code_are_refused(tmp_path):
 
 def test_a_number_of_processes_that_is_none_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match="WORLD_SIZE is 'two' and must be a whole number; start the run by torchrun"):
+    with pytest.raises(UserError, match="WORLD_SIZE is 'two' and must be a whole number; start the run with torchrun"):
         run_training(make_config(make_data(tmp_path / "data", 8), tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -166,7 +166,7 @@ def test_more_processes_than_gpus_are_refused_and_others_take_one_each(monkeypat
     for place in ("0", "3", "4"):
         monkeypatch.setenv("LOCAL_RANK", place)
         if place == "4":
-            with pytest.raises(UserError, match="process 5 of this node has no GPU, of which there are 4; start at mo"):
+            with pytest.raises(UserError, match="process 5 of this node has no GPU, since the node has 4; start at mo"):
                 _choose_gpu()
         else:
             _choose_gpu()
