@@ -41,20 +41,12 @@ class NextWords(Protocol):
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """Options of beam search.
+    """Options of beam search."""
 
-    Attributes:
-        beams: K; 1 is greedy.
-        max_tokens: longest text including the final [SEP], which is the only token allowed in the last place.
-        length_penalty: hypotheses are compared by log-probability / length ** penalty; the length includes [SEP].
-        block_ngrams: no n-gram of this many tokens occurs twice in a text; 0 disables it.
-
-    """
-
-    beams: int = 3
-    max_tokens: int = 40
-    length_penalty: float = 1.0
-    block_ngrams: int = 0
+    beams: int = 3  # K; 1 is greedy
+    max_tokens: int = 40  # longest text including the final [SEP], the only token allowed in the last place
+    length_penalty: float = 1.0  # hypotheses are compared by log-probability / length ** penalty; [SEP] is counted
+    block_ngrams: int = 0  # no n-gram of this many tokens occurs twice in a text; 0 allows all
 
 
 @dataclass(frozen=True)

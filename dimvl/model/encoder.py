@@ -14,7 +14,7 @@ Letters: N rows, Nv visual rows (they come first), D width, H heads, E = D / H, 
 
 import copy
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,8 @@ SPLITS = ("qkv", "out", "norm", "ffn")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
-class Attend(Protocol):
-    """The attention function of a layer: (layer, q, k, v), each (N, H, E), -> (N, H, E)."""
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend."""
-        ...
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""The attention function of a layer: layer, q, k, v, each (N, H, E), -> (N, H, E)."""
 
 
 class PerModality(nn.Module):
@@ -117,14 +113,13 @@ class Encoder(nn.Module):
         width: int,
         heads: int,
         inner_width: int,
-        split: Collection[str] = ("qkv",),
-        dropout: float = 0.1,
-        activation: str = "gelu",
-        norm_eps: float = 1e-12,
-        backend: str = "auto",
+        split: Collection[str],
+        dropout: float,
+        activation: str,
+        norm_eps: float,
     ) -> None:
         super().__init__()
-        self.backend, self.heads, self.activation = backend, heads, activation
+        self.heads, self.activation = heads, activation
         self.checkpoint_activations = False  # whether to keep only the rows between blocks for the backward pass
         self.layers = nn.ModuleList(
             Block(width, heads, inner_width, split, dropout, activation, norm_eps) for _ in range(layers)
@@ -143,7 +138,7 @@ class Encoder(nn.Module):
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """(N, D), visual rows first -> (N, D)."""
-        return self.run(rows, plan.num_vision, lambda _, q, k, v: attend(plan, q, k, v, self.backend))
+        return self.run(rows, plan.num_vision, lambda _, q, k, v: attend(plan, q, k, v))
 
     def keys_and_values(self, rows: Tensor, plan: AttentionPlan) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield keys and values (N, H, E) of each layer, for rows that are attended to but not predicted from."""
@@ -153,7 +148,7 @@ class Encoder(nn.Module):
             query, key, value = layer.project(rows, plan.num_vision)
             yield key, value
             if layer is not last:  # the outputs of the last layer are not needed
-                attended = attend(plan, query, key, value, self.backend)
+                attended = attend(plan, query, key, value)
                 rows = layer.finish(rows, attended.flatten(1), plan.num_vision)
 
     def run(self, rows: Tensor, num_vision: int, attend: Attend) -> Tensor:

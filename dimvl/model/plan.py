@@ -20,35 +20,20 @@ GROWTH = 1.25  # ratio of the longest key lengths of consecutive padded cores
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One variable-length attention call over S sequences.
+    """One variable-length attention call over S sequences."""
 
-    Attributes:
-        query_rows: (sum of query lengths,) row indices, sequence by sequence.
-        key_rows: (sum of key lengths,) row indices, sequence by sequence.
-        query_lengths: (S,) numpy, all above 0.
-        key_lengths: (S,) numpy.
-        causal: whether query i of a sequence sees only the keys up to `key length - query length + i`.
-
-    """
-
-    query_rows: Tensor
-    key_rows: Tensor
-    query_lengths: np.ndarray
-    key_lengths: np.ndarray
-    causal: bool
+    query_rows: Tensor  # (sum of query lengths,) row indices, sequence by sequence
+    key_rows: Tensor  # (sum of key lengths,) row indices, sequence by sequence
+    query_lengths: np.ndarray  # (S,), all above 0
+    key_lengths: np.ndarray  # (S,)
+    causal: bool  # whether query i of a sequence sees only the keys up to `key length - query length + i`
 
     @cached_property
-    def query_offsets(self) -> Tensor:
-        """(S + 1,) int32 start of each sequence among the queries, on the device of the rows."""
-        return self._offsets(self.query_lengths)
-
-    @cached_property
-    def key_offsets(self) -> Tensor:
-        """(S + 1,) int32 start of each sequence among the keys, on the device of the rows."""
-        return self._offsets(self.key_lengths)
-
-    def _offsets(self, lengths: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(self.query_rows.device)
+    def offsets(self) -> tuple[Tensor, Tensor]:
+        """(S + 1,) int32 start of each sequence among the queries and among the keys, on the device of the rows."""
+        starts = (np.concatenate([[0], np.cumsum(lengths)]) for lengths in (self.query_lengths, self.key_lengths))
+        queries, keys = (torch.from_numpy(part.astype(np.int32)).to(self.query_rows.device) for part in starts)
+        return queries, keys
 
     @cached_property
     def cores(self) -> tuple["PaddedCore", ...]:
@@ -88,22 +73,13 @@ class AttentionCall:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PaddedCore:
-    """Sequences of one call, padded to equal lengths.
+    """Sequences of one call, padded to equal lengths with repetitions of their first row; padded keys are masked."""
 
-    Attributes:
-        query_rows: (S * Lq,) row of each padded query; padding repeats the sequence's first row.
-        key_rows: (S * Lk,) row of each padded key; padding repeats the sequence's first row and is masked.
-        query_places: places of the real queries among the S * Lq.
-        shape: S, Lq, Lk.
-        mask: (S, 1, Lq or 1, Lk) bool, True = may attend; None if nothing is masked.
-
-    """
-
-    query_rows: Tensor
-    key_rows: Tensor
-    query_places: Tensor
-    shape: tuple[int, int, int]
-    mask: Tensor | None
+    query_rows: Tensor  # (S * Lq,) row of each padded query
+    key_rows: Tensor  # (S * Lk,) row of each padded key
+    query_places: Tensor  # places of the real queries among the S * Lq
+    shape: tuple[int, int, int]  # S, Lq, Lk
+    mask: Tensor | None  # (S, 1, Lq or 1, Lk) bool, True = may attend; None if nothing is masked
 
 
 def _padded(lengths: np.ndarray, sequences: np.ndarray) -> Tensor:
@@ -161,19 +137,14 @@ class AttentionPlan:
         return tuple(core for call in self.calls for core in call.cores)
 
     @cached_property
-    def padded_queries(self) -> Tensor:
-        """Row of each padded query, core by core."""
-        return torch.cat([core.query_rows for core in self.cores])
-
-    @cached_property
-    def padded_keys(self) -> Tensor:
-        """Row of each padded key, core by core."""
-        return torch.cat([core.key_rows for core in self.cores])
+    def padded_rows(self) -> tuple[Tensor, Tensor]:
+        """Row of each padded query and of each padded key, core by core."""
+        return torch.cat([core.query_rows for core in self.cores]), torch.cat([core.key_rows for core in self.cores])
 
     @cached_property
     def padded_places(self) -> Tensor:
         """(N,) place of each row's output among the outputs of all padded queries."""
-        places = torch.empty_like(self.padded_queries[: self.num_rows])
+        places = torch.empty_like(self.padded_rows[0][: self.num_rows])
         start = 0
         for core in self.cores:
             places[core.query_rows[core.query_places]] = start + core.query_places

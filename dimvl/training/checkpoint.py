@@ -95,12 +95,7 @@ class Saver:
 
 
 def write_checkpoint(run: Path, state: State, step: int, keep: int, best: Best | None, ranks: int) -> None:
-    """Write a checkpoint, then remove old ones except the best.
-
-    Raises:
-        UserError: the disk is full; earlier checkpoints are intact.
-
-    """
+    """Write a checkpoint, then remove old ones except the best; `UserError` if the disk is full."""
     with atomic_folder(checkpoint_folder(run, step)) as temporary:
         write_state(temporary, state)
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}

@@ -31,7 +31,7 @@ from dimvl.data.batch import Batch
 from dimvl.errors import UserError
 from dimvl.pretrained import choose_device
 from dimvl.tasks.base import Task
-from dimvl.training.deepspeed_options import check_zero_keys, deepspeed_options
+from dimvl.training.deepspeed_options import check_known, deepspeed_options
 from dimvl.training.engine import plain_state, restore_plain_state, restore_schedule
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
 from dimvl.training.ranks import Ranks, all_ranks
@@ -51,7 +51,8 @@ def checked_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: in
     options = deepspeed_options(training, config, ranks)
     deepspeed = _deepspeed()
     zero = deepspeed.runtime.zero.config.DeepSpeedZeroConfig.model_fields
-    check_zero_keys(options, [*zero, *(field.alias for field in zero.values() if field.alias)])
+    known = [*zero, *(field.alias for field in zero.values() if field.alias)]
+    check_known(options["zero_optimization"], known, "deepspeed.options.zero_optimization")
     try:
         deepspeed.DeepSpeedConfig(deepcopy(options))
     except Exception as error:  # DeepSpeed raises many types
@@ -77,6 +78,7 @@ class DeepSpeedEngine:
 
     def __init__(self, task: Task, training: TrainingConfig, options: dict[str, Any], ranks: Ranks) -> None:
         deepspeed = _deepspeed()
+        self.utils, self.gathered = deepspeed.utils, deepspeed.zero.GatheredParameters
         self.ranks, self.stage = ranks, int(options["zero_optimization"]["stage"])
         self.device = choose_device(training.device)
         if self.device.type == "cuda":
@@ -139,19 +141,13 @@ class DeepSpeedEngine:
         weights |= {name: self._kept(buffer) for name, buffer in self.task.model.named_buffers()}
         steps = self.schedule.last_epoch
         if self.stage == 0:
-            optimiser = {
-                name: self._kept(value) for name, value in plain_state(self.task.model, self.optimiser).items()
-            }
+            plain = plain_state(self.task.model, self.optimiser)
+            optimiser = {name: self._kept(value) for name, value in plain.items()}
         else:
-            optimiser = {
-                f"{name}.{key}": self._kept(_utils().safe_get_full_optimizer_state(weight, key))
-                for name, weight in self._weights()
-                if weight.requires_grad
-                for key in MOMENTS
-            }
-            optimiser |= {
-                f"{name}.step": torch.tensor(float(steps)) for name, weight in self._weights() if weight.requires_grad
-            }
+            whole = self.utils.safe_get_full_optimizer_state
+            trained = [(name, weight) for name, weight in self._weights() if weight.requires_grad]
+            optimiser = {f"{name}.{key}": self._kept(whole(weight, key)) for name, weight in trained for key in MOMENTS}
+            optimiser |= {f"{name}.step": torch.tensor(float(steps)) for name, _ in trained}
         return State(weights, optimiser, steps) if self.ranks.rank == 0 else State({}, {}, steps)
 
     def _kept(self, value: Tensor) -> Tensor:
@@ -162,7 +158,7 @@ class DeepSpeedEngine:
         """Return the whole fp32 master of a weight."""
         if name in self.frozen:
             return self.frozen[name]
-        full: Tensor = weight if self.stage == 0 else _utils().safe_get_full_fp32_param(weight)
+        full: Tensor = weight if self.stage == 0 else self.utils.safe_get_full_fp32_param(weight)
         return full
 
     def restore(self, state: State) -> None:
@@ -186,10 +182,8 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def _set_weight(self, weight: nn.Parameter, value: Tensor) -> None:
         """Set a weight in the precision of its use, and its fp32 master."""
-        import deepspeed
-
         value = value.to(self.device)
-        with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=self.stage == 3):
+        with self.gathered([weight], modifier_rank=0, enabled=self.stage == 3):
             if self.stage < 3 or self.ranks.rank == 0:
                 weight.copy_(value)
         if self.stage and weight.requires_grad:
@@ -197,7 +191,7 @@ class DeepSpeedEngine:
 
     def _set_master(self, weight: nn.Parameter, value: Tensor, key: str | None = None) -> None:
         """Set this rank's part of a master, or of its optimiser state `key`."""
-        utils = _utils()
+        utils = self.utils
         if self.stage == 3:  # DeepSpeed cannot set a whole tensor whose size is not a multiple of the ranks
             part: Any = weight.ds_tensor.numel()  # type: ignore[attr-defined]
             padded = value.new_zeros(part * self.ranks.size)
@@ -228,12 +222,6 @@ class DeepSpeedEngine:
         if stage3 is None:
             zero._lazy_init_hp_params_optimizer_state()
         return counters
-
-
-def _utils() -> Any:
-    import deepspeed.utils
-
-    return deepspeed.utils
 
 
 def _deepspeed() -> Any:

@@ -71,7 +71,7 @@ def deepspeed_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: 
 
     """
     options = _settled(training, config, ranks)
-    _check_known(config.options, [*SETTLED, *FREE], "deepspeed.options")
+    check_known(config.options, [*SETTLED, *FREE])
     for name, own in options.items():
         if isinstance(own, dict) and not isinstance(config.options.get(name, {}), dict):
             raise UserError(f"deepspeed.options.{name} is {config.options[name]!r}, not a mapping; give its keys")
@@ -81,12 +81,6 @@ def deepspeed_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: 
         if _look_up(merged, name) != own:
             raise UserError(f"deepspeed.options.{name} is {given!r}, but it is set by {owner} ({own!r}); remove it")
     return merged
-
-
-def check_zero_keys(options: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise a `UserError` for a key of `zero_optimization` that the installed DeepSpeed does not know."""
-    zero = options["zero_optimization"]
-    _check_known(zero, known, "deepspeed.options.zero_optimization")
 
 
 def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> dict[str, Any]:
@@ -109,11 +103,7 @@ def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> d
             "bf16_optimizer_states": False,
         },
         # Stage 0 has no fp32 masters, so there bf16 is autocast over fp32 weights, as in the torch engine.
-        "torch_autocast": {
-            "enabled": bf16 and not zero,
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
+        "torch_autocast": {"enabled": bf16 and not zero, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, which needs no compiler, also on the CPU
         "steps_per_print": None,
@@ -137,7 +127,8 @@ def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> d
     return options
 
 
-def _check_known(given: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+def check_known(given: Mapping[str, Any], known: Iterable[str], place: str = "deepspeed.options") -> None:
+    """Raise a `UserError` for a key that DeepSpeed does not know; `place` says where it was given."""
     names = sorted({name.split(".")[0] for name in known})
     for key in given:
         if key not in names:

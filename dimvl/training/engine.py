@@ -1,7 +1,6 @@
 """The engine interface of the training loop, and the torch engine: one process, the reference."""
 
 from collections import defaultdict
-from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -74,14 +73,9 @@ class TorchEngine:
         self.optimiser = build_optimiser(task.model, config)
         self.schedule = build_schedule(self.optimiser, config)
 
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return summed losses by name."""
-        with self._precision():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.task(batch.to(self.device))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:

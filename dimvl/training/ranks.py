@@ -27,18 +27,11 @@ T = TypeVar("T")
 
 
 class Ranks(Protocol):
-    """The processes of one run.
+    """The processes of one run."""
 
-    Attributes:
-        rank: this process, counted from 0.
-        size: number of processes.
-        waited: seconds that this process has spent in the methods below, mostly waiting for the others.
-
-    """
-
-    rank: int
-    size: int
-    waited: float
+    rank: int  # this process, counted from 0
+    size: int  # number of processes
+    waited: float  # seconds that this process has spent in the methods below, mostly waiting for the others
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sum arrays of one shape over ranks; float64 and int64."""
@@ -66,12 +59,7 @@ class SingleProcess:
 
 
 class ProcessGroup:
-    """The processes of a torch process group.
-
-    Args:
-        group: a gloo group; None for the default one.
-
-    """
+    """The processes of a torch process group over gloo; None is the default one."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.rank, self.size, self.waited = dist.get_rank(), dist.get_world_size(), 0.0
@@ -134,12 +122,7 @@ def fail_together(ranks: Ranks) -> Iterator[None]:
 
 
 def on_rank_zero(ranks: Ranks, action: Callable[[], T]) -> T:
-    """Run an action on rank 0 only and return its result, small and plain, on all ranks.
-
-    Raises:
-        OtherRankError: it failed there.
-
-    """
+    """Run an action on rank 0 only and return its result, small and plain, on all ranks; fails as `fail_together`."""
     result = None
     with fail_together(ranks):
         if ranks.rank == 0:
@@ -218,12 +201,7 @@ def new_group_timeout(seconds: float) -> Iterator[None]:
 
 
 def _whole_number(name: str, default: str) -> int:
-    """Read an environment variable that a launcher sets.
-
-    Raises:
-        UserError: it is not a whole number.
-
-    """
+    """Read a whole number that a launcher sets in the environment."""
     value = os.environ.get(name) or default
     if not value.isdecimal():
         raise UserError(f"{name} is {value!r} and must be a whole number; start the run with torchrun or deepspeed")
@@ -231,12 +209,7 @@ def _whole_number(name: str, default: str) -> int:
 
 
 def _choose_gpu() -> None:
-    """Use the GPU with this process's number on its node.
-
-    Raises:
-        UserError: the node has more processes than GPUs.
-
-    """
+    """Use the GPU with this process's number on its node."""
     place, gpus = _whole_number("LOCAL_RANK", "0"), torch.cuda.device_count()
     if place >= gpus:
         raise UserError(

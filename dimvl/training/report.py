@@ -5,7 +5,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,15 +24,7 @@ from dimvl.training.wandb_log import WandbLog
 logger = logging.getLogger(__name__)
 LOG = "log.jsonl"
 PREDICTIONS = "predictions.jsonl"
-TIMES = (
-    "examples_per_second",
-    "rows_per_second",
-    "data_wait",
-    "rank_wait",
-    "utilisation",
-    "memory_gb",
-    "seconds_left",
-)
+TIMES = ("examples_per_second", "rows_per_second", "data_wait", "rank_wait", "utilisation", "memory_gb", "seconds_left")
 """Fields of a report that depend on the machine; all others are the same in every run of a configuration."""
 
 
@@ -40,41 +32,25 @@ TIMES = (
 class StepReport:
     """One optimiser step, as logged.
 
-    Attributes:
-        step: optimiser steps done.
-        steps: optimiser steps of the whole run.
-        epoch: counted from 0.
-        loss: weighted sum of the losses.
-        losses: mean per target, by name.
-        counts: number of targets, by objective.
-        gradient_norm: norm before clipping.
-        learning_rate: rate of this step.
-        examples_per_second: since the last report.
-        rows_per_second: likewise; only attention pads rows, and padding is not counted.
-        data_wait: share of the time spent waiting for batches, mean over ranks.
-        rank_wait: share of the time that a rank spent waiting for others, mean over ranks; 0 for one process.
-        utilisation: arithmetic of the model, forward and backward without padding and recomputation, divided by what
-            matrix products alone reach on the device in the same time; mean over ranks. None if it is not counted.
-        memory_gb: peak memory of rank 0, see `peak_memory_gb`.
-        seconds_left: estimate for the rest of the run.
-
+    `utilisation` is the arithmetic of the model, forward and backward without padding and recomputation, divided by
+    what matrix products alone reach on the device in the same time; mean over ranks.
     """
 
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    losses: Mapping[str, float]
-    counts: Mapping[str, int]
-    gradient_norm: float
-    learning_rate: float
-    examples_per_second: float
-    rows_per_second: float
-    data_wait: float
-    rank_wait: float
-    utilisation: float | None
-    memory_gb: float
-    seconds_left: float
+    step: int  # optimiser steps done
+    steps: int  # optimiser steps of the whole run
+    epoch: int  # counted from 0
+    loss: float  # weighted sum of the losses
+    losses: Mapping[str, float]  # mean per target, by name
+    counts: Mapping[str, int]  # number of targets, by objective
+    gradient_norm: float  # before clipping
+    learning_rate: float  # of this step
+    examples_per_second: float  # since the last report
+    rows_per_second: float  # likewise; only attention pads rows, and padding is not counted
+    data_wait: float  # share of the time spent waiting for batches, mean over ranks
+    rank_wait: float  # share of the time that a rank spent waiting for others, mean over ranks; 0 for one process
+    utilisation: float | None  # see the class; None if it is not counted
+    memory_gb: float  # peak memory of rank 0, see `peak_memory_gb`
+    seconds_left: float  # estimate for the rest of the run
 
     def line(self) -> str:
         """Return one line for a terminal."""
@@ -167,15 +143,10 @@ def open_log(run: Path, config: RunConfig, step: int, ranks: Ranks) -> Iterator[
         UserError: wandb is requested and does not start.
 
     """
-    log: RunLog | None = None
     with fail_together(ranks):
-        if ranks.rank == 0:
-            log = RunLog(run, config, step)
-    if log is None:
-        yield Log()
-    else:
-        with log:
-            yield log
+        log = RunLog(run, config, step) if ranks.rank == 0 else nullcontext(Log())
+    with log as opened:
+        yield opened
 
 
 class RunLog(Log):

@@ -69,7 +69,7 @@ def test_a_bidirectional_prefix_refuses_a_second_text():
 @pytest.mark.parametrize("seed", range(6))
 def test_padded_cores_hold_every_query_once_and_give_its_output_back_to_its_row(seed):
     plan = plan_attention(make_layout(seed, prefixes=20))
-    assert torch.equal(plan.padded_queries[plan.padded_places], torch.arange(plan.num_rows))
+    assert torch.equal(plan.padded_rows[0][plan.padded_places], torch.arange(plan.num_rows))
     assert sum(len(core.query_places) for core in plan.cores) == plan.num_rows
 
 

@@ -5,7 +5,7 @@ import pytest
 from dimvl.config import DeepSpeedConfig, TrainingConfig, validate
 from dimvl.config.runs import PretrainConfig
 from dimvl.errors import UserError
-from dimvl.training.deepspeed_options import check_zero_keys, deepspeed_options
+from dimvl.training.deepspeed_options import check_known, deepspeed_options
 
 
 def options(training=None, ranks=2, **config):
@@ -90,8 +90,9 @@ def test_keys_that_deepspeed_would_ignore_are_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"deepspeed.options: unknown key 'gradient_cliping'.*did you mean 'gradient_"):
         options(options={"gradient_cliping": 1.0})
     with pytest.raises(UserError, match=r"deepspeed.options.zero_optimization: unknown key 'reduce_bucket'"):
+        zero = options(options={"zero_optimization": {"reduce_bucket": 1}})["zero_optimization"]
         known = [*options()["zero_optimization"], "reduce_bucket_size"]
-        check_zero_keys(options(options={"zero_optimization": {"reduce_bucket": 1}}), known)
+        check_known(zero, known, "deepspeed.options.zero_optimization")
 
 
 @pytest.mark.parametrize(
