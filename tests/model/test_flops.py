@@ -47,7 +47,7 @@ def compare(task, batch):
 
 
 @pytest.mark.parametrize(("split", "mix"), list(itertools.product(SPLITS, MIXES)))
-def test_pretraining_takes_exactly_the_operations_that_torch_counts(data, tmp_path, split, mix):
+def test_counted_operations_of_pretraining_equal_torchs_count(data, tmp_path, split, mix):
     changes = {"objectives": {"shares": MIXES[mix]}} if MIXES[mix] else {}
     compare(*build(data, tmp_path, model={"split": split}, **changes))
 
@@ -62,12 +62,12 @@ def test_pretraining_takes_exactly_the_operations_that_torch_counts(data, tmp_pa
         ("pretrain", {"objectives": {"shared_prefix": True}}),
     ],
 )
-def test_every_task_takes_exactly_the_operations_that_torch_counts(data, tmp_path, task, changes):
+def test_counted_operations_of_every_task_equal_torchs_count(data, tmp_path, task, changes):
     compare(*build(data, tmp_path, task, **changes))
 
 
 @pytest.mark.parametrize("frozen", [{"embeddings": True}, {"layers": 1}, {"embeddings": True, "layers": 1}])
-def test_what_is_frozen_takes_no_gradient_and_is_not_counted(data, tmp_path, frozen):
+def test_gradients_of_frozen_weights_are_not_counted(data, tmp_path, frozen):
     task, batch = build(data, tmp_path, frozen=FreezeConfig(**frozen))
     whole = total(flops_by_part(build(data, tmp_path)[0].model, Work.of(batch, padded=True)))
     assert compare(task, batch).total < whole.total

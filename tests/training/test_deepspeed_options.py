@@ -12,7 +12,7 @@ def options(training=None, ranks=2, **config):
     return deepspeed_options(TrainingConfig(steps=1, **(training or {})), DeepSpeedConfig(**config), ranks)
 
 
-def test_every_key_that_changes_numbers_is_written_whatever_the_defaults_are():
+def test_every_key_that_affects_results_is_set_whatever_the_defaults():
     written = options({"clip": 0.5}, stage=2)
     assert written["gradient_clipping"] == 0.5, "DeepSpeed clips at 1 without it"
     assert written["gradient_accumulation_steps"] == 1 and written["train_batch_size"] == 2
@@ -20,24 +20,24 @@ def test_every_key_that_changes_numbers_is_written_whatever_the_defaults_are():
     assert not written["prescale_gradients"] and written["gradient_predivide_factor"] == 1
     assert not (written["fp16"]["enabled"] or written["bf16"]["enabled"] or written["torch_autocast"]["enabled"])
     assert written["zero_optimization"]["stage"] == 2 and written["zero_optimization"]["overlap_comm"] is False
-    assert written["zero_force_ds_cpu_optimizer"] is False, "that one is compiled"
+    assert written["zero_force_ds_cpu_optimizer"] is False, "DeepSpeed's own is compiled"
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_bf16_has_fp32_masters_where_there_are_masters_and_is_autocast_at_stage_0(stage):
+def test_bf16_has_fp32_masters_except_at_stage_0_where_it_is_autocast(stage):
     written = options({"precision": "bf16"}, stage=stage)
     assert written["bf16"]["enabled"] == (stage > 0) and written["torch_autocast"]["enabled"] == (stage == 0)
     assert written["bf16"]["check_grad_overflow"] and not written["bf16"]["bf16_master_weights_and_grads"]
 
 
-def test_offloading_is_asked_for_where_it_is_configured_only():
+def test_offloading_is_set_only_if_it_is_configured():
     everything = options(stage=3, offload_optimizer=True, offload_parameters=True)["zero_optimization"]
     assert everything["offload_optimizer"]["device"] == everything["offload_param"]["device"] == "cpu"
     assert not {"offload_optimizer", "offload_param"} & options(stage=3)["zero_optimization"].keys()
-    assert not options(stage=3)["zero_optimization"]["ignore_unused_parameters"], "a weight left out is a mistake"
+    assert not options(stage=3)["zero_optimization"]["ignore_unused_parameters"], "a weight without a gradient is a bug"
 
 
-def test_the_users_keys_are_laid_over_and_may_say_what_is_said_already():
+def test_the_users_keys_are_merged_and_may_repeat_what_is_already_set():
     given = {"zero_optimization": {"reduce_bucket_size": 1000, "stage": 2}, "gradient_clipping": 1.0}
     given |= {"bf16": {"enabled": True}, "fp16": {"enabled": False}, "optimizer": None}
     merged = options({"precision": "bf16"}, stage=2, options=given)
@@ -114,12 +114,12 @@ def test_keys_that_deepspeed_would_ignore_are_refused_with_the_nearest_name():
         ),
     ],
 )
-def test_a_section_that_cannot_work_is_one_sentence(changes, sentence):
+def test_an_impossible_section_is_one_sentence(changes, sentence):
     content = {"output": "o", "regions": "r", "captions": "c", "training": {"steps": 1}} | changes
     with pytest.raises(UserError, match=re.escape(sentence)):
         validate(PretrainConfig, content, "x.yaml")
 
 
-def test_muon_is_welcome_where_matrices_stay_whole():
+def test_muon_is_allowed_where_matrices_stay_whole():
     content = {"output": "o", "regions": "r", "captions": "c", "training": {"steps": 1, "muon_rate": 0.01}}
     assert validate(PretrainConfig, content | {"deepspeed": {"stage": 0}}, "x.yaml").training.muon_rate == 0.01

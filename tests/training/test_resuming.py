@@ -46,7 +46,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_bit_for_bit(data, tmp_pat
         log.write(cut)  # as a kill leaves it
     run_training(config)
     assert bytes_of(config.output) == bytes_of(undisturbed)
-    assert log_of(config.output) == log_of(undisturbed), "each step once"
+    assert log_of(config.output) == log_of(undisturbed), "each step is logged once"
 
 
 def test_a_killed_run_with_muon_resumes_bit_for_bit(data, tmp_path):
