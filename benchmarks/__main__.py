@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import RESULTS, write_result
+from dimvl import cpu
 
 SUITES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef run(" in path.read_text()))
 PACKAGES = ("transformers", "deepspeed", "h5py", "lmdb", "msgpack", "pycocoevalcap", "torchvision")
@@ -40,6 +41,7 @@ def main() -> None:
             name for name in SUITES if subprocess.run([sys.executable, "-m", "benchmarks", name, *arguments]).returncode
         ]
         sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+    cpu.configure()
     torch.set_num_threads(1)
     facts = import_module(f"benchmarks.{options.name}").run(options.device, options.rounds, options.small)
     name = options.name if options.device == "cpu" else f"{options.name}-cuda"

@@ -1,7 +1,7 @@
 """What attention, the products around it and a whole step cost here: which kernel, at which length, in which dtype.
 
 `rates` are those of matrix products at base size, GFLOP/s: fp32 by torch's own choice of library and by
-`dimvl.model.linear.product`, and bf16. `kernels` are forward and backward of the two ways of attending, of about 900
+`dimvl.cpu.linear.product`, and bf16. `kernels` are forward and backward of the two ways of attending, of about 900
 rows in sequences of one length, with and without a mask; `matmul_over_sdpa` is the ratio within a round (median, 10th
 and 90th percentile). `cores` are forward and backward of `attend` on mixed lengths, with sequences of similar lengths
 in padded cores of their own: over one padded core for all, by `GROWTH`. `steps` are forward and backward of masked
@@ -20,10 +20,10 @@ from benchmarks.harness import interleaved, ratio
 from benchmarks.samples import draw_lengths, make_batch
 from benchmarks.variants import MaskedWords, Size
 from dimvl.config import TrainingConfig
+from dimvl.cpu.linear import FLOP_FORMULAS, product
 from dimvl.data.layout import Layout
 from dimvl.model import plan as plans
 from dimvl.model.attention import attend, matmul_attention, sdpa
-from dimvl.model.linear import product
 from dimvl.training.engine import TorchEngine
 
 ROWS, LENGTHS, GROWTHS = 900, (8, 16, 36, 64, 100, 136, 256, 512), (1.25, 1.5, 2.0)
@@ -126,7 +126,7 @@ def _step(device: str, rounds: int, rows: int, size: Size, precision: str, rate:
         forward_and_backward()
         engine.step()
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         without_optimiser()
     operations = 1e-9 * counter.get_total_flops()
     seconds = interleaved({"forward and backward": without_optimiser, "whole step": whole}, rounds, device)

@@ -28,10 +28,10 @@ from benchmarks.compiled import Compiled, Trial, try_compiled
 from benchmarks.decoders import TOKENIZER, HiddenStateCache, Projections, Sizes, WithoutCache, lay_out, make_blip
 from benchmarks.harness import interleaved, ratio
 from benchmarks.sizes import part_modalities
+from dimvl.cpu.packed import pack_linears
 from dimvl.data.examples import Prefix
 from dimvl.decoding import CachedDecoder, DecodingOptions, Hypothesis, NextWords, beam_search
 from dimvl.model.model import DimvlModel
-from dimvl.model.packed import pack_linears
 
 OURS, PLAIN, BLIP, PACKED_BLIP = "ours", "ours, weights not laid out", "BLIP's decoder", "BLIP's decoder, our kernels"
 LENGTHS = (11.6, 2.3)

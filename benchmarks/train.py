@@ -52,6 +52,7 @@ from benchmarks.variants import (
     loss_of,
     variants_of,
 )
+from dimvl.cpu.linear import FLOP_FORMULAS
 from dimvl.data.batch import Batch
 from dimvl.model.encoder import Block
 from dimvl.model.plan import plan_attention
@@ -207,7 +208,7 @@ def measure_decoupling(size: Size, device: str, pairs: int) -> dict[str, Any]:
 
         counts = {}
         for name, encoder in encoders.items():
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
                 step(encoder)
             counts[name] = counter.get_total_flops()
         runs = {name: lambda encoder=encoder: step(encoder) for name, encoder in encoders.items()}

@@ -1,9 +1,10 @@
-"""Decoding with the same stack that was pretrained: greedy, sampling and beam search over a cached prefix.
+"""Decoding with the pretrained stack itself: greedy, sampling and beam search over a cached prefix.
 
 The prefix does not depend on the text, so its keys and values are computed once per image and shared by all beams and
-steps (folded into the query axis, never copied per beam). Those of the words are cached beside them.
+steps: beams are folded into the query axis, and nothing is copied per beam. Keys and values of the words are cached
+behind them.
 
-Letters: B images, K beams, P longest prefix, R rows of an image in the cache, Q new words, H heads, E head width,
+Letters: B images, K beams, P longest prefix, R cached rows of an image, Q new words, H heads, E head width,
 V vocabulary.
 """
 
@@ -24,42 +25,34 @@ from dimvl.model.plan import plan_attention
 
 
 class NextWords(Protocol):
-    """What a search asks: log-probabilities of the next token, for hypotheses that grow by one token a step."""
+    """The model as a search sees it: log-probabilities of the next token for hypotheses that grow by one per step."""
 
     def start(self) -> Tensor:
-        """(B, 1, V) for the empty text."""
+        """Return (B, 1, V) for the empty text."""
         ...
 
     def advance(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        """Grow hypotheses: (B, K) parents among those before, (B, K) tokens -> (B, K, V)."""
+        """Extend hypotheses: (B, K) parents among the previous ones, (B, K) tokens -> (B, K, V)."""
         ...
 
     def keep(self, images: Tensor) -> None:
-        """Go on with these of the images (B',) only, in their order."""
+        """Keep only the images with these indices (B',), in this order."""
         ...
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How to decode.
+    """Options of beam search."""
 
-    Attributes:
-        beams: K; 1 is greedy.
-        max_tokens: longest text, final [SEP] included; at the last place only [SEP] may come.
-        length_penalty: hypotheses are compared by log-probability / length ** penalty, [SEP] counted.
-        block_ngrams: no n-gram of this many tokens comes twice; 0 for no blocking.
-
-    """
-
-    beams: int = 3
-    max_tokens: int = 40
-    length_penalty: float = 1.0
-    block_ngrams: int = 0
+    beams: int = 3  # K; 1 is greedy
+    max_tokens: int = 40  # longest text including the final [SEP], the only token allowed in the last place
+    length_penalty: float = 1.0  # hypotheses are compared by log-probability / length ** penalty; [SEP] is counted
+    block_ngrams: int = 0  # no n-gram of this many tokens occurs twice in a text; 0 allows all
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A finished text: token ids without [SEP], log-probability with it, and the score it was chosen by."""
+    """A finished text: token ids without [SEP], log-probability including [SEP], and the score used for ranking."""
 
     token_ids: tuple[int, ...]
     log_probability: float
@@ -68,25 +61,25 @@ class Hypothesis:
 
 _NO_WORDS: list[tuple[int, ...]] = [()]
 LEAVE_AT = 0.75
-"""Images that are done leave when no more than this share goes on: what is cached of the others is copied each time."""
+"""Finished images are dropped once at most this share is left: each drop copies the cache of the remaining ones."""
 AllRanks = Callable[[bool], bool]
-"""Turns "all done here" into "all done on every rank", where ranks must take equally many steps."""
+"""Logical AND over ranks, which must all take the same number of steps."""
 
 
 def beam_search(
     model: NextWords, end: int, options: DecodingOptions, all_ranks: AllRanks = bool, wanted: int | None = None
 ) -> list[list[Hypothesis]]:
-    """Search for the best texts.
+    """Search for the highest-scoring texts.
 
-    An image is done when no unfinished hypothesis can still come under its `wanted` best finished ones. Images that are
-    done leave the batch; it stops when all are.
+    An image is finished when no unfinished hypothesis can still enter its `wanted` highest-scoring finished ones.
+    Finished images leave the batch, and the search ends when none is left.
 
     Args:
-        model: gives log-probabilities.
+        model: returns log-probabilities.
         end: id of [SEP].
-        options: how.
-        all_ranks: the batch stops when this says so of it.
-        wanted: so many texts of each image are wanted; by default all K, which takes more steps than the best one does.
+        options: see `DecodingOptions`.
+        all_ranks: turns "every image here is finished" into "every image on every rank is finished".
+        wanted: number of texts per image; by default all K, which takes more steps than only the best one.
 
     Returns:
         For each image at most `wanted` hypotheses, best first.
@@ -97,27 +90,27 @@ def beam_search(
     images, _, vocabulary = log_probabilities.shape
     scores = torch.zeros(images, 1, device=log_probabilities.device)
     finished: list[list[Hypothesis]] = [[] for _ in range(images)]
-    live, texts = list(range(images)), [_NO_WORDS] * images  # the images in the batch, and hypotheses of each
+    live, texts = list(range(images)), [_NO_WORDS] * images  # images in the batch, and the hypotheses of each
     for length in range(1, options.max_tokens + 1):
         _block_ngrams(log_probabilities, texts, options.block_ngrams)
         totals = log_probabilities.add_(scores[..., None])
         for image, hypotheses, ended in zip(live, texts, totals[..., end].tolist(), strict=True):
             _collect_finished(finished[image], hypotheses, ended, length, options)
-        if length == options.max_tokens:  # at the last place only [SEP] may come
+        if length == options.max_tokens:
             break
         totals[..., end] = float("-inf")
         scores, chosen = totals.flatten(1).topk(min(options.beams, totals.shape[1] * vocabulary), dim=1)
         best = scores.amax(dim=1).tolist()
-        going = [
+        unfinished = [
             n for n, i in enumerate(live) if not _cannot_improve(finished[i][:wanted], wanted, best[n], length, options)
         ]
-        if all_ranks(not going):
+        if all_ranks(not unfinished):
             break
-        if len(going) <= LEAVE_AT * len(live):
-            left = torch.tensor(going, dtype=torch.long, device=scores.device)
-            model.keep(left)
-            scores, chosen = scores[left], chosen[left]
-            live, texts = [live[n] for n in going], [texts[n] for n in going]
+        if len(unfinished) <= LEAVE_AT * len(live):
+            kept = torch.tensor(unfinished, dtype=torch.long, device=scores.device)
+            model.keep(kept)
+            scores, chosen = scores[kept], chosen[kept]
+            live, texts = [live[n] for n in unfinished], [texts[n] for n in unfinished]
         parents, tokens = chosen // vocabulary, chosen % vocabulary
         texts = [
             [(*hypotheses[parent], token) for parent, token in zip(*pair, strict=True)]
@@ -128,7 +121,7 @@ def beam_search(
 
 
 def _block_ngrams(log_probabilities: Tensor, texts: Sequence[Sequence[tuple[int, ...]]], size: int) -> None:
-    """Forbid, in place, the tokens that would complete an n-gram of this size that their text already has."""
+    """Forbid, in place, the tokens that would repeat an n-gram of this size."""
     if size:
         for image, hypotheses in enumerate(texts):
             for beam, text in enumerate(hypotheses):
@@ -136,7 +129,7 @@ def _block_ngrams(log_probabilities: Tensor, texts: Sequence[Sequence[tuple[int,
 
 
 def _blocked(text: tuple[int, ...], size: int) -> set[int]:
-    """Tokens that would complete an n-gram that the text already has."""
+    """Return the tokens that would repeat an n-gram of the text."""
     start = text[len(text) - size + 1 :] if size > 1 else ()
     if len(text) < size - 1:
         return set()
@@ -150,7 +143,7 @@ def _collect_finished(
     length: int,
     options: DecodingOptions,
 ) -> None:
-    """Add every hypothesis of an image that is ended by [SEP] now, and keep its best K."""
+    """Add every hypothesis of an image ended by [SEP], and keep the K highest-scoring."""
     for text, total in zip(texts, totals, strict=True):
         score = total / length**options.length_penalty
         if total > float("-inf") and (len(finished) < options.beams or score > finished[-1].score):
@@ -162,7 +155,7 @@ def _collect_finished(
 def _cannot_improve(
     finished: Sequence[Hypothesis], wanted: int, best: float, length: int, options: DecodingOptions
 ) -> bool:
-    """Tell whether no unfinished hypothesis can reach the worst finished one: log-probabilities only fall."""
+    """Return whether no unfinished hypothesis can beat the worst finished one; log-probabilities only fall."""
     if best == float("-inf"):
         return True
     if len(finished) < wanted:
@@ -173,27 +166,27 @@ def _cannot_improve(
 
 @dataclass(frozen=True)
 class Sample:
-    """A text as drawn: token ids, the final [SEP] too if it came in time, and their log-probability."""
+    """A sampled text: token ids, including the final [SEP] unless it was cut off, and their log-probability."""
 
     token_ids: tuple[int, ...]
     log_probability: float
 
 
 def sample(model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool) -> list[list[Sample]]:
-    """Draw texts word by word from the model's own distribution over the tokens that a text may have.
+    """Sample texts word by word from the model's distribution over the tokens allowed in a text.
 
-    A text ends with [SEP] or is cut off where its numbers end; nothing is forced, so that its log-probability is that
-    of what was drawn.
+    A text ends with [SEP] or is cut off at L words. No token is forced, so the log-probability is that of what was
+    sampled.
 
     Args:
-        model: gives log-probabilities.
+        model: returns log-probabilities.
         end: id of [SEP].
-        draws: (B, S, L) uniform numbers in [0, 1), one for each word of S texts of at most L words; a number chooses
-            the word in whose part of the cumulated distribution it lies, so equal numbers give equal texts.
-        all_ranks: the batch stops when this says so of it.
+        draws: (B, S, L) uniform numbers in [0, 1), one for each word of S texts of at most L words. Each number picks a
+            word by inverting the cumulative distribution, so equal numbers give equal texts.
+        all_ranks: as in `beam_search`.
 
     Returns:
-        For each image its S texts.
+        The S texts of each image.
 
     """
     images, samples, longest = draws.shape
@@ -204,9 +197,9 @@ def sample(model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool
     ended = torch.zeros(images, samples, dtype=torch.bool, device=draws.device)
     for place in range(longest):
         log_probabilities = log_probabilities.log_softmax(dim=-1)
-        cumulated = log_probabilities.double().exp().cumsum(dim=-1)
-        wanted = draws[:, :, place, None].double() * cumulated[..., -1:]
-        tokens = torch.searchsorted(cumulated, wanted, right=True).clamp(max=cumulated.shape[-1] - 1)
+        cumulative = log_probabilities.double().exp().cumsum(dim=-1)
+        wanted = draws[:, :, place, None].double() * cumulative[..., -1:]
+        tokens = torch.searchsorted(cumulative, wanted, right=True).clamp(max=cumulative.shape[-1] - 1)
         gained = log_probabilities.gather(2, tokens)[..., 0]
         totals += gained.double().masked_fill(ended, 0.0)
         for image, row in enumerate(zip(tokens[..., 0].tolist(), ended.tolist(), strict=True)):
@@ -225,18 +218,18 @@ def sample(model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool
 
 
 class CachedDecoder:
-    """Next-word log-probabilities of a model, with the prefix computed once and text keys and values cached.
+    """Next-word log-probabilities of a model, with keys and values of prefixes and words cached.
 
-    Each layer has one store of keys and values for each image: those of its prefix, then those of the words of all its
-    hypotheses in the order in which they came. All hypotheses of an image attend to it in one call, each to the prefix
-    and to the words of its own past; so nothing is copied for a beam, and none is moved when beams change places.
+    Each layer caches keys and values per image: first those of the prefix, then those of the words of all hypotheses in
+    the order in which they were fed. All hypotheses of an image attend to this cache in one call, each to the prefix
+    and its own past words. So nothing is copied per beam, and nothing moves when beams change places.
 
-    Special tokens other than [SEP] get -inf; the words keep what the model gives them.
+    Special tokens other than [SEP] get -inf; words keep the model's log-probabilities.
 
     Args:
-        model: with a word head.
+        model: a model with a word head.
         processor: tokenizer, text start and variant.
-        prefixes: a batch of prefixes without texts; empty ones are legal.
+        prefixes: a batch of prefixes without texts; empty prefixes are allowed.
 
     """
 
@@ -247,23 +240,23 @@ class CachedDecoder:
         self.variant, self.text_start = processor.variant, processor.text_start
         self.device = prefixes.token_ids.device
         self._never = torch.tensor(self.tokenizer.unwritten_ids, device=self.device)
-        self.length = 0  # words of each hypothesis in the store
+        self.length = 0  # cached words of each hypothesis
         index, mask = _padded_prefix(prefixes, self.device)
-        self._past = mask[:, None]  # (B, K, R) True where a hypothesis has seen a row of the store
+        self._past = mask[:, None]  # (B, K, R) True where a hypothesis attends to a cached row
         plan, rows = plan_attention(prefixes.layout, self.device), model.embed(prefixes)
-        self._store = [
+        self._cache = [
             (_padded_rows(key, index), _padded_rows(value, index))
             for key, value in model.encoder.keys_and_values(rows, plan)
         ]  # per layer, keys and values, each (B, H, at least R, E)
 
     def start(self) -> Tensor:
-        """(B, 1, V) for the empty text: feeds [CLS], or [MASK] in the masked variant."""
+        """Return (B, 1, V) for the empty text: feeds [CLS], or [MASK] in the masked variant."""
         first = self.tokenizer.cls if self.variant == "causal" else self.tokenizer.mask
         tokens = torch.full((len(self._past), 1, 1), first, device=self.device)
         return self._feed(tokens, self.text_start + (self.variant == "masked"), keep=int(self.variant == "causal"))
 
     def advance(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        """Grow hypotheses: (B, K), (B, K) -> (B, K, V)."""
+        """Extend hypotheses: (B, K) parents, (B, K) tokens -> (B, K, V)."""
         self._past = self._past.gather(1, parents[..., None].expand(*parents.shape, self._past.shape[2]))
         fed = tokens[:, None]
         if self.variant == "masked":
@@ -271,29 +264,29 @@ class CachedDecoder:
         return self._feed(fed, self.text_start + self.length + (self.variant == "masked"), keep=1)
 
     def keep(self, images: Tensor) -> None:
-        """Go on with these images (B',) only."""
+        """Keep only the images with these indices (B',)."""
         self._past = self._past[images]
-        self._store = [(key[images], value[images]) for key, value in self._store]
+        self._cache = [(key[images], value[images]) for key, value in self._cache]
 
     def _feed(self, tokens: Tensor, position: int, keep: int) -> Tensor:
-        """Run (B, Q, K) new tokens from `position` on; the first `keep` of Q stay in the store; scores the last one."""
+        """Run (B, Q, K) new tokens from `position` on, cache the first `keep` of Q, and score what follows the last."""
         images, count, beams = tokens.shape
         positions = (position + torch.arange(count, device=self.device))[:, None].expand_as(tokens).flatten()
         flat = tokens.flatten()
         rows = self.model.tokens(flat, positions, torch.ones_like(flat))
         mask = _may_attend(self._past, count)[:, None]
         used, end = self._past.shape[2], mask.shape[3]
-        if end > self._store[0][0].shape[2]:
-            room = end + end // 2  # of many steps, so that the store is seldom copied
-            self._store = [(_with_room(key, room), _with_room(value, room)) for key, value in self._store]
-        unseen = torch.zeros(mask.shape, dtype=self._store[0][0].dtype, device=self.device)
-        unseen.masked_fill_(~mask, float("-inf"))  # once, and not in each layer's call
+        if end > self._cache[0][0].shape[2]:
+            room = end + end // 2  # enough for many steps, so that the cache is rarely copied
+            self._cache = [(_with_room(key, room), _with_room(value, room)) for key, value in self._cache]
+        unseen = torch.zeros(mask.shape, dtype=self._cache[0][0].dtype, device=self.device)
+        unseen.masked_fill_(~mask, float("-inf"))  # once here instead of in each layer
 
         def step(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             heads = (images, count * beams, *query.shape[1:])  # (B, Q * K, H, E)
-            for store, new in zip(self._store[layer], (key, value), strict=True):
-                store[:, :, used:end] = new.view(heads).transpose(1, 2)
-            keys, values = (store[:, :, :end] for store in self._store[layer])
+            for cached, new in zip(self._cache[layer], (key, value), strict=True):
+                cached[:, :, used:end] = new.view(heads).transpose(1, 2)
+            keys, values = (cached[:, :, :end] for cached in self._cache[layer])
             attended = F.scaled_dot_product_attention(query.view(heads).transpose(1, 2), keys, values, attn_mask=unseen)
             return attended.transpose(1, 2).reshape(query.shape)
 
@@ -305,9 +298,9 @@ class CachedDecoder:
 
 
 def _may_attend(past: Tensor, count: int) -> Tensor:
-    """Who sees what: (B, K, R) rows that hypotheses have seen -> (B, Q * K, R + Q * K) with Q new words of each.
+    """Extend the mask (B, K, R) of cached rows by Q new words of each hypothesis: (B, Q * K, R + Q * K).
 
-    New word q of a hypothesis sees what the hypothesis has seen, its own first new words up to q, and no other's.
+    New word q of a hypothesis sees what the hypothesis saw before, and its own new words up to q.
     """
     images, beams, _ = past.shape
     new = torch.arange(count * beams, device=past.device)
@@ -317,7 +310,7 @@ def _may_attend(past: Tensor, count: int) -> Tensor:
 
 
 def _with_room(rows: Tensor, length: int) -> Tensor:
-    """(B, H, R, E) -> (B, H, length, E), the new rows with anything in them."""
+    """(B, H, R, E) -> (B, H, length, E); the new rows are uninitialised."""
     images, heads, before, width = rows.shape
     wider = rows.new_empty(images, heads, length, width)
     wider[:, :, :before] = rows
@@ -325,14 +318,14 @@ def _with_room(rows: Tensor, length: int) -> Tensor:
 
 
 def _padded_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """(N, H, E) rows by index (B, P) -> (B, H, P, E)."""
+    """(N, H, E) rows, (B, P) index -> (B, H, P, E)."""
     if not len(rows):
         return rows.new_zeros(len(index), rows.shape[1], 0, rows.shape[2])
     return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:]).transpose(1, 2).contiguous()
 
 
 def _padded_prefix(prefixes: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of each prefix side by side: index (B, P), True where there is a row (B, P)."""
+    """Return the row indices of each prefix, padded (B, P), and a mask (B, P) that is True at real rows."""
     layout = prefixes.layout
     starts = np.stack([layout.region_starts, layout.context_starts], axis=1)
     lengths = np.stack([layout.num_regions, layout.num_context], axis=1)
@@ -352,6 +345,6 @@ def caption_prefixes(
     all_ranks: AllRanks = bool,
     wanted: int | None = None,
 ) -> list[list[Hypothesis]]:
-    """Caption a batch of prefixes: for each image at most `wanted` (by default K) hypotheses, best first."""
+    """Caption a batch of prefixes: at most `wanted` (by default K) hypotheses per image, best first."""
     decoder = CachedDecoder(model, processor, prefixes)
     return beam_search(decoder, processor.tokenizer.sep, options, all_ranks, wanted)

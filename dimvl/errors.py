@@ -1,36 +1,39 @@
-"""The exceptions that end a command with a sentence instead of a traceback."""
+"""The exceptions that end a command with one sentence instead of a traceback.
+
+In a run of several processes, `reported` says that rank 0 prints the error, so that the other ranks need not.
+"""
 
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, an option, a value.
 
     The message is one clear sentence with the name, the value and the remedy. The command line prints it without a
-    traceback and exits with code 2. Where a run has several processes, `told` says that all of them know of it.
+    traceback and exits with code 2.
     """
 
-    told = False
+    reported = False
 
 
 class NotFiniteError(Exception):
     """A loss or gradient is not finite: every rank stops without saving. The command line exits with code 1."""
 
-    told = True
+    reported = True
 
 
 class OtherRankError(Exception):
-    """Another process of the run failed or is gone. The command line exits with the code given."""
+    """Another process of the run failed or was lost. The command line exits with the given code."""
 
-    told = True
+    reported = True
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop and did, its state saved
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop and did so, its state saved
     """The run got SIGTERM or SIGINT and saved a checkpoint. The command line exits with 128 + the signal's number."""
 
-    told = True
+    reported = True
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, their checksums, and the revision of the code."""
+"""Atomic writes, locks, JSON, checksums and the revision of the code."""
 
 import errno
 import fcntl
@@ -19,26 +19,19 @@ from dimvl.errors import UserError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Write to a path as it is.
-
-    Raises:
-        UserError: the disk is full or the place cannot be written.
-
-    """
+    """Turn an `OSError` of the block into a `UserError` that names the path."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another place"
-        ) from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or choose another path") from error
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on a clean exit it is flushed to disk and takes the place of `path`.
+    """Yield a temporary path next to `path`; on a clean exit the file there is flushed to disk and replaces `path`.
 
     Raises:
-        UserError: the disk is full or the place cannot be written; what stood at `path` is untouched.
+        UserError: the disk is full or the path is not writable; an existing file at `path` is unchanged.
 
     """
     temporary = None
@@ -48,7 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
             os.close(handle)
             temporary = Path(name)
-            temporary.chmod(0o644)  # mkstemp lets nobody else read
+            temporary.chmod(0o644)  # mkstemp makes the file private
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -60,14 +53,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, replace: bool = True) -> Iterator[Path]:
-    """Give an empty temporary folder beside `path`; on a clean exit it takes the place of `path`.
+    """Yield an empty temporary folder next to `path`; on a clean exit it is flushed to disk and becomes `path`.
 
     Args:
-        path: of the folder.
-        replace: whether it takes the place of one that is there by then; else that one stays, and this one is removed.
+        path: the folder to write.
+        replace: whether to replace a folder that exists by then; otherwise that one stays and the new one is removed.
 
     Raises:
-        UserError: the disk is full or the place cannot be written; what stood at `path` is untouched.
+        UserError: the disk is full or the path is not writable; an existing folder at `path` is unchanged.
 
     """
     temporary = None
@@ -99,17 +92,17 @@ def atomic_folder(path: Path, replace: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, busy: str | None = None, patience: float = 0.0) -> Iterator[None]:
-    """Make a folder, and hold it for this process; the system lets go of it when the process ends, however.
+    """Create a folder and lock it for this process; the system releases the lock when the process ends in any way.
 
-    Where a file system has no locks, nothing is held.
+    On a file system without locks this does nothing more than create the folder.
 
     Args:
-        folder: to hold.
-        busy: what to tell where another process holds it; None to wait for that one.
-        patience: seconds to wait before it is told.
+        folder: the folder to lock.
+        busy: the error message if another process holds the lock; None waits for that process instead.
+        patience: seconds to wait before that error.
 
     Raises:
-        UserError: another process holds it, or it cannot be made.
+        UserError: another process holds the lock, or the folder cannot be created.
 
     """
     with writing(folder):
@@ -138,28 +131,28 @@ def _lock(descriptor: int, busy: str | None, until: float) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before long work whether its results can be written.
+    """Check before long work that its results can be written.
 
     Raises:
-        UserError: something stands in the way of the folder, or it may not be written to.
+        UserError: a file is in the way of the folder, or the folder is not writable.
 
     """
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        raise UserError(f"cannot write {folder}: {nearest} is no folder; choose another place")
+        raise UserError(f"cannot write {folder}: {nearest} is not a folder; choose another path")
     if not os.access(nearest, os.W_OK):
-        raise UserError(f"cannot write {folder}: {nearest} may not be written to; choose another place")
+        raise UserError(f"cannot write {folder}: {nearest} is not writable; choose another path")
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write `value` as JSON, whole or not at all."""
+    """Write `value` as JSON, atomically."""
     with atomic_path(path) as temporary:
         text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # \udce9 for half a surrogate pair
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate pair becomes \udce9
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a byte order mark is taken off.
+    """Read a JSON file, with or without a byte order mark.
 
     Raises:
         UserError: the file is missing or is not JSON.
@@ -171,18 +164,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number without end, too many brackets
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, an endless number, nested too deep
         raise UserError(f"{path} is not valid JSON ({error}); check that it is the right file") from None
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_revision() -> str | None:
-    """Revision of the code, if it runs from a checkout."""
+    """Return the git revision of the code, or None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dimvl import cpu
 from dimvl.checkpoints import MODEL, WEIGHTS, best_checkpoint
+from dimvl.cpu.packed import pack_linears
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, Prefix, collate
 from dimvl.data.processor import Processor
@@ -23,7 +25,6 @@ from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.model.convert import load_pretrained, read_weights
 from dimvl.model.model import DimvlModel
-from dimvl.model.packed import pack_linears
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
         UserError: it is neither, or a file is missing or damaged.
 
     """
+    cpu.configure()
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give the folder of a run or of an export")

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from dimvl import cpu
+
+cpu.configure()
+
 
 @pytest.fixture(autouse=True)
 def as_many_threads_as_before():

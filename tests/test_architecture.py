@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dimvl"
 # A room imports from rooms to its left only. Files of the package's top stand for themselves.
 ORDER = (
-    *("errors", "callbacks", "files", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
+    *("errors", "callbacks", "files", "cpu", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
     *("export", "predictor", "evaluation", "drawing", "progress", "demo", "cli", "__main__"),
 )

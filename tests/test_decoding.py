@@ -16,7 +16,7 @@ PENALTIES = (0.0, 1.0, 2.0, -0.5)
 
 
 class Table:
-    """Next-word log-probabilities that are random but fixed for each (image, text): a search's whole world."""
+    """A stand-in for a model: random but fixed next-word log-probabilities for each (image, text)."""
 
     def __init__(self, seed, images=1, sharpness=1.5, vocabulary=VOCABULARY):
         self.seeds = [[seed, image] for image in range(images)] if isinstance(seed, int) else seed
@@ -59,7 +59,7 @@ def has_repeated_ngram(text, size):
 
 
 def all_texts(table, image, options):
-    """(text, log-probability, score) of every text that may be written, best first."""
+    """(text, log-probability, score) of every possible text, best first."""
     found = []
     words = range(1, table.vocabulary)
     for length in range(options.max_tokens):
@@ -91,7 +91,7 @@ def check_equal(found, wanted):
     assert [h.score for h in found] == pytest.approx([score for *_, score in wanted], abs=1e-5)
 
 
-# --- the search alone
+# --- the search on its own
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -115,7 +115,7 @@ def test_small_beams_equal_a_plain_beam_search(penalty, blocked, beams):
             check_equal(found, plain_beam_search(table, image, options))
 
 
-def test_images_finish_at_different_times_and_do_not_change_each_other():
+def test_images_finish_at_different_times_and_do_not_affect_each_other():
     seeds = [[seed, image] for seed in range(4) for image in range(2)]
     options = DecodingOptions(beams=2, max_tokens=8)
     together = beam_search(Table(seeds, sharpness=2.5), END, options)
@@ -125,7 +125,7 @@ def test_images_finish_at_different_times_and_do_not_change_each_other():
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
-def test_the_best_texts_alone_are_the_first_of_all_and_take_fewer_steps(penalty):
+def test_asking_for_fewer_texts_returns_the_first_ones_in_fewer_steps(penalty):
     steps = Counter()
     for seed in range(8):
         options = DecodingOptions(beams=3, max_tokens=12, length_penalty=penalty)
@@ -137,10 +137,10 @@ def test_the_best_texts_alone_are_the_first_of_all_and_take_fewer_steps(penalty)
             assert few.calls <= every.calls
             steps[wanted] += few.calls
         steps["all"] += every.calls
-    assert steps[1] < steps["all"] or penalty in (2.0, -0.5), "these two favour the long so much, or so little"
+    assert steps[1] < steps["all"] or penalty in (2.0, -0.5), "these two favour long or short texts too much"
 
 
-def test_images_that_are_done_leave_the_batch():
+def test_finished_images_leave_the_batch():
     class Watched(Table):
         """Counts images in each step."""
 
@@ -158,7 +158,7 @@ def test_images_that_are_done_leave_the_batch():
     assert 0 < table.sizes[-1] < 6 and len(set(table.sizes)) > 3
 
 
-def test_a_rank_whose_images_are_done_takes_the_steps_of_the_others():
+def test_a_rank_with_finished_images_takes_as_many_steps_as_the_others():
     asked = []
     table = Table(0, 3, sharpness=2.5)
     options = DecodingOptions(beams=2, max_tokens=20, length_penalty=0.0)
@@ -167,9 +167,9 @@ def test_a_rank_whose_images_are_done_takes_the_steps_of_the_others():
     assert found == beam_search(Table(0, 3, sharpness=2.5), END, options)
 
 
-def test_the_search_stops_as_soon_as_no_text_can_become_better():
+def test_the_search_stops_as_soon_as_no_text_can_improve():
     class Certain(Table):
-        """Says 1, 2 and the end, whatever the image."""
+        """Writes 1, 2 and the end for every image."""
 
         def row(self, image, text):
             return torch.log_softmax(torch.eye(VOCABULARY)[(1, 2, END, END)[min(len(text), 3)]] * 50, 0)
@@ -180,7 +180,7 @@ def test_the_search_stops_as_soon_as_no_text_can_become_better():
         assert found[0][0].token_ids == (1, 2) and table.calls <= most
 
 
-def test_greedy_takes_the_best_next_word_until_a_better_text_cannot_come():
+def test_greedy_search_takes_the_likeliest_next_word():
     for seed in range(10):
         table, text = Table(seed, sharpness=3.0), ()
         options = DecodingOptions(beams=1, max_tokens=6, length_penalty=0.0)
@@ -189,12 +189,12 @@ def test_greedy_takes_the_best_next_word_until_a_better_text_cannot_come():
         assert found.token_ids == best[0]
         while len(text) < len(found.token_ids):
             text = (*text, 1 + int(table.row(0, text)[1:].argmax()))
-        assert found.token_ids == text, "every word of it is the likeliest"
+        assert found.token_ids == text, "every word is the likeliest one"
 
 
-def test_no_ngram_comes_twice_and_no_text_is_longer_than_allowed():
+def test_no_blocked_ngram_occurs_twice_and_no_text_is_longer_than_allowed():
     class Stubborn(Table):
-        """Would repeat 1 2 1 2 ... for ever."""
+        """Would repeat 1 2 1 2 ... forever."""
 
         def row(self, image, text):
             return torch.log_softmax(torch.eye(VOCABULARY)[1 + len(text) % 2] * 8, 0)
@@ -203,12 +203,12 @@ def test_no_ngram_comes_twice_and_no_text_is_longer_than_allowed():
         for found in beam_search(Stubborn(0), END, DecodingOptions(beams=3, max_tokens=9, block_ngrams=size))[0]:
             assert not has_repeated_ngram(found.token_ids, size) and len(found.token_ids) < 9
     [found] = beam_search(Stubborn(0), END, DecodingOptions(beams=1, max_tokens=9, length_penalty=2.0))[0]
-    assert found.token_ids == (1, 2) * 4, "at the last place only the end may come"
+    assert found.token_ids == (1, 2) * 4, "only the end is allowed in the last place"
 
 
 def test_a_longer_text_wins_only_through_the_length_penalty():
     class Two(Table):
-        """Ends at once with probability .6; else says 1 and ends, almost surely."""
+        """Ends at once with probability .6; otherwise writes 1 and almost surely ends."""
 
         def row(self, image, text):
             return torch.tensor([0.6, 0.4, 1e-9, 1e-9] if not text else [1 - 3e-9, 1e-9, 1e-9, 1e-9]).log()
@@ -226,8 +226,8 @@ def uniform(images, samples, longest, seed=0):
     return torch.rand(images, samples, longest, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn_texts(table, longest):
-    """Log-probability of every text that may be drawn: ended by END, or cut off at the last place."""
+def all_samples(table, longest):
+    """Log-probability of every text that can be sampled: ended by END, or cut off in the last place."""
     found = {}
     for length in range(1, longest + 1):
         for words in itertools.product(range(1, table.vocabulary), repeat=length - 1):
@@ -238,10 +238,10 @@ def drawn_texts(table, longest):
     return found
 
 
-def test_samples_come_as_often_as_the_model_says_and_their_log_probabilities_are_its_own():
+def test_samples_follow_the_models_distribution_and_carry_its_log_probabilities():
     table = Table([[3, 0]] * 1000, sharpness=1.0, vocabulary=3)
     draws = [draw for texts in sample(table, END, uniform(1000, 4, 3)) for draw in texts]
-    known = drawn_texts(table, 3)
+    known = all_samples(table, 3)
     counts = Counter(draw.token_ids for draw in draws)
     assert counts.keys() <= known.keys() and len(draws) == 4000
     for draw in draws:
@@ -251,7 +251,7 @@ def test_samples_come_as_often_as_the_model_says_and_their_log_probabilities_are
         assert counts[text] / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000)), text
 
 
-def test_the_numbers_alone_decide_what_is_drawn():
+def test_samples_depend_only_on_the_random_numbers():
     tables, draws = [[5, image] for image in range(6)], uniform(6, 3, 5)
     together = sample(Table(tables), END, draws)
     assert together == sample(Table(tables), END, draws) != sample(Table(tables), END, uniform(6, 3, 5, seed=1))
@@ -262,14 +262,14 @@ def test_the_numbers_alone_decide_what_is_drawn():
             assert alone == together[image][number]
 
 
-def test_a_rank_whose_samples_have_ended_takes_the_steps_of_the_others():
+def test_a_rank_with_finished_samples_takes_as_many_steps_as_the_others():
     asked, table, draws = [], Table(0, 3, sharpness=2.5), uniform(3, 2, 20)
     found = sample(table, END, draws, lambda done: asked.append(done))
     assert table.calls == 20 and asked[-1] and not asked[0]
     assert found == sample(Table(0, 3, sharpness=2.5), END, draws)
 
 
-def test_the_largest_and_the_smallest_number_draw_a_word_of_the_vocabulary():
+def test_the_largest_and_the_smallest_random_number_pick_a_word_of_the_vocabulary():
     for number in (0.0, 1 - 2**-24):
         [[draw]] = sample(Table(0), END, torch.full((1, 1, 4), number))
         assert all(0 <= token < VOCABULARY for token in draw.token_ids)
@@ -291,7 +291,7 @@ def make_captioner(variant="causal"):
 
 
 def make_prefixes(processor):
-    """Unequal prefixes, the ones in the middle without regions, without context, and without anything."""
+    """Different prefixes; those in the middle lack regions, context, or both."""
     prefixes = [
         make_prefix(make_regions(seed, count=count), processor.tags) for seed, count in enumerate([4, 0, 2, 1, 3])
     ]
@@ -315,14 +315,12 @@ def prefix_batch(processor, prefixes, texts=()):
 
 
 def uncached(model, processor, prefixes, texts):
-    """Log-probabilities (B, V) of the word after each text, by a whole forward pass."""
+    """Log-probabilities (B, V) of the word after each text, from a whole forward pass."""
     tokenizer = processor.tokenizer
     rows = []
     for text in texts:
         if processor.variant == "causal":
-            given = plain_text(
-                np.array([tokenizer.cls, *text[:-1]]), tokenizer
-            )  # [SEP] is the last row, to be replaced
+            given = plain_text(np.array([tokenizer.cls, *text[:-1]]), tokenizer)  # [SEP] in the last row is replaced
             ids = np.array([tokenizer.cls, *text])
             rows.append([type(given)(token_ids=ids, places=given.places, labels=given.labels, has_start=True)])
         else:
@@ -355,7 +353,7 @@ def test_cached_log_probabilities_equal_a_whole_forward_pass(variant):
                 for text, *pair in zip(texts, parents.tolist(), tokens.tolist(), strict=True)
             ]
             scores, beams = decoder.advance(torch.from_numpy(parents), torch.from_numpy(tokens)), 3
-            if len(texts[0][0]) == 3:  # some images leave
+            if len(texts[0][0]) == 3:  # some images finish
                 left = torch.tensor([0, 2, 4])
                 decoder.keep(left)
                 scores, prefixes, texts = scores[left], prefixes[::2], texts[::2]
@@ -364,7 +362,7 @@ def test_cached_log_probabilities_equal_a_whole_forward_pass(variant):
 
 
 @pytest.mark.parametrize("variant", ["causal", "masked"])
-def test_captions_do_not_depend_on_the_order_or_the_company_of_their_images(variant):
+def test_captions_do_not_depend_on_the_other_images_of_the_batch_or_their_order(variant):
     model, processor = make_captioner(variant)
     prefixes = make_prefixes(processor)
     options = DecodingOptions(beams=3, max_tokens=8)
@@ -396,7 +394,7 @@ def test_the_log_probability_of_a_caption_is_the_teacher_forced_one(variant):
             assert hypothesis.score == pytest.approx(sum(steps) / len(words), abs=1e-4)
 
 
-def test_no_text_has_a_special_token_however_likely_it_is():
+def test_no_text_contains_a_special_token_however_likely():
     model, processor = make_captioner()
     special = processor.tokenizer.special_ids
     with torch.no_grad():
@@ -408,10 +406,10 @@ def test_no_text_has_a_special_token_however_likely_it_is():
 
 
 @pytest.mark.parametrize("variant", ["causal", "masked"])
-def test_the_longest_text_that_was_trained_can_be_decoded(variant):
+def test_the_longest_trained_text_can_be_decoded(variant):
     model, processor = make_captioner(variant)
     with torch.no_grad():
-        model.word_head.decoder.bias[processor.tokenizer.sep] = -100  # never wants to stop
+        model.word_head.decoder.bias[processor.tokenizer.sep] = -100  # never ends
     longest = processor.text_tokens + 1
     [found] = caption_prefixes(
         model, processor, prefix_batch(processor, make_prefixes(processor)[:1]), DecodingOptions(2, longest)
@@ -419,7 +417,7 @@ def test_the_longest_text_that_was_trained_can_be_decoded(variant):
     assert len(found[0].token_ids) == processor.text_tokens
 
 
-def test_a_batch_whose_prefixes_are_all_empty_or_all_regions_decodes():
+def test_prefixes_without_any_row_or_without_context_can_be_decoded():
     model, processor = make_captioner()
     prefixes = make_prefixes(processor)
     options = DecodingOptions(beams=2, max_tokens=4)

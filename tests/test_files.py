@@ -7,7 +7,7 @@ from dimvl.errors import UserError
 from dimvl.files import atomic_folder, atomic_path
 
 
-def test_a_file_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+def test_a_file_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
     done, sync, replace = [], os.fsync, os.replace
 
     def note_sync(handle):
@@ -26,9 +26,7 @@ def test_a_file_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     assert done == [("on disk", inode), ("in place", inode)] and (tmp_path / "file").read_text() == "content"
 
 
-def test_a_folder_that_is_not_to_replace_another_leaves_that_one_alone_and_a_full_disk_is_still_told(
-    tmp_path, monkeypatch
-):
+def test_a_folder_can_be_kept_if_it_exists_and_a_full_disk_is_still_reported(tmp_path, monkeypatch):
     for content in ("first", "second"):
         with atomic_folder(tmp_path / "folder", replace=False) as temporary:
             (temporary / "file").write_text(content)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import yaml
 
 from dimvl.config import RunConfig, ValidationConfig
+from dimvl.cpu.linear import Linear
 from dimvl.data.annotations import read_questions
 from dimvl.data.examples import Example, ImageReader, collate
 from dimvl.data.matching import in_store, match_file, match_files
@@ -24,7 +25,6 @@ from dimvl.data.targets import Targets, TargetSpec
 from dimvl.data.text_store import LabelledText
 from dimvl.errors import UserError
 from dimvl.model.heads import HEADS, Head, HeadEntry
-from dimvl.model.linear import Linear
 from dimvl.predictor import Predictor
 from dimvl.regions.extract import extract
 from dimvl.regions.store import RegionStore

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 
+from dimvl import cpu
 from dimvl.cli.app import app
 from dimvl.errors import Interrupted, NotFiniteError, OtherRankError, UserError
 
@@ -30,8 +31,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2, never in a traceback."""
-    # Two torch threads that spin while waiting slow each other down 10 times and more on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    cpu.configure()
     rank = os.environ.get("RANK", "0")  # set by launchers of several processes
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also passes it as an option
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
@@ -65,7 +65,7 @@ def _run(prefix: str) -> None:
 
 
 def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code: int, prefix: str) -> None:
-    if prefix and error.told:
+    if prefix and error.reported:
         time.sleep(1)  # rank 0 reports it, and a launcher kills all ranks once one has exited
     else:
         print(f"error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ Letters: Nv visual rows, Nl language rows, F region feature, D width, V vocabula
 import torch
 from torch import Tensor, nn
 
-from dimvl.model.linear import Linear
+from dimvl.cpu.linear import Linear
 from dimvl.model.norm import LayerNorm
 
 GEOMETRY = 7

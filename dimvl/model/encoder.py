@@ -1,28 +1,28 @@
 """The stacked Transformer with modality-decoupled sublayers.
 
 Modality-decoupled attention follows DiMBERT (Liu et al., ACM TKDD 16(1), 2021): separate Q, K, V projections for visual
-regions and for text, one joint softmax. Which sublayers stay shared is not told there; here `split` says it:
+regions and for text, one joint softmax. The paper does not say which other sublayers are shared; here `split` does:
 
     []                              the shared single stream of VLP and UNITER
     [qkv]                           DiMBERT, the default
-    [qkv, out, norm, ffn]           every weight of its own, as in multiway and mixture-of-transformers models
+    [qkv, out, norm, ffn]           separate weights everywhere, as in multiway and mixture-of-transformers models
 
-The block is post-norm, as BERT's. There is no attention dropout.
+The block is post-norm, as in BERT. Attention has no dropout.
 
 Letters: N rows, Nv visual rows (they come first), D width, H heads, E = D / H, I inner width.
 """
 
 import copy
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dimvl.cpu.linear import Linear
 from dimvl.model.attention import attend
-from dimvl.model.linear import Linear
 from dimvl.model.norm import LayerNorm, as_autocast
 from dimvl.model.plan import AttentionPlan
 
@@ -30,18 +30,14 @@ SPLITS = ("qkv", "out", "norm", "ffn")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
-class Attend(Protocol):
-    """What a layer asks of attention: (layer, q, k, v), each (N, H, E), -> (N, H, E)."""
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend."""
-        ...
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""The attention function of a layer: layer, q, k, v, each (N, H, E), -> (N, H, E)."""
 
 
 class PerModality(nn.Module):
-    """A row-wise module: one for all rows, or one for language rows and a copy for visual rows.
+    """A row-wise module: either one for all rows, or one for language rows and a copy of it for visual rows.
 
-    The language one is drawn or loaded first and then copied, so every split starts as the same function.
+    The language module is initialised or loaded first and then copied, so every split starts as the same function.
     """
 
     def __init__(self, language: nn.Module, split: bool) -> None:
@@ -53,12 +49,12 @@ class PerModality(nn.Module):
         """(N, D) -> (N, any), the first `num_vision` rows through the visual weights."""
         if self.vision is None:
             return self.language(rows)
-        vision, language = rows.split([num_vision, len(rows) - num_vision])  # one gradient, where slices have two
+        vision, language = rows.split([num_vision, len(rows) - num_vision])  # one gradient; slices would have two
         return torch.cat([self.vision(vision), self.language(language)])
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between: (N, D) -> (N, D)."""
+    """Two linear layers with an activation in between: (N, D) -> (N, D)."""
 
     def __init__(self, width: int, inner_width: int, activation: str) -> None:
         super().__init__()
@@ -72,7 +68,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: h = LN(h + Wo a), h = LN(h + FFN(h)), with the sublayers named in `split` per modality."""
+    """One layer: h = LN(h + Wo a), h = LN(h + FFN(h)); the sublayers named in `split` have weights per modality."""
 
     def __init__(
         self,
@@ -103,13 +99,13 @@ class Block(nn.Module):
         return query, key, value
 
     def finish(self, rows: Tensor, attended: Tensor, num_vision: int) -> Tensor:
-        """(N, D), (N, D) -> (N, D): all that follows attention, row by row."""
+        """(N, D), (N, D) -> (N, D): everything after attention, row by row."""
         rows = self.attention_norm(rows + self.dropout(self.out(attended, num_vision)), num_vision)
         return self.ffn_norm(rows + self.dropout(self.ffn(rows, num_vision)), num_vision)
 
 
 class Encoder(nn.Module):
-    """A stack of blocks over any rows: regions, words, or whatever else has been embedded."""
+    """A stack of blocks over any embedded rows, such as regions and words."""
 
     def __init__(
         self,
@@ -117,25 +113,24 @@ class Encoder(nn.Module):
         width: int,
         heads: int,
         inner_width: int,
-        split: Collection[str] = ("qkv",),
-        dropout: float = 0.1,
-        activation: str = "gelu",
-        norm_eps: float = 1e-12,
-        backend: str = "auto",
+        split: Collection[str],
+        dropout: float,
+        activation: str,
+        norm_eps: float,
     ) -> None:
         super().__init__()
-        self.backend, self.heads, self.activation = backend, heads, activation
-        self.checkpoint_activations = False  # keep only the rows between blocks for the gradient
+        self.heads, self.activation = heads, activation
+        self.checkpoint_activations = False  # whether to keep only the rows between blocks for the backward pass
         self.layers = nn.ModuleList(
             Block(width, heads, inner_width, split, dropout, activation, norm_eps) for _ in range(layers)
         )
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile what follows attention in each block; attention calls a library's kernel as it is.
+        """Compile everything after attention in each block; attention itself already calls a library kernel.
 
-        Numbers of rows are dynamic, so that a ragged batch is compiled for once and need not be padded to a few sizes;
-        weights keep their names. Zero rows of a modality, or one, are compiled for once more when they first come: run
-        uncompiled they would hand out gradients in another order than on other ranks.
+        Numbers of rows are dynamic, so one compilation serves all ragged batches without padding; weights keep their
+        names. Zero rows or one row of a modality trigger one more compilation when they first occur. Run uncompiled,
+        their gradients would arrive in another order than on other ranks.
         """
         for layer in self.layers:
             assert isinstance(layer, Block)
@@ -143,23 +138,23 @@ class Encoder(nn.Module):
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """(N, D), visual rows first -> (N, D)."""
-        return self.run(rows, plan.num_vision, lambda _, q, k, v: attend(plan, q, k, v, self.backend))
+        return self.run(rows, plan.num_vision, lambda _, q, k, v: attend(plan, q, k, v))
 
     def keys_and_values(self, rows: Tensor, plan: AttentionPlan) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values (N, H, E) of each layer, for rows that others attend to and nothing is predicted from."""
+        """Yield keys and values (N, H, E) of each layer, for rows that are attended to but not predicted from."""
         last, rows = self.layers[-1] if len(self.layers) else None, as_autocast(rows)
         for layer in self.layers:
             assert isinstance(layer, Block)
             query, key, value = layer.project(rows, plan.num_vision)
             yield key, value
-            if layer is not last:  # nobody asks for what follows in the last one
-                attended = attend(plan, query, key, value, self.backend)
+            if layer is not last:  # the outputs of the last layer are not needed
+                attended = attend(plan, query, key, value)
                 rows = layer.finish(rows, attended.flatten(1), plan.num_vision)
 
     def run(self, rows: Tensor, num_vision: int, attend: Attend) -> Tensor:
-        """Run the stack with attention of the caller's: decoding attends to a cache this way."""
-        again, rows = self.checkpoint_activations and torch.is_grad_enabled(), as_autocast(rows)
+        """Run the stack with the caller's attention function; decoding attends to its cache this way."""
+        recompute, rows = self.checkpoint_activations and torch.is_grad_enabled(), as_autocast(rows)
         for index, layer in enumerate(self.layers):
             arguments = (rows, num_vision, lambda q, k, v, index=index: attend(index, q, k, v))
-            rows = checkpoint(layer, *arguments, use_reentrant=False) if again else layer(*arguments)
+            rows = checkpoint(layer, *arguments, use_reentrant=False) if recompute else layer(*arguments)
         return rows

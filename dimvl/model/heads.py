@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dimvl.cpu.linear import Linear
 from dimvl.model.encoder import ACTIVATIONS
-from dimvl.model.linear import Linear
 from dimvl.model.norm import LayerNorm
 
 

@@ -1,4 +1,4 @@
-"""Layer norms that leave rows in the precision in which they come."""
+"""Layer norm that keeps the precision of its rows."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm`, with the same weights and names; means and deviations are fp32 inside, whatever the rows.
+    """`nn.LayerNorm` with the same weights and names; mean and standard deviation are computed in fp32.
 
-    Under autocast torch makes fp32 of bf16 rows on CUDA, which doubles the bytes of all that stands between two
-    products there.
+    Under autocast on CUDA torch's own layer turns bf16 rows into fp32, which doubles the memory traffic between two
+    matrix products.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(N, D) -> (N, D) of the same type."""
+        """(N, D) -> (N, D) of the same dtype."""
         if rows.dtype == self.weight.dtype:
             return super().forward(rows)
         with torch.autocast(rows.device.type, enabled=False):
@@ -22,6 +22,6 @@ class LayerNorm(nn.LayerNorm):
 
 
 def as_autocast(rows: Tensor) -> Tensor:
-    """Cast rows to the type that autocast gives products, if it is on."""
+    """Cast rows to autocast's dtype if autocast is on."""
     kind = rows.device.type
     return rows.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else rows

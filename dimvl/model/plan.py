@@ -1,9 +1,9 @@
-"""Who sees whom: the attention plan of one batch, built once and used by every layer.
+"""Which rows attend to which: the attention plan of one batch, built once and used by every layer.
 
-No mode needs an attention mask. One full call covers the bidirectional examples and the sequence-to-sequence prefixes;
-one causal call, aligned at the end, covers the sequence-to-sequence texts over their prefix and their own past.
+No mode needs an attention mask. One full call covers the bidirectional examples and the sequence-to-sequence prefixes.
+One causal call, aligned at the end, lets the sequence-to-sequence texts attend to their prefix and their own past.
 
-Letters: S sequences of a call or of a core, N rows, Lq and Lk longest query and key length.
+Letters: S sequences of a call or core, N rows, Lq and Lk longest query and key length.
 """
 
 from dataclasses import dataclass
@@ -15,44 +15,29 @@ from torch import Tensor
 
 from dimvl.data.layout import Layout, ranges, starts_of
 
-GROWTH = 1.25  # of the longest key length from one padded core to the next
+GROWTH = 1.25  # ratio of the longest key lengths of consecutive padded cores
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One variable-length attention call over S sequences.
+    """One variable-length attention call over S sequences."""
 
-    Attributes:
-        query_rows: (sum of query lengths,) rows, sequence after sequence.
-        key_rows: (sum of key lengths,) rows, sequence after sequence.
-        query_lengths: (S,) numpy, all above 0.
-        key_lengths: (S,) numpy.
-        causal: query i of a sequence sees keys up to `key length - query length + i`; else all keys.
-
-    """
-
-    query_rows: Tensor
-    key_rows: Tensor
-    query_lengths: np.ndarray
-    key_lengths: np.ndarray
-    causal: bool
+    query_rows: Tensor  # (sum of query lengths,) row indices, sequence by sequence
+    key_rows: Tensor  # (sum of key lengths,) row indices, sequence by sequence
+    query_lengths: np.ndarray  # (S,), all above 0
+    key_lengths: np.ndarray  # (S,)
+    causal: bool  # whether query i of a sequence sees only the keys up to `key length - query length + i`
 
     @cached_property
-    def query_offsets(self) -> Tensor:
-        """(S + 1,) int32 on the device of the rows."""
-        return self._offsets(self.query_lengths)
-
-    @cached_property
-    def key_offsets(self) -> Tensor:
-        """(S + 1,) int32 on the device of the rows."""
-        return self._offsets(self.key_lengths)
-
-    def _offsets(self, lengths: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(self.query_rows.device)
+    def offsets(self) -> tuple[Tensor, Tensor]:
+        """(S + 1,) int32 start of each sequence among the queries and among the keys, on the device of the rows."""
+        starts = (np.concatenate([[0], np.cumsum(lengths)]) for lengths in (self.query_lengths, self.key_lengths))
+        queries, keys = (torch.from_numpy(part.astype(np.int32)).to(self.query_rows.device) for part in starts)
+        return queries, keys
 
     @cached_property
     def cores(self) -> tuple["PaddedCore", ...]:
-        """The call in parts of similar key lengths, so that little of what is computed is padding."""
+        """The call split into cores of similar key lengths, so that little of the computation is padding."""
         size = np.ceil(np.log(self.key_lengths) / np.log(GROWTH))
         return tuple(self._core(np.flatnonzero(size == one)) for one in np.unique(size))
 
@@ -74,7 +59,7 @@ class AttentionCall:
         )
 
     def dense_mask(self, num_rows: int) -> Tensor:
-        """(N, N) bool, True where the row's query may attend to the column's key: the plan as a truth table."""
+        """(N, N) bool, True where the row's query may attend to the column's key."""
         mask = torch.zeros(num_rows, num_rows, dtype=torch.bool)
         query_end = np.cumsum(self.query_lengths)
         key_end = np.cumsum(self.key_lengths)
@@ -88,26 +73,17 @@ class AttentionCall:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PaddedCore:
-    """Sequences of one call side by side.
+    """Sequences of one call, padded to equal lengths with repetitions of their first row; padded keys are masked."""
 
-    Attributes:
-        query_rows: (S * Lq,) row of each padded query; padding repeats the sequence's first row.
-        key_rows: (S * Lk,) row of each padded key; padding repeats the sequence's first row and is masked.
-        query_places: places of the real queries among the S * Lq.
-        shape: S, Lq, Lk.
-        mask: (S, 1, Lq or 1, Lk) bool, True = may attend; None where nothing is to be masked.
-
-    """
-
-    query_rows: Tensor
-    key_rows: Tensor
-    query_places: Tensor
-    shape: tuple[int, int, int]
-    mask: Tensor | None
+    query_rows: Tensor  # (S * Lq,) row of each padded query
+    key_rows: Tensor  # (S * Lk,) row of each padded key
+    query_places: Tensor  # places of the real queries among the S * Lq
+    shape: tuple[int, int, int]  # S, Lq, Lk
+    mask: Tensor | None  # (S, 1, Lq or 1, Lk) bool, True = may attend; None if nothing is masked
 
 
 def _padded(lengths: np.ndarray, sequences: np.ndarray) -> Tensor:
-    """Places of some of the consecutive sequences, side by side: (S * longest,), padding repeats the first place."""
+    """Return the places of the given sequences, padded: (S * longest,); padding repeats the first place."""
     starts, chosen = starts_of(lengths)[sequences, None], lengths[sequences, None]
     column = np.arange(chosen.max())
     return torch.from_numpy((starts + np.where(column < chosen, column, 0)).reshape(-1))
@@ -123,7 +99,7 @@ class AttentionPlan:
 
     @cached_property
     def dense_mask(self) -> Tensor:
-        """(N, N) bool, True = may attend: for the reference and for tests."""
+        """(N, N) bool, True = may attend; for the reference attention and for tests."""
         mask = self.calls[0].dense_mask(self.num_rows)
         for call in self.calls[1:]:
             mask |= call.dense_mask(self.num_rows)
@@ -137,23 +113,23 @@ class AttentionPlan:
 
     @cached_property
     def query_order(self) -> Tensor:
-        """(N,) where each row stands among these."""
+        """(N,) place of each row in `query_rows`."""
         order = torch.empty_like(self.query_rows)
         order[self.query_rows] = torch.arange(len(order), device=order.device)
         return order
 
     @cached_property
     def key_places(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """For each call where the rows stand among its keys.
+        """For each call the places of the rows among its keys.
 
-        (sum of key lengths,) places, those of row 0 first, and (N,) where those of each row start. A prefix stands
-        there once for each of its texts, and a row of another call not at all.
+        (sum of key lengths,) places sorted by row, and (N,) where the places of each row start. A prefix row occurs
+        once per text of the prefix, a row of another call not at all.
         """
-        every, found = torch.arange(self.num_rows, device=self.query_rows.device), []
+        all_rows, result = torch.arange(self.num_rows, device=self.query_rows.device), []
         for call in self.calls:
             rows, places = call.key_rows.sort(stable=True)
-            found.append((places, torch.searchsorted(rows, every)))
-        return tuple(found)
+            result.append((places, torch.searchsorted(rows, all_rows)))
+        return tuple(result)
 
     @cached_property
     def cores(self) -> tuple[PaddedCore, ...]:
@@ -161,19 +137,14 @@ class AttentionPlan:
         return tuple(core for call in self.calls for core in call.cores)
 
     @cached_property
-    def padded_queries(self) -> Tensor:
-        """Row of each padded query, core after core."""
-        return torch.cat([core.query_rows for core in self.cores])
-
-    @cached_property
-    def padded_keys(self) -> Tensor:
-        """Row of each padded key, core after core."""
-        return torch.cat([core.key_rows for core in self.cores])
+    def padded_rows(self) -> tuple[Tensor, Tensor]:
+        """Row of each padded query and of each padded key, core by core."""
+        return torch.cat([core.query_rows for core in self.cores]), torch.cat([core.key_rows for core in self.cores])
 
     @cached_property
     def padded_places(self) -> Tensor:
-        """(N,) where each row's output stands among the outputs of all padded queries."""
-        places = torch.empty_like(self.padded_queries[: self.num_rows])
+        """(N,) place of each row's output among the outputs of all padded queries."""
+        places = torch.empty_like(self.padded_rows[0][: self.num_rows])
         start = 0
         for core in self.cores:
             places[core.query_rows[core.query_places]] = start + core.query_places
@@ -186,7 +157,7 @@ def plan_attention(layout: Layout, device: torch.device | str = "cpu") -> Attent
 
     Args:
         layout: which rows belong together.
-        device: where the index tensors are wanted.
+        device: device of the index tensors.
 
     """
     own_text = np.full(len(layout.num_regions), -1)

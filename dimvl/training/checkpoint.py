@@ -1,10 +1,10 @@
-"""Checkpoints: written whole or not at all, checked by checksum, and found again after any kill.
+"""Checkpoints: written atomically, verified by checksums, and found again after any kill.
 
     RUN/checkpoints/step-00000100/   model.safetensors, optimiser.safetensors, state.json
 
-`state.json` has the step, the checksums, how many ranks wrote it and, where the run validates, the best score so far.
-A folder appears by one rename after everything in it is on disk, so every folder of that name is whole. A thread of
-rank 0 writes it from a copy of the state, while the next steps train.
+`state.json` holds the step, the checksums, the number of ranks that wrote it and, in a run that validates, the best
+score so far. A folder is renamed into place after everything in it is on disk, so every folder of that name is
+complete. A thread of rank 0 writes it from a copy of the state while the next steps train.
 """
 
 import logging
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time; leaving its block waits for the one being written.
+    """Writes the checkpoints of a run, one at a time; leaving its block waits for the write in progress.
 
     Args:
         run: folder of the run.
-        engine: its state is saved; rank 0 writes.
-        keep: newest checkpoints kept.
+        engine: engine whose state is saved; rank 0 writes.
+        keep: number of newest checkpoints to keep.
 
     Attributes:
-        failed: the last one could not be written, which `save` and `wait` tell on all ranks; False on other ranks.
+        failed: whether the last write failed, which `save` and `wait` raise on all ranks; False except on rank 0.
 
     """
 
@@ -46,26 +46,26 @@ class Saver:
         return self._failure is not None
 
     def save(self, step: int, best: Best | None = None) -> None:
-        """Copy the state and start to write it, once the checkpoint before is on disk; every rank calls it.
+        """Wait for the previous write, then copy the state and start to write it; every rank calls this.
 
         Args:
             step: optimiser steps done.
             best: the best score so far; its checkpoint is kept besides the newest ones.
 
         Raises:
-            UserError: the one before could not be written: the disk is full; earlier ones are untouched.
-            OtherRankError: likewise, on another rank than rank 0.
+            UserError: the previous checkpoint could not be written because the disk is full; earlier ones are intact.
+            OtherRankError: the same, on ranks other than rank 0.
 
         """
         self.wait()
         state = self._engine.state()
         if self._engine.ranks.rank == 0:
-            # Python does not wait for it at its end: a second signal stops a run at once.
+            # A daemon, so that Python does not wait for it at exit: a second signal stops a run at once.
             self._thread = Thread(target=self._write, args=(state, step, best), daemon=True)
             self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk, on all ranks; raises as `save`."""
+        """Wait on all ranks until the last checkpoint is on disk; raises like `save`."""
         with fail_together(self._engine.ranks):
             self._join()
             failure, self._failure = self._failure, None
@@ -87,20 +87,15 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Wait, by itself: other ranks may be gone."""
+        """Wait without the other ranks, which may be lost."""
         if kind is not KeyboardInterrupt:
             self._join()
-        if self._failure is not None:  # something else has ended the run already
+        if self._failure is not None:  # another error has already ended the run
             logger.error("%s", self._failure)
 
 
 def write_checkpoint(run: Path, state: State, step: int, keep: int, best: Best | None, ranks: int) -> None:
-    """Write a checkpoint, then remove old ones but the best.
-
-    Raises:
-        UserError: the disk is full; earlier checkpoints are untouched.
-
-    """
+    """Write a checkpoint, then remove old ones except the best; `UserError` if the disk is full."""
     with atomic_folder(checkpoint_folder(run, step)) as temporary:
         write_state(temporary, state)
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
@@ -109,5 +104,5 @@ def write_checkpoint(run: Path, state: State, step: int, keep: int, best: Best |
     for old in checkpoint_folders(run)[:-keep]:
         if best is None or old != checkpoint_folder(run, best.step):
             shutil.rmtree(old)
-    for left in (run / "checkpoints").glob(".step-*"):  # of a killed process
+    for left in (run / "checkpoints").glob(".step-*"):  # left by a killed process
         shutil.rmtree(left, ignore_errors=True)

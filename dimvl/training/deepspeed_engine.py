@@ -1,15 +1,14 @@
-"""The DeepSpeed engine: ZeRO 0 to 3 on one device or many, the same numbers as the torch engine up to rounding.
+"""The DeepSpeed engine: ZeRO 0 to 3 on one or many devices, with the results of the torch engine up to rounding.
 
-Only this file imports deepspeed. What it must undo or guard, all seen in DeepSpeed 0.19:
+Only this file imports deepspeed. It works around the following behaviour of DeepSpeed 0.19:
 
-- gradients are averaged over ranks, while the loop's loss is divided by global counts: the loss is multiplied by the
-  number of ranks;
-- the number of micro-batches of a step varies: the loop says which one is the last;
-- a gradient that is not finite is written into the weights at stage 0 and skipped in silence at the others: at stage 0
-  the norm is looked at before the step, at the others a step that was not applied is told;
-- in bf16 the fp32 masters are made from weights that were rounded already: they get the exact ones back;
-- operators are compiled at first use, for minutes, and a process that is killed meanwhile leaves a lock that makes
-  every later run hang: nothing here needs one, and the one that is compiled without asking is switched off.
+- Gradients are averaged over ranks, but the loop's loss is divided by global counts: multiply the loss by the ranks.
+- The number of micro-batches per step is fixed, but here it varies: the loop says which one is the last.
+- A non-finite gradient is applied to the weights at stage 0 and silently skipped at the others: check the norm before
+  the step at stage 0, and whether the step was applied at the others.
+- In bf16 the fp32 masters are made from weights that are already rounded: restore the exact ones.
+- Operators are compiled at first use, which takes minutes, and a process killed meanwhile leaves a lock that makes
+  every later run hang: use none of them, and disable the one that is compiled by default.
 """
 
 import io
@@ -32,52 +31,54 @@ from dimvl.data.batch import Batch
 from dimvl.errors import UserError
 from dimvl.tasks.base import TaskModule
 from dimvl.trained_model import choose_device
-from dimvl.training.deepspeed_options import check_zero_keys, deepspeed_options
+from dimvl.training.deepspeed_options import check_known, deepspeed_options
 from dimvl.training.engine import plain_state, restore_plain_state, restore_schedule
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
 from dimvl.training.ranks import Ranks, all_ranks
 from dimvl.training.state import State, saved_tensors
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
 
 def checked_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> dict[str, Any]:
-    """Return DeepSpeed's JSON.
+    """Return DeepSpeed's configuration.
 
     Raises:
-        UserError: deepspeed is not installed; a key of the user is unknown or contradicts the configuration, or
-            DeepSpeed does not take its value.
+        UserError: deepspeed is not installed, or one of the user's keys is unknown, contradicts the configuration or
+            has a value that DeepSpeed rejects.
 
     """
     options = deepspeed_options(training, config, ranks)
     deepspeed = _deepspeed()
     zero = deepspeed.runtime.zero.config.DeepSpeedZeroConfig.model_fields
-    check_zero_keys(options, [*zero, *(field.alias for field in zero.values() if field.alias)])
+    known = [*zero, *(field.alias for field in zero.values() if field.alias)]
+    check_known(options["zero_optimization"], known, "deepspeed.options.zero_optimization")
     try:
         deepspeed.DeepSpeedConfig(deepcopy(options))
-    except Exception as error:  # of many types, by rules that are spread over its code
+    except Exception as error:  # DeepSpeed raises many types
         reason = str(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             place = f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: " if first["loc"] else ""
             reason = place + first["msg"]
-        raise UserError(f"deepspeed.options: DeepSpeed does not take them ({reason}); correct that key") from error
+        raise UserError(f"deepspeed.options: DeepSpeed rejects them ({reason}); correct that key") from error
     return options
 
 
 class DeepSpeedEngine:
-    """A task under DeepSpeed; see `Engine` for the methods.
+    """DeepSpeed; see `Engine` for the methods.
 
     Args:
-        task: still on the CPU, with the weights to start from.
+        task: the task with its initial weights, on the CPU.
         training: optimisation and precision.
-        options: DeepSpeed's JSON, from `checked_options`.
-        ranks: that have met.
+        options: DeepSpeed's configuration, from `checked_options`.
+        ranks: the connected ranks.
 
     """
 
     def __init__(self, task: TaskModule, training: TrainingConfig, options: dict[str, Any], ranks: Ranks) -> None:
         deepspeed = _deepspeed()
+        self.utils, self.gathered = deepspeed.utils, deepspeed.zero.GatheredParameters
         self.ranks, self.stage = ranks, int(options["zero_optimization"]["stage"])
         self.device = choose_device(training.device)
         if self.device.type == "cuda":
@@ -89,7 +90,7 @@ class DeepSpeedEngine:
         exact = {name: tensor.detach().cpu().clone() for name, tensor in saved_tensors(task.model).items()}
         self.optimiser = build_optimiser(task.model, training)
         self.schedule = build_schedule(self.optimiser, training)
-        with redirect_stdout(io.StringIO()):  # it prints how much memory it uses
+        with redirect_stdout(io.StringIO()):  # it prints its memory use
             self.engine = deepspeed.initialize(
                 model=task, optimizer=self.optimiser, config=options, dist_init_required=False
             )[0]
@@ -98,26 +99,26 @@ class DeepSpeedEngine:
         self.frozen = {n: exact[n] for n, weight in self._weights() if not weight.requires_grad}
         for name, weight in self._weights():
             self._set_weight(weight, exact[name])
-        for name, buffer in task.model.named_buffers():  # in bf16 DeepSpeed rounds them as well
+        for name, buffer in task.model.named_buffers():  # in bf16 DeepSpeed rounds them too
             buffer.data = exact[name].to(self.device)
 
     def _weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.task.model.named_parameters()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a micro-batch by name, summed over its targets."""
+        """Return summed losses by name."""
         losses: dict[str, Tensor] = self.engine(batch.to(self.device))
         return losses
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Add gradients; the last micro-batch of a step sums them over ranks."""
+        """Accumulate gradients; after the last micro-batch they are summed over ranks."""
         self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss * self.ranks.size)
 
     def step(self) -> float:
-        """Clip, update, advance; a norm that is not finite is returned without an update."""
+        """Clip, update, advance, unless the norm is not finite."""
         norm = torch.zeros(())
-        if self.stage == 0:  # the gradients are whole here, and summed already
+        if self.stage == 0:  # gradients are whole and already summed
             gradients = [weight.grad for _, weight in self._weights() if weight.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             if not norm.isfinite():
@@ -131,43 +132,37 @@ class DeepSpeedEngine:
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step."""
+        """The learning rate of the next step."""
         return float(max(self.schedule.get_last_lr()))
 
     def state(self) -> State:
-        """Copy weights and optimiser state, one weight after the other, into the CPU memory of rank 0."""
+        """Copy weights and optimiser state to the CPU memory of rank 0, one weight at a time."""
         weights = {name: self._kept(self._full(weight, name)) for name, weight in self._weights()}
         weights |= {name: self._kept(buffer) for name, buffer in self.task.model.named_buffers()}
         steps = self.schedule.last_epoch
         if self.stage == 0:
-            optimiser = {
-                name: self._kept(value) for name, value in plain_state(self.task.model, self.optimiser).items()
-            }
+            plain = plain_state(self.task.model, self.optimiser)
+            optimiser = {name: self._kept(value) for name, value in plain.items()}
         else:
-            optimiser = {
-                f"{name}.{key}": self._kept(_utils().safe_get_full_optimizer_state(weight, key))
-                for name, weight in self._weights()
-                if weight.requires_grad
-                for key in MOMENTS
-            }
-            optimiser |= {
-                f"{name}.step": torch.tensor(float(steps)) for name, weight in self._weights() if weight.requires_grad
-            }
+            whole = self.utils.safe_get_full_optimizer_state
+            trained = [(name, weight) for name, weight in self._weights() if weight.requires_grad]
+            optimiser = {f"{name}.{key}": self._kept(whole(weight, key)) for name, weight in trained for key in MOMENTS}
+            optimiser |= {f"{name}.step": torch.tensor(float(steps)) for name, _ in trained}
         return State(weights, optimiser, steps) if self.ranks.rank == 0 else State({}, {}, steps)
 
     def _kept(self, value: Tensor) -> Tensor:
-        """What rank 0 keeps of a gathered value; the others need not."""
+        """Copy a gathered value on rank 0; other ranks drop it."""
         return value.detach().to("cpu", torch.float32, copy=True) if self.ranks.rank == 0 else value.new_empty(0)
 
     def _full(self, weight: nn.Parameter, name: str) -> Tensor:
-        """Fp32 master of a weight, whole."""
+        """Return the whole fp32 master of a weight."""
         if name in self.frozen:
             return self.frozen[name]
-        full: Tensor = weight if self.stage == 0 else _utils().safe_get_full_fp32_param(weight)
+        full: Tensor = weight if self.stage == 0 else self.utils.safe_get_full_fp32_param(weight)
         return full
 
     def restore(self, state: State) -> None:
-        """Take over a state; each rank takes its part."""
+        """Load a state; each rank takes its part."""
         for name, weight in self._weights():
             self._set_weight(weight, state.weights[name])
         self.frozen = {name: state.weights[name] for name in self.frozen}
@@ -186,20 +181,18 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _set_weight(self, weight: nn.Parameter, value: Tensor) -> None:
-        """Set the fp32 master of a weight, and the weight in the precision that it is used in."""
-        import deepspeed
-
+        """Set a weight in the precision of its use, and its fp32 master."""
         value = value.to(self.device)
-        with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=self.stage == 3):
+        with self.gathered([weight], modifier_rank=0, enabled=self.stage == 3):
             if self.stage < 3 or self.ranks.rank == 0:
                 weight.copy_(value)
         if self.stage and weight.requires_grad:
             self._set_master(weight, value)
 
     def _set_master(self, weight: nn.Parameter, value: Tensor, key: str | None = None) -> None:
-        """Set this rank's part of a master or of its optimiser state."""
-        utils = _utils()
-        if self.stage == 3:  # DeepSpeed cannot set a whole one whose size the ranks do not divide
+        """Set this rank's part of a master, or of its optimiser state `key`."""
+        utils = self.utils
+        if self.stage == 3:  # DeepSpeed cannot set a whole tensor whose size is not a multiple of the ranks
             part: Any = weight.ds_tensor.numel()  # type: ignore[attr-defined]
             padded = value.new_zeros(part * self.ranks.size)
             padded[: value.numel()] = value.flatten()
@@ -214,10 +207,10 @@ class DeepSpeedEngine:
             utils.safe_set_full_optimizer_state(weight, value, key)
 
     def _make_moments(self) -> list[Tensor]:
-        """Make the optimiser's state, so that it can be set before the first step; return the counters of steps.
+        """Create the optimiser's state, so that it can be set before the first step; return its step counters.
 
-        The optimiser would make it at its first step. DeepSpeed then links it to the weights after the first of its
-        groups, when that of the other groups is not there yet.
+        The optimiser itself would create it in its first step. DeepSpeed links the state to the weights after the first
+        parameter group, when the state of the other groups does not exist yet.
         """
         zero, counters = self.engine.optimizer, []
         stage3 = getattr(zero, "fp32_partitioned_groups_flat", None)
@@ -231,20 +224,14 @@ class DeepSpeedEngine:
         return counters
 
 
-def _utils() -> Any:
-    import deepspeed.utils
-
-    return deepspeed.utils
-
-
 def _deepspeed() -> Any:
-    """Import deepspeed, quiet on stdout and without its operator that is compiled at every start.
+    """Import deepspeed without output on stdout and without the operator that it compiles at every start.
 
     Raises:
         UserError: it is not installed.
 
     """
-    os.environ.setdefault("LOCAL_RANK", "0")  # it insists on one, without a launcher too
+    os.environ.setdefault("LOCAL_RANK", "0")  # required even without a launcher
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
@@ -254,7 +241,7 @@ def _deepspeed() -> Any:
             "the section deepspeed needs the package deepspeed; install it with pip install 'dimvl[deepspeed]'"
         ) from None
     logger = deepspeed.utils.logger
-    logger.setLevel(logging.ERROR)  # a step that was not applied is told by the loop
+    logger.setLevel(logging.ERROR)  # the loop reports a step that was not applied
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)  # stdout is for results

@@ -1,9 +1,9 @@
-"""DeepSpeed's own JSON, from the configuration of a run.
+"""DeepSpeed's configuration, from the configuration of a run.
 
-Every key that changes numbers is written, since DeepSpeed's own defaults would change them in silence: without
-`gradient_clipping` it clips at 1.0, and without `overlap_comm` the choice depends on the stage. What a user adds in
-`deepspeed.options` is laid over it; a key that dimvl settles elsewhere may not say anything else, and a key that
-DeepSpeed would ignore is refused.
+Every key that affects results is set, because DeepSpeed's defaults would change them silently: without
+`gradient_clipping` it clips at 1.0, and without `overlap_comm` the choice depends on the stage. The user's
+`deepspeed.options` are merged into it. They must not contradict what dimvl sets from other options, and keys that
+DeepSpeed would ignore are rejected.
 """
 
 import difflib
@@ -13,45 +13,45 @@ from typing import Any
 from dimvl.config import DeepSpeedConfig, TrainingConfig, merge
 from dimvl.errors import UserError
 
-# Keys of `zero_optimization` that need DeepSpeed's quantizer, which it compiles with CUDA and has not for a CPU.
+# Keys of `zero_optimization` that need DeepSpeed's quantizer, which is compiled with CUDA and missing on a CPU.
 COMPILED = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
-# Keys that dimvl settles, and by what.
+# Keys that dimvl sets, and what sets them.
 SETTLED = {
     "train_batch_size": "training.rows_per_step",
     "train_micro_batch_size_per_gpu": "training.rows_per_micro_batch",
     "gradient_accumulation_steps": "training.rows_per_micro_batch",
     "managed_gradient_accumulation": "training.rows_per_micro_batch",
     "gradient_clipping": "training.clip",
-    "prescale_gradients": "the loss, which is divided by global counts,",
-    "gradient_predivide_factor": "the loss, which is divided by global counts,",
+    "prescale_gradients": "the loss, which is divided by global counts",
+    "gradient_predivide_factor": "the loss, which is divided by global counts",
     "bf16": "training.precision",
     "fp16": "training.precision",
     "amp": "training.precision",
     "torch_autocast": "training.precision",
     "data_types": "training.precision",
-    "optimizer": "training.learning_rate and its neighbours",
+    "optimizer": "training.learning_rate and related options",
     "scheduler": "training.schedule",
     "checkpoint": "training.save_every and training.keep",
     "activation_checkpointing": "training.checkpoint_activations",
     "zero_force_ds_cpu_optimizer": "deepspeed.offload_optimizer",
     "zero_optimization.stage": "deepspeed.stage",
-    "zero_optimization.zero_hpz_partition_size": "the number of ranks, all of which share each weight,",
+    "zero_optimization.zero_hpz_partition_size": "the number of ranks, all of which share each weight",
     "zero_optimization.offload_optimizer.device": "deepspeed.offload_optimizer",
     "zero_optimization.offload_param.device": "deepspeed.offload_parameters",
-    # Their names of earlier years, which DeepSpeed still reads.
+    # Their old names, which DeepSpeed still reads.
     "zero_optimization.cpu_offload": "deepspeed.offload_optimizer",
     "zero_optimization.cpu_offload_param": "deepspeed.offload_parameters",
-    # Seen in DeepSpeed 0.19: a weight's master is then looked for where that of another one is, at stages 1 and 2.
-    "zero_optimization.round_robin_gradients": "the order of weights, by which each finds its fp32 master,",
-    "zero_optimization.compute_grad_norm": "the norm, which tells a gradient that is not finite,",
-    # These work with DeepSpeed's own optimizers only, or with none of today.
-    "zero_optimization.zenflow": "the optimiser, which is torch's,",
+    # In DeepSpeed 0.19 this makes stages 1 and 2 take the master of another weight.
+    "zero_optimization.round_robin_gradients": "the order of weights, by which each finds its fp32 master",
+    "zero_optimization.compute_grad_norm": "the check for non-finite gradients",
+    # These need DeepSpeed's own optimisers, or ones that no longer exist.
+    "zero_optimization.zenflow": "torch's optimiser",
     "zero_optimization.legacy_stage1": "deepspeed.stage",
-    "zero_optimization.offload_optimizer.ratio": "the optimiser, which is torch's,",
-    "zero_optimization.offload_optimizer.super_offload": "the optimiser, which is torch's,",
+    "zero_optimization.offload_optimizer.ratio": "torch's optimiser",
+    "zero_optimization.offload_optimizer.super_offload": "torch's optimiser",
     **{f"zero_optimization.{name}": "the rule that nothing is compiled at first use" for name in COMPILED},
 }
-# Further keys at the top of DeepSpeed's JSON that make sense here; it ignores what it does not know.
+# Other useful top-level keys of DeepSpeed's configuration; it ignores unknown ones.
 FREE = (
     *("zero_optimization", "communication_data_type", "steps_per_print", "wall_clock_breakdown"),
     *("dump_state", "memory_breakdown", "comms_logger", "flops_profiler", "disable_python_gc"),
@@ -59,45 +59,34 @@ FREE = (
 
 
 def deepspeed_options(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> dict[str, Any]:
-    """Return the JSON.
+    """Return DeepSpeed's configuration.
 
     Args:
         training: optimisation and precision.
-        config: stage, offload and the user's own keys.
+        config: stage, offloading and the user's own keys.
         ranks: number of processes.
 
     Raises:
-        UserError: a key of the user is unknown or contradicts the rest of the configuration.
+        UserError: one of the user's keys is unknown or contradicts the rest of the configuration.
 
     """
     options = _settled(training, config, ranks)
-    _check_known(config.options, [*SETTLED, *FREE], "deepspeed.options")
+    check_known(config.options, [*SETTLED, *FREE])
     for name, own in options.items():
         if isinstance(own, dict) and not isinstance(config.options.get(name, {}), dict):
-            raise UserError(f"deepspeed.options.{name} is {config.options[name]!r}; give its keys, as {name}: {{...}}")
+            raise UserError(f"deepspeed.options.{name} is {config.options[name]!r}, not a mapping; give its keys")
     merged = merge(options, config.options)
     for name, owner in SETTLED.items():
         given, own = _look_up(config.options, name), _look_up(options, name)
         if _look_up(merged, name) != own:
-            raise UserError(f"deepspeed.options.{name} is {given!r}, but {owner} settles it ({own!r}); take it out")
+            raise UserError(f"deepspeed.options.{name} is {given!r}, but it is set by {owner} ({own!r}); remove it")
     return merged
-
-
-def check_zero_keys(options: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse keys of `zero_optimization` that the installed DeepSpeed does not know.
-
-    Raises:
-        UserError: names the first one.
-
-    """
-    zero = options["zero_optimization"]
-    _check_known(zero, known, "deepspeed.options.zero_optimization")
 
 
 def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> dict[str, Any]:
     bf16, zero = training.precision == "bf16", config.stage > 0
     options: dict[str, Any] = {
-        # Nominal: micro-batches are counted in rows, and the loop says which one is the last of a step.
+        # Nominal: the loop cuts micro-batches by rows and says which one is the last of a step.
         "train_batch_size": ranks,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -113,14 +102,10 @@ def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> d
             "bf16_master_weights_and_grads": False,
             "bf16_optimizer_states": False,
         },
-        # Stage 0 has no fp32 masters: bf16 is autocast over fp32 weights there, as in the torch engine.
-        "torch_autocast": {
-            "enabled": bf16 and not zero,
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
+        # Stage 0 has no fp32 masters, so there bf16 is autocast over fp32 weights, as in the torch engine.
+        "torch_autocast": {"enabled": bf16 and not zero, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, which needs no compiler, on the CPU too
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, which needs no compiler, also on the CPU
         "steps_per_print": None,
         "wall_clock_breakdown": False,
         "zero_optimization": {
@@ -132,7 +117,7 @@ def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> d
             "compute_grad_norm": True,
             **dict.fromkeys(COMPILED, False),
             "ignore_unused_parameters": False,
-            "zero_hpz_partition_size": 1,  # more needs process groups of its own
+            "zero_hpz_partition_size": 1,  # larger values need separate process groups
         },
     }
     if config.offload_optimizer:
@@ -142,7 +127,8 @@ def _settled(training: TrainingConfig, config: DeepSpeedConfig, ranks: int) -> d
     return options
 
 
-def _check_known(given: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+def check_known(given: Mapping[str, Any], known: Iterable[str], place: str = "deepspeed.options") -> None:
+    """Raise a `UserError` for a key that DeepSpeed does not know; `place` says where it was given."""
     names = sorted({name.split(".")[0] for name in known})
     for key in given:
         if key not in names:

@@ -1,8 +1,6 @@
-"""What the loop asks of an engine, and the plain torch engine: one process, the reference."""
+"""The engine interface of the training loop, and the torch engine: one process, the reference."""
 
-import ctypes
-import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections import defaultdict
 from typing import Protocol
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dimvl.config import TrainingConfig
+from dimvl.cpu.memory import keep_freed_memory
 from dimvl.data.batch import Batch
 from dimvl.tasks.base import TaskModule
 from dimvl.trained_model import choose_device
@@ -17,56 +16,51 @@ from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
 from dimvl.training.ranks import Ranks, SingleProcess
 from dimvl.training.state import State, copied, saved_tensors
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, from <malloc.h>
-
 
 class Engine(Protocol):
-    """Forward, backward, step, and its own state. The loop does not know which engine it has.
-
-    All ranks call the same methods in the same order.
-    """
+    """Forward, backward, step and state; all ranks call the same methods in the same order."""
 
     task: TaskModule
     device: torch.device
     ranks: Ranks
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a micro-batch by name, summed over its targets."""
+        """Return the losses of a micro-batch by name, each summed over its targets."""
         ...
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Add gradients of a loss that is already divided by the global counts.
+        """Accumulate the gradients of a loss that is already divided by the global counts.
 
         Args:
-            loss: of one micro-batch of this rank.
-            is_last: no further micro-batch before the step; all ranks have as many.
+            loss: the loss of one micro-batch of this rank.
+            is_last: whether the step follows; all ranks have the same number of micro-batches.
 
         """
         ...
 
     def step(self) -> float:
-        """Clip, update the weights, advance the schedule; return the norm of the gradient before clipping.
+        """Clip, update the weights and advance the schedule; return the gradient norm before clipping.
 
-        A norm that is not finite is returned without an update.
+        If the norm is not finite, the weights stay as they are.
         """
         ...
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step."""
+        """The learning rate of the next step."""
         ...
 
     def state(self) -> State:
-        """Weights and optimiser state, whole, copied to the CPU memory of rank 0; nothing on the others."""
+        """Copy whole weights and optimiser state to the CPU memory of rank 0; other ranks get nothing."""
         ...
 
     def restore(self, state: State) -> None:
-        """Take over a state, which every rank has read."""
+        """Load a state, which every rank has read."""
         ...
 
 
 class TorchEngine:
-    """One process, plain torch. bf16 is autocast over fp32 weights."""
+    """Plain torch in one process; see `Engine` for the methods. bf16 is autocast over fp32 weights."""
 
     def __init__(self, task: TaskModule, config: TrainingConfig) -> None:
         self.ranks: Ranks = SingleProcess()
@@ -79,22 +73,17 @@ class TorchEngine:
         self.optimiser = build_optimiser(task.model, config)
         self.schedule = build_schedule(self.optimiser, config)
 
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a micro-batch by name, summed over its targets."""
-        with self._precision():
+        """Return summed losses by name."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.task(batch.to(self.device))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Add gradients."""
+        """Accumulate gradients."""
         loss.backward()
 
     def step(self) -> float:
-        """Clip, update, advance; a norm that is not finite is returned without an update."""
+        """Clip, update, advance, unless the norm is not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip)
         value = float(norm)
         if norm.isfinite():
@@ -105,7 +94,7 @@ class TorchEngine:
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step."""
+        """The learning rate of the next step."""
         return float(max(self.schedule.get_last_lr()))
 
     def state(self) -> State:
@@ -114,7 +103,7 @@ class TorchEngine:
         return State(copied(weights), copied(optimiser), self.schedule.last_epoch)
 
     def restore(self, state: State) -> None:
-        """Take over a state."""
+        """Load a state."""
         with torch.no_grad():
             for name, weight in saved_tensors(self.task.model).items():
                 weight.copy_(state.weights[name])
@@ -122,20 +111,8 @@ class TorchEngine:
         restore_schedule(self.schedule, state.steps)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for the next step: no peak is higher, but the process stays at its peak.
-
-    Else it gives each large tensor back to the system, and taking it again is 12% of a bf16 step, 5% of one in fp32.
-    Other C libraries than GNU's are left alone.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def plain_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State of an optimiser over the model's own weights, by `weight name.state name`."""
+    """Return the state of an optimiser over the model's own weights, by `weight name.state name`."""
     return {
         f"{name}.{key}": value
         for name, weight in model.named_parameters()
@@ -144,14 +121,18 @@ def plain_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str,
 
 
 def restore_plain_state(model: nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
-    """Give such an optimiser its state back."""
+    """Load what `plain_state` returned."""
+    values: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in state.optimiser.items():
+        name, _, part = key.rpartition(".")
+        values[name][part] = value
     places = {id(weight): place for place, weight in enumerate(w for g in optimiser.param_groups for w in g["params"])}
-    found = {places[id(weight)]: state.of(name) for name, weight in model.named_parameters() if id(weight) in places}
+    found = {places[id(weight)]: values[name] for name, weight in model.named_parameters() if id(weight) in places}
     optimiser.load_state_dict({**optimiser.state_dict(), "state": found})
 
 
 def restore_schedule(schedule: LambdaLR, steps: int) -> None:
-    """Set the schedule and the rates of its optimiser to what they are after so many steps."""
+    """Set the schedule and its optimiser's learning rates to their state after this number of steps."""
     schedule.load_state_dict({**schedule.state_dict(), "last_epoch": steps, "_step_count": steps + 1})
     groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
     for group, base, rate in groups:

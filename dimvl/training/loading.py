@@ -1,4 +1,4 @@
-"""Steps on their way from the store to the device: built by worker processes, pinned, copied while the GPU computes."""
+"""Steps from the store to the device: built by worker processes, pinned, and copied while the GPU computes."""
 
 import os
 import signal
@@ -20,25 +20,24 @@ from dimvl.training.report import Meter
 def prefetch(
     data: TrainingSteps, first: int, workers: int, device: torch.device, meter: Meter, ranks: Ranks
 ) -> Generator[Step]:
-    """Steps from `first` on, built by worker processes if any; the time spent waiting is counted.
+    """Yield steps from number `first` on, built by worker processes if any, and count the time spent waiting.
 
-    On CUDA the first micro-batch of each is on the GPU already.
-
-    Close the iterator where it is left early: the worker processes end then.
+    On CUDA the first micro-batch of each step is already on the GPU. Close the generator to end the worker processes
+    early.
 
     Raises:
         UserError: a worker process died, or found a mistake in the data.
-        OtherRankError: no step could be built on another rank.
+        OtherRankError: another rank could not build a step.
 
     """
     steps = _load(data, first, workers, device.type == "cuda", meter, ranks)
     return _copy_ahead(steps, device) if device.type == "cuda" else steps
 
 
-class _StepsOrMistakes(Dataset[Step | UserError]):
-    """Steps by number, or the user's mistake that kept one from being built.
+class _StepsOrErrors(Dataset[Step | UserError]):
+    """Steps by number, or the `UserError` that prevented one.
 
-    One that is raised in a worker process would come with the traceback of that process as its message.
+    Raised in a worker process, it would arrive with that process's traceback as its message.
     """
 
     def __init__(self, data: TrainingSteps) -> None:
@@ -53,12 +52,12 @@ class _StepsOrMistakes(Dataset[Step | UserError]):
 
 def _load(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter, ranks: Ranks) -> Generator[Step]:
     loader = DataLoader(
-        _StepsOrMistakes(data),
+        _StepsOrErrors(data),
         batch_size=None,
         sampler=range(first, len(data)),
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_live_as_long_as_the_run,
+        worker_init_fn=_start_worker,
     )
     steps = iter(loader)
     try:
@@ -71,13 +70,13 @@ def _load(data: TrainingSteps, first: int, workers: int, pin: bool, meter: Meter
                     raise step
             yield step
     finally:
-        # Torch does it when nothing refers to the iterator, but a traceback may; then Python would wait for them.
+        # Torch does this when the iterator is collected, but a traceback may keep it alive, and Python would then wait.
         if workers:
             steps._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _copy_ahead(steps: Generator[Step], device: torch.device) -> Generator[Step]:
-    """Copy the first micro-batch of each step to the GPU while it computes the step before."""
+    """Copy the first micro-batch of each step to the GPU while the GPU computes the previous step."""
     stream, copied = torch.cuda.Stream(device), None
     with closing(steps):
         for step in steps:
@@ -92,7 +91,7 @@ def _copy_ahead(steps: Generator[Step], device: torch.device) -> Generator[Step]
 
 
 def _wait_for(step: Step, event: torch.cuda.Event) -> Step:
-    """Let the computing stream wait for a copy, and the memory of the copy for the computing stream."""
+    """Make the computing stream wait for the copy, and keep the copy's memory until that stream has used it."""
     computing = torch.cuda.current_stream()
     computing.wait_event(event)
     for batch in step.micro_batches[:1]:
@@ -100,10 +99,10 @@ def _wait_for(step: Step, event: torch.cuda.Event) -> Step:
     return step
 
 
-def _live_as_long_as_the_run(worker: int) -> None:
-    """Let a worker process live on when its whole process group is asked to stop, as launchers do, and no longer.
+def _start_worker(worker: int) -> None:
+    """Make a worker process ignore the signals that launchers send to the whole process group, and end with its parent.
 
-    Batches are needed until the run has saved; the worker ends with the process that it works for.
+    The run still needs batches until it has saved.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -113,7 +112,7 @@ def _live_as_long_as_the_run(worker: int) -> None:
 def _end_with(parent: int) -> None:
     """End this process within a second of its parent, which may have been killed.
 
-    Torch's own workers look for it between two steps only, and then wait for good where steps fill the pipe to it.
+    Torch's workers check for that only between two steps, and wait forever if steps fill the pipe to the parent.
     """
     while os.getppid() == parent:
         time.sleep(1)
@@ -122,9 +121,9 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def dead_workers() -> Iterator[None]:
-    """Tell the death of a process that builds batches as a user's concern: mostly it was killed for its memory.
+    """Turn the death of a worker process, usually for lack of memory, into a `UserError`.
 
-    torch raises it wherever the loop is at that moment.
+    Torch raises it wherever the main process happens to be.
     """
     try:
         yield
@@ -133,5 +132,5 @@ def dead_workers() -> Iterator[None]:
             raise
         raise UserError(
             f"a process that builds batches died ({' '.join(str(error).split())}); if memory ran out, lower "
-            "training.workers; run the same command to go on from the last checkpoint"
+            "training.workers; run the same command to resume from the last checkpoint"
         ) from None

@@ -10,9 +10,9 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from dimvl.config import FreezeConfig, TrainingConfig
+from dimvl.cpu.linear import product
 from dimvl.errors import UserError
 from dimvl.model.heads import is_head
-from dimvl.model.linear import product
 from dimvl.model.model import DimvlModel
 
 

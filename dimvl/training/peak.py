@@ -1,7 +1,7 @@
-"""How fast this device multiplies matrices and moves memory: what the speed of training is compared with.
+"""The peak speed of this device at matrix products and memory copies, as a yardstick for the speed of training.
 
-Measured once per process, within half a second, as the best of several: another program may disturb any one of them.
-The data are random, since a GPU multiplies zeros faster, and come from a generator of their own.
+Measured once per process, within half a second, as the best of several rounds, since another program may disturb any of
+them. The data are random, because a GPU multiplies zeros faster, and come from a generator of their own.
 """
 
 import time
@@ -12,26 +12,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dimvl.model.linear import product
+from dimvl.cpu.linear import product
 
-SECONDS, ROUNDS = 0.2, 10  # of measuring, after one round that does not count
+SECONDS, ROUNDS = 0.2, 10  # limits of measuring, after one warm-up round
 SIDE = {"cpu": 1024, "cuda": 8192}
-COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes, well above any cache
+COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes, far more than any cache holds
 
 
 def matmul_rate(device: torch.device, precision: Literal["fp32", "bf16"]) -> float:
-    """Operations a second of a square product as the model does it, on the threads that torch has now.
-
-    Args:
-        device: where; the side is 8192 on CUDA and 1024 on a CPU.
-        precision: of the run.
-
-    """
+    """Operations per second of a square product as the model computes it, with torch's current number of threads."""
     return _matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, torch.get_num_threads())
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second that a copy reads and writes, on the threads that torch has now."""
+    """Bytes per second that a copy reads and writes, with torch's current number of threads."""
     return _copy_rate(device, torch.get_num_threads())
 
 

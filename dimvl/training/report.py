@@ -1,14 +1,14 @@
-"""What a run tells: one progress line, a JSONL file always, wandb when asked."""
+"""What a run reports: a progress line, a JSONL file always, and wandb on request."""
 
 import json
 import logging
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -25,60 +25,36 @@ from dimvl.training.wandb_log import WandbLog
 logger = logging.getLogger(__name__)
 LOG = "log.jsonl"
 PREDICTIONS = "predictions.jsonl"
-TIMES = (
-    "examples_per_second",
-    "rows_per_second",
-    "data_wait",
-    "rank_wait",
-    "utilisation",
-    "memory_gb",
-    "seconds_left",
-)
-"""Fields of a report that tell how a run went here; all others are the same in every run of a configuration."""
+TIMES = ("examples_per_second", "rows_per_second", "data_wait", "rank_wait", "utilisation", "memory_gb", "seconds_left")
+"""Fields of a report that depend on the machine; all others are the same in every run of a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
     """One optimiser step, as logged.
 
-    Attributes:
-        step: optimiser steps done.
-        steps: of the whole run.
-        epoch: from 0.
-        loss: weighted sum.
-        losses: by name, mean per target.
-        counts: targets by objective.
-        gradient_norm: before clipping.
-        learning_rate: that this step used.
-        examples_per_second: since the last report.
-        rows_per_second: likewise; all rows are valid, there is no padding outside attention.
-        data_wait: share of the time spent waiting for batches, mean over ranks.
-        rank_wait: share of the time that a rank spent waiting for others, mean over ranks; 0 for one.
-        utilisation: arithmetic of the model, forward and backward without what padding and recomputation add, over what
-            matrix products alone reach on the device in that time; mean over ranks. None where it is not counted.
-        memory_gb: peak of rank 0, see `peak_memory_gb`.
-        seconds_left: estimate for the rest of the run.
-
+    `utilisation` is the arithmetic of the model, forward and backward without padding and recomputation, divided by
+    what matrix products alone reach on the device in the same time; mean over ranks.
     """
 
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    losses: Mapping[str, float]
-    counts: Mapping[str, int]
-    gradient_norm: float
-    learning_rate: float
-    examples_per_second: float
-    rows_per_second: float
-    data_wait: float
-    rank_wait: float
-    utilisation: float | None
-    memory_gb: float
-    seconds_left: float
+    step: int  # optimiser steps done
+    steps: int  # optimiser steps of the whole run
+    epoch: int  # counted from 0
+    loss: float  # weighted sum of the losses
+    losses: Mapping[str, float]  # mean per target, by name
+    counts: Mapping[str, int]  # number of targets, by objective
+    gradient_norm: float  # before clipping
+    learning_rate: float  # of this step
+    examples_per_second: float  # since the last report
+    rows_per_second: float  # likewise; only attention pads rows, and padding is not counted
+    data_wait: float  # share of the time spent waiting for batches, mean over ranks
+    rank_wait: float  # share of the time that a rank spent waiting for others, mean over ranks; 0 for one process
+    utilisation: float | None  # see the class; None if it is not counted
+    memory_gb: float  # peak memory of rank 0, see `peak_memory_gb`
+    seconds_left: float  # estimate for the rest of the run
 
     def line(self) -> str:
-        """One line for a terminal."""
+        """Return one line for a terminal."""
         parts = " ".join(
             f"{name}={value:.3f}" for name, value in self.losses.items() if self.counts[name.partition("/")[0]]
         )
@@ -92,49 +68,46 @@ class StepReport:
 
 
 def format_seconds(seconds: float) -> str:
-    """Minutes and seconds, with hours if need be."""
+    """Return minutes and seconds, and hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak in GB (10^9 bytes): what torch had allocated on a GPU, on the CPU resident memory of this process."""
+    """Return the peak in GB (10^9 bytes): allocated by torch on a GPU, or resident memory of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 class Meter:
-    """Rates between two reports, over all ranks.
+    """Measures rates between two reports, over all ranks.
 
     Args:
-        ranks: of the run.
-        ideal_seconds: time that work would take this rank's device at its peak; None where what a step computes is not
-            known from its batches.
+        ranks: the ranks of the run.
+        ideal_seconds: time that some work would take on this rank's device at its peak; None if the work of a step is
+            not known from its batches.
 
     """
 
     def __init__(self, ranks: Ranks, ideal_seconds: Callable[[Work], float] | None = None) -> None:
         self.ranks, self.ideal_seconds = ranks, ideal_seconds
-        self._start_anew()
+        self._reset()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self.start, self.waited_before = time.perf_counter(), self.ranks.waited
         self.wait, self.work = 0.0, Work()
         self.examples = self.rows = self.steps = 0
 
     def add(self, step: Step) -> None:
-        """Count a step that was done; its examples are those of all ranks, its rows those of this one."""
+        """Count a finished step: its examples are those of all ranks, its rows those of this rank."""
         self.steps, self.examples, self.rows = self.steps + 1, self.examples + step.examples, self.rows + step.rows
         if self.ideal_seconds is not None:
             self.work = sum((Work.of(batch, padded=False) for batch in step.micro_batches), self.work)
 
     def rates(self) -> dict[str, float | None]:
-        """Documents and rows a second, shares of waiting, utilisation, seconds a step; starts anew.
-
-        Every rank must call it.
-        """
+        """Return the rates of `StepReport` and `seconds_per_step`, and reset; every rank must call this."""
         ideal = 0.0 if self.ideal_seconds is None else self.ideal_seconds(self.work)
         own = np.array([self.rows, self.wait, self.ranks.waited - self.waited_before, ideal], dtype=np.float64)
         rows, wait, waited, ideal = self.ranks.sum(own).tolist()
@@ -147,63 +120,46 @@ class Meter:
             "utilisation": None if self.ideal_seconds is None else ideal / seconds / self.ranks.size,
             "seconds_per_step": seconds / max(1, self.steps),
         }
-        self._start_anew()
+        self._reset()
         return result
 
 
-@contextmanager
-def open_log(run: Path, config: RunConfig, step: int, ranks: Ranks) -> Iterator["Log"]:
-    """Open the log of a run on rank 0; what the others log goes nowhere.
-
-    Raises:
-        UserError: wandb is asked for and does not start.
-
-    """
-    log: RunLog | None = None
-    with fail_together(ranks):
-        if ranks.rank == 0:
-            log = RunLog(run, config, step)
-    if log is None:
-        yield NoLog()
-    else:
-        with log:
-            yield log
-
-
-class Log(Protocol):
-    """Where a run writes what it reports."""
+class Log:
+    """The log of a rank that writes nothing; rank 0 has a `RunLog`."""
 
     def write(self, report: StepReport) -> None:
         """Log one step."""
-        ...
 
     def write_validation(self, step: int, found: ValidationScore, best: Best) -> None:
-        """Log one validation."""
-        ...
+        """Log one validation, and the predictions for its sample."""
 
 
-class NoLog:
-    """Of a rank that does not write."""
+@contextmanager
+def open_log(run: Path, config: RunConfig, step: int, ranks: Ranks) -> Iterator[Log]:
+    """Open the log of a run that has done a number of steps.
 
-    def write(self, report: StepReport) -> None:
-        """Do nothing."""
+    Raises:
+        UserError: wandb is requested and does not start.
 
-    def write_validation(self, step: int, found: ValidationScore, best: Best) -> None:
-        """Do nothing."""
+    """
+    with fail_together(ranks):
+        log = RunLog(run, config, step) if ranks.rank == 0 else nullcontext(Log())
+    with log as opened:
+        yield opened
 
 
-class RunLog:
-    """`log.jsonl` and `predictions.jsonl` of a run and, when asked, wandb; `UserError` where the disk is full.
+class RunLog(Log):
+    """`log.jsonl` and `predictions.jsonl` of a run, and wandb on request; `UserError` if the disk is full.
 
-    A resumed run takes off what was logged after its checkpoint.
+    When a run resumes, lines logged after its checkpoint are removed.
     """
 
     def __init__(self, run: Path, config: RunConfig, step: int) -> None:
-        kept = _take_off(run / LOG, step)
-        told = {line["step"]: line["predictions"] for line in _take_off(run / PREDICTIONS, step)}
+        kept = _cut_after(run / LOG, step)
+        predicted = {line["step"]: line["predictions"] for line in _cut_after(run / PREDICTIONS, step)}
         self._wandb = WandbLog(run, config) if config.training.wandb != "disabled" else None
         for line in kept if self._wandb is not None else []:
-            self._to_wandb(line, told.get(line["step"], []))
+            self._to_wandb(line, predicted.get(line["step"], []))
         self._log, self._predictions = run / LOG, run / PREDICTIONS
         with writing(self._log):
             self._file: TextIO = self._log.open("a")
@@ -212,13 +168,17 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # each line is written out already, or the run ends because it could not be
+        with suppress(OSError):  # every line is flushed, or the run is ending because one could not be
             self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
 
+    def write(self, report: StepReport) -> None:
+        """Log one step."""
+        self._write({name: value for name, value in report.__dict__.items() if value is not None})
+
     def write_validation(self, step: int, found: ValidationScore, best: Best) -> None:
-        """Log one validation, as a line of its own, and what was predicted for the sample."""
+        """Log one validation as a line of its own, and the predictions for its sample."""
         score = found.score
         logger.info("validation after step %d: %.4f (best %.4f after step %d)", step, score, best.score, best.step)
         if found.predictions:
@@ -234,12 +194,8 @@ class RunLog:
             self._file.flush()
         self._to_wandb(record, predictions)
 
-    def write(self, report: StepReport) -> None:
-        """Log one step."""
-        self._write({name: value for name, value in report.__dict__.items() if value is not None})
-
     def _to_wandb(self, record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
-        """Send a line of the log; what is nested goes by `name/part`."""
+        """Send a line of the log to wandb; the losses in it are named `loss/name`."""
         if self._wandb is None:
             return
         flat = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
@@ -250,13 +206,13 @@ class RunLog:
             self._wandb.log_predictions(record["step"], predictions)
 
 
-def _take_off(path: Path, step: int) -> list[dict[str, Any]]:
-    """Take off the lines of a file that were written after a step, and return the rest."""
+def _cut_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the lines that were written after a step from a file, and return the others."""
     if not path.exists():
         return []
     kept = []
     for line in path.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # a kill or a full disk cuts the last one
+        with suppress(json.JSONDecodeError):  # a kill or a full disk truncates the last line
             if (record := json.loads(line))["step"] <= step:
                 kept.append((line, record))
     with atomic_path(path) as temporary:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dimvl import cpu
 from dimvl.callbacks import NamedProgress
 from dimvl.checkpoints import latest_checkpoint
 from dimvl.config import RunConfig, TrainingConfig
@@ -22,7 +23,7 @@ from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
 from dimvl.training.early_stopping import Validation
 from dimvl.training.engine import Engine, TorchEngine
 from dimvl.training.loop import Report, train
-from dimvl.training.ranks import Ranks, fail_together, new_groups_wait, open_ranks
+from dimvl.training.ranks import Ranks, fail_together, new_group_timeout, open_ranks
 from dimvl.training.run_folder import PLANS, check_ranks, claim, describe, record, release
 from dimvl.training.texts import known_texts
 from dimvl.training.validation import build_validation
@@ -43,6 +44,7 @@ def run_training(
         OtherRankError: another process of the run failed or ended.
 
     """
+    cpu.configure()
     with open_ranks(config) as ranks:
         return train_on(ranks, config, report, progress)
 
@@ -137,5 +139,5 @@ def _engine(config: RunConfig, module: TaskModule, options: dict[str, Any], rank
     prepare_encoder(module, config.training)
     if config.deepspeed is None:
         return TorchEngine(module, config.training)
-    with new_groups_wait(config.deepspeed.timeout):
+    with new_group_timeout(config.deepspeed.timeout):
         return DeepSpeedEngine(module, config.training, options, ranks)

@@ -75,7 +75,7 @@ def check_ranks(ranks: Ranks, config: RunConfig, description: dict[str, Any]) ->
     facts |= {f"file of {name}": value for name, value in flat(description["data"])}
     facts |= {f"version of {name}": value for name, value in description["versions"].items()}
     facts |= {"git revision of dimvl": description["git_revision"]}
-    # Other instructions choose other kernels (`dimvl/model/linear.py`), whose gradients round differently.
+    # Other instructions choose other kernels (`dimvl/cpu/linear.py`), whose gradients round differently.
     check_same(ranks, facts | {"kind of CPU (vector instructions)": torch.backends.cpu.get_cpu_capability()})
 
 

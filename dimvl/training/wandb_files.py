@@ -1,9 +1,9 @@
-"""What wandb has written in offline mode, read back: the steps that are there and the values of each.
+"""The steps that wandb has stored in offline mode, read from its own files.
 
-wandb writes `run-ID.wandb`, records in the log format of LevelDB behind a header of 7 bytes: blocks of 32 KiB, in which
-a record, or a piece of it, has a checksum (4 bytes, not compared here), a length (2) and a type (1: whole, 2: first,
-3: middle, 4: last). Records are protocol buffers of wandb's own. wandb writes block by block, so the file of a killed
-process ends anywhere, and rows that it had been given are missing.
+wandb writes `run-ID.wandb`: records in LevelDB's log format after a header of 7 bytes. In each block of 32 KiB, every
+record or fragment of one has a checksum (4 bytes, not verified here), a length (2) and a type (1: whole, 2: first, 3:
+middle, 4: last). The records are wandb's own protocol buffers. wandb writes block by block, so the file of a killed
+process may end anywhere, and the last rows that wandb was given may be missing.
 """
 
 import json
@@ -16,14 +16,14 @@ WHOLE, FIRST, LAST = 1, 2, 4
 
 
 def offline_rows(run: Path, identity: str) -> Iterator[dict[str, Any]]:
-    """Rows of a run, oldest first, with the step as `_step`; of all its parts, one for each time it was started.
+    """Yield the rows of a wandb run, over all its starts and oldest first; `_step` is the step.
 
     Args:
-        run: the folder that wandb writes its own folder into.
-        identity: of the wandb run.
+        run: the folder that contains wandb's own folder.
+        identity: id of the wandb run.
 
     """
-    # a start within the same second as another one gets a number at its end
+    # wandb appends a number to the folder of a second start within one second
     for file in sorted(run.glob(f"wandb/offline-run-*-{identity}*/run-{identity}.wandb")):
         for record in offline_records(file):
             if record.WhichOneof("record_type") == "history":
@@ -33,7 +33,7 @@ def offline_rows(run: Path, identity: str) -> Iterator[dict[str, Any]]:
 
 
 def offline_records(file: Path) -> Iterator[Any]:
-    """Records of one file, as far as it is whole."""
+    """Yield the complete records of one file."""
     from wandb.proto import wandb_internal_pb2
 
     whole = b""
@@ -48,8 +48,8 @@ def offline_records(file: Path) -> Iterator[Any]:
 def _pieces(data: bytes) -> Iterator[tuple[int, bytes]]:
     place = HEADER
     while place + HEADER <= len(data):
-        if BLOCK - place % BLOCK < HEADER:  # the rest of a block is too short for a piece
-            place += BLOCK - place % BLOCK
+        if (rest := BLOCK - place % BLOCK) < HEADER:  # too short for a piece
+            place += rest
             continue
         length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
         piece = data[place + HEADER : place + HEADER + length]

@@ -1,9 +1,9 @@
-"""The wandb log of a run: online or offline, one wandb run whatever the number of starts, every step in it once.
+"""The wandb log of a run, online or offline: one wandb run over any number of starts, with each step in it once.
 
-A resumed run repeats the steps since its checkpoint, and wandb drops a step that is not above the last one online and
-takes it twice offline; and what a killed process has logged last may not have come to disk. So it is asked first which
-steps are there. These are not sent again, and those that are missing up to the checkpoint are sent from the run's own
-files.
+A resumed run repeats the steps after its checkpoint. Online, wandb drops a step that is not above the last one; offline
+it keeps both, because `resume` has no effect there. A killed process also loses rows that wandb had not written yet. So
+the steps that wandb has are looked up first: online in `run.step`, offline in its files. They are not sent again, and
+missing steps up to the checkpoint are sent from the run's own log.
 """
 
 import uuid
@@ -22,27 +22,26 @@ FINISH_SECONDS = 300
 
 
 class WandbLog:
-    """Rows by step; values of one step come together in one row.
+    """Rows by step; all values of one step are sent together.
 
     Args:
         run: folder of the run.
-        config: of the run.
+        config: configuration of the run.
 
     Raises:
-        UserError: wandb is not installed, or does not start: there is no login or no network.
+        UserError: wandb is not installed, or it does not start for lack of a login or a network.
 
     """
 
     def __init__(self, run: Path, config: RunConfig) -> None:
         self._run = _start(run, config)
-        self._there = int(self._run.step) - 1  # of the server; below 0 for a new run, and offline
-        rows = offline_rows(run, self._run.id)
-        self._there = max([self._there, *(int(row["_step"]) for row in rows)])
+        server = int(self._run.step) - 1  # below 0 for a new run, and offline
+        self._stored = max([server, *(int(row["_step"]) for row in offline_rows(run, self._run.id))])
         self._step, self._row = 0, dict[str, Any]()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add values to the row of a step; steps rise."""
-        if step <= self._there:
+        """Add values to the row of a step; steps never decrease."""
+        if step <= self._stored:
             return
         if step != self._step:
             self._send()
@@ -51,7 +50,7 @@ class WandbLog:
 
     def log_predictions(self, step: int, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Add a table of predictions to the row of a step."""
-        if step > self._there and predictions:
+        if step > self._stored and predictions:
             import wandb
 
             rows = [[_text(value) for value in prediction.values()] for prediction in predictions]
@@ -63,23 +62,18 @@ class WandbLog:
         self._row = {}
 
     def finish(self) -> None:
-        """Send what is left and end; gives up after a while where the network is gone."""
+        """Send the last row and end, or give up after `FINISH_SECONDS` without a network."""
         self._send()
         self._run.finish()
 
 
 def _text(value: Any) -> Any:
-    """Put a list into one cell."""
+    """Join a list into the text of one cell."""
     return "\n".join(str(_text(part)) for part in value) if isinstance(value, list) else value
 
 
 def _start(run: Path, config: RunConfig) -> Any:
-    """Start or continue the wandb run that belongs to this folder.
-
-    Raises:
-        UserError: wandb is not installed, or does not start.
-
-    """
+    """Start or continue the wandb run that belongs to this folder."""
     mode: Any = config.training.wandb
     values = config.model_dump(mode="json")
     record = run / IDENTITY
@@ -104,7 +98,7 @@ def _start(run: Path, config: RunConfig) -> Any:
         )
     except ImportError:
         raise UserError("training.wandb needs the package wandb; install it with pip install 'dimvl[wandb]'") from None
-    except Exception as error:  # no key, no network, a setting in the environment: each has its own type
+    except Exception as error:  # no key, no network, a setting in the environment: each raises its own type
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"training.wandb is {mode!r} but wandb does not start ({reason}); run `wandb login` and check the network, "

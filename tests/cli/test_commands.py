@@ -222,7 +222,7 @@ def test_evaluate_writes_the_official_formats_and_the_scores(
     worlds = ("evaluate", tmp_path / "runs" / "vqa", *place, *files, "--worlds", data.captions)
     refused(run(*worlds), "--worlds", "is not for a model of task 'vqa'")
     out = ("--out", data.captions / "here")
-    refused(run("evaluate", tmp_path / "runs" / "vqa", *place, *files, *out), "cannot write", "is no folder")
+    refused(run("evaluate", tmp_path / "runs" / "vqa", *place, *files, *out), "cannot write", "is not a folder")
 
 
 def test_predictions_come_plain_for_people_and_as_json_for_machines(run: Run, picture: Path, model: Path) -> None:

@@ -43,7 +43,7 @@ def test_padded_attention_equals_the_exact_reference_within_the_rounding_of_each
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_two_ways_of_attending_in_a_core_are_equal_in_outputs_and_gradients(masked):
+def test_both_attention_kernels_of_a_core_are_equal_in_outputs_and_gradients(masked):
     found = []
     for kernel in (sdpa, matmul_attention):
         generator = torch.Generator().manual_seed(0)
@@ -57,8 +57,8 @@ def test_the_two_ways_of_attending_in_a_core_are_equal_in_outputs_and_gradients(
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-9)  # float64: only the order of sums differs
 
 
-def varlen_on_a_processor(query, key, value, query_offsets, key_offsets, longest_query, longest_key, window_size):
-    """The contract of torch's kernel, sequence by sequence."""
+def varlen_on_a_cpu(query, key, value, query_offsets, key_offsets, longest_query, longest_key, window_size):
+    """What torch's kernel computes, sequence by sequence."""
     outputs = []
     assert longest_query == query_offsets.diff().max() and longest_key == key_offsets.diff().max()
     for (start, end), (first, last) in zip(query_offsets.unfold(0, 2, 1), key_offsets.unfold(0, 2, 1), strict=True):
@@ -72,14 +72,14 @@ def varlen_on_a_processor(query, key, value, query_offsets, key_offsets, longest
 
 @pytest.mark.parametrize("seed", range(12))
 def test_variable_length_calls_equal_the_reference_in_outputs_and_gradients(seed, monkeypatch):
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_on_a_processor)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_on_a_cpu)
     layout = make_layout(seed)
     found = (outputs_and_gradients(layout, backend) for backend in ("varlen", "reference"))
     for fast, slow in zip(*found, strict=True):
         torch.testing.assert_close(fast, slow, atol=1e-10, rtol=1e-9)  # float64: only the order of sums differs
 
 
-def test_bf16_on_a_processor_takes_two_products_and_fp32_the_fused_kernel(monkeypatch):
+def test_bf16_on_a_cpu_takes_two_products_and_fp32_the_fused_kernel(monkeypatch):
     taken = []
     for name in ("sdpa", "matmul_attention"):
         real = getattr(attention, name)
@@ -90,7 +90,7 @@ def test_bf16_on_a_processor_takes_two_products_and_fp32_the_fused_kernel(monkey
         taken.clear()
 
 
-def test_a_rank_without_examples_has_gradients_of_no_rows():
+def test_a_rank_without_examples_has_empty_gradients():
     none = np.zeros(0, dtype=int)
     layout = Layout(num_regions=none, num_context=none, text_lengths=none, text_prefix=none, seq2seq=none > 0)
     output, gradient = outputs_and_gradients(layout, "auto")

@@ -148,7 +148,7 @@ def test_the_first_checkpoints_names_of_norm_weights_are_read(bert, tmp_path):
         assert torch.equal(mine, wanted)
 
 
-def test_an_encoder_without_its_language_head_gets_a_fresh_one(transformers, bert, tmp_path):
+def test_an_encoder_without_its_language_head_gets_a_newly_initialised_one(transformers, bert, tmp_path):
     bert[0].bert.save_pretrained(tmp_path)
     model = from_bert(tmp_path)
     assert torch.equal(model.tokens.word.weight, bert[0].bert.embeddings.word_embeddings.weight)
@@ -165,7 +165,7 @@ def test_an_encoder_without_its_language_head_gets_a_fresh_one(transformers, ber
         ({"hidden_act": "gelu_new"}, "activation 'gelu_new'"),
     ],
 )
-def test_checkpoints_that_are_no_plain_bert_are_refused_by_name(bert, tmp_path, change, says):
+def test_checkpoints_that_are_not_plain_bert_are_refused_by_name(bert, tmp_path, change, says):
     config = json.loads((bert[1] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=says):
@@ -248,7 +248,7 @@ def test_a_checkpoint_of_another_shape_is_refused_with_the_first_weight(changes,
         load_pretrained(make_model(**changes), make_model().state_dict(), "the checkpoint")
 
 
-def test_heads_that_are_new_or_of_another_size_start_afresh_and_others_are_taken():
+def test_heads_that_are_new_or_have_another_size_are_newly_initialised_and_others_are_loaded():
     old = make_model(1, word_head=True, match_head=True, answers=3, classes=2)
     new = make_model(2, word_head=True, answers=5)
     before = {name: value.clone() for name, value in new.state_dict().items()}

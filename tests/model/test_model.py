@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from dimvl.cpu.linear import Linear
 from dimvl.data.layout import Layout
 from dimvl.model.convert import load_pretrained
 from dimvl.model.encoder import SPLITS, PerModality
-from dimvl.model.linear import Linear
 from dimvl.model.model import DimvlModel, sinusoids
 from tests.factories import make_batch, make_layout, make_model
 
@@ -32,7 +32,7 @@ def test_every_split_starts_as_the_same_function(split):
 
 
 @pytest.mark.parametrize("split", ALL_SPLITS[1:], ids="+".join)
-def test_split_sublayers_learn_apart(split):
+def test_split_sublayers_learn_separately(split):
     model = DimvlModel(
         vocabulary=40, feature_width=6, layers=1, width=16, heads=2, inner_width=32, split=split, max_positions=64
     )
@@ -53,14 +53,14 @@ def test_split_sublayers_learn_apart(split):
     )
 
 
-def test_a_fresh_model_has_equal_weights_for_both_modalities():
+def test_a_newly_initialised_model_has_equal_weights_for_both_modalities():
     model = DimvlModel(vocabulary=40, feature_width=6, layers=1, width=16, heads=2, inner_width=32, split=SPLITS)
     block = model.encoder.layers[0]
     assert torch.equal(block.qkv.vision.weight, block.qkv.language.weight)
     assert torch.equal(block.ffn.vision.inner.weight, block.ffn.language.inner.weight)
 
 
-def test_positions_start_alike_where_they_are_near():
+def test_nearby_positions_start_with_similar_embeddings():
     model = DimvlModel(vocabulary=9, feature_width=6, layers=1, width=16, heads=2, inner_width=32, max_positions=40)
     positions = model.tokens.position.weight.detach()
     alike = positions @ positions.T
@@ -127,7 +127,7 @@ def test_the_first_image_index_embeds_to_zero_and_others_do_not():
     assert not torch.allclose(before, model(batch))
 
 
-def test_batches_of_no_regions_and_of_no_text_work():
+def test_batches_without_regions_or_without_text_work():
     model = make_model()
     for regions, texts in (([0, 0], [2]), ([2, 1], []), ([0, 0], [])):
         layout = Layout(
@@ -155,7 +155,7 @@ def test_bf16_autocast_stays_close_to_fp32():
     assert (half.float() - model(batch)).abs().mean() < 0.05
 
 
-def test_visual_rows_go_through_the_visual_weights_and_language_rows_through_those_of_language():
+def test_each_modality_uses_its_own_weights():
     torch.manual_seed(0)
     sublayer = PerModality(Linear(3, 2), split=True)
     with torch.no_grad():
@@ -165,12 +165,12 @@ def test_visual_rows_go_through_the_visual_weights_and_language_rows_through_tho
     assert changed[:visual].all() and not changed[visual:].any()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch asks for it itself
-def test_compiled_blocks_compute_the_same_and_are_compiled_once_for_all_lengths():
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch itself reads it
+def test_compiled_blocks_give_the_same_result_and_are_compiled_once_for_all_lengths():
     torch._dynamo.reset()
     plain, compiled = make_model(split=["qkv", "ffn"]), make_model(split=["qkv", "ffn"])
     compiled.load_state_dict(plain.state_dict())
-    counter = CompileCounterWithBackend("aot_eager")  # the code that inductor gets, without its compiler
+    counter = CompileCounterWithBackend("aot_eager")  # what inductor gets, without its compiler
     compiled.encoder.compile_blocks(counter)
     assert list(compiled.state_dict()) == list(plain.state_dict())
     frames = []
@@ -186,7 +186,7 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once_for_all_lengths(
 
 
 def layout_for_compiling(kind, seed):
-    """Random numbers of everything, or few rows: no visual row, one, no language row, no row at all."""
+    """Random numbers of rows, or few: no visual row, one visual row, no language row, no row at all."""
     prefixes = 2 + seed % 7
     layout, nothing = make_layout(seed, prefixes), np.zeros(0, dtype=int)
     few = np.eye(1, prefixes, dtype=int)[0]
@@ -200,9 +200,9 @@ def layout_for_compiling(kind, seed):
     return replace(layout, num_regions=regions, num_context=layout.num_context + 1)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch asks for it itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch itself reads it
 @pytest.mark.parametrize("split", [[], ["qkv"], ["qkv", "out", "norm", "ffn"]])
-def test_nothing_is_compiled_after_two_batches_but_once_for_few_rows_of_each_kind(split):
+def test_after_two_batches_only_new_kinds_of_tiny_batches_are_compiled(split):
     torch._dynamo.reset()
     model = make_model(split=split).train()
     counter = CompileCounterWithBackend("aot_eager")

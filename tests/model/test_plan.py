@@ -22,7 +22,7 @@ def test_a_bidirectional_example_sees_all_of_itself():
     assert mask.all() and mask.shape == (4, 4)
 
 
-def test_a_seq2seq_prefix_sees_itself_only_and_a_text_sees_prefix_and_its_own_past():
+def test_a_seq2seq_prefix_sees_only_itself_and_a_text_sees_the_prefix_and_its_own_past():
     # rows: region, context, text a (2 rows), text b (1 row)
     mask = plan_attention(layout([1], [1], [2, 1], [0, 0], [True])).dense_mask
     assert mask.int().tolist() == [
@@ -55,8 +55,8 @@ def test_every_row_is_a_query_exactly_once(seed):
     assert sorted(queries.tolist()) == list(range(given.num_rows))
 
 
-def test_what_has_no_rows_is_a_sequence_of_no_call():
-    # of the first prefix everything is empty, of the second the text
+def test_empty_examples_are_in_no_call():
+    # the first prefix is all empty, the second has an empty text
     plan = plan_attention(layout([0, 1], [0, 2], [0, 0], [0, 1], [False, True]))
     assert [call.query_lengths.tolist() for call in plan.calls] == [[3]]
 
@@ -67,14 +67,14 @@ def test_a_bidirectional_prefix_refuses_a_second_text():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_padded_cores_hold_every_query_once_and_give_its_output_back_to_its_row(seed):
+def test_padded_cores_hold_every_query_once_and_map_its_output_to_its_row(seed):
     plan = plan_attention(make_layout(seed, prefixes=20))
-    assert torch.equal(plan.padded_queries[plan.padded_places], torch.arange(plan.num_rows))
+    assert torch.equal(plan.padded_rows[0][plan.padded_places], torch.arange(plan.num_rows))
     assert sum(len(core.query_places) for core in plan.cores) == plan.num_rows
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_sequences_of_a_padded_core_are_of_similar_lengths_and_see_what_the_dense_mask_says(seed):
+def test_sequences_of_a_padded_core_have_similar_lengths_and_follow_the_dense_mask(seed):
     plan = plan_attention(make_layout(seed, prefixes=20))
     seen = torch.zeros_like(plan.dense_mask)
     for core in plan.cores:

@@ -258,12 +258,12 @@ def test_planning_writes_nothing(monkeypatch, capsys, config_file):
         (["--gpus", 10_000_000], "fewer than --gpus 10000000, so some would be idle"),
         (["training.freeze.layers=13"], "training.freeze.layers is 13 but the model has 12"),
         (["training.row_per_step=50"], "unknown key 'training.row_per_step'"),
-        (["deepspeed.options={gradient_clipping: 3}"], "gradient_clipping is 3, but training.clip settles it (1.0)"),
+        (["deepspeed.options={gradient_clipping: 3}"], "gradient_clipping is 3, but it is set by training.clip (1.0)"),
         (
             ["deepspeed.options={zero_optimization: {reduce_bucket_size: many}}"],
             "reduce_bucket_size is 'many'; give a number, such as 500000000",
         ),
-        (["deepspeed.options={zero_optimization: 3}"], "zero_optimization is 3; give its keys"),
+        (["deepspeed.options={zero_optimization: 3}"], "zero_optimization is 3, not a mapping; give its keys"),
     ],
 )
 def test_a_mistake_is_one_sentence(monkeypatch, capsys, config_file, arguments, sentence):

@@ -1,4 +1,4 @@
-"""Starts the ranks of a test: several processes on this machine that meet over gloo."""
+"""Starts the ranks of a test: several processes on this machine that connect over gloo."""
 
 import os
 import socket
@@ -16,13 +16,13 @@ def free_port():
 
 
 def environment(**changes):
-    """Of a process of the tests: one thread, this checkout, no compiled operator of an earlier run."""
+    """Environment of a test process: one thread and this checkout."""
     ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "disabled"}
     return {**os.environ, **ours, "CUDA_VISIBLE_DEVICES": "", **{key: str(value) for key, value in changes.items()}}
 
 
 def start_ranks(number, *arguments, **changes):
-    """Start `python ARGUMENTS` as so many ranks; a list of processes, rank by rank."""
+    """Start `python ARGUMENTS` on a number of ranks; returns the processes in the order of ranks."""
     meeting = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **changes}
     return [
         subprocess.Popen(
@@ -38,7 +38,7 @@ def start_ranks(number, *arguments, **changes):
 
 
 def finish(processes, timeout=240):
-    """Wait for all of them: (exit code, stdout, stderr), rank by rank."""
+    """Wait for all of them; returns (exit code, stdout, stderr) in the order of ranks."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
         return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]

@@ -1,4 +1,4 @@
-"""What several ranks do in the tests of DeepSpeed: run as `python -m tests.training.rank_scenarios FOLDER NAME...`.
+"""What the ranks do in the tests of DeepSpeed; run as `python -m tests.training.rank_scenarios FOLDER NAME...`.
 
 All scenarios run in one start of the ranks, since a start costs many seconds. Each rank writes what it saw to
 FOLDER/NAME.RANK.json; the tests read it. A scenario that fails writes its traceback there, and the others go on.
@@ -35,7 +35,7 @@ TRAINING = {"steps": 6, "learning_rate": 1e-3, "warmup_steps": 2, "rows_per_micr
 
 
 class Scenarios:
-    """One method a scenario; what it returns is written."""
+    """One method per scenario; its result is written to a file."""
 
     def __init__(self, folder, ranks):
         self.folder, self.ranks = folder, ranks
@@ -50,7 +50,7 @@ class Scenarios:
         )
 
     def train(self, output, stage, progress=None, **changes):
-        """Train; the losses of each step."""
+        """Train; returns the loss of each step."""
         losses = []
 
         def show(report):
@@ -62,7 +62,7 @@ class Scenarios:
         return losses
 
     def failure(self, output, stage, **changes):
-        """Train and tell how it failed."""
+        """Train; returns how it failed."""
         try:
             self.train(output, stage, **changes)
         except Exception as error:
@@ -92,7 +92,7 @@ class Scenarios:
         for name, weight in self.engine.task.model.named_parameters():
             whole += getattr(weight, "ds_numel", weight.numel())
             kept += weight.ds_tensor.numel() if hasattr(weight, "ds_tensor") else weight.numel()
-            assert stage < 3 or weight.numel() == 0, "between two calls a rank holds its part only"
+            assert stage < 3 or weight.numel() == 0, "between two calls a rank holds only its part"
             with deepspeed.zero.GatheredParameters([weight], enabled=stage == 3):
                 live[name] = weight.detach().float().cpu().clone()
         model = self.engine.task.model
@@ -145,7 +145,7 @@ class Scenarios:
         return curves
 
     def unprepared(self):
-        """How a run ends where the second rank cannot prepare, and the steps of a mended one in its folder."""
+        """How a run ends if rank 1 cannot prepare, and the number of steps of a corrected run in its folder."""
 
         def fail(*arguments):
             raise UserError("this node lacks a file")
@@ -160,7 +160,7 @@ class Scenarios:
         return failed["kind"], len(self.train("unprepared", 1, training={"learning_rate": 2e-3}))
 
     def accumulation(self):
-        """Losses with small micro-batches, with one large one, and the micro-batches and targets of each."""
+        """Losses and targets of each micro-batch, with small micro-batches and with one large one."""
         found = []
         for rows in (20, 4000):
             seen = []
@@ -171,7 +171,7 @@ class Scenarios:
 
     @contextmanager
     def spying(self, seen):
-        """Write down the number of words to predict in each micro-batch of this rank."""
+        """Record the number of targets in each micro-batch of this rank."""
         from dimvl.training.deepspeed_engine import DeepSpeedEngine
 
         real = DeepSpeedEngine.losses
@@ -186,10 +186,10 @@ class Scenarios:
         finally:
             DeepSpeedEngine.losses = real
 
-    # --- stopping and going on
+    # --- stopping and resuming
 
     def resume_exactly(self):
-        """With dropout, at stage 2: 8 steps at once, and 8 steps with a stop that only the last rank asked for."""
+        """With dropout at stage 2: 8 steps without a stop, and 8 steps with a stop signal to the last rank only."""
         settings = {"model": {"dropout": 0.1, "layers": 2}, "training": {"steps": 8}}
         whole = self.train("undisturbed", 2, **settings)
         first = self.stop_at(4, "stopped", 2, **settings)
@@ -210,7 +210,7 @@ class Scenarios:
         return None
 
     def written_late(self):
-        """Checksums of the checkpoints of each stage, written at once or when the next step is done already."""
+        """Checksums of the checkpoints of each stage, written at once or after the next step."""
         write, save, found = checkpoint.write_state, checkpoint.Saver.save, []
 
         def late(folder, state):
@@ -234,20 +234,20 @@ class Scenarios:
         return found
 
     def save_for_others(self):
-        """Stop at step 3 of 6 at stage 2: what other stages and other numbers of ranks go on from."""
+        """Stop at step 3 of 6 at stage 2; other stages and numbers of ranks resume from there."""
         return self.stop_at(3, "half", 2)
 
-    def go_on_1(self):
-        return self._go_on(1)
+    def resume_at_1(self):
+        return self._resume(1)
 
-    def go_on_3(self):
-        return self._go_on(3)
+    def resume_at_3(self):
+        return self._resume(3)
 
     def from_torch(self):
-        """Go on at stage 2 with a run that the torch engine stopped after step 3."""
-        return self._go_on(2, "torch-half")
+        """Resume at stage 2 a run of the torch engine that stopped after step 3."""
+        return self._resume(2, "torch-half")
 
-    def _go_on(self, stage, half="half"):
+    def _resume(self, stage, half="half"):
         output = f"{half}-on-{self.ranks.size}-at-{stage}"
         if self.ranks.rank == 0:
             shutil.copytree(self.folder / half, self.folder / output)
@@ -255,7 +255,7 @@ class Scenarios:
         return self.train(output, stage)
 
     def frozen(self):
-        """Freeze the embeddings at stage 3 in bf16: their weights stay what they were, in fp32."""
+        """Freeze the embeddings at stage 3 in bf16: their weights must keep their fp32 values."""
         freeze = {"embeddings": True, "layers": 1}
         first = {}
         real = run.build_task
@@ -273,7 +273,7 @@ class Scenarios:
         if self.ranks.rank == 0:
             save_file(first, self.folder / "frozen-before.safetensors")
 
-    # --- validation and drawing
+    # --- validation and sampling
 
     def validation(self):
         section = {"every": 3, "questions": self.data.questions, "annotations": self.data.annotations}
@@ -283,7 +283,7 @@ class Scenarios:
         self.train("validated-loss", 2, task="caption", validation=section | {"metric": "loss"})
 
     def self_critical(self):
-        """Draw captions of different lengths on ranks of different load, at stage 3."""
+        """Sample captions of different lengths on ranks with different load, at stage 3."""
         changes = {"initial": self.folder / "validated-caption", "self_critical": {"samples": 2}}
         return self.train("drawn", 3, task="caption", training={"rows_per_micro_batch": 1000}, **changes)
 
@@ -347,7 +347,7 @@ class Scenarios:
         return self.failure("differs", 1, seed=self.ranks.rank)
 
     def another_store(self):
-        """A store of the same images on each rank, one of which has no regions on rank 1."""
+        """A store per rank with the same images, but another image without regions."""
         own = make_store(self.folder / f"store{self.ranks.rank}", 12, empty=3 if self.ranks.rank == 0 else 4)
         return self.failure("differs", 1, regions=own)
 
@@ -393,4 +393,4 @@ if __name__ == "__main__":
     main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # as dimvl's command line: threads of torch's process group may abort a Python that is ending
+    os._exit(0)  # like dimvl's command line: threads of torch's process group may abort a Python that is ending

@@ -25,7 +25,7 @@ from tests.factories import CLASSES, make_model, make_processor
 
 
 class SmallEngine:
-    """Has a state of one number; may be told to fail between the two files that it is written to."""
+    """Has one number as its state; `fail` is called between the two files that it is written to."""
 
     ranks = SingleProcess()
 
@@ -44,7 +44,7 @@ class SmallEngine:
 
 
 def save_checkpoint(run, engine, step, keep):
-    """Save and wait until it is written."""
+    """Save, and wait until the checkpoint is written."""
     saver = Saver(run, engine, keep)
     saver.save(step)
     saver.wait()
@@ -101,10 +101,10 @@ KILLED_AT = {
 
 
 @pytest.mark.parametrize("moment", KILLED_AT)
-def test_a_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, moment):
+def test_a_save_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path, moment):
     save_checkpoint(tmp_path, SmallEngine(1), 1, keep=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forking where threads are; none is used
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking next to threads
         child = os.fork()
     if not child:
 
@@ -123,7 +123,7 @@ def test_a_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, moment)
     assert state["step"] == (2 if "old ones" in moment else 1)
     assert number_in(left) == (2 if "old ones" in moment else 1)
     save_checkpoint(tmp_path, SmallEngine(3), 3, keep=1)
-    assert names(tmp_path) == ["step-00000003"], "nothing of the killed one is left"
+    assert names(tmp_path) == ["step-00000003"], "nothing is left of the killed one"
 
 
 def full():
@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_clear_sentence_and_the_previous_checkpoint_survives(
     check_checkpoint(latest_checkpoint(tmp_path))
 
 
-def test_a_mistake_in_the_program_is_not_told_as_a_full_disk(tmp_path):
+def test_a_bug_is_not_reported_as_a_full_disk(tmp_path):
     def mistake():
         raise KeyError("weights")
 
@@ -181,7 +181,7 @@ def take_steps(engine, count):
         assert engine.step() > 0, step
 
 
-def test_a_write_that_the_system_refuses_leaves_the_previous_checkpoint_of_a_real_engine(tmp_path):
+def test_a_refused_write_leaves_the_previous_checkpoint_of_a_real_engine(tmp_path):
     engine = make_engine()
     take_steps(engine, 1)
     save_checkpoint(tmp_path, engine, 1, keep=1)
@@ -192,9 +192,9 @@ def test_a_write_that_the_system_refuses_leaves_the_previous_checkpoint_of_a_rea
     check_checkpoint(latest_checkpoint(tmp_path))
 
 
-def test_an_engine_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path):
+def test_a_restored_engine_continues_like_the_saved_one(tmp_path):
     saved, loaded = make_engine(0), make_engine(1)
-    saved.task.model.regions.feature_mean.fill_(0.5)  # no weight, and learned nowhere else
+    saved.task.model.regions.feature_mean.fill_(0.5)  # a buffer, which training does not change
     take_steps(saved, 3)
     folder = save_checkpoint(tmp_path, saved, 3, keep=1)
     restore(loaded, folder)
@@ -206,12 +206,12 @@ def test_an_engine_that_is_loaded_goes_on_as_the_one_that_was_saved(tmp_path):
         assert torch.equal(one, other)
 
 
-# --- while training goes on
+# --- while training continues
 
 
 @pytest.fixture
 def held(monkeypatch):
-    """Set it to let checkpoints be written."""
+    """An event that lets checkpoints be written once it is set."""
     held, real = threading.Event(), checkpoint.write_state
 
     def write(folder, state):
@@ -223,7 +223,7 @@ def held(monkeypatch):
     held.set()
 
 
-def test_what_is_written_is_the_state_of_its_step_though_training_has_gone_on(tmp_path, held):
+def test_the_state_of_the_step_is_written_although_training_continues(tmp_path, held):
     saved, other, undisturbed = make_engine(), make_engine(1), make_engine()
     take_steps(saved, 2)
     with Saver(tmp_path, saved, keep=1) as saver:
@@ -234,11 +234,11 @@ def test_what_is_written_is_the_state_of_its_step_though_training_has_gone_on(tm
     restore(other, latest_checkpoint(tmp_path))
     take_steps(undisturbed, 2)
     for engine in (other, undisturbed):
-        take_steps(engine, 1)  # equal only if the optimiser's state is that of its step too
+        take_steps(engine, 1)  # equal only if the optimiser's state is also that of its step
     assert all(torch.equal(a, b) for a, b in zip(other.task.parameters(), undisturbed.task.parameters(), strict=True))
 
 
-def test_the_next_save_waits_for_the_one_before(tmp_path, held):
+def test_a_save_waits_for_the_previous_one(tmp_path, held):
     saver = Saver(tmp_path, SmallEngine(1), keep=2)
     saver.save(1)
     threading.Timer(0.2, held.set).start()
@@ -248,13 +248,13 @@ def test_the_next_save_waits_for_the_one_before(tmp_path, held):
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-def test_a_write_that_fails_is_told_once_by_the_next_save(tmp_path):
+def test_a_failed_write_is_raised_once_by_the_next_save(tmp_path):
     saver = Saver(tmp_path, SmallEngine(fail=full), keep=1)
     before = threading.enumerate()
     saver.save(1)
     for writing in set(threading.enumerate()) - set(before):
         writing.join()
-    assert saver.failed, "which stops a run before its next checkpoint is due"
+    assert saver.failed, "so the run stops before its next checkpoint is due"
     with pytest.raises(UserError, match=r"cannot write .*step-00000001: No space left"):
         saver.save(2)
     assert not saver.failed
@@ -263,7 +263,7 @@ def test_a_write_that_fails_is_told_once_by_the_next_save(tmp_path):
 
 
 @pytest.mark.parametrize("error", [None, KeyError, UserError, SystemExit])
-def test_whoever_leaves_finds_the_last_checkpoint_written(tmp_path, held, error):
+def test_leaving_the_saver_waits_for_the_last_checkpoint(tmp_path, held, error):
     threading.Timer(0.2, held.set).start()
     with pytest.raises(error) if error else nullcontext(), Saver(tmp_path, SmallEngine(), keep=1) as saver:
         saver.save(1)
@@ -272,7 +272,7 @@ def test_whoever_leaves_finds_the_last_checkpoint_written(tmp_path, held, error)
     assert check_checkpoint(latest_checkpoint(tmp_path))["step"] == 1
 
 
-def test_an_error_is_not_hidden_by_a_write_that_fails_too(tmp_path, caplog):
+def test_a_failed_write_does_not_hide_another_error(tmp_path, caplog):
     with pytest.raises(KeyError, match="weights"), Saver(tmp_path, SmallEngine(fail=full), keep=1) as saver:
         saver.save(1)
         raise KeyError("weights")
@@ -285,7 +285,7 @@ def test_a_second_signal_does_not_wait_for_the_checkpoint(tmp_path, held):
     with pytest.raises(KeyboardInterrupt), Saver(tmp_path, SmallEngine(), keep=1) as saver:
         saver.save(1)
         [writing] = set(threading.enumerate()) - set(before)
-        assert writing.daemon, "Python does not wait for it at its end either"
+        assert writing.daemon, "Python does not wait for it at exit either"
         raise KeyboardInterrupt
     assert latest_checkpoint(tmp_path) is None and not held.is_set()
 
@@ -309,7 +309,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "missing"])
-def test_a_run_whose_optimiser_state_is_damaged_still_gives_its_weights(tmp_path, damage):
+def test_a_damaged_optimiser_state_does_not_affect_the_weights(tmp_path, damage):
     folder = save_checkpoint(tmp_path, SmallEngine(), 7, keep=1)
     file = folder / "optimiser.safetensors"
     if damage == "missing":
@@ -326,7 +326,7 @@ def test_a_run_whose_optimiser_state_is_damaged_still_gives_its_weights(tmp_path
     "state",
     ["{}", "[]", '{"step": 7, "checksums": {}}', '{"step": 7, "checksums": 3}', '{"step": null, "checksums": {}}'],
 )
-def test_a_state_file_of_another_form_is_damaged(tmp_path, state):
+def test_a_state_file_with_other_content_counts_as_damaged(tmp_path, state):
     folder = save_checkpoint(tmp_path, SmallEngine(), 7, keep=1)
     (folder / "state.json").write_text(state)
     with pytest.raises(UserError, match=r"state\.json is damaged"):
@@ -336,7 +336,7 @@ def test_a_state_file_of_another_form_is_damaged(tmp_path, state):
 @pytest.mark.parametrize("changes", [{"width": 32}, {"layers": 1}, {"layers": 3}])
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes):
     folder = save_checkpoint(tmp_path, make_engine(), 1, keep=1)
-    with pytest.raises(UserError, match="saved by another configuration"):
+    with pytest.raises(UserError, match="saved with another configuration"):
         restore(make_engine(**changes), folder)
 
 

@@ -13,12 +13,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
-def test_there_is_one_for_each_published_protocol():
+def test_every_published_protocol_has_a_configuration():
     assert NAMES == ["coco-karpathy-scst.yaml", "coco-karpathy.yaml", "flickr30k.yaml", "vqa-v2.yaml"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_loads_opens_with_its_command_and_misses_nothing(name):
+def test_each_configuration_loads_and_starts_with_its_command(name):
     config = load_config(CONFIGS / name)
     assert config.initial is not None and config.validation is not None
     assert f"#   dimvl finetune configs/{name} initial=" in (CONFIGS / name).read_text()
@@ -33,7 +33,7 @@ def test_vqa_v2_keeps_the_3129_answers():
     assert isinstance(config, VqaConfig) and config.answers == 3129
 
 
-def test_self_critical_training_goes_on_with_the_model_of_the_cross_entropy():
+def test_self_critical_training_starts_from_the_cross_entropy_model():
     before, after = (load_config(CONFIGS / f"coco-karpathy{name}.yaml") for name in ("", "-scst"))
     assert isinstance(before, CaptionConfig) and isinstance(after, CaptionConfig)
     assert after.initial == before.output and after.self_critical is not None
@@ -41,7 +41,7 @@ def test_self_critical_training_goes_on_with_the_model_of_the_cross_entropy():
     assert (after.regions, after.captions, after.split) == (before.regions, before.captions, before.split)
 
 
-def test_masking_of_seventy_percent_with_smoothing_can_be_asked_for():
+def test_masking_seventy_percent_with_smoothing_can_be_configured():
     changes = ["seq2seq.variant=masked", "seq2seq.share=0.7", "smoothing=0.1"]
     config = load_config(CONFIGS / "coco-karpathy.yaml", changes)
     assert (config.seq2seq.variant, config.seq2seq.share, config.smoothing) == ("masked", 0.7, 0.1)

@@ -1,4 +1,4 @@
-"""DeepSpeed on two ranks over gloo: the same curve, checkpoints and failures as plain torch, in one start of the ranks.
+"""DeepSpeed on two ranks over gloo: losses, checkpoints and failures like plain torch, in one start of the ranks.
 
 `DIMVL_RANKS=full` adds four ranks.
 """
@@ -22,9 +22,9 @@ from tests.training.rank_scenarios import TRAINING
 
 pytestmark = pytest.mark.slow
 STAGES = (0, 1, 2, 3)
-# fp32 sums in another order, and six steps of AdamW amplify it: 1e-7 was seen.
+# fp32 sums in another order, amplified by six steps of AdamW: 1e-7 was observed.
 CLOSE = {"rel": 1e-5}
-# A bf16 number has 8 bits, so a product is off by up to 0.4%: 0.6% was seen after six steps.
+# A bf16 number has 8 bits, so a product is off by up to 0.4%: 0.6% was observed after six steps.
 CLOSE_IN_BF16 = {"rel": 0.015}
 ON_TWO = [
     *(f"curve_{stage}" for stage in STAGES),
@@ -37,19 +37,19 @@ ON_TWO = [
         "accumulation",
         "resume_exactly",
         "save_for_others",
-        "go_on_1",
+        "resume_at_1",
     ),
     "written_late",
-    *("go_on_3", "from_torch", "frozen", "validation", "self_critical", "loss_not_finite", "gradient_not_finite"),
+    *("resume_at_3", "from_torch", "frozen", "validation", "self_critical", "loss_not_finite", "gradient_not_finite"),
     *("unprepared", "full_disk", "another_seed", "another_store", "one_lacks_a_file", "unknown_options"),
     *("no_number", "no_type"),
 ]
-ON_OTHERS = ["curve_2", "curve_3", "go_on_1", "go_on_3"]
+ON_OTHERS = ["curve_2", "curve_3", "resume_at_1", "resume_at_3"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where all ranks work, after a torch run that was stopped after step 3."""
+    """The folder of all ranks, with a torch run that was stopped after step 3."""
     folder = tmp_path_factory.mktemp("ranks")
     data = make_data(folder / "data", 12, empty=3)
 
@@ -73,7 +73,7 @@ def start(folder, ranks, names):
     processes = start_ranks(ranks, "-m", "tests.training.rank_scenarios", folder, *names, TORCH_EXTENSIONS_DIR=compiled)
     for rank, (code, out, err) in enumerate(finish(processes, timeout=1800)):
         assert code == 0, f"rank {rank}: {err}"
-        assert out == "", f"rank {rank} wrote on stdout, which is for results: {out}"
+        assert out == "", f"rank {rank} wrote to stdout, which is for results: {out}"
     assert not compiled.exists(), "no operator was compiled"
 
 
@@ -111,7 +111,7 @@ def make_data_again(folder):
 
 
 def found(folder, name, ranks=2):
-    """What each rank saw; the same on all."""
+    """The result of a scenario, which is the same on all ranks."""
     everything = each(folder, name, ranks)
     assert all(one == everything[0] for one in everything)
     return everything[0]
@@ -142,7 +142,7 @@ def test_two_ranks_follow_the_curve_of_plain_torch_at_every_stage(folder, refere
     torch.testing.assert_close(weights(folder / f"stage{stage}-on-2"), weights(folder / "torch"), rtol=0, atol=1e-5)
 
 
-def test_at_stage_3_every_weight_is_in_parts_and_the_word_head_still_shares_the_word_embedding(folder):
+def test_at_stage_3_every_weight_is_sharded_and_the_word_head_still_shares_the_word_embedding(folder):
     for stage in STAGES:
         seen = found(folder, f"curve_{stage}")
         assert seen["tied"]
@@ -157,13 +157,13 @@ def test_bf16_follows_the_curve_within_its_own_rounding(folder, reference, stage
     assert any(not torch.equal(value, value.bfloat16().float()) for value in saved.values()), "masters, not copies"
 
 
-def test_offloading_computing_activations_again_and_compiling_change_nothing(folder, reference):
+def test_offloading_activation_checkpointing_and_compiling_change_nothing(folder, reference):
     curves = [found(folder, "offload_2"), found(folder, "offload_3")]
     curves += [*found(folder, "activations_again"), *found(folder, "compiled")]
     assert all(losses == pytest.approx(reference, **CLOSE) for losses in curves)
 
 
-def test_a_run_that_only_another_rank_could_not_prepare_leaves_its_folder_to_the_mended_one(folder):
+def test_the_run_folder_is_released_when_another_rank_fails_to_prepare(folder):
     assert each(folder, "unprepared") == [["OtherRankError", 6], ["UserError", 6]]
 
 
@@ -199,7 +199,7 @@ def test_an_export_has_the_live_weights_bit_for_bit(folder, tmp_path, stage):
     assert same({n: value.detach() for n, value in (*model.named_parameters(), *model.named_buffers())}, live)
 
 
-def test_with_dropout_a_run_that_one_rank_asked_to_stop_goes_on_bit_for_bit(folder):
+def test_with_dropout_a_run_stopped_by_one_rank_resumes_bit_for_bit(folder):
     seen = found(folder, "resume_exactly")
     assert seen["first"]["message"].startswith("stopped at step 4 of 8")
     assert seen["first"]["losses"] + seen["rest"] == seen["whole"]
@@ -207,39 +207,39 @@ def test_with_dropout_a_run_that_one_rank_asked_to_stop_goes_on_bit_for_bit(fold
     assert sorted(path.name for path in (folder / "stopped" / "checkpoints").iterdir()) == ["step-00000008"]
 
 
-def test_a_checkpoint_that_is_written_while_the_next_step_trains_is_that_of_its_step_at_every_stage(folder):
+def test_a_checkpoint_written_during_the_next_step_has_the_state_of_its_own_step_at_every_stage(folder):
     for at_once, late in found(folder, "written_late"):
         assert at_once == late and len(late) == 3
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_checkpoint_of_two_ranks_at_stage_2_goes_on_with_other_ranks_at_other_stages(
+def test_a_checkpoint_of_two_ranks_at_stage_2_resumes_with_other_ranks_and_stages(
     folder, reference, request, ranks, stage
 ):
     if ranks != 2:
         request.getfixturevalue({1: "on_one", 4: "on_four"}[ranks])
     before = found(folder, "save_for_others")["losses"]
-    assert before + found(folder, f"go_on_{stage}", ranks) == pytest.approx(reference, **CLOSE)
+    assert before + found(folder, f"resume_at_{stage}", ranks) == pytest.approx(reference, **CLOSE)
     run = folder / f"half-on-{ranks}-at-{stage}"
     torch.testing.assert_close(weights(run), weights(folder / "torch"), rtol=0, atol=1e-5)
     assert check_checkpoint(latest_checkpoint(run))["ranks"] == ranks
 
 
-def test_torch_and_deepspeed_go_on_with_each_others_runs(folder, reference):
+def test_torch_and_deepspeed_resume_each_others_runs(folder, reference):
     assert found(folder, "from_torch") == pytest.approx(reference[3:], **CLOSE)
     shutil.copytree(folder / "half", folder / "half-by-torch")
     assert torch_losses(folder, "half-by-torch") == pytest.approx(reference[3:], **CLOSE)
 
 
-def test_frozen_weights_stay_as_they_were_in_fp32_though_bf16_ones_are_used(folder):
+def test_frozen_weights_keep_their_fp32_values_although_bf16_copies_are_used(folder):
     before, after = load_file(folder / "frozen-before.safetensors"), weights(folder / "frozen")
     frozen = [name for name in after if name.startswith(("regions.", "tokens.", "encoder.layers.0."))]
     assert same({name: before[name] for name in frozen}, {name: after[name] for name in frozen}) and len(frozen) > 10
     assert not any(torch.equal(before[name], after[name]) for name in after if name not in frozen)
 
 
-# --- validation and drawing
+# --- validation and sampling
 
 
 @pytest.mark.parametrize("kind", ["vqa", "caption", "loss"])
@@ -268,21 +268,21 @@ def test_self_critical_training_draws_the_same_captions_on_two_ranks_at_stage_3(
 # --- failures
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_its_rank_and_images(folder):
+def test_a_non_finite_loss_on_one_rank_stops_all_and_names_rank_and_images(folder):
     seen = found(folder, "loss_not_finite")
     assert seen["kind"] == "NotFiniteError"
     assert "not finite at step 4, in image " in seen["text"] and "(rank 1); nothing was saved" in seen["text"]
     assert check_checkpoint(latest_checkpoint(folder / "no-loss"))["step"] == 3
 
 
-def test_a_gradient_that_is_not_finite_stops_all_ranks_before_the_weights_change_at_every_stage(folder):
+def test_a_non_finite_gradient_stops_all_ranks_before_the_weights_change_at_every_stage(folder):
     for output, seen in found(folder, "gradient_not_finite").items():
         assert seen["kind"] == "NotFiniteError" and "gradient is not finite at step 3, in image " in seen["text"]
         assert seen["finite"], output
         assert check_checkpoint(latest_checkpoint(folder / output))["step"] == 2
 
 
-def test_a_full_disk_on_rank_0_stops_all_and_leaves_the_checkpoint_before(folder):
+def test_a_full_disk_on_rank_0_stops_all_and_leaves_the_previous_checkpoint(folder):
     first, second = each(folder, "full_disk")
     assert first["kind"] == "UserError" and "No space left on device; free space" in first["text"]
     assert second == {"kind": "OtherRankError", "text": f"rank 0: {first['text']}", "code": 2}
@@ -297,24 +297,24 @@ def test_a_full_disk_on_rank_0_stops_all_and_leaves_the_checkpoint_before(folder
         ("unknown_options", "deepspeed.options.zero_optimization: unknown key 'overlap_com'"),
         (
             "no_number",
-            "deepspeed.options: DeepSpeed does not take them (reduce_bucket_size is 'many': Input should be a valid",
+            "deepspeed.options: DeepSpeed rejects them (reduce_bucket_size is 'many': Input should be a valid",
         ),
-        ("no_type", "deepspeed.options: DeepSpeed does not take them (Invalid communication_data_type."),
+        ("no_type", "deepspeed.options: DeepSpeed rejects them (Invalid communication_data_type."),
     ],
 )
-def test_ranks_that_do_not_fit_together_are_told_before_anything_is_written(folder, name, sentence):
+def test_ranks_that_differ_are_reported_before_anything_is_written(folder, name, sentence):
     seen = found(folder, name)
     assert seen["kind"] == "UserError" and seen["text"].startswith(sentence)
     assert not (folder / "differs").exists() and not (folder / "unknown").exists()
 
 
-def test_a_mistake_of_one_rank_is_told_by_all(folder):
+def test_a_mistake_of_one_rank_is_raised_on_all(folder):
     first, second = each(folder, "one_lacks_a_file")
     assert first["kind"] == "OtherRankError" and first["code"] == 2
     assert first["text"] == f"rank 1: {second['text']}" and "gone.json does not exist" in second["text"]
 
 
-def test_the_report_tells_how_long_ranks_wait_for_each_other(folder):
+def test_the_log_has_the_time_that_ranks_wait_for_each_other(folder):
     lines = [json.loads(line) for line in (folder / "stage2-on-2" / "log.jsonl").read_text().splitlines()]
     assert all(0 < line["rank_wait"] < 1 for line in lines)
     alone = [json.loads(line) for line in (folder / "torch-half" / "log.jsonl").read_text().splitlines()]

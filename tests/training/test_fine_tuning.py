@@ -10,17 +10,13 @@ from dimvl.checkpoints import latest_checkpoint
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
 from dimvl.training.run import run_training
-from tests.tiny_runs import make_config, make_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
+from tests.tiny_runs import make_config
+from tests.training.runs import Killed, at_step, bytes_of, kill
 
 
 @pytest.fixture(scope="module")
 def captioner(data, tmp_path_factory):
-    """A run that captions a little, to go on from."""
+    """A captioning run to start from."""
     training = {"steps": 30, "learning_rate": 2e-2}
     return run_training(
         make_config(data, tmp_path_factory.mktemp("runs") / "captioner", "caption", model=MODEL, training=training)
@@ -28,22 +24,6 @@ def captioner(data, tmp_path_factory):
 
 
 MODEL = {"layers": 3, "dropout": 0.0, "split": ["qkv"]}
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_at(step):
-    def progress(report):
-        if report.step == step:
-            raise Killed
-
-    return progress
-
-
-def bytes_of(run):
-    return [(latest_checkpoint(run) / name).read_bytes() for name in ("model.safetensors", "optimiser.safetensors")]
 
 
 def losses_of(run):
@@ -77,15 +57,15 @@ def test_frozen_weights_stay_bit_equal_have_no_state_and_all_others_move(data, t
     assert sum(value.numel() for name, value in state.items() if name.endswith("exp_avg")) == trainable
 
 
-def test_a_run_with_frozen_weights_and_layer_wise_rates_goes_on_bit_for_bit(data, tmp_path):
+def test_a_run_with_frozen_weights_and_layer_wise_rates_resumes_bit_for_bit(data, tmp_path):
     whole = run_training(make_config(data, tmp_path / "whole", "vqa", model={"layers": 3}, training=FREEZE))
     config = make_config(data, tmp_path / "killed", "vqa", model={"layers": 3}, training={**FREEZE, "save_every": 2})
     with pytest.raises(Killed):
-        run_training(config, kill_at(5))
+        run_training(config, at_step(5, kill))
     assert bytes_of(run_training(config)) == bytes_of(whole)
 
 
-def test_more_frozen_layers_than_there_are_is_told(data, tmp_path):
+def test_freezing_more_layers_than_exist_is_an_error(data, tmp_path):
     config = make_config(data, tmp_path, "vqa", training={"freeze": {"layers": 2}})
     with pytest.raises(UserError, match=r"training\.freeze\.layers is 2 but the model has 1; lower it"):
         run_training(config)
@@ -106,18 +86,18 @@ def self_critical(data, output, captioner, samples=4, **training):
     )
 
 
-def test_self_critical_training_raises_the_reward_of_what_is_drawn(data, tmp_path, captioner):
+def test_self_critical_training_raises_the_reward_of_its_samples(data, tmp_path, captioner):
     rows = {"rows_per_step": 3000, "rows_per_micro_batch": 3000}
     run = run_training(self_critical(data, tmp_path, captioner, samples=16, steps=30, learning_rate=1e-2, **rows))
     rewards = [losses["self_critical/reward"] for losses in losses_of(run)]
     assert np.mean(rewards[-5:]) > 1.2 * np.mean(rewards[:5]), rewards
 
 
-def test_a_self_critical_run_that_is_killed_goes_on_bit_for_bit(data, tmp_path, captioner):
+def test_a_killed_self_critical_run_resumes_bit_for_bit(data, tmp_path, captioner):
     whole = run_training(self_critical(data, tmp_path / "whole", captioner))
     config = self_critical(data, tmp_path / "killed", captioner, save_every=2)
     with pytest.raises(Killed):
-        run_training(config, kill_at(5))
+        run_training(config, at_step(5, kill))
     run_training(config)
     assert bytes_of(config.output) == bytes_of(whole) and losses_of(config.output) == losses_of(whole)
 
@@ -131,7 +111,7 @@ def test_the_size_of_micro_batches_changes_self_critical_training_only_by_roundi
     ]
     small, large = (losses_of(run)[0] for run in runs)
     assert small["self_critical/reward"] == pytest.approx(large["self_critical/reward"], rel=1e-6)
-    # advantages of both signs cancel: fp32 rounding of log-probabilities around -30
+    # advantages of both signs cancel, which leaves the fp32 rounding of log-probabilities around -30
     assert small["self_critical"] == pytest.approx(large["self_critical"], abs=1e-4)
 
 
@@ -145,7 +125,7 @@ def test_the_size_of_micro_batches_changes_self_critical_training_only_by_roundi
         ({"initial": None}, "name its run as initial"),
     ],
 )
-def test_what_self_critical_training_cannot_be_combined_with_is_told(data, tmp_path, changes, message):
+def test_options_that_do_not_work_with_self_critical_training_are_refused(data, tmp_path, changes, message):
     content = {"model": {"dropout": 0.0}, "initial": tmp_path, "self_critical": {"samples": 2}} | changes
     with pytest.raises(ValueError, match=message):
         make_config(data, tmp_path, "caption", **content)
@@ -158,6 +138,6 @@ def test_what_self_critical_training_cannot_be_combined_with_is_told(data, tmp_p
         ({"new_extractor": True, "training": {"freeze": {"embeddings": True}}}, "keeps it from learning"),
     ],
 )
-def test_options_that_would_do_nothing_are_told(data, tmp_path, changes, message):
+def test_options_without_effect_are_refused(data, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         make_config(data, tmp_path, "caption", **changes)

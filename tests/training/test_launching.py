@@ -1,4 +1,4 @@
-"""Runs of several processes through the command line: launchers, lost ranks, and mistakes told once."""
+"""Runs of several processes through the command line: launchers, lost ranks, and errors printed once."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def config(data, tmp_path):
-    """Its run is RUN beside it."""
+    """A configuration file; its run is in the folder `run` next to it."""
     content = {"output": str(tmp_path / "run"), "regions": str(data.regions), "captions": str(data.captions)}
     content |= {"inputs": {"max_regions": 10, "tag_tokens": 8, "text_tokens": 12, "vocabulary": 100}}
     content |= {"model": {"layers": 1, "width": 16, "heads": 2, "inner_width": 32}}
@@ -79,7 +79,7 @@ def errors(output):
     ],
     ids=["torchrun", "tools/pretrain.py", "deepspeed"],
 )
-def test_both_launchers_train_and_only_rank_0_speaks(config, command):
+def test_both_launchers_train_and_only_rank_0_prints(config, command):
     words = [str(free_port()) if word == "PORT" else word for word in command]
     result = launch(sys.executable, *words, config, "training.steps=2")
     assert result.returncode == 0, result.stderr
@@ -95,7 +95,7 @@ def test_without_a_launcher_deepspeed_trains_in_one_process(config):
     assert result.returncode == 0 and result.stdout == f"trained: {config.parent / 'run'}\n", result.stderr
 
 
-def test_a_rank_that_is_killed_ends_the_others_soon_and_the_run_goes_on_from_its_checkpoint(config):
+def test_a_killed_rank_ends_the_others_soon_and_the_run_resumes_from_its_checkpoint(config):
     run = config.parent / "run"
     processes = started(config, "training.steps=100000")
     wait_for_step(run, 3, processes)
@@ -104,9 +104,9 @@ def test_a_rank_that_is_killed_ends_the_others_soon_and_the_run_goes_on_from_its
     (code, _, err), _ = finish(processes, timeout=60)
     assert code == 1 and time.monotonic() - start < 30
     (line,) = errors(err)
-    assert "rank 0 lost another rank" in line and "go on from the last checkpoint" in line
+    assert "rank 0 lost another rank" in line and "resume from the last checkpoint" in line
     step = check_checkpoint(latest_checkpoint(run))["step"]
-    shutil.rmtree(run / "texts")  # made again
+    shutil.rmtree(run / "texts")  # is rebuilt
     saved = json.loads((run / "run.json").read_text())
     saved["config"]["training"]["steps"] = step + 1
     (run / "run.json").write_text(json.dumps(saved))
@@ -147,7 +147,7 @@ with open_ranks(make_config(TinyData(*[Path(".")] * 4), Path("."), deepspeed={"t
 """
 
 
-def test_what_ranks_tell_each_other_does_not_wait_longer_than_the_timeout():
+def test_agreement_between_ranks_does_not_wait_longer_than_the_timeout():
     processes = start_ranks(2, "-c", ASLEEP)
     try:
         assert processes[0].stdout.readline() == "met\n"
@@ -179,7 +179,7 @@ def test_torchrun_ends_all_ranks_when_one_is_killed(config):
     assert code != 0 and not any(Path("/proc", pid).exists() for pid in ranks)
 
 
-def test_a_mistake_in_data_is_told_once_by_rank_0(config):
+def test_a_mistake_in_the_data_is_printed_once_by_rank_0(config):
     results = finish(started(config, "captions=no.json"))
     assert [code for code, _, _ in results] == [2, 2]
     assert errors(results[0][2]) == ["error: no.json does not exist or is no file; check the path"]
@@ -187,7 +187,7 @@ def test_a_mistake_in_data_is_told_once_by_rank_0(config):
     assert not any("Traceback" in err or out for _, out, err in results)
 
 
-def test_a_warning_about_data_that_all_ranks_have_is_told_once_by_rank_0(config, data):
+def test_a_warning_about_data_that_all_ranks_have_is_printed_once_by_rank_0(config, data):
     content = yaml.safe_load(config.read_text())
     asked = {"questions": str(data.questions), "annotations": str(data.annotations)}
     content = {name: value for name, value in content.items() if name != "captions"} | asked
@@ -205,7 +205,7 @@ def test_several_processes_without_a_deepspeed_section_are_refused(config):
         assert line.startswith("error: " + ("" if rank == 0 else f"rank {rank}: ") + "a launcher started 2 processes")
 
 
-def test_a_port_in_use_is_told_with_the_remedy(config):
+def test_a_port_in_use_is_reported_with_the_remedy(config):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
@@ -215,13 +215,13 @@ def test_a_port_in_use_is_told_with_the_remedy(config):
     assert code == 2 and f"port {port} is in use by another program" in line and "--master_port" in line
 
 
-def test_ranks_that_do_not_meet_are_told_within_the_timeout(config):
+def test_ranks_that_cannot_connect_are_reported_within_the_timeout(config):
     ((code, _, err),) = finish(started(config, "deepspeed.timeout=4", ranks=1, WORLD_SIZE=2))
     (line,) = errors(err)
-    assert code == 2 and "the 2 ranks do not meet at 127.0.0.1:" in line
+    assert code == 2 and "the 2 ranks cannot connect at 127.0.0.1:" in line
 
 
-def test_a_launch_that_is_only_half_described_is_refused(config):
+def test_an_incomplete_launcher_environment_is_refused(config):
     ((code, _, err),) = finish(started(config, ranks=1, MASTER_PORT=""))
     (line,) = errors(err)
-    assert code == 2 and "RANK is set but MASTER_PORT is not; start the run by torchrun or deepspeed" in line
+    assert code == 2 and "RANK is set but MASTER_PORT is not; start the run with torchrun or deepspeed" in line

@@ -15,7 +15,7 @@ def settings(**changes):
 
 
 def rates(**changes):
-    """Learning rates of the steps of a run."""
+    """Learning rates of all steps of a run."""
     config = settings(**changes)
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     schedule, result = build_schedule(optimiser, config), []
@@ -58,7 +58,7 @@ def test_matrices_decay_and_biases_norms_and_vectors_do_not():
         assert group["weight_decay"] == (0.0 if vector else 0.25), name
 
 
-def test_heads_have_their_own_multiple_of_the_rate_and_the_shared_word_embedding_has_not():
+def test_heads_have_a_multiple_of_the_learning_rate_but_not_the_shared_word_embedding():
     for name, group in groups_by_name(head_multiplier=4).items():
         assert group["lr"] == (2.0 if "_head." in name else 0.5), name
 
@@ -87,7 +87,7 @@ def test_with_every_option_each_trainable_parameter_is_in_one_group_and_no_froze
     assert names == {n for n, _ in model.named_parameters() if n.startswith(("encoder.layers.1.", "word", "answer"))}
 
 
-def test_a_model_that_is_frozen_wholly_is_told():
+def test_freezing_the_whole_model_is_an_error():
     model = make_model()
     freeze(model, FreezeConfig(embeddings=True, layers=2))
     with pytest.raises(UserError, match=r"training\.freeze leaves nothing to train"):
@@ -108,7 +108,7 @@ def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_near_o
     assert values.diag().min() > 0.6 and values.diag().max() < 1.3
 
 
-def test_muon_moves_the_matrices_of_the_encoder_alike_far_and_adam_moves_the_rest():
+def test_muon_moves_all_encoder_matrices_equally_far_and_adam_the_rest():
     before, plain, muon = make_model(word_head=True), make_model(word_head=True), make_model(word_head=True)
     for model, changes in ((plain, {}), (muon, {"muon_rate": 0.1})):
         optimiser = build_optimiser(model, settings(learning_rate=0.01, weight_decay=0, **changes))

@@ -1,4 +1,4 @@
-"""What ranks agree on, with threads for ranks; real ones are in test_deepspeed.py and test_launching.py."""
+"""Agreement between ranks, simulated by threads; real ranks are in test_deepspeed.py and test_launching.py."""
 
 import os
 import threading
@@ -27,7 +27,7 @@ from tests.tiny_runs import make_config, make_data
 
 
 class Thread:
-    """One of several threads that stand for ranks."""
+    """One of several threads that simulate ranks."""
 
     waited = 0.0
 
@@ -66,20 +66,20 @@ def on_threads(size, action):
     return results
 
 
-def test_a_failure_of_one_rank_ends_the_block_on_all_with_its_sentence_and_code():
+def test_a_failure_of_one_rank_ends_the_block_on_all_with_its_message_and_code():
     def action(ranks):
         with fail_together(ranks):
             if ranks.rank == 1:
                 raise UserError("no such file")
-        return "went on"
+        return "continued"
 
     first, second, third = on_threads(3, action)
-    assert isinstance(second, UserError) and second.told
+    assert isinstance(second, UserError) and second.reported
     for other in (first, third):
         assert isinstance(other, OtherRankError) and str(other) == "rank 1: no such file" and other.code == 2
 
 
-def test_a_mistake_in_the_program_ends_all_ranks_too_and_keeps_its_own_traceback():
+def test_a_bug_on_one_rank_ends_all_ranks_and_keeps_its_traceback():
     def action(ranks):
         with fail_together(ranks):
             if ranks.rank == 0:
@@ -89,13 +89,13 @@ def test_a_mistake_in_the_program_ends_all_ranks_too_and_keeps_its_own_traceback
     assert isinstance(first, KeyError) and str(second) == "rank 0: KeyError: 'weights'" and second.code == 1
 
 
-def test_what_only_rank_0_does_reaches_all():
+def test_a_result_of_rank_0_reaches_all_ranks():
     done = []
     assert on_threads(3, lambda ranks: on_rank_zero(ranks, lambda: done.append(ranks.rank) or "found")) == ["found"] * 3
     assert done == [0]
 
 
-def test_flags_are_agreed_on():
+def test_flags_are_combined_over_ranks():
     assert on_threads(2, lambda ranks: any_rank(ranks, ranks.rank == 1)) == [True, True]
     assert on_threads(2, lambda ranks: all_ranks(ranks, ranks.rank == 1)) == [False, False]
     assert on_threads(2, lambda ranks: any_rank(ranks, False)) == [False, False]
@@ -106,12 +106,12 @@ def test_flags_are_agreed_on():
 def test_the_first_difference_between_ranks_is_named_on_all_of_them():
     results = on_threads(3, lambda ranks: check_same(ranks, {"a": 1, "version of torch": f"2.{ranks.rank // 2}"}))
     for error in results:
-        assert isinstance(error, UserError) and error.told
+        assert isinstance(error, UserError) and error.reported
         assert str(error).startswith("rank 2 has another version of torch than rank 0 ('2.1', not '2.0'); start every")
     assert on_threads(2, lambda ranks: check_same(ranks, {"a": [1]})) == [None, None]
 
 
-def test_ranks_on_processors_of_other_kinds_are_refused(tmp_path, monkeypatch):
+def test_ranks_on_different_kinds_of_cpu_are_refused(tmp_path, monkeypatch):
     here = threading.local()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here.kind)
     config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run")
@@ -126,7 +126,7 @@ def test_ranks_on_processors_of_other_kinds_are_refused(tmp_path, monkeypatch):
         assert "rank 1 has another kind of processor (vector instructions) than rank 0" in str(error)
 
 
-def test_ranks_with_other_code_are_refused(tmp_path):
+def test_ranks_with_different_code_are_refused(tmp_path):
     config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run")
     described = run_module._describe(config)
 
@@ -138,9 +138,9 @@ def test_ranks_with_other_code_are_refused(tmp_path):
         assert "rank 1 has another git revision of dimvl than rank 0 ('5678', not '1234')" in str(error)
 
 
-def test_a_number_of_processes_that_is_none_is_refused(tmp_path, monkeypatch):
+def test_a_number_of_processes_that_is_not_a_number_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match="WORLD_SIZE is 'two' and must be a whole number; start the run by torchrun"):
+    with pytest.raises(UserError, match="WORLD_SIZE is 'two' and must be a whole number; start the run with torchrun"):
         run_training(make_config(make_data(tmp_path / "data", 8), tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -151,7 +151,7 @@ def test_an_empty_number_of_processes_is_one(tmp_path, monkeypatch):
     assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["ranks"] == 1
 
 
-def test_processes_of_srun_that_would_each_train_by_itself_are_refused(tmp_path, monkeypatch):
+def test_srun_processes_that_would_train_independently_are_refused(tmp_path, monkeypatch):
     data = make_data(tmp_path / "data", 8)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     with pytest.raises(UserError, match=r"srun started 8 processes without RANK.*as tools/slurm_pretrain.sbatch does"):
@@ -166,17 +166,16 @@ def test_more_processes_than_gpus_are_refused_and_others_take_one_each(monkeypat
     for place in ("0", "3", "4"):
         monkeypatch.setenv("LOCAL_RANK", place)
         if place == "4":
-            with pytest.raises(UserError, match="process 5 of this node has no GPU, of which there are 4; start at mo"):
+            with pytest.raises(UserError, match="process 5 of this node has no GPU, since the node has 4; start at mo"):
                 _choose_gpu()
         else:
             _choose_gpu()
     assert taken == [0, 3]
 
 
-# torch raises from the signal of the dead child, wherever the main process is: also between the opening of a file and
-# its first use.
+# Torch raises when the child dies, wherever the main process is, even between opening a file and its first use.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_worker_process_that_dies_is_told_with_the_remedy_and_the_checkpoint_stays(tmp_path, monkeypatch):
+def test_a_dead_worker_process_is_reported_with_the_remedy_and_the_checkpoint_stays(tmp_path, monkeypatch):
     real, parent = ImageReader.read, os.getpid()
 
     def read(self, positions):
@@ -192,7 +191,7 @@ def test_a_worker_process_that_dies_is_told_with_the_remedy_and_the_checkpoint_s
     assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["step"] >= 1
 
 
-def test_a_worker_process_that_dies_on_one_rank_is_told_by_all_with_the_remedy():
+def test_a_dead_worker_process_of_one_rank_is_raised_on_all_with_the_remedy():
     class Steps:
         def __init__(self, ranks):
             self.ranks = ranks
@@ -202,7 +201,7 @@ def test_a_worker_process_that_dies_on_one_rank_is_told_by_all_with_the_remedy()
 
         def __getitem__(self, number):
             if self.ranks.rank == 1:
-                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")  # as torch says it
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")  # as torch reports it
             return number
 
     first, second = on_threads(

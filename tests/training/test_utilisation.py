@@ -1,4 +1,4 @@
-"""Utilisation: what a step computes by torch's own counter, over what the device can do."""
+"""Utilisation: the operations of a step by torch's own counter, over what the device can do."""
 
 import json
 import time
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dimvl.cpu.linear import FLOP_FORMULAS
 from dimvl.data.sampler import TrainingSteps
 from dimvl.model.flops import total_flops
 from dimvl.model.plan import plan_attention
@@ -22,18 +23,13 @@ from dimvl.training.ranks import SingleProcess
 from dimvl.training.report import Meter
 from dimvl.training.run import run_training
 from tests.factories import make_layout
-from tests.tiny_runs import make_config, make_data
+from tests.tiny_runs import make_config
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
-
-
 def one_by_one(plan, query, key, value):
-    """Attend sequence after sequence by two plain products each: nothing is padded."""
+    """Attend sequence by sequence with two plain products each, without padding."""
     outputs = []
     for call in plan.calls:
         rows = zip(
@@ -65,22 +61,22 @@ def engine_and_steps(config):
     ("task", "changes"),
     [("pretrain", {}), ("pretrain", {"objectives": {"shared_prefix": True}}), ("vqa", {}), ("caption", {})],
 )
-def test_the_counted_operations_of_a_step_are_those_that_torch_counts(data, tmp_path, monkeypatch, task, changes):
+def test_counted_operations_of_a_step_equal_torchs_count(data, tmp_path, monkeypatch, task, changes):
     engine, steps = engine_and_steps(make_config(data, tmp_path, task, **changes))
     monkeypatch.setattr("dimvl.model.attention._padded", one_by_one)
     meter = Meter(SingleProcess(), lambda work: total_flops(engine.task.model, work))
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         for number in range(2):
             loop.optimise(engine, steps[number], 0, number)
     for number in range(2):
         meter.add(steps[number])
     assert meter.ideal_seconds(meter.work) == pytest.approx(counter.get_total_flops(), rel=1e-12)
     meter.rates()
-    assert meter.ideal_seconds(meter.work) == 0, "the next report is of the steps after this one"
+    assert meter.ideal_seconds(meter.work) == 0, "the next report starts from zero"
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_attention_counted_from_lengths_is_that_of_the_plan(seed):
+def test_attention_counted_from_lengths_equals_that_of_the_plan(seed):
     layout = make_layout(seed)
     calls, work = plan_attention(layout).calls, ragged_attention(layout)
     assert work.pairs == sum(np.dot(call.query_lengths, call.key_lengths) for call in calls)
@@ -90,7 +86,7 @@ def test_attention_counted_from_lengths_is_that_of_the_plan(seed):
     )
 
 
-def test_utilisation_is_operations_over_what_the_device_does_in_that_time(data, tmp_path, monkeypatch):
+def test_utilisation_is_operations_over_what_the_device_can_do_in_the_same_time(data, tmp_path, monkeypatch):
     reports, rate = [], 1e7  # slow enough that a tiny step is not 0%
     monkeypatch.setattr(loop, "matmul_rate", lambda device, precision: rate)
     config = make_config(data, tmp_path, training={"log_every": 3})
@@ -100,7 +96,7 @@ def test_utilisation_is_operations_over_what_the_device_does_in_that_time(data, 
     engine, steps = engine_and_steps(replace_output(config, tmp_path / "again"))
     batches = [batch for number in range(6) for batch in steps[number].micro_batches]
     flops = sum(total_flops(engine.task.model, Work.of(batch, padded=False)) for batch in batches)
-    at_least = flops / rate / seconds  # the time of the run holds its beginning too
+    at_least = flops / rate / seconds  # the time of the run includes its start
     assert sum(report.utilisation for report in reports) / 2 > at_least > 0
     assert f"{reports[0].utilisation:.0%} of peak" in reports[0].line()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -111,7 +107,7 @@ def replace_output(config, output):
     return config.model_copy(update={"output": output})
 
 
-def test_ranks_report_their_mean():
+def test_utilisation_is_the_mean_over_ranks():
     class Two(SingleProcess):
         size = 2
 
@@ -123,7 +119,7 @@ def test_ranks_report_their_mean():
     assert meter.rates()["utilisation"] == pytest.approx((1 + 3) / 10 / 2, rel=1e-2)
 
 
-def test_where_it_is_not_counted_nothing_is_shown(data, tmp_path):
+def test_utilisation_that_is_not_counted_is_not_shown(data, tmp_path):
     run_training(make_config(data, tmp_path / "first", "caption", training={"steps": 1}))
     changes = {"initial": tmp_path / "first", "self_critical": {"samples": 2}, "model": {"dropout": 0}}
     reports = []
@@ -133,7 +129,7 @@ def test_where_it_is_not_counted_nothing_is_shown(data, tmp_path):
     assert "of peak" in replace(reports[0], utilisation=0.5).line()
 
 
-def test_measuring_the_device_draws_nothing():
+def test_measuring_the_device_leaves_the_random_state_alone():
     peak._matmul_rate.cache_clear()
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -143,7 +139,7 @@ def test_measuring_the_device_draws_nothing():
     assert all(1e8 < rate < 1e15 for rate in rates.values())
 
 
-def test_peaks_are_operations_in_the_precision_of_the_run_and_bytes_both_ways(monkeypatch):
+def test_peaks_count_operations_in_the_precision_of_the_run_and_bytes_read_and_written(monkeypatch):
     multiplied, real = [], peak.product
     monkeypatch.setattr(peak, "product", lambda left, right: multiplied.append(left.dtype) or real(left, right))
 
@@ -165,7 +161,7 @@ def test_peaks_are_operations_in_the_precision_of_the_run_and_bytes_both_ways(mo
             measured.cache_clear()
 
 
-def test_the_best_of_several_is_taken_and_the_first_does_not_count(monkeypatch):
+def test_the_fastest_round_counts_and_the_first_is_ignored(monkeypatch):
     clock = iter([0.0, *(0.0, 0.001), *(0.001, 0.004), 0.004, *(0.004, 0.006), 0.006, *(0.006, 0.3), 0.3])
     monkeypatch.setattr(peak.time, "perf_counter", lambda: next(clock))
     assert peak._least_seconds(lambda: torch.zeros(1), CPU) == pytest.approx(0.002)

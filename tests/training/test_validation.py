@@ -23,14 +23,9 @@ from dimvl.tasks.task import ValidationScore
 from dimvl.trained_model import load_model
 from dimvl.training import run as run_module
 from dimvl.training.early_stopping import Best, Validation
-from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
+from tests.training.runs import Killed, at_step, kill, log_of
 
 
 def vqa_config(data, output, training=None, **validation):
@@ -43,35 +38,27 @@ def caption_config(data, output, training=None, **validation):
     return make_config(data, output, "caption", validation=section, training=training or {})
 
 
-def lines(run):
-    """What was logged, without times."""
-    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in logged]
-
-
 def validations(run):
-    return [(line["step"], line["validation"]) for line in lines(run) if "validation" in line]
+    return [(line["step"], line["validation"]) for line in log_of(run) if "validation" in line]
 
 
 def checkpoints(run):
-    """Every checkpoint of a run: all its bytes, and its state."""
+    """The bytes of every file of every checkpoint of a run."""
     folders = sorted((run / "checkpoints").iterdir())
     return {f.name: {file.name: file.read_bytes() for file in f.iterdir()} for f in folders}
 
 
 def scripted(monkeypatch, scores, every=1, patience=0):
-    """Give the scores one after the other, whatever the weights are."""
+    """Make validation return these scores one after the other."""
     left = iter(scores)
     validation = Validation(lambda: ValidationScore(next(left)), every, patience)
     monkeypatch.setattr(run_module, "build_validation", lambda *_: validation)
 
 
-# --- when to stop, and what is kept
+# --- when training stops, and which checkpoints are kept
 
 
-def test_training_stops_when_the_score_has_not_risen_for_long_enough_and_the_best_checkpoint_is_kept(
-    data, tmp_path, monkeypatch
-):
+def test_training_stops_early_and_keeps_the_best_checkpoint(data, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.1, 0.5, 0.4, 0.5, 0.3, 0.9], every=2, patience=3)
     run_training(make_config(data, tmp_path, training={"steps": 20}))
     assert [step for step, _ in validations(tmp_path)] == [2, 4, 6, 8, 10]
@@ -85,21 +72,21 @@ def test_a_run_that_stopped_early_is_finished(data, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.5, 0.4], patience=1)
     config = make_config(data, tmp_path)
     run_training(config)
-    before = checkpoints(tmp_path), lines(tmp_path)
+    before = checkpoints(tmp_path), log_of(tmp_path)
     scripted(monkeypatch, [])
     scripted(monkeypatch, [], patience=1)
     run_training(config)
-    assert (checkpoints(tmp_path), lines(tmp_path)) == before
+    assert (checkpoints(tmp_path), log_of(tmp_path)) == before
 
 
-def test_without_patience_only_the_best_checkpoint_is_kept_and_the_run_goes_to_its_end(data, tmp_path, monkeypatch):
+def test_without_patience_the_run_goes_to_its_end_and_keeps_the_best_checkpoint(data, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.2, 0.9, 0.1, 0.0], every=2)
     run_training(make_config(data, tmp_path, training={"steps": 7}))
-    assert [step for step, _ in validations(tmp_path)] == [2, 4, 6, 7], "the last step is scored too"
+    assert [step for step, _ in validations(tmp_path)] == [2, 4, 6, 7], "the last step is always scored"
     assert checkpoints(tmp_path).keys() == {"step-00000004", "step-00000007"}
 
 
-def test_a_new_best_checkpoint_takes_the_place_of_the_old_one(data, tmp_path, monkeypatch):
+def test_a_new_best_checkpoint_replaces_the_old_one(data, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     run_training(make_config(data, tmp_path))
     assert checkpoints(tmp_path).keys() == {"step-00000006"}
@@ -126,7 +113,7 @@ def test_fine_tuning_starts_from_the_best_weights(data, tmp_path, monkeypatch):
     assert torch.equal(started, best) and not torch.equal(best, last)
 
 
-def test_a_score_that_is_not_finite_stops_the_run_and_saves_nothing(data, tmp_path, monkeypatch):
+def test_a_non_finite_score_stops_the_run_and_saves_nothing(data, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.5, float("nan")])
     with pytest.raises(NotFiniteError, match="validation score is not finite after step 2"):
         run_training(make_config(data, tmp_path))
@@ -134,7 +121,7 @@ def test_a_score_that_is_not_finite_stops_the_run_and_saves_nothing(data, tmp_pa
 
 
 @pytest.mark.parametrize("best", ['{"score": 1}', "[]", '{"score": "x", "step": 1, "misses": 0}'])
-def test_a_damaged_best_is_told(data, tmp_path, monkeypatch, best):
+def test_a_damaged_best_score_is_reported(data, tmp_path, monkeypatch, best):
     scripted(monkeypatch, [0.5])
     run_training(make_config(data, tmp_path, training={"steps": 1}))
     state = tmp_path / "checkpoints/step-00000001/state.json"
@@ -153,33 +140,21 @@ def test_the_best_of_scores_by_hand():
 # --- resuming
 
 
-class Killed(BaseException):
-    pass
-
-
-def kill_at(step):
-    def progress(report):
-        if report.step == step:
-            raise Killed
-
-    return progress
-
-
 CONFIGS = {"vqa": vqa_config, "caption": caption_config}
 
 
 @pytest.mark.parametrize("task", CONFIGS)
-def test_a_run_that_is_killed_stops_at_the_same_step_with_the_same_best_checkpoint(data, tmp_path, task):
+def test_a_killed_run_stops_early_at_the_same_step_with_the_same_best_checkpoint(data, tmp_path, task):
     training = {"steps": 30, "save_every": 3, "learning_rate": 3e-2}
     whole = run_training(CONFIGS[task](data, tmp_path / "whole", training, patience=2))
     steps = [step for step, _ in validations(whole)]
-    assert 4 < steps[-1] < 30, "it stops early, or else this test shows nothing"
+    assert 4 < steps[-1] < 30, "it must stop early for this test to show anything"
     for killed_at in sorted({1, 5, steps[-1] - 1, steps[-1]}):
         config = CONFIGS[task](data, tmp_path / str(killed_at), training, patience=2)
         with pytest.raises(Killed):
-            run_training(config, kill_at(killed_at))
+            run_training(config, at_step(killed_at, kill))
         run_training(config)
-        assert lines(config.output) == lines(whole)
+        assert log_of(config.output) == log_of(whole)
         assert checkpoints(config.output) == checkpoints(whole)
 
 
@@ -188,23 +163,23 @@ def test_how_often_checkpoints_are_saved_changes_nothing(data, tmp_path):
     for save_every in (1, 100):
         config = vqa_config(data, tmp_path / str(save_every), {"steps": 9, "save_every": save_every}, patience=2)
         runs.append(run_training(config))
-    assert lines(runs[0]) == lines(runs[1]) and checkpoints(runs[0]) == checkpoints(runs[1])
+    assert log_of(runs[0]) == log_of(runs[1]) and checkpoints(runs[0]) == checkpoints(runs[1])
 
 
 @pytest.mark.parametrize("task", CONFIGS)
-def test_validating_changes_nothing_of_the_training(data, tmp_path, task):
+def test_validating_does_not_change_training(data, tmp_path, task):
     with_it = run_training(CONFIGS[task](data, tmp_path / "with"))
     without = run_training(make_config(data, tmp_path / "without", task))
     weights = [(latest_checkpoint(run) / "model.safetensors").read_bytes() for run in (with_it, without)]
     assert weights[0] == weights[1]
-    assert [line for line in lines(with_it) if "loss" in line] == lines(without)
+    assert [line for line in log_of(with_it) if "loss" in line] == log_of(without)
 
 
 # --- what the scores are
 
 
 def last_weights(run):
-    """The run's model at its last step, in the place of its best."""
+    """The run's model with the weights of its last step instead of its best."""
     trained = load_model(run)
     trained.model.load_state_dict(read_weights(latest_checkpoint(run) / "model.safetensors"), strict=False)
     return replace(trained, trained_on=NOTHING)
@@ -229,12 +204,12 @@ def test_captions_are_scored_by_cider_d_of_the_greedy_ones(data, tmp_path):
     assert validations(run)[-1] == (20, pytest.approx(wanted)) and wanted > 0
 
 
-def test_captions_may_be_scored_by_their_loss_without_smoothing_and_dropping(data, tmp_path):
+def test_captions_can_be_scored_by_their_loss_without_smoothing_and_dropping(data, tmp_path):
     section = {"captions": data.captions, "every": 3, "metric": "loss"}
     changes = {"model": {"dropout": 0}, "seq2seq": {"captions": 3}, "validation": section}
     rate = {"learning_rate": 1e-9, "steps": 3, "rows_per_step": 10_000, "rows_per_micro_batch": 10_000}
     run = run_training(make_config(data, tmp_path / "plain", "caption", training=rate, **changes))
-    losses = [line["loss"] for line in lines(run) if "loss" in line]
+    losses = [line["loss"] for line in log_of(run) if "loss" in line]
     # the weights hardly move, and every step has all captions of every image
     assert validations(run) == [(3, pytest.approx(-losses[-1], rel=1e-4))]
     drop = DropWorstConfig(share=0.4, after=0)
@@ -244,7 +219,7 @@ def test_captions_may_be_scored_by_their_loss_without_smoothing_and_dropping(dat
     assert validations(run_training(other)) == [(3, pytest.approx(-losses[-1], rel=1e-4))]
 
 
-def test_a_subset_has_the_size_that_is_asked_for_and_its_seed_decides_which(data, tmp_path, monkeypatch):
+def test_a_subset_has_the_configured_size_and_depends_on_its_seed(data, tmp_path, monkeypatch):
     asked = []
 
     def note(answers, questions):
@@ -257,7 +232,7 @@ def test_a_subset_has_the_size_that_is_asked_for_and_its_seed_decides_which(data
     assert asked[0] == asked[1] != asked[2] and all(len(set(questions)) == 5 for questions in asked)
 
 
-def test_validation_may_have_regions_of_its_own(data, tmp_path):
+def test_validation_can_have_its_own_regions(data, tmp_path):
     other = make_data(tmp_path / "data", 4)
     section = {"questions": other.questions, "annotations": other.annotations, "regions": other.regions}
     run = run_training(vqa_config(data, tmp_path / "run", {"steps": 2}, **section))
@@ -265,7 +240,7 @@ def test_validation_may_have_regions_of_its_own(data, tmp_path):
     assert json.loads((run / "run.json").read_text())["data"]["validation questions"]["file"] == "q.json"
 
 
-def test_images_that_are_trained_on_are_told(data, tmp_path, caplog):
+def test_validating_on_training_images_is_warned_about(data, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run_training(vqa_config(data, tmp_path, {"steps": 1}))
     assert any("8 of the 8 images" in message and "trained on" in message for message in caplog.messages)
@@ -274,19 +249,19 @@ def test_images_that_are_trained_on_are_told(data, tmp_path, caplog):
 # --- mistakes
 
 
-def test_an_image_that_the_store_lacks_is_told_before_training(data, tmp_path):
+def test_an_image_missing_from_the_store_is_reported_before_training(data, tmp_path):
     other = make_data(tmp_path / "data", 12)
     config = vqa_config(data, tmp_path / "run", questions=other.questions, annotations=other.annotations)
     with pytest.raises(UserError, match="lacks image"):
         run_training(config)
 
 
-def test_questions_without_answers_are_told(data, tmp_path):
+def test_questions_without_answers_are_an_error(data, tmp_path):
     with pytest.raises(UserError, match=r"no answers to compare with; give validation\.annotations"):
         run_training(vqa_config(data, tmp_path, annotations=None))
 
 
-def test_cider_d_of_one_image_is_told(data, tmp_path):
+def test_cider_d_of_one_image_is_an_error(data, tmp_path):
     with pytest.raises(UserError, match="use more images"):
         run_training(caption_config(data, tmp_path, subset=1))
 
@@ -301,13 +276,13 @@ def test_captions_are_split_into_plain_words():
     assert plain_words("...") == []
 
 
-def test_endings_that_something_has_to_follow_are_bad():
+def test_incomplete_endings_are_bad():
     bad = ["", "a man with", "a dog and a", "two birds that are", "the top of"]
     good = ["a man with a hat", "a plane flying by", "a cat looking up", "people walking in"]
     assert [ends_badly(plain_words(text)) for text in bad + good] == [True] * 5 + [False] * 4
 
 
-def test_a_folder_in_which_nothing_was_trained_for_a_mistake_takes_the_mended_configuration(data, tmp_path):
+def test_a_failed_validation_setup_releases_the_run_folder(data, tmp_path):
     with pytest.raises(UserError, match="use more images"):
         run_training(caption_config(data, tmp_path, subset=1))
     assert not (tmp_path / "run.json").exists() and not (tmp_path / "tokenizer.json").exists()

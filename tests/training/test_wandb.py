@@ -5,32 +5,25 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from dimvl.errors import UserError
-from dimvl.training.report import NoLog, open_log
+from dimvl.training.report import Log, open_log
 from dimvl.training.run import run_training
 from dimvl.training.wandb_files import offline_records, offline_rows
-from tests.tiny_runs import make_config, make_data
-from tests.training.test_loop import Killed, kill, stop_at
+from tests.tiny_runs import make_config
+from tests.training.runs import ROOT, Killed, at_step, kill
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
-    monkeypatch.setenv("WANDB_MODE", "offline")  # should a test forget to say so
-    monkeypatch.setenv("HOME", str(tmp_path))  # no login of whoever runs this
+    monkeypatch.setenv("WANDB_MODE", "offline")  # in case a test forgets to set it
+    monkeypatch.setenv("HOME", str(tmp_path))  # no login of the user
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
 
 
 def config_of(data, output, task="pretrain", mode="offline", steps=8, **changes):
@@ -43,7 +36,7 @@ def lines(run, name="log.jsonl"):
 
 
 def records(run):
-    """All records of a run's last start, which wandb may still be writing when it says that it is done."""
+    """All records of a run's last start, which wandb may still be writing when it returns."""
     until = time.monotonic() + 30
     while True:
         found = list(offline_records(files(run)[-1]))
@@ -61,7 +54,7 @@ def files(run):
     return sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-def test_every_step_is_in_the_wandb_log_with_the_values_of_the_run_s_own(data, tmp_path):
+def test_every_step_is_in_wandb_with_the_values_of_the_runs_own_log(data, tmp_path):
     run = run_training(config_of(data, tmp_path / "run"))
     assert [row["_step"] for row in rows(run)] == list(range(1, 9))
     for row, line in zip(rows(run), lines(run), strict=True):
@@ -69,7 +62,7 @@ def test_every_step_is_in_the_wandb_log_with_the_values_of_the_run_s_own(data, t
         assert {name: row[f"loss/{name}"] for name in line["losses"]} == line["losses"]
 
 
-def test_a_file_that_ends_anywhere_gives_the_records_before_its_end(data, tmp_path):
+def test_a_truncated_file_yields_its_complete_records(data, tmp_path):
     whole = records(run_training(config_of(data, tmp_path / "run", steps=1)))
     content = files(tmp_path / "run")[-1].read_bytes()
     for end in range(7, len(content), max(1, len(content) // 200)):
@@ -78,12 +71,12 @@ def test_a_file_that_ends_anywhere_gives_the_records_before_its_end(data, tmp_pa
         assert found == whole[: len(found)] and len(found) < len(whole)
 
 
-def test_the_run_its_group_configuration_and_revision_are_told(data, tmp_path):
+def test_wandb_knows_the_run_its_group_configuration_and_revision(data, tmp_path):
     run = run_training(config_of(data, tmp_path / "run", steps=1))
-    (told,) = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"]
-    assert (told.project, told.display_name, told.run_group, told.job_type) == ("dimvl", "run", "run", "pretrain")
-    assert told.run_id == (run / "wandb_id").read_text()
-    values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in told.config.update}
+    (sent,) = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"]
+    assert (sent.project, sent.display_name, sent.run_group, sent.job_type) == ("dimvl", "run", "run", "pretrain")
+    assert sent.run_id == (run / "wandb_id").read_text()
+    values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in sent.config.update}
     assert values["model"]["width"] == 16 and values["seed"] == 3
     assert values["git_revision"] == json.loads((run / "run.json").read_text())["git_revision"]
 
@@ -108,7 +101,7 @@ run_training(config_of(data, Path(output), task, **(vqa(data) if task == "vqa" e
 
 def kill_after(data, run, step, task="pretrain"):
     paths = [data.regions, data.captions, data.questions, data.annotations, run, task, str(step)]
-    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not the one of this process
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not that of this process
     command = [sys.executable, "-c", KILLED, *paths]
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=300)
     assert done.returncode == -9, done.stderr
@@ -116,14 +109,14 @@ def kill_after(data, run, step, task="pretrain"):
 
 
 def wait_for_silence(run):
-    """Wait until the process that wandb leaves behind has written what it has."""
+    """Wait until wandb's own process, which outlives the run, has written what it has."""
     size = -1
     while size != (size := sum(file.stat().st_size for file in files(run))):
         time.sleep(1)
 
 
 @pytest.mark.parametrize("steps", [(5,), (5, 7)])
-def test_a_run_that_was_killed_has_every_step_once_and_in_order_in_one_wandb_run(data, tmp_path, steps):
+def test_a_killed_run_has_every_step_once_and_in_order_in_one_wandb_run(data, tmp_path, steps):
     run = tmp_path / "run"
     for step in steps:
         kill_after(data, run, step)
@@ -136,23 +129,23 @@ def test_a_run_that_was_killed_has_every_step_once_and_in_order_in_one_wandb_run
     assert (run / "wandb_id").read_text() == identity and len(files(run)) == len(steps) + 1
 
 
-def test_steps_that_are_repeated_after_a_checkpoint_are_not_sent_twice(data, tmp_path):
+def test_steps_repeated_after_a_checkpoint_are_not_sent_twice(data, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(Killed):  # wandb ends well, so that everything is on disk
-        run_training(config_of(data, run), stop_at(5, kill))
+    with pytest.raises(Killed):  # wandb finishes, so everything is on disk
+        run_training(config_of(data, run), at_step(5, kill))
     assert [row["_step"] for row in rows(run)] == [1, 2, 3, 4, 5]
     run_training(config_of(data, run))
     assert [row["_step"] for row in rows(run)] == list(range(1, 9)) and len(files(run)) == 2
 
 
-def test_a_start_within_the_same_second_as_another_is_read_too(data, tmp_path):
+def test_a_second_start_within_one_second_is_read_too(data, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(Killed):
-        run_training(config_of(data, run), stop_at(5, kill))
+        run_training(config_of(data, run), at_step(5, kill))
     run_training(config_of(data, run))
     first, second = (file.parent for file in files(run))
     if second.name != f"{first.name}-1":
-        second.rename(first.with_name(f"{first.name}-1"))  # as wandb names it then
+        second.rename(first.with_name(f"{first.name}-1"))  # as wandb would name it
     assert [row["_step"] for row in rows(run)] == list(range(1, 9))
 
 
@@ -161,28 +154,28 @@ def vqa(data):
 
 
 def tables(run):
-    """Step -> rows of the table of predictions, from the files that wandb has written."""
+    """The table of predictions of each step, from the files that wandb has written."""
     found = {}
     for row in rows(run):
         if "predictions/path" in row:
-            file, *_ = run.glob(f"wandb/offline-run-*/files/{row['predictions/path']}")  # its name has its checksum
+            file, *_ = run.glob(f"wandb/offline-run-*/files/{row['predictions/path']}")  # with a checksum in its name
             found[row["_step"]] = json.loads(file.read_text())
     return found
 
 
-def test_predictions_on_a_fixed_sample_of_questions_are_in_the_run_and_in_wandb(data, tmp_path):
+def test_predictions_for_a_fixed_sample_of_questions_are_in_the_run_and_in_wandb(data, tmp_path):
     run = run_training(config_of(data, tmp_path / "run", "vqa", **vqa(data)))
-    told = lines(run, "predictions.jsonl")
-    assert [line["step"] for line in told] == [2, 4, 6, 8]
-    assert len({tuple(item["question_id"] for item in line["predictions"]) for line in told}) == 1
-    for item in told[-1]["predictions"]:
+    validated = lines(run, "predictions.jsonl")
+    assert [line["step"] for line in validated] == [2, 4, 6, 8]
+    assert len({tuple(item["question_id"] for item in line["predictions"]) for line in validated}) == 1
+    for item in validated[-1]["predictions"]:
         assert set(item) == {"question_id", "image_id", "question", "answers", "truth"}
         assert item["truth"][0] in ("yes", "no", "red") and len(item["answers"]) == 3
         probabilities = [probability for _, probability in item["answers"]]
         assert probabilities == sorted(probabilities, reverse=True)
     written = tables(run)
     assert list(written) == [2, 4, 6, 8]
-    for line in told:
+    for line in validated:
         table = written[line["step"]]
         assert table["columns"] == list(line["predictions"][0])
         assert [row[0] for row in table["data"]] == [item["question_id"] for item in line["predictions"]]
@@ -190,14 +183,14 @@ def test_predictions_on_a_fixed_sample_of_questions_are_in_the_run_and_in_wandb(
     assert scores == {line["step"]: line["validation"] for line in lines(run) if "validation" in line}
 
 
-def test_predicted_captions_are_in_the_run_with_their_references_without_wandb_too(data, tmp_path):
+def test_predicted_captions_and_their_references_are_in_the_run_even_without_wandb(data, tmp_path):
     section = {"captions": data.captions, "every": 4}
     config = config_of(data, tmp_path / "run", "caption", "disabled", validation=section)
     run = run_training(config)
-    told = lines(run, "predictions.jsonl")
-    assert [line["step"] for line in told] == [4, 8] and not (run / "wandb").exists()
+    validated = lines(run, "predictions.jsonl")
+    assert [line["step"] for line in validated] == [4, 8] and not (run / "wandb").exists()
     validations = [line["validation"] for line in lines(run) if "validation" in line]
-    for line, score in zip(told, validations, strict=True):
+    for line, score in zip(validated, validations, strict=True):
         assert len(line["predictions"]) == 8 and all(item["references"] for item in line["predictions"])
         mean = sum(item["cider"] for item in line["predictions"]) / 8
         assert mean == pytest.approx(score, abs=1e-4)  # rounded to 4 digits
@@ -213,7 +206,7 @@ def test_a_killed_run_has_the_predictions_of_each_validation_once(data, tmp_path
     assert [row["_step"] for row in rows(run)] == list(range(1, 9))
 
 
-def test_without_wandb_it_is_not_imported(data, tmp_path):
+def test_wandb_is_imported_only_if_it_is_used(data, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom dimvl.training.run import run_training\n"
         "from tests.tiny_runs import make_config, make_data\nfolder = Path(sys.argv[1])\n"
@@ -223,7 +216,7 @@ def test_without_wandb_it_is_not_imported(data, tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path / "data"], cwd=ROOT, check=True)
 
 
-def test_online_without_a_login_is_one_sentence_and_leaves_the_log_as_it_is(data, tmp_path, monkeypatch):
+def test_online_without_a_login_is_one_sentence_and_leaves_the_log_unchanged(data, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     config = config_of(data, tmp_path / "run", mode="online")
     with pytest.raises(
@@ -234,7 +227,7 @@ def test_online_without_a_login_is_one_sentence_and_leaves_the_log_as_it_is(data
     assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 9))
 
 
-def test_a_rank_that_does_not_lead_logs_nothing(data, tmp_path):
+def test_other_ranks_log_nothing(data, tmp_path):
     class Second:
         rank, size, waited = 1, 2, 0.0
 
@@ -245,5 +238,5 @@ def test_a_rank_that_does_not_lead_logs_nothing(data, tmp_path):
             return values
 
     with open_log(tmp_path, config_of(data, tmp_path), 0, Second()) as log:
-        assert isinstance(log, NoLog)
+        assert type(log) is Log
     assert not list(tmp_path.glob("wandb*")) and not (tmp_path / "log.jsonl").exists()

@@ -1,37 +1,36 @@
-"""Products of row matrices, by the faster of the two libraries that torch has for them on a processor.
+"""Matrix products and linear layers for training, by the faster of the two libraries that torch has on a CPU.
 
-torch gives fp32 products to MKL, which takes AVX2 on processors that are not Intel's, and bf16 products to oneDNN,
-which takes AVX-512 wherever it is. Where there is AVX-512 fp32 goes to oneDNN here too: on an AMD EPYC at twice the
-rate (docs/experiments.md). It is the same arithmetic with sums in another order. For prediction see `packed.py`.
+torch gives fp32 products to MKL, which uses AVX2 on CPUs that are not Intel's, and bf16 products to oneDNN, which uses
+AVX-512 wherever the CPU has it. On such a CPU fp32 products go to oneDNN here too: twice as fast on an AMD EPYC
+(docs/experiments.md). The arithmetic is the same, with sums in another order. For prediction see `packed.py`.
 """
 
-import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
 
-from dimvl.model.packed import can_pack
 
-# oneDNN makes a kernel for each shape and keeps the last 1,024, and torch as many of its own around them: with ragged
-# batches, which hardly ever repeat a shape, a gigabyte. A batch needs far fewer. Both are read at the first product.
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "64")
+def onednn_is_faster() -> bool:
+    """Return whether torch has oneDNN's linear layers, which are not public, and the CPU has AVX-512."""
+    has_layers = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_layers and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
-_HAS_ONEDNN = can_pack()
 
-if _HAS_ONEDNN:
+ONEDNN_IS_FASTER = onednn_is_faster()
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _operations(rows: torch.Size, weight: torch.Size, *rest: Any, out_shape: torch.Size, **named: Any) -> int:
-        """Let torch's counter of operations see these products too."""
-        return 2 * out_shape.numel() * rows[-1]
+
+def _count_flops(rows: torch.Size, weight: torch.Size, *rest: Any, out_shape: torch.Size, **named: Any) -> int:
+    return 2 * out_shape.numel() * rows[-1]
+
+
+FLOP_FORMULAS = {torch.ops.mkldnn._linear_pointwise: _count_flops} if ONEDNN_IS_FASTER else {}
+"""`custom_mapping` of torch's `FlopCounterMode`, which otherwise misses these products."""
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply two matrices, neither of which needs to be contiguous: (N, K), (K, M) -> (N, M). It has no gradient."""
+    """Multiply two matrices, contiguous or not: (N, K), (K, M) -> (N, M). It has no gradient."""
     return _onednn(left, right.t(), None) if _takes_onednn(left) and left.numel() else left @ right
 
 
@@ -47,8 +46,8 @@ class Linear(nn.Linear):
 
 
 def _takes_onednn(rows: Tensor) -> bool:
-    """Whether oneDNN takes these rows; what is compiled is left to the compiler, and guards no size here."""
-    if torch.compiler.is_compiling() or not _HAS_ONEDNN:
+    """Return whether these rows go to oneDNN; compiled code is left to the compiler, so that it guards no size here."""
+    if torch.compiler.is_compiling() or not ONEDNN_IS_FASTER:
         return False
     return rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.ndim == 2
 
@@ -61,8 +60,8 @@ def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _OnednnLinear(torch.autograd.Function):
     """rows W^T + b.
 
-    Zero rows come here too: torch's own layer hands out the gradient of the bias before that of the weight, and ranks
-    that have them in another order mix them up (ZeRO 2 sums them in the order in which they come).
+    Zero rows take this path too: torch's own layer produces the gradient of the bias before that of the weight, and
+    ZeRO 2 sums gradients over ranks in the order in which they arrive, so one order must hold on every rank.
     """
 
     @staticmethod

@@ -2,14 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from dimvl.model.packed import PackedLinear, can_pack, pack_linears
+from dimvl.cpu.linear import onednn_is_faster
+from dimvl.cpu.packed import PackedLinear, pack_linears
 from tests.factories import make_batch, make_layout, make_model
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn_is_faster(), reason="needs a CPU with AVX-512 and torch with oneDNN")
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (33, 7), (0, 7), (2, 5, 7)])
-def test_a_packed_layer_equals_the_plain_one_and_keeps_nothing_of_it_but_the_bias(shape):
+def test_a_packed_layer_equals_the_plain_one_and_keeps_only_its_bias(shape):
     plain = nn.Linear(7, 11)
     packed = PackedLinear(plain)
     with torch.inference_mode():
@@ -19,7 +20,7 @@ def test_a_packed_layer_equals_the_plain_one_and_keeps_nothing_of_it_but_the_bia
     assert [name for name, _ in packed.named_parameters()] == ["bias"]
     before = packed(torch.ones(1, 7))
     plain.weight.data.zero_()
-    assert torch.equal(packed(torch.ones(1, 7)), before), "the weight is its own"
+    assert torch.equal(packed(torch.ones(1, 7)), before), "the packed weight is a copy"
 
 
 @pytest.mark.parametrize("split", [[], ["qkv"], ["qkv", "out", "norm", "ffn"]])
@@ -29,7 +30,7 @@ def test_a_packed_model_computes_the_same_rows_and_heads(split):
     pack_linears(packed)
     kinds = {name: type(module) for name, module in packed.named_modules()}
     assert kinds["encoder.layers.0.qkv.language"] is kinds["answer_head.outer"] is PackedLinear
-    assert issubclass(kinds["regions.geometry"], nn.Linear), "too small to be worth it"
+    assert issubclass(kinds["regions.geometry"], nn.Linear), "too small to be packed"
     assert issubclass(kinds["word_head.decoder"], nn.Linear) and kinds["word_head.transform.dense"] is PackedLinear
     batch = make_batch(make_layout(1))
     with torch.inference_mode():
@@ -40,13 +41,13 @@ def test_a_packed_model_computes_the_same_rows_and_heads(split):
     assert expected.abs().max() > 0.1
 
 
-def test_what_is_not_float32_stays_as_it_is():
+def test_layers_that_are_not_float32_are_not_packed():
     model = make_model(width=192, heads=4).bfloat16()
     pack_linears(model)
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
 
 
-def test_a_processor_where_it_does_not_pay_keeps_its_layers(monkeypatch):
+def test_layers_are_not_packed_on_a_cpu_without_avx512(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     model = make_model(width=192, heads=4)
     pack_linears(model)
@@ -56,5 +57,5 @@ def test_a_processor_where_it_does_not_pay_keeps_its_layers(monkeypatch):
 def test_a_packed_model_refuses_to_be_saved_without_its_weights():
     model = make_model(width=192, heads=4)
     pack_linears(model)
-    with pytest.raises(RuntimeError, match=r"encoder.layers.0.qkv.language is laid out for prediction"):
+    with pytest.raises(RuntimeError, match=r"encoder.layers.0.qkv.language is packed for prediction"):
         model.state_dict()

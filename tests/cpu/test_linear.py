@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from dimvl.cpu import linear
+from dimvl.cpu.linear import Linear, product
 from dimvl.data.layout import Layout
-from dimvl.model import linear
-from dimvl.model.linear import Linear, product
 from tests.factories import make_batch, make_model
 
-ONEDNN = pytest.mark.skipif(not linear._HAS_ONEDNN, reason="needs a processor with AVX-512 and torch with oneDNN")
+ONEDNN = pytest.mark.skipif(not linear.ONEDNN_IS_FASTER, reason="needs a CPU with AVX-512 and torch with oneDNN")
 
 
 def pair(dtype=torch.float32):
@@ -30,7 +30,7 @@ def outputs_and_gradients(layer, rows, weights):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [0, 1, 33])
-def test_a_linear_layer_equals_that_of_torch_in_outputs_and_gradients(count, dtype):
+def test_a_linear_layer_equals_torchs_in_outputs_and_gradients(count, dtype):
     torch.manual_seed(0)
     rows, weights = torch.randn(count, 24, dtype=dtype), torch.randn(count, 40, dtype=dtype)
     for one, other in zip(*(outputs_and_gradients(layer, rows, weights) for layer in pair(dtype)), strict=True):
@@ -38,25 +38,25 @@ def test_a_linear_layer_equals_that_of_torch_in_outputs_and_gradients(count, dty
 
 
 @ONEDNN
-def test_fp32_rows_on_a_processor_go_to_onednn_and_others_do_not(monkeypatch):
+def test_only_fp32_rows_on_a_cpu_go_to_onednn(monkeypatch):
     taken, real = [], linear._onednn
     monkeypatch.setattr(linear, "_onednn", lambda *arguments: taken.append(1) or real(*arguments))
     _, layer = pair()
     layer(torch.randn(3, 24)).sum().backward()
-    assert len(taken) == 2, "forward and weight; the rows want no gradient"
+    assert len(taken) == 2, "forward and weight gradient; the rows need no gradient"
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(3, 24)).dtype == torch.bfloat16
     layer(torch.randn(0, 24)).sum().backward()
-    assert len(taken) == 2, "there is nothing to multiply"
+    assert len(taken) == 2, "nothing to multiply"
     layer(torch.randn(2, 3, 24))
     layer.bfloat16()(torch.randn(3, 24).bfloat16())
     assert len(taken) == 2
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch asks for it itself
-def test_gradients_come_in_one_order_whatever_the_number_of_rows(compiled):
-    """ZeRO 2 sums over ranks in the order in which they come, and some ranks have no row of a kind."""
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch itself reads it
+def test_gradients_arrive_in_the_same_order_for_any_number_of_rows(compiled):
+    """ZeRO 2 sums gradients over ranks in the order of their arrival, and some ranks lack rows of a kind."""
     torch._dynamo.reset()
     model = make_model(split=["qkv", "out", "norm", "ffn"], classes=3, word_head=True, match_head=True, answers=3)
     if compiled:
@@ -84,7 +84,7 @@ def test_gradients_come_in_one_order_whatever_the_number_of_rows(compiled):
     assert len(found[0]) > 50 and all(one == found[0] for one in found)
 
 
-def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own():
+def test_frozen_weights_get_no_gradient_and_the_others_get_theirs():
     torch.manual_seed(0)
     plain, fast = pair()
     rows = [torch.randn(5, 24).requires_grad_()]
@@ -94,11 +94,11 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own():
         layer(given).square().sum().backward()
     assert fast.weight.grad is None
     torch.testing.assert_close(fast.bias.grad, plain.bias.grad, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(rows[1].grad, rows[0].grad, atol=1e-5, rtol=1e-5)  # of what comes before it
+    torch.testing.assert_close(rows[1].grad, rows[0].grad, atol=1e-5, rtol=1e-5)  # the gradient of the rows
 
 
 @pytest.mark.parametrize("shapes", [((5, 7), (7, 3)), ((1, 7), (7, 1)), ((0, 7), (7, 3))])
-def test_products_take_matrices_that_are_not_contiguous(shapes):
+def test_products_accept_matrices_that_are_not_contiguous(shapes):
     torch.manual_seed(0)
     left, right = (torch.randn(*shape[::-1]).t() for shape in shapes)
     torch.testing.assert_close(product(left, right), left @ right, atol=1e-5, rtol=1e-5)
@@ -107,8 +107,10 @@ def test_products_take_matrices_that_are_not_contiguous(shapes):
 GROWTH = """
 import resource
 import torch
-from dimvl.model.linear import Linear
+from dimvl import cpu
+from dimvl.cpu.linear import Linear
 
+cpu.configure()
 torch.set_num_threads(1)
 layer, wide = Linear(64, 192), torch.randn(2000, 64)
 peaks = []
