@@ -1,11 +1,13 @@
-"""Draw the picture of the README from a finished demo: regions and tags, caption, answers.
+"""Draw the image of the README from a finished demo: regions and tags, caption, answers.
 
-python tools/draw_demo_picture.py runs/demo docs/images/demo.png
+python tools/draw_demo_image.py runs/demo docs/images/demo.png
 """
 
 import argparse
 import textwrap
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from dimvl.demo_config import Places
 from dimvl.drawing import draw_regions
@@ -14,7 +16,6 @@ from dimvl.regions.images import load_image
 
 
 def main() -> None:
-    """Read the demo's examples and write one PNG."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", type=Path)
     parser.add_argument("out", type=Path)
@@ -22,16 +23,12 @@ def main() -> None:
     arguments = parser.parse_args()
     places = Places(arguments.demo)
     example = read_json(places.scores / "examples.json")[arguments.example]
-    picture = load_image(places.scenes / "heldout" / "images" / example["picture"])
+    image = load_image(places.scenes / "heldout" / "images" / example["picture"])
     regions = example["questions"][0]["regions"]
     labels = [" ".join([*region["attributes"], region["name"]]) for region in regions]
-    drawn = draw_regions(picture, [tuple(region["box"]) for region in regions], labels)
-
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
-    left.imshow(drawn)
+    left.imshow(draw_regions(image, [tuple(region["box"]) for region in regions], labels))
     left.set_axis_off()
     right.set_axis_off()
     lines = [*textwrap.wrap(f"“{example['caption']}”", 52), ""]
