@@ -95,7 +95,7 @@ def steps_of(
 ) -> TrainingSteps:
     """Return endless steps of one micro-batch of about `rows` rows, as training makes them."""
     width = processor.extractor.feature_width
-    shape = BatchShape(objectives=objectives, text_start=processor.text_start, feature_width=width)
+    shape = BatchShape(objectives=dict(objectives), text_start=processor.text_start, feature_width=width)
     budgets = {"rows_per_step": rows, "rows_per_micro_batch": rows}
     return TrainingSteps(source, shape, seed=0, steps=10**6, **budgets, plans=plans)
 
