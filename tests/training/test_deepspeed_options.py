@@ -1,10 +1,10 @@
 import re
 
 import pytest
-from dimvl.config.runs import PretrainConfig
 
 from dimvl.config import DeepSpeedConfig, TrainingConfig, validate
 from dimvl.errors import UserError
+from dimvl.tasks.pretraining import PretrainConfig
 from dimvl.training.deepspeed_options import check_known, deepspeed_options
 
 
@@ -106,11 +106,11 @@ def test_keys_that_deepspeed_would_ignore_are_refused_with_the_nearest_name():
         ({"deepspeed": {"timeout": 0}}, "deepspeed.timeout is 0"),
         (
             {"deepspeed": {}, "training": {"steps": 1, "muon_rate": 0.01}},
-            "cuts matrices into parts; take muon_rate out",
+            "splits them; remove muon_rate",
         ),
         (
             {"deepspeed": {"stage": 3}, "training": {"steps": 1, "compile": True}},
-            "take compile out, or set the stage to 2",
+            "remove compile, or set the stage to 2",
         ),
     ],
 )

@@ -157,7 +157,7 @@ def test_work_besides_the_steps_reports_its_progress(data, tmp_path):
     reported = []
     validation = {"questions": data.questions, "annotations": data.annotations, "every": 3}
     config = make_config(data, tmp_path / "run", "vqa", validation=validation)
-    run_training(config, working=lambda *work: reported.append(work))
+    run_training(config, progress=lambda *work: reported.append(work))
     assert reported[0] == ("texts tokenised", 16, 16)
     batches = [work for work in reported if work[0] == "batches validated"]
     assert batches == 2 * [("batches validated", done, batches[-1][2]) for done in range(1, batches[-1][2] + 1)]

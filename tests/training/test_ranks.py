@@ -10,7 +10,7 @@ import torch
 from dimvl.checkpoints import check_checkpoint, latest_checkpoint
 from dimvl.data.examples import ImageReader
 from dimvl.errors import OtherRankError, UserError
-from dimvl.training import run as run_module
+from dimvl.training import run_folder
 from dimvl.training.loading import prefetch
 from dimvl.training.ranks import (
     SingleProcess,
@@ -115,23 +115,23 @@ def test_ranks_on_different_kinds_of_cpu_are_refused(tmp_path, monkeypatch):
     here = threading.local()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here.kind)
     config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run")
-    described = run_module._describe(config)
+    described = run_folder.describe(config)
 
     def start(ranks):
         here.kind = ("AVX512", "AVX2")[ranks.rank]
-        run_module._check_ranks(ranks, config, described)
+        run_folder.check_ranks(ranks, config, described)
 
     for error in on_threads(2, start):
         assert isinstance(error, UserError)
-        assert "rank 1 has another kind of processor (vector instructions) than rank 0" in str(error)
+        assert "rank 1 has another kind of CPU (vector instructions) than rank 0" in str(error)
 
 
 def test_ranks_with_different_code_are_refused(tmp_path):
     config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run")
-    described = run_module._describe(config)
+    described = run_folder.describe(config)
 
     def start(ranks):
-        run_module._check_ranks(ranks, config, described | {"git_revision": ("1234", "5678")[ranks.rank]})
+        run_folder.check_ranks(ranks, config, described | {"git_revision": ("1234", "5678")[ranks.rank]})
 
     for error in on_threads(2, start):
         assert isinstance(error, UserError)

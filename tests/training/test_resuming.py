@@ -73,7 +73,7 @@ def test_a_run_resumes_from_the_previous_checkpoint_once_the_damaged_newest_one_
         run_training(config, at_step(5, terminate))
     damaged = latest_checkpoint(config.output)
     (damaged / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"damaged; remove this checkpoint to go on from the one before it"):
+    with pytest.raises(UserError, match=r"damaged; remove this checkpoint to continue from the one before it"):
         run_training(config)
     shutil.rmtree(damaged)
     assert check_checkpoint(latest_checkpoint(config.output))["step"] == 3

@@ -12,14 +12,14 @@ from dimvl.errors import UserError
 from dimvl.files import locked
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store_writer import RegionStoreWriter
-from dimvl.training import run as training_run
+from dimvl.training import run_folder
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config
 from tests.training.runs import Killed, at_step, bytes_of, kill
 
 
 def test_a_second_process_is_refused_a_run_folder_in_use(data, tmp_path, monkeypatch, undisturbed):
-    monkeypatch.setattr(training_run, "PATIENCE", 0.2)
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.2)
     config = make_config(data, tmp_path, training={"steps": 8})
     refused = []
 
@@ -61,7 +61,7 @@ def test_a_users_own_plans_folder_stays(data, tmp_path):
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "summer").write_text("sea")
     run_training(make_config(data, tmp_path))
-    assert (tmp_path / "plans" / "summer").read_text() == "sea" and not (tmp_path / training_run.PLANS).exists()
+    assert (tmp_path / "plans" / "summer").read_text() == "sea" and not (tmp_path / run_folder.PLANS).exists()
 
 
 @pytest.mark.parametrize("saved", [True, False])
