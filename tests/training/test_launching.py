@@ -194,7 +194,7 @@ def test_a_warning_about_data_that_all_ranks_have_is_printed_once_by_rank_0(conf
     config.write_text(yaml.safe_dump({**content, "task": "vqa", "validation": {"every": 1, **asked}}))
     results = finish(start_ranks(2, "-m", "dimvl", "finetune", config, "training.steps=1"))
     assert [code for code, _, _ in results] == [0, 0], results
-    warned = [[line for line in err.splitlines() if "were trained on" in line] for _, _, err in results]
+    warned = [[line for line in err.splitlines() if "are trained on" in line] for _, _, err in results]
     assert len(warned[0]) == 1 and warned[1] == []
 
 
