@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dimvl.callbacks import Progress
+from dimvl.data.answers import Answer
 from dimvl.data.examples import Prefix, best_regions, make_prefix
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
@@ -29,7 +30,6 @@ from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.images import load_image, quiet_decoders, upright_rgb
 from dimvl.regions.records import Regions
 from dimvl.tasks import abilities_of
-from dimvl.tasks.answering.prediction import Answer
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
 

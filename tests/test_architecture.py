@@ -101,6 +101,17 @@ def test_only_the_rooms_of_the_tasks_ask_which_task_a_run_has():
             assert not found, f"{path}: {found}; ask the interface of the task instead"
 
 
+INTERFACE = {"dimvl.tasks", "dimvl.tasks.base", "dimvl.tasks.costs", "dimvl.tasks.task"}
+
+
+def test_what_serves_every_task_imports_the_interface_of_tasks_only():
+    rooms = {"training", "planning", "profiling", "export", "predictor", "evaluation"}
+    for path in FILES:
+        if room_of(path) in rooms:
+            names = {name for name, _ in imported_modules(path) if name.startswith("dimvl.tasks")}
+            assert names <= INTERFACE, f"{path} imports {sorted(names - INTERFACE)}"
+
+
 def test_one_table_names_the_heads():
     for path in FILES:
         if path not in (PACKAGE / "model" / "heads.py", PACKAGE / "data" / "targets.py"):  # a target names its head

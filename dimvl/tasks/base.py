@@ -107,6 +107,13 @@ class ImageSource(ABC):
         """Build one example from its image's regions."""
 
 
+def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
+    """Upper bound of the rows of up to `most` captions of each of some images, [CLS] or [SEP] included."""
+    lengths, starts = captions.lengths_of(some)
+    longest = np.maximum.reduceat(lengths + 1, starts)
+    return np.minimum(np.add.reduceat(lengths + 1, starts), longest * most)
+
+
 def plain_text(words: np.ndarray, tokenizer: Tokenizer) -> Text:
     """`words [SEP]` with nothing to predict."""
     return Text(token_ids=_with_end(words, tokenizer), places=NOTHING, labels=NOTHING)

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Question, describe_file, read_questions
+from dimvl.data.answers import Answer
 from dimvl.data.examples import ImageReader, Prefix
 from dimvl.data.matching import in_store, match_file
 from dimvl.errors import UserError
@@ -28,18 +29,6 @@ from dimvl.trained_model import TrainedModel
 logger = logging.getLogger(__name__)
 TOP_ANSWERS = 3
 """Answers logged for a question of the validation sample."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The best answer with its probability, and the best few (answer, probability), best first.
-
-    Each answer has a probability of its own (a sigmoid, as is usual for VQA v2); they do not add up to 1.
-    """
-
-    text: str
-    probability: float
-    top: list[tuple[str, float]]
 
 
 @torch.inference_mode()

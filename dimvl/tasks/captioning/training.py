@@ -17,7 +17,7 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import word_loss
 from dimvl.regions.records import Detections
-from dimvl.tasks.base import ImageSource, TaskModule, seq2seq_text
+from dimvl.tasks.base import ImageSource, TaskModule, seq2seq_text, shared_rows
 from dimvl.tasks.captioning.config import DropWorstConfig, Seq2seqConfig
 
 OBJECTIVE = "captions"
@@ -106,13 +106,6 @@ class CaptionSource(ImageSource):
         if self.drop_worst is None or epoch < self.drop_worst.after:
             return example
         return replace(example, target=DropWorst(self.drop_worst.count(len(example.texts))))
-
-
-def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
-    """Upper bound of the rows of up to `most` captions of each of some images, [CLS] or [SEP] included."""
-    lengths, starts = captions.lengths_of(some)
-    longest = np.maximum.reduceat(lengths + 1, starts)
-    return np.minimum(np.add.reduceat(lengths + 1, starts), longest * most)
 
 
 def caption_example(

@@ -26,9 +26,9 @@ from dimvl.objectives import (
     word_loss,
 )
 from dimvl.regions.records import Detections
-from dimvl.tasks.base import ImageSource, TaskModule, masked_text, plain_text
+from dimvl.tasks.base import ImageSource, TaskModule, masked_text, plain_text, shared_rows
 from dimvl.tasks.captioning.config import Seq2seqConfig
-from dimvl.tasks.captioning.training import caption_example, shared_rows
+from dimvl.tasks.captioning.training import caption_example
 from dimvl.tasks.pretraining.config import ObjectivesConfig
 
 DRAWS = 10
