@@ -1,8 +1,8 @@
-"""Measure, print and write down: `python -m benchmarks NAME`.
+"""Run a benchmark and write its result: `python -m benchmarks NAME`.
 
-A suite is a module here with `run(device, rounds, small)`, which returns what it found. A result goes to
-`benchmarks/results/NAME.json`, or `NAME-cuda.json` from a GPU; a small one is only printed. `all` gives each suite a
-process of its own, so that none changes the memory and the caches of the next.
+A suite is a module here with `run(device, rounds, small, folder)`, which returns its result; `folder` is temporary.
+The result goes to `benchmarks/results/NAME.json`, or `NAME-cuda.json` from a GPU; with --small it is only printed.
+`all` runs each suite in its own process, so that none affects the memory and the caches of the next.
 """
 
 import argparse
@@ -10,14 +10,13 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from benchmarks.harness import RESULTS, write_result
-from dimvl import cpu
 
 SUITES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef run(" in path.read_text()))
-PACKAGES = ("transformers", "deepspeed", "h5py", "lmdb", "msgpack", "pycocoevalcap", "torchvision")
 
 
 def main() -> None:
@@ -25,14 +24,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[0])
     parser.add_argument("name", choices=["all", *SUITES])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="each runs every variant once; 5 or more where it counts")
-    parser.add_argument("--small", action="store_true", help="seconds long: shows that it works, measures nothing")
-    parser.add_argument("--out", type=Path, help="file of the result instead of benchmarks/results/NAME.json")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often each variant runs; 5 or more for a real result"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="takes seconds: checks that the suite works, not the speed"
+    )
+    parser.add_argument("--out", type=Path, help="file for the result instead of benchmarks/results/NAME.json")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds} must be above 0")
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here; leave it out to measure on the processor")
+        parser.error("--device cuda: torch finds no GPU here; omit it to measure on the CPU")
     if options.name == "all":
         if options.out is not None:
             parser.error("--out is for one suite; the results of all go to benchmarks/results")
@@ -41,14 +44,14 @@ def main() -> None:
             name for name in SUITES if subprocess.run([sys.executable, "-m", "benchmarks", name, *arguments]).returncode
         ]
         sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
-    cpu.configure()
     torch.set_num_threads(1)
-    facts = import_module(f"benchmarks.{options.name}").run(options.device, options.rounds, options.small)
+    with TemporaryDirectory() as folder:
+        suite = import_module(f"benchmarks.{options.name}")
+        facts = suite.run(options.device, options.rounds, options.small, Path(folder))
     name = options.name if options.device == "cpu" else f"{options.name}-cuda"
     out = options.out or (None if options.small else RESULTS / f"{name}.json")
-    imported = tuple(package for package in PACKAGES if package in sys.modules)
     common = {"device": options.device, "rounds": options.rounds, "small": options.small}
-    write_result(options.name, imported, out, **{**common, **facts})
+    write_result(options.name, out, **{**common, **facts})
 
 
 if __name__ == "__main__":

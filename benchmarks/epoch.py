@@ -2,109 +2,55 @@
 
     python -m benchmarks epoch
 
-For each size, a region store of so many images and one caption for each are written; then a fresh process opens them
-as pretraining does, finds the images in the store, and plans the first epoch; then another process opens the same and
-finds both done. Memory is what the process holds of its
-own above what it held before (`kept`) and at its highest (`peak`), in bytes an example; time is of the processor, in
-microseconds an example. Dealing is measured by itself: one step of `rows_per_gpu` rows on every GPU, dealt over all of
-them, which every process does for itself. Batches are made of images with 36 regions x 2048 float16 and one caption.
+For each size, a region store of that many images and one caption each are written. A fresh process then opens them as
+pretraining does, finds the images in the store and plans the first epoch; another process opens the same stores and
+finds both done. Memory is the process's own above what it had before (`kept`) and its highest (`peak`), in bytes per
+example; time is CPU time in microseconds per example. Dealing is measured on its own: one step of `ROWS_PER_GPU` rows
+per GPU, dealt over all GPUs, which every process does for itself. Batches are made of images with 36 regions x 2048
+float16 and one caption of about 12 words.
 """
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.data import TEXTS, make_extractor, make_processor, steps_of, write_regions, write_texts
 from benchmarks.harness import in_fresh_process, memory
-from benchmarks.memory import EXTRACTOR, TEXTS, write_regions
-from dimvl.data.examples import BatchShape, ImageReader
-from dimvl.data.processor import Processor
+from benchmarks.memory import WIDTH, write_narrow_regions
+from dimvl.data.examples import ImageReader
 from dimvl.data.sampler import TrainingSteps, deal
-from dimvl.data.text_store import FORMAT, TextStore
-from dimvl.data.tokenizer import Tokenizer
-from dimvl.files import write_json
-from dimvl.regions.records import Extractor, Regions
+from dimvl.data.text_store import TextStore
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
 from dimvl.tasks.captioning import Seq2seqConfig
 from dimvl.tasks.pretraining import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainSource, target_specs
 
-WORDS, ROWS_PER_STEP, ROWS_PER_GPU = 12, 65_536, 8192
-REAL = Extractor(
-    name="real", fingerprint="0" * 64, parameters={}, feature_width=2048, classes=EXTRACTOR.classes, attributes=()
-)
+ROWS_PER_STEP, ROWS_PER_GPU = 65_536, 8192
+CAPTIONS = tuple(" ".join(" ".join(TEXTS).split()[:words]) for words in range(6, 19))
 
 
-def write_texts(folder: Path, images: int) -> None:
-    """Write the arrays of a text store with one caption of about `WORDS` tokens for each image."""
-    lengths = np.random.default_rng(0).integers(WORDS // 2, 3 * WORDS // 2 + 1, images)
-    ids = np.frombuffer("".join(f"{number:012}" for number in range(images)).encode(), dtype=np.uint8)
-    arrays = {
-        "token_ids": np.full(lengths.sum(), 7, dtype=np.int32),
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]),
-        "text_ids": np.arange(images),
-        "groups": np.arange(images + 1),
-        "image_bytes": ids,
-        "image_offsets": 12 * np.arange(images + 1),
-        "label_offsets": np.zeros(images + 1, dtype=np.int64),
-        "label_ids": np.zeros(0, dtype=np.int32),
-        "label_scores": np.zeros(0, dtype=np.float32),
-    }
-    folder.mkdir(parents=True)
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
-    write_json(folder / "manifest.json", {"format": FORMAT, "texts_cut": 0})
-
-
-def write_real_regions(folder: Path, images: int, regions: int = 36) -> None:
-    """Write a store of images as real ones are: 36 regions x 2048."""
-    generator = np.random.default_rng(0)
-    corners = generator.random((regions, 2, 2)).astype(np.float32)
-    arrays = {
-        "boxes": np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1),
-        "features": generator.random((regions, 2048)).astype(np.float16),
-        "class_ids": generator.integers(0, 3, (regions, 1)).astype(np.int16),
-        "class_scores": np.full((regions, 1), 0.5, np.float16),
-        "attribute_ids": np.zeros((regions, 0), np.int16),
-        "attribute_scores": np.zeros((regions, 0), np.float16),
-    }
-    with RegionStoreWriter(folder, REAL) as writer:
-        for number in range(images):
-            writer.add(Regions(image_id=f"{number:012}", width=640, height=480, **arrays))
-
-
-def open_steps(folder: Path, extractor: Extractor) -> TrainingSteps:
+def open_steps(folder: Path, width: int) -> TrainingSteps:
     """Open both stores as a pretraining run does."""
-    tokenizer = Tokenizer.train([*TEXTS, *extractor.classes], 200)
-    processor = Processor(
-        tokenizer=tokenizer, extractor=extractor, max_regions=36, tag_tokens=20, tag_score=0.3, text_tokens=40
-    )
+    processor = make_processor(make_extractor(width))
     reader = ImageReader(RegionStore(folder / "regions"), processor.tags, processor.max_regions)
-    texts = TextStore(folder / "texts")
-    source = PretrainSource(texts, reader, ObjectivesConfig(), Seq2seqConfig(), tokenizer, seed=0)
-    shape = BatchShape(
-        objectives=target_specs(len(extractor.classes)),
-        text_start=processor.text_start,
-        feature_width=extractor.feature_width,
-    )
-    budgets = {"rows_per_step": ROWS_PER_STEP, "rows_per_micro_batch": ROWS_PER_STEP}
-    return TrainingSteps(source, shape, seed=0, steps=10**6, **budgets, plans=folder / "plans")
+    (manifest,) = folder.glob("texts/*/manifest.json")
+    texts = TextStore(manifest.parent)
+    source = PretrainSource(texts, reader, ObjectivesConfig(), Seq2seqConfig(), processor.tokenizer, seed=0)
+    return steps_of(source, processor, target_specs(len(processor.extractor.classes)), ROWS_PER_STEP, folder / "plans")
 
 
 def write(folder: Path, images: int) -> None:
     """Write both stores."""
-    write_regions(folder / "regions", images)
-    write_texts(folder / "texts", images)
+    write_narrow_regions(folder / "regions", images)
+    write_texts(folder, make_processor(make_extractor(WIDTH)).tokenizer, images, texts=CAPTIONS)
 
 
 def plan(folder: Path, images: int) -> dict[str, float]:
-    """Open, find the images and plan an epoch: bytes and microseconds an example."""
-    before = memory()
-    started = time.process_time()
-    steps = open_steps(folder, EXTRACTOR)
+    """Open, find the images and plan an epoch: bytes and microseconds per example."""
+    before, started = memory(), time.process_time()
+    steps = open_steps(folder, WIDTH)
     opened, after_opening = time.process_time(), memory()
     steps.locate(0)
     planned, after_planning = time.process_time(), memory()
@@ -118,7 +64,7 @@ def plan(folder: Path, images: int) -> dict[str, float]:
 
 
 def deal_steps() -> dict[int, dict[str, float]]:
-    """Milliseconds that dealing one step over so many GPUs takes each process."""
+    """Milliseconds that each process takes to deal one step, by number of GPUs."""
     found = {}
     for gpus in (8, 64, 512):
         costs = np.random.default_rng(0).integers(58, 99, ROWS_PER_GPU * gpus // 78)
@@ -129,10 +75,10 @@ def deal_steps() -> dict[int, dict[str, float]]:
 
 
 def batches(folder: Path, images: int) -> dict[str, float]:
-    """Documents a second of one core: read, masked, laid out as a batch."""
-    write_real_regions(folder / "regions", images)
-    write_texts(folder / "texts", images)
-    steps = open_steps(folder, REAL)
+    """Examples per second of one core: read, masked and collated into a batch."""
+    write_regions(folder / "regions", images)
+    write_texts(folder, make_processor(make_extractor()).tokenizer, images, texts=CAPTIONS)
+    steps = open_steps(folder, make_extractor().feature_width)
     steps[0]
     started, examples = time.process_time(), 0
     for number in range(1, 9):
@@ -140,12 +86,12 @@ def batches(folder: Path, images: int) -> dict[str, float]:
     return {"examples_per_second": examples / (time.process_time() - started)}
 
 
-def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
-    """Measure every size, once; `device` and `rounds` change nothing here."""
+def run(device: str, rounds: int, small: bool, folder: Path) -> dict[str, Any]:
+    """Measure every size once; `device` and `rounds` have no effect."""
     sizes = {}
     for examples in (1000,) if small else (1_000_000, 6_000_000):
-        with tempfile.TemporaryDirectory() as folder:
-            in_fresh_process(write, Path(folder), examples)
-            sizes[examples] = {name: in_fresh_process(plan, Path(folder), examples) for name in ("first", "another")}
-    with tempfile.TemporaryDirectory() as folder:
-        return {"examples": sizes, "dealing": deal_steps(), "batches": batches(Path(folder), 40 if small else 2000)}
+        place = folder / str(examples)
+        place.mkdir()
+        in_fresh_process(write, place, examples)
+        sizes[examples] = {name: in_fresh_process(plan, place, examples) for name in ("first", "another")}
+    return {"examples": sizes, "dealing": deal_steps(), "batches": batches(folder, 40 if small else 2000)}

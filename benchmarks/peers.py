@@ -1,29 +1,27 @@
-"""Other ways to train the same work, each at the best setting that we know: what dimvl is compared with.
+"""Other ways to train the same work, each at its best: what dimvl is compared with.
 
-Written here, with the weights of a `DimvlModel` so that their loss can be compared with its own:
+Written here, over the weights of a `DimvlModel`, so that their loss can be compared with its own:
 
-- `PaddedStream`: one padded stream, either with shared projections (VLP, UNITER), all in one product, embeddings and
-  word head on real rows only, or with the naive decoupled block, which projects every row with both sets and selects.
+- `PaddedStream`: one padded stream, either with shared projections (VLP, UNITER), all in one product and with
+  embeddings and word head on real rows only, or naively decoupled: every row is projected with both sets of weights.
 - `Uniter`: UNITER as published (Chen et al., ECCV 2020): padded embeddings gathered to sequences without gaps, three
   projections, an additive mask, its own GELU, word head at the masked positions.
 
-From transformers as installed: VisualBert and Lxmert, which attend eagerly only, and Bert, eager or SDPA, over regions
-projected by one layer. They compute logits at all positions that they give logits for.
-
-Every model maps a `PaddedBatch` to the mean loss of the words to predict. There is no dropout anywhere.
+`VisualBert` is that of transformers as installed; it attends eagerly only and computes logits at every position. Every
+model maps a `PaddedBatch` to the mean loss of the words to predict, without dropout.
 
 Letters: B samples, L rows of the longest, N = B x L, D width, H heads, E head width.
 """
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.samples import VOCABULARY, WIDTH, PaddedBatch
+from benchmarks.data import VOCABULARY, ModelSize
+from benchmarks.samples import PaddedBatch
 from dimvl.model.encoder import Block
 from dimvl.model.model import DimvlModel
 from dimvl.regions.torchvision_ops import import_torchvision
@@ -32,12 +30,12 @@ Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Run torch's kernel: (B, H, L, E), mask (B, 1, 1, L) added to the scores if there is one."""
+    """Attend with torch's kernel: (B, H, L, E), mask (B, 1, 1, L) added to the scores."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=None if mask is None else mask.to(query.dtype))
 
 
 def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Two products and a softmax."""
+    """Attend with two products and a softmax."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if mask is not None:
         scores = scores + mask.to(query.dtype)
@@ -67,7 +65,7 @@ class PaddedLayer(nn.Module):
 
 
 class PaddedStream(nn.Module):
-    """Embeddings on real rows, padded blocks, word head at the masked positions; products are those of dimvl."""
+    """Embeddings on real rows, padded blocks, word head at the masked positions; dimvl's own products."""
 
     def __init__(self, model: DimvlModel, core: Core) -> None:
         super().__init__()
@@ -110,7 +108,7 @@ class UniterLayer(nn.Module):
 
 
 class Uniter(nn.Module):
-    """UNITER's masked language model; weights of a shared `DimvlModel`, products as torch has them."""
+    """UNITER's masked language model with the weights of a shared `DimvlModel` and torch's own products."""
 
     def __init__(self, model: DimvlModel, core: Core) -> None:
         super().__init__()
@@ -133,106 +131,32 @@ class Uniter(nn.Module):
         return F.cross_entropy(logits.float(), batch.words)
 
 
-def import_transformers() -> ModuleType:
-    """Import transformers, whose models import torchvision where it is installed."""
-    import_torchvision()
-    import transformers
+class VisualBert(nn.Module):
+    """transformers' VisualBertForPreTraining, which takes tokens and regions, each padded to their longest."""
 
-    return transformers
-
-
-def sizes(layers: int, width: int, heads: int) -> dict[str, object]:
-    """Arguments of a configuration of transformers, without dropout."""
-    return {
-        "vocab_size": VOCABULARY,
-        **{"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads},
-        **{"intermediate_size": 4 * width, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    }
-
-
-class Published(nn.Module):
-    """A model of transformers."""
-
-    layers: nn.ModuleList
-
-    def output(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
-        """Mean loss, and logits of the tokens first."""
-        raise NotImplementedError
-
-    def forward(self, batch: PaddedBatch) -> Tensor:
-        """Mean loss."""
-        return self.output(batch)[0]
-
-
-class VisualBert(Published):
-    """transformers' VisualBertForPreTraining, which takes tokens and regions each padded to their longest."""
-
-    def __init__(self, layers: int, width: int, heads: int) -> None:
+    def __init__(self, size: ModelSize) -> None:
         super().__init__()
-        transformers = import_transformers()
-        config = transformers.VisualBertConfig(visual_embedding_dim=WIDTH, **sizes(layers, width, heads))
+        import_torchvision()  # the models of transformers import it where it is installed
+        import transformers
+
+        arguments = {"vocab_size": VOCABULARY, "visual_embedding_dim": size.feature_width, "hidden_size": size.width}
+        arguments |= {"num_hidden_layers": size.layers, "num_attention_heads": size.heads}
+        arguments |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+        config = transformers.VisualBertConfig(**arguments, intermediate_size=4 * size.width)
         self.model = transformers.VisualBertForPreTraining(config)
-        self.layers = self.model.visual_bert.encoder.layer
 
     def output(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
         """Mean loss and logits (B, T + R, V)."""
-        labels = F.pad(batch.labels, (0, batch.features.shape[1]), value=-100)
         found = self.model(
             input_ids=batch.token_ids,
             attention_mask=batch.token_mask.long(),
             visual_embeds=batch.features,
             visual_attention_mask=batch.region_mask.long(),
             visual_token_type_ids=batch.region_mask.long(),
-            labels=labels,
+            labels=F.pad(batch.labels, (0, batch.features.shape[1]), value=-100),
         )
         return found.loss, found.prediction_logits
 
-
-class Lxmert(Published):
-    """transformers' LxmertForPreTraining with the masked words alone; 9, 5 and 5 layers where others have 12."""
-
-    def __init__(self, layers: int, width: int, heads: int) -> None:
-        super().__init__()
-        transformers, some = import_transformers(), max(1, round(layers * 5 / 12))
-        config = transformers.LxmertConfig(
-            visual_feat_dim=WIDTH,
-            **sizes(layers, width, heads),
-            **{"l_layers": max(1, round(layers * 9 / 12)), "r_layers": some, "x_layers": some},
-            **{"task_matched": False, "task_obj_predict": False, "task_qa": False},
-        )
-        self.model = transformers.LxmertForPreTraining(config)
-        encoder = self.model.lxmert.encoder
-        self.layers = nn.ModuleList([*encoder.layer, *encoder.r_layers, *encoder.x_layers])
-
-    def output(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
-        """Mean loss and logits (B, T, V)."""
-        found = self.model(
-            input_ids=batch.token_ids,
-            attention_mask=batch.token_mask.float(),
-            token_type_ids=torch.zeros_like(batch.token_ids),
-            visual_feats=batch.features,
-            visual_pos=batch.geometry[..., :4],
-            visual_attention_mask=batch.region_mask.float(),
-            labels=batch.labels,
-        )
-        return found.loss, found.prediction_logits
-
-
-class Bert(Published):
-    """transformers' BertForMaskedLM over words and projected regions."""
-
-    def __init__(self, layers: int, width: int, heads: int, attention: str) -> None:
-        super().__init__()
-        transformers = import_transformers()
-        config = transformers.BertConfig(attn_implementation=attention, **sizes(layers, width, heads))
-        self.model, self.project = transformers.BertForMaskedLM(config), nn.Linear(WIDTH, width)
-        self.layers = self.model.bert.encoder.layer
-
-    def output(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
-        """Mean loss and logits (B, T + R, V)."""
-        words, regions = self.model.bert.embeddings.word_embeddings(batch.token_ids), self.project(batch.features)
-        labels = F.pad(batch.labels, (0, batch.features.shape[1]), value=-100)
-        mask = torch.cat([batch.token_mask, batch.region_mask], dim=1)
-        rows = torch.cat([words, regions.to(words.dtype)], dim=1)
-        found = self.model(inputs_embeds=rows, attention_mask=mask.long(), labels=labels)
-        return found.loss, found.logits
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """Mean loss."""
+        return self.output(batch)[0]

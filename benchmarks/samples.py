@@ -1,11 +1,11 @@
-"""Samples to train on: lengths by a seed, the ways of the field to make batches of them, and how they are laid out.
+"""Training samples of seeded lengths, the field's ways to batch them, and their ragged and padded layouts.
 
-Three length files: 100 regions + 36 tokens, 36 + 20, and mixed, as adaptive detectors give them: a lognormal number of
-regions between 10 and 100, 8 to 36 tokens. A sample is regions of 2,048 numbers with geometry and `[CLS] words [SEP]`
-of which 15% of the words are to be predicted. Everything is drawn by a seed.
+Length files: 100 regions + 36 tokens, 36 + 20, and mixed as adaptive detectors give them (a lognormal number of regions
+between 10 and 100, 8 to 36 tokens). A sample is regions of 2,048 numbers with geometry, and `[CLS] words [SEP]` with
+15% of the words to predict.
 
-Letters: S samples of a file, B samples of a batch, L rows of the longest, R and T its most regions and tokens, N rows
-in all, M words to predict, F region feature.
+Letters: S samples of a file, B samples of a batch, L rows of the longest sample, R and T its most regions and tokens,
+N rows in all, M words to predict, F region feature.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.data import VOCABULARY, WIDTH
 from dimvl.data.batch import Batch
 from dimvl.data.layout import Layout, ranges
 from dimvl.data.targets import WordTargets
 
-WIDTH, VOCABULARY, SHARE, MEDIAN_REGIONS, SIGMA = 2048, 30_522, 0.15, 30, 0.6
+SHARE, MEDIAN_REGIONS, SIGMA = 0.15, 30, 0.6
 KINDS = ("100+36", "36+20", "mixed")
 
 
@@ -33,17 +34,7 @@ def draw_lengths(kind: str, count: int, seed: int = 0) -> np.ndarray:
 
 
 def token_buckets(lengths: np.ndarray, budget: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """Make batches as UNITER's sampler does: a bucket sorted by length, cut where padding would go above a budget.
-
-    Args:
-        lengths: (S,) padded length that each sample alone would need.
-        budget: rows of a batch, padding included.
-        generator: of the order of the batches.
-
-    Returns:
-        For each batch its samples, those of 8,192 at a time sorted.
-
-    """
+    """Make batches as UNITER does: sort 8,192 lengths (S,) at a time, and cut before padding exceeds `budget` rows."""
     batches = []
     for bucket in np.array_split(generator.permutation(len(lengths)), -(-len(lengths) // 8192)):
         order, start = bucket[np.argsort(-lengths[bucket], kind="stable")], 0
@@ -55,37 +46,38 @@ def token_buckets(lengths: np.ndarray, budget: int, generator: np.random.Generat
     return batches
 
 
-def deal_again(samples: np.ndarray, batches: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """Deal samples over so many batches whatever their lengths, as dimvl does."""
-    return np.array_split(generator.permutation(samples), batches)
-
-
-def make_batch(lengths: np.ndarray, samples: np.ndarray) -> Batch:
-    """Lay samples out as dimvl does: all regions, all `[CLS]`, all texts. Every sample is drawn by its number."""
-    drawn = [_draw(int(number), *lengths[number].tolist()) for number in samples]
-    regions, tokens = lengths[samples].T
-    layout = Layout(
+def layout_of(lengths: np.ndarray) -> Layout:
+    """Lay samples out as dimvl does: all regions, all `[CLS]`, all texts."""
+    regions, tokens = lengths.T
+    return Layout(
         num_regions=regions,
         num_context=np.ones_like(regions),
         text_lengths=tokens - 1,
-        text_prefix=np.arange(len(samples)),
-        seq2seq=np.zeros(len(samples), dtype=bool),
+        text_prefix=np.arange(len(lengths)),
+        seq2seq=np.zeros(len(lengths), dtype=bool),
     )
-    places = np.concatenate([start + part["places"] for start, part in zip(layout.text_starts, drawn, strict=True)])
-    texts = np.concatenate([part["words"] for part in drawn])
-    token_ids = np.concatenate([np.full(len(samples), 1), texts])
-    positions = np.concatenate([np.zeros(len(samples), np.int64), ranges(np.ones_like(tokens), tokens - 1)])
-    targets = WordTargets(torch.from_numpy(places), torch.from_numpy(np.concatenate([p["labels"] for p in drawn])))
+
+
+def make_batch(lengths: np.ndarray, samples: np.ndarray) -> Batch:
+    """Make a ragged batch of samples, each drawn with its number as the seed."""
+    drawn = [_draw(int(number), *lengths[number].tolist()) for number in samples]
+    layout = layout_of(lengths[samples])
+    for start, part in zip(layout.text_starts, drawn, strict=True):
+        part["places"] += start
+    joined = {name: torch.from_numpy(np.concatenate([part[name] for part in drawn])) for name in drawn[0]}
+    starts = torch.zeros(len(samples), dtype=torch.long)
+    positions = torch.from_numpy(ranges(np.ones_like(layout.text_lengths), layout.text_lengths))
+    token_ids = torch.cat([starts + 1, joined["words"]])
     return Batch(
         layout=layout,
-        region_features=torch.from_numpy(np.concatenate([part["features"] for part in drawn])),
-        region_geometry=torch.from_numpy(np.concatenate([part["geometry"] for part in drawn])),
+        region_features=joined["features"],
+        region_geometry=joined["geometry"],
         region_image_index=torch.zeros(layout.num_vision, dtype=torch.long),
         region_hidden=torch.zeros(layout.num_vision, dtype=torch.bool),
-        token_ids=torch.from_numpy(token_ids),
-        positions=torch.from_numpy(positions),
-        segments=torch.ones(len(token_ids), dtype=torch.long),
-        targets={"words": targets},
+        token_ids=token_ids,
+        positions=torch.cat([starts, positions]),
+        segments=torch.ones_like(token_ids),
+        targets={"words": WordTargets(joined["places"], joined["labels"])},
     )
 
 
@@ -105,18 +97,18 @@ def _draw(number: int, regions: int, tokens: int) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedBatch:
-    """The same samples padded.
+    """The same samples, padded.
 
     Attributes:
         features: (B, R, F), with geometry (B, R, 7) and region_mask (B, R), True = a region.
         token_ids: (B, T) `[CLS] words [SEP]`, with positions (B, T) and token_mask (B, T).
         labels: (B, T), -100 where nothing is to be predicted.
-        gather: (B, L) where each row of a sequence without gaps, regions first, stands in (B, R + T); padding is 0.
-        order: (B, L) where it stands in the ragged rows; padding is 0.
-        bias: (B, 1, 1, L) 0, and -10000 at padding; None where nothing is padded.
-        vision: (N, 1) True = a region.
-        places: (M,) the words to predict among the B x L rows, with words (M,).
-        ragged: the same samples as dimvl lays them out.
+        gather: (B, L) index into (B, R + T) of each row of a sequence without gaps, regions first; 0 for padding.
+        order: (B, L) index of the same row in the ragged batch; 0 for padding.
+        bias: (B, 1, 1, L) 0, and -10000 for padding; None without padding.
+        vision: (B * L, 1) True = a region.
+        places: (M,) the words to predict among the B * L rows, with words (M,).
+        ragged: the same samples in dimvl's layout.
 
     """
 
@@ -150,13 +142,13 @@ def pad(batch: Batch) -> PaddedBatch:
     """Pad a batch."""
     layout, targets = batch.layout, batch.targets["words"]
     regions, tokens = layout.num_regions, layout.text_lengths + 1
-    total, most = regions + tokens, regions.max()
+    total, most = regions + tokens, int(regions.max())
     column = torch.arange(int(total.max()))[None]
     num_regions, num_rows = torch.from_numpy(regions)[:, None], torch.from_numpy(total)[:, None]
-    vision, mask = column < num_regions, column < num_rows
+    vision, mask, region_mask = column < num_regions, column < num_rows, torch.arange(most)[None] < num_regions
     token_rows = ranges(np.zeros_like(tokens), tokens)
     owner = np.repeat(np.arange(len(tokens)), tokens)
-    flat = np.where(token_rows == 0, owner, len(tokens) + np.arange(len(owner)) - owner - 1)  # [CLS] stand first
+    flat = np.where(token_rows == 0, owner, len(tokens) + np.arange(len(owner)) - owner - 1)  # all [CLS] come first
 
     def tokens_of(values: Tensor, fill: int) -> Tensor:
         padded = torch.full((len(tokens), int(tokens.max())), fill)
@@ -164,8 +156,8 @@ def pad(batch: Batch) -> PaddedBatch:
         return padded
 
     def regions_of(values: Tensor) -> Tensor:
-        padded = values.new_zeros(len(regions), int(most), values.shape[1])
-        padded[torch.arange(int(most))[None] < num_regions] = values
+        padded = values.new_zeros(len(regions), most, values.shape[1])
+        padded[region_mask] = values
         return padded
 
     labels = torch.full((len(batch.token_ids),), -100)
@@ -178,12 +170,12 @@ def pad(batch: Batch) -> PaddedBatch:
     return PaddedBatch(
         features=regions_of(batch.region_features),
         geometry=regions_of(batch.region_geometry),
-        region_mask=torch.arange(int(most))[None] < num_regions,
+        region_mask=region_mask,
         token_ids=tokens_of(batch.token_ids, 0),
         positions=tokens_of(batch.positions, 0),
         token_mask=tokens_of(torch.ones_like(batch.token_ids), 0).bool(),
         labels=padded_labels,
-        gather=torch.where(mask, torch.where(vision, column, column - num_regions + int(most)), 0),
+        gather=torch.where(mask, torch.where(vision, column, token + most), 0),
         order=torch.where(mask, order, 0),
         bias=None if mask.all() else (~mask).float()[:, None, None] * -10_000.0,
         vision=vision.reshape(-1, 1),

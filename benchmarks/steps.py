@@ -1,14 +1,14 @@
-"""What the data part of a training step costs, from the store to the batch that the model takes.
+"""CPU time of the data part of a training step, from the store to the batch that the model takes.
 
     python -m benchmarks steps --rounds 15
 
-Optimiser steps of captioning are built by `TrainingSteps`, as in training: about 64 images of 36 regions of 2,048
-float16 features, tags, five captions behind each. `formats` builds the same steps with images read from the formats of
-the field (`formats.py`) and everything behind reading as it is; processor time of one process, readers in turn, ratios
-to dimvl within a round. `workers` builds them in 1 to 4 processes of torch's `DataLoader`, forked and spawned, over
-1,000 and 50,000 images, and forked over 1,000 images kept as int8; it tells images per wall second and per processor
-second of the workers, and the memory that each worker has to itself early and late. Mapped files are shared with the
-page cache and among workers.
+`TrainingSteps` builds steps of captioning as in training: about 64 images with tags and five captions each.
+
+- `formats`: the same steps with images from the formats of `formats.py`; everything after reading is the same. CPU time
+  of one process, readers take turns, ratios to dimvl within a round.
+- `workers`: 1 to 4 processes of torch's `DataLoader`, forked and spawned, over 1,000 and 50,000 images, and forked over
+  1,000 images kept as int8: images per second of wall time and of the workers' CPU time, and each worker's own memory
+  early and late. Mapped files are shared with the page cache and among workers.
 """
 
 import itertools
@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,21 +26,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.formats import EXTRACTOR, Reader, Store, all_readers, id_of
-from benchmarks.harness import interleaved, ratio
-from dimvl.data.examples import BatchShape, ImageReader
-from dimvl.data.processor import Processor
+from benchmarks.data import caption_steps, make_processor
+from benchmarks.formats import EXTRACTOR, SLOW, Reader, Store, all_readers
+from benchmarks.harness import interleaved, memory, speeds
+from dimvl.data.examples import ImageReader
 from dimvl.data.sampler import TrainingSteps
-from dimvl.data.text_store import LabelledText, text_store
-from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.records import Detections
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.captioning import Seq2seqConfig
-from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 
 CAPTIONS, ROWS = 5, 64 * 110
-TEXTS = ("a small red circle left of a large blue square", "there are two blue stars", "the star is above a circle")
-SLOW = ("LMDB npz", "npz files", "TSV base64")
 
 
 class FormatImages(ImageReader):
@@ -57,44 +50,24 @@ class FormatImages(ImageReader):
 
 def make_steps(folder: Path, regions: Path, check: bool = False) -> TrainingSteps:
     """Return endless steps of captioning over a store."""
-    store = RegionStore(regions, check)
-    tokenizer = Tokenizer.train([*TEXTS, *EXTRACTOR.classes, *EXTRACTOR.attributes], 2000)
-    source = folder / f"captions-{len(store)}.json"
-    source.write_text(str(len(store)))
-    numbered = [(image, number) for image in range(len(store)) for number in range(CAPTIONS)]
-    texts = [LabelledText(CAPTIONS * image + n, id_of(image), TEXTS[(image + n) % 3]) for image, n in numbered]
-    captions = text_store(folder / "texts", tokenizer, 40, [source], texts)
-    processor = Processor(
-        tokenizer=tokenizer, extractor=EXTRACTOR, max_regions=36, tag_tokens=20, tag_score=0.3, text_tokens=40
-    )
-    images = ImageReader(store, processor.tags, processor.max_regions)
-    shape = BatchShape(
-        objectives=CaptionModule.objectives,
-        text_start=processor.text_start,
-        feature_width=EXTRACTOR.feature_width,
-    )
-    examples = CaptionSource(captions, images, Seq2seqConfig(captions=CAPTIONS), tokenizer, seed=0)
-    budgets = {"rows_per_step": ROWS, "rows_per_micro_batch": ROWS}
-    return TrainingSteps(examples, shape, seed=0, steps=10**6, **budgets, plans=folder / f"plans-{len(store)}")
+    return caption_steps(folder, RegionStore(regions, check), make_processor(EXTRACTOR, 2000), ROWS, CAPTIONS)
 
 
-def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[str, object]]:
-    """Processor time of building steps in this process, by format."""
+def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """CPU time of building steps in this process, by format."""
     steps = {}
     for name, reader in all_readers(folder).items():
         reader.write(images)
         reader.open()
-        steps[name] = make_steps(
-            folder, reader.folder if isinstance(reader, Store) else folder / "float16", name == "dimvl, checked"
-        )
-        if not isinstance(reader, Store):
+        is_ours = isinstance(reader, Store)
+        steps[name] = make_steps(folder, reader.folder if is_ours else folder / "float16", name == "dimvl, checked")
+        if not is_ours:
             steps[name].source.images = FormatImages(reader, steps[name].source.images)
     wanted = steps["dimvl"][0].micro_batches[0]
     for name, made in steps.items():
         found = made[0].micro_batches[0]
-        assert torch.equal(found.token_ids, wanted.token_ids) and torch.equal(
-            found.region_geometry, wanted.region_geometry
-        )
+        assert torch.equal(found.token_ids, wanted.token_ids)
+        assert torch.equal(found.region_geometry, wanted.region_geometry)
         assert "int8" in name or torch.equal(found.region_features.float(), wanted.region_features.float())
     for made in steps.values():
         for number in range(images // 64):
@@ -104,17 +77,11 @@ def measure_formats(folder: Path, images: int, rounds: int) -> dict[str, dict[st
     builds = {name: build_steps(made, counts[name], examples[name]) for name, made in steps.items()}
     seconds = interleaved(builds, rounds)
     per_image = {name: values / examples[name][-rounds:] for name, values in seconds.items()}
-    return {
-        name: {
-            "images_per_cpu_second": round(1 / float(np.median(values))),
-            "times_slower": ratio(values, per_image["dimvl"]),
-        }
-        for name, values in per_image.items()
-    }
+    return speeds(per_image, "dimvl", "images_per_cpu_second")
 
 
 def build_steps(steps: TrainingSteps, count: int, examples: list[int]) -> Callable[[], None]:
-    """Return what builds so many steps, the next ones at each call, and notes how many examples those had."""
+    """Return a function that builds the next `count` steps and appends their number of examples."""
     numbers = itertools.count()
 
     def run() -> None:
@@ -124,9 +91,8 @@ def build_steps(steps: TrainingSteps, count: int, examples: list[int]) -> Callab
 
 
 def look_at(process: int) -> dict[str, float]:
-    """Memory of a process in MB, its own and mapped files, and its processor seconds so far."""
-    status = Path(f"/proc/{process}/status").read_text().splitlines()
-    files = next(int(line.split()[1]) for line in status if line.startswith("RssFile")) / 1024
+    """Memory of a process in MB, its own and mapped files, and its CPU seconds so far."""
+    files = memory(process)["files"] / 2**20
     rollup = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     private = sum(int(line.split()[1]) for line in rollup if line.startswith(("Private_Clean", "Private_Dirty"))) / 1024
     ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
@@ -134,14 +100,13 @@ def look_at(process: int) -> dict[str, float]:
 
 
 def load(data: bytes, method: str, workers: int, count: int, queue) -> None:
-    """Run a loader in a fresh process, which opens the pickled steps, and tell what came of it."""
-    warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are cores, on purpose
+    """Run a loader in a fresh process, which opens the pickled steps, and report its speed and memory."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, on purpose
     torch.set_num_threads(1)
-    steps = pickle.loads(data)
     loader = DataLoader(
-        steps, batch_size=None, sampler=range(count), num_workers=workers, multiprocessing_context=method
+        pickle.loads(data), batch_size=None, sampler=range(count), num_workers=workers, multiprocessing_context=method
     )
-    first, last = 4 * workers, count - 1 - 2 * workers  # from when all are at work to before the first has ended
+    first, last = 4 * workers, count - 1 - 2 * workers  # while all workers are busy
     examples, looks = 0, {}
     for number, step in enumerate(loader):
         examples += step.examples if first < number <= last else 0
@@ -160,7 +125,7 @@ def load(data: bytes, method: str, workers: int, count: int, queue) -> None:
 
 
 def measure_workers(folder: Path, stores: list[tuple[int, str]], count: int) -> dict[int, Mapping[str, object]]:
-    """Speed and memory of loader processes, by number of images, and by method, number of processes and int8."""
+    """Speed and memory of loader processes, by number of images, start method, number of processes and dtype."""
     context = multiprocessing.get_context("spawn")
     result: dict[int, dict[str, object]] = {}
     for images, dtype in stores:
@@ -179,13 +144,10 @@ def measure_workers(folder: Path, stores: list[tuple[int, str]], count: int) -> 
     return result
 
 
-def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
-    """Build steps from all formats, and in loader processes; `device` changes nothing here."""
+def run(device: str, rounds: int, small: bool, folder: Path) -> dict[str, Any]:
+    """Build steps from all formats, and in loader processes; `device` has no effect."""
     stores = [(1000, "float16"), (1000, "int8"), (50_000, "float16")]
     images, stores, count = (64, [], 0) if small else (2000, stores, 120)
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        formats = measure_formats(folder, images, rounds)
-        workers = measure_workers(folder, stores, count)
-    return {"images": images, "formats": formats, "workers": workers}
+    formats = measure_formats(folder, images, rounds)
+    return {"images": images, "formats": formats, "workers": measure_workers(folder, stores, count)}

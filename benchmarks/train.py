@@ -1,167 +1,199 @@
-"""Training steps beside other ways to train the same work: how many samples a second, and what decoupling costs.
+"""Training steps beside other ways to train the same work: samples per second, and what decoupling costs.
 
     python -m benchmarks train
 
-A step is forward and backward of masked language modelling over the samples of `samples.py`; what the optimiser does is
-the same for all and is left out. Peers are in `peers.py`. Before anything is timed every variant shows that its loss is
-right: that of dimvl for equal weights, or for models of transformers the one computed plainly from their logits.
+A step is forward and backward of masked language modelling over the samples of `samples.py`, without the optimiser,
+which does the same for all. Peers are in `peers.py`; every variant first shows that its loss is right.
 
-- `settings`: by precision, what is quicker for each variant, measured with two layers on mixed lengths before: for the
-  padded peers torch's attention kernel or two products, for all with or without `torch.compile` of each layer with
-  dynamic lengths (of what follows attention, for dimvl). Everything else is measured at these settings.
-- `files`: by length file and precision; mixed lengths once in batches of 1,024 rows beside other single streams and
-  once in batches of 512 beside what computes logits everywhere. Within a round, dimvl and what is padded in UNITER's
-  way train on the same samples: those of some batches of UNITER's token buckets, which dimvl takes shuffled, so of
-  mixed lengths. transformers' models pad regions and tokens each to their longest, and get buckets sorted by regions,
-  where that wastes least, and for comparison random batches. `times_slower` is time per row without padding over that
-  of dimvl in the same round: median, 10th and 90th percentile.
+- `attention`: by precision, what is faster for the padded peers, measured beforehand: torch's kernel or two products.
+  Everything else is measured with it. Nothing is compiled: docs/performance.md says why.
+- `files`: by length file and precision; mixed lengths once in batches of 1,024 rows beside other single streams, and
+  once in batches of 512 beside a model with logits at every position. Within a round, dimvl and the peers with UNITER's
+  padding train on the same samples: those of some of UNITER's token buckets, which dimvl takes shuffled, so of mixed
+  lengths. transformers' models pad regions and tokens separately and get buckets sorted by regions, which wastes least.
+  `times_slower` is the time per row without padding over that of dimvl in the same round.
 - `decoupled`: the encoder alone with `split: [qkv]` against `split: []` on the same rows: operations as torch counts
-  them, and the time ratio over 30 pairs or more with the upper end of its 95% interval.
+  them, and the ratio of times over 30 pairs or more with the upper end of its 95% interval.
 - `growth`: time per row of one step of a small model by rows, and the exponent of time over rows.
 
-Only what is told by `layers` differs from the base size (12 layers x 768). On CUDA bf16 and mixed lengths only, in
-batches of 10,240 rows.
+Models have base size (12 layers x 768) except where `layers` says otherwise. On CUDA only bf16 and mixed lengths are
+measured, in batches of 10,240 rows.
 """
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.compiled import Compiled, Trial, try_compiled
-from benchmarks.harness import interleaved, ratio, upper_bound
-from benchmarks.peers import CORES, Core, PaddedLayer
-from benchmarks.samples import KINDS, PaddedBatch, deal_again, draw_lengths, make_batch, pad, token_buckets
-from benchmarks.variants import (
-    ALL,
-    LOGITS_EVERYWHERE,
-    OURS,
-    RANDOM,
-    SINGLE_STREAMS,
-    VISUALBERT,
-    Size,
-    Variant,
-    check,
-    engine_of,
-    loss_of,
-    variants_of,
-)
-from dimvl.cpu.linear import FLOP_FORMULAS
+from benchmarks.data import VOCABULARY, ModelSize, part_modalities
+from benchmarks.harness import interleaved, ratio, speeds, upper_bound
+from benchmarks.peers import CORES, Core, PaddedLayer, PaddedStream, Uniter, VisualBert
+from benchmarks.samples import KINDS, PaddedBatch, draw_lengths, make_batch, pad, token_buckets
+from dimvl.config import TrainingConfig
 from dimvl.data.batch import Batch
+from dimvl.data.targets import TargetSpec, WordTargets
 from dimvl.model.encoder import Block
+from dimvl.model.model import DimvlModel
 from dimvl.model.plan import plan_attention
+from dimvl.objectives import word_loss
+from dimvl.tasks.base import TaskModule
+from dimvl.training.engine import TorchEngine
 
+ALL = "dimvl", "padded single stream", "UNITER", "naive decoupled", "VisualBert"
+OURS, PADDED, UNITER, NAIVE, VISUALBERT = ALL
 FILE, MOST_TOKENS = 8192, 36
+Turns = Sequence[Sequence[PaddedBatch]]
 
 
-def policies(kind: str, size: Size, turns: int) -> dict[str, list[list[np.ndarray]]]:
-    """Batches, as numbers of samples, by policy, turn and batch."""
+@dataclass(frozen=True, kw_only=True)
+class Size(ModelSize):
+    """How large a measurement is: the model, rows of a batch including padding, batches of a round."""
+
+    budget: int = 0
+    batches: int = 1
+
+    def model(self, split: Sequence[str]) -> DimvlModel:
+        """Make a model with a word head, whose visual weights differ from those of language."""
+        torch.manual_seed(0)
+        model = DimvlModel(**self.arguments, vocabulary=VOCABULARY, split=split, word_head=True, dropout=0.0)
+        part_modalities(model)
+        return model
+
+
+class MaskedWords(TaskModule):
+    """Words to predict and nothing else."""
+
+    objectives = {"words": TargetSpec(WordTargets)}  # noqa: RUF012
+    weights = {"words": 1.0}  # noqa: RUF012
+
+    def __init__(self, model: DimvlModel) -> None:
+        nn.Module.__init__(self)
+        self.model = model
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Summed loss."""
+        targets = batch.targets["words"]
+        return {"words": word_loss(self.model.word_head(self.model(batch)[targets.rows]), targets.labels)}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train: the mean loss of a batch, in the variant's precision, and which batches it takes."""
+
+    loss: Callable[[PaddedBatch], Tensor]
+    policy: str  # shuffled, buckets or regions
+    model: nn.Module
+
+    def take_turns(self, turns: Turns) -> Callable[[], None]:
+        """Return a function that trains on the batches of the next turn at each call."""
+        following = itertools.cycle(turns)
+
+        def step() -> None:
+            for batch in next(following):
+                self.loss(batch).backward()
+                self.model.zero_grad(set_to_none=True)
+
+        return step
+
+
+def engine_of(model: DimvlModel, device: str, precision: str) -> TorchEngine:
+    """Make the engine that training uses."""
+    settings = TrainingConfig.model_validate({"steps": 10**6, "precision": precision, "device": device})
+    return TorchEngine(MaskedWords(model), settings)
+
+
+def ours(model: DimvlModel, device: str, precision: str) -> Variant:
+    """Train as dimvl does."""
+    engine = engine_of(model, device, precision)
+
+    def loss(batch: PaddedBatch) -> Tensor:
+        return engine.losses(batch.ragged)["words"] / len(batch.words)
+
+    return Variant(loss, "shuffled", model)
+
+
+def peer(model: nn.Module, policy: str, device: str, precision: str) -> Variant:
+    """Train a peer, under autocast as dimvl."""
+    model.to(device)
+
+    def loss(batch: PaddedBatch) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            return model(batch)
+
+    return Variant(loss, policy, model)
+
+
+def variants_of(names: Sequence[str], size: Size, core: str, device: str, precision: str) -> dict[str, Variant]:
+    """Make the variants `names` of `ALL`; `core` of `CORES` is the attention of the padded peers."""
+    shared, decoupled = size.model(()).to(device), size.model(("qkv",)).to(device)
+    place = (device, precision)
+    makers: dict[str, Callable[[], Variant]] = {
+        OURS: lambda: ours(decoupled, *place),
+        PADDED: lambda: peer(PaddedStream(shared, CORES[core]), "buckets", *place),
+        UNITER: lambda: peer(Uniter(shared, CORES[core]), "buckets", *place),
+        NAIVE: lambda: peer(PaddedStream(decoupled, CORES[core]), "buckets", *place),
+        VISUALBERT: lambda: peer(VisualBert(size), "regions", *place),
+    }
+    return {name: makers[name]() for name in ALL if name in names}
+
+
+def check(variants: Mapping[str, Variant], batch: PaddedBatch, device: str) -> dict[str, float]:
+    """Compare losses with what they should be, and return the relative difference of each.
+
+    That is dimvl's loss with equal weights, and for VisualBert the one computed plainly from its logits.
+
+    Raises:
+        ValueError: a variant computes another loss.
+
+    """
+    differences = {}
+    for name, variant in variants.items():
+        with torch.no_grad():
+            if isinstance(variant.model, VisualBert):
+                loss, logits = variant.model.output(batch)
+                logits = logits[:, : batch.labels.shape[1]][batch.labels >= 0]
+                wanted = F.cross_entropy(logits.float(), batch.words)
+            elif name != OURS:
+                loss, wanted = variant.model(batch), ours(variant.model.model, device, "fp32").loss(batch)
+            else:
+                continue
+        differences[name] = abs(float(loss) / float(wanted) - 1)
+        if not differences[name] < 1e-5:
+            raise ValueError(f"{name} computes a loss of {float(loss)}, where it should be {float(wanted)}")
+    return differences
+
+
+def batches_of(kind: str, size: Size, device: str, turns: int) -> dict[str, Turns]:
+    """Batches by policy, turn and batch."""
     lengths, generator = draw_lengths(kind, FILE), np.random.default_rng(1)
     buckets = token_buckets(lengths.sum(axis=1), size.budget, generator)
     regions = token_buckets(lengths[:, 0] + MOST_TOKENS, size.budget, generator)
-    count = max(1, int(size.budget / lengths.sum(axis=1).mean()))
-    found: dict[str, list[list[np.ndarray]]] = {"shuffled": [], "buckets": [], "regions": [], "random": []}
+    found: dict[str, list[list[PaddedBatch]]] = {"shuffled": [], "buckets": [], "regions": []}
+
+    def add(policy: str, chosen: Sequence[np.ndarray]) -> None:
+        found[policy].append([pad(make_batch(lengths, samples)).to(torch.device(device)) for samples in chosen])
+
     for turn in range(turns):
-        taken = [(turn * size.batches + place) % len(buckets) for place in range(size.batches)]
-        found["buckets"].append([buckets[place] for place in taken])
-        found["shuffled"].append(deal_again(np.concatenate(found["buckets"][-1]), size.batches, generator))
-        found["regions"].append([regions[place % len(regions)] for place in taken])
-        found["random"].append([generator.integers(0, FILE, count)])
+        places = range(turn * size.batches, (turn + 1) * size.batches)
+        chosen = [buckets[place % len(buckets)] for place in places]
+        add("buckets", chosen)
+        add("shuffled", np.array_split(generator.permutation(np.concatenate(chosen)), size.batches))
+        add("regions", [regions[place % len(regions)] for place in places])
     return found
 
 
-def batches_of(kind: str, size: Size, device: str, turns: int) -> dict[str, list[list[PaddedBatch]]]:
-    """Batches by policy, turn and batch."""
-    lengths = draw_lengths(kind, FILE)
-    return {
-        name: [[pad(make_batch(lengths, samples)).to(torch.device(device)) for samples in turn] for turn in given]
-        for name, given in policies(kind, size, turns).items()
-    }
-
-
-@dataclass(kw_only=True)
-class Settings(Compiled):
-    """What is quicker: attention of the padded peers, and compiled or not."""
-
-    attention: str
-
-    def compiles(self, name: str) -> bool:
-        """Whether a variant is quicker compiled."""
-        return super().compiles(VISUALBERT if name == RANDOM else name)
-
-
-def choose_settings(precision: str, size: Size, device: str, rounds: int, names: Sequence[str]) -> Settings:
-    """Try all settings with two layers on mixed lengths, with and without compiling the variants named.
-
-    Raises:
-        ValueError: a variant computes another loss when it is compiled.
-
-    """
-    torch.compiler.reset()
-    size = replace(size, layers=2, batches=1)
-    batches = batches_of("mixed", size, device, rounds + 1)
-    core = quickest_core(size, batches["buckets"][0][0], device, precision)
-
-    def trial(name: str) -> Trial:
-        plain, other = (variants_of([name], size, core, device, precision)[name] for _ in range(2))
-        other.model.load_state_dict(plain.model.state_dict())
-        turns = batches[plain.policy]
-
-        def check() -> None:
-            losses = [loss_of(each, turns[0][0]) for each in (plain, other)]
-            if not abs(losses[1] / losses[0] - 1) < 1e-2:
-                raise ValueError(f"{name} computes a loss of {losses[1]} compiled and {losses[0]} not compiled")
-
-        runs = [one_turn_after_another(each, turns) for each in (plain, other)]
-        return Trial(plain=runs[0], compile=lambda: other.compile_for(turns), compiled=runs[1], check=check)
-
-    trials = {name: trial(name) for name in names}
-    return Settings(attention=core, **vars(try_compiled(trials, rounds, device)))
-
-
-def measure_file(
-    kind: str, precision: str, names: Sequence[str], size: Size, settings: Settings, device: str, rounds: int
-) -> dict[str, Any]:
-    """Check and time variants on a length file."""
-    batches = batches_of(kind, size, device, rounds + 1)
-    variants = variants_of(names, size, settings.attention, device, precision)
-    differences = check(variants, batches["buckets"][0][0], device)
-    for name, variant in variants.items():
-        variant.facts = {**variant.facts, "compiled": settings.compiles(name)}
-        if settings.compiles(name):
-            variant.compile_for(batches[variant.policy])
-    runs = {name: one_turn_after_another(variant, batches[variant.policy]) for name, variant in variants.items()}
-    seconds = interleaved(runs, rounds, device)
-    rows = {
-        name: np.array([sum(batch.rows for batch in turn) for turn in batches[variant.policy][1:]])
-        for name, variant in variants.items()
-    }
-    per_row = {name: values / rows[name] for name, values in seconds.items()}
-    mean = float(draw_lengths(kind, FILE).sum(axis=1).mean())
-    return {
-        **{"layers": size.layers, "rows": float(np.mean(rows[OURS])) / size.batches, "mean_rows": mean},
-        "loss_differences": differences,
-        "variants": {
-            name: {
-                "samples_per_second": float(1 / np.median(values) / mean),
-                "times_slower": ratio(values, per_row[OURS]),
-                "padding": padding(batches[variants[name].policy], variants[name].policy),
-                **variants[name].facts,
-            }
-            for name, values in per_row.items()
-        },
-    }
-
-
-def quickest_core(size: Size, batch: PaddedBatch, device: str, precision: str) -> str:
-    """Tell which attention is quicker for what is padded: one layer, forward and backward."""
+def fastest_core(size: Size, device: str, precision: str) -> str:
+    """Name the faster attention for padded rows: one layer, forward and backward."""
     torch.manual_seed(0)
+    batch = batches_of("mixed", size, device, 1)["buckets"][0][0]
     block = Block(size.width, size.heads, 4 * size.width, (), 0.0, "gelu", 1e-12).to(device)
     rows = torch.randn(batch.gather.numel(), size.width, device=device, requires_grad=True)
 
@@ -170,26 +202,42 @@ def quickest_core(size: Size, batch: PaddedBatch, device: str, precision: str) -
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             layer(rows, len(batch.gather), batch.bias, batch.vision).sum().backward()
 
-    runs = {name: lambda core=core: run(core) for name, core in CORES.items()}
-    seconds = interleaved(runs, 5, device)
+    seconds = interleaved({name: lambda core=core: run(core) for name, core in CORES.items()}, 5, device)
     return min(seconds, key=lambda name: float(np.median(seconds[name])))
 
 
-def one_turn_after_another(variant: Variant, turns: Sequence[Sequence[PaddedBatch]]) -> Callable[[], None]:
-    """Return what trains on the batches of the next turn at each call."""
-    following: Iterator[Sequence[PaddedBatch]] = itertools.cycle(turns)
-    return lambda: variant.step(next(following))
+def measure_file(
+    kind: str, precision: str, names: Sequence[str], size: Size, core: str, device: str, rounds: int
+) -> dict[str, Any]:
+    """Check and time variants on a length file."""
+    batches = batches_of(kind, size, device, rounds + 1)
+    variants = variants_of(names, size, core, device, precision)
+    differences = check(variants, batches["buckets"][0][0], device)
+    runs, wasted, rows = {}, {}, {}
+    for name, variant in variants.items():
+        turns = batches[variant.policy]
+        runs[name], wasted[name] = variant.take_turns(turns), padding(turns, variant.policy)
+        rows[name] = np.array([sum(batch.rows for batch in turn) for turn in turns[1:]])
+    seconds = interleaved(runs, rounds, device)
+    mean = float(draw_lengths(kind, FILE).sum(axis=1).mean())
+    per_sample = {name: mean * values / rows[name] for name, values in seconds.items()}
+    found = speeds(per_sample, OURS, "samples_per_second", digits=4)
+    return {
+        **{"layers": size.layers, "rows": float(np.mean(rows[OURS])) / size.batches, "mean_rows": mean},
+        "loss_differences": differences,
+        "variants": {name: {**found[name], "padding": wasted[name]} for name in found},
+    }
 
 
-def padding(turns: Sequence[Sequence[PaddedBatch]], policy: str) -> float:
+def padding(turns: Turns, policy: str) -> float:
     """Padded over real rows, as the policy's models pad."""
-    if policy == "shuffled":
-        return 1.0
     batches = [batch for turn in turns for batch in turn]
-    rows = sum(batch.rows for batch in batches)
-    if policy == "buckets":
-        return sum(batch.gather.numel() for batch in batches) / rows
-    return sum(batch.labels.numel() + batch.region_mask.numel() for batch in batches) / rows
+    padded = {
+        "shuffled": [batch.rows for batch in batches],
+        "buckets": [batch.gather.numel() for batch in batches],
+        "regions": [batch.labels.numel() + batch.region_mask.numel() for batch in batches],
+    }
+    return sum(padded[policy]) / sum(padded["shuffled"])
 
 
 def measure_decoupling(size: Size, device: str, pairs: int) -> dict[str, Any]:
@@ -208,7 +256,7 @@ def measure_decoupling(size: Size, device: str, pairs: int) -> dict[str, Any]:
 
         counts = {}
         for name, encoder in encoders.items():
-            with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+            with FlopCounterMode(display=False) as counter:
                 step(encoder)
             counts[name] = counter.get_total_flops()
         runs = {name: lambda encoder=encoder: step(encoder) for name, encoder in encoders.items()}
@@ -222,57 +270,51 @@ def measure_decoupling(size: Size, device: str, pairs: int) -> dict[str, Any]:
 
 
 def measure_growth(sizes: Sequence[int], device: str, rounds: int) -> dict[str, Any]:
-    """Time of one step by rows: one batch each, of a small model, fp32."""
+    """Time of one step by rows: one batch of each size, a small model, fp32."""
     lengths = draw_lengths("mixed", FILE)
     ends = np.cumsum(lengths.sum(axis=1))
-    model = Size(layers=2, width=64, heads=2, budget=0, batches=1).model(("qkv",))
+    model = Size(layers=2, width=64, heads=2).model(("qkv",))
     engine = engine_of(model, device, "fp32")
 
     def step(batch: Batch) -> None:
         engine.backward(engine.losses(batch)["words"], is_last=True)
         model.zero_grad(set_to_none=True)
 
-    counts = {rows: np.arange(np.searchsorted(ends, rows)) for rows in sizes}
-    batches = {rows: make_batch(lengths, numbers).to(torch.device(device)) for rows, numbers in counts.items()}
-    runs = {str(rows): lambda batch=batch: step(batch) for rows, batch in batches.items()}
-    seconds = interleaved(runs, rounds, device)
-    medians = {rows: float(np.median(seconds[str(rows)])) for rows in sizes}
-    exponent = np.polyfit(np.log(list(medians)), np.log(list(medians.values())), 1)[0]
-    return {
-        "layers": 2,
-        "width": 64,
-        "microseconds_per_row": {str(rows): 1e6 * value / rows for rows, value in medians.items()},
-        "exponent": float(exponent),
-    }
+    samples = {rows: np.arange(np.searchsorted(ends, rows)) for rows in sizes}
+    batches = {rows: make_batch(lengths, numbers).to(torch.device(device)) for rows, numbers in samples.items()}
+    seconds = interleaved(
+        {str(rows): lambda batch=batch: step(batch) for rows, batch in batches.items()}, rounds, device
+    )
+    medians = [float(np.median(seconds[str(rows)])) for rows in sizes]
+    exponent = np.polyfit(np.log(sizes), np.log(medians), 1)[0]
+    per_row = {str(rows): 1e6 * median / rows for rows, median in zip(sizes, medians, strict=True)}
+    return {"layers": 2, "width": 64, "microseconds_per_row": per_row, "exponent": float(exponent)}
 
 
-def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
+def run(device: str, rounds: int, small: bool, folder: Path) -> dict[str, Any]:
     """Measure everything."""
     if small:
         base = half = few = Size(layers=1, width=32, heads=2, budget=240, batches=2)
     elif device == "cuda":
         base = half = few = Size(layers=12, budget=10_240, batches=4)
     else:
-        base, few = Size(layers=12, budget=1024, batches=2), Size(layers=4, budget=512, batches=1)
+        base, few = Size(layers=12, budget=1024, batches=2), Size(layers=4, budget=512)
         half = replace(base, budget=512)
     files = {
-        "mixed": ("mixed", SINGLE_STREAMS, base),
-        "mixed, logits everywhere": ("mixed", LOGITS_EVERYWHERE, half),
+        "mixed": ("mixed", (OURS, PADDED, UNITER), base),
+        "mixed, logits everywhere": ("mixed", (OURS, VISUALBERT), half),
         **{kind: (kind, ALL, few) for kind in KINDS if kind != "mixed"},
     }
-    precisions, compiled = ("fp32", "bf16"), () if small else ALL
-    if device == "cuda" and not small:  # what the goals name
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    if device == "cuda" and not small:  # only what the goals name
         precisions, files = ("bf16",), dict(itertools.islice(files.items(), 2))
-        compiled = (*SINGLE_STREAMS, VISUALBERT)
-    found: dict[str, Any] = {"settings": {}, "files": {name: {} for name in files}}
+    found: dict[str, Any] = {"attention": {}, "files": {name: {} for name in files}}
     for precision in precisions:
-        settings = choose_settings(precision, half, device, rounds, compiled)
-        found["settings"][precision] = asdict(settings)
+        core = found["attention"][precision] = fastest_core(half, device, precision)
         for name, (kind, names, size) in files.items():
-            found["files"][name][precision] = measure_file(kind, precision, names, size, settings, device, rounds)
+            found["files"][name][precision] = measure_file(kind, precision, names, size, core, device, rounds)
             gc.collect()
-    rows = 32_768 if device == "cuda" else 2048
-    one = base if small else Size(layers=1, budget=rows, batches=1)
+    one = base if small else Size(layers=1, budget=32_768 if device == "cuda" else 2048)
     sizes = (200, 400) if small else (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
     return {
         **found,

@@ -1,11 +1,11 @@
-"""Bytes a weight that DeepSpeed holds by stage, over all tensors alive: what `dimvl/planning/memory.py` counts.
+"""Bytes per weight that DeepSpeed holds, by stage, over all live tensors: what `dimvl/planning/memory.py` counts.
 
     python -m benchmarks zero_memory
 
-Every stage and precision on two ranks of its own; 16 linear layers of 256 x 256 without bias, two micro-batches a step,
-DeepSpeed's JSON as `dimvl` writes it, but for buckets of an eighth of the weights and no weight that stage 3 leaves
-whole. Told are bytes a weight right after the last backward pass of the third step, the highest there is, and after
-the step.
+Every stage and precision runs on two new ranks, with 16 linear layers of 256 x 256 without bias and two micro-batches
+per step. DeepSpeed's JSON is what `dimvl` writes, except that buckets are an eighth of the weights and stage 3 leaves
+no weight whole. Reported are bytes per weight right after the third step's last backward pass, which is the peak, and
+after the step.
 """
 
 import gc
@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ WEIGHTS = LAYERS * WIDTH * WIDTH
 
 
 def alive() -> int:
-    """Bytes of all storages of tensors that Python knows, gradients among them."""
+    """Bytes of the storages of all tensors that Python knows, including gradients."""
     gc.collect()
     found = {}
     for item in gc.get_objects():
@@ -41,8 +42,8 @@ def alive() -> int:
     return sum(found.values())
 
 
-def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
-    """Start two ranks for every stage and precision, once; `device` and `rounds` change nothing here."""
+def run(device: str, rounds: int, small: bool, folder: Path) -> dict[str, Any]:
+    """Start two ranks for every stage and precision, once; `device` and `rounds` have no effect."""
     stages, precisions = ((2,), ("bf16",)) if small else (range(4), ("fp32", "bf16"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
     found: dict[str, Any] = {}
@@ -54,7 +55,7 @@ def run(device: str, rounds: int, small: bool) -> dict[str, Any]:
 
 
 def rank() -> None:
-    """Take three steps as one rank; the first one prints what was alive."""
+    """Take three steps as one rank; rank 0 prints the bytes per weight."""
     stage, precision = int(sys.argv[1]), sys.argv[2]
     dist.init_process_group("gloo")
     deepspeed = _deepspeed()
@@ -80,7 +81,7 @@ def rank() -> None:
         figures = {"after_backward": backward / WEIGHTS, "after_step": alive() / WEIGHTS}
         print(json.dumps(figures))
     dist.barrier()
-    os._exit(0)  # DeepSpeed's threads have nothing more to do
+    os._exit(0)  # without waiting for DeepSpeed's threads
 
 
 if __name__ == "__main__":

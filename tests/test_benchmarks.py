@@ -10,39 +10,38 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import decode, end_to_end, harness, inference, train, variants
-from benchmarks.compiled import Trial, try_compiled
+from benchmarks import decode, end_to_end, harness, inference, train
+from benchmarks.data import run_config, write_run_data
 from benchmarks.peers import CORES, PaddedStream, Uniter
 from benchmarks.samples import draw_lengths, make_batch, pad, token_buckets
 from dimvl.tasks.captioning import CaptionConfig
-from tools.performance_goals import Goal, all_goals, judged
 
-TINY = variants.Size(layers=1, width=32, heads=2, budget=240, batches=2)
+TINY = train.Size(layers=1, width=32, heads=2, budget=240, batches=2)
 SAMPLES = np.array([3, 5, 8])
 LENGTHS = draw_lengths("mixed", 10)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # those of other libraries: a benchmark shows them
+@pytest.mark.filterwarnings("ignore")  # warnings of other libraries, which a benchmark shows
 @pytest.mark.parametrize("name", command.SUITES)
-def test_every_suite_works_at_its_small_size_and_gives_what_json_can_hold(name):
-    facts = __import__(f"benchmarks.{name}", fromlist=["run"]).run("cpu", 2, True)
+def test_every_suite_works_at_its_small_size_and_returns_what_json_can_hold(name, tmp_path):
+    facts = __import__(f"benchmarks.{name}", fromlist=["run"]).run("cpu", 2, True, tmp_path)
     assert facts and json.loads(json.dumps(facts))
 
 
-def test_the_command_writes_what_a_suite_found_with_how_and_where_it_was_run(tmp_path, monkeypatch):
-    suite = types.SimpleNamespace(run=lambda device, rounds, small: {"found": [device, rounds, small]})
+def test_a_result_is_written_with_the_command_and_hardware_that_made_it(tmp_path, monkeypatch):
+    suite = types.SimpleNamespace(run=lambda device, rounds, small, folder: {"found": [device, rounds, small]})
     monkeypatch.setitem(sys.modules, "benchmarks.store", suite)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "store", "--rounds", "7", "--out", str(tmp_path / "a" / "b.json")])
     command.main()
     result = json.loads((tmp_path / "a" / "b.json").read_text())
     assert result["found"] == ["cpu", 7, False]
-    assert result["command"] == "python -m benchmarks store --rounds 7"  # and not where it was written
+    assert result["command"] == "python -m benchmarks store --rounds 7", "without the file it was written to"
     assert {"hardware", "date", "versions", "threads", "device", "rounds"} <= result.keys()
 
 
 @pytest.mark.parametrize(("arguments", "written"), [([], ["store.json"]), (["--small"], [])])
-def test_a_small_result_never_takes_the_place_of_a_measured_one(tmp_path, monkeypatch, arguments, written):
+def test_a_small_result_never_replaces_a_measured_one(tmp_path, monkeypatch, arguments, written):
     monkeypatch.setitem(sys.modules, "benchmarks.store", types.SimpleNamespace(run=lambda *given: {}))
     monkeypatch.setattr(sys, "argv", ["benchmarks", "store", *arguments])
     monkeypatch.setattr(command, "RESULTS", tmp_path)
@@ -50,10 +49,19 @@ def test_a_small_result_never_takes_the_place_of_a_measured_one(tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == written
 
 
+@pytest.mark.parametrize("path", sorted(harness.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_committed_result_names_the_command_that_made_it(path):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    name = path.stem.removesuffix("-cuda")
+    device = " --device cuda" if path.stem.endswith("-cuda") else ""
+    assert name in command.SUITES and result["command"] == f"python -m benchmarks {name}{device}"
+    assert result["hardware"] and result["date"] and not result["small"]
+
+
 @pytest.mark.parametrize(
     "arguments", [["store", "--rounds", "0"], ["all", "--out", "x"], ["nothing"], ["store", "--device", "cuda"]]
 )
-def test_what_cannot_be_measured_is_refused(monkeypatch, capsys, arguments):
+def test_options_that_cannot_be_measured_are_refused(monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
@@ -62,12 +70,12 @@ def test_what_cannot_be_measured_is_refused(monkeypatch, capsys, arguments):
 
 
 @pytest.mark.slow
-def test_a_function_of_a_fresh_process_has_none_of_our_memory():
+def test_a_fresh_process_shares_no_memory_with_its_parent():
     held = np.ones(2**26)
     assert harness.in_fresh_process(harness.memory)["resident"] < harness.memory()["resident"] - held.nbytes / 2
 
 
-def test_variants_run_in_another_order_each_round_and_the_first_round_does_not_count(monkeypatch):
+def test_variants_run_in_a_new_order_each_round_and_the_first_round_does_not_count(monkeypatch):
     order, calls = [], {name: itertools.count() for name in "abcd"}
 
     def run(name):
@@ -81,11 +89,11 @@ def test_variants_run_in_another_order_each_round_and_the_first_round_does_not_c
     assert all(sorted(turn) == [*"abcd"] for turn in rounds) and len(set(rounds)) > 3
 
 
-def test_time_on_a_processor_is_the_work_and_not_the_waiting():
+def test_cpu_time_does_not_include_waiting():
     assert harness._cpu_seconds(lambda: time.sleep(0.1)) < 0.05
 
 
-def test_a_ratio_is_that_of_the_rounds_with_its_spread_and_its_bound():
+def test_a_ratio_is_taken_within_rounds_with_its_spread_and_its_bound():
     seconds, to = np.array([2.0, 8.0, 18.0]), np.array([1.0, 2.0, 3.0])
     assert harness.ratio(seconds, to) == [4.0, 2.4, 5.6]
     assert harness.upper_bound(np.full(30, 1.5), np.ones(30)) == 1.5
@@ -123,7 +131,7 @@ def test_a_padded_batch_holds_the_rows_of_the_ragged_one():
 @pytest.mark.parametrize("split", [(), ("qkv",)])
 def test_padded_peers_have_the_gradients_of_dimvl(core, split):
     model, batch = TINY.model(split), pad(make_batch(LENGTHS, SAMPLES))
-    variants.ours(model, "cpu", "fp32").loss(batch).backward()
+    train.ours(model, "cpu", "fp32").loss(batch).backward()
     wanted = {
         name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
@@ -136,56 +144,36 @@ def test_padded_peers_have_the_gradients_of_dimvl(core, split):
 
 
 def made_variants():
-    return variants.variants_of(variants.ALL, TINY, "sdpa", "cpu", "fp32")
+    return train.variants_of(train.ALL, TINY, "sdpa", "cpu", "fp32")
 
 
-@pytest.mark.filterwarnings("ignore")  # those of transformers
+@pytest.mark.filterwarnings("ignore")  # warnings of transformers
 def test_a_peer_that_computes_another_loss_is_not_timed():
     made, batch = made_variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
-    assert max(variants.check(made, batch, "cpu").values()) < 1e-5
-    made[variants.UNITER].model.layers[0].query.weight.data *= 1.1
+    assert max(train.check(made, batch, "cpu").values()) < 1e-5
+    made[train.UNITER].model.layers[0].query.weight.data *= 1.1
     with pytest.raises(ValueError, match="UNITER computes"):
-        variants.check(made, batch, "cpu")
+        train.check(made, batch, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_published_model_whose_loss_is_not_that_of_its_logits_is_not_timed(monkeypatch):
+def test_a_published_model_whose_loss_does_not_match_its_logits_is_not_timed():
     made, batch = made_variants(), pad(make_batch(draw_lengths("36+20", 4), np.arange(4)))
-    plain = made[variants.VISUALBERT].model.output
-    made[variants.VISUALBERT].model.output = lambda batch: (plain(batch)[0] * 1.01, plain(batch)[1])
+    plain = made[train.VISUALBERT].model.output
+    made[train.VISUALBERT].model.output = lambda batch: (plain(batch)[0] * 1.01, plain(batch)[1])
     with pytest.raises(ValueError, match="VisualBert computes"):
-        variants.check(made, batch, "cpu")
-
-
-def test_what_is_quicker_compiled_is_measured_compiled():
-    settings = train.Settings(
-        attention="sdpa",
-        compiled_over_eager={variants.VISUALBERT: [0.9, 0.8, 1.1], variants.UNITER: [1.01, 0.9, 1.1]},
-    )
-    names = (variants.VISUALBERT, variants.RANDOM, variants.UNITER, variants.OURS)
-    assert [settings.compiles(name) for name in names] == [True, True, False, False]
-
-
-def test_a_variant_that_does_not_compile_is_told_with_its_reason():
-    def refuse():
-        raise RuntimeError("not these weights\nand more")
-
-    work = {"plain": lambda: sum(range(10**5)), "compiled": lambda: sum(range(10**4)), "check": lambda: None}
-    found = try_compiled({"a": Trial(compile=refuse, **work), "b": Trial(compile=lambda: None, **work)}, 3, "cpu")
-    assert found.not_compiled == {"a": "RuntimeError: not these weights"}
-    assert found.compiled_over_eager.keys() == found.compile_seconds.keys() == {"b"}
-    assert found.compiles("b") and not found.compiles("a")
+        train.check(made, batch, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore")
 @torch.inference_mode()
-def test_a_decoder_with_another_caption_or_another_number_of_steps_is_not_timed(monkeypatch):
+def test_a_decoder_with_other_captions_or_another_number_of_steps_is_not_timed(monkeypatch):
     variants = decode.Variants(replace(decode.SMALL, checked=12), "cpu")
     assert {found["captions"] for found in decode.check(variants).values()} == {12}
     plain, cache = variants.vlp, decode.HiddenStateCache
 
     class Forgetful(cache):
-        """Takes every hypothesis for a child of the first."""
+        """Treats every hypothesis as a child of the first."""
 
         def advance(self, parents, tokens):
             return super().advance(0 * parents, tokens)
@@ -212,43 +200,11 @@ def test_a_decoder_with_another_caption_or_another_number_of_steps_is_not_timed(
         decode.check(variants)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [decode.OURS, decode.PLAIN, decode.BLIP, decode.PACKED_BLIP])
-@torch.inference_mode()
-def test_a_decoder_that_gives_other_captions_when_it_is_compiled_is_not_measured(monkeypatch, name):
-    def worsen(self, compiled):
-        if compiled == name:
-            model = {decode.OURS: self.packed, decode.PLAIN: self.plain, decode.BLIP: self.blip}.get(name)
-            for norm in (self.packed_blip if model is None else model).modules():
-                if isinstance(norm, torch.nn.LayerNorm):
-                    norm.bias.add_(torch.randn_like(norm.bias))
-
-    monkeypatch.setattr(decode.Variants, "compile", worsen)
-    with pytest.raises(ValueError, match=f"{name}: captions differ"):
-        decode.choose_settings(decode.SMALL, "cpu", 2)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_a_variant_that_compiles_to_another_loss_is_not_measured(monkeypatch):
-    monkeypatch.setattr(train, "ALL", [variants.PADDED])
-    monkeypatch.setattr(variants.Variant, "compile_for", lambda self, turns: None)
-    settings = train.choose_settings("fp32", TINY, "cpu", 2, train.ALL)
-    assert set(settings.compiled_over_eager) == {variants.PADDED}
-
-    def worsen(self, turns):
-        for parameter in self.model.parameters():
-            parameter.data *= 2
-
-    monkeypatch.setattr(variants.Variant, "compile_for", worsen)
-    with pytest.raises(ValueError, match="padded single stream computes a loss"):
-        train.choose_settings("fp32", TINY, "cpu", 2, train.ALL)
-
-
 def test_pairs_with_another_loss_than_shared_prefixes_are_not_timed(tmp_path):
-    end_to_end.write_data(tmp_path, 4, 6, end_to_end.CAPTIONS, 13)
-    sections = {"task": "caption", "training": {"steps": 2, "device": "cpu"}}
-    config = CaptionConfig.model_validate(end_to_end.config_of(tmp_path, "run", 6, end_to_end.TINY, **sections))
+    write_run_data(tmp_path, 4, 6, end_to_end.CAPTIONS, 13)
+    sections = {"task": "caption", "model": end_to_end.TINY, "training": {"steps": 2, "device": "cpu"}}
+    sections |= {"inputs": {"max_regions": 6, "tag_tokens": 0}}
+    config = CaptionConfig.model_validate(run_config(tmp_path, "run", **sections))
     store = end_to_end.RegionStore(config.regions)
     task, source = end_to_end.build_task(config, store, end_to_end.task_of(config).read(config, store))
     engine, pairs = end_to_end.TorchEngine(task, config.training), end_to_end.Pairs(source)
@@ -262,7 +218,7 @@ def test_pairs_with_another_loss_than_shared_prefixes_are_not_timed(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"text": "another"}, {"probability": 0.2}])
-def test_questions_that_are_answered_otherwise_at_once_than_one_by_one_are_not_timed(monkeypatch, change):
+def test_questions_with_other_answers_at_once_than_one_by_one_are_not_timed(monkeypatch, change):
     plain = inference.Predictor.answer
 
     def answer(self, regions, asked):
@@ -270,20 +226,5 @@ def test_questions_that_are_answered_otherwise_at_once_than_one_by_one_are_not_t
         return [*found[:-1], replace(found[-1], **change)] if isinstance(asked, list) and len(asked) > 1 else found
 
     monkeypatch.setattr(inference.Predictor, "answer", answer)
-    with pytest.raises(SystemExit, match="3 questions at once are answered otherwise"):
+    with pytest.raises(SystemExit, match="3 questions at once have other answers"):
         inference.questions(inference.SMALL, "cpu", 1)
-
-
-def test_verdicts_on_goals_follow_the_figures():
-    assert judged("w", "1x", "f", met=True).verdict == "met" and "missed" in judged("w", "1x", "f", met=False).verdict
-
-    def goals_of_reading(lmdb, tsv, int8):
-        ratios = (("LMDB msgpack", lmdb), ("TSV base64", tsv), ("dimvl, int8", int8))
-        kept = {name: {"times_slower": [ratio] * 3} for name, ratio in ratios}
-        by_work = {goal.work: goal.verdict for goal in all_goals({"store": {"warm": {"kept": kept}}})}
-        return [by_work[f"reading regions, per core, against {peer}"] for peer in ("LMDB msgpack", "TSV base64")]
-
-    assert goals_of_reading(5, 59, 1.0) == ["met", "**missed**"]
-    assert goals_of_reading(4.9, 60, 0.9) == ["met by int8 alone", "met"]
-    by_work = {goal.work: goal for goal in all_goals({})}
-    assert by_work["training steps"] == Goal("training steps", "", "`python -m benchmarks train`", "not measured")

