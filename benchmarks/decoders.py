@@ -162,7 +162,7 @@ def lay_out(sizes: Sizes, prefixes: list[Prefix], texts: list[list[list[int]]] |
 
 def make_blip(sizes: Sizes) -> Any:
     """Draw BLIP's text decoder; its attention has one implementation, its best one."""
-    from dimvl.regions.torchvision_ops import import_torchvision
+    from dimvl.regions.detectors.torchvision_ops import import_torchvision
 
     import_torchvision()  # transformers imports it
     from transformers import BlipTextConfig

@@ -28,7 +28,7 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.files import write_json
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.pretraining import PretrainSource, PretrainTask
 
 WORDS, ROWS_PER_STEP, ROWS_PER_GPU = 12, 65_536, 8192

@@ -23,7 +23,7 @@ import torch
 
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 
 REGIONS, WIDTH, BATCH = 36, 2048, 64
 SMALL = {

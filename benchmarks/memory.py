@@ -29,7 +29,7 @@ from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.captioning import OBJECTIVE, CaptionSource
 from dimvl.training.run import run_training
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.samples import VOCABULARY, WIDTH, PaddedBatch
 from dimvl.model.encoder import Block
 from dimvl.model.model import DimvlModel
-from dimvl.regions.torchvision_ops import import_torchvision
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
 
 Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 

@@ -33,12 +33,12 @@ from dimvl.files import read_json, write_json
 from dimvl.metrics.vqa import question_accuracy
 from dimvl.predictor import Predictor
 from dimvl.pretrained import TrainedModel, load_model
-from dimvl.regions.detection_scores import attribute_accuracy, average_precision_50
-from dimvl.regions.detector import load_scene_detector
+from dimvl.regions.detectors.scenes import load_scene_detector
+from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
 from dimvl.regions.extract import extract, images_of_coco
 from dimvl.regions.geometry import xywh_to_corners
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.run import run_training
 
 Work = Callable[[DemoConfig, Places, Progress], None]

@@ -23,8 +23,8 @@ from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, read_json, write_json
 from dimvl.pretrained import MODEL, ORIGIN, WEIGHTS, TrainedModel, load_model, origin_of, run_arguments
-from dimvl.regions.detections import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors import NO_DETECTOR, SCENES, load_detector, missing_file
+from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
 from dimvl.regions.records import Extractor
 
 CARD = "README.md"

@@ -25,8 +25,8 @@ from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
 from dimvl.pretrained import TrainedModel, choose_device, load_model
-from dimvl.regions.detections import RegionDetector
 from dimvl.regions.detectors import load_detector
+from dimvl.regions.detectors.base import RegionDetector
 from dimvl.regions.extract import detect_files
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.images import load_image, quiet_decoders, upright_rgb

@@ -25,7 +25,7 @@ from dimvl.evaluation import (
 from dimvl.metrics.captions import CaptionScores
 from dimvl.pretrained import TrainedModel
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.exports import all_abilities, make_trained
 from tests.factories import TEXTS, make_extractor, make_regions, make_store
 

@@ -15,7 +15,7 @@ from dimvl.errors import UserError
 from dimvl.export import FILES, check_export, export
 from dimvl.model.model import DimvlModel
 from dimvl.pretrained import TrainedModel, load_model
-from dimvl.regions.detector import Detector
+from dimvl.regions.detectors.scenes import Detector
 from tests.exports import all_abilities, make_detector, make_trained, write_run
 from tests.factories import make_regions
 

@@ -18,11 +18,11 @@ from dimvl.evaluation import answer_questions, caption_images, match_probabiliti
 from dimvl.export import export
 from dimvl.predictor import Predictor
 from dimvl.pretrained import load_model
-from dimvl.regions.detector import Detector
+from dimvl.regions.detectors.scenes import Detector
 from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
 
 QUESTION = "is the star above a circle"

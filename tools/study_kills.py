@@ -39,7 +39,7 @@ from dimvl.export import check_export, export
 from dimvl.files import sha256, write_json
 from dimvl.pretrained import WEIGHTS, check_checkpoint, latest_checkpoint
 from dimvl.regions.records import Extractor, Regions
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 

@@ -101,10 +101,10 @@ def extract(
     options = _detector_options({"threshold": threshold, "nms": nms, **limits, **sizes}, boxes)
     from dimvl.pretrained import choose_device
     from dimvl.regions.detectors import load_detector
+    from dimvl.regions.detectors.given_boxes import GivenBoxes
     from dimvl.regions.extract import extract as extract_regions
     from dimvl.regions.extract import images_of_coco, images_of_folder
-    from dimvl.regions.given_boxes import GivenBoxes
-    from dimvl.regions.store_writer import RegionStoreWriter
+    from dimvl.regions.store.writer import RegionStoreWriter
 
     set_threads(threads)
     _tell_sizes()
@@ -137,7 +137,7 @@ def _named_as_typed(options: Iterable[str]) -> Iterator[None]:
 
 def _tell_sizes() -> None:
     """Let the estimate of a store's size be told before it is written."""
-    logging.getLogger("dimvl.regions.store_format").setLevel(logging.INFO)
+    logging.getLogger("dimvl.regions.store.format").setLevel(logging.INFO)
 
 
 def _part(text: str | None) -> slice:
@@ -230,7 +230,7 @@ def inspect(store: Annotated[Path, typer.Argument(help="Region store.")], as_jso
     """
     from dataclasses import asdict
 
-    from dimvl.regions.store_summary import bar_chart, summarise
+    from dimvl.regions.store.summary import bar_chart, summarise
 
     summary = summarise(store)
     extractor = summary.extractor
@@ -267,7 +267,7 @@ def verify(store: Annotated[Path, typer.Argument(help="Region store.")]) -> None
     Example: dimvl verify data/regions
     """
     from dimvl.regions.store import RegionStore
-    from dimvl.regions.store_check import verify_store
+    from dimvl.regions.store.check import verify_store
 
     with progress("shards") as show:
         problems = verify_store(store, show)

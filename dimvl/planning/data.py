@@ -20,7 +20,7 @@ from dimvl.files import read_json
 from dimvl.model.convert import bert_arguments
 from dimvl.pretrained import MODEL
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_format import FeatureDtype
+from dimvl.regions.store.format import FeatureDtype
 from dimvl.tasks.captioning import shared_rows
 
 IMAGES_AT_ONCE = 1_000_000

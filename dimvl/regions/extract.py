@@ -21,11 +21,11 @@ from PIL import Image
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
 from dimvl.files import read_json
-from dimvl.regions.given_boxes import GivenBoxes
+from dimvl.regions.detectors.given_boxes import GivenBoxes
 from dimvl.regions.images import load_image_in_thread, quiet_decoders
 from dimvl.regions.records import Detections, Regions
-from dimvl.regions.store_format import check_space
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.format import check_space
+from dimvl.regions.store.writer import RegionStoreWriter
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class Detector(Protocol):
-    """Whatever turns pictures into regions; `dimvl.regions.detections.RegionDetector` says more."""
+    """Whatever turns pictures into regions; `dimvl.regions.detectors.base.RegionDetector` says more."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Turn an upright RGB picture into what `detect_prepared` takes."""

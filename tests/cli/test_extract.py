@@ -10,7 +10,7 @@ from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import Result, Run
 from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
-from tests.regions.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
+from tests.regions.detectors.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
 
 
 @pytest.fixture(scope="module")

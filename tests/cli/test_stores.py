@@ -10,7 +10,7 @@ import pytest
 
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.run import run_training
 from tests.cli.calls import Run
 from tests.exports import make_detector, make_picture, make_trained, write_run

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from dimvl.errors import UserError
-from dimvl.regions.detections import Detections
+from dimvl.regions.detectors.base import Detections
 from dimvl.regions.extract import extract, images_of_coco, images_of_folder
 from dimvl.regions.records import Extractor
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 
 EXTRACTOR = Extractor(
     name="fake", fingerprint="0", parameters={}, feature_width=3, classes=("thing",), attributes=("red",)

@@ -13,10 +13,10 @@ from dimvl.errors import UserError
 from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.images import load_image
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_format import read_manifest
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.format import read_manifest
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.exports import make_detector, make_picture
-from tests.regions.synthetic_store import ARRAYS
+from tests.regions.store.synthetic_store import ARRAYS
 
 SHARD_BYTES = 600  # two or three pictures
 

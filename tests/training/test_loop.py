@@ -24,7 +24,7 @@ from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.files import locked
 from dimvl.pretrained import check_checkpoint, latest_checkpoint
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training import checkpoint, loop
 from dimvl.training import run as training_run
 from dimvl.training.build import build_task as build_the_task

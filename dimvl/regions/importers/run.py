@@ -22,8 +22,8 @@ from dimvl.regions.importers.npz import files_of, npz, uniter_npz
 from dimvl.regions.importers.oscar import oscar_tsv
 from dimvl.regions.importers.tsv import TsvFile, lxmert_tsv
 from dimvl.regions.records import Extractor, Regions
-from dimvl.regions.store_format import FeatureDtype, check_space
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.format import FeatureDtype, check_space
+from dimvl.regions.store.writer import RegionStoreWriter
 
 log = logging.getLogger(__name__)
 

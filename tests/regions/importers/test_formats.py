@@ -40,7 +40,7 @@ from tests.regions.importers.written import (
     write_tsv,
     write_vlp,
 )
-from tests.regions.synthetic_store import assert_same
+from tests.regions.store.synthetic_store import assert_same
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -25,7 +25,7 @@ from dimvl.regions.importers.run import (
     recognise,
 )
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.regions.importers.written import (
     IDS,
     WRITERS,
@@ -40,7 +40,7 @@ from tests.regions.importers.written import (
     write_plain,
     write_sizes,
 )
-from tests.regions.synthetic_store import assert_same, contents
+from tests.regions.store.synthetic_store import assert_same, contents
 
 SHARD_BYTES = 400
 

@@ -12,7 +12,7 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.importers.run import import_source, open_source
 from dimvl.regions.store import RegionStore
 from tests.regions.importers.written import by_id
-from tests.regions.synthetic_store import assert_same
+from tests.regions.store.synthetic_store import assert_same
 
 DATA = Path(__file__).parents[3].parent / "shared/data"
 BOTTOM_UP, COCO = DATA / "bottom_up", DATA / "coco_small"
