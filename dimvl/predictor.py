@@ -7,7 +7,6 @@ The detector, and with it torchvision, is loaded with the first picture. Nothing
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from dimvl.data.examples import Prefix, best_regions, make_prefix
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
+from dimvl.files import HUB_NAME
 from dimvl.pretrained import TrainedModel, choose_device, load_model
 from dimvl.regions.detectors import load_detector
 from dimvl.regions.detectors.base import RegionDetector
@@ -33,7 +33,6 @@ from dimvl.regions.images import load_image, quiet_decoders, upright_rgb
 from dimvl.regions.records import Regions
 
 logger = logging.getLogger(__name__)
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 Picture = str | Path | Image.Image | Regions
 Pictures = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[Picture]
 Key = str | int

@@ -74,8 +74,8 @@ def test_a_setting_out_of_range_is_named_by_the_option_that_was_typed(
 @pytest.mark.parametrize("kind", ["scenes", "torchvision", "detr"])
 def test_a_side_that_no_memory_has_room_for_is_refused(run: Run, place: Path, tmp_path: Path, kind: str) -> None:
     call = ("extract", place / "pictures", tmp_path / "out", *detector_of(place, kind), "--shortest-side")
-    refused(run(*call, 100_000), "--shortest-side is 100000; give at most 4,096 pixels")
-    refused(run(*call, 0), "side is 0; give a whole number of at least 1")
+    refused(run(*call, 100_000), "--shortest-side is 100000; give a whole number from 1 to 4,096")
+    refused(run(*call, 0), "side is 0; give a whole number from 1 to 4,096")
 
 
 def test_top_k_gives_so_many_regions_of_every_picture(run: Run, place: Path, tmp_path: Path) -> None:

@@ -1,89 +1,158 @@
-"""What every detector gives and how it is asked: pictures in, the arrays of `Regions` out.
+"""The interface of every detector: images in, boxes with features, classes and attributes out.
 
-Stands between the detectors (`scenes.py`, `torchvision_models.py`, `transformers_models.py`) and those who use
-them: extraction and predictor. A detector works in two steps, so that the first can run ahead in threads: `prepare`
-turns one picture into an array, `detect_prepared` finds the regions of several. Only arrays of one shape run together
-and nothing is padded to the size of a neighbour, so what is found in a picture does not depend on its company.
+Extraction and prediction call a detector in two steps, so that the first can run ahead in threads: `prepare` turns one
+image into an array, `detect_prepared` finds the regions of several. Only arrays of one shape share a forward pass and
+none is padded to the size of another, so the regions of an image do not depend on the images beside it.
 
-Letters: R regions of a picture, N of several, F feature width, K kept classes, A attributes.
+Letters: R regions of an image, N regions of all images, F feature width, K kept classes, A attributes.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dimvl.errors import UserError
+from dimvl.regions.detectors.selection import Selection
 from dimvl.regions.records import Detections, Extractor
 
 CLASSES_KEPT = 5
-AT_ONCE = 16  # pictures that `detect` runs at once: more is no faster on a CPU
-LONGEST_SIDE = 4096  # pixels that a picture may be scaled to; published detectors take 1,333 at most
-KIND = "kind"  # the key of detector.json that tells who reads the folder
+AT_ONCE = 16  # images per forward pass in `detect`; a CPU gains nothing from more
+LARGEST_SETTING = 4096  # of pixels and proposals; published detectors use at most 1,333 pixels
+KIND = "kind"  # the key of detector.json that says which class reads the folder
 SETTINGS = "detector.json"
+WEIGHTS = "detector.safetensors"
 
 
 class RegionDetector(ABC):
-    """Whatever turns pictures into regions.
+    """A detector, ready for use.
+
+    Args:
+        name: readable name.
+        network: its weights.
+        selection: which candidates become regions.
+        feature_width: F.
+        classes: class names, by class id.
+        attributes: attribute names, by attribute id.
 
     Attributes:
-        describes: whether it describes given boxes.
+        files: what a saved detector has beside `detector.json`.
+        describes: whether it can describe boxes from elsewhere.
 
     """
 
-    describes = True
+    files: ClassVar[tuple[str, ...]]
+    describes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        selection: Selection,
+        feature_width: int,
+        classes: Sequence[str],
+        attributes: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.network: Any = network.eval()
+        self.selection = selection
+        self.feature_width = feature_width
+        self.classes = tuple(classes)
+        self.attributes = tuple(attributes)
 
     @property
-    @abstractmethod
     def extractor(self) -> Extractor:
-        """Who this detector is, for the region store; saving and loading does not change it."""
+        """The detector as a region store identifies it; saving and loading does not change it."""
+        return Extractor(
+            name=self.name,
+            fingerprint=self._fingerprint(),
+            parameters=self.parameters,
+            feature_width=self.feature_width,
+            classes=self.classes,
+            attributes=self.attributes,
+        )
 
-    @abstractmethod
-    def to(self, device: torch.device | str) -> "RegionDetector":
-        """Move the weights to a device and return the detector."""
+    @property
+    def parameters(self) -> dict[str, float | int | str | bool]:
+        """The settings that change the regions and need no training, by name."""
+        return {**self._numbers(), **vars(self.selection)}
 
-    @abstractmethod
-    def configure(self, options: Mapping[str, Any]) -> "RegionDetector":
-        """Change settings that need no training, those of `extractor.parameters`; returns the detector.
+    def configure(self, options: Mapping[str, Any]) -> Self:
+        """Change some of the `parameters`; returns the detector.
 
         Raises:
-            UserError: the detector has no such setting, or not this value.
+            UserError: the detector has no such setting, or the value is out of range.
+
+        """
+        if unknown := sorted(options.keys() - self.parameters.keys()):
+            raise UserError(f"{self.name} has no setting {unknown[0]}; it has {', '.join(sorted(self.parameters))}")
+        numbers = {name: whole_number(name, options[name]) for name in self._numbers() if name in options}
+        self.selection = self.selection.changed(options)
+        self._set_numbers(numbers)
+        return self
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to a device; returns the detector."""
+        self.network.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> "RegionDetector":
+        """Load what `save` wrote.
+
+        Raises:
+            UserError: a file is missing or damaged, or weights and settings do not fit together.
 
         """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write settings and weights (safetensors) into a folder that `dimvl.regions.detectors` loads."""
+        """Write `detector.json` (settings) and the weights (safetensors) into a folder."""
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Turn an upright RGB picture into what the network takes. Runs in any thread."""
+        """Turn an upright RGB image into the network's input. Safe in any thread."""
+
+    @abstractmethod
+    def _fingerprint(self) -> str:
+        """Hash the weights and whatever else determines the feature of a box, except the `parameters`."""
+
+    @abstractmethod
+    def _numbers(self) -> dict[str, int]:
+        """The parameters beside the selection: sizes in pixels and counts."""
+
+    @abstractmethod
+    def _set_numbers(self, numbers: Mapping[str, int]) -> None:
+        """Change some of the `_numbers`."""
 
     @abstractmethod
     def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
-        """Find the regions of prepared pictures of one shape, or describe those given."""
+        """Find the regions of prepared images of one shape, or describe the given ones."""
 
     def detect(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray] | None = None) -> list[Detections]:
-        """Find and describe the objects of pictures; a picture in which nothing is found gives itself as one region.
-
-        What is found in a picture does not depend on the pictures beside it.
+        """Find and describe the objects of images; an image without objects is one region of its own.
 
         Args:
-            images: upright RGB pictures of any size.
-            boxes: for each picture (R, 4) corners x1, y1, x2, y2 as fractions of width and height to describe
-                instead of looking for objects; kept in their order.
+            images: upright RGB images of any size.
+            boxes: for each image (R, 4) corners x1, y1, x2, y2 as fractions of width and height, to be described in
+                this order in place of the detector's own boxes.
 
         Returns:
-            One `Detections` per picture. The region of a picture without objects has class -1 and score 0.
+            One `Detections` per image. The region of an image without objects has class -1 and score 0.
 
         Raises:
-            UserError: boxes are given to a detector that cannot describe any.
+            UserError: the detector cannot describe boxes from elsewhere.
 
         """
         found: list[Detections] = []
@@ -96,7 +165,7 @@ class RegionDetector(ABC):
     def detect_prepared(
         self, arrays: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None
     ) -> list[Detections]:
-        """Do as `detect` for pictures that `prepare` has been at; all of one shape run at once."""
+        """Do what `detect` does for the arrays of `prepare`; all arrays of one shape share a forward pass."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, array in enumerate(arrays):
             by_shape.setdefault(array.shape, []).append(index)
@@ -108,15 +177,21 @@ class RegionDetector(ABC):
 
 
 def given_rows(given: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Turn given boxes into float32 tensors (R, 4) of their own on a device."""
+    """Copy given boxes to float32 tensors (R, 4) on a device."""
     return [torch.from_numpy(np.array(rows, np.float32).reshape(-1, 4)).to(device) for rows in given]
 
 
 def with_whole_image(boxes: Tensor, whole_image: bool, width: float = 1.0, height: float = 1.0) -> Tensor:
-    """Append the whole image to boxes (R, 4) if it is wanted or there is nothing else."""
+    """Append the whole image to boxes (R, 4) if `whole_image` is set or there are no boxes."""
     if len(boxes) and not whole_image:
         return boxes
     return torch.cat([boxes, boxes.new_tensor([[0, 0, width, height]])])
+
+
+def padded(parts: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    """Join the rows of several images, with a row of zeros for each of their boxes that has none: the whole image."""
+    pairs = zip(parts, boxes, strict=True)
+    return torch.cat([torch.cat([own, own.new_zeros(len(rows) - len(own), *own.shape[1:])]) for own, rows in pairs])
 
 
 def cut(
@@ -129,11 +204,11 @@ def cut(
     attribute_ids: Tensor | None = None,
     attribute_scores: Tensor | None = None,
 ) -> list[Detections]:
-    """Cut the regions of several pictures apart.
+    """Split the regions of a batch by image.
 
     Args:
-        boxes: (R, 4) fractions of each picture; cut at its border.
-        objects: the first so many regions of each picture are objects; the others lose class and attributes.
+        boxes: (R, 4) fractions of each image, clipped here to [0, 1].
+        objects: how many regions of each image, from the first on, are objects; the others lose class and attributes.
         features: (N, F) of all regions.
         class_ids: (N, K).
         class_scores: (N, K).
@@ -149,7 +224,7 @@ def cut(
         "attribute_ids": (none if attribute_ids is None else attribute_ids, np.int16),
         "attribute_scores": (none if attribute_scores is None else attribute_scores, np.float16),
     }
-    with np.errstate(over="ignore"):  # what is beyond float16 becomes infinite, and the store's writer says so
+    with np.errstate(over="ignore"):  # values beyond float16 become infinite, which the store's writer refuses
         arrays: dict[str, np.ndarray] = {
             name: values.cpu().numpy().astype(dtype) for name, (values, dtype) in columns.items()
         }
@@ -163,54 +238,25 @@ def cut(
     return found
 
 
-def weights_fingerprint(weights: Mapping[str, Tensor], *more: str) -> str:
-    """SHA-256 of named weights, in the order of their names, and of whatever else makes the features what they are."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    for text in more:
-        digest.update(text.encode())
-    return digest.hexdigest()
-
-
-def refuse_options(options: Mapping[str, Any], known: Sequence[str], detector: str) -> None:
-    """Refuse options that a detector would ignore.
+def whole_number(name: str, value: Any) -> int:
+    """Check a setting that counts pixels or proposals, and return it.
 
     Raises:
-        UserError: there is one; names those that it has.
+        UserError: it is not a whole number from 1 to `LARGEST_SETTING`.
 
     """
-    if unknown := sorted(set(options) - set(known)):
-        raise UserError(f"{detector} has no setting {unknown[0]}; it has {', '.join(sorted(known))}")
-
-
-def at_least_one(name: str, value: Any) -> int:
-    """Return a setting that counts something.
-
-    Raises:
-        UserError: it is less than 1 or no whole number.
-
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} is {value!r}; give a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SETTING:
+        raise UserError(f"{name} is {value!r}; give a whole number from 1 to {LARGEST_SETTING:,}")
     return value
 
 
-def side_in_pixels(name: str, value: Any) -> int:
-    """Return a side that pictures are scaled to.
-
-    Raises:
-        UserError: it is less than 1, more than `LONGEST_SIDE`, or no whole number.
-
-    """
-    if at_least_one(name, value) > LONGEST_SIDE:
-        raise UserError(f"{name} is {value}; give at most {LONGEST_SIDE:,} pixels")
-    return int(value)
-
-
 def cannot_describe(name: str) -> UserError:
-    """What to say when boxes are given to a detector that describes only those that it finds."""
+    """The error for given boxes and a detector that describes only its own."""
     return UserError(
         f"{name} cannot describe given boxes, only those that it finds; use a detector of torchvision or of dimvl"
     )
+
+
+def not_a_detector(folder: Path, reason: object) -> UserError:
+    """The error for a folder whose `detector.json` cannot be used."""
+    return UserError(f"{folder / SETTINGS} does not describe a detector ({reason}); copy the detector's folder again")

@@ -1,6 +1,6 @@
-"""Boxes that people or another system drew, from a COCO file: `dimvl extract --boxes`.
+"""Boxes drawn by people or another system, from a COCO file: `dimvl extract --boxes`.
 
-The detector then only describes: features, and attributes where it has them, are its own; classes are the file's.
+The detector then only describes them: features, and attributes where it has any, are its own; classes are the file's.
 """
 
 import logging
@@ -26,9 +26,9 @@ class GivenBoxes:
 
     Attributes:
         boxes: (R, 4) float32 fractions of each image.
-        labels: (R,) class ids of each image; empty where the detector's own classes are taken.
+        labels: (R,) class ids of each image; empty to use the detector's own classes.
         scores: (R,) of each image, as `labels`.
-        sizes: width and height in pixels that the boxes were drawn at; an image may be larger or smaller by now.
+        sizes: width and height in pixels of each image when its boxes were drawn; the file may be scaled since then.
         classes: names of the labels.
 
     """
@@ -43,11 +43,11 @@ class GivenBoxes:
     def read(cls, file: Path) -> "GivenBoxes":
         """Read a COCO annotation file: `images` with sizes, `annotations` with `bbox`, `categories` with names.
 
-        An annotation may have a `score`, else it is 1. Crowds, and boxes that have no area within their picture, are
-        left out and counted.
+        An annotation may have a `score`, by default 1. Crowds, and boxes without an area inside their image, are
+        skipped, and their number is logged.
 
         Raises:
-            UserError: the file is missing, not of this form, or has a box that is none.
+            UserError: the file is missing or has another form, or a box or score is not valid.
 
         """
         value = read_json(file)
@@ -57,22 +57,22 @@ class GivenBoxes:
             annotations = list(value["annotations"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{file} has no lists images (id, width, height), annotations and categories (id, name) as COCO has "
-                f"them ({type(error).__name__}: {error}); give a COCO annotation file"
+                f"{file} lacks COCO's lists images (id, width, height), annotations and categories (id, name) "
+                f"({type(error).__name__}: {error}); give a COCO annotation file"
             ) from None
         if bad := next((image for image, size in sizes.items() if min(size) < 1), None):
             raise UserError(f"{file}: image {bad} is {sizes[bad][0]} x {sizes[bad][1]} pixels; correct its size")
         label_of = {category: label for label, category in enumerate(categories)}
         rows: dict[str, list[tuple[np.ndarray, int, float]]] = {image: [] for image in sizes}
-        left_out = 0
+        skipped = 0
         for annotation in annotations:
             image, corners, label, score = _box(annotation, sizes, label_of, file)
             if area(corners[None])[0] > 0 and not annotation.get("iscrowd"):
                 rows[image].append((corners, label, score))
             else:
-                left_out += 1
-        if left_out:
-            log.warning("%s: %d crowds and boxes without an area are left out", file, left_out)
+                skipped += 1
+        if skipped:
+            log.warning("%s: %d crowds and boxes without an area are skipped", file, skipped)
         return cls(
             boxes={i: np.array([row[0] for row in own], np.float32).reshape(-1, 4) for i, own in rows.items()},
             labels={i: np.array([row[1] for row in own], np.int16) for i, own in rows.items()},
@@ -82,24 +82,24 @@ class GivenBoxes:
         )
 
     def of(self, image_id: str, width: int, height: int) -> np.ndarray:
-        """Boxes (R, 4) of a picture of a size in pixels.
+        """Boxes (R, 4) of an image of this size in pixels.
 
         Raises:
-            UserError: there are none for it, or they were drawn at a picture of another shape.
+            UserError: no boxes are given for it, or they were drawn on an image of another shape.
 
         """
         if image_id not in self.boxes:
-            raise UserError(f"no boxes are given for image {image_id!r}; add them or leave the image out")
+            raise UserError(f"no boxes are given for image {image_id!r}; add them or remove the image")
         drawn = self.sizes.get(image_id, (width, height))
         if abs(width / drawn[0] - height / drawn[1]) * max(drawn) > 1.5:  # a pixel, and rounding
             raise UserError(
-                f"picture {image_id!r} is {width} x {height} pixels but its boxes were drawn at {drawn[0]} x "
-                f"{drawn[1]}; give the picture that they belong to, turned as they are"
+                f"image {image_id!r} is {width} x {height} pixels but its boxes were drawn at {drawn[0]} x {drawn[1]}; "
+                "give the image that they belong to, rotated as it was then"
             )
         return self.boxes[image_id]
 
     def named(self, image_id: str, found: Detections) -> Detections:
-        """Give the regions of an image the classes of the file; a whole image behind them has none."""
+        """Give an image's regions the classes of the file; the whole image after them has none."""
         if image_id not in self.labels:
             return found
         more = len(found.boxes) - len(self.labels[image_id])
@@ -108,10 +108,10 @@ class GivenBoxes:
         return replace(found, class_ids=ids[:, None], class_scores=scores[:, None])
 
     def extractor(self, detector: RegionDetector) -> Extractor:
-        """Who makes these regions, when a detector describes them.
+        """The extractor of these boxes as the detector describes them.
 
         Raises:
-            UserError: it describes only what it finds itself.
+            UserError: the detector describes only the boxes that it finds.
 
         """
         describing = detector.extractor

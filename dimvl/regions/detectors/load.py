@@ -1,26 +1,24 @@
-"""Opens a detector by what the user calls it: the shipped one, a folder, a name of torchvision, a name on the hub."""
+"""Opens a detector by the name that the user gives: the shipped one, a folder, one of torchvision or of the hub."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import read_json
-from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
-from dimvl.regions.detectors.scenes import SCENES_FOLDER, Detector
+from dimvl.files import HUB_NAME, read_json
+from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector, not_a_detector
+from dimvl.regions.detectors.scenes import Detector, load_scene_detector
 from dimvl.regions.detectors.torchvision_models import TorchvisionDetector
 from dimvl.regions.detectors.transformers_models import TransformersDetector
 
 SCENES = "scenes"
 NO_DETECTOR = "none"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-FILES: dict[Any, tuple[str, ...]] = {
-    "scenes": ("detector.safetensors",),
-    "torchvision": ("detector.safetensors",),
-    "transformers": ("config.json", "model.safetensors", "preprocessor_config.json"),
+KINDS: dict[str | None, type[RegionDetector]] = {
+    "scenes": Detector,
+    "torchvision": TorchvisionDetector,
+    "transformers": TransformersDetector,
 }
-"""What a saved detector has beside `detector.json`, by kind."""
+"""The class that reads a saved detector, by the kind in its `detector.json`."""
 
 
 def load_detector(
@@ -33,38 +31,42 @@ def load_detector(
     """Open a detector.
 
     Args:
-        name: `scenes` for the shipped one; a folder that a detector was saved to, or that transformers saved; the name
-            of a detector of torchvision; or one of the Hugging Face hub, `owner/name` or `owner/name@revision`.
-        options: settings of the detector that win over its own: those of `Selection`, and sizes in pixels.
+        name: `scenes` for the shipped one; a folder that `save` or transformers wrote; the name of a detector of
+            torchvision; or one of the Hugging Face hub, `owner/name` or `owner/name@revision`.
+        options: settings that replace the detector's own: those of `Selection`, and sizes in pixels.
         weights: for a name of torchvision only; see `TorchvisionDetector.create`.
-        classes: file of class names, one a line, for a file of weights.
+        classes: file of class names, one per line, for a file of weights.
 
     Raises:
-        UserError: there is no such detector, it cannot be read, or an option does not fit.
+        UserError: the detector does not exist or cannot be read, or an option does not fit.
 
     """
     folder, name = Path(name), str(name)
     own = name == SCENES or folder.is_dir()
-    if (weights is not None or classes is not None) and (own or HUB_NAME.fullmatch(name)):
-        raise UserError(f"detector {name} has its own weights and classes; leave out those given")
+    if (weights is not None or classes is not None) and (own or _is_on_hub(name)):
+        raise UserError(f"detector {name} has its own weights and classes; omit the given ones")
     return _open(name, folder, weights, classes).configure(options or {})
 
 
 def _open(name: str, folder: Path, weights: str | None, classes: Path | None) -> RegionDetector:
     if name == SCENES:
-        return Detector.load(SCENES_FOLDER)
+        return load_scene_detector()
     if folder.is_dir():
         return _open_folder(folder)
-    # "detectors/mine" looks like a name on the hub; where there is a folder "detectors", a folder was meant.
+    # "detectors/mine" looks like a name on the hub; where a folder "detectors" exists, a folder was meant.
     if len(folder.parts) > 1:
-        if not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
+        if not _is_on_hub(name) or folder.parent.is_dir():
             raise UserError(f"detector {name} does not exist; check the path")
-        return TransformersDetector.load(name, {})
+        return TransformersDetector.load(name)
     return TorchvisionDetector.create(name, weights, None if classes is None else _read_names(classes))
 
 
+def _is_on_hub(name: str) -> bool:
+    return HUB_NAME.fullmatch(name.partition("@")[0]) is not None
+
+
 def missing_file(folder: Path) -> str | None:
-    """Return the name of a file that a saved detector lacks, if it does.
+    """Return the name of the first file that a saved detector lacks, None if it is complete.
 
     Raises:
         UserError: `detector.json` is not JSON.
@@ -72,32 +74,30 @@ def missing_file(folder: Path) -> str | None:
     """
     if not (folder / SETTINGS).is_file():
         return SETTINGS
+    kind = _kind(folder)
+    return next((name for name in KINDS[kind].files if not (folder / name).is_file()), None) if kind in KINDS else None
+
+
+def _kind(folder: Path) -> str | None:
     settings = read_json(folder / SETTINGS)
-    names = FILES.get(settings.get(KIND), ()) if isinstance(settings, dict) else ()
-    return next((name for name in names if not (folder / name).is_file()), None)
+    kind = settings.get(KIND) if isinstance(settings, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _open_folder(folder: Path) -> RegionDetector:
     if not (folder / SETTINGS).exists() and (folder / "config.json").exists():
-        return TransformersDetector.load(folder, {})
-    settings = read_json(folder / SETTINGS)
-    kind = settings.get(KIND) if isinstance(settings, dict) else None
-    if kind == "torchvision":
-        return TorchvisionDetector.load(folder, settings)
-    if kind == "transformers":
-        return TransformersDetector.load(folder, settings)
-    if kind == "scenes":
-        return Detector.load(folder)
+        return TransformersDetector.load(folder)
+    kind = _kind(folder)
     if kind == NO_DETECTOR:
         raise UserError(f"{folder.parent} was exported without a detector; give it regions, or export it with one")
-    raise UserError(
-        f"{folder / SETTINGS} does not describe a detector (its {KIND!r} is {kind!r}); copy the detector's folder again"
-    )
+    if kind not in KINDS:
+        raise not_a_detector(folder, f"its {KIND!r} is {kind!r}")
+    return KINDS[kind].load(folder)
 
 
 def _read_names(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class names {file} cannot be read ({error}); give a text file, one name a line") from None
+        raise UserError(f"class names {file} cannot be read ({error}); give a text file, one name per line") from None
     return [line.strip() for line in lines if line.strip()]

@@ -1,16 +1,16 @@
 """The detector's network: pixels to boxes, features, class and attribute scores.
 
 A torchvision Faster R-CNN (Ren et al., 2015) with a slim backbone and attribute heads, small enough to train and run on
-a CPU. Three differences from torchvision's own, all for the regions' sake:
+a CPU. It differs from torchvision's own in three ways, all for the sake of region features:
 
-- Boxes are found first and described afterwards: once refined, each box is pooled anew, so that feature, class and
-  attributes are functions of picture and box alone. Boxes from elsewhere (ground truth, say) are described the same.
-- One box never comes back as two classes; the class probabilities of a box stay together.
-- Attributes have hidden layers of their own. The region feature is the last hidden layer before the class scores
-  beside the last one before the attribute scores: what is supervised is linearly in it, and only that survives.
+- Boxes are found first and described afterwards: each refined box is pooled again, so feature, class and attributes are
+  functions of image and box alone, and boxes from elsewhere (ground truth, for example) are described the same way.
+- A box is never returned twice with different classes; its class probabilities stay together.
+- Attributes have hidden layers of their own. The region feature joins the last hidden layer before the class scores and
+  the last one before the attribute scores: it contains linearly what is supervised, and hardly anything else.
 
-torchvision is imported when a network is made, not with this module. Letters: B pictures, R boxes, K classes, C
-channels, F feature width. Everything is in pixels of the scaled picture.
+torchvision is imported when a network is constructed, not with this module. Letters: B images, R boxes, K classes,
+C channels, F feature width. All boxes are in pixels of the scaled image.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,25 +31,25 @@ FeatureMap = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorSettings:
-    """What a detector's weights must fit, and what decides which boxes come out.
+    """The shapes of a detector's weights, and the settings that decide which boxes it returns.
 
     Attributes:
         name: readable name of the extractor.
         classes: K class names.
-        attributes: names by attribute group, groups in reading order; a region has one attribute of each group.
+        attributes: names by attribute group, groups in the order of a phrase; a region has one attribute per group.
         channels: channels of the six convolutions.
         anchor_sizes: sides of the square anchors in pixels.
         head_width: first hidden layer of the class path.
         attribute_head_width: first hidden layer of the attribute path.
         class_width: last hidden layer before the class scores, the first part of the region feature.
         attribute_width: last hidden layer before the attribute scores, the second part of the region feature.
-        side: shorter side in pixels that pictures are scaled to.
-        proposals: boxes of the region proposal network that are looked at.
-        score_threshold: least probability of a region's best class.
-        nms_threshold: overlap (IoU) above which the worse of two boxes goes.
-        min_regions: fewest regions of a picture, the best below the threshold filling up.
-        max_regions: most regions of a picture.
-        whole_image: whether the whole image follows as a region without a class.
+        side: shorter side in pixels that images are scaled to.
+        proposals: number of boxes of the region proposal network that are classified.
+        score_threshold: see `Selection`, as for the next four.
+        nms_threshold: among all boxes here, whatever their class.
+        min_regions: per image.
+        max_regions: per image.
+        whole_image: whether the whole image is appended.
 
     """
 
@@ -75,7 +75,7 @@ class DetectorSettings:
         """The settings that decide which boxes become regions.
 
         Raises:
-            UserError: one lies outside its range.
+            UserError: one is out of range.
 
         """
         return Selection(**{field.name: getattr(self, field.name) for field in fields(Selection)})
@@ -83,7 +83,7 @@ class DetectorSettings:
 
 @dataclass(frozen=True)
 class Described:
-    """Boxes of a batch with what the heads say about them.
+    """The heads' outputs for the boxes of a batch.
 
     Attributes:
         features: (R, F).
@@ -108,11 +108,11 @@ class Backbone(nn.Sequential):
             layers.append(nn.Conv2d(before, width, 3, stride, dilation, dilation, bias=False))
             layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         super().__init__(*layers)
-        self.out_channels = channels[-1]  # torchvision asks for it
+        self.out_channels = channels[-1]  # torchvision reads it
 
 
 class BoxPredictor(nn.Module):
-    """Class scores through a hidden layer, box corrections beside it; the box predictor of torchvision's heads."""
+    """Class scores through a hidden layer, box corrections without it; torchvision's heads call it."""
 
     def __init__(self, width: int, hidden_width: int, num_classes: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class BoxPredictor(nn.Module):
 class AttributeHeads(nn.Module):
     """One softmax per attribute group over a hidden layer that sees the pooled box and the box's size.
 
-    Pooling takes the size of a box away, and "large" is little else, so it is given back.
+    Pooling removes the size of a box, which attributes such as "large" depend on.
     """
 
     def __init__(self, pooled_width: int, width: int, hidden_width: int, group_sizes: Iterable[int]) -> None:
@@ -149,7 +149,7 @@ class AttributeHeads(nn.Module):
 
 
 class DetectorNetwork(nn.Module):
-    """Pixels to boxes, features, class and attribute scores; works in pixels of the scaled picture."""
+    """Pixels to boxes, features, class and attribute scores; boxes are in pixels of the scaled image."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()
@@ -181,12 +181,12 @@ class DetectorNetwork(nn.Module):
         )
 
     def losses(self, pixels: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Torchvision's four losses and one cross entropy for each attribute group, on the boxes that hold an object.
+        """Torchvision's four losses, and a cross entropy per attribute group on the boxes that match an object.
 
         Args:
             pixels: (B, 3, height, width) uint8, sides multiples of 8.
-            targets: one per picture: `boxes` (N, 4) float corners in pixels, `labels` (N,) int64 from 1,
-                `attributes` (N, groups) int64 within each group; -100 is not scored.
+            targets: one per image: `boxes` (N, 4) float corners in pixels, `labels` (N,) int64 from 1,
+                `attributes` (N, groups) int64 within each group; -100 is ignored.
 
         Returns:
             Losses by name, to be summed.
@@ -209,7 +209,7 @@ class DetectorNetwork(nn.Module):
         return losses
 
     def find(self, pixels: Tensor, extent: tuple[int, int], feature_map: FeatureMap) -> list[Tensor]:
-        """Find the boxes of a batch of pictures of one size.
+        """Find the boxes of a batch of images of one size.
 
         Args:
             pixels: (B, 3, height, width) uint8, sides multiples of 8.
@@ -217,7 +217,7 @@ class DetectorNetwork(nn.Module):
             feature_map: of these pixels.
 
         Returns:
-            One (R, 4) tensor of corners in pixels per picture, best first; R may be 0.
+            One (R, 4) tensor of corners in pixels per image, best first; R may be 0.
 
         """
         heads = self.faster_rcnn.roi_heads
@@ -227,24 +227,24 @@ class DetectorNetwork(nn.Module):
         every_class = heads.box_coder.decode(corrections, proposals)  # (R, K + 1, 4)
         boxes = every_class[torch.arange(len(classes), device=classes.device), classes + 1]
         boxes = import_torchvision().ops.clip_boxes_to_image(boxes, extent)
-        scores = scores * ((boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1)  # less than a pixel is nothing
+        scores = scores * ((boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1)  # drops boxes narrower than a pixel
         found = self._keep_best(boxes, scores, classes, _owners(proposals), len(pixels))
-        # Judged again by what the heads say of the refined boxes, and across classes: what two proposals called
-        # differently is one thing.
+        # Scored again from the refined boxes, and suppressed across classes: two proposals of one object may have
+        # different classes.
         scores = self.describe(pixels, found, feature_map).class_scores[:, 1:].amax(-1)
         return self._keep_best(torch.cat(found), scores, torch.zeros_like(scores), _owners(found), len(pixels))
 
-    def _keep_best(self, boxes: Tensor, scores: Tensor, classes: Tensor, owners: Tensor, pictures: int) -> list[Tensor]:
-        """Score threshold, then non-maximum suppression within each class of each picture, then the most regions."""
+    def _keep_best(self, boxes: Tensor, scores: Tensor, classes: Tensor, owners: Tensor, images: int) -> list[Tensor]:
+        """Select among the boxes of each image, suppressing within each class."""
         result = []
-        for picture in range(pictures):
-            own = (owners == picture).nonzero()[:, 0]
+        for image in range(images):
+            own = (owners == image).nonzero()[:, 0]
             kept = select(boxes[own], scores[own], classes[own], self.settings.selection)
             result.append(boxes[own[kept.to(own.device)]])
         return result
 
     def describe(self, pixels: Tensor, boxes: list[Tensor], feature_map: FeatureMap) -> Described:
-        """Describe given boxes, (R, 4) corners in pixels for each picture of a batch."""
+        """Describe boxes, (R, 4) corners in pixels for each image of a batch."""
         heads = self.faster_rcnn.roi_heads
         pooled = self._pool(pixels, feature_map, boxes)
         class_rows = heads.box_predictor.hidden(heads.box_head(pooled))
@@ -256,7 +256,7 @@ class DetectorNetwork(nn.Module):
         )
 
     def feature_map(self, pixels: Tensor) -> FeatureMap:
-        """Run the backbone on (B, 3, height, width) uint8 pixels; torchvision wants its output by level name."""
+        """Run the backbone on (B, 3, height, width) uint8 pixels; torchvision expects its output by level name."""
         return {"0": self.faster_rcnn.backbone((pixels.float() - 127.5) / 64)}
 
     def _propose(
@@ -274,6 +274,6 @@ class DetectorNetwork(nn.Module):
 
 
 def _owners(boxes: list[Tensor]) -> Tensor:
-    """Return the picture that each row of the joined boxes belongs to, (R,) int64."""
+    """Image (R,) int64 that each row of the joined boxes belongs to."""
     counts = torch.tensor([len(rows) for rows in boxes])
     return torch.arange(len(boxes)).repeat_interleave(counts).to(boxes[0].device)

@@ -1,7 +1,7 @@
-"""Which of a detector's candidates become regions: threshold, non-maximum suppression, fewest and most, whole image.
+"""Which of a detector's candidates become regions: threshold, non-maximum suppression, minimum, maximum, whole image.
 
-Stands behind every detector, so that the same numbers mean the same everywhere. What is kept is always the beginning of
-one list: all candidates, best first, without those that a better kept one of their class covers.
+Every detector selects with it, so that the settings mean the same for all. The result is always the beginning of one
+list: all candidates, best first, without those that overlap a better kept one of their class too much.
 
 Letters: N candidates, R regions, K classes.
 """
@@ -16,22 +16,22 @@ from torch import Tensor
 from dimvl.errors import UserError
 from dimvl.regions.detectors.torchvision_ops import nms
 
-FIRST_LOOK = 256  # candidates looked at before more are: most pictures need no more
+FIRST_LOOK = 256  # candidates of the first round; few images need a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What decides which candidates become regions.
+    """The settings that decide which candidates become regions.
 
     Attributes:
-        score_threshold: a region's score is greater than this; those that fill up `min_regions` are excepted.
-        nms_threshold: overlap (IoU) above which the worse of two candidates of one class goes; 1 keeps all.
-        min_regions: fewest regions of a picture, filled up with the best below the threshold as far as there are any.
-        max_regions: most regions of a picture, the whole image not counted.
-        whole_image: whether the whole image follows as a region without a class.
+        score_threshold: minimum score of a region, exclusive.
+        nms_threshold: overlap (IoU) above which the worse of two candidates of one class is dropped; 1 keeps all.
+        min_regions: minimum number of regions per image; the best candidates below the threshold are added to reach it.
+        max_regions: maximum number of regions per image, not counting the whole image.
+        whole_image: whether the whole image is appended as a region without a class.
 
     Raises:
-        UserError: a value lies outside its range.
+        UserError: a value is out of range.
 
     """
 
@@ -54,7 +54,7 @@ class Selection:
             )
 
     def changed(self, options: Mapping[str, Any]) -> "Selection":
-        """Lay options over this selection; a limit that was not given makes way for one that was."""
+        """Apply options to this selection; a limit that is not among them yields to the one that is."""
         given = {field.name: options[field.name] for field in fields(self) if field.name in options}
         if "min_regions" not in given and "max_regions" in given:
             given["min_regions"] = max(min(self.min_regions, given["max_regions"]), 0)
@@ -64,54 +64,53 @@ class Selection:
 
 
 def select(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> Tensor:
-    """Choose among the candidates of one picture.
+    """Choose among the candidates of one image.
 
-    A candidate cannot cover a better one, so the result is the same whether few candidates are looked at or all; as
-    few are as it takes.
+    A candidate never suppresses a better one, so only as many are examined as it takes; the result is that of all.
 
     Args:
         boxes: (N, 4) corners in any unit.
         scores: (N,).
-        labels: (N,) int64; candidates cover those of their own label only.
+        labels: (N,) int64; candidates suppress those of their own label only.
         selection: what to keep.
 
     Returns:
-        int64 indices (R,) of the kept, best first; equal scores keep their order.
+        int64 indices (R,) of the kept candidates, best first; equal scores keep their order.
 
     """
     scores = scores.detach().cpu()
     order = scores.argsort(descending=True, stable=True)
     above = int((scores > selection.score_threshold).sum())
     boxes, labels = boxes.detach().cpu()[order], labels.cpu()[order]
-    looked_at = max(FIRST_LOOK, 2 * selection.max_regions)
+    examined = max(FIRST_LOOK, 2 * selection.max_regions)
     while True:
-        kept = _uncovered(boxes[:looked_at], scores[order[:looked_at]], labels[:looked_at], selection.nms_threshold)
-        enough = looked_at >= above and len(kept) >= selection.min_regions
-        if enough or looked_at >= len(order) or len(kept) >= selection.max_regions:
+        kept = _unsuppressed(boxes[:examined], scores[order[:examined]], labels[:examined], selection.nms_threshold)
+        enough = examined >= above and len(kept) >= selection.min_regions
+        if enough or examined >= len(order) or len(kept) >= selection.max_regions:
             break
-        looked_at *= 2
+        examined *= 2
     good = int((kept < above).sum())
     return order[kept[: min(max(good, selection.min_regions), selection.max_regions)]]
 
 
-def _uncovered(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Return the rising indices of candidates, given best first, that no better kept one of their label covers."""
+def _unsuppressed(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Rising indices of the candidates, given best first, that no better kept one of their label suppresses."""
     if threshold >= 1:
         return torch.arange(len(boxes))
-    # Each label gets a place of its own on the plane; in float64 the shift leaves the overlaps as they are.
+    # Each label is shifted to an area of its own; in float64 the shift does not change the overlaps.
     apart = boxes.double() + (labels * (boxes.abs().max() + 1) * 2)[:, None] if len(boxes) else boxes
     return nms(apart, scores, threshold)
 
 
 def label_first(probabilities: Tensor, labels: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Return the best few classes of each region, its own label in front.
+    """Return the best classes of each region, its own label first.
 
-    Detectors that judge each class by itself may find a region by a class that is not its most probable one.
+    A detector that judges each class independently may find a region by a class that is not its most probable one.
 
     Args:
         probabilities: (R, K).
-        labels: (R,) int64 by which the regions were found.
-        columns: classes to keep, the label included.
+        labels: (R,) int64 that the regions were found by.
+        columns: number of classes to keep, the label included.
 
     Returns:
         (R, columns) int64 classes and their probabilities.

@@ -1,9 +1,9 @@
-"""torchvision's Faster R-CNN family as detectors: boxes, labels and scores as torchvision gives them, with features.
+"""torchvision's Faster R-CNN family: boxes, labels and scores as torchvision computes them, with features.
 
-A region's feature is what the box head makes of it (1024 numbers in the published models), pooled anew from the refined
-box: so it is a function of picture and box alone, and given boxes are described the same way (Ren et al., 2015;
-bottom-up attention, Anderson et al., 2018, takes the feature of the proposal). Models without a box head (RetinaNet,
-FCOS, SSD) have no such feature and are refused.
+A region's feature is the output of the box head (1024 numbers in the published models), pooled again from the refined
+box. So it is a function of image and box alone, and boxes from elsewhere are described the same way (Ren et al., 2015;
+bottom-up attention, Anderson et al., 2018, takes the feature of the proposal instead). Models without a box head
+(RetinaNet, FCOS, SSD) have no such feature and are refused.
 
 Letters: P proposals, R boxes, K classes without background, F feature width.
 """
@@ -14,34 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, write_json
+from dimvl.files import read_json, write_json
 from dimvl.regions.detectors.base import (
     CLASSES_KEPT,
     KIND,
     SETTINGS,
+    WEIGHTS,
     Detections,
     RegionDetector,
     cut,
     given_rows,
-    refuse_options,
-    side_in_pixels,
-    weights_fingerprint,
+    not_a_detector,
+    padded,
     with_whole_image,
 )
 from dimvl.regions.detectors.selection import Selection, label_first, select
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
-from dimvl.regions.records import Extractor
+from dimvl.regions.detectors.weights import fingerprint, read_weights, save_weights
 
-WEIGHTS = "detector.safetensors"
 FAMILIES = ("fasterrcnn_", "maskrcnn_", "keypointrcnn_")  # those with a box head
-LEAST_SIDE = 1e-2  # pixels; torchvision drops what is smaller
+SMALLEST_SIDE = 1e-2  # pixels; torchvision drops smaller boxes
 COCO_OUTPUTS = 91  # background and COCO's 90 category numbers, ten of them unused
 
 
@@ -49,168 +46,144 @@ class TorchvisionDetector(RegionDetector):
     """A detector of torchvision, ready for use.
 
     Args:
-        name: of the architecture, such as `fasterrcnn_resnet50_fpn_v2`.
-        model: the network.
+        architecture: its name, such as `fasterrcnn_resnet50_fpn_v2`.
+        network: the model.
         classes: K names, without background.
-        selection: which candidates become regions.
 
     """
 
-    def __init__(self, name: str, model: nn.Module, classes: Sequence[str], selection: Selection) -> None:
-        self.name = name
-        self.model: Any = model.eval()
-        self.classes = tuple(classes)
-        self.selection = selection
+    files = (WEIGHTS,)
+
+    def __init__(self, architecture: str, network: Any, classes: Sequence[str]) -> None:
+        self.architecture = architecture
+        width = network.roi_heads.box_predictor.cls_score.in_features
+        super().__init__(f"torchvision {architecture}", network, Selection(), width, classes)
 
     @classmethod
     def create(
-        cls, name: str, weights: str | None = None, classes: Sequence[str] | None = None
+        cls, architecture: str, weights: str | None = None, classes: Sequence[str] | None = None
     ) -> "TorchvisionDetector":
-        """Make a detector by name.
+        """Make a detector by the name of its architecture.
 
         Args:
-            name: of the architecture.
-            weights: a weight name of torchvision (downloaded once), or a file of weights: `.safetensors`, or a state
-                dictionary in `.pth`, which is read without pickle. By default torchvision's best.
-            classes: names for a file's classes, background left out; not needed for COCO's or a weight name's.
+            architecture: its name.
+            weights: a weight name of torchvision (downloaded once), or a file: `.safetensors`, or a state dictionary
+                in `.pth`, which is read without pickle. By default torchvision's best.
+            classes: class names for a file of weights, without background; a file with COCO's classes and a weight
+                name need none.
 
         Raises:
-            UserError: no such detector or weights, they do not fit, or cannot be read or downloaded.
+            UserError: the name is unknown, or the weights do not exist, do not fit, or cannot be read or downloaded.
 
         """
-        check_name(name)
+        check_architecture(architecture)
         if weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors"):
-            state = read_state(Path(weights))
+            state = read_weights(Path(weights))
         else:
-            state, found = _published_weights(name, weights)
+            state, published = _published_weights(architecture, weights)
             if classes is not None:
-                raise UserError(f"torchvision's weights of {name} bring their class names; leave out the given ones")
-            classes = found
+                raise UserError(
+                    f"torchvision's weights of {architecture} come with class names; omit the file of class names"
+                )
+            classes = published
         scores = state.get("roi_heads.box_predictor.cls_score.weight")
         if scores is None:
-            raise UserError(f"{weights} are not weights of {name}: a box predictor is missing; check both names")
-        return cls._build(name, state, _class_names(classes, len(scores), str(weights)), str(weights or name))
+            raise UserError(f"{weights} are not weights of {architecture}: they lack a box predictor; check both names")
+        names = _class_names(classes, len(scores), str(weights))
+        return cls._build(architecture, state, names, str(weights or architecture))
 
     @classmethod
-    def load(cls, folder: Path, settings: Mapping[str, Any]) -> "TorchvisionDetector":
-        """Load what `save` wrote, `settings` being what `detector.json` says.
-
-        Raises:
-            UserError: a file is missing or damaged, or weights and settings do not fit each other.
-
-        """
+    def load(cls, folder: Path) -> "TorchvisionDetector":
+        """See `RegionDetector.load`."""
+        settings = read_json(folder / SETTINGS)
         try:
-            name, classes = str(settings["name"]), [str(label) for label in settings["classes"]]
+            architecture, classes = str(settings["name"]), [str(label) for label in settings["classes"]]
         except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder / SETTINGS} does not describe a detector ({error}); copy the detector's folder again"
-            ) from None
-        check_name(name)
-        own = {key: value for key, value in settings.items() if key not in (KIND, "name", "classes")}
-        return cls._build(name, read_state(folder / WEIGHTS), classes, str(folder / WEIGHTS)).configure(own)
+            raise not_a_detector(folder, error) from None
+        check_architecture(architecture)
+        options = {key: value for key, value in settings.items() if key not in (KIND, "name", "classes")}
+        file = folder / WEIGHTS
+        return cls._build(architecture, read_weights(file), classes, str(file)).configure(options)
 
     @classmethod
     def _build(
-        cls, name: str, state: Mapping[str, Tensor], classes: Sequence[str], place: str
+        cls, architecture: str, state: Mapping[str, Tensor], classes: Sequence[str], place: str
     ) -> "TorchvisionDetector":
-        build = import_torchvision().models.get_model_builder(name)
-        model = build(weights=None, weights_backbone=None, num_classes=len(classes) + 1)
+        build = import_torchvision().models.get_model_builder(architecture)
+        network = build(weights=None, weights_backbone=None, num_classes=len(classes) + 1)
         try:
-            model.load_state_dict(state)
+            network.load_state_dict(state)
         except RuntimeError:
-            raise UserError(f"{place} does not hold weights of {name} for {len(classes)} classes; check both") from None
-        return cls(name, model, classes, Selection())
-
-    def configure(self, options: Mapping[str, Any]) -> "TorchvisionDetector":
-        """Change the selection, `shortest_side` or `longest_side` (pixels of the scaled picture)."""
-        refuse_options(options, tuple(self.parameters), self.name)
-        self.selection = self.selection.changed(options)
-        if "shortest_side" in options:
-            self.model.transform.min_size = (side_in_pixels("shortest_side", options["shortest_side"]),)
-        if "longest_side" in options:
-            self.model.transform.max_size = side_in_pixels("longest_side", options["longest_side"])
-        return self
-
-    @property
-    def parameters(self) -> dict[str, float | int | str | bool]:
-        """What can be set, by name."""
-        transform = self.model.transform
-        sides = {"shortest_side": int(transform.min_size[-1]), "longest_side": int(transform.max_size)}
-        return {**sides, **vars(self.selection)}
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return weights_fingerprint(self.model.state_dict(), self.name)
-
-    @property
-    def extractor(self) -> Extractor:
-        """Who this detector is, for the region store."""
-        return Extractor(
-            name=f"torchvision {self.name}",
-            fingerprint=self._fingerprint,
-            parameters=self.parameters,
-            feature_width=self.model.roi_heads.box_predictor.cls_score.in_features,
-            classes=self.classes,
-            attributes=(),
-        )
-
-    def to(self, device: torch.device | str) -> "TorchvisionDetector":
-        """Move the weights to a device and return the detector."""
-        self.model.to(device)
-        return self
+            raise UserError(
+                f"{place} does not hold weights of {architecture} for {len(classes)} classes; check both"
+            ) from None
+        return cls(architecture, network, classes)
 
     def save(self, folder: Path) -> None:
-        """Write `detector.json` and `detector.safetensors` into the folder."""
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        with atomic_path(folder / WEIGHTS) as temporary:
-            safetensors.torch.save_file(weights, temporary)
-        settings = {KIND: "torchvision", "name": self.name, "classes": list(self.classes), **self.parameters}
+        """Write settings, class names and weights."""
+        save_weights(self.network.state_dict(), folder / WEIGHTS)
+        settings = {KIND: "torchvision", "name": self.architecture, "classes": list(self.classes), **self.parameters}
         write_json(folder / SETTINGS, settings)
 
+    @cached_property
+    def _weights_hash(self) -> str:
+        return fingerprint(self.network.state_dict(), self.architecture)
+
+    def _fingerprint(self) -> str:
+        return self._weights_hash
+
+    def _numbers(self) -> dict[str, int]:
+        transform = self.network.transform
+        return {"shortest_side": int(transform.min_size[-1]), "longest_side": int(transform.max_size)}
+
+    def _set_numbers(self, numbers: Mapping[str, int]) -> None:
+        sides = {**self._numbers(), **numbers}
+        transform = self.network.transform
+        transform.min_size, transform.max_size = (sides["shortest_side"],), sides["longest_side"]
+
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return the picture as (height, width, 3) uint8; torchvision scales it, on the device."""
+        """Return the image as (height, width, 3) uint8; torchvision scales it, on the device."""
         return np.asarray(image)
 
     @torch.inference_mode()
     def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
-        device = next(self.model.parameters()).device
-        pixels = torch.from_numpy(np.stack(arrays)).to(device).permute(0, 3, 1, 2).float().div(255)
-        images, _ = self.model.transform(list(pixels))
-        maps = self.model.backbone(images.tensors)
+        pixels = torch.from_numpy(np.stack(arrays)).to(self.device).permute(0, 3, 1, 2).float().div(255)
+        images, _ = self.network.transform(list(pixels))
+        maps = self.network.backbone(images.tensors)
         maps = {"0": maps} if isinstance(maps, Tensor) else maps
         height, width = images.image_sizes[0]
-        scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=device)
-        # What the pooling is told of the pictures' size only serves to infer the scale of the maps, and it keeps the
-        # first answer for good: the padded size is the one that always gives the right one.
+        scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=self.device)
+        # The pooling uses the images' size only to infer the scale of the maps, and keeps its first answer for good:
+        # the padded size always gives the right one.
         shapes = [tuple(images.tensors.shape[2:])] * len(arrays)
         if given is None:
             found, labels, probabilities = self._find(images, maps, shapes)
         else:
-            found, labels, probabilities = [rows * scale for rows in given_rows(given, device)], None, None
+            found = [rows * scale for rows in given_rows(given, self.device)]
         shown = [with_whole_image(rows, self.selection.whole_image, width, height) for rows in found]
         rows = self._box_rows(maps, shown, shapes)
-        if labels is None or probabilities is None:
-            logits, _ = self.model.roi_heads.box_predictor(rows)
+        if given is None:
+            class_labels, class_probabilities = padded(labels, shown), padded(probabilities, shown)
+        else:
+            logits, _ = self.network.roi_heads.box_predictor(rows)
             class_probabilities = logits.softmax(-1)[:, 1:]
             class_labels = class_probabilities.argmax(1)
-        else:
-            class_labels, class_probabilities = _padded(labels, probabilities, shown)
         class_ids, class_scores = label_first(class_probabilities, class_labels, CLASSES_KEPT)
-        fractions = [rows / scale for rows in shown]
-        objects = [len(rows) for rows in found]
+        fractions = [boxes / scale for boxes in shown]
+        objects = [len(boxes) for boxes in found]
         return cut(fractions, objects, features=rows, class_ids=class_ids, class_scores=class_scores)
 
     def _box_rows(self, maps: Mapping[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, ...]]) -> Tensor:
-        """Return the box head's rows (N, F) of boxes in pixels of the scaled pictures."""
-        heads = self.model.roi_heads
+        """Return the box head's rows (N, F) for boxes in pixels of the scaled images."""
+        heads = self.network.roi_heads
         return heads.box_head(heads.box_roi_pool(maps, boxes, shapes))
 
     def _find(
         self, images: Any, maps: Mapping[str, Tensor], shapes: list[tuple[int, ...]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Find boxes (R, 4) in pixels of the scaled pictures, their labels (R,) and class probabilities (R, K)."""
-        heads = self.model.roi_heads
-        proposals, _ = self.model.rpn(images, maps)
+        """Find boxes (R, 4) in pixels of the scaled images, their labels (R,) and class probabilities (R, K)."""
+        heads = self.network.roi_heads
+        proposals, _ = self.network.rpn(images, maps)
         logits, corrections = heads.box_predictor(self._box_rows(maps, proposals, shapes))
         counts = [len(rows) for rows in proposals]
         every_box = heads.box_coder.decode(corrections, proposals).split(counts)  # (P, K + 1, 4) each
@@ -219,7 +192,7 @@ class TorchvisionDetector(RegionDetector):
         for boxes, rows, extent in zip(every_box, logits.softmax(-1).split(counts), images.image_sizes, strict=True):
             rows, classes = rows[:, 1:], rows.shape[1] - 1
             corners = clip(boxes, extent)[:, 1:].reshape(-1, 4)  # every class of every proposal is a candidate
-            large = ((corners[:, 2:] - corners[:, :2]) >= LEAST_SIDE).all(1).nonzero()[:, 0]
+            large = ((corners[:, 2:] - corners[:, :2]) >= SMALLEST_SIDE).all(1).nonzero()[:, 0]
             chosen = select(corners[large], rows.reshape(-1)[large], large % classes, self.selection)
             candidates = large[chosen.to(large.device)]
             found.append(corners[candidates])
@@ -228,11 +201,11 @@ class TorchvisionDetector(RegionDetector):
         return found, labels, probabilities
 
 
-def check_name(name: str) -> None:
-    """Check that torchvision has a detector of that name with a box head.
+def check_architecture(name: str) -> None:
+    """Check that torchvision has a detector of this name with a box head.
 
     Raises:
-        UserError: it has not; names those that it has.
+        UserError: it has none; the message lists those that it has.
 
     """
     torchvision = import_torchvision()
@@ -247,36 +220,13 @@ def check_name(name: str) -> None:
         )
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Read weights by name: safetensors, or `.pth` without pickle.
-
-    Raises:
-        UserError: the file is missing, damaged or holds something else.
-
-    """
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; check the path")
-    try:
-        if file.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(file))
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling what it may not, a torn zip file, a wrong header: many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} cannot be read as plain weights ({reason}); save its state_dict alone") from None
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):  # as torchvision's own training script saves
-        state = state["model"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{file} does not hold weights by name; save the model's state_dict")
-    return state
-
-
-def _published_weights(name: str, weights: str | None) -> tuple[dict[str, Tensor], list[str]]:
-    """Download weights of torchvision once, and their class names without background."""
-    members = import_torchvision().models.get_model_weights(name)
+def _published_weights(architecture: str, weights: str | None) -> tuple[dict[str, Tensor], list[str]]:
+    """Download weights of torchvision once, and return them with their class names without background."""
+    members = import_torchvision().models.get_model_weights(architecture)
     if weights is not None and weights not in members.__members__:
         raise UserError(
-            f"{name} has no weights {weights}; use {', '.join(members.__members__)}, or a file ending in .pth or "
-            ".safetensors"
+            f"{architecture} has no weights {weights}; use {', '.join(members.__members__)}, or a file ending in .pth "
+            "or .safetensors"
         )
     chosen = members[weights or "DEFAULT"]
     try:
@@ -285,28 +235,19 @@ def _published_weights(name: str, weights: str | None) -> tuple[dict[str, Tensor
         )
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"the weights {chosen.name} of {name} cannot be downloaded ({error}); give a file of weights instead"
+            f"the weights {chosen.name} of {architecture} cannot be downloaded ({error}); give a file of weights"
         ) from None
     return dict(state), list(chosen.meta["categories"][1:])
 
 
 def _class_names(classes: Sequence[str] | None, outputs: int, place: str) -> Sequence[str]:
-    """Return the names of a file's classes; COCO's where the number says so."""
+    """Return the class names of a file of weights; COCO's where their number says so."""
     if classes is None and outputs == COCO_OUTPUTS:
-        torchvision = import_torchvision()
-        coco = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-        return list(coco.meta["categories"][1:])
+        detection = import_torchvision().models.detection
+        return list(detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:])
     if classes is None or len(classes) != outputs - 1:
-        given = "none are given" if classes is None else f"{len(classes)} names are given"
-        raise UserError(f"{place} knows {outputs - 1} classes but {given}; give a file of as many names, one a line")
+        given = "no names are given" if classes is None else f"{len(classes)} names are given"
+        raise UserError(
+            f"{place} has {outputs - 1} classes but {given}; give a file of {outputs - 1} names, one per line"
+        )
     return classes
-
-
-def _padded(labels: list[Tensor], probabilities: list[Tensor], shown: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Join labels and probabilities of pictures, with rows for the whole images that follow their objects."""
-    label_parts, rows = [], []
-    for own_labels, own, boxes in zip(labels, probabilities, shown, strict=True):
-        more = len(boxes) - len(own)
-        label_parts.append(torch.cat([own_labels, own_labels.new_zeros(more)]))
-        rows.append(torch.cat([own, own.new_zeros(more, own.shape[1])]))
-    return torch.cat(label_parts), torch.cat(rows)

@@ -1,10 +1,10 @@
-"""The one door to torchvision: imports it, with pure-PyTorch operators where its compiled ones do not load.
+"""The only import of torchvision, with operators in PyTorch where its compiled ones do not load.
 
-torchvision's compiled operators belong to one build of torch. Beside another build (a CUDA torchvision with a CPU-only
-torch, say) they do not load and even `import torchvision` fails. Detection needs three of them to exist and two to
-work, `nms` and `roi_align`; this room then defines these before the first import. On a machine whose builds match it
-does nothing but import. What is missing under the replacement: roi_pool, position-sensitive and deformable operators,
-torchvision's own image decoders.
+torchvision's compiled operators belong to one build of torch. With another build (a CUDA torchvision and a CPU-only
+torch, for example) they do not load, and even `import torchvision` fails. Detection needs three of them to exist and
+two to work, `nms` and `roi_align`; this module then defines them before the first import. Where the builds match it
+only imports. The replacement lacks roi_pool, the position-sensitive and deformable operators and torchvision's own
+image decoders.
 
 Letters: N boxes or RoIs, B images, C channels, P bins along an axis, G samples of a bin along an axis.
 """
@@ -32,7 +32,7 @@ SCHEMAS = (
     "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
     "int sampling_ratio, bool aligned) -> Tensor",
 )
-NMS_BLOCK = 256  # rows of the overlap matrix made at once: few calls, and memory linear in the number of boxes
+NMS_BLOCK = 256  # rows of the overlap matrix computed at once: few calls, and memory linear in the number of boxes
 
 _libraries: list[torch.library.Library] = []  # torch forgets a library's operators when the library is collected
 
@@ -49,20 +49,20 @@ def import_torchvision() -> ModuleType:
         return importlib.import_module("torchvision")
     logger.info("torchvision's compiled operators do not fit this torch; using PyTorch ones for nms and roi_align")
     _define_operators()
-    with _compiler_left_out():
+    with _without_compiler():
         torchvision = importlib.import_module("torchvision")
-    # torchvision asks these before each call; without them roi_align goes through torch.compile, for minutes. The
-    # second is a module that torchvision.ops hides behind the function of the same name.
+    # torchvision calls these before each operator; left alone, they send roi_align through torch.compile, for minutes.
+    # The second module is hidden behind the function of the same name in torchvision.ops.
     for name in ("torchvision.extension", "torchvision.ops.roi_align"):
         sys.modules[name]._has_ops = lambda: True  # type: ignore[attr-defined]
     return torchvision
 
 
 @contextmanager
-def _compiler_left_out() -> Iterator[None]:
-    """Let torchvision be imported without torch's compiler, four fifths of its import time, for one name it wants.
+def _without_compiler() -> Iterator[None]:
+    """Keep torchvision's import from loading torch's compiler, four fifths of its import time, for one name.
 
-    The name decides whether deterministic CUDA pooling is compiled; it fetches the compiler if ever it is called.
+    The name decides whether deterministic CUDA pooling is compiled; its stand-in loads the compiler if it is called.
     """
     if "torch._dynamo" in sys.modules:
         yield
@@ -89,7 +89,7 @@ def compiled_operators_load() -> bool:
         ImportError: torchvision is not installed.
 
     """
-    specification = importlib.util.find_spec("torchvision")  # finds the folder, runs nothing
+    specification = importlib.util.find_spec("torchvision")  # finds the folder without running anything
     if specification is None or specification.origin is None:
         raise ImportError("torchvision is not installed; install the release that matches torch")
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
@@ -108,17 +108,17 @@ def _define_operators() -> None:
     for schema in SCHEMAS:
         library.define(schema)
     library.impl("nms", nms, "CPU")
-    library.impl("roi_align", roi_align, "CompositeImplicitAutograd")  # made of torch operators: autograd comes free
+    library.impl("roi_align", roi_align, "CompositeImplicitAutograd")  # consists of torch operators, so autograd works
     _libraries.append(library)
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy non-maximum suppression, as torchvision's compiled operator does it.
+    """Greedy non-maximum suppression, equal to torchvision's compiled operator.
 
     Args:
         boxes: (N, 4) corners x1, y1, x2, y2, on the CPU.
         scores: (N,).
-        iou_threshold: a box goes when its overlap with a better kept box is greater than this.
+        iou_threshold: a box is dropped when its overlap with a better kept box is greater than this.
 
     Returns:
         int64 indices of the kept boxes, best first; equal scores keep their order.
@@ -141,7 +141,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the (N, M) overlaps of two sets of boxes; empty boxes give NaN, which is above no threshold."""
+    """Overlaps (N, M) of two sets of boxes; empty boxes give NaN, which is above no threshold."""
     left, top, right, bottom = (first[:, corner, None] for corner in range(4))
     others = np.ascontiguousarray(second.T)
     width = np.maximum(np.minimum(right, others[2]) - np.maximum(left, others[0]), 0)
@@ -152,7 +152,7 @@ def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def roi_align(
-    pictures: Tensor,
+    maps: Tensor,
     rois: Tensor,
     spatial_scale: float,
     pooled_height: int,
@@ -160,28 +160,28 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """RoIAlign (He et al., Mask R-CNN, 2017), as torchvision's compiled operator does it.
+    """RoIAlign (He et al., Mask R-CNN, 2017), equal to torchvision's compiled operator.
 
-    Every bin is a weighted sum of pixels, so all bins of all RoIs are one `embedding_bag` over the pixels with their
-    channels last. Gradients go to the pictures only.
+    Every bin is a weighted sum of pixels, so all bins of all RoIs are one `embedding_bag` over the pixels with channels
+    last. Only `maps` gets gradients.
 
     Args:
-        pictures: (B, C, height, width) feature maps.
-        rois: (N, 5): picture index, then x1, y1, x2, y2 in units of the original image.
+        maps: (B, C, height, width) feature maps.
+        rois: (N, 5): map index, then x1, y1, x2, y2 in units of the original image.
         spatial_scale: feature pixels per unit of the boxes.
-        pooled_height: bins down.
-        pooled_width: bins across.
-        sampling_ratio: samples along each side of a bin; 0 or less takes one a feature pixel, rounded up.
+        pooled_height: bins along y.
+        pooled_width: bins along x.
+        sampling_ratio: samples along each side of a bin; 0 or less takes one per feature pixel, rounded up.
         aligned: shift by half a pixel; otherwise a RoI is at least one feature pixel wide and high.
 
     Returns:
         (N, C, pooled_height, pooled_width).
 
     """
-    channels, height, width = pictures.shape[1:]
+    channels, height, width = maps.shape[1:]
     if len(rois) == 0:
-        return pictures.sum() * pictures.new_zeros(0, channels, pooled_height, pooled_width)  # keeps the graph
-    pixels = pictures.permute(0, 2, 3, 1).reshape(-1, channels)
+        return maps.sum() * maps.new_zeros(0, channels, pooled_height, pooled_width)  # keeps the graph
+    pixels = maps.permute(0, 2, 3, 1).reshape(-1, channels)
     with torch.no_grad():
         corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
         starts, sides = corners[:, :2], corners[:, 2:] - corners[:, :2]  # (N, 2) as x, y
@@ -206,7 +206,7 @@ def roi_align(
             weights.append((y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :] / samples).flatten())
             counts.append(torch.full((len(member) * pooled_height * pooled_width,), 4 * across * down))
             members.append(member)
-        lengths = torch.cat(counts).to(pictures.device)
+        lengths = torch.cat(counts).to(maps.device)
         offsets = lengths.cumsum(0) - lengths
         order = torch.cat(members).argsort()
     pooled = F.embedding_bag(
@@ -216,7 +216,7 @@ def roi_align(
 
 
 def _axis_samples(starts: Tensor, bins: Tensor, grid: int, pooled: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return the pixels along one axis that the samples of each bin lie between, and their linear weights.
+    """Return the pixels along one axis on both sides of each bin's samples, and their linear weights.
 
     Args:
         starts: (N,) where the RoIs start, in pixels.
@@ -226,7 +226,7 @@ def _axis_samples(starts: Tensor, bins: Tensor, grid: int, pooled: int, size: in
         size: pixels along the axis.
 
     Returns:
-        Two (N, P, 2G) tensors: int64 pixel indices and weights, 0 where the sample lies outside the picture.
+        Two (N, P, 2G) tensors: int64 pixel indices and weights, 0 where the sample is outside the map.
 
     """
     bin_numbers = torch.arange(pooled, device=starts.device, dtype=starts.dtype)

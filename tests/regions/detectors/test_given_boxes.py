@@ -25,7 +25,7 @@ COCO = {
         {"id": 5, "image_id": 2, "category_id": 3, "bbox": [95, 1, 5, 5]},
     ],
 }
-REAL = Path(__file__).parents[2].parent / "shared/data/coco_small"
+REAL = Path(__file__).parents[3].parent / "shared/data/coco_small"
 
 
 def written(folder, **changes):
@@ -35,8 +35,8 @@ def written(folder, **changes):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def image_folder(tmp_path):
+    folder = tmp_path / "image_folder"
     folder.mkdir()
     for number in (1, 2, 3):
         make_picture(number).save(folder / f"{number}.png")
@@ -50,18 +50,18 @@ def extracted(file, folder, store, **options):
     return RegionStore(store), report
 
 
-def test_boxes_become_fractions_cut_at_the_border_and_crowds_and_outsiders_are_left_out(tmp_path, caplog):
+def test_boxes_become_fractions_clipped_at_the_border_and_crowds_and_boxes_outside_are_skipped(tmp_path, caplog):
     given = GivenBoxes.read(written(tmp_path))
     assert given.classes == ("cat", "car")
     np.testing.assert_allclose(given.of("1", 90, 70), [[0.1, 0.1, 0.6, 0.6], [0.5, 0, 1, 1]], atol=1e-6)
     assert given.labels["1"].tolist() == [1, 0] and given.scores["1"].tolist() == [1.0, 0.25]
-    np.testing.assert_allclose(given.of("2", 180, 140), [[0, 0.5, 1, 1]], atol=1e-6)  # the picture may be larger by now
+    np.testing.assert_allclose(given.of("2", 180, 140), [[0, 0.5, 1, 1]], atol=1e-6)  # a scaled-up image
     assert given.of("3", 90, 70).shape == (0, 4)
-    assert "2 crowds and boxes without an area are left out" in caplog.text
+    assert "2 crowds and boxes without an area are skipped" in caplog.text
 
 
-def test_regions_are_the_given_boxes_with_the_detectors_features_and_the_files_classes(pictures, tmp_path):
-    store, report = extracted(written(tmp_path), pictures, tmp_path / "store")
+def test_regions_are_the_given_boxes_with_the_detectors_features_and_the_files_classes(image_folder, tmp_path):
+    store, report = extracted(written(tmp_path), image_folder, tmp_path / "store")
     assert report.done == 3
     extractor = store.extractor
     assert extractor.classes == ("cat", "car") and extractor.attributes == make_detector().extractor.attributes
@@ -75,18 +75,18 @@ def test_regions_are_the_given_boxes_with_the_detectors_features_and_the_files_c
     assert regions.class_ids.tolist() == [[1], [0]] and regions.class_scores.tolist() == [[1.0], [0.25]]
 
 
-def test_a_picture_without_boxes_is_one_region_and_the_whole_image_has_no_class(pictures, tmp_path):
-    store, _ = extracted(written(tmp_path), pictures, tmp_path / "store")
+def test_an_image_without_boxes_is_one_region_and_the_whole_image_has_no_class(image_folder, tmp_path):
+    store, _ = extracted(written(tmp_path), image_folder, tmp_path / "store")
     alone = store.read(store.position("3"))
     assert alone.boxes.tolist() == [[0, 0, 1, 1]] and alone.class_ids.tolist() == [[-1]]
-    store, _ = extracted(written(tmp_path), pictures, tmp_path / "whole", whole_image=True)
+    store, _ = extracted(written(tmp_path), image_folder, tmp_path / "whole", whole_image=True)
     regions = store.read(store.position("1"))
     assert regions.class_ids.tolist() == [[1], [0], [-1]] and regions.boxes[2].tolist() == [0, 0, 1, 1]
 
 
-def test_a_picture_of_another_shape_than_its_boxes_were_drawn_at_is_left_out(pictures, tmp_path):
-    make_picture(1, 70, 90).save(pictures / "1.png")
-    store, report = extracted(written(tmp_path), pictures, tmp_path / "store")
+def test_an_image_of_another_shape_than_its_boxes_were_drawn_at_is_skipped(image_folder, tmp_path):
+    make_picture(1, 70, 90).save(image_folder / "1.png")
+    store, report = extracted(written(tmp_path), image_folder, tmp_path / "store")
     assert len(store) == 2 and "is 70 x 90 pixels but its boxes were drawn at 90 x 70" in report.skipped[0][1]
 
 
@@ -107,11 +107,11 @@ def test_a_picture_of_another_shape_than_its_boxes_were_drawn_at_is_left_out(pic
         ({"score": float("nan")}, "score nan is not a probability"),
     ],
 )
-def test_a_box_that_is_none_is_named(tmp_path, change, message):
+def test_an_invalid_annotation_is_named(tmp_path, change, message):
     annotations = copy.deepcopy(COCO["annotations"])
     annotations[0].update(change)
     file = written(tmp_path, annotations=annotations)
-    if message is None:  # digits of a text are numbers, if one insists
+    if message is None:  # each digit of the text is a number
         assert GivenBoxes.read(file)
         return
     with pytest.raises(UserError, match=message):
@@ -133,13 +133,13 @@ def test_a_box_that_is_none_is_named(tmp_path, change, message):
     ],
     ids=str,
 )
-def test_a_file_of_another_form_is_refused(tmp_path, changes):
+def test_a_file_of_another_form_is_rejected(tmp_path, changes):
     with pytest.raises(UserError, match=r"boxes\.json"):
         GivenBoxes.read(written(tmp_path, **changes))
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="needs the real pictures beside the checkout")
-def test_real_pictures_and_boxes_go_together(tmp_path):
+@pytest.mark.skipif(not REAL.exists(), reason="needs the real images beside the checkout")
+def test_real_images_and_boxes_fit_together(tmp_path):
     given = GivenBoxes.read(REAL / "instances.json")
     images = [entry for entry in images_of_coco(REAL / "instances.json", REAL / "images")][:8]
     detector = make_detector()

@@ -1,4 +1,4 @@
-"""The detector on tiny random weights; what the shipped one finds is tested at the end."""
+"""dimvl's own detector with tiny random weights; the accuracy of the shipped one is tested at the end."""
 
 import json
 
@@ -36,7 +36,7 @@ def settings(**changes):
 
 @pytest.fixture(scope="module")
 def detector():
-    """Random weights, spread so that class scores differ between boxes."""
+    """Random weights, scaled so that class scores differ between boxes."""
     made = Detector.initialise(settings(), seed=0)
     with torch.no_grad():
         made.network.faster_rcnn.roi_heads.box_predictor.class_scores.weight.mul_(10)
@@ -44,7 +44,7 @@ def detector():
     return made
 
 
-def pictures(*sizes, seed=0):
+def random_images(*sizes, seed=0):
     random = np.random.default_rng(seed)
     coarse = [random.integers(0, 255, (6, 6, 3), dtype=np.uint8) for _ in sizes]
     return [Image.fromarray(array).resize(size) for array, size in zip(coarse, sizes, strict=True)]
@@ -61,7 +61,7 @@ def assert_same(first, second):
 
 
 def test_arrays_have_the_shapes_and_types_of_regions(detector):
-    for found in detector.detect(pictures((64, 64), (90, 64))):
+    for found in detector.detect(random_images((64, 64), (90, 64))):
         count = len(found.boxes)
         assert count >= 2
         assert (found.boxes.shape, found.boxes.dtype) == ((count, 4), np.float32)
@@ -75,7 +75,7 @@ def test_arrays_have_the_shapes_and_types_of_regions(detector):
 
 
 def test_regions_come_best_first_above_the_threshold_with_their_classes_in_order(detector):
-    (found,) = detector.detect(pictures((64, 64)))
+    (found,) = detector.detect(random_images((64, 64)))
     best = found.class_scores[:, 0]
     assert (np.diff(best.astype(np.float32)) <= 1e-3).all()
     assert (best >= 0.26 - 1e-3).all()
@@ -87,15 +87,15 @@ def test_regions_come_best_first_above_the_threshold_with_their_classes_in_order
 def test_attribute_ids_point_into_one_flat_vocabulary_in_the_order_of_the_groups(detector):
     names = detector.extractor.attributes
     assert names == ("small", "large", "red", "green", "blue", "plain", "dotted")
-    (found,) = detector.detect(pictures((64, 64)))
+    (found,) = detector.detect(random_images((64, 64)))
     for ids in found.attribute_ids:
         for attribute, group in zip(ids, ATTRIBUTES.values(), strict=True):
             assert names[attribute] in group
 
 
-def test_a_picture_gives_the_same_alone_and_among_others(detector):
+def test_an_image_has_the_same_regions_alone_and_in_a_batch(detector):
     # The second and fifth are of one size once scaled; the others make batches of their own.
-    images = pictures((64, 64), (97, 64), (64, 130), (200, 200), (194, 128), (64, 64))
+    images = random_images((64, 64), (97, 64), (64, 130), (200, 200), (194, 128), (64, 64))
     together = detector.detect(images)
     for image, found in zip(images, together, strict=True):
         (alone,) = detector.detect([image])
@@ -103,8 +103,8 @@ def test_a_picture_gives_the_same_alone_and_among_others(detector):
     assert_same(detector.detect(images[::-1])[-1], together[0])
 
 
-def test_describing_the_boxes_that_were_found_gives_what_was_found(detector):
-    images = pictures((64, 64), (150, 75))
+def test_describing_the_found_boxes_gives_the_same_regions(detector):
+    images = random_images((64, 64), (150, 75))
     found = detector.detect(images)
     assert all(len(regions.boxes) > 1 for regions in found)
     for first, second in zip(found, detector.detect(images, [regions.boxes for regions in found]), strict=True):
@@ -112,7 +112,7 @@ def test_describing_the_boxes_that_were_found_gives_what_was_found(detector):
 
 
 def test_given_boxes_keep_their_order(detector):
-    image = pictures((64, 64))
+    image = random_images((64, 64))
     boxes = np.array([[0.5, 0.5, 1, 1], [0, 0, 0.4, 0.3], [0.2, 0.1, 0.9, 0.6]], dtype=np.float32)
     forward, backward = detector.detect(image, [boxes])[0], detector.detect(image, [boxes[::-1]])[0]
     np.testing.assert_array_equal(forward.boxes, boxes)
@@ -120,14 +120,14 @@ def test_given_boxes_keep_their_order(detector):
     assert not np.allclose(forward.features[0], forward.features[1], atol=1e-2)
 
 
-def test_a_larger_picture_is_scaled_to_the_shorter_side_and_gives_the_same_fractions(detector):
-    (large,) = pictures((384, 256))
+def test_a_larger_image_is_scaled_to_the_shorter_side_and_gives_the_same_fractions(detector):
+    (large,) = random_images((384, 256))
     assert_same(detector.detect([large])[0], detector.detect([large.resize((96, 64), Image.Resampling.BILINEAR)])[0])
 
 
-def test_a_picture_in_which_nothing_is_found_is_one_region_without_a_class(detector):
+def test_an_image_without_objects_is_one_region_without_a_class(detector):
     blind = Detector.initialise(settings(score_threshold=1.0), seed=3)
-    images = pictures((64, 64), (200, 90))
+    images = random_images((64, 64), (200, 90))
     whole = np.array([[0, 0, 1, 1]], dtype=np.float32)
     for found, described in zip(blind.detect(images), blind.detect(images, [whole, whole]), strict=True):
         np.testing.assert_array_equal(found.boxes, whole)
@@ -139,34 +139,34 @@ def test_a_picture_in_which_nothing_is_found_is_one_region_without_a_class(detec
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (17, 9)])
-def test_pictures_of_any_shape_are_described(detector, size):
-    (found,) = detector.detect(pictures(size))
+def test_images_of_any_shape_are_described(detector, size):
+    (found,) = detector.detect(random_images(size))
     assert len(found.boxes) >= 1 and np.isfinite(found.features).all()
 
 
-def test_a_sliver_seen_first_changes_nothing_for_later_pictures(detector):
-    # torchvision's pooling keeps the scale that it infers from the first picture it sees.
+def test_a_sliver_seen_first_changes_nothing_for_later_images(detector):
+    # torchvision's pooling keeps the scale that it infers from its first image.
     fresh = Detector(DetectorNetwork(detector.settings))
     fresh.network.load_state_dict(detector.network.state_dict())
-    sliver, *ordinary = pictures((2000, 3), (64, 64))
+    sliver, *ordinary = random_images((2000, 3), (64, 64))
     fresh.detect([sliver])
     assert_same(fresh.detect(ordinary)[0], detector.detect(ordinary)[0])
 
 
-def test_no_pictures_give_no_detections(detector):
+def test_no_images_give_no_detections(detector):
     assert detector.detect([]) == []
 
 
-def test_no_more_regions_than_configured_come_back(detector):
+def test_at_most_max_regions_are_returned(detector):
     network = DetectorNetwork(settings(max_regions=1))
     network.load_state_dict(detector.network.state_dict())
-    (found,), (all_found,) = Detector(network).detect(pictures((64, 64))), detector.detect(pictures((64, 64)))
+    (found,), (all_found,) = Detector(network).detect(random_images((64, 64))), detector.detect(random_images((64, 64)))
     assert len(all_found.boxes) > len(found.boxes) == 1
     np.testing.assert_allclose(found.boxes, all_found.boxes[:1])
 
 
 class AlternatingClasses(torch.nn.Module):
-    """Leaves proposals as they are and calls them the first and the second class in turn."""
+    """Leaves proposals unchanged and classifies them alternately as the first and the second class."""
 
     def hidden(self, rows):
         return rows[:, :8]
@@ -187,10 +187,10 @@ def largest_overlap(boxes):
     return overlaps[~np.eye(len(boxes), dtype=bool)].max()
 
 
-def test_two_regions_never_overlap_more_than_the_threshold_though_their_classes_differ():
+def test_two_regions_of_different_classes_overlap_at_most_by_the_threshold():
     detector = Detector.initialise(settings(proposals=60), seed=0)
     detector.network.faster_rcnn.roi_heads.box_predictor = AlternatingClasses()
-    (found,) = detector.detect(pictures((64, 64)))
+    (found,) = detector.detect(random_images((64, 64)))
     assert {0, 1} <= set(found.class_ids[:, 0].tolist())
     assert largest_overlap(found.boxes) <= 0.5 + 1e-4
 
@@ -204,11 +204,21 @@ def test_saved_and_loaded_it_is_the_same_detector(detector, tmp_path):
     for name in ("detector.json", "detector.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "detector" / name).read_bytes()
     weights = safetensors.numpy.load_file(tmp_path / "detector" / "detector.safetensors")
-    assert {str(array.dtype) for array in weights.values()} == {"float16", "int64"}  # half the bytes to ship
-    image = pictures((64, 64))
+    assert {str(array.dtype) for array in weights.values()} == {"float16", "int64"}  # half the size
+    image = random_images((64, 64))
     boxes = [np.array([[0.1, 0.2, 0.7, 0.8]], dtype=np.float32)]
     ours, theirs = detector.detect(image, boxes)[0], loaded.detect(image, boxes)[0]
     np.testing.assert_allclose(ours.features, theirs.features, rtol=0.02, atol=0.02)  # float16 weights
+
+
+def test_changed_settings_take_effect_without_reloading():
+    keep_all = {"score_threshold": 0.0, "nms_threshold": 1.0}
+    changed = Detector.initialise(settings(), seed=0).configure({"proposals": 3, "shortest_side": 32, **keep_all})
+    made = Detector.initialise(settings(proposals=3, side=32, **keep_all), seed=0)
+    assert changed.extractor == made.extractor
+    (first,), (second,) = (one.detect(random_images((64, 64))) for one in (changed, made))
+    assert len(first) == 3
+    assert_same(first, second)
 
 
 def test_the_fingerprint_follows_the_weights_and_the_seed():
@@ -218,7 +228,7 @@ def test_the_fingerprint_follows_the_weights_and_the_seed():
     assert first.parameters["side"] == 64 and first.feature_width == 14
 
 
-def test_making_a_detector_leaves_the_global_random_state_alone():
+def test_initialising_a_detector_keeps_the_global_random_state():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     Detector.initialise(settings(), seed=1)
@@ -238,8 +248,8 @@ def damage(folder, name, change):
         ("detector.json", lambda content: content[:40], "is not valid JSON"),
         ("detector.json", lambda content: b"[1]", "does not describe a detector"),
         ("detector.json", lambda content: b'{"classes": ["star"]}', "does not describe a detector"),
-        ("detector.safetensors", lambda content: content[: len(content) // 2], "is damaged"),
-        ("detector.safetensors", lambda content: b"", "is damaged"),
+        ("detector.safetensors", lambda content: content[: len(content) // 2], "cannot be read"),
+        ("detector.safetensors", lambda content: b"", "cannot be read"),
         ("detector.json", lambda content: content.replace(b'"class_width": 8', b'"class_width": 9'), "does not fit"),
     ],
 )
@@ -261,7 +271,7 @@ def test_settings_are_readable_json(detector, tmp_path):
     assert list(content["attributes"]) == ["size", "colour", "texture"]
 
 
-def test_training_reaches_one_picture_with_all_its_attributes():
+def test_training_learns_one_image_with_all_its_attributes():
     network = Detector.initialise(settings(anchor_sizes=(20, 32)), seed=0).network.train()
     array = np.full((64, 64, 3), 60, dtype=np.uint8)
     array[8:28, 10:30] = (220, 30, 30)
@@ -281,12 +291,12 @@ def test_training_reaches_one_picture_with_all_its_attributes():
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "class", "box", "size", "colour", "texture"}
     (found,) = Detector(network).detect([Image.fromarray(array)])
     order = np.argsort(found.boxes[:, 0])
-    np.testing.assert_allclose(found.boxes[order] * 64, boxes, atol=4)  # a sixteenth of the picture
+    np.testing.assert_allclose(found.boxes[order] * 64, boxes, atol=4)  # a sixteenth of the image
     assert found.class_ids[order, 0].tolist() == [0, 2]
     assert found.attribute_ids[order].tolist() == [[0, 2, 5], [1, 4, 6]]
 
 
-def test_an_attribute_that_is_not_known_is_not_scored():
+def test_an_unknown_attribute_has_no_loss():
     network = Detector.initialise(settings(), seed=0).network
     pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     target = {

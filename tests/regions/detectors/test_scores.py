@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dimvl.errors import UserError
-from dimvl.regions.detectors.scenes import Detections
 from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
+from dimvl.regions.records import Detections
 
 CLASSES = ("circle", "star")
 ATTRIBUTES = {"size": ("small", "large"), "colour": ("red", "blue")}
@@ -91,7 +91,7 @@ def test_images_with_nothing_found_lower_recall():
     assert average_precision_50({}, truth, CLASSES) == 0.0
 
 
-def test_attributes_count_on_found_objects_only():
+def test_attributes_count_only_for_found_objects():
     truth = instances(
         (1, "circle", LEFT, ["small", "red"]),
         (1, "circle", RIGHT, ["large", "blue"]),
@@ -104,7 +104,7 @@ def test_attributes_count_on_found_objects_only():
             (0, 0.9, LEFT, (0, 2)),  # both right
             (0, 0.8, RIGHT, (1, 2)),  # colour wrong
             (0, 0.7, BELOW, (0, 3)),  # wrong class: not found
-            (0, 0.6, LEFT, (1, 3)),  # the object is taken
+            (0, 0.6, LEFT, (1, 3)),  # the object is already matched
         )
     }
     scores = attribute_accuracy(found, truth, CLASSES, ATTRIBUTES)
@@ -117,7 +117,7 @@ def test_a_region_without_attributes_is_wrong():
     assert attribute_accuracy(found, truth, CLASSES, ATTRIBUTES)["size"] == 0.0
 
 
-def test_nothing_to_score_says_so():
+def test_an_input_with_nothing_to_score_is_an_error():
     with pytest.raises(UserError, match="no annotated object is of the classes"):
         average_precision_50({}, instances(), CLASSES)
     with pytest.raises(UserError, match="no annotated object was found"):

@@ -18,7 +18,7 @@ def candidates(seed, count=60, labels=3):
 
 
 def obvious(boxes, scores, labels, selection):
-    """Go through the candidates, best first; keep each that no kept one of its label overlaps too much."""
+    """Keep each candidate, best first, that no kept one of its label overlaps too much."""
     kept = []
     for index in np.argsort(-scores, kind="stable"):
         covered = any(
@@ -46,7 +46,7 @@ def obvious(boxes, scores, labels, selection):
     ],
     ids=str,
 )
-def test_the_kept_are_those_of_the_obvious_way(monkeypatch, given, first_look):
+def test_selection_equals_an_obvious_loop(monkeypatch, given, first_look):
     monkeypatch.setattr(dimvl.regions.detectors.selection, "FIRST_LOOK", first_look)
     selection = Selection(**given)
     for seed in range(5):
@@ -55,7 +55,7 @@ def test_the_kept_are_those_of_the_obvious_way(monkeypatch, given, first_look):
         assert kept.tolist() == obvious(boxes, scores, labels, selection)
 
 
-def test_boxes_cover_those_of_their_own_class_only():
+def test_boxes_suppress_only_boxes_of_their_own_class():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
     scores = torch.tensor([0.5, 0.9, 0.7])
     chosen = Selection(min_regions=0)
@@ -68,7 +68,7 @@ def test_no_candidates_give_no_regions():
     assert none.tolist() == []
 
 
-def test_a_limit_that_was_not_given_makes_way_for_one_that_was():
+def test_a_limit_that_is_not_given_yields_to_the_one_that_is():
     assert Selection().changed({"max_regions": 4}) == Selection(min_regions=4, max_regions=4)
     assert Selection().changed({"min_regions": 150}) == Selection(min_regions=150, max_regions=150)
     assert Selection().changed({"score_threshold": 0.7, "side": 3}) == Selection(score_threshold=0.7)
@@ -85,12 +85,12 @@ def test_a_limit_that_was_not_given_makes_way_for_one_that_was():
         ({"min_regions": 9, "max_regions": 5}, "max_regions is 5 but min_regions is 9"),
     ],
 )
-def test_a_value_out_of_range_is_refused(given, message):
+def test_a_value_out_of_range_is_rejected(given, message):
     with pytest.raises(UserError, match=message):
         Selection(**given)
 
 
-def test_the_own_label_stands_in_front_and_keeps_its_score():
+def test_the_own_label_comes_first_with_its_score():
     probabilities = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.1]])
     ids, scores = label_first(probabilities, torch.tensor([2, 0]), 2)
     assert ids.tolist() == [[2, 1], [0, 1]]

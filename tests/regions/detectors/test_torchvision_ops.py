@@ -1,4 +1,4 @@
-"""The replaced operators against obvious ones, and against the compiled ones where these load."""
+"""The replacement operators equal obvious ones, and the compiled ones where those load."""
 
 import subprocess
 import sys
@@ -55,24 +55,24 @@ def test_nms_of_no_boxes_is_empty():
 def test_nms_compares_an_overlap_of_exactly_the_threshold_as_the_compiled_operator_does():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 3.0]])
     scores = torch.tensor([0.9, 0.8, 0.7])
-    # An overlap of exactly .5 stays at .5; the float32 nearest to .3 lies above the double .3, so the third box goes.
+    # An overlap of exactly .5 is kept at .5; float32's .3 exceeds the double .3, so the third box is dropped.
     assert torchvision.ops.nms(boxes[[0, 1]], scores[:2], 0.5).tolist() == [0, 1]
     assert torchvision.ops.nms(boxes[[0, 2]], scores[[0, 2]], 0.3).tolist() == [0]
 
 
-def obvious_roi_align(pictures, rois, scale, pooled_height, pooled_width, ratio, aligned):
-    """One sample after another, straight from the definition."""
-    _, channels, height, width = pictures.shape
+def obvious_roi_align(maps, rois, scale, pooled_height, pooled_width, ratio, aligned):
+    """Sample by sample, straight from the definition."""
+    _, channels, height, width = maps.shape
 
-    def sample(picture, y, x):
+    def sample(feature_map, y, x):
         if y < -1 or y > height or x < -1 or x > width:
-            return torch.zeros(channels, dtype=pictures.dtype)
+            return torch.zeros(channels, dtype=maps.dtype)
         y, x = min(max(y, 0.0), height - 1), min(max(x, 0.0), width - 1)
         top, left = int(y), int(x)
         bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
         down, across = y - top, x - left
-        upper = picture[:, top, left] * (1 - across) + picture[:, top, right] * across
-        lower = picture[:, bottom, left] * (1 - across) + picture[:, bottom, right] * across
+        upper = feature_map[:, top, left] * (1 - across) + feature_map[:, top, right] * across
+        lower = feature_map[:, bottom, left] * (1 - across) + feature_map[:, bottom, right] * across
         return upper * (1 - down) + lower * down
 
     output = []
@@ -86,12 +86,12 @@ def obvious_roi_align(pictures, rois, scale, pooled_height, pooled_width, ratio,
         across = ratio if ratio > 0 else int(np.ceil(bin_width))
         for row in range(pooled_height):
             for column in range(pooled_width):
-                total = torch.zeros(channels, dtype=pictures.dtype)
+                total = torch.zeros(channels, dtype=maps.dtype)
                 for i in range(down):
                     for j in range(across):
                         y = y1 + (row + (i + 0.5) / down) * bin_height
                         x = x1 + (column + (j + 0.5) / across) * bin_width
-                        total = total + sample(pictures[int(index)], y, x)
+                        total = total + sample(maps[int(index)], y, x)
                 output.append(total / max(down * across, 1))
     return torch.stack(output).view(len(rois), pooled_height, pooled_width, channels).permute(0, 3, 1, 2)
 
@@ -100,7 +100,7 @@ def obvious_roi_align(pictures, rois, scale, pooled_height, pooled_width, ratio,
 @pytest.mark.parametrize("ratio", [2, -1])
 def test_roi_align_equals_an_obvious_loop_in_outputs_and_gradients(ratio, aligned):
     random = np.random.default_rng(2)
-    pictures = torch.tensor(random.normal(size=(2, 3, 6, 9)), requires_grad=True)
+    maps = torch.tensor(random.normal(size=(2, 3, 6, 9)), requires_grad=True)
     boxes = random_boxes(random, 7, 40.0).double()
     boxes[0] = torch.tensor([-30.0, -9.0, 80.0, 70.0])  # far over every border
     boxes[1, 2:] = boxes[1, :2]  # an empty box
@@ -110,8 +110,8 @@ def test_roi_align_equals_an_obvious_loop_in_outputs_and_gradients(ratio, aligne
     weights = torch.tensor(random.normal(size=(7, 3, 3, 2)))
 
     def run(function):
-        output = function(pictures, *arguments)
-        (gradient,) = torch.autograd.grad((output * weights).sum(), pictures)
+        output = function(maps, *arguments)
+        (gradient,) = torch.autograd.grad((output * weights).sum(), maps)
         return output.detach(), gradient
 
     expected = run(obvious_roi_align)
@@ -121,15 +121,15 @@ def test_roi_align_equals_an_obvious_loop_in_outputs_and_gradients(ratio, aligne
 
 
 def test_roi_align_of_no_boxes_is_empty_and_has_gradients():
-    pictures = torch.ones(1, 2, 4, 4, requires_grad=True)
-    output = torchvision.ops.roi_align(pictures, [torch.zeros(0, 4)], (3, 3), sampling_ratio=2)
+    maps = torch.ones(1, 2, 4, 4, requires_grad=True)
+    output = torchvision.ops.roi_align(maps, [torch.zeros(0, 4)], (3, 3), sampling_ratio=2)
     assert output.shape == (0, 2, 3, 3)
     output.sum().backward()
-    assert pictures.grad is not None and pictures.grad.abs().sum() == 0
+    assert maps.grad is not None and maps.grad.abs().sum() == 0
 
 
 @pytest.mark.slow
-def test_torchvision_is_not_imported_before_detection_asks():
+def test_torchvision_is_not_imported_before_a_detector_needs_it():
     code = "import sys, dimvl.regions.detectors; print('torchvision' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
@@ -148,7 +148,7 @@ print(torch.compile(lambda value: value + 1, backend="eager")(torch.ones(1)).ite
 
 
 @pytest.mark.slow
-def test_torchvision_loads_after_an_import_that_failed():
+def test_torchvision_loads_after_a_failed_import():
     code = """
 try:
     import torchvision

@@ -1,4 +1,4 @@
-"""Tiny detectors of torchvision and transformers with random weights, spread so that boxes and scores differ."""
+"""Tiny detectors of torchvision and transformers with random weights, scaled so that boxes and scores differ."""
 
 import functools
 from pathlib import Path
@@ -32,7 +32,7 @@ def register_torchvision() -> None:
             **{"min_size": 64, "max_size": 96, "rpn_post_nms_top_n_test": 60, **kwargs},
         )
 
-    fasterrcnn_tiny.__module__ = "torchvision.models.detection.faster_rcnn"  # where torchvision looks for detectors
+    fasterrcnn_tiny.__module__ = "torchvision.models.detection.faster_rcnn"  # where torchvision searches for detectors
     torchvision.models._api.register_model(TORCHVISION)(fasterrcnn_tiny)
 
 
@@ -43,7 +43,7 @@ def torchvision_state(seed: int = 0, outputs: int = len(CLASSES) + 1) -> dict[st
         model = import_torchvision().models.get_model_builder(TORCHVISION)(num_classes=outputs)
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scores = state["roi_heads.box_predictor.cls_score.weight"]
-    scores -= scores.mean(1, keepdim=True)  # what all boxes have in common would decide the class
+    scores -= scores.mean(1, keepdim=True)  # a component common to all boxes would decide the class
     scores *= 4
     for name in ("backbone.0.weight", "backbone.2.weight", "roi_heads.box_head.fc6.weight"):
         state[name] *= 4
@@ -77,7 +77,7 @@ def save_transformers(folder: Path, family: str, seed: int = 0) -> Path:
             model = transformers.DetrForObjectDetection(config)
             processor = transformers.DetrImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 100})
             score = model.class_labels_classifier
-            with torch.no_grad():  # queries start alike
+            with torch.no_grad():  # untrained queries are almost equal
                 model.model.query_position_embeddings.weight.normal_(std=4)
                 for name, weight in model.named_parameters():
                     if "decoder" in name and weight.ndim == 2:
