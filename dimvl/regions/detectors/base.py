@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dimvl.errors import UserError
 from dimvl.regions.detectors.selection import Selection
-from dimvl.regions.records import Detections, Extractor
+from dimvl.regions.records import ARRAYS, Detections, Extractor
 
 CLASSES_KEPT = 5
 AT_ONCE = 16  # images per forward pass in `detect`; a CPU gains nothing from more
@@ -40,14 +40,10 @@ class RegionDetector(ABC):
         classes: class names, by class id.
         attributes: attribute names, by attribute id.
 
-    Attributes:
-        files: what a saved detector has beside `detector.json`.
-        describes: whether it can describe boxes from elsewhere.
-
     """
 
-    files: ClassVar[tuple[str, ...]]
-    describes: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]]  # of a saved detector, beside detector.json
+    describes: ClassVar[bool] = True  # whether it can describe boxes from elsewhere
 
     def __init__(
         self,
@@ -70,7 +66,7 @@ class RegionDetector(ABC):
         """The detector as a region store identifies it; saving and loading does not change it."""
         return Extractor(
             name=self.name,
-            fingerprint=self._fingerprint(),
+            fingerprint=self._fingerprint,
             parameters=self.parameters,
             feature_width=self.feature_width,
             classes=self.classes,
@@ -95,6 +91,14 @@ class RegionDetector(ABC):
         self.selection = self.selection.changed(options)
         self._set_numbers(numbers)
         return self
+
+    def check_describes(self) -> None:
+        """Raise a `UserError` if the detector cannot describe boxes from elsewhere."""
+        if not self.describes:
+            raise UserError(
+                f"{self.name} cannot describe given boxes, only those that it finds; use a detector of torchvision or "
+                "of dimvl"
+            )
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device; returns the detector."""
@@ -124,9 +128,10 @@ class RegionDetector(ABC):
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Turn an upright RGB image into the network's input. Safe in any thread."""
 
+    @property
     @abstractmethod
     def _fingerprint(self) -> str:
-        """Hash the weights and whatever else determines the feature of a box, except the `parameters`."""
+        """Hash of the weights and whatever else determines the feature of a box, except the `parameters`."""
 
     @abstractmethod
     def _numbers(self) -> dict[str, int]:
@@ -138,7 +143,7 @@ class RegionDetector(ABC):
 
     @abstractmethod
     def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
-        """Find the regions of prepared images of one shape, or describe the given ones."""
+        """Find the regions of prepared images of one shape, or describe the given boxes (fractions)."""
 
     def detect(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray] | None = None) -> list[Detections]:
         """Find and describe the objects of images; an image without objects is one region of its own.
@@ -166,6 +171,8 @@ class RegionDetector(ABC):
         self, arrays: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None
     ) -> list[Detections]:
         """Do what `detect` does for the arrays of `prepare`; all arrays of one shape share a forward pass."""
+        if boxes is not None:
+            self.check_describes()
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, array in enumerate(arrays):
             by_shape.setdefault(array.shape, []).append(index)
@@ -175,17 +182,15 @@ class RegionDetector(ABC):
             results.update(zip(indices, self._detect_equal([arrays[index] for index in indices], given), strict=True))
         return [results[index] for index in range(len(arrays))]
 
+    def _given(self, boxes: Sequence[np.ndarray], scale: Tensor) -> list[Tensor]:
+        """Copy given boxes (R, 4) to the device, times `scale` (4,)."""
+        return [torch.from_numpy(np.array(rows, np.float32).reshape(-1, 4)).to(self.device) * scale for rows in boxes]
 
-def given_rows(given: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Copy given boxes to float32 tensors (R, 4) on a device."""
-    return [torch.from_numpy(np.array(rows, np.float32).reshape(-1, 4)).to(device) for rows in given]
-
-
-def with_whole_image(boxes: Tensor, whole_image: bool, width: float = 1.0, height: float = 1.0) -> Tensor:
-    """Append the whole image to boxes (R, 4) if `whole_image` is set or there are no boxes."""
-    if len(boxes) and not whole_image:
-        return boxes
-    return torch.cat([boxes, boxes.new_tensor([[0, 0, width, height]])])
+    def _with_whole_image(self, boxes: Tensor, width: float = 1.0, height: float = 1.0) -> Tensor:
+        """Append the whole image to boxes (R, 4) if it is selected or there are no boxes."""
+        if len(boxes) and not self.selection.whole_image:
+            return boxes
+        return torch.cat([boxes, boxes.new_tensor([[0, 0, width, height]])])
 
 
 def padded(parts: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
@@ -194,67 +199,37 @@ def padded(parts: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat([own, own.new_zeros(len(rows) - len(own), *own.shape[1:])]) for own, rows in pairs])
 
 
-def cut(
-    boxes: Sequence[Tensor],
-    objects: Sequence[int],
-    *,
-    features: Tensor,
-    class_ids: Tensor,
-    class_scores: Tensor,
-    attribute_ids: Tensor | None = None,
-    attribute_scores: Tensor | None = None,
-) -> list[Detections]:
+def split_by_image(found: Sequence[Tensor], boxes: Sequence[Tensor], **columns: Tensor) -> list[Detections]:
     """Split the regions of a batch by image.
 
     Args:
-        boxes: (R, 4) fractions of each image, clipped here to [0, 1].
-        objects: how many regions of each image, from the first on, are objects; the others lose class and attributes.
-        features: (N, F) of all regions.
-        class_ids: (N, K).
-        class_scores: (N, K).
-        attribute_ids: (N, A); none by default.
-        attribute_scores: (N, A).
+        found: the boxes of each image's objects; its other regions lose class and attributes.
+        boxes: (R, 4) fractions of all regions of each image, objects first; clipped here to [0, 1].
+        columns: `features` (N, F), `class_ids` and `class_scores` (N, K), and optionally `attribute_ids` and
+            `attribute_scores` (N, A), of the regions of all images.
 
     """
-    none = features.new_zeros(len(features), 0)
-    columns: dict[str, tuple[Tensor, type]] = {
-        "features": (features, np.float16),
-        "class_ids": (class_ids, np.int16),
-        "class_scores": (class_scores, np.float16),
-        "attribute_ids": (none if attribute_ids is None else attribute_ids, np.int16),
-        "attribute_scores": (none if attribute_scores is None else attribute_scores, np.float16),
-    }
+    none = columns["features"].new_zeros(len(columns["features"]), 0)
     with np.errstate(over="ignore"):  # values beyond float16 become infinite, which the store's writer refuses
-        arrays: dict[str, np.ndarray] = {
-            name: values.cpu().numpy().astype(dtype) for name, (values, dtype) in columns.items()
+        arrays = {
+            name: columns.get(name, none).cpu().numpy().astype(np.int16 if name.endswith("ids") else np.float16)
+            for name in ARRAYS[1:]
         }
-    end, found = 0, []
-    for rows, count in zip(boxes, objects, strict=True):
+    end, split = 0, []
+    for objects, rows in zip(found, boxes, strict=True):
         start, end = end, end + len(rows)
         own = {name: values[start:end].copy() for name, values in arrays.items()}
         for name, nothing in (("class_ids", -1), ("class_scores", 0), ("attribute_ids", -1), ("attribute_scores", 0)):
-            own[name][count:] = nothing
-        found.append(Detections(boxes=rows.clamp(0, 1).cpu().numpy(), **own))
-    return found
+            own[name][len(objects) :] = nothing
+        split.append(Detections(boxes=rows.clamp(0, 1).cpu().numpy(), **own))
+    return split
 
 
 def whole_number(name: str, value: Any) -> int:
-    """Check a setting that counts pixels or proposals, and return it.
-
-    Raises:
-        UserError: it is not a whole number from 1 to `LARGEST_SETTING`.
-
-    """
+    """Return a setting; a `UserError` if it is not a whole number from 1 to `LARGEST_SETTING`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SETTING:
         raise UserError(f"{name} is {value!r}; give a whole number from 1 to {LARGEST_SETTING:,}")
     return value
-
-
-def cannot_describe(name: str) -> UserError:
-    """The error for given boxes and a detector that describes only its own."""
-    return UserError(
-        f"{name} cannot describe given boxes, only those that it finds; use a detector of torchvision or of dimvl"
-    )
 
 
 def not_a_detector(folder: Path, reason: object) -> UserError:

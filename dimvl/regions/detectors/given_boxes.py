@@ -13,7 +13,7 @@ import numpy as np
 
 from dimvl.errors import UserError
 from dimvl.files import read_json
-from dimvl.regions.detectors.base import RegionDetector, cannot_describe
+from dimvl.regions.detectors.base import RegionDetector
 from dimvl.regions.geometry import area, clip, pixels_to_fractions, xywh_to_corners
 from dimvl.regions.records import SIZES, Detections, Extractor
 
@@ -82,12 +82,7 @@ class GivenBoxes:
         )
 
     def of(self, image_id: str, width: int, height: int) -> np.ndarray:
-        """Boxes (R, 4) of an image of this size in pixels.
-
-        Raises:
-            UserError: no boxes are given for it, or they were drawn on an image of another shape.
-
-        """
+        """Boxes (R, 4) of an image of this size in pixels; a `UserError` if it has none or had another shape."""
         if image_id not in self.boxes:
             raise UserError(f"no boxes are given for image {image_id!r}; add them or remove the image")
         drawn = self.sizes.get(image_id, (width, height))
@@ -108,15 +103,9 @@ class GivenBoxes:
         return replace(found, class_ids=ids[:, None], class_scores=scores[:, None])
 
     def extractor(self, detector: RegionDetector) -> Extractor:
-        """The extractor of these boxes as the detector describes them.
-
-        Raises:
-            UserError: the detector describes only the boxes that it finds.
-
-        """
+        """The extractor of these boxes as the detector describes them; a `UserError` if it cannot."""
+        detector.check_describes()
         describing = detector.extractor
-        if not detector.describes:
-            raise cannot_describe(describing.name)
         kept = (*SIZES, "whole_image")
         parameters = {name: value for name, value in describing.parameters.items() if name in kept}
         return replace(

@@ -66,12 +66,7 @@ def _is_on_hub(name: str) -> bool:
 
 
 def missing_file(folder: Path) -> str | None:
-    """Return the name of the first file that a saved detector lacks, None if it is complete.
-
-    Raises:
-        UserError: `detector.json` is not JSON.
-
-    """
+    """Return the first file that a saved detector lacks, or None; a `UserError` if `detector.json` is not JSON."""
     if not (folder / SETTINGS).is_file():
         return SETTINGS
     kind = _kind(folder)

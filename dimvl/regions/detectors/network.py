@@ -45,8 +45,8 @@ class DetectorSettings:
         attribute_width: last hidden layer before the attribute scores, the second part of the region feature.
         side: shorter side in pixels that images are scaled to.
         proposals: number of boxes of the region proposal network that are classified.
-        score_threshold: see `Selection`, as for the next four.
-        nms_threshold: among all boxes here, whatever their class.
+        score_threshold: see `Selection`, like the next four.
+        nms_threshold: applies to boxes of different classes, too.
         min_regions: per image.
         max_regions: per image.
         whole_image: whether the whole image is appended.
@@ -72,12 +72,7 @@ class DetectorSettings:
 
     @property
     def selection(self) -> Selection:
-        """The settings that decide which boxes become regions.
-
-        Raises:
-            UserError: one is out of range.
-
-        """
+        """The settings that decide which boxes become regions; a `UserError` if one is out of range."""
         return Selection(**{field.name: getattr(self, field.name) for field in fields(Selection)})
 
 
@@ -209,15 +204,12 @@ class DetectorNetwork(nn.Module):
         return losses
 
     def find(self, pixels: Tensor, extent: tuple[int, int], feature_map: FeatureMap) -> list[Tensor]:
-        """Find the boxes of a batch of images of one size.
+        """Find the boxes of a batch of images of one size, (R, 4) corners in pixels per image, best first.
 
         Args:
             pixels: (B, 3, height, width) uint8, sides multiples of 8.
             extent: height and width in pixels without the padding.
             feature_map: of these pixels.
-
-        Returns:
-            One (R, 4) tensor of corners in pixels per image, best first; R may be 0.
 
         """
         heads = self.faster_rcnn.roi_heads
@@ -228,19 +220,17 @@ class DetectorNetwork(nn.Module):
         boxes = every_class[torch.arange(len(classes), device=classes.device), classes + 1]
         boxes = import_torchvision().ops.clip_boxes_to_image(boxes, extent)
         scores = scores * ((boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1)  # drops boxes narrower than a pixel
-        found = self._keep_best(boxes, scores, classes, _owners(proposals), len(pixels))
+        found = self._keep_best(boxes, scores, classes, [len(rows) for rows in proposals])
         # Scored again from the refined boxes, and suppressed across classes: two proposals of one object may have
         # different classes.
         scores = self.describe(pixels, found, feature_map).class_scores[:, 1:].amax(-1)
-        return self._keep_best(torch.cat(found), scores, torch.zeros_like(scores), _owners(found), len(pixels))
+        return self._keep_best(torch.cat(found), scores, torch.zeros_like(scores), [len(rows) for rows in found])
 
-    def _keep_best(self, boxes: Tensor, scores: Tensor, classes: Tensor, owners: Tensor, images: int) -> list[Tensor]:
+    def _keep_best(self, boxes: Tensor, scores: Tensor, classes: Tensor, counts: list[int]) -> list[Tensor]:
         """Select among the boxes of each image, suppressing within each class."""
         result = []
-        for image in range(images):
-            own = (owners == image).nonzero()[:, 0]
-            kept = select(boxes[own], scores[own], classes[own], self.settings.selection)
-            result.append(boxes[own[kept.to(own.device)]])
+        for rows, own, labels in zip(boxes.split(counts), scores.split(counts), classes.split(counts), strict=True):
+            result.append(rows[select(rows, own, labels, self.settings.selection).to(rows.device)])
         return result
 
     def describe(self, pixels: Tensor, boxes: list[Tensor], feature_map: FeatureMap) -> Described:
@@ -271,9 +261,3 @@ class DetectorNetwork(nn.Module):
 
     def _pool(self, pixels: Tensor, feature_map: FeatureMap, boxes: list[Tensor]) -> Tensor:
         return self.faster_rcnn.roi_heads.box_roi_pool(feature_map, boxes, [tuple(pixels.shape[2:])] * len(pixels))
-
-
-def _owners(boxes: list[Tensor]) -> Tensor:
-    """Image (R,) int64 that each row of the joined boxes belongs to."""
-    counts = torch.tensor([len(rows) for rows in boxes])
-    return torch.arange(len(boxes)).repeat_interleave(counts).to(boxes[0].device)

@@ -24,13 +24,11 @@ from dimvl.regions.detectors.base import (
     WEIGHTS,
     Detections,
     RegionDetector,
-    cut,
-    given_rows,
     not_a_detector,
+    split_by_image,
     whole_number,
-    with_whole_image,
 )
-from dimvl.regions.detectors.network import STRIDE, Described, DetectorNetwork, DetectorSettings
+from dimvl.regions.detectors.network import STRIDE, DetectorNetwork, DetectorSettings
 from dimvl.regions.detectors.weights import fingerprint, read_weights, save_weights
 
 LONGEST_TO_SHORTEST = 4  # a longer image is scaled down further, so that a panorama costs no more than four squares
@@ -93,6 +91,7 @@ class Detector(RegionDetector):
         weights = sorted(self.network.state_dict().items())
         return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights}
 
+    @property
     def _fingerprint(self) -> str:
         return fingerprint(self._stored_weights())
 
@@ -121,23 +120,18 @@ class Detector(RegionDetector):
         pixels = F.pad(pixels, (0, _padding(width), 0, _padding(height)), value=127)
         scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=self.device)
         feature_map = self.network.feature_map(pixels)
-        if given is None:
-            found = self.network.find(pixels, (height, width), feature_map)
-        else:
-            found = [rows * scale for rows in given_rows(given, self.device)]
-        shown = [with_whole_image(rows, self.settings.whole_image, width, height) for rows in found]
-        described = self.network.describe(pixels, shown, feature_map)
-        return self._records(described, [rows / scale for rows in shown], [len(rows) for rows in found])
-
-    def _records(self, described: Described, boxes: list[Tensor], objects: list[int]) -> list[Detections]:
-        """Split a described batch by image."""
+        found = (
+            self._given(given, scale) if given is not None else self.network.find(pixels, (height, width), feature_map)
+        )
+        boxes = [self._with_whole_image(rows, width, height) for rows in found]
+        described = self.network.describe(pixels, boxes, feature_map)
         class_scores, class_ids = described.class_scores[:, 1:].topk(min(CLASSES_KEPT, len(self.settings.classes)), 1)
         best = [scores.max(dim=1) for scores in described.attribute_scores]
         group_sizes = [len(names) for names in self.settings.attributes.values()]
         starts = torch.tensor([0, *group_sizes[:-1]], device=class_ids.device).cumsum(0)
-        return cut(
-            boxes,
-            objects,
+        return split_by_image(
+            found,
+            [rows / scale for rows in boxes],
             features=described.features,
             class_ids=class_ids,
             class_scores=class_scores,

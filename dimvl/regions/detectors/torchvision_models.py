@@ -27,11 +27,9 @@ from dimvl.regions.detectors.base import (
     WEIGHTS,
     Detections,
     RegionDetector,
-    cut,
-    given_rows,
     not_a_detector,
     padded,
-    with_whole_image,
+    split_by_image,
 )
 from dimvl.regions.detectors.selection import Selection, label_first, select
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
@@ -126,11 +124,8 @@ class TorchvisionDetector(RegionDetector):
         write_json(folder / SETTINGS, settings)
 
     @cached_property
-    def _weights_hash(self) -> str:
-        return fingerprint(self.network.state_dict(), self.architecture)
-
     def _fingerprint(self) -> str:
-        return self._weights_hash
+        return fingerprint(self.network.state_dict(), self.architecture)
 
     def _numbers(self) -> dict[str, int]:
         transform = self.network.transform
@@ -159,8 +154,8 @@ class TorchvisionDetector(RegionDetector):
         if given is None:
             found, labels, probabilities = self._find(images, maps, shapes)
         else:
-            found = [rows * scale for rows in given_rows(given, self.device)]
-        shown = [with_whole_image(rows, self.selection.whole_image, width, height) for rows in found]
+            found = self._given(given, scale)
+        shown = [self._with_whole_image(rows, width, height) for rows in found]
         rows = self._box_rows(maps, shown, shapes)
         if given is None:
             class_labels, class_probabilities = padded(labels, shown), padded(probabilities, shown)
@@ -170,8 +165,7 @@ class TorchvisionDetector(RegionDetector):
             class_labels = class_probabilities.argmax(1)
         class_ids, class_scores = label_first(class_probabilities, class_labels, CLASSES_KEPT)
         fractions = [boxes / scale for boxes in shown]
-        objects = [len(boxes) for boxes in found]
-        return cut(fractions, objects, features=rows, class_ids=class_ids, class_scores=class_scores)
+        return split_by_image(found, fractions, features=rows, class_ids=class_ids, class_scores=class_scores)
 
     def _box_rows(self, maps: Mapping[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, ...]]) -> Tensor:
         """Return the box head's rows (N, F) for boxes in pixels of the scaled images."""
@@ -202,12 +196,7 @@ class TorchvisionDetector(RegionDetector):
 
 
 def check_architecture(name: str) -> None:
-    """Check that torchvision has a detector of this name with a box head.
-
-    Raises:
-        UserError: it has none; the message lists those that it has.
-
-    """
+    """Raise a `UserError`, which lists the valid names, if torchvision has no such detector with a box head."""
     torchvision = import_torchvision()
     names = torchvision.models.list_models(module=torchvision.models.detection)
     usable = [other for other in names if other.startswith(FAMILIES)]

@@ -83,12 +83,7 @@ def _without_compiler() -> Iterator[None]:
 
 @functools.cache
 def compiled_operators_load() -> bool:
-    """Whether torchvision's own compiled operators load beside this torch.
-
-    Raises:
-        ImportError: torchvision is not installed.
-
-    """
+    """Whether torchvision's own compiled operators load with this torch; an `ImportError` without torchvision."""
     specification = importlib.util.find_spec("torchvision")  # finds the folder without running anything
     if specification is None or specification.origin is None:
         raise ImportError("torchvision is not installed; install the release that matches torch")
@@ -218,16 +213,8 @@ def roi_align(
 def _axis_samples(starts: Tensor, bins: Tensor, grid: int, pooled: int, size: int) -> tuple[Tensor, Tensor]:
     """Return the pixels along one axis on both sides of each bin's samples, and their linear weights.
 
-    Args:
-        starts: (N,) where the RoIs start, in pixels.
-        bins: (N,) length of their bins in pixels.
-        grid: samples in a bin, G.
-        pooled: number of bins, P.
-        size: pixels along the axis.
-
-    Returns:
-        Two (N, P, 2G) tensors: int64 pixel indices and weights, 0 where the sample is outside the map.
-
+    For RoIs with `starts` (N,) and lengths of `bins` (N,) in pixels, `grid` G samples in each of `pooled` P bins, and
+    `size` pixels along the axis. Returns (N, P, 2G) int64 indices and weights, 0 where a sample is outside the map.
     """
     bin_numbers = torch.arange(pooled, device=starts.device, dtype=starts.dtype)
     fractions = (torch.arange(grid, device=starts.device, dtype=starts.dtype) + 0.5) / max(grid, 1)

@@ -29,10 +29,8 @@ from dimvl.regions.detectors.base import (
     SETTINGS,
     Detections,
     RegionDetector,
-    cannot_describe,
-    cut,
     padded,
-    with_whole_image,
+    split_by_image,
 )
 from dimvl.regions.detectors.selection import Selection, label_first, select
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
@@ -70,11 +68,7 @@ class TransformersDetector(RegionDetector):
 
     @classmethod
     def load(cls, folder: str | Path) -> "TransformersDetector":
-        """Load a detector.
-
-        Args:
-            folder: a folder of `save` or `save_pretrained`, or a name on the hub, `owner/name` or
-                `owner/name@revision`.
+        """Load from a folder of `save` or `save_pretrained`, or by a name on the hub, `owner/name[@revision]`.
 
         Raises:
             UserError: transformers is not installed, or the detector does not exist, is of another family or has no
@@ -95,12 +89,9 @@ class TransformersDetector(RegionDetector):
         write_json(folder / SETTINGS, {KIND: "transformers", "name": self.name, **self.parameters})
 
     @cached_property
-    def _weights_hash(self) -> str:
+    def _fingerprint(self) -> str:
         settings = [f"{name}={getattr(self.processor, name, None)}" for name in PIXELS]
         return fingerprint(self.network.state_dict(), *settings)
-
-    def _fingerprint(self) -> str:
-        return self._weights_hash
 
     def _numbers(self) -> dict[str, int]:
         size = self.processor.size
@@ -118,35 +109,26 @@ class TransformersDetector(RegionDetector):
 
     @torch.inference_mode()
     def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
-        if given is not None:
-            raise cannot_describe(self.name)
         output = self.network(pixel_values=torch.from_numpy(np.stack(arrays)).to(self.device))
         probabilities = output.logits.softmax(-1)[..., :-1] if self.softmax else output.logits.sigmoid()
         centres, sides = output.pred_boxes.split(2, dim=-1)
         corners = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
-        boxes, objects, features, rows, labels = [], [], [], [], []
+        found, boxes, features, rows, labels = [], [], [], [], []
         for own, own_corners, states in zip(probabilities, corners, output.last_hidden_state, strict=True):
             queries, label = self._find(own, own_corners)
-            boxes.append(with_whole_image(own_corners[queries], self.selection.whole_image))
-            objects.append(len(queries))
+            found.append(own_corners[queries])
+            boxes.append(self._with_whole_image(found[-1]))
             whole = states.mean(0, keepdim=True).expand(len(boxes[-1]) - len(queries), -1)
             features.append(torch.cat([states[queries], whole]))
             rows.append(own[queries])
             labels.append(label)
         class_ids, class_scores = label_first(padded(rows, boxes), padded(labels, boxes), CLASSES_KEPT)
-        return cut(boxes, objects, features=torch.cat(features), class_ids=class_ids, class_scores=class_scores)
+        return split_by_image(
+            found, boxes, features=torch.cat(features), class_ids=class_ids, class_scores=class_scores
+        )
 
     def _find(self, probabilities: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose among the queries of one image.
-
-        Args:
-            probabilities: (Q, K).
-            corners: (Q, 4) fractions.
-
-        Returns:
-            Queries (R,), best first, and their labels (R,).
-
-        """
+        """Choose queries (R,) of one image, best first, and their labels (R,), by (Q, K) and boxes (Q, 4)."""
         if self.softmax:
             scores, labels = probabilities.max(-1)
             queries = torch.arange(len(scores), device=scores.device)
