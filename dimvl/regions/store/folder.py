@@ -1,7 +1,4 @@
-"""One folder of a region store, opened for reading: its memory-mapped index and its shards.
-
-`reader.py` describes the files and joins folders to the `RegionStore` that everything else uses.
-"""
+"""One folder of a region store, opened for reading: its memory-mapped index and its shards."""
 
 import hashlib
 import json
@@ -34,14 +31,16 @@ class StoreFolder:
     Args:
         path: the folder.
         check: compare index, ids and lookup with their checksums first.
-        max_open: shards that may be open at once.
+        max_open: maximum number of shards open at once.
 
     Attributes:
-        manifest: what the folder holds.
+        manifest: the content of `manifest.json`.
         index: (images,) `INDEX_DTYPE`, memory-mapped.
+        hashes: (images,) hashes of the ids in rising order.
+        positions: (images,) positions of their images.
 
     Raises:
-        UserError: there is no store, it is damaged, or another version of dimvl wrote it.
+        UserError: the folder is not a store, is damaged, or was written by another version of dimvl.
 
     """
 
@@ -69,30 +68,30 @@ class StoreFolder:
         return self._ids[start : start + int(record["id_length"])].tobytes()
 
     def find(self, encoded: Sequence[bytes]) -> np.ndarray:
-        """Positions (B,) int64 of images by their encoded ids, -1 for those not there."""
+        """Positions (B,) int64 of images by their encoded ids, -1 for missing ones."""
         hashes = np.fromiter(map(hash_of_id, encoded), dtype=np.uint64, count=len(encoded))
         starts = np.searchsorted(self.hashes, hashes, side="left").tolist()
         ends = np.searchsorted(self.hashes, hashes, side="right").tolist()
         found = np.full(len(encoded), -1, dtype=np.int64)
         for number, (wanted, start, end) in enumerate(zip(encoded, starts, ends, strict=True)):
-            for position in self.positions[start:end].tolist():  # more than one only where hashes collide
+            for position in self.positions[start:end].tolist():  # several only where hashes collide
                 if position < len(self) and self.id_bytes(position) == wanted:
                     found[number] = position
         return found
 
     def shard(self, number: int) -> "Shard":
-        """One shard, opened if it is not open yet."""
+        """Return a shard, opened if necessary."""
         shard = self._shards.get(number)
         if shard is None:
             if len(self._shards) >= self._max_open:
-                self._shards.pop(next(iter(self._shards)), None)  # oldest; a thread still reading keeps it open
+                self._shards.pop(next(iter(self._shards)), None)  # the oldest; a thread that still reads keeps it open
             shard = self._shards[number] = Shard(self.path, self.manifest, number)
         return shard
 
     def _map(self, name: str, entry: FileEntry, dtype: np.dtype, check: bool) -> np.ndarray:
         """Memory-map the committed part of a file."""
         file = self.path / name
-        if not entry.num_bytes:  # an empty file cannot be mapped, and may not be there yet
+        if not entry.num_bytes:  # an empty file cannot be mapped, and may not exist yet
             return np.empty(0, dtype=dtype)
         if not file.is_file() or file.stat().st_size < entry.num_bytes or entry.num_bytes % dtype.itemsize:
             raise UserError(f"region store {self.path} is damaged: {name} is missing or too short; extract it again")
@@ -104,25 +103,20 @@ class StoreFolder:
     def _open_lookup(self, check: bool) -> tuple[np.ndarray, np.ndarray]:
         file, entry = self.path / "lookup.bin", self.manifest.lookup
         if entry is None:
-            log.info("region store %s is unfinished: %d images; it is read as it stands", self.path, len(self))
+            log.info("region store %s is unfinished; it is read with its %d images", self.path, len(self))
         elif file.is_file() and file.stat().st_size == entry.num_bytes:
             lookup = self._map("lookup.bin", entry, np.dtype("<u8"), check).reshape(2, len(self))
             return lookup[0], lookup[1]
-        # Unfinished, or the lookup is lost. Here alone memory grows with the store: 16 bytes an image.
+        # Unfinished, or the lookup is missing. Only here does memory grow with the store: 16 bytes per image.
         lookup = make_lookup(self.index)
         return lookup[0], lookup[1]
 
 
 class Shard:
-    """One open shard: a descriptor and where each array starts.
-
-    Args:
-        folder: of the store.
-        manifest: of the store.
-        number: of the shard.
+    """One open shard: a file descriptor, and where each array starts.
 
     Raises:
-        UserError: the file is missing or not as the manifest says.
+        UserError: the file is missing or differs from the manifest.
 
     """
 
@@ -143,7 +137,7 @@ class Shard:
             os.close(self.descriptor)
 
     def _read_header(self, layout: dict[str, tuple[str, int]], num_regions: int) -> dict[str, tuple[int, int]]:
-        """Return where each array starts in the file and how many bytes a row of it has."""
+        """Return where each array starts in the file, and the bytes of one of its rows."""
         size = os.fstat(self.descriptor).st_size
         header_bytes = int.from_bytes(os.pread(self.descriptor, 8, 0), "little")
         if header_bytes > size:
@@ -156,17 +150,17 @@ class Shard:
             width = np.dtype(dtype).itemsize * columns
             wanted = (SAFETENSORS_NAMES[dtype], [num_regions, columns])
             if (entry["dtype"], entry["shape"]) != wanted:
-                raise ValueError(f"array {name} is not as the manifest says")
+                raise ValueError(f"array {name} differs from the manifest")
             if end - start != num_regions * width or 8 + header_bytes + end > size:
                 raise ValueError(f"array {name} is cut off")
             places[name] = 8 + header_bytes + start, width
         return places
 
     def read_into(self, name: str, row: int, buffer: memoryview) -> None:
-        """Fill a buffer of bytes with an array, from a row on.
+        """Fill a buffer with the bytes of an array, starting at a row.
 
         Raises:
-            UserError: the file ends before that.
+            UserError: the file is too short.
 
         """
         start, width = self._places[name]

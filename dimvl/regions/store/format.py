@@ -1,12 +1,7 @@
-"""What the files of a region store hold: the manifest, the index records, how an id is found, how features are kept.
-
-`reader.py` describes the folder and reads it, `writer.py` writes it.
-"""
+"""The formats of a region store's files: manifest, index records, hashes of ids, checksums, int8 features."""
 
 import hashlib
 import json
-import logging
-import shutil
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dimvl.errors import UserError
 from dimvl.files import atomic_path
 from dimvl.regions.records import Extractor
-
-log = logging.getLogger(__name__)
 
 FeatureDtype = Literal["float16", "int8"]
 
@@ -33,7 +26,7 @@ INDEX_DTYPE = np.dtype(
         ("num_regions", "<u4"),
         ("width", "<u4"),  # pixels
         ("height", "<u4"),
-        ("rows_checksum", "<u4"),  # CRC-32 of the image's rows as stored, array by array in the order of the layout
+        ("rows_checksum", "<u4"),  # CRC-32 of the image's rows as stored, array by array in the layout's order
         ("checksum", "<u4"),  # CRC-32 of this record up to here
     ]
 )
@@ -53,17 +46,17 @@ class ShardEntry(_Strict):
 
 
 class FileEntry(_Strict):
-    """A file that grows, in the manifest: its committed length and the checksum of so many bytes."""
+    """A growing file in the manifest: its committed length, and the checksum of these bytes."""
 
     num_bytes: int = Field(ge=0)
     sha256: str
 
 
 class Manifest(_Strict):
-    """What `manifest.json` says.
+    """The content of `manifest.json`.
 
-    `class_columns` (K) and `attribute_columns` (A) are 0 until the first image is written; `lookup` is there once a
-    writer has come to its end.
+    `class_columns` (K) and `attribute_columns` (A) are 0 until the first image is written; `lookup` exists once a
+    writer has finished.
     """
 
     format: Literal["dimvl-regions"] = "dimvl-regions"
@@ -88,9 +81,9 @@ class Manifest(_Strict):
 
     @property
     def details(self) -> dict[str, tuple[str, int]]:
-        """What stands side by side in `details`, in this order: name, dtype once it is read, and columns.
+        """The columns of `details`, in order: name, dtype after reading, and number of columns.
 
-        One array of float32, which holds all of it exactly, is read in half the time of one array for each.
+        float32 holds all of them exactly, and one array is read in half the time of several.
         """
         scales: dict[str, tuple[str, int]] = {"feature_scales": ("<f4", 1)} if self.feature_dtype == "int8" else {}
         return {
@@ -104,7 +97,7 @@ class Manifest(_Strict):
 
 
 def first_difference(one: Extractor, other: Extractor) -> str | None:
-    """Name in what two extractors differ first, with both values; None if they are equal."""
+    """Describe the first difference of two extractors, with both values; None if they are equal."""
     facts: list[dict[str, object]] = [
         {name: value for name, value in vars(extractor).items() if name != "parameters"}
         | {f"parameters.{name}": value for name, value in extractor.parameters.items()}
@@ -118,9 +111,9 @@ def first_difference(one: Extractor, other: Extractor) -> str | None:
 
 
 def quantise(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features (R, F) float32 to int8 (R, F) and one float32 scale per row (R, 1): the row's largest value over 127.
+    """Features (R, F) float32 to int8 (R, F) and one float32 scale per row (R, 1): its largest value over 127.
 
-    Values come back within half a scale: `largest / 254`.
+    The error of a value is at most half a scale, `largest / 254`.
     """
     scales = (np.abs(features).max(axis=1, keepdims=True, initial=0) / np.float32(127)).astype(np.float32)
     divisors = np.where(scales > 0, scales, np.float32(1))
@@ -128,18 +121,13 @@ def quantise(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode_id(image_id: str) -> bytes:
-    """UTF-8 of an image id; a file name that is not UTF-8 keeps its own bytes, as Python's file names do.
-
-    Raises:
-        UserError: it is not text, such as a number, or has half a surrogate pair.
-
-    """
+    """UTF-8 of an image id, or the bytes of a file name that is not UTF-8; a `UserError` if it is not valid text."""
     if not isinstance(image_id, str):
-        raise UserError(f"image id {image_id!r} is no text; ids are text, a number is written as its digits")
+        raise UserError(f"image id {image_id!r} is not a string; write a number as its digits")
     try:
         return image_id.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise UserError(f"image id {image_id!r} has half a surrogate pair, which is no character; mend it") from None
+        raise UserError(f"image id {image_id!r} has half a surrogate pair; replace it with a character") from None
 
 
 def decode_id(encoded: bytes) -> str:
@@ -153,7 +141,7 @@ def hash_of_id(encoded: bytes) -> int:
 
 
 def checksum_of_rows(arrays: Iterable[Any]) -> int:
-    """CRC-32 of one image's rows, array by array; it finds every flipped bit."""
+    """CRC-32 of one image's rows, array by array; it detects every flipped bit."""
     checksum = 0
     for array in arrays:
         checksum = zlib.crc32(array, checksum)
@@ -178,7 +166,7 @@ CHECKSUM_KEY = b'"checksum": "'
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of the store in folder `path`, whole or not at all.
 
-    Its last key is the SHA-256 of the file with 64 zeros in the checksum's place.
+    Its last key is the SHA-256 of the file with 64 zeros in place of the checksum.
     """
     values = {**manifest.model_dump(mode="json"), "checksum": NO_CHECKSUM.decode()}
     before, zeros, after = (json.dumps(values, indent=2) + "\n").encode().rpartition(NO_CHECKSUM)
@@ -188,12 +176,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the store in folder `path`.
-
-    Raises:
-        UserError: there is none, it is damaged, or it is not one this version understands.
-
-    """
+    """Read the manifest of a store's folder; a `UserError` if it is missing, damaged or of another version."""
     file = path / "manifest.json"
     if not file.is_file():
         raise UserError(f"{path} is not a region store (it has no manifest.json); make one with `dimvl extract`")
@@ -209,7 +192,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
+        where = ".".join(map(str, first["loc"])) or "the whole file"
         raise UserError(
             f"{file} is not the manifest of a region store of version 2 ({where}: {first['msg']}); "
             "restore it, or extract the store again with this version of dimvl"
@@ -237,70 +220,7 @@ def estimated_bytes(
     class_columns: int = 1,
     attribute_columns: int = 0,
 ) -> int:
-    """Size on disk of a store before it is written.
-
-    Args:
-        images: how many.
-        regions_per_image: on average; where only the most is known, that gives an upper bound.
-        feature_width: F.
-        feature_dtype: as the writer is given it.
-        class_columns: K kept classes.
-        attribute_columns: A.
-
-    """
+    """Size on disk of a store before it is written; with the maximum of regions per image, an upper bound."""
     row_bytes = feature_bytes(feature_width, feature_dtype) + 16 + 8 * (class_columns + attribute_columns)
-    per_image = INDEX_DTYPE.itemsize + 16 + 32  # index, lookup, and the id with what the manifest takes
+    per_image = INDEX_DTYPE.itemsize + 16 + 32  # index, lookup, and the id with its share of the manifest
     return int(images * (regions_per_image * row_bytes + per_image))
-
-
-def check_space(
-    path: Path,
-    images: int,
-    regions_per_image: float,
-    feature_width: int,
-    *,
-    feature_dtype: FeatureDtype = "float16",
-    class_columns: int = 1,
-    attribute_columns: int = 0,
-) -> int:
-    """Refuse to begin a store that the disk has no room for; log and return its estimated bytes.
-
-    Args:
-        path: the store's folder, which need not exist yet.
-        images: how many are still to be written.
-        regions_per_image: on average; where only the most is known, the estimate is an upper bound.
-        feature_width: F.
-        feature_dtype: as the writer is given it.
-        class_columns: K kept classes.
-        attribute_columns: A.
-
-    Raises:
-        UserError: the disk has less free space than that.
-
-    """
-    needed = estimated_bytes(
-        images,
-        regions_per_image,
-        feature_width,
-        feature_dtype=feature_dtype,
-        class_columns=class_columns,
-        attribute_columns=attribute_columns,
-    )
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise UserError(
-            f"region store {path} would take about {_size(needed)} for {images:,} images of "
-            f"{regions_per_image:.3g} regions but its disk has {_size(free)} free; free space, choose another "
-            "place, or keep fewer regions or int8 features"
-        )
-    log.info(
-        "region store %s will take about %s for %d images of %.3g regions; %s are free",
-        *(path, _size(needed), images, regions_per_image, _size(free)),
-    )
-    return needed
-
-
-def _size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"

@@ -1,28 +1,4 @@
-"""The region store: regions of many images in one or several folders, between the detector and all that trains.
-
-A folder, every number little-endian:
-
-    manifest.json            what is in it, with a checksum of itself; replacing this file is what commits a change
-    index.bin                one `INDEX_DTYPE` record per image, in written order; the position is an image's number
-    ids.bin                  the image ids as UTF-8, end to end
-    lookup.bin               (2, images) uint64: hashes of the ids in rising order, and their positions
-    shard-00000.safetensors  regions of consecutive images: `features`, and `details`, one float32 matrix of boxes,
-                             class ids and scores, attribute ids and scores side by side
-
-`index.bin` and `ids.bin` only ever grow, and what lies behind the counts of the manifest does not exist. So a reader
-sees one finished state whatever a writer does or however it ends. A folder has one writer at a time; several processes
-write several folders, which are then read as one store.
-
-Features are float16, or int8 with a scale per row, which is the first column of `details` then. A packed read gives
-them as they are kept, so that no more has to get to the device of a model than lies on the disk.
-
-Nothing is kept in Python objects per image: index, ids and lookup are memory-mapped, rows are read with `preadv`, which
-has no file position, so forked processes may share the descriptors. Ids are found by a 64-bit hash and then compared
-themselves, so colliding hashes do no harm.
-
-Around this file: `format.py` has the formats, `folder.py` opens one folder, `writer.py` writes,
-`check.py` verifies, `summary.py` counts.
-"""
+"""Reads one or several folders as one region store."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +15,7 @@ from dimvl.regions.store.folder import StoreFolder
 from dimvl.regions.store.format import INDEX_DTYPE, Manifest, checksum_of_rows, encode_id, first_difference
 
 MAX_OPEN_SHARDS = 256
-"""Descriptors a store holds at most; half of the common limit of 1,024 serves two stores."""
+"""File descriptors per store: half of the common limit of 1,024 then serves two stores."""
 
 IDS_AT_ONCE = 65_536
 
@@ -48,7 +24,7 @@ STATISTICS_IMAGES = 2_000
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRegions(Detections):
-    """The regions of several images, end to end: what a batch is made of.
+    """The regions of several images, end to end.
 
     Attributes:
         num_regions: (B,) int64 regions of each image.
@@ -66,31 +42,31 @@ class PackedRegions(Detections):
             for start, end in zip((ends - self.num_regions).tolist(), ends.tolist(), strict=True)
         ]
 
-    def best(self, most: int) -> "PackedRegions":
-        """Return the first `most` regions of each image."""
-        first = np.cumsum(self.num_regions) - self.num_regions
-        kept = np.arange(len(self)) - np.repeat(first, self.num_regions) < most
+    def first(self, limit: int) -> "PackedRegions":
+        """Return at most the first `limit` regions of each image, which are the best."""
+        starts = np.cumsum(self.num_regions) - self.num_regions
+        kept = np.arange(len(self)) - np.repeat(starts, self.num_regions) < limit
         arrays = {name: array[kept] for name, array in self.arrays.items()}
-        return PackedRegions(num_regions=np.minimum(self.num_regions, most), **arrays)
+        return PackedRegions(num_regions=np.minimum(self.num_regions, limit), **arrays)
 
 
 class RegionStore:
-    """Reads region stores. Cheap to open, pickled as its path, safe under forked and spawned loader processes.
+    """Reads region stores. Cheap to open, pickled as its paths, safe in forked and spawned loader processes.
 
-    Several folders are read as one store of all their images: positions count on from folder to folder.
+    Several folders are read as one store of all their images, numbered from folder to folder.
 
     Args:
         path: the store's folder, or several.
-        check: compare what is read with its checksums, so that a damaged file can never give wrong rows: the index
-            once, here, and the rows of an image each time they are read.
+        check: compare with the checksums the index, once and now, and the rows of an image whenever they are read, so
+            that a damaged file never gives wrong rows.
 
     Attributes:
         folders: the opened folders.
-        fingerprint: of the images and their positions.
+        fingerprint: a hash of the images and their positions.
 
     Raises:
-        UserError: there is no store, it is damaged, or a newer dimvl wrote it; several stores are of different
-            extractors or have an image in common.
+        UserError: a folder is not a store, is damaged or was written by a newer dimvl; or several stores have different
+            extractors or an image in common.
 
     """
 
@@ -99,11 +75,11 @@ class RegionStore:
         if not paths:
             raise UserError("no region store is given; give at least one folder")
         self.check = check
-        most = max(1, MAX_OPEN_SHARDS // len(paths))
-        self.folders = tuple(StoreFolder(Path(folder), check=check, max_open=most) for folder in paths)
+        max_open = max(1, MAX_OPEN_SHARDS // len(paths))
+        self.folders = tuple(StoreFolder(Path(folder), check=check, max_open=max_open) for folder in paths)
         self._ends = np.cumsum([len(folder) for folder in self.folders])
         self._manifest = _common_manifest(self.folders)
-        _refuse_doubles(self.folders)
+        _refuse_duplicates(self.folders)
         images = "".join(f"{part.manifest.index.sha256}{part.manifest.ids.sha256}" for part in self.folders)
         self.fingerprint = hashlib.sha256(images.encode()).hexdigest()[:20]
 
@@ -124,7 +100,7 @@ class RegionStore:
 
     @property
     def extractor(self) -> Extractor:
-        """Who made the regions."""
+        """The extractor of the regions."""
         return self.folders[0].manifest.extractor
 
     def image_id(self, position: int) -> str:
@@ -137,31 +113,26 @@ class RegionStore:
         return int(self.positions([image_id])[0])
 
     def positions(self, image_ids: Iterable[str]) -> np.ndarray:
-        """Positions (B,) int64 of images by their ids.
-
-        Raises:
-            UserError: the store lacks one of them.
-
-        """
+        """Positions (B,) int64 of images by their ids; a `UserError` if the store lacks one."""
         rest = iter(image_ids)
         found, first, missing = [np.zeros(0, dtype=np.int64)], "", 0
-        while some := list(islice(rest, IDS_AT_ONCE)):
-            found.append(self._find(some))
+        while ids := list(islice(rest, IDS_AT_ONCE)):
+            found.append(self._find(ids))
             lacking = np.flatnonzero(found[-1] < 0)
             if lacking.size and not missing:
-                first = some[lacking[0]]
+                first = ids[lacking[0]]
             missing += lacking.size
         if missing:
             others = f" and {missing - 1:,} others" if missing > 1 else ""
             raise UserError(
                 f"region store {self.path} lacks image {first!r}{others}; "
-                "extract the regions of these images or leave them out of the annotations"
+                "extract their regions, or remove the images from the annotations"
             )
         return np.concatenate(found)
 
     def num_regions(self, positions: np.ndarray) -> np.ndarray:
         """Numbers of regions (B,) int64 of images by position, from the index alone."""
-        if len(self.folders) == 1:  # whole records of a large epoch would take 56 bytes each
+        if len(self.folders) == 1:  # whole records of a large epoch would take 56 bytes per image
             return self.folders[0].index["num_regions"][positions].astype(np.int64)
         return self._records(positions)[0]["num_regions"].astype(np.int64)
 
@@ -174,7 +145,7 @@ class RegionStore:
         """Regions of one image, with features as float16 or float32.
 
         Raises:
-            UserError: the shard is missing or damaged in its structure; with `check`, any damage of the rows.
+            UserError: the shard is missing or its structure is damaged; with `check`, the rows are damaged.
 
         """
         [found] = self.read_packed(np.array([position])).images()
@@ -185,17 +156,17 @@ class RegionStore:
         self,
         positions: np.ndarray,
         *,
-        most: int | None = None,
+        limit: int | None = None,
         allocate: Callable[[tuple[int, int], np.dtype], np.ndarray] = np.empty,
     ) -> PackedRegions:
         """Regions of several images end to end, each image's rows read straight to their place.
 
-        Features are as the store keeps them: float16, or int8 with `feature_scales`.
+        Features are as stored: float16, or int8 with `feature_scales`.
 
         Args:
             positions: (B,) integers.
-            most: only the first so many of each image, which are the best; None for all.
-            allocate: gives an array of a shape and dtype to read into, such as one in pinned memory.
+            limit: maximum number of regions per image, the first and best; None for all.
+            allocate: returns an array of a shape and dtype to read into, such as one in pinned memory.
 
         Raises:
             UserError: as `read`.
@@ -203,10 +174,10 @@ class RegionStore:
         """
         records, owners = self._records(positions)
         num_regions = records["num_regions"].astype(np.int64)
-        if most is not None and num_regions.max(initial=0) > most:
-            if self.check:  # a checksum is of all rows
-                return self.read_packed(positions, allocate=allocate).best(most)
-            num_regions = np.minimum(num_regions, most)
+        if limit is not None and num_regions.max(initial=0) > limit:
+            if self.check:  # a checksum covers all rows of an image
+                return self.read_packed(positions, allocate=allocate).first(limit)
+            num_regions = np.minimum(num_regions, limit)
         rows, (dtype, feature_width) = int(num_regions.sum()), self._manifest.layout["features"]
         features = allocate((rows, feature_width), np.dtype(dtype))
         details = np.empty((rows, self._manifest.layout["details"][1]), dtype=np.float32)
@@ -241,7 +212,7 @@ class RegionStore:
             if self.check and checksum_of_rows(parts) != checksum:
                 raise UserError(
                     f"shard {shard.file} is damaged: the regions of image {self.image_id(position)!r} do not match "
-                    f"their checksum; `dimvl verify {shard.file.parent}` tells what else is"
+                    f"their checksum; `dimvl verify {shard.file.parent}` lists all damage"
                 )
 
     def _place(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,7 +231,7 @@ class RegionStore:
         return records, owners
 
     def _find(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Positions (B,) of images, -1 for those not there."""
+        """Positions (B,) of images, -1 for missing ones."""
         encoded = list(map(encode_id, image_ids))
         found = np.full(len(encoded), -1, dtype=np.int64)
         for folder, end in zip(self.folders, self._ends.tolist(), strict=True):
@@ -270,36 +241,26 @@ class RegionStore:
 
 
 def _common_manifest(folders: Sequence[StoreFolder]) -> Manifest:
-    """Manifest of a folder that has images, after comparing all of them.
-
-    Raises:
-        UserError: they cannot be read as one store.
-
-    """
+    """Compare the folders, and return the manifest of one that has images."""
     first = next((folder for folder in folders if len(folder)), folders[0])
     for other in folders:
         if difference := first_difference(first.manifest.extractor, other.manifest.extractor):
             raise UserError(
-                f"region stores {first.path} and {other.path} are of different extractors: {difference}; "
-                "use stores of one detector together"
+                f"region stores {first.path} and {other.path} have different extractors: {difference}; "
+                "combine stores of one detector only"
             )
         for name in ("feature_dtype", "class_columns", "attribute_columns"):
             there, here = getattr(first.manifest, name), getattr(other.manifest, name)
             if there != here and len(other):
                 raise UserError(
-                    f"region stores {first.path} and {other.path} cannot be used together: {name} is {there!r} and "
-                    f"{here!r}; write one of them anew with the settings of the other"
+                    f"region stores {first.path} and {other.path} cannot be combined: {name} is {there!r} and "
+                    f"{here!r}; write one of them again with the settings of the other"
                 )
     return first.manifest
 
 
-def _refuse_doubles(folders: Sequence[StoreFolder]) -> None:
-    """Compare the lookups of all folders, a piece at a time.
-
-    Raises:
-        UserError: an image is in two of them.
-
-    """
+def _refuse_duplicates(folders: Sequence[StoreFolder]) -> None:
+    """Compare the lookups of all folders, piece by piece, and refuse an image that two of them have."""
     for number, folder in enumerate(folders):
         for earlier in folders[:number]:
             for start in range(0, len(folder), IDS_AT_ONCE):
@@ -311,14 +272,15 @@ def _refuse_doubles(folders: Sequence[StoreFolder]) -> None:
                     if position >= 0:
                         raise UserError(
                             f"region stores {earlier.path} and {folder.path} have images in common, such as "
-                            f"{earlier.image_id(position)!r}; leave one of the stores out or write it without these"
+                            f"{earlier.image_id(position)!r}; omit one of the stores or write it without these images"
                         )
 
 
 def feature_statistics(store: RegionStore) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (F,) and standard deviation (F,) float32 of each feature dimension, of at most 2,000 images evenly spaced.
+    """Mean (F,) and standard deviation (F,) float32 of each feature dimension, over 2,000 evenly spaced images.
 
-    A thousandth of the mean variance is added to each, so that a dimension that hardly changes is not blown up.
+    A thousandth of the mean variance is added to each variance, so that normalising by it does not blow up a dimension
+    that hardly varies.
 
     Raises:
         UserError: as `RegionStore.read`.
@@ -332,6 +294,6 @@ def feature_statistics(store: RegionStore) -> tuple[np.ndarray, np.ndarray]:
         count, total, squares = count + len(features), total + features.sum(0), squares + (features**2).sum(0)
     mean = total / max(count, 1)
     variance = np.maximum(squares / max(count, 1) - mean**2, 0)
-    if not variance.any():  # no two different regions
+    if not variance.any():  # no region differs from another
         return np.zeros(width, np.float32), np.ones(width, np.float32)
     return mean.astype(np.float32), np.sqrt(variance + variance.mean() / 1000).astype(np.float32)

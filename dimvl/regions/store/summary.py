@@ -1,95 +1,65 @@
-"""What a region store holds, in numbers: `dimvl inspect`."""
+"""What a region store contains, in numbers: `dimvl inspect`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dimvl.regions.records import Extractor
 from dimvl.regions.store.folder import StoreFolder
-from dimvl.regions.store.format import FeatureDtype
 
 BINS = 10
 ROWS_AT_ONCE = 65_536
 
 
 class Bin(NamedTuple):
-    """The number of things with a value from `low` to `high`."""
+    """The number of items with a value from `low` to `high`."""
 
     low: float
     high: float
     number: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreSummary:
-    """Counts of a store.
+def summarise(path: Path) -> dict[str, Any]:
+    """Count what a store contains; memory does not grow with the store.
 
-    Attributes:
-        images: images.
-        regions: regions of all of them.
-        shards: files of regions.
-        file_bytes: bytes on disk, of shards and of the files beside them.
-        finished: whether the writer came to its end.
-        feature_dtype: how features are kept.
-        class_columns: classes kept of each region.
-        attribute_columns: attributes of each region.
-        regions_per_image: images by their number of regions, both ends included.
-        top_scores: regions by the score of their first class; the upper end belongs to the last bin only.
-        without_class: regions with no class.
-        extractor: who made them.
-
-    """
-
-    images: int
-    regions: int
-    shards: int
-    file_bytes: dict[str, int]
-    finished: bool
-    feature_dtype: FeatureDtype
-    class_columns: int
-    attribute_columns: int
-    regions_per_image: list[Bin]
-    top_scores: list[Bin]
-    without_class: int
-    extractor: Extractor
-
-
-def summarise(path: Path) -> StoreSummary:
-    """Count what a store holds; memory does not grow with the store.
+    Returns:
+        What `dimvl inspect` prints, by name. In `regions_per_image`, images by their number of regions, both ends of a
+        bin are included; in `top_scores`, regions by the score of their first class, only the last bin's upper end is.
 
     Raises:
-        UserError: there is no store, or a file is missing or damaged in its structure.
+        UserError: the folder is not a store, or a file is missing or its structure is damaged.
 
     """
     folder = StoreFolder(Path(path))
-    manifest = folder.manifest
+    manifest, extractor = folder.manifest, folder.manifest.extractor
     edges = np.linspace(0, 1, BINS + 1)
     counts, without_class = np.zeros(BINS, dtype=np.int64), 0
     for class_ids, class_scores in _first_classes(folder):
         counts += np.histogram(class_scores[class_ids >= 0], edges)[0]
         without_class += int((class_ids < 0).sum())
+    scores = zip(edges.round(2).tolist(), edges[1:].round(2).tolist(), counts.tolist(), strict=False)
     sizes = {file.name: file.stat().st_size for file in folder.path.iterdir() if file.is_file()}
     shards = sum(size for name, size in sizes.items() if name.startswith("shard-"))
-    return StoreSummary(
-        images=manifest.num_images,
-        regions=manifest.num_regions,
-        shards=len(manifest.shards),
-        file_bytes={"shards": shards, "others": sum(sizes.values()) - shards},
-        finished=manifest.lookup is not None,
-        feature_dtype=manifest.feature_dtype,
-        class_columns=manifest.class_columns,
-        attribute_columns=manifest.attribute_columns,
-        regions_per_image=_whole_bins(folder.index["num_regions"]),
-        top_scores=[
-            Bin(round(float(low), 2), round(float(high), 2), int(count))
-            for low, high, count in zip(edges, edges[1:], counts, strict=False)
-        ],
-        without_class=without_class,
-        extractor=manifest.extractor,
-    )
+    return {
+        "images": manifest.num_images,
+        "regions": manifest.num_regions,
+        "shards": len(manifest.shards),
+        "file_bytes": {"shards": shards, "others": sum(sizes.values()) - shards},
+        "finished": manifest.lookup is not None,  # whether the last writer ended properly
+        "feature_dtype": manifest.feature_dtype,
+        "class_columns": manifest.class_columns,  # classes stored per region
+        "attribute_columns": manifest.attribute_columns,
+        "regions_per_image": _integer_bins(folder.index["num_regions"]),
+        "top_scores": [Bin(*one) for one in scores],
+        "without_class": without_class,
+        "extractor": extractor.name,
+        "fingerprint": extractor.fingerprint,
+        "parameters": extractor.parameters,
+        "feature_width": extractor.feature_width,
+        "classes": extractor.classes,
+        "attributes": extractor.attributes,
+    }
 
 
 def bar_chart(bins: Sequence[Bin], width: int = 40) -> list[str]:
@@ -103,8 +73,8 @@ def bar_chart(bins: Sequence[Bin], width: int = 40) -> list[str]:
     ]
 
 
-def _whole_bins(values: np.ndarray) -> list[Bin]:
-    """At most `BINS` bins of equal width over whole numbers."""
+def _integer_bins(values: np.ndarray) -> list[Bin]:
+    """At most `BINS` bins of equal width over integers."""
     if not len(values):
         return []
     low, high = int(values.min()), int(values.max())
@@ -117,7 +87,7 @@ def _whole_bins(values: np.ndarray) -> list[Bin]:
 
 
 def _first_classes(folder: StoreFolder) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids and scores of the first class of each region, a piece at a time."""
+    """Ids and scores of the first class of each region, piece by piece."""
     manifest, width = folder.manifest, folder.manifest.layout["details"][1]
     before = list(manifest.details).index("class_ids")
     first = sum(columns for _, columns in list(manifest.details.values())[:before])

@@ -1,15 +1,17 @@
-"""Writes region stores: whole shards, each committed at once, so that a killed writer can continue.
+"""Writes region stores shard by shard, so that a killed writer can continue.
 
 A commit is: the shard under its final name, then the tails of `index.bin` and `ids.bin`, then the manifest. Only the
-manifest counts; what an interrupted commit left behind is overwritten or removed by the next writer. `reader.py` says
-what the files are.
+manifest counts; the next writer overwrites or removes what an interrupted commit left behind.
 
-One writer to a folder, held by a lock. To write with several processes, give each its own images and its own folder;
-`RegionStore` and the key `regions` of a run take the list of folders as one store.
+A folder has one writer, which holds a lock. To write with several processes, give each its own images and folder;
+`RegionStore` and the key `regions` of a run accept the list of folders as one store.
 """
 
 import hashlib
+import logging
 import os
+import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, locked
+from dimvl.files import atomic_path, locked, writing
 from dimvl.regions.records import ARRAYS, Extractor, Regions
 from dimvl.regions.store.folder import StoreFolder
 from dimvl.regions.store.format import (
@@ -31,6 +33,7 @@ from dimvl.regions.store.format import (
     checksum_of_record,
     checksum_of_rows,
     encode_id,
+    estimated_bytes,
     first_difference,
     hash_of_id,
     make_lookup,
@@ -39,12 +42,14 @@ from dimvl.regions.store.format import (
     write_manifest,
 )
 
+log = logging.getLogger(__name__)
+
 BOX_TOLERANCE = 0.01
-"""How far a box may stand out of the picture, as a fraction: detectors round, but pixels given for fractions do not."""
+"""How far a box may reach beyond its image, as a fraction: enough for rounding, too little for boxes in pixels."""
 
 
 class _Pending(NamedTuple):
-    """An image that waits for its shard to be full."""
+    """An image that waits until its shard is full."""
 
     encoded_id: bytes
     width: int
@@ -53,21 +58,21 @@ class _Pending(NamedTuple):
 
 
 class RegionStoreWriter:
-    """Writes a new region store or continues one. A context manager: its end writes what is left.
+    """Writes a new region store or continues one. A context manager, which writes the rest on exit.
 
     Images become durable shard by shard; a killed writer loses those since the last full shard. The writer (not the
-    reader) keeps the ids in memory, about 100 bytes an image.
+    reader) keeps the ids in memory, about 100 bytes per image.
 
     Args:
-        path: the store's folder; made if it is missing.
-        extractor: who makes the regions; must be the same as in a store that is continued.
-        shard_bytes: a shard is written when its arrays reach so many bytes.
-        feature_dtype: how features are kept. int8 with a float32 scale per row takes half the space, and every value
-            comes back within 1/254 of the largest of its row; must be the same as in a store that is continued.
+        path: the store's folder; created if missing.
+        extractor: the extractor of the regions; must equal that of a store that is continued.
+        shard_bytes: a shard is written when its arrays reach this size.
+        feature_dtype: how features are stored; must equal that of a store that is continued. int8 with a float32 scale
+            per row takes half the space, with errors of at most 1/254 of the row's largest value.
 
     Raises:
-        UserError: the folder has other content, another extractor's or dtype's regions or another writer, or cannot
-            be written.
+        UserError: the folder has other content, regions of another extractor or dtype, or another writer, or cannot be
+            written.
 
     """
 
@@ -84,7 +89,7 @@ class RegionStoreWriter:
         self._pending: list[_Pending] = []
         self._pending_bytes = 0
         with ExitStack() as held:
-            busy = f"another process is writing region store {self.path}; wait for it or end it"
+            busy = f"another process is writing region store {self.path}; wait for it or stop it"
             held.enter_context(locked(self.path, busy))
             self.manifest = self._open(extractor, feature_dtype)
             self._held: ExitStack | None = held.pop_all()
@@ -97,7 +102,7 @@ class RegionStoreWriter:
     ) -> None:
         if kind is None:
             self.close()
-        else:  # keep what is finished, but let the first error be the one that is seen
+        else:  # keep what is finished, but report the first error
             with suppress(UserError):
                 self.close()
 
@@ -105,15 +110,47 @@ class RegionStoreWriter:
         return image_id in self._ids
 
     def __len__(self) -> int:
-        """Return the number of images, written or waiting for their shard to be full."""
+        """Return the number of images, written or pending."""
         return len(self._ids)
+
+    def check_space(self, images: int, sample: Sequence[Regions]) -> None:
+        """Log the estimated size of images to be written.
+
+        Args:
+            images: how many.
+            sample: some of them, taken as typical.
+
+        Raises:
+            UserError: the disk has less free space.
+
+        """
+        regions = sum(map(len, sample)) / len(sample)
+        needed = estimated_bytes(
+            images,
+            regions,
+            self.manifest.extractor.feature_width,
+            feature_dtype=self.manifest.feature_dtype,
+            class_columns=sample[0].class_ids.shape[1],
+            attribute_columns=sample[0].attribute_ids.shape[1],
+        )
+        free = shutil.disk_usage(self.path).free
+        if needed > free:
+            raise UserError(
+                f"region store {self.path} would take about {_size(needed)} for {images:,} images of {regions:.3g} "
+                f"regions but its disk has {_size(free)} free; free space, choose another place, or keep fewer regions "
+                "or int8 features"
+            )
+        log.info(
+            "region store %s will take about %s for %d images of %.3g regions; %s are free",
+            *(self.path, _size(needed), images, regions, _size(free)),
+        )
 
     def add(self, regions: Regions) -> None:
         """Add one image. Its arrays are copied.
 
         Raises:
-            UserError: the id is there already or is no text, an array has another shape than the store's or a value
-                that is not finite, a box has negative sides or is in pixels, a score is no probability, an id is not
+            UserError: the id is a duplicate or not a string, an array has another shape than the store's or a value
+                that is not finite, a box has negative sides or is in pixels, a score is not a probability, an id is not
                 in the vocabulary, or the disk is full.
 
         """
@@ -136,21 +173,18 @@ class RegionStoreWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as one shard and commit it.
+        """Write the pending images as one shard and commit it.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; the store stays as it was before.
 
         """
-        if not self._pending:
-            return
-        try:
-            self._commit()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
+        if self._pending:
+            with writing(self.path):
+                self._commit()
 
     def close(self) -> None:
-        """Write what waits and the lookup, and let other writers in. The writer is of no use afterwards.
+        """Write the pending images and the lookup, and release the folder. The writer cannot be used afterwards.
 
         Raises:
             UserError: as `flush`.
@@ -160,19 +194,18 @@ class RegionStoreWriter:
             return
         try:
             self.flush()
-            lookup = make_lookup(StoreFolder(self.path).index).astype("<u8").tobytes()
-            with atomic_path(self.path / "lookup.bin") as temporary:
-                temporary.write_bytes(lookup)
-            entry = FileEntry(num_bytes=len(lookup), sha256=hashlib.sha256(lookup).hexdigest())
-            write_manifest(self.path, self.manifest.model_copy(update={"lookup": entry}))
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
+            with writing(self.path):
+                lookup = make_lookup(StoreFolder(self.path).index).astype("<u8").tobytes()
+                with atomic_path(self.path / "lookup.bin") as temporary:
+                    temporary.write_bytes(lookup)
+                entry = FileEntry(num_bytes=len(lookup), sha256=hashlib.sha256(lookup).hexdigest())
+                write_manifest(self.path, self.manifest.model_copy(update={"lookup": entry}))
         finally:
             self._held.close()
             self._held = None
 
     def _open(self, extractor: Extractor, feature_dtype: FeatureDtype) -> Manifest:
-        """Take over the store in the folder, or begin one."""
+        """Continue the store in the folder, or start one."""
         if not (self.path / "manifest.json").exists():
             if any(not _is_remnant(file) for file in self.path.iterdir()):
                 raise UserError(f"{self.path} is neither empty nor a region store; choose another folder")
@@ -199,31 +232,29 @@ class RegionStoreWriter:
         if manifest.feature_dtype != feature_dtype:
             raise UserError(
                 f"region store {self.path} holds features as {manifest.feature_dtype}, not as {feature_dtype}; "
-                f"go on with {manifest.feature_dtype} or choose another folder"
+                f"continue with {manifest.feature_dtype} or choose another folder"
             )
-        try:
-            self._index_hash = _cut(self.path / "index.bin", manifest.index)
-            self._ids_hash = _cut(self.path / "ids.bin", manifest.ids)
+        with writing(self.path):
+            self._index_hash = _truncate(self.path / "index.bin", manifest.index)
+            self._ids_hash = _truncate(self.path / "ids.bin", manifest.ids)
             committed = {entry.file for entry in manifest.shards}
             for file in self.path.iterdir():
                 if _is_remnant(file) or (file.suffix == ".safetensors" and file.name not in committed):
                     file.unlink()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
         folder = StoreFolder(self.path)
         self._ids = {folder.image_id(position) for position in range(len(folder))}
         return manifest
 
     def _commit(self) -> None:
-        old = self.manifest
-        counts = np.array([len(image.arrays["details"]) for image in self._pending])
+        old, pending = self.manifest, self._pending
+        counts = np.array([len(image.arrays["details"]) for image in pending])
         number, num_regions = len(old.shards), int(counts.sum())
-        data = save({name: np.concatenate([image.arrays[name] for image in self._pending]) for name in old.layout})
+        data = save({name: np.concatenate([image.arrays[name] for image in pending]) for name in old.layout})
         file = f"shard-{number:05}.safetensors"
         with atomic_path(self.path / file) as temporary:
             temporary.write_bytes(data)
 
-        ids = [image.encoded_id for image in self._pending]
+        ids = [image.encoded_id for image in pending]
         lengths = np.array([len(encoded) for encoded in ids])
         index = np.zeros(len(ids), dtype=INDEX_DTYPE)
         index["hash"] = [hash_of_id(encoded) for encoded in ids]
@@ -232,11 +263,10 @@ class RegionStoreWriter:
         index["id_length"] = lengths
         index["shard"] = number
         index["num_regions"] = counts
-        index["width"] = [image.width for image in self._pending]
-        index["height"] = [image.height for image in self._pending]
+        index["width"] = [image.width for image in pending]
+        index["height"] = [image.height for image in pending]
         index["rows_checksum"] = [
-            checksum_of_rows(image.arrays[name] for name in old.layout if image.arrays[name].size)
-            for image in self._pending
+            checksum_of_rows(image.arrays[name] for name in old.layout if image.arrays[name].size) for image in pending
         ]
         index["checksum"] = [checksum_of_record(record) for record in index]
 
@@ -244,16 +274,15 @@ class RegionStoreWriter:
             file=file, num_images=len(ids), num_regions=num_regions, sha256=hashlib.sha256(data).hexdigest()
         )
         index_hash, ids_hash = self._index_hash.copy(), self._ids_hash.copy()
-        manifest = old.model_copy(
-            update={
-                "num_images": old.num_images + len(ids),
-                "num_regions": old.num_regions + num_regions,
-                "index": _append(self.path / "index.bin", old.index, index.tobytes(), index_hash),
-                "ids": _append(self.path / "ids.bin", old.ids, b"".join(ids), ids_hash),
-                "lookup": None,  # that of the images before: it is written anew at the end
-                "shards": (*old.shards, entry),
-            }
-        )
+        changes = {
+            "num_images": old.num_images + len(ids),
+            "num_regions": old.num_regions + num_regions,
+            "index": _append(self.path / "index.bin", old.index, index.tobytes(), index_hash),
+            "ids": _append(self.path / "ids.bin", old.ids, b"".join(ids), ids_hash),
+            "lookup": None,  # the old one lacks these images; `close` writes a new one
+            "shards": (*old.shards, entry),
+        }
+        manifest = old.model_copy(update=changes)
         write_manifest(self.path, manifest)
         self.manifest, self._index_hash, self._ids_hash = manifest, index_hash, ids_hash
         self._pending, self._pending_bytes = [], 0
@@ -261,7 +290,9 @@ class RegionStoreWriter:
 
 def _arrays(regions: Regions, manifest: Manifest) -> dict[str, np.ndarray]:
     """Check an image and copy its arrays to the store's dtypes."""
-    _check_size(regions)
+    for name in ("width", "height"):
+        if not 0 < (side := getattr(regions, name)) < 2**32:
+            raise UserError(f"image {regions.image_id!r} has {name} {side!r}; give its size in pixels, at least 1")
     regions = regions.dequantised()
     quantised = manifest.feature_dtype == "int8"
     dtypes = {**manifest.details, "features": ("<f4" if quantised else "<f2", manifest.extractor.feature_width)}
@@ -278,56 +309,48 @@ def _arrays(regions: Regions, manifest: Manifest) -> dict[str, np.ndarray]:
 def _checked(regions: Regions, name: str, dtype: np.dtype, columns: int) -> np.ndarray:
     """Copy one array of an image to the store's dtype."""
     given = np.asarray(getattr(regions, name))
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float16 becomes infinite, which is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float16 become infinite, which is refused below
         array = given.astype(dtype, order="C")
     if array.shape != (len(regions), columns):
         raise UserError(
             f"image {regions.image_id!r} has {name} of shape {array.shape}, but this store holds "
-            f"{(len(regions), columns)}; use the detector that the store was begun with"
+            f"{(len(regions), columns)}; use the detector that the store was started with"
         )
-    if dtype.kind == "i" and not np.array_equal(array, given):  # int16 would hold another number
-        raise UserError(
-            f"image {regions.image_id!r} has {name} that are no whole numbers of 16 bits; check the detector"
-        )
+    if dtype.kind == "i" and not np.array_equal(array, given):  # int16 would change the number
+        raise UserError(f"image {regions.image_id!r} has {name} that are not 16-bit integers; check the detector")
     if not np.isfinite(array).all():
         raise UserError(f"image {regions.image_id!r} has {name} that are not finite in {dtype}; check the detector")
     return array
 
 
-def _check_size(regions: Regions) -> None:
-    for name in ("width", "height"):
-        if not 0 < (value := getattr(regions, name)) < 2**32:
-            raise UserError(f"image {regions.image_id!r} has {name} {value!r}; give the picture's pixels, at least 1")
-
-
 def _check_boxes(image_id: str, boxes: np.ndarray) -> None:
-    """Refuse boxes with swapped corners and boxes that are no fractions. A side of 0 is legal."""
+    """Refuse boxes with swapped corners and boxes that are not fractions. A side of 0 is valid."""
     swapped = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     outside = ((boxes < -BOX_TOLERANCE) | (boxes > 1 + BOX_TOLERANCE)).any(axis=1)
-    for wrong, what in (
-        (swapped, "whose right or lower side comes before the left or upper one; give corners x1, y1, x2, y2"),
-        (outside, "beyond the picture; give fractions of its width and height, not pixels"),
+    for wrong, problem in (
+        (swapped, "whose corners are swapped; give x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"),
+        (outside, "which is outside the image; give fractions of its width and height, not pixels"),
     ):
         if wrong.any():
             row = int(wrong.argmax())
-            raise UserError(f"image {image_id!r} has box {row}, {boxes[row].tolist()}, {what}")
+            raise UserError(f"image {image_id!r} has box {row}, {boxes[row].tolist()}, {problem}")
 
 
 def _check_names(image_id: str, kind: str, ids: np.ndarray, scores: np.ndarray, vocabulary: int) -> None:
-    """Refuse ids that the vocabulary lacks and scores that are no probabilities."""
-    if ids.size and (ids.min() < -1 or ids.max() >= vocabulary):
-        wrong = ids.min() if ids.min() < -1 else ids.max()
+    """Refuse ids that are not in the vocabulary and scores that are not probabilities."""
+    if (wrong := (ids < -1) | (ids >= vocabulary)).any():
         raise UserError(
-            f"image {image_id!r} has {kind} id {wrong} but the extractor names {vocabulary}, numbered from 0; "
-            "give the vocabulary that belongs to the detector, or -1 for none"
+            f"image {image_id!r} has {kind} id {ids[wrong][0]} but the extractor has {vocabulary} names, numbered from "
+            "0; give the vocabulary of the detector, or -1 for none"
         )
-    if scores.size and (scores.min() < 0 or scores.max() > 1):
-        wrong = scores.min() if scores.min() < 0 else scores.max()
-        raise UserError(f"image {image_id!r} has {kind} score {wrong:g}; give probabilities from 0 to 1, not logits")
+    if (wrong := (scores < 0) | (scores > 1)).any():
+        raise UserError(
+            f"image {image_id!r} has {kind} score {scores[wrong][0]:g}; give probabilities from 0 to 1, not logits"
+        )
 
 
 def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Hash") -> FileEntry:
-    """Write behind the committed part of a file, over whatever an interrupted commit left there."""
+    """Write after the committed part of a file, over the rest of an interrupted commit."""
     with file.open("r+b") as stream:
         stream.seek(committed.num_bytes)
         stream.write(data)
@@ -338,8 +361,8 @@ def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Ha
     return FileEntry(num_bytes=committed.num_bytes + len(data), sha256=running.hexdigest())
 
 
-def _cut(file: Path, committed: FileEntry) -> "hashlib._Hash":
-    """Cut a growing file to its committed length and hash it; make it if nothing is committed."""
+def _truncate(file: Path, committed: FileEntry) -> "hashlib._Hash":
+    """Cut a growing file to its committed length and hash it; create it if nothing is committed."""
     if not committed.num_bytes:
         file.write_bytes(b"")
     elif file.is_file() and file.stat().st_size > committed.num_bytes:
@@ -347,10 +370,9 @@ def _cut(file: Path, committed: FileEntry) -> "hashlib._Hash":
     running = hashlib.sha256()
     if file.is_file():
         with file.open("rb") as stream:
-            while some := stream.read(2**20):
-                running.update(some)
+            running = hashlib.file_digest(stream, "sha256")
     if running.hexdigest() != committed.sha256:
-        raise UserError(f"region store {file.parent} is damaged: {file.name} is not as written; extract it again")
+        raise UserError(f"region store {file.parent} is damaged: {file.name} has changed; extract it again")
     return running
 
 
@@ -359,5 +381,6 @@ def _is_remnant(file: Path) -> bool:
     return file.name.startswith(".") and file.suffix == ".part"
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write region store {path}: {error.strerror or error}; free space or choose another place")
+def _size(count: float) -> str:
+    """Format a number of bytes."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"

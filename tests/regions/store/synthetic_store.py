@@ -1,4 +1,4 @@
-"""A small synthetic region store that the tests of its reader and of its writer share."""
+"""A small synthetic region store for the tests of reader and writer."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ EXTRACTOR = Extractor(
     attributes=("large", "red"),
 )
 IMAGES = 23
-SHARD_BYTES = 400  # a handful of images
+SHARD_BYTES = 400  # a few images
 
 
 def regions_of(number: int) -> Regions:
@@ -46,7 +46,7 @@ def regions_of(number: int) -> Regions:
 def write_store(
     path: Path, numbers: Iterable[int] = range(IMAGES), extractor: Extractor = EXTRACTOR, **options: Any
 ) -> None:
-    """Write images, leaving out those that the store has, as an extraction does."""
+    """Write the images that the store does not have yet, as an extraction does."""
     with RegionStoreWriter(path, extractor, **{"shard_bytes": SHARD_BYTES, **options}) as writer:
         for number in numbers:
             regions = regions_of(number)

@@ -24,7 +24,7 @@ PARTS = (range(0, 9), range(9, 9), range(9, 10), range(10, IMAGES))
 
 @pytest.fixture
 def parts(tmp_path):
-    """Folders that hold the images of `PARTS`; one of them holds none."""
+    """Folders with the images of `PARTS`; one of them has none."""
     for number, images in enumerate(PARTS):
         write_store(tmp_path / f"part-{number}", images)
     return [tmp_path / f"part-{number}" for number in range(len(PARTS))]
@@ -56,17 +56,17 @@ def test_a_missing_image_names_all_stores(parts):
         RegionStore([])
 
 
-def test_an_image_in_two_stores_is_refused_by_name(parts, tmp_path, monkeypatch):
+def test_an_image_in_two_stores_is_named(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(store_reader, "IDS_AT_ONCE", 3)
     write_store(tmp_path / "more", [*range(IMAGES, IMAGES + 10), 4, 12])
     name = regions_of(4).image_id
-    with pytest.raises(UserError, match=rf"part-0 and .*more have images in common, such as '{name}'; leave one"):
+    with pytest.raises(UserError, match=rf"part-0 and .*more have images in common, such as '{name}'; omit one"):
         RegionStore([*parts, tmp_path / "more"])
     with pytest.raises(UserError, match=r"part-0 and .*part-0 have images in common"):
         RegionStore([parts[0], parts[0]])
 
 
-def test_images_of_two_stores_with_one_hash_are_told_apart(tmp_path, monkeypatch):
+def test_images_of_two_stores_with_colliding_hashes_are_distinguished(tmp_path, monkeypatch):
     for module in (store_folder, store_writer):
         monkeypatch.setattr(module, "hash_of_id", lambda encoded: len(encoded) % 2)
     write_store(tmp_path / "a", range(10))
@@ -78,18 +78,18 @@ def test_images_of_two_stores_with_one_hash_are_told_apart(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"fingerprint": "xyz"}, {}, "are of different extractors: fingerprint is 'abc' and 'xyz'"),
-        ({"classes": ("circle", "x" * 1000)}, {}, r"are of different extractors: classes is .{20,140}\.\.\.;"),
-        ({}, {"feature_dtype": "int8"}, "cannot be used together: feature_dtype is 'float16' and 'int8'"),
+        ({"fingerprint": "xyz"}, {}, "have different extractors: fingerprint is 'abc' and 'xyz'"),
+        ({"classes": ("circle", "x" * 1000)}, {}, r"have different extractors: classes is .{20,140}\.\.\.;"),
+        ({}, {"feature_dtype": "int8"}, "cannot be combined: feature_dtype is 'float16' and 'int8'"),
     ],
 )
-def test_stores_that_do_not_belong_together_are_refused(parts, tmp_path, changes, options, message):
+def test_stores_that_do_not_fit_together_are_rejected(parts, tmp_path, changes, options, message):
     write_store(tmp_path / "other", range(IMAGES, IMAGES + 2), replace(EXTRACTOR, **changes), **options)
     with pytest.raises(UserError, match=rf"region stores .*part-0 and .*other {message}"):
         RegionStore([*parts, tmp_path / "other"])
 
 
-def test_stores_that_keep_different_numbers_of_classes_are_refused(parts, tmp_path):
+def test_stores_with_different_numbers_of_classes_are_rejected(parts, tmp_path):
     with RegionStoreWriter(tmp_path / "other", EXTRACTOR) as writer:
         one = replace(regions_of(2), class_ids=np.zeros((2, 1)), class_scores=np.ones((2, 1)), image_id="new")
         writer.add(one)
@@ -97,7 +97,7 @@ def test_stores_that_keep_different_numbers_of_classes_are_refused(parts, tmp_pa
         RegionStore([*parts, tmp_path / "other"])
 
 
-def test_descriptors_are_shared_out_over_the_stores(parts, monkeypatch):
+def test_the_stores_share_the_limit_of_descriptors(parts, monkeypatch):
     monkeypatch.setattr(store_reader, "MAX_OPEN_SHARDS", 5)
     store = RegionStore(parts)
     before = len(os.listdir("/proc/self/fd"))
@@ -115,7 +115,7 @@ def write_part(path: Path, numbers: range, die_at: int | None) -> None:
                 writer.add(regions_of(number))
 
 
-def test_processes_write_parts_of_one_store_at_once_and_one_that_was_killed_goes_on(tmp_path):
+def test_processes_write_parts_of_one_store_at_once_and_a_killed_one_resumes(tmp_path):
     context = multiprocessing.get_context("spawn")
     folders = [tmp_path / f"part-{rank}" for rank in range(3)]
     for attempt, die_at in enumerate((13, None)):

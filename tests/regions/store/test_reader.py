@@ -1,4 +1,4 @@
-"""Reading a region store: what is read is what was written, and damage is found."""
+"""Reading a region store: images are read as they were written, and damage is found."""
 
 import hashlib
 import json
@@ -65,18 +65,18 @@ def test_packed_reading_equals_reading_one_by_one(path):
 
 
 @pytest.mark.parametrize("check", [False, True])
-@pytest.mark.parametrize("most", [0, 2, 100])
-def test_the_first_regions_of_each_image_can_be_read_alone(path, most, check):
+@pytest.mark.parametrize("limit", [0, 2, 100])
+def test_the_first_regions_of_each_image_can_be_read_alone(path, limit, check):
     positions = np.random.default_rng(0).permutation(IMAGES)
-    packed = RegionStore(path, check).read_packed(positions, most=most)
+    packed = RegionStore(path, check).read_packed(positions, limit=limit)
     wanted = [regions_of(number) for number in positions]
-    assert packed.num_regions.tolist() == [min(len(regions), most) for regions in wanted]
+    assert packed.num_regions.tolist() == [min(len(regions), limit) for regions in wanted]
     for found, regions in zip(packed.images(), wanted, strict=True):
         for name in ARRAYS:
-            np.testing.assert_array_equal(getattr(found, name), getattr(regions, name)[:most], err_msg=name)
+            np.testing.assert_array_equal(getattr(found, name), getattr(regions, name)[:limit], err_msg=name)
 
 
-def test_packed_reading_fills_the_memory_that_it_is_given(path):
+def test_packed_reading_fills_the_given_memory(path):
     given = []
 
     def allocate(shape, dtype):
@@ -107,7 +107,7 @@ def test_an_image_that_the_store_lacks_is_named(path):
         store.positions([regions_of(3).image_id, "unknown", "other"])
 
 
-def test_images_whose_hashes_collide_are_told_apart(tmp_path, monkeypatch):
+def test_images_with_colliding_hashes_are_distinguished(tmp_path, monkeypatch):
     for module in (store_folder, store_writer):
         monkeypatch.setattr(module, "hash_of_id", lambda encoded: len(encoded) % 2)
     write_store(tmp_path / "store")
@@ -116,7 +116,7 @@ def test_images_whose_hashes_collide_are_told_apart(tmp_path, monkeypatch):
     assert "unknown" not in store
 
 
-def test_a_file_name_that_is_not_utf8_is_an_id_like_others(tmp_path):
+def test_a_file_name_that_is_not_utf8_is_a_valid_id(tmp_path):
     image_id = os.fsdecode(b"caf\xe9")
     with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
         writer.add(replace(regions_of(1), image_id=image_id))
@@ -124,7 +124,7 @@ def test_a_file_name_that_is_not_utf8_is_an_id_like_others(tmp_path):
     assert store.image_id(store.position(image_id)) == image_id
 
 
-def test_a_store_of_no_images_opens(tmp_path):
+def test_a_store_without_images_opens(tmp_path):
     write_store(tmp_path / "store", range(0))
     store = RegionStore(tmp_path / "store")
     assert len(store) == 0
@@ -133,7 +133,7 @@ def test_a_store_of_no_images_opens(tmp_path):
     assert verify_store(store.folders[0].path) == []
 
 
-def test_more_shards_than_descriptors_are_read(path, monkeypatch):
+def test_more_shards_than_descriptors_can_be_read(path, monkeypatch):
     monkeypatch.setattr(store_reader, "MAX_OPEN_SHARDS", 2)
     store = RegionStore(path)
     before = len(os.listdir("/proc/self/fd"))
@@ -172,7 +172,7 @@ def read_in_child(store: RegionStore, closed: Event, queue: SimpleQueue) -> None
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-def test_other_processes_read_the_same_also_when_the_first_has_closed_the_store(path, method):
+def test_other_processes_read_the_same_after_the_first_has_closed_the_store(path, method):
     store = RegionStore(path)
     wanted = store.read_packed(np.arange(IMAGES)).features.tobytes()  # shards are open when the process forks
     context = multiprocessing.get_context(method)
@@ -208,24 +208,22 @@ def test_verify_names_the_one_image_whose_rows_are_damaged(path):
     data = file.read_bytes()
     place = data.index(regions_of(7).features.tobytes())
     flip_bit(file, place + 3)
-    assert verify_store(path) == [f"{file.name} is damaged; it costs the images {regions_of(7).image_id}"]
+    assert verify_store(path) == [f"{file.name} is damaged; lost images: {regions_of(7).image_id}"]
 
 
 def test_verify_names_all_images_of_a_shard_without_a_readable_header(path):
     shards = RegionStore(path).folders[0].manifest.shards
     flip_bit(path / shards[1].file, 9)
     images = range(shards[0].num_images, shards[0].num_images + shards[1].num_images)
-    assert verify_store(path) == [
-        f"{shards[1].file} is damaged in its header or cut off; it has the images {names(images)}"
-    ]
+    assert verify_store(path) == [f"{shards[1].file} has a damaged header or is cut off; lost images: {names(images)}"]
 
 
 def test_verify_names_the_image_of_a_damaged_record_by_its_id_or_its_number(path):
     record = store_format.INDEX_DTYPE.itemsize
     flip_bit(path / "index.bin", 5 * record + store_format.INDEX_DTYPE.fields["width"][1])
-    assert verify_store(path) == [f"index.bin is damaged or cut off; it costs the images {regions_of(5).image_id}"]
+    assert verify_store(path) == [f"index.bin is damaged or cut off; lost images: {regions_of(5).image_id}"]
     flip_bit(path / "index.bin", 6 * record)  # the hash of the id
-    problem = f"index.bin is damaged or cut off; it costs the images {regions_of(5).image_id}, number 6"
+    problem = f"index.bin is damaged or cut off; lost images: {regions_of(5).image_id}, number 6"
     assert problem in verify_store(path)
 
 
@@ -233,18 +231,18 @@ def test_verify_names_the_first_images_and_counts_the_others(path):
     images = len(RegionStore(path))
     os.truncate(path / "index.bin", 0)
     named = ", ".join(f"number {number}" for number in range(8))
-    assert f"index.bin is damaged or cut off; it costs the images {named} and {images - 8} more" in verify_store(path)
+    assert f"index.bin is damaged or cut off; lost images: {named} and {images - 8} more" in verify_store(path)
 
 
 def test_verify_names_the_images_of_damaged_ids_by_their_number(path):
     flip_bit(path / "ids.bin", 0)
-    assert verify_store(path) == ["ids.bin is damaged or cut off; it costs the images number 0"]
+    assert verify_store(path) == ["ids.bin is damaged or cut off; lost images: number 0"]
 
 
-def test_a_damaged_lookup_costs_no_image(path):
+def test_no_image_is_lost_with_the_lookup(path):
     flip_bit(path / "lookup.bin", 3)
     assert verify_store(path) == [
-        "lookup.bin is damaged or cut off; it costs no image: delete it and the store does without it"
+        "lookup.bin is damaged or cut off; no image is lost: delete it, and the store works without it"
     ]
     (path / "lookup.bin").unlink()
     assert verify_store(path) == []
@@ -254,11 +252,11 @@ def test_a_damaged_lookup_costs_no_image(path):
 def test_verify_names_a_missing_shard(path):
     (path / "shard-00000.safetensors").unlink()
     images = range(RegionStore(path).folders[0].manifest.shards[0].num_images)
-    assert verify_store(path) == [f"shard-00000.safetensors is missing; it has the images {names(images)}"]
+    assert verify_store(path) == [f"shard-00000.safetensors is missing; lost images: {names(images)}"]
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
-def test_a_truncated_shard_is_refused_when_it_is_read(path, size):
+def test_reading_a_truncated_shard_is_an_error(path, size):
     file = path / "shard-00001.safetensors"
     os.truncate(file, size if size >= 0 else file.stat().st_size - 1)
     store = RegionStore(path)
@@ -268,7 +266,7 @@ def test_a_truncated_shard_is_refused_when_it_is_read(path, size):
     assert_same(store.read(1), regions_of(1))  # other shards are not affected
 
 
-def test_a_shard_that_shrinks_while_it_is_open_is_refused(path):
+def test_reading_a_shard_that_shrank_while_open_is_an_error(path):
     store = RegionStore(path)
     store.read(1)
     file = path / "shard-00000.safetensors"
@@ -302,33 +300,33 @@ def edit_manifest(path: Path, **changes: object) -> None:
         ({"shards": [{"file": "../x", "num_images": 1, "num_regions": 1, "sha256": ""}]}, r"shards\.0\.file"),
     ],
 )
-def test_a_damaged_manifest_is_refused_in_one_sentence(path, changes, words):
+def test_an_invalid_manifest_is_rejected_in_one_sentence(path, changes, words):
     edit_manifest(path, **changes)
     with pytest.raises(UserError, match=rf"manifest\.json .*{words}"):
         RegionStore(path)
 
 
-def test_a_manifest_that_is_cut_off_or_changed_is_refused(path):
+def test_a_truncated_or_changed_manifest_is_rejected(path):
     whole = (path / "manifest.json").read_bytes()
     for damaged in (whole[:100], whole[:-1], whole.replace(b"synthetic", b"synthetik"), b"[]"):
         (path / "manifest.json").write_bytes(damaged)
         with pytest.raises(UserError, match=r"manifest\.json is "):
             RegionStore(path)
         [problem] = verify_store(path)
-        assert "manifest.json" in problem and problem.endswith("costs every image")
+        assert "manifest.json" in problem and problem.endswith("without it every image is lost")
 
 
-def test_a_manifest_may_be_laid_out_otherwise_if_its_checksum_fits(path):
+def test_a_manifest_may_be_formatted_differently_if_its_checksum_matches(path):
     edit_manifest(path)
     assert_same(RegionStore(path).read(1), regions_of(1))
 
 
 @pytest.mark.parametrize("name", ["index.bin", "ids.bin"])
-def test_a_short_index_is_refused(path, name):
+def test_a_short_index_is_rejected(path, name):
     os.truncate(path / name, 20)
     with pytest.raises(UserError, match=f"{name} is missing or too short; extract it again"):
         RegionStore(path)
-    with pytest.raises(UserError, match=f"{name} is not as written"):
+    with pytest.raises(UserError, match=f"{name} has changed"):
         write_store(path)
 
 
@@ -352,24 +350,24 @@ def test_hashes_of_ids_never_change():
     assert store_format.hash_of_id(b"42") == int.from_bytes(bytes.fromhex("57b43cf02666687a"), "little")
 
 
-def test_statistics_of_features_are_those_of_all_regions_and_bound_what_hardly_changes(tmp_path):
+def test_feature_statistics_cover_all_regions_and_bound_dimensions_that_hardly_vary(tmp_path):
     generator = np.random.default_rng(0)
     features = generator.normal([0, 5, -100, 3], [1, 20, 0.5, 0], size=(300, 4)).astype(np.float16)
     extractor = replace(make_extractor(), feature_width=4)
     with RegionStoreWriter(tmp_path / "store", extractor) as writer:
         for number, part in enumerate(np.split(features, 100)):
             writer.add(replace(make_regions(number, str(number), 3), features=part))
-    mean, deviation = feature_statistics(RegionStore(tmp_path / "store"))
+    mean, std = feature_statistics(RegionStore(tmp_path / "store"))
     variance = features.astype(np.float64).var(axis=0)
     np.testing.assert_allclose(mean, features.astype(np.float64).mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(deviation, np.sqrt(variance + variance.mean() / 1000), rtol=1e-5)
-    assert deviation[3] > 0.2  # the fourth dimension is constant
+    np.testing.assert_allclose(std, np.sqrt(variance + variance.mean() / 1000), rtol=1e-5)
+    assert std[3] > 0.2  # the fourth dimension is constant
 
 
-def test_statistics_of_a_store_without_two_different_regions_change_nothing(tmp_path):
+def test_without_two_different_regions_the_statistics_change_nothing(tmp_path):
     for images in (0, 1):
         with RegionStoreWriter(tmp_path / str(images), make_extractor()) as writer:
             for number in range(images):
                 writer.add(make_regions(number, str(number), 1))
-        mean, deviation = feature_statistics(RegionStore(tmp_path / str(images)))
-        assert not mean.any() and (deviation == 1).all()
+        mean, std = feature_statistics(RegionStore(tmp_path / str(images)))
+        assert not mean.any() and (std == 1).all()

@@ -1,4 +1,4 @@
-"""Writing a region store: what is refused, and that no end of the writer costs what was finished."""
+"""Writing a region store: invalid data is rejected, and finished images survive any end of the writer."""
 
 import os
 import resource
@@ -31,7 +31,7 @@ def path(tmp_path):
     return tmp_path / "store"
 
 
-def test_an_image_is_written_once(path):
+def test_an_image_cannot_be_written_twice(path):
     with (
         pytest.raises(UserError, match=r"'111' is in region store .* already"),
         RegionStoreWriter(path, EXTRACTOR) as writer,
@@ -43,7 +43,7 @@ def test_an_image_is_written_once(path):
     "change",
     [{"fingerprint": "xyz"}, {"parameters": {"threshold": 0.2}}, {"feature_width": 6}, {"classes": ("circle",)}],
 )
-def test_another_extractor_is_refused(path, change):
+def test_another_extractor_is_rejected(path, change):
     before = contents(path)
     with pytest.raises(UserError, match=rf"made by another extractor: there and here, {next(iter(change))}[.a-z]* is"):
         RegionStoreWriter(path, replace(EXTRACTOR, **change))
@@ -52,7 +52,7 @@ def test_another_extractor_is_refused(path, change):
 
 
 @pytest.mark.parametrize(("name", "width"), [("features", 4), ("class_ids", 3), ("boxes", 5)])
-def test_arrays_of_another_width_are_refused(path, name, width):
+def test_arrays_of_another_width_are_rejected(path, name, width):
     regions = replace(regions_of(2), image_id="new", **{name: np.zeros((2, width), dtype=np.float16)})
     with (
         pytest.raises(UserError, match=rf"'new' has {name} of shape \(2, {width}\)"),
@@ -65,7 +65,7 @@ def test_arrays_of_another_width_are_refused(path, name, width):
 @pytest.mark.parametrize(
     ("name", "value"), [("features", np.nan), ("features", np.inf), ("features", 1e6), ("boxes", np.nan)]
 )
-def test_values_that_are_not_finite_are_refused_with_the_image(path, name, value):
+def test_values_that_are_not_finite_are_rejected_with_the_image(path, name, value):
     array = getattr(regions_of(2), name).astype(np.float32)
     array[1, 2] = value
     with (
@@ -85,20 +85,20 @@ def refused(path: Path, message: str, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ([0.5, 0.2, 0.4, 0.9], r"'new' has box 1, .* comes before the left or upper one; give corners"),
-        ([0.1, 0.9, 0.4, 0.2], "comes before the left or upper one"),
-        ([10, 20, 30, 40], "beyond the picture; give fractions of its width and height, not pixels"),
-        ([-0.5, 0.2, 0.4, 0.9], "beyond the picture"),
+        ([0.5, 0.2, 0.4, 0.9], r"'new' has box 1, .* whose corners are swapped; give x1, y1, x2, y2"),
+        ([0.1, 0.9, 0.4, 0.2], "whose corners are swapped"),
+        ([10, 20, 30, 40], "outside the image; give fractions of its width and height, not pixels"),
+        ([-0.5, 0.2, 0.4, 0.9], "outside the image"),
         ([0.1, 0.2, np.inf, 0.9], "not finite"),
     ],
 )
-def test_a_box_that_is_no_box_is_refused(path, box, message):
+def test_an_invalid_box_is_rejected(path, box, message):
     boxes = regions_of(2).boxes.copy()
     boxes[1] = box
     refused(path, message, boxes=boxes)
 
 
-def test_a_box_without_area_and_one_a_rounding_beyond_the_picture_are_legal(path):
+def test_a_box_without_area_and_one_slightly_outside_the_image_are_valid(path):
     boxes = np.array([[0.5, 0.5, 0.5, 0.5], [-0.001, 0, 1.001, 1]], dtype=np.float32)
     with RegionStoreWriter(path, EXTRACTOR) as writer:
         writer.add(replace(regions_of(2), image_id="new", boxes=boxes))
@@ -108,52 +108,52 @@ def test_a_box_without_area_and_one_a_rounding_beyond_the_picture_are_legal(path
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("class_ids", 2, "class id 2 but the extractor names 2, numbered from 0"),
+        ("class_ids", 2, "class id 2 but the extractor has 2 names, numbered from 0"),
         ("class_ids", -2, "class id -2"),
         ("attribute_ids", 9, "attribute id 9"),
         ("class_scores", 1.5, "class score 1.5; give probabilities"),
         ("attribute_scores", -0.5, "attribute score -0.5"),
     ],
 )
-def test_ids_without_a_name_and_scores_that_are_no_probabilities_are_refused(path, name, value, message):
+def test_ids_without_a_name_and_scores_that_are_not_probabilities_are_rejected(path, name, value, message):
     array = getattr(regions_of(2), name).copy()
     array[1, 1] = value
     refused(path, message, **{name: array})
 
 
 @pytest.mark.parametrize("value", [2**16, -(2**31), 0.5, np.nan])
-def test_an_id_that_sixteen_bits_would_change_is_refused(path, value):
+def test_an_id_that_is_not_a_16_bit_integer_is_rejected(path, value):
     array = regions_of(2).class_ids.astype(np.float64)
     array[1, 1] = value
-    refused(path, "class_ids that are no whole numbers of 16 bits", class_ids=array)
+    refused(path, "class_ids that are not 16-bit integers", class_ids=array)
 
 
 @pytest.mark.parametrize("size", [0, -3, 2**32])
-def test_a_picture_without_size_is_refused(path, size):
-    refused(path, f"'new' has height {size}; give the picture's pixels", height=size)
+def test_an_image_without_a_size_is_rejected(path, size):
+    refused(path, f"'new' has height {size}; give its size in pixels", height=size)
 
 
-@pytest.mark.parametrize(("image_id", "message"), [(42, "42 is no text"), ("a\ud800", "half a surrogate pair")])
-def test_an_id_that_is_no_text_is_refused_by_writer_and_reader(path, image_id, message):
+@pytest.mark.parametrize(("image_id", "message"), [(42, "42 is not a string"), ("a\ud800", "half a surrogate pair")])
+def test_an_id_that_is_not_a_string_is_rejected_by_writer_and_reader(path, image_id, message):
     refused(path, message, image_id=image_id)
     with pytest.raises(UserError, match=message):
         RegionStore(path).position(image_id)
 
 
-def test_features_of_another_dtype_are_refused(path):
-    with pytest.raises(UserError, match="holds features as float16, not as int8; go on with float16"):
+def test_features_of_another_dtype_are_rejected(path):
+    with pytest.raises(UserError, match="holds features as float16, not as int8; continue with float16"):
         RegionStoreWriter(path, EXTRACTOR, feature_dtype="int8")
     write_store(path)  # and the folder is not left locked
 
 
-def test_a_folder_with_other_content_is_refused(tmp_path):
+def test_a_folder_with_other_content_is_rejected(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="neither empty nor a region store"):
         RegionStoreWriter(tmp_path, EXTRACTOR)
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
 
 
-def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
+def test_a_second_writer_is_rejected_until_the_first_ends(tmp_path):
     with (
         RegionStoreWriter(tmp_path / "store", EXTRACTOR),
         pytest.raises(UserError, match="another process is writing"),
@@ -170,14 +170,14 @@ def test_arrays_may_be_reused_after_they_are_added(tmp_path):
     np.testing.assert_array_equal(RegionStore(tmp_path / "store").read(0).features, regions_of(3).features)
 
 
-def test_an_error_keeps_what_was_added_before_it(tmp_path):
+def test_images_added_before_an_error_are_kept(tmp_path):
     with pytest.raises(KeyboardInterrupt), RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
         writer.add(regions_of(1))
         raise KeyboardInterrupt
     assert_same(RegionStore(tmp_path / "store").read(0), regions_of(1))
 
 
-# Ends that nobody chose
+# Unplanned ends
 
 
 def in_child(work) -> int:
@@ -209,7 +209,7 @@ def write_until(path: Path, kill_at: int) -> None:
 
         return wrapper
 
-    os.fsync, os.replace = dying(os.fsync), dying(os.replace)  # in a child, so nobody else sees it
+    os.fsync, os.replace = dying(os.fsync), dying(os.replace)  # only in this child process
     write_store(path)
 
 
@@ -231,7 +231,7 @@ def test_a_writer_killed_at_any_step_leaves_a_store_that_opens_and_continues_to_
                 assert_same(store.read(position), regions_of(position))
                 assert store.position(regions_of(position).image_id) == position
         else:
-            assert steps <= 2  # only before there was a store
+            assert steps <= 2  # only before the store exists
         write_store(killed)
         assert contents(killed) == undisturbed
     assert steps > 4 * len(RegionStore(path).folders[0].manifest.shards)  # every commit was cut at each of its steps
@@ -258,11 +258,11 @@ def test_a_continuing_writer_killed_between_images_loses_only_the_last_shard(tmp
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-def test_a_full_disk_is_one_sentence_and_leaves_the_store_as_it_was(path):
+def test_a_full_disk_is_one_sentence_and_leaves_the_store_unchanged(path):
     before = contents(path)
 
     def fill() -> None:
-        # The largest file that this process may write stands for the disk.
+        # A limit on the size of files simulates the full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
             with RegionStoreWriter(path, EXTRACTOR, shard_bytes=10_000) as writer:
@@ -278,7 +278,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_store_as_it_was(path):
 
 
 @pytest.mark.parametrize("failing", ["_append", "write_manifest", "make_lookup"])
-def test_a_write_that_fails_at_any_step_leaves_what_was_finished(path, failing, monkeypatch):
+def test_a_write_that_fails_at_any_step_keeps_finished_images(path, failing, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
