@@ -15,7 +15,7 @@ from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.metrics.captions import CaptionScores
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.answering.config import VqaEvaluation
 from dimvl.tasks.answering.prediction import answer_probabilities, answer_questions, evaluate_questions
 from dimvl.tasks.captioning.config import CaptionEvaluation

@@ -16,11 +16,11 @@ from dimvl.data.examples import make_prefix
 from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.predictor import Predictor
-from dimvl.regions.detector import Detector
+from dimvl.regions.detectors.scenes import Detector
 from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.answering.prediction import answer_probabilities, answer_questions
 from dimvl.tasks.captioning.prediction import caption_images
 from dimvl.tasks.pretraining.matching import match_pairs

@@ -28,7 +28,7 @@ from dimvl.model.heads import HEADS, Head, HeadEntry
 from dimvl.predictor import Predictor
 from dimvl.regions.extract import extract
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks import TASKS, Task
 from dimvl.tasks.base import ImageSource, TaskModule, plain_text
 from dimvl.tasks.costs import AverageExample, planned_work

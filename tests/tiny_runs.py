@@ -13,7 +13,7 @@ from dimvl.data.examples import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_format import FeatureDtype
+from dimvl.regions.store.format import FeatureDtype
 from dimvl.tasks.answering import VqaConfig
 from dimvl.tasks.captioning import CaptionConfig
 from dimvl.tasks.pretraining import PretrainConfig

@@ -141,7 +141,7 @@ class ImageReader:
 
     def read(self, positions: np.ndarray) -> list[Detections]:
         """Read the best `max_regions` of images (P,), all at once; their arrays lie end to end, as in a batch."""
-        return self.store.read_packed(positions, most=self.max_regions).images()
+        return self.store.read_packed(positions, limit=self.max_regions).images()
 
     def prefix(self, regions: Detections, hidden: np.ndarray | None = None) -> Prefix:
         """Make a prefix; where regions are hidden, tags come from the visible ones only.

@@ -17,7 +17,7 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, atomic_path, locked, read_json, sha256, write_json, writing
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_format import decode_id, encode_id
+from dimvl.regions.store.format import decode_id, encode_id
 
 logger = logging.getLogger(__name__)
 FORMAT = 2

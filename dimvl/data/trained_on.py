@@ -13,7 +13,7 @@ import numpy as np
 from dimvl.data.matching import coco_number, without_ending
 from dimvl.errors import UserError
 from dimvl.files import atomic_path
-from dimvl.regions.store_format import encode_id, hash_of_id
+from dimvl.regions.store.format import encode_id, hash_of_id
 
 FILE = "trained_on.npy"
 NOTHING = np.zeros(0, dtype=np.uint64)

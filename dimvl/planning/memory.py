@@ -42,7 +42,7 @@ from dimvl.model.encoder import FeedForward
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
-from dimvl.regions.store_format import FeatureDtype, feature_bytes
+from dimvl.regions.store.format import FeatureDtype, feature_bytes
 
 Arithmetic = Literal["fp32", "autocast", "bf16"]
 """`autocast` is bf16 of the torch engine and of stage 0; `bf16` that of stages 1 to 3, which cast the model."""

@@ -8,7 +8,7 @@ from dimvl.data.annotations import Caption
 from dimvl.data.matching import RULES, match_file, match_files
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.factories import make_extractor, make_regions
 
 FILE = Path("captions.json")

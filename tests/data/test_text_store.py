@@ -13,7 +13,7 @@ from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.at_once import at_once
 from tests.factories import TEXTS, make_extractor, make_regions, make_store, make_tokenizer
 

@@ -28,7 +28,7 @@ SIZE = {
 
 @pytest.fixture(scope="module")
 def transformers():
-    from dimvl.regions.torchvision_ops import import_torchvision
+    from dimvl.regions.detectors.torchvision_ops import import_torchvision
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
