@@ -197,6 +197,6 @@ def test_an_export_without_a_detector_accepts_regions_and_rejects_images(run: Ru
     assert run("export", trained, tmp_path / "out", "--detector", "none").code == 0
     assert Predictor.from_pretrained(tmp_path / "out", "cpu").caption(store.read(0))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "It holds no detector" in card and "photo.png" not in card
+    assert "It has no detector" in card and "photo.png" not in card
     picture = place / "images" / "1.png"
     refused(run("caption", picture, "--model", tmp_path / "out"), "was exported without a detector; give it regions")
