@@ -7,7 +7,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimvl.config import FreezeConfig
+from dimvl.model.embeddings import TIME
 from dimvl.model.flops import Flops, flops_by_part
+from dimvl.model.linear import Linear
 from dimvl.model.work import Work
 from tests.planning.runs import SPLITS, build
 from tests.tiny_runs import make_data
@@ -63,6 +65,12 @@ def test_pretraining_takes_exactly_the_operations_that_torch_counts(data, tmp_pa
 )
 def test_every_task_takes_exactly_the_operations_that_torch_counts(data, tmp_path, task, changes):
     compare(*build(data, tmp_path, task, **changes))
+
+
+def test_the_projection_of_times_is_counted_too(data, tmp_path):
+    task, batch = build(data, tmp_path)
+    task.model.regions.time = Linear(TIME, 16, bias=False)
+    compare(task, batch)
 
 
 @pytest.mark.parametrize("frozen", [{"embeddings": True}, {"layers": 1}, {"embeddings": True, "layers": 1}])
