@@ -71,7 +71,7 @@ def write_texts(folder: Path, images: int, tokenizer: Tokenizer) -> TextStore:
     source = folder / "captions.json"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text(str(images))
-    texts = [LabelledText(number, f"{number:012}", TEXTS[number % 3]) for number in range(images)]
+    texts = [LabelledText(number, (f"{number:012}",), TEXTS[number % 3]) for number in range(images)]
     return text_store(folder, tokenizer, 40, [source], texts)
 
 

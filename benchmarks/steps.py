@@ -31,7 +31,7 @@ from benchmarks.formats import EXTRACTOR, Reader, Store, all_readers, id_of
 from benchmarks.harness import interleaved, ratio
 from dimvl.config import Seq2seqConfig
 from dimvl.data.batch import CaptionTargets
-from dimvl.data.examples import BatchShape, ImageReader
+from dimvl.data.examples import BatchShape, ImageReader, PrefixImages, PrefixRegions, join_images
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import TrainingSteps
 from dimvl.data.text_store import LabelledText, text_store
@@ -52,8 +52,8 @@ class FormatImages(ImageReader):
         super().__init__(like.store, like.tags, like.max_regions)
         self.reader = reader
 
-    def read(self, positions: np.ndarray) -> list[Detections]:
-        return [Detections(**self.reader.image(number)) for number in positions.tolist()]
+    def read(self, images: PrefixImages) -> list[PrefixRegions]:
+        return [join_images([Detections(**self.reader.image(number))]) for number in images.positions.tolist()]
 
 
 def make_steps(folder: Path, regions: Path, check: bool = False) -> TrainingSteps:
@@ -63,7 +63,7 @@ def make_steps(folder: Path, regions: Path, check: bool = False) -> TrainingStep
     source = folder / f"captions-{len(store)}.json"
     source.write_text(str(len(store)))
     numbered = [(image, number) for image in range(len(store)) for number in range(CAPTIONS)]
-    texts = [LabelledText(CAPTIONS * image + n, id_of(image), TEXTS[(image + n) % 3]) for image, n in numbered]
+    texts = [LabelledText(CAPTIONS * image + n, (id_of(image),), TEXTS[(image + n) % 3]) for image, n in numbered]
     captions = text_store(folder / "texts", tokenizer, 40, [source], texts)
     processor = Processor(
         tokenizer=tokenizer, extractor=EXTRACTOR, max_regions=36, tag_tokens=20, tag_score=0.3, text_tokens=40

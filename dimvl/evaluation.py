@@ -17,7 +17,7 @@ import numpy as np
 from dimvl.callbacks import Progress
 from dimvl.config import Missing
 from dimvl.data.annotations import Question, describe_file, read_captions, read_questions
-from dimvl.data.examples import ImageReader, Prefix
+from dimvl.data.examples import ImageReader, Prefix, PrefixImages
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.sampler import in_order
 from dimvl.data.scenes import World, read_worlds, score_captions
@@ -175,7 +175,7 @@ def _batches(
     processor = trained.processor
     processor.check_extractor(store.extractor, str(store.path))
     reader = ImageReader(store, processor.tags, processor.max_regions)
-    positions = store.positions(image_ids)
+    positions = PrefixImages.find(store, [((image_id,), ()) for image_id in image_ids])
     trained.refuse_trained(image_ids)
     for places in in_order(reader.rows(positions) + np.array(text_rows), row_budget):
         yield places, reader.prefixes(positions[places])
@@ -204,7 +204,7 @@ def evaluate_questions(
 
     """
     read = read_questions(questions, annotations)
-    match = match_file(questions, read, store)
+    match = match_file(questions, read, store, trained.processor)
     match.check(store, missing, "--skip-missing")
     asked = list(in_store(read, match))
     answers = answer_questions(trained, store, asked, progress=progress)
@@ -258,7 +258,7 @@ def evaluate_captions(
     """
     references: dict[str, list[str]] = {}
     read = read_captions(captions, split)
-    match = match_file(captions, read, store)
+    match = match_file(captions, read, store, trained.processor)
     match.check(store, missing, "--skip-missing")
     for reference in read:
         if reference.image_id in match.store_ids:

@@ -45,7 +45,7 @@ def trained() -> TrainedModel:
 
 def make_questions() -> list[Question]:
     pairs = [(image, text) for image in IMAGES for text in TEXTS]
-    return [Question(100 + place, image, text, ()) for place, (image, text) in enumerate(pairs)]
+    return [Question(100 + place, (image,), text, ()) for place, (image, text) in enumerate(pairs)]
 
 
 def test_answers_depend_on_neither_the_order_nor_the_batches(trained: TrainedModel, store: RegionStore) -> None:

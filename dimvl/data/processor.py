@@ -29,6 +29,8 @@ class Processor:
         text_tokens: longest text in word pieces.
         variant: of the sequence-to-sequence language model.
         answers: the answer vocabulary in the order of the answer head; empty without one.
+        max_images: largest number of images in a prefix.
+        times: whether the model uses the times of images.
         shared_prefix: whether questions, and texts to match, see their prefix but not the other way round.
         captions: whether it was trained to caption.
         matches: whether it was trained to tell whether a text belongs to an image.
@@ -46,6 +48,8 @@ class Processor:
     shared_prefix: bool = False
     captions: bool = False
     matches: bool = False
+    max_images: int = 4
+    times: bool = False
 
     @property
     def tags(self) -> TagWriter:

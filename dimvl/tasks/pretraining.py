@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dimvl.config import ObjectivesConfig, Seq2seqConfig
 from dimvl.data.batch import Batch, MatchTargets, ObjectTargets, WordTargets
-from dimvl.data.examples import Example, ImageReader, KeyedUniform, keyed_generator
+from dimvl.data.examples import Example, ImageReader, KeyedUniform, PrefixRegions, keyed_generator
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ class PretrainSource(ImageSource):
         edges, names = np.cumsum(list(self.shares.values())), list(self.shares)
         chosen = np.searchsorted(edges, self._drawn[1][some] * edges[-1], side="right")
         objects = some.start + np.flatnonzero(chosen == names.index("masked_object"))
-        nothing = objects[self.images.num_regions(self.positions(objects)) == 0]
+        nothing = objects[self.images.num_regions(self.prefix_images(objects)) == 0]
         chosen[nothing - some.start] = names.index("masked_lm")
         return chosen
 
@@ -131,7 +131,7 @@ class PretrainSource(ImageSource):
         text = np.where(objectives == names.index("seq2seq_lm"), shared, text)
         return self.prefix_rows(some) + text
 
-    def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
+    def build_from(self, regions: PrefixRegions, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""
         objective = list(self.shares)[self.objectives(epoch, slice(index, index + 1))[0]]
         generator = keyed_generator(self.seed, "document", epoch, index)
@@ -144,7 +144,7 @@ class PretrainSource(ImageSource):
         return builder(index, regions, generator)
 
     def _source(self, index: int) -> str:
-        return f"image {self.texts.image_id(index)}"
+        return self.texts.describe(index)
 
     def _words(self, index: int, generator: np.random.Generator) -> np.ndarray:
         first, end = self.texts.groups[index : index + 2]
@@ -161,8 +161,9 @@ class PretrainSource(ImageSource):
         prefix = self.images.prefix(regions)
         return caption_example(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, "seq2seq_lm")
 
-    def _masked_object(self, index: int, regions: Detections, generator: np.random.Generator) -> Example:
-        targets, hidden = hide_regions(regions.boxes, generator, self.config.region_share, self.config.max_cover)
+    def _masked_object(self, index: int, regions: PrefixRegions, generator: np.random.Generator) -> Example:
+        share, max_cover = self.config.region_share, self.config.max_cover
+        targets, hidden = hide_regions(regions.boxes, regions.image_index, generator, share, max_cover)
         return Example(
             source=self._source(index),
             objective="masked_object",
@@ -193,10 +194,10 @@ class PretrainSource(ImageSource):
         )
 
     def _negative(self, index: int, words: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Another image's text, or one word changed, and 0; never words that the image has too.
+        """A text of other images, or one word changed, and 0; never words that these images have too.
 
-        Where texts repeat ("no finding"), another image's is drawn anew; where `DRAWS` are in vain, as in a data set of
-        one image, the image's own text is given, and 1.
+        If texts repeat ("no finding") or groups share an image, another text is drawn; after `DRAWS` failures, as in a
+        data set of one image, the text itself is returned, and 1.
         """
         if self.word_changes is not None and generator.random() < self.config.word_change_share:
             changed = self.word_changes.change(words, generator)
@@ -205,7 +206,7 @@ class PretrainSource(ImageSource):
         for _ in range(DRAWS if len(self) > 1 else 0):
             other = (index + int(generator.integers(1, len(self)))) % len(self)
             drawn = self._words(other, generator)
-            if not self._is_own(index, drawn):
+            if not self._is_own(index, drawn) and not self.texts.share_images(index, other):
                 return drawn, 0.0
         return words, 1.0
 

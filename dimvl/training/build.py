@@ -77,7 +77,7 @@ def _read_captions(config: PretrainConfig | CaptionConfig, store: RegionStore) -
 
     """
     captions = [(path, read_captions(path, config.split)) for path in config.captions]
-    return match_files(captions, store, config.missing, config.output / MATCH)
+    return match_files(captions, store, config.inputs, config.missing, config.output / MATCH)
 
 
 def _read_questions(config: VqaConfig, store: RegionStore) -> list[Question]:
@@ -99,7 +99,8 @@ def _read_questions(config: VqaConfig, store: RegionStore) -> list[Question]:
             raise UserError(f"{path}: no question has an answer; name its file of answers in annotations")
         unanswered += len(questions) - len(answered)
         files.append((path, answered))
-    return match_files(files, store, config.missing, config.output / MATCH, {"question without an answer": unanswered})
+    dropped = {"question without an answer": unanswered}
+    return match_files(files, store, config.inputs, config.missing, config.output / MATCH, dropped)
 
 
 def build_task(
@@ -186,7 +187,7 @@ def _caption_texts(
     assert not isinstance(config, VqaConfig)
     if annotations.known is not None:
         return annotations.known
-    texts = [LabelledText(c.caption_id, c.image_id, c.text) for c in annotations.captions]
+    texts = [LabelledText(c.caption_id, c.image_ids, c.text, times=c.times) for c in annotations.captions]
     return _texts(config, processor, config.captions, texts, initial, annotations.working)
 
 
@@ -197,7 +198,7 @@ def _question_texts(
         return annotations.known
     ids = answer_ids(processor.answers)
     texts = [
-        LabelledText(q.question_id, q.image_id, q.text, label_ids(soft_scores(q.answers), ids))
+        LabelledText(q.question_id, q.image_ids, q.text, label_ids(soft_scores(q.answers), ids), q.times)
         for q in annotations.questions
     ]
     if unlabelled := sum(not text.labels for text in texts):
@@ -215,7 +216,7 @@ def _texts(
     working: NamedProgress,
 ) -> TextStore:
     """Tokenise, and write down where, and which images are trained on, those of the checkpoint to start from too."""
-    images = dict.fromkeys(text.image_id for text in texts)
+    images = dict.fromkeys(image for text in texts for image in text.image_ids)
     write_trained_on(config.output, images, NOTHING if initial is None else initial.trained_on)
     store = text_store(
         _cache(config),

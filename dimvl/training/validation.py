@@ -27,8 +27,8 @@ from dimvl.config import (
     VqaConfig,
     VqaValidationConfig,
 )
-from dimvl.data.annotations import Caption, read_captions, read_questions
-from dimvl.data.examples import ImageReader, collate, keyed_generator
+from dimvl.data.annotations import Caption, ImageKey, read_captions, read_questions
+from dimvl.data.examples import ImageReader, PrefixImages, collate, keyed_generator
 from dimvl.data.matching import Record, in_store, match_file
 from dimvl.data.sampler import in_order
 from dimvl.data.text_store import LabelledText, text_store
@@ -128,7 +128,7 @@ def _accuracy(
     trained = TrainedModel(task.model, task.processor, section.questions)
     words = trained.tokenise([question.text for question in asked])
     images = ImageReader(store, task.processor.tags, task.processor.max_regions)
-    positions = store.positions([question.image_id for question in asked])
+    positions = PrefixImages.find(store, [question.images for question in asked])
     costs = images.rows(positions) + np.array([len(text) + 1 for text in words])
 
     names, shown = task.processor.answers, _sample(len(asked), section)
@@ -146,7 +146,7 @@ def _accuracy(
         predictions[:] = [
             {
                 "question_id": asked[place].question_id,
-                "image_id": asked[place].image_id,
+                "image_id": ", ".join(asked[place].image_ids),
                 "question": asked[place].text,
                 "answers": [[names[answer], round(p, 4)] for answer, p in zip(best[place], sure[place], strict=True)],
                 "truth": [answer for answer, _ in Counter(asked[place].answers).most_common()],
@@ -167,9 +167,9 @@ def _captioning(
     predictions: list[dict[str, Any]],
 ) -> Score:
     """CIDEr-D of greedy captions, those of a sample to `predictions`; or minus the loss per word, without any."""
-    by_image: dict[str, list[Caption]] = {}
+    by_image: dict[ImageKey, list[Caption]] = {}
     for caption in _on_images(read_captions(section.captions, section.split), section.captions, config, store):
-        by_image.setdefault(caption.image_id, []).append(caption)
+        by_image.setdefault(caption.images, []).append(caption)
     names = list(by_image)
     chosen = [names[place] for place in _chosen(len(names), section)]
     if section.metric == "loss":
@@ -179,7 +179,7 @@ def _captioning(
     reward = CiderD([[plain_words(caption.text) for caption in by_image[name]] for name in chosen])
     trained = TrainedModel(task.model, task.processor, section.captions)
     images = ImageReader(store, task.processor.tags, task.processor.max_regions)
-    positions = store.positions(chosen)
+    positions = PrefixImages.find(store, chosen)
     options = DecodingOptions(beams=1, max_tokens=task.processor.text_tokens + 1)
     shown = _sample(len(chosen), section)
 
@@ -195,7 +195,7 @@ def _captioning(
         texts = {place: text for part in told for place, text in part.items()}
         predictions[:] = [
             {
-                "image_id": chosen[place],
+                "image_id": ", ".join(chosen[place][0]),
                 "caption": texts[place],
                 "references": [caption.text for caption in by_image[chosen[place]]],
                 "cider": round(float(scores[place]), 4),
@@ -212,7 +212,7 @@ def _loss(
 ) -> Score:
     """Minus the cross entropy per word, without smoothing, of all captions of each image."""
     processor = task.processor
-    texts = [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in captions]
+    texts = [LabelledText(c.caption_id, c.image_ids, c.text, times=c.times) for c in captions]
     cache = config.cache or config.output / "texts"
     tokens = text_store(cache, processor.tokenizer, processor.text_tokens, [path], texts)
     images = ImageReader(store, processor.tags, processor.max_regions)
@@ -247,10 +247,10 @@ def _sample(number: int, section: ValidationConfig) -> list[int]:
 
 def _on_images(records: Sequence[Record], path: Path, config: AnyConfig, store: RegionStore) -> list[Record]:
     """Match records with the store's images; tell how many of these are trained on."""
-    match = match_file(path, records, store)
+    match = match_file(path, records, store, config.inputs)
     match.check(store, config.missing, "missing=skip")
     found = list(in_store(records, match))
-    images = list(dict.fromkeys(record.image_id for record in found))
+    images = list(dict.fromkeys(image for record in found for image in record.image_ids))
     if seen := trained_images(images, read_trained_on(config.output)):
         logger.warning(
             "%d of the %d images of %s were trained on, %r for one: the validation is too kind",
