@@ -180,6 +180,7 @@ def test_a_text_is_kept_only_if_all_its_images_are_in_the_store_and_counted_once
         "missing_examples": ["7", "8"],
     }
     assert reported["texts_used"] == 2 and reported["texts_dropped"] == {"image not in the store": 3}
+    assert reported["store"] == {"images": 3, "without_text": 1, "without_text_examples": ["000000000003"]}
     with pytest.raises(UserError, match=r"lacks image '7' and 1 others of the 4 of captions\.json"):
         match_files([(FILE, records)], store, INPUTS, "error", report)
 
