@@ -76,7 +76,8 @@ class TextStore:
         self.path = path
         self.manifest = read_json(path / "manifest.json")
         self.group_offsets = self.group_images = self.group_times = None
-        for name in (*self.ARRAYS, *(self.GROUP_ARRAYS if self.GROUP_ARRAYS[0] in self.manifest["sha256"] else ())):
+        grouped = self.GROUP_ARRAYS[0] in self.manifest.get("sha256", {})
+        for name in (*self.ARRAYS, *(self.GROUP_ARRAYS if grouped else ())):
             mapped = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             setattr(self, name, np.asarray(mapped))  # the same memory; slices of the subclass take three times as long
         self._positions: dict[str, np.ndarray] = {}
