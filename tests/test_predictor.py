@@ -67,7 +67,7 @@ def test_predictions_from_pictures_are_those_from_a_region_store(folder: Path, p
         extract(images_of_folder(folder), Detector.load(folder / "detector"), writer)
     store, trained = RegionStore(folder / "regions"), load_model(folder / "export")
     pictures = [folder / f"{number}.png" for number in (1, 2, 3)]
-    questions = [Question(number, str(number), QUESTION, ()) for number in (1, 2, 3)]
+    questions = [Question(number, (str(number),), QUESTION, ()) for number in (1, 2, 3)]
     answers = [answer.text for answer in predictor.answer(pictures, QUESTION)]
     assert answers == list(answer_questions(trained, store, questions).values())
     assert predictor.caption(pictures) == list(caption_images(trained, store, ["1", "2", "3"]).values())

@@ -39,6 +39,7 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
 
     Where the model has visual weights of its own and the checkpoint has shared ones, they are copied: a shared
     checkpoint becomes a decoupled one that computes the same function (DiMBERT: the module plugs into other models).
+    A model for more images than the checkpoint, or with times, keeps its initial weights for these.
 
     Args:
         model: the model to fill.
@@ -53,6 +54,7 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
 
     """
     own = model.state_dict()
+    weights = _grown(weights, own)
     taken, fresh = {}, []
     for name, value in own.items():
         given = weights.get(name, weights.get(name.replace(".vision.", ".language.")))
@@ -66,7 +68,7 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
         elif given.shape != value.shape:
             raise UserError(
                 f"{source}: {name} has shape {tuple(given.shape)} and the configuration asks for {tuple(value.shape)}; "
-                "use the model section that the checkpoint was trained with"
+                "use the model and inputs sections that the checkpoint was trained with"
             )
         else:
             taken[name] = given
@@ -78,10 +80,19 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
             )
         raise UserError(
             f"{source} has a weight {lost[0]} that the model lacks; "
-            "use the model section that the checkpoint was trained with"
+            "use the model and inputs sections that the checkpoint was trained with"
         )
     model.load_state_dict(taken, strict=False)
     return fresh
+
+
+def _grown(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the model's initial embeddings of images and times that the checkpoint does not have."""
+    grown = {name: weight for name, weight in own.items() if name.startswith("regions.time.")} | dict(weights)
+    index = "regions.image_index.weight"
+    if index in grown and grown[index].shape[1:] == own[index].shape[1:]:
+        grown[index] = torch.cat([grown[index], own[index][len(grown[index]) :]])
+    return grown
 
 
 def bert_arguments(folder: Path) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 A product of (rows, inputs) with (inputs, outputs) takes 2 x rows x inputs x outputs operations forward, and as many for
 each of its two gradients backward: that of its input, if anything before it learns, and that of its weight. So backward
-is 2 x forward but for what is frozen and for the geometry, whose input takes no gradient. Attention is two products of
-query-key pairs forward and four backward, counted without the recomputation that flash attention does. Norms,
-activations, softmax and the optimiser are not counted; `torch.utils.flop_counter` counts the same, see
+is 2 x forward but for what is frozen and for geometry and times, whose input takes no gradient. Attention is two
+products of query-key pairs forward and four backward, counted without the recomputation that flash attention does.
+Norms, activations, softmax and the optimiser are not counted; `torch.utils.flop_counter` counts the same, see
 `tests/model/test_flops.py`.
 
 Letters: D width, F region feature, V vocabulary.
@@ -136,7 +136,7 @@ def _gradient_reaches_layers(model: DimvlModel) -> Iterator[bool]:
 
 def _takes_gradient(model: DimvlModel, name: str) -> bool:
     """Whether the input of a product needs its gradient, because something before it learns."""
-    if name == "regions.geometry":
+    if name in ("regions.geometry", "regions.time"):
         return False
     if name == "regions.feature":  # the vector of hidden regions stands among the features
         return model.regions.hidden_feature.requires_grad

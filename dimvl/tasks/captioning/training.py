@@ -134,5 +134,5 @@ def caption_example(
     texts = [
         seq2seq_text(captions.tokens(text), generator, tokenizer, seq2seq.variant, seq2seq.share) for text in chosen
     ]
-    source = f"image {captions.image_id(group)}"
+    source = captions.describe(group)
     return Example(source=source, objective=objective, prefix=prefix, texts=texts, seq2seq=True)
