@@ -27,10 +27,8 @@ from dimvl.objectives import (
 )
 from dimvl.regions.records import Detections
 from dimvl.tasks.base import ImageSource, TaskModule, masked_text, plain_text, shared_rows
-from dimvl.tasks.captioning import Seq2seqConfig
 from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.training import caption_example
-from dimvl.tasks.pretraining import ObjectivesConfig
 from dimvl.tasks.pretraining.config import ObjectivesConfig
 
 DRAWS = 10
