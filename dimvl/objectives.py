@@ -77,22 +77,26 @@ class HiddenRegions(NamedTuple):
     hidden: np.ndarray
 
 
-def hide_regions(boxes: np.ndarray, generator: np.random.Generator, share: float, max_cover: float) -> HiddenRegions:
-    """Draw regions to predict and hide them with every box that would give one of them away.
+def hide_regions(
+    boxes: np.ndarray, image_index: np.ndarray, generator: np.random.Generator, share: float, max_cover: float
+) -> HiddenRegions:
+    """Draw regions to predict, and hide them with every box of the same image that would reveal one of them.
 
     A visible box may cover at most `max_cover` of a target's area (intersection over the *target's* area, so a
-    whole-image region always goes). What is hidden for that reason is no target.
+    whole-image region is always hidden). Regions hidden for this reason are not targets.
 
     Args:
         boxes: (R, 4) fractions, R above 0.
+        image_index: (R,) which image each box is in.
         generator: keyed by the example.
-        share: of regions drawn; at least one.
+        share: fraction of the regions to predict; at least one region.
         max_cover: fraction of a target's area.
 
     """
     count = max(1, round(share * len(boxes)))
     targets = np.sort(generator.permutation(len(boxes))[:count])
-    hidden: np.ndarray = np.any(coverage(boxes, boxes[targets]) > max_cover, axis=1)
+    covers = coverage(boxes, boxes[targets]) > max_cover
+    hidden: np.ndarray = np.any(covers & (image_index[:, None] == image_index[targets]), axis=1)
     hidden[targets] = True
     return HiddenRegions(targets, hidden)
 

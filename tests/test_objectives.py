@@ -100,6 +100,8 @@ def test_the_masked_variant_predicts_the_final_sep_too():
 
 # --- hiding of regions
 
+ONE_IMAGE = np.zeros(99, dtype=np.int64)
+
 
 def random_boxes(generator):
     """Boxes with much overlap, twins and a whole-image region."""
@@ -115,7 +117,7 @@ def test_no_visible_box_covers_more_than_the_limit_of_a_target(max_cover):
     for seed in range(200):
         generator = np.random.default_rng(seed)
         boxes = random_boxes(generator)
-        targets, hidden = hide_regions(boxes, generator, 0.15, max_cover)
+        targets, hidden = hide_regions(boxes, ONE_IMAGE[: len(boxes)], generator, 0.15, max_cover)
         assert len(set(targets.tolist())) == max(1, round(0.15 * len(boxes)))
         assert hidden[targets].all()
         covered = intersection(boxes, boxes[targets]) / np.maximum(area(boxes[targets]), 1e-12)
@@ -127,15 +129,32 @@ def test_no_visible_box_covers_more_than_the_limit_of_a_target(max_cover):
     assert spared > 500, "most regions stay visible"
 
 
+def test_a_box_hides_nothing_of_another_image_and_the_same_targets_are_drawn():
+    crossing = 0
+    for seed in range(100):
+        boxes = random_boxes(np.random.default_rng(seed))
+        index = np.sort(np.random.default_rng(seed).integers(0, 3, len(boxes)))
+        one = hide_regions(boxes, ONE_IMAGE[: len(boxes)], np.random.default_rng(seed), 0.15, 0.5)
+        targets, hidden = hide_regions(boxes, index, np.random.default_rng(seed), 0.15, 0.5)
+        assert np.array_equal(targets, one.targets)
+        for image in range(3):
+            own, wanted = index == image, targets[index[targets] == image]
+            covered = intersection(boxes[own], boxes[wanted]) / np.maximum(area(boxes[wanted]), 1e-12)
+            expected = (covered > 0.5).any(axis=1) | np.isin(np.flatnonzero(own), wanted)
+            assert np.array_equal(hidden[own], expected)
+        crossing += (one.hidden & ~hidden).sum()
+    assert crossing > 100, "within one image they would hide more"
+
+
 def test_a_single_region_is_a_target():
-    targets, hidden = hide_regions(np.array([[0.1, 0.1, 0.5, 0.5]]), np.random.default_rng(0), 0.15, 0.5)
+    targets, hidden = hide_regions(np.array([[0.1, 0.1, 0.5, 0.5]]), ONE_IMAGE[:1], np.random.default_rng(0), 0.15, 0.5)
     assert targets.tolist() == [0] and hidden.tolist() == [True]
 
 
 def test_a_small_box_inside_a_target_stays_visible_and_a_large_box_around_it_is_hidden():
     boxes = np.array([[0.4, 0.4, 0.6, 0.6], [0.45, 0.45, 0.5, 0.5], [0.3, 0.3, 0.7, 0.7], [0.5, 0.4, 0.7, 0.6]])
     for seed in range(20):
-        targets, hidden = hide_regions(boxes, np.random.default_rng(seed), 0.25, 0.5)
+        targets, hidden = hide_regions(boxes, ONE_IMAGE[:4], np.random.default_rng(seed), 0.25, 0.5)
         if targets.tolist() == [0]:
             assert hidden.tolist() == [True, False, True, False]  # the last covers exactly half: allowed
             return

@@ -39,6 +39,7 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
 
     Where the model has separate visual weights and the checkpoint has shared ones, these are copied: a shared
     checkpoint becomes a decoupled one that computes the same function (DiMBERT: the module plugs into other models).
+    If the model takes more images than the checkpoint, or times, these embeddings stay newly initialised.
 
     Args:
         model: the model to fill.
@@ -53,6 +54,7 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
 
     """
     own = model.state_dict()
+    weights = _grown(weights, own)
     loaded, fresh = {}, []
     for name, value in own.items():
         weight = weights.get(name, weights.get(name.replace(".vision.", ".language.")))
@@ -65,7 +67,7 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
         elif weight.shape != value.shape:
             raise UserError(
                 f"{source}: {name} has shape {tuple(weight.shape)} but the configuration needs {tuple(value.shape)}; "
-                "use the model section that the checkpoint was trained with"
+                "use the model and inputs sections that the checkpoint was trained with"
             )
         else:
             loaded[name] = weight
@@ -77,10 +79,19 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
             )
         raise UserError(
             f"{source} has the weight {lost[0]}, which the model lacks; "
-            "use the model section that the checkpoint was trained with"
+            "use the model and inputs sections that the checkpoint was trained with"
         )
     model.load_state_dict(loaded, strict=False)
     return fresh
+
+
+def _grown(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the model's initial embeddings of images and times that the checkpoint does not have."""
+    grown = {name: weight for name, weight in own.items() if name.startswith("regions.time.")} | dict(weights)
+    index = "regions.image_index.weight"
+    if index in grown and grown[index].shape[1:] == own[index].shape[1:]:
+        grown[index] = torch.cat([grown[index], own[index][len(grown[index]) :]])
+    return grown
 
 
 def bert_arguments(folder: Path) -> dict[str, Any]:

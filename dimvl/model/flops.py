@@ -2,9 +2,9 @@
 
 A product of (rows, inputs) with (inputs, outputs) takes 2 x rows x inputs x outputs operations forward, and as many for
 each of its two gradients backward: that of its weight, and that of its input if anything before it is trained. So
-backward is 2 x forward except for frozen weights and for the geometry, whose input needs no gradient. Attention is two
-products of query-key pairs forward and four backward, without flash attention's recomputation. Norms, activations,
-softmax and the optimiser are not counted, as in `torch.utils.flop_counter` (`tests/model/test_flops.py`).
+backward is 2 x forward except for frozen weights and for geometry and times, whose input needs no gradient. Attention
+is two products of query-key pairs forward and four backward, without flash attention's recomputation. Norms,
+activations, softmax and the optimiser are not counted, as in `torch.utils.flop_counter` (`tests/model/test_flops.py`).
 
 Letters: D width, F region feature, V vocabulary.
 """
@@ -133,7 +133,7 @@ def _gradient_reaches_layers(model: DimvlModel) -> Iterator[bool]:
 
 def _takes_gradient(model: DimvlModel, name: str) -> bool:
     """Return whether the input of a product needs a gradient, because something before it is trained."""
-    if name == "regions.geometry":
+    if name in ("regions.geometry", "regions.time"):
         return False
     if name == "regions.feature":  # its input includes the vector of hidden regions
         return model.regions.hidden_feature.requires_grad

@@ -17,7 +17,7 @@ from dimvl.files import read_json
 from dimvl.model.convert import bert_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
-from dimvl.tasks.captioning.training import shared_rows
+from dimvl.tasks.base import shared_rows
 from dimvl.tasks.costs import DataFacts, TextFacts
 
 IMAGES_AT_ONCE = 1_000_000

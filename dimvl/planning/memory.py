@@ -40,7 +40,7 @@ from dimvl.model.encoder import FeedForward
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
-from dimvl.regions.store_format import FeatureDtype, feature_bytes
+from dimvl.regions.store.format import FeatureDtype, feature_bytes
 
 Arithmetic = Literal["fp32", "autocast", "bf16"]
 """`autocast` is bf16 with the torch engine and at stage 0; `bf16` is bf16 at stages 1 to 3, which cast the model."""

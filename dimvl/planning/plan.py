@@ -24,7 +24,7 @@ from dimvl.planning.memory import (
     zero_state_bytes,
 )
 from dimvl.planning.step import AverageStep, average_example, average_step
-from dimvl.regions.store_format import FeatureDtype, estimated_bytes
+from dimvl.regions.store.format import FeatureDtype, estimated_bytes
 from dimvl.tasks import task_of
 from dimvl.tasks.costs import DataFacts
 from dimvl.training.deepspeed_options import deepspeed_options

@@ -10,7 +10,6 @@ import torch
 from dimvl.callbacks import NamedProgress
 from dimvl.checkpoints import MODEL
 from dimvl.config import RunConfig
-from dimvl.data.examples import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import FILE as TOKENIZER
@@ -58,8 +57,7 @@ def build_task(
         known = tokenised(config, processor, files, task.labelled_texts(records, processor), initial, progress)
     heads = task.heads(config, len(store.extractor.classes), len(processor.answers))
     model = _model(config, processor, store, initial, heads)
-    images = ImageReader(store, processor.tags, processor.max_regions)
-    return task.build(config, model, processor, known, images)
+    return task.build(config, model, processor, known, processor.reader(store))
 
 
 def _initial(config: RunConfig, store: RegionStore) -> TrainedModel | None:
@@ -98,6 +96,8 @@ def _processor(
         tag_tokens=inputs.tag_tokens,
         tag_score=inputs.tag_score,
         text_tokens=inputs.text_tokens,
+        max_images=inputs.max_images,
+        times=inputs.times,
         task=config.task,
         **capabilities,
     )
@@ -136,6 +136,8 @@ def _model(
         "vocabulary": len(processor.tokenizer),
         "feature_width": processor.extractor.feature_width,
         "max_positions": processor.max_positions,
+        "max_images": processor.max_images,
+        "times": processor.times,
         **heads,
     }
     if config.model.bert is not None:
