@@ -21,7 +21,7 @@ from dimvl.files import write_json
 from dimvl.model.model import DimvlModel
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.captioning import Seq2seqConfig
 from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 

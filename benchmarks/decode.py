@@ -38,7 +38,7 @@ from dimvl.decoding import CachedDecoder, DecodingOptions, Hypothesis, NextWords
 from dimvl.model.attention import attend
 from dimvl.model.model import DimvlModel
 from dimvl.model.plan import plan_attention
-from dimvl.regions.torchvision_ops import import_torchvision
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
 
 OURS, BLIP, PACKED_BLIP = "ours", "BLIP's decoder", "BLIP's decoder, our kernels"
 LENGTHS = (11.6, 2.3)  # mean and standard deviation of drawn lengths: ten or eleven words and [SEP]

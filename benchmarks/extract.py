@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 
 from benchmarks.harness import interleaved, speeds
 from dimvl.data.scenes import SceneOptions, render, sample_world
-from dimvl.regions.detections import RegionDetector
-from dimvl.regions.detectors import load_detector
+from dimvl.regions.detectors.base import RegionDetector
+from dimvl.regions.detectors.load import load_detector
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
 from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.images import load_image
-from dimvl.regions.store_writer import RegionStoreWriter
-from dimvl.regions.torchvision_ops import import_torchvision
+from dimvl.regions.store.writer import RegionStoreWriter
 
 BATCH, WORKERS = 16, 2
 TORCHVISION = "fasterrcnn_mobilenet_v3_large_320_fpn"

@@ -26,7 +26,7 @@ import torch
 from benchmarks.data import REGIONS, WIDTH, image_id, make_extractor, random_regions
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 
 BATCH = 64
 SMALL = {

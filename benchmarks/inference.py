@@ -34,7 +34,7 @@ from dimvl.export import export
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
 from dimvl.predictor import Predictor
-from dimvl.regions.detectors import SCENES, load_detector
+from dimvl.regions.detectors.load import SCENES, load_detector
 from dimvl.regions.extract import pictures_of_folder
 from dimvl.regions.records import Extractor, Regions
 from dimvl.trained_model import TrainedModel

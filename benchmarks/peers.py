@@ -24,7 +24,7 @@ from benchmarks.data import VOCABULARY, ModelSize
 from benchmarks.samples import PaddedBatch
 from dimvl.model.encoder import Block
 from dimvl.model.model import DimvlModel
-from dimvl.regions.torchvision_ops import import_torchvision
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
 
 Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 

@@ -22,14 +22,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.data import caption_steps, make_processor
 from benchmarks.formats import EXTRACTOR, SLOW, Reader, Store, all_readers
 from benchmarks.harness import interleaved, memory, speeds
-from dimvl.data.examples import ImageReader
+from dimvl.data.examples import ImageReader, PrefixImages, PrefixRegions, join_images
 from dimvl.data.sampler import TrainingSteps
 from dimvl.regions.records import Detections
 from dimvl.regions.store import RegionStore
@@ -44,8 +43,8 @@ class FormatImages(ImageReader):
         super().__init__(like.store, like.tags, like.max_regions)
         self.reader = reader
 
-    def read(self, positions: np.ndarray) -> list[Detections]:
-        return [Detections(**self.reader.image(number)) for number in positions.tolist()]
+    def read(self, images: PrefixImages) -> list[PrefixRegions]:
+        return [join_images([Detections(**self.reader.image(number))]) for number in images.positions.tolist()]
 
 
 def make_steps(folder: Path, regions: Path, check: bool = False) -> TrainingSteps:

@@ -23,8 +23,8 @@ from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, read_json, write_json
-from dimvl.regions.detections import KIND, SETTINGS, RegionDetector
-from dimvl.regions.detectors import NO_DETECTOR, SCENES, load_detector, missing_file
+from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
+from dimvl.regions.detectors.load import NO_DETECTOR, SCENES, load_detector, missing_file
 from dimvl.regions.records import Extractor
 from dimvl.tasks import abilities_of, task_of_model
 from dimvl.trained_model import TrainedModel, load_model

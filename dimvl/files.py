@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""A name on the Hugging Face hub, without a revision: owner/name."""
 
 
 @contextmanager

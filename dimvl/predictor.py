@@ -7,7 +7,6 @@ The detector, and with it torchvision, is loaded with the first image. None of t
 """
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,22 +18,22 @@ import numpy as np
 from PIL import Image
 
 from dimvl.callbacks import Progress
+from dimvl.data.answers import Answer
 from dimvl.data.examples import Prefix, best_regions, make_prefix
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
-from dimvl.regions.detections import RegionDetector
-from dimvl.regions.detectors import load_detector
+from dimvl.files import HUB_NAME
+from dimvl.regions.detectors.base import RegionDetector
+from dimvl.regions.detectors.load import load_detector
 from dimvl.regions.extract import detect_files
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.images import load_image, quiet_decoders, upright_rgb
 from dimvl.regions.records import Regions
 from dimvl.tasks import abilities_of
-from dimvl.tasks.answering.prediction import Answer
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
 
 logger = logging.getLogger(__name__)
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 ImageInput = str | Path | Image.Image | Regions
 ImageInputs = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[ImageInput]
 Key = str | int

@@ -13,8 +13,8 @@ from dimvl.data.processor import Processor
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
-from dimvl.regions.detector import Detector
-from dimvl.regions.detector_network import DetectorSettings
+from dimvl.regions.detectors.network import DetectorSettings
+from dimvl.regions.detectors.scenes import Detector
 from dimvl.regions.records import Extractor
 from dimvl.trained_model import TrainedModel
 from tests.factories import ATTRIBUTES, CLASSES, make_extractor, make_processor

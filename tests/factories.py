@@ -11,8 +11,8 @@ from dimvl.data.processor import Processor
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.regions.records import Extractor, Regions
-from dimvl.regions.store_format import FeatureDtype
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.format import FeatureDtype
+from dimvl.regions.store.writer import RegionStoreWriter
 
 CLASSES = ("circle", "square", "star")
 ATTRIBUTES = ("small", "large", "red", "blue")

@@ -66,7 +66,7 @@ def test_only_the_detection_room_imports_torchvision_and_only_when_it_is_called(
     for path in FILES:
         for name, at_import in imported_modules(path):
             if name.split(".")[0] == "torchvision":
-                assert path.parent == PACKAGE / "regions" and not at_import, path
+                assert path.parent == PACKAGE / "regions" / "detectors" and not at_import, path
 
 
 def test_only_the_deepspeed_engine_imports_deepspeed_and_only_when_it_is_made():
@@ -82,10 +82,10 @@ def test_no_part_of_a_finished_model_imports_the_training_code():
         path = todo.pop()
         seen.add(path)
         for name, _ in imported_modules(path):
-            parts = name.split(".")
-            file = ROOT.joinpath(*parts).with_suffix(".py")
-            if parts[0] == "dimvl" and file.exists() and file not in seen:
-                todo.append(file)
+            module = ROOT.joinpath(*name.split("."))
+            for file in (module.with_suffix(".py"), module / "__init__.py"):
+                if name.startswith("dimvl.") and file.exists() and file not in seen:
+                    todo.append(file)
     assert len(seen) > 10 and not NOT_FOR_PREDICTION & {room_of(path) for path in seen}
 
 
@@ -99,6 +99,17 @@ def test_only_the_rooms_of_the_tasks_ask_which_task_a_run_has():
         if room_of(path) != "tasks":
             found = TASK_NAMES.findall(path.read_text(encoding="utf-8"))
             assert not found, f"{path}: {found}; ask the interface of the task instead"
+
+
+INTERFACE = {"dimvl.tasks", "dimvl.tasks.base", "dimvl.tasks.costs", "dimvl.tasks.task"}
+
+
+def test_what_serves_every_task_imports_the_interface_of_tasks_only():
+    rooms = {"training", "planning", "profiling", "export", "predictor", "evaluation"}
+    for path in FILES:
+        if room_of(path) in rooms:
+            names = {name for name, _ in imported_modules(path) if name.startswith("dimvl.tasks")}
+            assert names <= INTERFACE, f"{path} imports {sorted(names - INTERFACE)}"
 
 
 def test_one_table_names_the_heads():

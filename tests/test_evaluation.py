@@ -9,13 +9,13 @@ import torch
 
 import dimvl.tasks.captioning.prediction
 from dimvl.data.annotations import Question
-from dimvl.data.examples import ImageReader
+from dimvl.data.examples import ImageReader, PrefixImages
 from dimvl.data.scenes import SceneOptions, read_worlds, write_scenes
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.metrics.captions import CaptionScores
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.answering.config import VqaEvaluation
 from dimvl.tasks.answering.prediction import answer_probabilities, answer_questions, evaluate_questions
 from dimvl.tasks.captioning.config import CaptionEvaluation
@@ -42,7 +42,7 @@ def trained() -> TrainedModel:
 
 def make_questions() -> list[Question]:
     pairs = [(image, text) for image in IMAGES for text in TEXTS]
-    return [Question(100 + place, image, text, ()) for place, (image, text) in enumerate(pairs)]
+    return [Question(100 + place, (image,), text, ()) for place, (image, text) in enumerate(pairs)]
 
 
 def test_answers_depend_on_neither_the_order_nor_the_batches(trained: TrainedModel, store: RegionStore) -> None:
@@ -251,7 +251,7 @@ def test_an_image_is_computed_once_for_all_its_questions_where_it_does_not_see_t
 ) -> None:
     trained = make_trained(all_abilities(shared_prefix=True))
     reader = ImageReader(store, trained.processor.tags, trained.processor.max_regions)
-    once = reader.prefixes(np.array([0, 1, 4]))
+    once = reader.prefixes(PrefixImages(np.array([0, 1, 4]), np.ones(3, dtype=int)))
     words = trained.tokenise(TEXTS)
     shared = answer_probabilities(trained, [prefix for prefix in once for _ in words], words * 3)
     alone = answer_probabilities(trained, [replace(prefix) for prefix in once for _ in words], words * 3)

@@ -14,7 +14,7 @@ from dimvl.data.processor import Processor
 from dimvl.errors import UserError
 from dimvl.export import FILES, check_export, export
 from dimvl.model.model import DimvlModel
-from dimvl.regions.detector import Detector
+from dimvl.regions.detectors.scenes import Detector
 from dimvl.tasks.answering.prediction import answer_probabilities
 from dimvl.trained_model import TrainedModel, load_model
 from tests.exports import all_abilities, make_detector, make_trained, write_run

@@ -16,11 +16,11 @@ from dimvl.data.examples import make_prefix
 from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.predictor import Predictor
-from dimvl.regions.detector import Detector
+from dimvl.regions.detectors.scenes import Detector
 from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.answering.prediction import answer_probabilities, answer_questions
 from dimvl.tasks.captioning.prediction import caption_images
 from dimvl.tasks.pretraining.matching import match_pairs
@@ -67,7 +67,7 @@ def test_predictions_from_pictures_are_those_from_a_region_store(folder: Path, p
         extract(images_of_folder(folder), Detector.load(folder / "detector"), writer)
     store, trained = RegionStore(folder / "regions"), load_model(folder / "export")
     pictures = [folder / f"{number}.png" for number in (1, 2, 3)]
-    questions = [Question(number, str(number), QUESTION, ()) for number in (1, 2, 3)]
+    questions = [Question(number, (str(number),), QUESTION, ()) for number in (1, 2, 3)]
     answers = [answer.text for answer in predictor.answer(pictures, QUESTION)]
     assert answers == list(answer_questions(trained, store, questions).values())
     assert predictor.caption(pictures) == list(caption_images(trained, store, ["1", "2", "3"]).values())

@@ -19,7 +19,7 @@ import yaml
 from dimvl.config import RunConfig, ValidationConfig
 from dimvl.cpu.linear import Linear
 from dimvl.data.annotations import read_questions
-from dimvl.data.examples import Example, ImageReader, collate
+from dimvl.data.examples import Example, PrefixImages, collate
 from dimvl.data.matching import in_store, match_file, match_files
 from dimvl.data.targets import Targets, TargetSpec
 from dimvl.data.text_store import LabelledText
@@ -28,7 +28,7 @@ from dimvl.model.heads import HEADS, Head, HeadEntry
 from dimvl.predictor import Predictor
 from dimvl.regions.extract import extract
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks import TASKS, Task
 from dimvl.tasks.base import ImageSource, TaskModule, plain_text
 from dimvl.tasks.costs import AverageExample, planned_work
@@ -45,14 +45,11 @@ class CountHead(Head):
 
     def __init__(self, width, largest):
         super().__init__()
-        self.inputs, self.outputs = width, largest + 1
+        self.outputs, self.hidden = largest + 1, width
         self.count = Linear(width, largest + 1)
 
     def forward(self, rows):
         return self.count(rows)
-
-    def hidden_bytes(self, element):
-        return self.inputs * element
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,17 +129,17 @@ class CountValidator(Validator):
     def __init__(self, config, module, store):
         section, processor = config.validation, module.processor
         records = read_questions(section.counts)
-        match = match_file(section.counts, records, store)
+        match = match_file(section.counts, records, store, config.inputs)
         self.module, self.records = module, list(in_store(records, match))
-        self.images = ImageReader(store, processor.tags, processor.max_regions)
-        self.positions = store.positions([record.image_id for record in self.records])
-        self.costs = self.images.rows(self.positions)
+        self.reader = processor.reader(store)
+        self.images = PrefixImages.find(store, [record.images for record in self.records])
+        self.costs = self.reader.rows(self.images)
 
     def run(self, items):
         counts = [int(self.records[item].answers[0]) for item in items]
         examples = [
             Example(source="", objective="count", prefix=prefix, texts=[], target=count)
-            for prefix, count in zip(self.images.prefixes(self.positions[items]), counts, strict=True)
+            for prefix, count in zip(self.reader.prefixes(self.images[items]), counts, strict=True)
         ]
         return float(self.module(collate(examples, self.module.shape).to(self.module.device))["count"])
 
@@ -159,10 +156,11 @@ class Count(Task[CountConfig]):
         return {"counts": [config.counts]}
 
     def read(self, config, store):
-        return match_files([(config.counts, read_questions(config.counts))], store, config.missing, config.output / "m")
+        files = [(config.counts, read_questions(config.counts))]
+        return match_files(files, store, config.inputs, config.missing, config.output / "match.json")
 
     def labelled_texts(self, records, processor):
-        return [LabelledText(r.question_id, r.image_id, r.text, ((int(r.answers[0]), 1.0),)) for r in records]
+        return [LabelledText(r.question_id, r.image_ids, r.text, ((int(r.answers[0]), 1.0),)) for r in records]
 
     def capabilities(self, config, records):
         return {}
@@ -178,11 +176,11 @@ class Count(Task[CountConfig]):
 
     def evaluate(self, trained, store, options, progress=None):
         records, found = read_questions(options.counts), {}
-        ids = [record.image_id for record in records]
-        for chosen, prefixes in store_batches(trained, store, ids, [0] * len(ids)):
+        images = [record.images for record in records]
+        for chosen, prefixes in store_batches(trained, store, images, [0] * len(images)):
             counted = count_probabilities(trained, prefixes, None).argmax(dim=1).tolist()
             found |= dict(zip(chosen.tolist(), counted, strict=True))
-        predictions = [{"image": image, "count": found[place]} for place, image in enumerate(ids)]
+        predictions = [{"image": image, "count": found[place]} for place, ((image,), _) in enumerate(images)]
         right = [str(found[place]) == record.answers[0] for place, record in enumerate(records)]
         return Evaluation(predictions=predictions, items=predictions, scores={"accuracy": float(np.mean(right))})
 

@@ -1,7 +1,7 @@
 """A tiny synthetic data set on disk, and configurations that train on it in well under a second."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from dimvl.data.examples import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_format import FeatureDtype
+from dimvl.regions.store.format import FeatureDtype
 from dimvl.tasks.answering import VqaConfig
 from dimvl.tasks.captioning import CaptionConfig
 from dimvl.tasks.pretraining import PretrainConfig
@@ -68,6 +68,23 @@ def make_data(
     return data
 
 
+def make_several(data: TinyData, images: int = 6, times: bool = False) -> TinyData:
+    """Captions and questions, as JSON lines, about 1 to 4 images each, of which some share images."""
+    generator = np.random.default_rng(6)
+    said, asked = [], []
+    for number in range(2 * images):
+        chosen = (generator.permutation(images)[: 1 + number % 4] + 1).tolist()
+        record = {"images": chosen} | ({"times": [2.5 * place for place in range(len(chosen))]} if times else {})
+        said += [record | {"caption": random_text(generator)} for _ in range(1 + number % 3)]
+        asked.append(record | {"question": random_text(generator), "answers": ["yes", "no"][number % 2 :]})
+    several = replace(
+        data, captions=data.captions.with_suffix(".jsonl"), questions=data.questions.with_suffix(".jsonl")
+    )
+    several.captions.write_text("".join(json.dumps(record) + "\n" for record in said))
+    several.questions.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    return several
+
+
 def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes: object) -> RunConfig:
     """A run of a few steps; `changes` are top-level keys, mappings are laid over the defaults."""
     content: dict = {"task": task, "output": output, "regions": data.regions, "seed": 3}
@@ -83,7 +100,7 @@ def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes:
 
 
 def caption_store(data: TinyData, processor: Processor) -> TextStore:
-    texts = [LabelledText(c.caption_id, c.image_id, c.text) for c in read_captions(data.captions)]
+    texts = [LabelledText(c.caption_id, c.image_ids, c.text, times=c.times) for c in read_captions(data.captions)]
     return text_store(
         data.captions.parent / "texts", processor.tokenizer, processor.text_tokens, [data.captions], texts
     )

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from dimvl.data.scenes import COLOURS, SHAPES, SIZES, TEXTURES, SceneOptions, World, render, sample_world
 from dimvl.files import write_json
-from dimvl.regions.detection_scores import attribute_accuracy, average_precision_50
-from dimvl.regions.detector import Detector
-from dimvl.regions.detector_network import DetectorNetwork, DetectorSettings
+from dimvl.regions.detectors.network import DetectorNetwork, DetectorSettings
+from dimvl.regions.detectors.scenes import Detector
+from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
 
 BATCH_SIZE, WARMUP_STEPS = 8, 100
 LEARNING_RATE, WEIGHT_DECAY, LARGEST_GRADIENT = 1e-3, 1e-2, 5.0

@@ -54,6 +54,8 @@ class InputsConfig(Section):
     """What the model sees of an example; fixed by pretraining and recorded in every checkpoint."""
 
     max_regions: int = Field(36, ge=0, le=1000, description="highest-scoring regions used of each image; 0 uses none")
+    max_images: int = Field(4, ge=1, le=256, description="largest number of images in one record")
+    times: bool = Field(False, description="embed the times of images, in seconds, that the annotations give")
     tag_tokens: int = Field(20, ge=0, le=400, description="budget of word pieces for visual-concept tags; 0 for none")
     tag_score: float = Field(0.3, ge=0, le=1, description="classes and attributes below this score give no tag")
     text_tokens: int = Field(40, ge=1, le=400, description="longest text in word pieces; longer ones are cut")

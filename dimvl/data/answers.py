@@ -7,6 +7,7 @@ is passed as a count (re.UNICODE = 32 replacements).
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dimvl.errors import UserError
@@ -24,6 +25,18 @@ _NUMBERS = {
         ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     )
 } | {"none": "0"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best answer with its probability, and the best few (answer, probability), best first.
+
+    Each answer has a probability of its own (a sigmoid, as is usual for VQA v2); they do not add up to 1.
+    """
+
+    text: str
+    probability: float
+    top: list[tuple[str, float]]
 
 
 def _contractions() -> dict[str, str]:

@@ -33,6 +33,7 @@ class Batch:
         targets: by objective; an objective of the task is always there, with zero targets if need be.
         sources: what each example came from, for error messages.
         region_feature_scales: (Nv, 1) float32 scales of int8 features; None for others.
+        region_times: (Nv,) float32 seconds of the region's image; None for a model that does not use them.
 
     """
 
@@ -47,6 +48,7 @@ class Batch:
     targets: Mapping[str, Targets]
     sources: Sequence[str] = ()
     region_feature_scales: Tensor | None = None
+    region_times: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """Move all tensors to `device`."""

@@ -1,13 +1,13 @@
-"""Which examples make up each optimiser step of an epoch, without memory that grows with the data.
+"""Plans which examples make up each optimiser step of an epoch, in memory that does not grow with the data.
 
-A plan takes 8 bytes an example. Where there are many, a run keeps it in files that all its processes map, and the first
-one that needs an epoch plans it for all of them, so that no process holds anything of its own per example:
+A plan takes 8 bytes per example. The plan of a large epoch is kept in files that all processes of a run map; the first
+process that needs an epoch plans it for all, so that no process holds memory of its own per example:
 
-    FOLDER/epoch-3/order.npy   (D,) examples of the epoch, in the order in which they come
+    FOLDER/epoch-3/order.npy   (D,) examples of the epoch, in training order
                    costs.npy   (D,) rows of each example, by its number
                    starts.npy  (S + 1,) where each step starts in `order`
 
-What an epoch holds depends on seed, data and row budget only, so it does not matter who plans it, or how often.
+A plan depends on seed, data and row budget only, so it does not matter which process makes it, or how often.
 """
 
 import os
@@ -23,31 +23,31 @@ from dimvl.errors import UserError
 from dimvl.files import atomic_folder, locked
 
 PIECE = 2**14
-"""Documents planned at once: what is computed on the way stays small. No more than these are not worth a file."""
+"""Examples planned at once, which bounds temporary memory. An epoch of at most this many is not written to a file."""
 
 Allocate = Callable[[str, type, int], np.ndarray]
-"""Gives an array to fill, by name, type and length."""
+"""Allocates an array to fill, given its name, type and length."""
 
 
 class ExampleSource(Protocol):
-    """What a task offers for training: examples by epoch and number, and their cost in rows."""
+    """The examples of a task, by epoch and number, and their cost in rows."""
 
     def __len__(self) -> int:
         """Return the number of examples D of an epoch."""
         ...
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some examples."""
+        """Upper bound of the rows of the examples in a slice."""
         ...
 
     def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
-        """Build examples (B,) of a batch; the same epoch and number give the same example always."""
+        """Build the examples (B,) of a batch; the same epoch and number always give the same example."""
         ...
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The steps of an epoch; the arrays are those of the module's text."""
+    """The steps of an epoch; the module's docstring describes the arrays."""
 
     order: np.ndarray
     costs: np.ndarray
@@ -64,7 +64,7 @@ class EpochPlan:
 
 
 def in_memory(name: str, dtype: type, length: int) -> np.ndarray:
-    """Allocate an array of this process."""
+    """Allocate an array in the memory of this process."""
     return np.empty(length, dtype)
 
 
@@ -74,12 +74,12 @@ def plan_epoch(
     """Shuffle the examples of an epoch and cut them into optimiser steps of at most `row_budget` rows.
 
     Raises:
-        UserError: there are no examples, or one alone is above the budget.
+        UserError: no examples, or a single one exceeds the budget.
 
     """
     count = len(source)
     if not count:
-        raise UserError("there are no examples to train on; check that annotations and region store belong together")
+        raise UserError("no examples to train on; give annotations and a region store that belong together")
     costs = allocate("costs", np.int32, count)
     for some in _pieces(count):
         costs[some] = source.costs(epoch, some)
@@ -98,8 +98,8 @@ def plan_epoch(
 
 
 def _starts(order: np.ndarray, costs: np.ndarray, row_budget: int) -> Iterator[int]:
-    """Places in `order` where a step starts, but the first: one example more would exceed the budget."""
-    before = 0  # rows, from the start of a piece, up to which the steps before the present one go; negative at first
+    """Indices in `order` where a step starts, except the first: one more example would exceed the budget."""
+    before = 0  # rows of earlier steps, counted from the start of a piece; negative if a step began in an earlier piece
     for some in _pieces(len(order)):
         upto = np.cumsum(costs[order[some]], dtype=np.int64)
         while (place := int(np.searchsorted(upto, before + row_budget, side="right"))) < len(upto):
@@ -109,10 +109,10 @@ def _starts(order: np.ndarray, costs: np.ndarray, row_budget: int) -> Iterator[i
 
 
 def _on_disk(path: Path, dtype: type, length: int) -> np.ndarray:
-    """Make a file of one array (L,), not empty, and map it to be filled.
+    """Create a file for one array (L,), not empty, and map it for writing.
 
     Raises:
-        OSError: the disk is full. The space is taken beforehand: a full disk would kill a process that fills a map.
+        OSError: the disk is full. Space is reserved first, because writing to a map on a full disk kills the process.
 
     """
     mapped = np.lib.format.open_memmap(path, "w+", dtype, (length,))
@@ -131,12 +131,12 @@ class EpochPlans:
 
     Args:
         source: the examples.
-        seed: of their order.
+        seed: seed of their order.
         row_budget: rows of an optimiser step.
-        folder: where all processes of the run keep them if they are large; None to keep them in memory of this one.
+        folder: where the processes of the run share large plans; None keeps plans in the memory of this process.
 
     Raises:
-        UserError: as `plan_epoch`; the disk is full.
+        UserError: as `plan_epoch`, or the disk is full.
 
     """
 
@@ -155,7 +155,7 @@ class EpochPlans:
         return self._latest[1]
 
     def num_steps(self, epoch: int) -> int:
-        """Return the number of steps of an epoch; of earlier ones nothing else is kept."""
+        """Return the number of steps of an epoch, which is kept for earlier epochs too."""
         if self.folder is None:
             return len(self[epoch])
         return len(_load(self._planned(self.folder, epoch), "starts")) - 1
@@ -167,13 +167,14 @@ class EpochPlans:
         path = self._planned(folder, epoch)
         try:
             return EpochPlan(*(_load(path, name) for name in ("order", "costs", "starts")))
-        except FileNotFoundError:  # forgotten: other processes are two epochs ahead, so an epoch is a few steps
+        except FileNotFoundError:  # removed by a process that is two epochs ahead, so an epoch is only a few steps
             return self._make(epoch)
 
     def _planned(self, folder: Path, epoch: int) -> Path:
-        """Give the plan of an epoch, made first if no process has done so; forget those before the last one.
+        """Return the folder of an epoch's plan, after making it if needed; remove the plans before the previous epoch.
 
-        The lock spares work and no more, since processes of other nodes may not heed it: the first one to be done wins.
+        The lock only avoids duplicate work. Processes on other nodes may not respect it; the first plan to be finished
+        is used.
         """
         path = _folder(folder, epoch)
         if not path.exists():

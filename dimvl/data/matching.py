@@ -1,8 +1,8 @@
-"""Which image of the region store each annotation means, settled and told before anything is trained or evaluated.
+"""Finds the images of annotation files in the region store, and reports the result before training or evaluation.
 
-Annotation files name pictures by number, by file name or by address; a store by what it was extracted or imported with.
-One rule of `RULES` is used for a whole file: the one that finds the most images, the first of them where several do. A
-rule that would give two images of the file the same regions is never used.
+Annotation files name images by number, file name or URL; a store uses the ids that it was extracted or imported with.
+One rule of `RULES` serves a whole file: the one that finds the most images, or the first of these. A rule that would
+map two images of the file to one of the store is never used.
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,20 +24,34 @@ from dimvl.regions.store import RegionStore
 logger = logging.getLogger(__name__)
 Record = TypeVar("Record", Caption, Question)
 SAMPLE = 1000
-"""Images of a file on which the rules are tried; only where they find none of these, all are."""
+"""Images of a file on which the rules are tried; all are tried only if none of these is found."""
 EXAMPLES = 3
 
 _ENDING = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", re.IGNORECASE)
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)[0-9]{4}_)?([0-9]{12})", re.IGNORECASE)
 
 
+class Limits(Protocol):
+    """What a model accepts: `InputsConfig` when a run starts, the `Processor` of a trained model later."""
+
+    @property
+    def max_images(self) -> int:
+        """Largest number of images in a record."""
+        ...
+
+    @property
+    def times(self) -> bool:
+        """Whether the model uses the times of images."""
+        ...
+
+
 def without_ending(file: str) -> str:
-    """Return a file name without the ending of pictures; other dots are left."""
+    """Return a file name without the extension of an image; other dots stay."""
     return _ENDING.sub("", file)
 
 
 def coco_number(file: str) -> str:
-    """Return the image id in a file name of COCO (`COCO_val2014_000000391895.jpg`, `000000391895.jpg`), or nothing."""
+    """Image id in a COCO file name (`COCO_val2014_000000391895.jpg`, `000000391895.jpg`); empty for other names."""
     found = _COCO.fullmatch(without_ending(_name(file)))
     return str(int(found[1])) if found else ""
 
@@ -60,20 +74,21 @@ RULES: Mapping[str, Callable[[str, str], str]] = {
     "the number in its COCO file name": lambda image_id, file: coco_number(file or image_id),
     "its number in twelve digits": lambda image_id, file: _twelve_digits(image_id),
 }
-"""Rules in the order of preference: (image id, file name) of a record -> id in the store, empty where it has none."""
+"""Rules in order of preference: (image id, file name) -> id in the store, or empty if the rule does not apply."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileMatch:
-    """What of an annotation file the store has.
+    """Which images of an annotation file are in the store.
 
     Attributes:
-        path: of the file.
-        rule: how its images were found, a name of `RULES`.
-        store_ids: image id of the file -> id in the store, of the images found.
-        missing: image ids of the file that the store lacks.
-        texts: captions or questions of the file.
-        texts_missing: those on missing images.
+        path: the annotation file.
+        rule: how its images were found, a key of `RULES`.
+        store_ids: image id in the file -> id in the store, for the images found.
+        missing: image ids in the file that are not in the store.
+        texts: number of captions or questions in the file.
+        texts_missing: number of those with a missing image.
+        times_ignored: number of those with times that the model does not use.
 
     """
 
@@ -83,17 +98,18 @@ class FileMatch:
     missing: Sequence[str]
     texts: int
     texts_missing: int
+    times_ignored: int
 
     def check(self, store: RegionStore, missing: Missing, remedy: str) -> None:
-        """Tell how the file matches.
+        """Log how the file matches.
 
         Args:
-            store: that it was matched with.
-            missing: `error`: it must match wholly; `skip`: missing images are left out with a warning.
-            remedy: what leaves them out.
+            store: the regions.
+            missing: `error`: every image must be in the store; `skip`: texts with missing images are dropped.
+            remedy: the option that drops them.
 
         Raises:
-            UserError: the store lacks an image, and that is an error.
+            UserError: an image is missing, and `missing` is `error`.
 
         """
         images = len(self.store_ids) + len(self.missing)
@@ -101,68 +117,86 @@ class FileMatch:
             "%s: %d texts on %d images; %d of these are in the store by %s, %d are not",
             *(self.path, self.texts, images, len(self.store_ids), self.rule, len(self.missing)),
         )
+        if self.times_ignored:
+            logger.warning(
+                "%s: the times of %d texts are ignored; train with inputs.times=true to use them",
+                *(self.path, self.times_ignored),
+            )
         if not self.missing:
             return
         others = f" and {len(self.missing) - 1:,} others" if len(self.missing) > 1 else ""
         lacks = f"region store {store.path} lacks image {self.missing[0]!r}{others} of the {images:,} of {self.path}"
         if missing == "error":
-            raise UserError(f"{lacks}; extract the regions of these images, or leave their texts out with {remedy}")
-        logger.warning("%s; %d of %d texts are left out", lacks, self.texts_missing, self.texts)
+            raise UserError(f"{lacks}; extract the regions of these images, or drop their texts with {remedy}")
+        logger.warning("%s; %d of %d texts are dropped", lacks, self.texts_missing, self.texts)
 
 
-def match_file(path: Path, records: Sequence[Record], store: RegionStore) -> FileMatch:
+def match_file(path: Path, records: Sequence[Record], store: RegionStore, limits: Limits) -> FileMatch:
     """Find the images of an annotation file in the store.
 
     Args:
-        path: of the file, for messages.
-        records: what it holds.
+        path: the file, for messages.
+        records: its captions or questions.
         store: the regions.
+        limits: what the model accepts.
 
     Raises:
-        UserError: it holds nothing, none of its images is in the store, or two of its images would be one.
+        UserError: no records, a record with too many images, no image in the store, or two images that would be one.
 
     """
     if not records:
         raise UserError(f"{path} has no text for any image of the store; check that it is the right file")
-    files = {record.image_id: record.file_name for record in records}
+    if large := next((record for record in records if len(record.image_ids) > limits.max_images), None):
+        raise UserError(
+            f"{path}: {large.name} has {len(large.image_ids)} images, more than inputs.max_images {limits.max_images}; "
+            "train with a larger inputs.max_images, or remove images"
+        )
+    files: dict[str, str] = {}
+    for record in records:
+        files.update(zip(record.image_ids, record.file_names or ("",) * len(record.image_ids), strict=True))
     rule, store_ids = _find(path, files, store)
+    missing = [image for image in files if image not in store_ids]
+    absent = set(missing)
     return FileMatch(
         path=path,
         rule=rule,
         store_ids=store_ids,
-        missing=[image for image in files if image not in store_ids],
+        missing=missing,
         texts=len(records),
-        texts_missing=sum(record.image_id not in store_ids for record in records),
+        texts_missing=sum(not absent.isdisjoint(record.image_ids) for record in records),
+        times_ignored=0 if limits.times else sum(bool(record.times) for record in records),
     )
 
 
 def match_files(
     files: Sequence[tuple[Path, Sequence[Record]]],
     store: RegionStore,
+    limits: Limits,
     missing: Missing,
     report: Path,
     dropped: Mapping[str, int] | None = None,
 ) -> list[Record]:
-    """Match the annotation files of a run with its store, and tell it: in the log and in a JSON file.
+    """Match the annotation files of a run with its store, and report the result in the log and in a JSON file.
 
     Args:
         files: path and records of each.
         store: the regions.
-        missing: what happens where the store lacks an image: `error`, or `skip` its texts.
-        report: the JSON file to write, before anything is refused for missing images.
-        dropped: reason -> number of texts that were left out before.
+        limits: what the model accepts.
+        missing: if an image is not in the store: `error`, or `skip` its texts.
+        report: the JSON file, written before missing images are refused.
+        dropped: reason -> number of texts dropped earlier.
 
     Returns:
-        The records on images of the store, `image_id` as the store has it.
+        The records whose images are all in the store, with the store's image ids.
 
     Raises:
-        UserError: as `match_file`, or the store lacks an image and `missing` is `error`.
+        UserError: as `match_file`, or an image is missing and `missing` is `error`.
 
     """
-    matches = [match_file(path, records, store) for path, records in files]
+    matches = [match_file(path, records, store, limits) for path, records in files]
+    found = [record for match, (_, records) in zip(matches, files, strict=True) for record in in_store(records, match)]
     used = np.zeros(len(store), dtype=bool)
-    for match in matches:
-        used[store.positions(match.store_ids.values())] = True
+    used[store.positions({image for record in found for image in record.image_ids})] = True
     unused = np.flatnonzero(~used)
     dropped = {**(dropped or {}), "image not in the store": sum(match.texts_missing for match in matches)}
     write_json(
@@ -183,16 +217,16 @@ def match_files(
     logger.info("region store %s: %d images, %d of them without a text", store.path, len(store), len(unused))
     for reason, count in dropped.items():
         if count:
-            logger.warning("%d texts are left out: %s", count, reason)
-    return [record for match, (_, records) in zip(matches, files, strict=True) for record in in_store(records, match)]
+            logger.warning("%d texts are dropped: %s", count, reason)
+    return found
 
 
 def in_store(records: Sequence[Record], match: FileMatch) -> Iterator[Record]:
-    """Give the records on images that were found, `image_id` as the store has it."""
+    """Yield the records whose images are all in the store, with the store's image ids."""
     for record in records:
-        image = match.store_ids.get(record.image_id)
-        if image is not None:
-            yield record if image == record.image_id else replace(record, image_id=image)
+        ids = tuple(match.store_ids[image] for image in record.image_ids if image in match.store_ids)
+        if len(ids) == len(record.image_ids):
+            yield record if ids == record.image_ids else replace(record, image_ids=ids)
 
 
 def _as_json(match: FileMatch) -> dict[str, Any]:
@@ -207,7 +241,7 @@ def _as_json(match: FileMatch) -> dict[str, Any]:
 
 
 def _find(path: Path, files: Mapping[str, str], store: RegionStore) -> tuple[str, dict[str, str]]:
-    """Choose the rule; return its name and the store's id of each image that it finds."""
+    """Choose a rule; return its name and the store's id of each image that it finds."""
     sample = dict(islice(files.items(), 0, None, max(1, len(files) // SAMPLE)))
     counts = {name: len(_apply(name, sample, store)) for name in RULES}
     if len(sample) < len(files) and not any(counts.values()):
@@ -219,12 +253,12 @@ def _find(path: Path, files: Mapping[str, str], store: RegionStore) -> tuple[str
             return name, found
         collision = collision or _collision(name, found)
     if collision:
-        raise UserError(f"{path}: {collision}; name the pictures as the store does, see docs/annotations.md")
+        raise UserError(f"{path}: {collision}; name the images as the store does, see docs/annotations.md")
     theirs = ", ".join(repr(name or image) for image, name in islice(files.items(), EXAMPLES))
     ours = ", ".join(repr(store.image_id(place)) for place in range(min(EXAMPLES, len(store)))) or "nothing"
     raise UserError(
         f"none of the {len(files):,} images of {path} is in the region store {store.path}: the file has {theirs}, "
-        f"the store {ours}; give files that belong together, docs/annotations.md tells how images are found"
+        f"the store {ours}; give files that belong together, docs/annotations.md says how images are found"
     )
 
 
@@ -234,7 +268,7 @@ def _apply(name: str, files: Mapping[str, str], store: RegionStore) -> dict[str,
 
 
 def _collision(name: str, found: Mapping[str, str]) -> str:
-    """Name two images of the file that a rule takes for the same image of the store; nothing where there are none."""
+    """Name two images of the file that a rule maps to one image of the store; empty if there are none."""
     first: dict[str, str] = {}
     for image, key in found.items():
         if key in first:

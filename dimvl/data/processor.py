@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from dimvl.data.examples import ImageReader
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import read_json, write_json
 from dimvl.regions.records import Extractor
+from dimvl.regions.store import RegionStore
 
 logger = logging.getLogger(__name__)
 FILE = "processor.json"
@@ -29,6 +31,8 @@ class Processor:
         text_tokens: longest text in word pieces.
         variant: variant of the sequence-to-sequence language model.
         answers: the answer vocabulary in the order of the answer head; empty without one.
+        max_images: largest number of images in a prefix.
+        times: whether the model uses the times of images.
         shared_prefix: whether questions, and texts to match, see their prefix but not the other way round.
         captions: whether it was trained to caption.
         matches: whether it was trained to judge whether a text belongs to an image.
@@ -47,6 +51,8 @@ class Processor:
     shared_prefix: bool = False
     captions: bool = False
     matches: bool = False
+    max_images: int = 4
+    times: bool = False
     task: str = ""
 
     @property
@@ -64,6 +70,10 @@ class Processor:
     def max_positions(self) -> int:
         """Token positions that the model needs: context, BOS row, words and final [SEP]."""
         return self.text_start + self.text_tokens + 2
+
+    def reader(self, store: RegionStore) -> ImageReader:
+        """Return the reader of prefixes from a region store."""
+        return ImageReader(store, self.tags, self.max_regions, self.times)
 
     def save(self, folder: Path) -> None:
         """Write `processor.json` and the tokenizer's files."""

@@ -1,8 +1,8 @@
-"""Global steps, and how a step is dealt over ranks and micro-batches.
+"""Optimiser steps, and how the examples of a step are distributed over ranks and micro-batches.
 
-Steps are formed first (`epoch_plan.py`), from seed, epoch, data and row budget only; dealing them never changes what a
-step holds. So the rank count, the micro-batch size and the number of worker processes change no result, and step i can
-be built from nothing but its number: resuming is starting at i.
+Steps are formed first (`epoch_plan.py`), from seed, epoch, data and row budget alone; distributing them does not change
+the examples of a step. So the number of ranks, the micro-batch size and the number of loader processes change no
+result, and step i can be built from its number alone: resuming means starting at i.
 """
 
 from bisect import bisect_right
@@ -18,7 +18,7 @@ from dimvl.data.examples import BatchShape, collate
 
 
 def deal(costs: np.ndarray, ranks: int, row_budget: int) -> list[list[np.ndarray]]:
-    """Deal the examples of one step over ranks and micro-batches, the heaviest first to the lightest place.
+    """Distribute the examples of one step over ranks and micro-batches: the largest first, to the emptiest one.
 
     Args:
         costs: (D,) rows of the step's examples.
@@ -26,7 +26,7 @@ def deal(costs: np.ndarray, ranks: int, row_budget: int) -> list[list[np.ndarray
         row_budget: rows of a micro-batch.
 
     Returns:
-        For each rank the same number of micro-batches, each with places (ascending) into `costs`; some may be empty.
+        For each rank the same number of micro-batches, each with indices (ascending) into `costs`; some may be empty.
 
     """
     micro_batches = max(1, -(-int(costs.sum()) // (ranks * row_budget)))
@@ -65,15 +65,14 @@ class TrainingSteps(Dataset[Step]):
 
     Args:
         source: the task's examples.
-        shape: what is fixed about a batch.
-        seed: of the order of examples.
-        steps: how many there are.
+        shape: what all batches of the task have in common.
+        seed: seed of the order of examples.
+        steps: number of steps.
         rows_per_step: row budget of an optimiser step over all ranks.
-        rows_per_micro_batch: row budget of one forward on one rank.
-        rank: of this process.
+        rows_per_micro_batch: row budget of one forward pass on one rank.
+        rank: rank of this process.
         ranks: number of processes.
-        plans: folder in which all processes of a run keep which examples each step has, if there are many; else in
-            memory of this one.
+        plans: folder in which the processes of a run share the plans of large epochs; None keeps them in memory.
 
     """
 
@@ -114,7 +113,7 @@ class TrainingSteps(Dataset[Step]):
 
 
 def in_order(costs: np.ndarray, row_budget: int) -> list[np.ndarray]:
-    """Cut examples into batches of at most `row_budget` rows for evaluation, similar costs together: less padding."""
+    """Cut examples into batches of at most `row_budget` rows for evaluation, sorted by cost to reduce padding."""
     order = np.argsort(costs, kind="stable")
     batches, start, total = [], 0, 0
     for place, cost in enumerate(costs[order]):

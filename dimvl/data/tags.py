@@ -1,26 +1,29 @@
-"""Visual-concept tags: words for what the detector saw, injected as text.
+"""Visual-concept tags: words for what the detector saw, added to the input as text.
 
-DiMBERT represents visual information "in textual format" by concepts; which and how many is not told. Our
-interpretation: distinct class words, with attributes where known, score at least .3, best first, within a budget of
-word pieces, whole words only. Recorded in the configuration and in the export.
+DiMBERT represents visual information "in textual format" by concepts; the paper does not say which and how many. Our
+interpretation: distinct class words, with attributes if known, with a score of at least .3, best first, within a budget
+of word pieces, whole words only. Recorded in the configuration and in the export.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dimvl.data.tokenizer import Tokenizer
 
+Named = Sequence[np.ndarray]
+"""Class ids (R, K) and scores (R, K), attribute ids (R, A) and scores (R, A), best first; ids are -1 for none."""
+
 
 class TagWriter:
-    """Regions to the context `[CLS] tags [SEP]`.
+    """Turns regions into the context `[CLS] tags of image 1 [SEP] tags of image 2 [SEP] ...`.
 
     Args:
         tokenizer: the model's tokenizer.
         classes: class names of the extractor, by id.
         attributes: attribute names of the extractor, by id.
-        min_score: classes and attributes below it give no word.
-        max_tokens: budget of word pieces for all tags; 0 for no tags.
+        min_score: classes and attributes below this score give no word.
+        max_tokens: budget of word pieces for all tags, shared equally by the images; 0 for no tags.
 
     """
 
@@ -35,39 +38,41 @@ class TagWriter:
 
     @property
     def max_length(self) -> int:
-        """Rows of the longest context, [CLS] and [SEP] included."""
+        """Rows of the longest context, including [CLS] and [SEP]."""
         return self.max_tokens + 2
 
-    def context(
-        self,
-        class_ids: np.ndarray,
-        class_scores: np.ndarray,
-        attribute_ids: np.ndarray,
-        attribute_scores: np.ndarray,
-    ) -> np.ndarray:
-        """Write the context of one image.
+    def context(self, images: Sequence[Named]) -> np.ndarray:
+        """Write the context of a prefix.
+
+        The separators between images count towards the budget. If less than one word piece is left for each image,
+        there are no tags, and the context is `[CLS] [SEP]`.
 
         Args:
-            class_ids: (R, K) best first, regions best first; -1 for none.
-            class_scores: (R, K)
-            attribute_ids: (R, A); -1 for none.
-            attribute_scores: (R, A)
+            images: classes and attributes of the regions of each image, best region first.
 
         Returns:
-            (C,) token ids of `[CLS] tags [SEP]`.
+            (C,) token ids, C at most `max_length`.
 
         """
+        room = (self.max_tokens - (len(images) - 1)) // len(images)
+        tokens = [self.cls]
+        for regions in images if room > 0 else images[:1]:
+            tokens += [*self._tags(regions, room), self.sep]
+        return np.array(tokens, dtype=np.int64)
+
+    def _tags(self, regions: Named, room: int) -> Iterator[int]:
+        """Token ids of the tags of one image, at most `room`."""
+        class_ids, class_scores, attribute_ids, attribute_scores = regions
         tags: dict[tuple[int, ...], None] = {}
-        room = self.max_tokens
         if class_ids.shape[1]:
             known = np.flatnonzero((class_ids[:, 0] >= 0) & (class_scores[:, 0] >= self.min_score))
             attributes = np.where(attribute_scores[known] >= self.min_score, attribute_ids[known], -1)
             for class_id, own in zip(class_ids[known, 0].tolist(), attributes.tolist(), strict=True):
-                if not room:
+                if room < 1:
                     break
                 words = [*(self.attributes[attribute] for attribute in own if attribute >= 0), self.classes[class_id]]
                 tag = tuple(token for word in words for token in word)
                 if tag not in tags and len(tag) <= room:
                     tags[tag] = None
                     room -= len(tag)
-        return np.array([self.cls, *(token for tag in tags for token in tag), self.sep], dtype=np.int64)
+        return (token for tag in tags for token in tag)

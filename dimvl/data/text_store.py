@@ -1,23 +1,28 @@
-"""Texts tokenised once into memory-mapped flat arrays, keyed by the tokenizer and the source files.
+"""Texts tokenised once into memory-mapped flat arrays, in a folder named by tokenizer, source files and labels.
 
-Nothing per text or image lives in Python objects in the loader processes: they open the same few files, by their path.
-Writing takes the texts a piece at a time; beside the caller's texts it holds some 20 bytes a text and 4 a token.
+Loader processes hold no Python object per text or image: they map the same few files. Texts are written in pieces; in
+addition to the caller's texts this takes about 20 bytes per text and 4 per token.
+
+Letters: T texts, G groups (texts about the same images), I images, M images of all groups together.
 """
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dimvl.callbacks import Progress
+from dimvl.data.annotations.records import ImageKey, name_images
+from dimvl.data.examples import PrefixImages
+from dimvl.data.layout import ranges
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, atomic_path, locked, read_json, sha256, write_json, writing
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_format import decode_id, encode_id
+from dimvl.regions.store.format import decode_id, encode_id
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
@@ -27,27 +32,36 @@ TEXTS_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class LabelledText:
-    """One text to store: of which image, under which id, and with which soft labels (label id, score)."""
+    """One text to store: its id, its images with their times in seconds, and its soft labels (label id, score)."""
 
     text_id: int
-    image_id: str
+    image_ids: tuple[str, ...]
     text: str
     labels: tuple[tuple[int, float], ...] = ()
+    times: tuple[float, ...] = ()
+
+    @property
+    def images(self) -> ImageKey:
+        """What texts of one group have in common."""
+        return self.image_ids, self.times
 
 
 class TextStore:
-    """Tokenised texts, grouped by image in the order in which the images first came.
+    """Tokenised texts, grouped by their images and times, in the order in which the groups first occur.
 
     Attributes:
         token_ids: (all tokens,) int32, memory-mapped.
         offsets: (T + 1,) where each text's tokens start.
         text_ids: (T,) ids of the captions or questions.
-        groups: (G + 1,) where each image's texts start.
+        groups: (G + 1,) where each group's texts start.
         image_bytes: the images' ids as UTF-8, end to end.
-        image_offsets: (G + 1,) where each image's id starts.
+        image_offsets: (I + 1,) where each image's id starts.
         label_offsets: (T + 1,) where each text's labels start.
         label_ids: label ids.
         label_scores: their scores.
+        group_offsets: (G + 1,) where each group's images start; None if group g is just image g.
+        group_images: (M,) image numbers; None likewise.
+        group_times: (M,) float32 seconds, 0 where unknown; None likewise.
 
     """
 
@@ -55,11 +69,15 @@ class TextStore:
         *("token_ids", "offsets", "text_ids", "groups", "image_bytes", "image_offsets"),
         *("label_offsets", "label_ids", "label_scores"),
     )
+    GROUP_ARRAYS = ("group_offsets", "group_images", "group_times")
+    """Only in the folder if a group has several images, or times."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = read_json(path / "manifest.json")
-        for name in self.ARRAYS:
+        self.group_offsets = self.group_images = self.group_times = None
+        grouped = self.GROUP_ARRAYS[0] in self.manifest.get("sha256", {})
+        for name in (*self.ARRAYS, *(self.GROUP_ARRAYS if grouped else ())):
             mapped = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             setattr(self, name, np.asarray(mapped))  # the same memory; slices of the subclass take three times as long
         self._positions: dict[str, np.ndarray] = {}
@@ -73,6 +91,9 @@ class TextStore:
     label_offsets: np.ndarray
     label_ids: np.ndarray
     label_scores: np.ndarray
+    group_offsets: np.ndarray | None
+    group_images: np.ndarray | None
+    group_times: np.ndarray | None
 
     def __len__(self) -> int:
         """Return the number of texts T."""
@@ -82,7 +103,7 @@ class TextStore:
         return TextStore, (self.path,)
 
     def tokens(self, text: int) -> np.ndarray:
-        """Token ids of one text, special tokens not included."""
+        """Token ids of one text, without special tokens."""
         return self.token_ids[self.offsets[text] : self.offsets[text + 1]]
 
     def labels(self, text: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,28 +113,41 @@ class TextStore:
 
     @property
     def num_groups(self) -> int:
-        """Number of images G."""
+        """Number of groups G."""
         return len(self.groups) - 1
 
     def lengths(self, texts: slice) -> np.ndarray:
-        """Numbers of tokens of some texts, given by start and stop."""
+        """Token counts of the texts in a slice."""
         return np.diff(self.offsets[texts.start : texts.stop + 1])
 
     def lengths_of(self, groups: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of tokens of all texts of some images, end to end, and where each image's start."""
+        """Token counts of all texts of the groups in a slice, end to end, and where each group starts."""
         bounds = self.groups[groups.start : groups.stop + 1]
         return self.lengths(slice(bounds[0], bounds[-1])), bounds[:-1] - bounds[0]
 
     def longest(self) -> int:
-        """Number of tokens of the longest text."""
+        """Token count of the longest text."""
         starts = range(0, len(self), TEXTS_AT_ONCE)
         return max(int(self.lengths(slice(start, start + TEXTS_AT_ONCE)).max()) for start in starts)
 
-    def positions_in(self, store: RegionStore) -> np.ndarray:
-        """Positions (G,) int64 of all images in a region store.
+    def images_in(self, store: RegionStore, groups: np.ndarray) -> PrefixImages:
+        """Images of groups (B,) in a region store; raises like `positions_in`."""
+        positions = self.positions_in(store)
+        if self.group_offsets is None or self.group_images is None or self.group_times is None:
+            return PrefixImages(positions[groups], np.ones(len(groups), dtype=np.int64))
+        counts = self.group_offsets[groups + 1] - self.group_offsets[groups]
+        members = ranges(self.group_offsets[groups], counts)
+        return PrefixImages(positions[self.group_images[members]], counts, self.group_times[members])
 
-        They are looked up once, which takes microseconds an image, and then mapped from a file beside the texts. Where
-        none can be written, as in a folder of texts that others own, this process keeps them.
+    def share_images(self, group: int, other: int) -> bool:
+        """Whether two groups have an image in common."""
+        return not set(self._images(group)).isdisjoint(self._images(other))
+
+    def positions_in(self, store: RegionStore) -> np.ndarray:
+        """Positions (I,) int64 of all images in a region store.
+
+        They are looked up once, which takes microseconds per image, and then mapped from a file next to the texts. If
+        the file cannot be written, as in a folder of another user, each process keeps them in memory.
 
         Raises:
             UserError: the region store lacks an image.
@@ -134,13 +168,23 @@ class TextStore:
                 return positions
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
-    def image_id(self, group: int) -> str:
+    def describe(self, group: int) -> str:
+        """Name the images of a group in a message: `image 17`, or `images 17, 18`."""
+        return name_images([self.image_id(image) for image in self._images(group)])
+
+    def image_id(self, image: int) -> str:
         """Id of one image."""
-        return decode_id(self.image_bytes[self.image_offsets[group] : self.image_offsets[group + 1]].tobytes())
+        return decode_id(self.image_bytes[self.image_offsets[image] : self.image_offsets[image + 1]].tobytes())
 
     def image_ids(self) -> Iterator[str]:
-        """Ids of all images, one after the other, so that they need not be in memory together."""
-        return map(self.image_id, range(self.num_groups))
+        """Ids of all images, one at a time."""
+        return map(self.image_id, range(len(self.image_offsets) - 1))
+
+    def _images(self, group: int) -> list[int]:
+        if self.group_offsets is None or self.group_images is None:
+            return [group]
+        images: list[int] = self.group_images[self.group_offsets[group] : self.group_offsets[group + 1]].tolist()
+        return images
 
 
 def text_store(
@@ -151,15 +195,15 @@ def text_store(
     texts: Sequence[LabelledText],
     progress: Progress | None = None,
 ) -> TextStore:
-    """Open the store of these texts, and write it first if it is not there or is damaged.
+    """Open the store of these texts; write it first if it is missing or damaged.
 
     Args:
         cache: folder of the stores.
-        tokenizer: how to tokenise.
+        tokenizer: the model's tokenizer.
         max_tokens: longer texts are cut, and a warning counts them.
         sources: the files that the texts come from; their checksums are part of the key.
-        texts: what they hold.
-        progress: called with texts tokenised and in total, where they are.
+        texts: the texts of these files.
+        progress: called with texts tokenised and in total, while they are.
 
     Raises:
         UserError: no texts.
@@ -167,15 +211,16 @@ def text_store(
     """
     if not texts:
         raise UserError(
-            f"{', '.join(map(str, sources))}: no text for any image of the store; check that they belong together"
+            f"{', '.join(map(str, sources))}: no text whose images are in the store; give files that belong together"
         )
     hasher = hashlib.sha256()
     for part in (FORMAT, tokenizer.fingerprint, max_tokens, *map(sha256, sources)):
         hasher.update(f"{part}\n".encode())
     for text in texts:
-        hasher.update(repr((text.text_id, text.image_id, text.labels)).encode())
+        plain = len(text.image_ids) == 1 and not text.times
+        hasher.update(repr((text.text_id, text.image_ids[0] if plain else text.images, text.labels)).encode())
     path = cache / hasher.hexdigest()[:20]
-    with locked(cache):  # on a node with a cache of its own all ranks but 0 of the first come here at once
+    with locked(cache):  # on nodes with a cache of their own, several ranks arrive here at once
         store = open_text_store(path)
         if store is None:
             _write(path, tokenizer, max_tokens, sources, texts, progress or (lambda done, total: None))
@@ -186,14 +231,14 @@ def text_store(
 
 
 def open_text_store(path: Path) -> TextStore | None:
-    """Open a store if it is there with every file as it was written; a damaged one is told."""
+    """Open a store if every file is as it was written; None if it is missing or, with a warning, damaged."""
     if not _is_sound(path):
         return None
     for file in path.glob(f"{POSITIONS}*.npy"):
         if not _matches(file):
-            logger.warning("%s is damaged; it is made again", file)
+            logger.warning("%s is damaged; it is written again", file)
             with writing(file):
-                file.unlink(missing_ok=True)  # another process may have done it
+                file.unlink(missing_ok=True)  # another process may have removed it
     return TextStore(path)
 
 
@@ -216,12 +261,14 @@ def _is_sound(path: Path) -> bool:
         return False
     try:
         manifest = read_json(path / "manifest.json")
-        sound = all(sha256(path / f"{name}.npy") == manifest["sha256"][name] for name in TextStore.ARRAYS)
+        names = manifest["sha256"].keys()
+        sound = names in ({*TextStore.ARRAYS}, {*TextStore.ARRAYS, *TextStore.GROUP_ARRAYS})
+        sound = sound and all(sha256(path / f"{name}.npy") == manifest["sha256"][name] for name in names)
         sound = sound and isinstance(manifest["texts_cut"], int)
-    except (UserError, OSError, KeyError, TypeError):
+    except (UserError, OSError, AttributeError, KeyError, TypeError):
         sound = False
     if not sound:
-        logger.warning("the tokenised texts in %s are damaged; they are made again", path)
+        logger.warning("the tokenised texts in %s are damaged; they are written again", path)
     return sound
 
 
@@ -233,11 +280,11 @@ def _write(
     texts: Sequence[LabelledText],
     progress: Progress,
 ) -> None:
-    first_seen: dict[str, int] = {}
-    groups = np.fromiter((first_seen.setdefault(text.image_id, len(first_seen)) for text in texts), dtype=np.int64)
-    image_ids = [encode_id(image_id) for image_id in first_seen]
+    first_seen: dict[ImageKey, int] = {}
+    groups = np.fromiter((first_seen.setdefault(text.images, len(first_seen)) for text in texts), dtype=np.int64)
+    image_arrays = _image_arrays(first_seen)
     del first_seen
-    order = np.argsort(groups, kind="stable")  # the file's order within an image
+    order = np.argsort(groups, kind="stable")  # the file's order within a group
     tokens, lengths, cut = _encode(tokenizer, max_tokens, texts, order, progress)
 
     def labels(place: int, dtype: type) -> np.ndarray:
@@ -248,8 +295,7 @@ def _write(
         "offsets": _offsets(lengths),
         "text_ids": np.fromiter((texts[index].text_id for index in order), dtype=np.int64),
         "groups": _offsets(np.bincount(groups)),
-        "image_bytes": np.frombuffer(b"".join(image_ids), dtype=np.uint8),
-        "image_offsets": _offsets([len(image_id) for image_id in image_ids]),
+        **image_arrays,
         "label_offsets": _offsets([len(texts[index].labels) for index in order]),
         "label_ids": labels(0, np.int32),
         "label_scores": labels(1, np.float32),
@@ -269,6 +315,27 @@ def _write(
         write_json(temporary / "manifest.json", manifest | {"sha256": checksums})
 
 
+def _image_arrays(groups: Collection[ImageKey]) -> dict[str, np.ndarray]:
+    """Arrays of the images of groups; those of `GROUP_ARRAYS` only if a group has several images, or times."""
+    images: dict[str, int] = {}
+    for image_ids, _ in groups:
+        for image_id in image_ids:
+            images.setdefault(image_id, len(images))
+    encoded = [encode_id(image_id) for image_id in images]
+    arrays = {
+        "image_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        "image_offsets": _offsets([len(image_id) for image_id in encoded]),
+    }
+    if all(len(image_ids) == 1 and not times for image_ids, times in groups):
+        return arrays
+    seconds = (time for image_ids, times in groups for time in times or (0.0,) * len(image_ids))
+    return arrays | {
+        "group_offsets": _offsets([len(image_ids) for image_ids, _ in groups]),
+        "group_images": np.fromiter((images[image_id] for image_ids, _ in groups for image_id in image_ids), np.int64),
+        "group_times": np.fromiter(seconds, dtype=np.float32),
+    }
+
+
 def _encode(
     tokenizer: Tokenizer,
     max_tokens: int,
@@ -276,7 +343,7 @@ def _encode(
     order: np.ndarray,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tokenise in an order, a piece at a time: all token ids end to end, the lengths (T,), and how many were cut."""
+    """Tokenise in the given order, piece by piece: all token ids end to end, lengths (T,) and the number of cuts."""
     tokens, lengths, cut = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)], 0
     for start in range(0, len(order), TEXTS_AT_ONCE):
         encoded = tokenizer.encode_all([texts[index].text for index in order[start : start + TEXTS_AT_ONCE]])

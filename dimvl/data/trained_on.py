@@ -1,8 +1,8 @@
-"""Which images a model was trained on, so that nobody evaluates on them unknowingly.
+"""Which images a model was trained on, so that evaluation on them is noticed.
 
-RUN/trained_on.npy is a sorted array (I,) uint64 with a hash of each image; it goes from a run to what starts from it
-and into exports. Images are told apart by their ids in the store, written as `canonical_id` does: pictures of different
-data sets with the same id look like one image.
+RUN/trained_on.npy is a sorted array (I,) uint64 with a hash of each image; runs that start from a run, and its exports,
+inherit it. Images are identified by their ids in the store, normalised by `canonical_id`: images of different data sets
+with the same id count as one image.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,19 +13,19 @@ import numpy as np
 from dimvl.data.matching import coco_number, without_ending
 from dimvl.errors import UserError
 from dimvl.files import atomic_path
-from dimvl.regions.store_format import encode_id, hash_of_id
+from dimvl.regions.store.format import encode_id, hash_of_id
 
 FILE = "trained_on.npy"
 NOTHING = np.zeros(0, dtype=np.uint64)
 
 
 def canonical_id(image_id: str) -> str:
-    """Write an id that is a file name of COCO as its number; of other file names only the ending is taken off."""
+    """Reduce a COCO file name to its number, and any other file name to the name without extension."""
     return coco_number(image_id) or without_ending(image_id)
 
 
 def hash_images(image_ids: Iterable[str]) -> np.ndarray:
-    """Hashes (B,) uint64 of images, in their order."""
+    """Hashes (B,) uint64 of images, in the given order."""
     return np.fromiter((hash_of_id(encode_id(canonical_id(image))) for image in image_ids), dtype=np.uint64)
 
 
@@ -33,16 +33,16 @@ def write_trained_on(folder: Path, image_ids: Iterable[str], earlier: np.ndarray
     """Write which images a run is trained on.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         image_ids: the run's own images.
-        earlier: hashes of those that what it starts from was trained on.
+        earlier: hashes of the images that its initial checkpoint was trained on.
 
     """
     copy_trained_on(folder, np.union1d(hash_images(image_ids), earlier))
 
 
 def copy_trained_on(folder: Path, hashes: np.ndarray) -> None:
-    """Write hashes that are sorted already."""
+    """Write hashes that are already sorted."""
     with atomic_path(folder / FILE) as temporary, temporary.open("wb") as file:
         np.save(file, hashes, allow_pickle=False)
 
@@ -67,6 +67,6 @@ def read_trained_on(folder: Path) -> np.ndarray:
 
 
 def trained_images(image_ids: Sequence[str], hashes: np.ndarray) -> list[str]:
-    """Return those of `image_ids` that were trained on, each once."""
+    """Return the images in `image_ids` that were trained on, each once."""
     known = np.isin(hash_images(image_ids), hashes)
     return list(dict.fromkeys(image for image, trained in zip(image_ids, known, strict=True) if trained))

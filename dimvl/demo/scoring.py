@@ -21,7 +21,7 @@ from dimvl.decoding import DecodingOptions
 from dimvl.demo.config import DemoConfig, DemoPaths
 from dimvl.files import read_json, write_json
 from dimvl.metrics.vqa import question_accuracy
-from dimvl.regions.detection_scores import attribute_accuracy, average_precision_50
+from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.prediction import answer_questions
 from dimvl.tasks.captioning.prediction import caption_images

@@ -19,10 +19,10 @@ from dimvl.demo.runs import changes_words, previous_phase, run_config
 from dimvl.export import export
 from dimvl.files import read_json, write_json
 from dimvl.predictor import Predictor
-from dimvl.regions.detector import load_scene_detector
+from dimvl.regions.detectors.scenes import load_scene_detector
 from dimvl.regions.extract import extract, images_of_coco
 from dimvl.regions.geometry import xywh_to_corners
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.run import run_training
 
 SHARD_BYTES = 4 * 2**20  # small shards, so that an interrupted extraction loses little

@@ -1,18 +1,30 @@
-"""Regions and tokens to rows.
+"""Embeddings of regions and tokens.
 
 A region is its feature, standardised and projected, plus its projected geometry (7 numbers), each normalised, plus a
-segment vector and the embedding of its image's index (row 0 is zero). A token is word + position + segment, as in BERT.
+segment vector, the embedding of its image's index (row 0 is zero) and, in models with `times`, the projected time of
+its image. A token is word + position + segment, as in BERT.
 
 Letters: Nv visual rows, Nl language rows, F region feature, D width, V vocabulary.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimvl.cpu.linear import Linear
 from dimvl.model.norm import LayerNorm
 
 GEOMETRY = 7
+TIME = 64
+"""Sines and cosines of a time."""
+
+
+def sinusoids(places: Tensor, width: int) -> Tensor:
+    """(P,) positions or seconds -> (P, D) sines and cosines of length 1 (Vaswani et al., NeurIPS 2017, section 3.5)."""
+    rates = 10_000.0 ** (-torch.arange(0, width, 2, device=places.device) / width)
+    angles = places[:, None] * rates
+    waves = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
+    return F.normalize(waves, dim=1)
 
 
 class RegionEmbeddings(nn.Module):
@@ -21,7 +33,9 @@ class RegionEmbeddings(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
 
-    def __init__(self, feature_width: int, width: int, max_images: int, dropout: float, norm_eps: float) -> None:
+    def __init__(
+        self, feature_width: int, width: int, max_images: int, times: bool, dropout: float, norm_eps: float
+    ) -> None:
         super().__init__()
         self.register_buffer("feature_mean", torch.zeros(feature_width))
         self.register_buffer("feature_std", torch.ones(feature_width))
@@ -32,40 +46,52 @@ class RegionEmbeddings(nn.Module):
         self.geometry_norm = LayerNorm(width, norm_eps)
         self.segment = nn.Parameter(torch.zeros(width))
         self.image_index = nn.Embedding(max_images, width, padding_idx=0)
+        self.time = Linear(TIME, width, bias=False) if times else None
         self.norm = LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def standardise(self, features: Tensor, scales: Tensor | None) -> Tensor:
-        """(Nv, F) as a store keeps them -> (Nv, F) fp32 with mean 0 and deviation 1 over the regions of the store.
+        """(Nv, F) as in a store -> (Nv, F) fp32 with mean 0 and standard deviation 1 over the regions of the store.
 
-        Features behind a rectifier have a large common mean and dimensions of very different size; projected as they
-        are, what tells regions apart is a small part of each row and is learned late.
+        Features after a rectifier have a large common mean and dimensions of very different scale; projected as they
+        are, the differences between regions would be a small part of each row and would be learned late.
 
         Args:
             features: (Nv, F) of any floating type, or int8.
-            scales: (Nv, 1) fp32 that rows of int8 are multiplied by; None for others.
+            scales: (Nv, 1) fp32 scale of each row of int8 features; None for other types.
 
         """
         numbers = features.float() if scales is None else features.float() * scales
         return (numbers - self.feature_mean) / self.feature_std
 
     def forward(
-        self, features: Tensor, scales: Tensor | None, geometry: Tensor, hidden: Tensor, image_index: Tensor
+        self,
+        features: Tensor,
+        scales: Tensor | None,
+        geometry: Tensor,
+        hidden: Tensor,
+        image_index: Tensor,
+        times: Tensor | None = None,
     ) -> Tensor:
         """Embed regions.
 
         Args:
-            features: (Nv, F) of any floating type, or int8; cast here, on the device, so that less has to get there.
+            features: (Nv, F) of any floating type, or int8; cast here, on the device, to transfer fewer bytes.
             scales: (Nv, 1) of int8 features, or None.
             geometry: (Nv, 7) fractions of the image.
-            hidden: (Nv,) bool, True where the learned vector takes the feature's place.
-            image_index: (Nv,)
+            hidden: (Nv,) bool, True where the learned vector replaces the feature.
+            image_index: (Nv,) number of the region's image in its prefix, from 0.
+            times: (Nv,) seconds, ignored by a model without `times`; None stands for 0.
 
         """
         kind = self.hidden_feature.dtype
         features = torch.where(hidden[:, None], self.hidden_feature, self.standardise(features, scales).to(kind))
         rows = self.feature_norm(self.feature(features)) + self.geometry_norm(self.geometry(geometry.to(kind)))
-        return self.dropout(self.norm(rows + self.segment + self.image_index(image_index)))
+        rows = rows + self.segment + self.image_index(image_index)
+        if self.time is not None:
+            seconds = geometry.new_zeros(len(geometry)) if times is None else times
+            rows = rows + self.time(sinusoids(seconds, TIME).to(kind))
+        return self.dropout(self.norm(rows))
 
 
 class TokenEmbeddings(nn.Module):

@@ -1,25 +1,24 @@
-"""The whole network: embeddings, encoder and the heads that its task needs."""
+"""The whole network: embeddings, encoder and the heads of its task."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from dimvl.data.batch import Batch
-from dimvl.model.embeddings import RegionEmbeddings, TokenEmbeddings
+from dimvl.model.embeddings import RegionEmbeddings, TokenEmbeddings, sinusoids
 from dimvl.model.encoder import SPLITS, Encoder, PerModality
 from dimvl.model.heads import HEADS, AnswerHead, MatchHead, ObjectHead, Sizes, WordHead
 from dimvl.model.plan import plan_attention
 
 
 class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url=None):
-    """One stacked Transformer over regions, tags and text (DiMBERT, TKDD 2021), with the heads that are asked for.
+    """One stacked Transformer over regions, tags and text (DiMBERT, TKDD 2021), with the requested heads.
 
-    Arguments are plain values and make up `config.json` of an export.
+    Arguments are plain values; an export stores them in `config.json`.
 
     Args:
         vocabulary: number of tokens V.
@@ -28,14 +27,15 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         width: D.
         heads: attention heads H.
         inner_width: width inside the feed-forward sublayer.
-        split: the sublayers with one set of weights per modality, out of `qkv`, `out`, `norm`, `ffn`.
+        split: sublayers with one set of weights per modality, a subset of `qkv`, `out`, `norm`, `ffn`.
         max_positions: number of token positions.
-        max_images: number of images that a prefix may hold.
+        max_images: maximum number of images in a prefix.
+        times: whether regions have an embedding of their image's time.
         dropout: after embeddings and after each sublayer.
         activation: `gelu`, `relu` or `silu`.
         norm_eps: epsilon of every layer norm.
-        heads_wanted: the heads, by their arguments in `dimvl.model.heads.HEADS`: `word_head` and `match_head` (true or
-            false), `classes` K of the object head, `answers` A of the answer head; others are None.
+        requested: the heads, by their arguments in `dimvl.model.heads.HEADS`: `word_head` and `match_head` (bool),
+            `classes` K of the object head, `answers` A of the answer head. Heads that are not requested are None.
 
     """
 
@@ -56,25 +56,26 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         split: Sequence[str] = ("qkv",),
         max_positions: int = 512,
         max_images: int = 4,
+        times: bool = False,
         dropout: float = 0.1,
         activation: str = "gelu",
         norm_eps: float = 1e-12,
-        **heads_wanted: Any,
+        **requested: Any,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}; choose one that divides it")
         if unknown := set(split) - set(SPLITS):
-            raise ValueError(f"split {sorted(unknown)} is unknown; choose out of {list(SPLITS)}")
-        self.regions = RegionEmbeddings(feature_width, width, max_images, dropout, norm_eps)
+            raise ValueError(f"split {sorted(unknown)} is unknown; choose from {list(SPLITS)}")
+        self.regions = RegionEmbeddings(feature_width, width, max_images, times, dropout, norm_eps)
         self.tokens = TokenEmbeddings(vocabulary, width, max_positions, dropout, norm_eps)
         self.encoder = Encoder(layers, width, heads, inner_width, split, dropout, activation, norm_eps)
         sizes = Sizes(self.tokens.word, width, feature_width, activation, norm_eps)
         for name, entry in HEADS.items():
-            wanted = heads_wanted.pop(entry.argument, 0)
-            setattr(self, name, entry.build(wanted, sizes) if wanted else None)
-        if heads_wanted:
-            raise TypeError(f"DimvlModel has no argument {', '.join(heads_wanted)}")
+            value = requested.pop(entry.argument, 0)
+            setattr(self, name, entry.build(value, sizes) if value else None)
+        if requested:
+            raise TypeError(f"DimvlModel has no argument {', '.join(requested)}")
         initialise(self)
 
     def embed(self, batch: Batch) -> Tensor:
@@ -85,6 +86,7 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
             batch.region_geometry,
             batch.region_hidden,
             batch.region_image_index,
+            batch.region_times,
         )
         return torch.cat([regions, self.tokens(batch.token_ids, batch.positions, batch.segments)])
 
@@ -94,11 +96,11 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
 
 
 def initialise(model: DimvlModel) -> None:
-    """Draw all weights.
+    """Initialise all weights.
 
-    BERT's fixed std of .02 is small at small widths: attention starts flat and learns late. With keys that start as
-    queries a row attends to rows like itself, so at step 0 a word finds the tag of the same name and, as neighbouring
-    positions look alike, the words beside it.
+    BERT's fixed std of .02 is small at small widths: attention starts flat and learns late. Where keys start as copies
+    of queries, a row attends to rows like itself: at step 0 a word finds the tag of the same name and, since
+    neighbouring positions have similar embeddings, the words beside it.
 
     | weights                                    | drawn from                         |
     |--------------------------------------------|------------------------------------|
@@ -107,20 +109,25 @@ def initialise(model: DimvlModel) -> None:
     | embedding of positions                     | sinusoids, see `sinusoids`         |
     | key projection                             | a copy of the query projection     |
     | biases                                     | 0                                  |
-    | bias of the answers                        | log(1 / A): few answers are right  |
+    | bias of the answers                        | log(1 / A): most are wrong         |
     | layer norms                                | 1 and 0                            |
     | embedding of the first image's index       | 0                                  |
+    | projection of times                        | 0                                  |
     | visual weights of a split sublayer         | a copy of its language weights     |
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
             if module.padding_idx is not None:
                 nn.init.zeros_(module.weight[module.padding_idx])
-    model.tokens.position.weight.data.copy_(sinusoids(*model.tokens.position.weight.shape))
+    if model.regions.time is not None:
+        nn.init.zeros_(model.regions.time.weight)
+    positions, width = model.tokens.position.weight.shape
+    model.tokens.position.weight.data.copy_(sinusoids(torch.arange(positions), width))
     nn.init.normal_(model.regions.segment, std=len(model.regions.segment) ** -0.5)
     nn.init.normal_(model.regions.hidden_feature, std=len(model.regions.segment) ** -0.5)
     for name, parameter in model.named_parameters():
@@ -130,14 +137,6 @@ def initialise(model: DimvlModel) -> None:
     if model.answer_head is not None:
         nn.init.constant_(model.answer_head.outer.bias, -math.log(model.answer_head.outer.out_features))
     copy_language_to_vision(model)
-
-
-def sinusoids(positions: int, width: int) -> Tensor:
-    """(P, D) sines and cosines of positions (Vaswani et al., NeurIPS 2017, section 3.5), each row of length 1."""
-    rates = 10_000.0 ** (-torch.arange(0, width, 2) / width)
-    angles = torch.arange(positions)[:, None] * rates
-    waves = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
-    return F.normalize(waves, dim=1)
 
 
 def copy_language_to_vision(model: nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""Pixels to regions: detectors, geometry, the region store."""
+"""From pixels to regions: detectors, extraction, importers, the region store."""

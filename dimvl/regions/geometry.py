@@ -1,6 +1,6 @@
-"""Boxes as arrays: the arithmetic that regions, objectives and reports share.
+"""Arithmetic of boxes for regions, objectives and reports.
 
-Boxes are (..., 4) arrays of corners x1, y1, x2, y2 with x to the right and y down, as fractions of the picture's width
+Boxes are (..., 4) arrays of corners x1, y1, x2, y2, with x to the right and y down, as fractions of the image's width
 and height unless a name says pixels. The area of a box is (x2 - x1) * (y2 - y1), without the + 1 of older code.
 
 Shapes: R boxes, T target boxes.
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def area(boxes: np.ndarray) -> np.ndarray:
-    """Areas (R,) of boxes (R, 4); 0 for a box whose corners are swapped."""
+    """Areas (R,) of boxes (R, 4); 0 for a box with swapped corners."""
     sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     return sides[..., 0] * sides[..., 1]
 
@@ -31,24 +31,24 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def coverage(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Share (R, T) of each target's area (T, 4) that each box (R, 4) covers; 0 for an empty target.
 
-    Unlike IoU it sees a large box around a small target: the whole picture covers every target by 1.
+    Unlike IoU it is high for a large box around a small target: the whole image covers every target completely.
     """
     return _ratio(intersection(boxes, targets), np.broadcast_to(area(targets), (len(boxes), len(targets))))
 
 
 def geometry_features(boxes: np.ndarray) -> np.ndarray:
-    """Tell the model where boxes (R, 4) are, in seven fractions (R, 7): x1, y1, x2, y2, w, h, w * h."""
+    """Describe boxes (R, 4) to the model in seven fractions (R, 7): x1, y1, x2, y2, w, h, w * h."""
     sides = boxes[:, 2:] - boxes[:, :2]
     return np.concatenate([boxes, sides, sides[:, :1] * sides[:, 1:]], axis=1)
 
 
-def clip(boxes: np.ndarray, width: float = 1.0, height: float = 1.0) -> np.ndarray:
-    """Boxes (R, 4) cut at the picture's border; fractions by default, pixels with the picture's width and height."""
-    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+def clip(boxes: np.ndarray) -> np.ndarray:
+    """Clip boxes (R, 4) at the image's border."""
+    return np.clip(boxes, 0, 1)
 
 
 def pixels_to_fractions(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Corners (R, 4) in pixels to float32 fractions of the picture's width and height."""
+    """Corners (R, 4) in pixels to float32 fractions of the image's width and height."""
     return (boxes / np.array([width, height, width, height])).astype(np.float32)
 
 

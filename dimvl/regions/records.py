@@ -1,4 +1,4 @@
-"""What a detector saw in one image: the record that the region store keeps and everything later reads."""
+"""The regions of an image: what detectors return, the region store keeps, and all later code reads."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -6,24 +6,24 @@ from typing import Any, Self
 import numpy as np
 
 SIZES = ("side", "shortest_side", "longest_side", "height", "width")
-"""Parameters of an extractor that change the feature of one and the same box: the size that pictures are scaled to."""
+"""The parameters of an extractor that set the size images are scaled to: they change the feature of a given box."""
 
 ARRAYS = ("boxes", "features", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
-"""The arrays that `Detections` always have, one row per region."""
+"""The arrays that `Detections` always has, one row per region."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What was found in one picture, best first.
+    """The regions of an image, best first.
 
     Shapes: R regions, F feature width, K kept classes, A attributes per region.
 
     Attributes:
         boxes: (R, 4) float32, corners x1, y1, x2, y2 as fractions of width and height.
-        features: (R, F) float16 or float32, or int8 as a store may hold them, to be multiplied by `feature_scales`.
+        features: (R, F) float16 or float32, or int8 from a store, to be multiplied by `feature_scales`.
         class_ids: (R, K) int16 into the extractor's class vocabulary, best first; -1 for none.
-        class_scores: (R, K) float16 probabilities of the kept classes; `other_scores` has what is missing to 1.
-        attribute_ids: (R, A) int16 into the extractor's attribute vocabulary, in reading order; -1 for none.
+        class_scores: (R, K) float16 probabilities of the kept classes; see `other_scores` for the rest.
+        attribute_ids: (R, A) int16 into the extractor's attribute vocabulary, in the order of a phrase; -1 for none.
         attribute_scores: (R, A) float16 probabilities.
         feature_scales: (R, 1) float32, the scale of each row of int8 features; None for others.
 
@@ -43,12 +43,12 @@ class Detections:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The arrays that there are, one row per region, by name."""
+        """The arrays by name, one row per region; `feature_scales` only for int8."""
         scales = {} if self.feature_scales is None else {"feature_scales": self.feature_scales}
         return {name: getattr(self, name) for name in ARRAYS} | scales
 
     def dequantised(self) -> Self:
-        """Return the same with int8 features as float32, each row times its scale; others are as they are."""
+        """Return a copy with int8 features as float32, each row times its scale; other features are unchanged."""
         if self.feature_scales is None:
             return self
         return replace(self, features=self.features * self.feature_scales, feature_scales=None)
@@ -57,9 +57,8 @@ class Detections:
     def other_scores(self) -> np.ndarray:
         """Probability (R,) float32 of background and of the classes that were not kept: what is missing to 1.
 
-        A detector that judges every class by itself (sigmoids) may give scores that sum to more than 1. They are kept
-        as they are, since tags ask for the score of one class. Then nothing is missing here, and who needs a
-        distribution divides by the sum.
+        Independent class scores (sigmoids) may sum to more than 1. They are kept unchanged, because tags use the score
+        of one class; then nothing is missing, and code that needs a distribution divides by the sum.
         """
         kept = np.where(self.class_ids >= 0, self.class_scores, 0).sum(axis=1, dtype=np.float32)
         return np.maximum(1 - kept, 0)
@@ -67,12 +66,12 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True)
 class Regions(Detections):
-    """The regions of one image that has a name.
+    """The regions of a named image.
 
     Attributes:
         image_id: the image's id in its annotation files, as text.
-        width: width of the upright picture in pixels.
-        height: height of the upright picture in pixels.
+        width: width of the upright image in pixels.
+        height: height of the upright image in pixels.
 
     """
 
@@ -83,12 +82,12 @@ class Regions(Detections):
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """Who made the regions: a model refuses regions of another extractor than it was trained with.
+    """What made the regions: a model refuses regions of another extractor than it was trained with.
 
     Attributes:
         name: a readable name, such as `scenes-faster-rcnn`.
         fingerprint: SHA-256 of the weights; see `conflict` for what else must be equal.
-        parameters: the settings that change what comes out (thresholds, sizes), JSON values only.
+        parameters: the settings that change the regions (thresholds, sizes), JSON values only.
         feature_width: F.
         classes: class names, by class id.
         attributes: attribute names, by attribute id.
@@ -103,14 +102,10 @@ class Extractor:
     attributes: tuple[str, ...]
 
     def conflict(self, other: "Extractor") -> str | None:
-        """Tell what keeps a model that was trained on regions of this extractor from taking those of another.
+        """Say why a model trained on regions of this extractor cannot use those of another; None if it can.
 
-        Weights, feature width, names of classes and attributes, and the size that pictures are scaled to must be the
-        same: they give features and tags their meaning. A size that only one of the two knows is not compared.
-
-        Returns:
-            What differs, in words; None where the regions are comparable.
-
+        Weights, feature width, the names of classes and attributes, and the size that images are scaled to must be
+        equal: they give features and tags their meaning. A size that only one of the two has is not compared.
         """
         if self.fingerprint != other.fingerprint:
             return f"weights {other.fingerprint[:12]}, not {self.fingerprint[:12]}"
@@ -125,7 +120,7 @@ class Extractor:
         return None
 
     def deviations(self, other: "Extractor") -> list[str]:
-        """Tell which parameters differ though the regions are comparable: they decide which boxes there are."""
+        """List the parameters that differ although the regions are comparable: they decide which boxes exist."""
         names = sorted((self.parameters.keys() | other.parameters.keys()) - set(SIZES))
         pairs = [(name, self.parameters.get(name), other.parameters.get(name)) for name in names]
         return [f"{name} {theirs}, not {own}" for name, own, theirs in pairs if own != theirs]

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dimvl.data.batch import Batch
-from dimvl.data.examples import BatchShape, Example, ImageReader, Text
+from dimvl.data.examples import BatchShape, Example, ImageReader, PrefixImages, PrefixRegions, Text
 from dimvl.data.processor import Processor, Variant
 from dimvl.data.targets import TargetSpec
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import mask_tokens
-from dimvl.regions.records import Detections
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -59,12 +58,12 @@ class TaskModule(nn.Module):
 
 
 class ImageSource(ABC):
-    """Documents of one image each, for `dimvl.data.sampler.TrainingSteps`: by default one for each image of the texts.
+    """Examples for `dimvl.data.sampler.TrainingSteps`: by default one for each group of texts about the same images.
 
-    Nothing is held in memory for each example.
+    Nothing is held in memory per example.
 
     Args:
-        texts: tokenised, grouped by image.
+        texts: tokenised texts.
         images: reads the region store.
 
     """
@@ -78,16 +77,16 @@ class ImageSource(ABC):
         return self.texts.num_groups
 
     def groups(self, examples: np.ndarray) -> np.ndarray:
-        """Which image of the texts examples (B,) are of: (B,)."""
+        """Group of texts of each of the examples (B,): (B,)."""
         return examples
 
-    def positions(self, examples: np.ndarray) -> np.ndarray:
-        """Positions (B,) in the region store of the images of examples (B,)."""
-        return self.texts.positions_in(self.images.store)[self.groups(examples)]
+    def prefix_images(self, examples: np.ndarray) -> PrefixImages:
+        """Images of examples (B,) in the region store."""
+        return self.texts.images_in(self.images.store, self.groups(examples))
 
     def prefix_rows(self, some: slice) -> np.ndarray:
-        """Upper bound of the prefix rows of some examples."""
-        return self.images.rows(self.positions(np.arange(some.start, some.stop)))
+        """Upper bound of the prefix rows of the examples in a slice."""
+        return self.images.rows(self.prefix_images(np.arange(some.start, some.stop)))
 
     @abstractmethod
     def costs(self, epoch: int, some: slice) -> np.ndarray:
@@ -98,13 +97,20 @@ class ImageSource(ABC):
         return self.build_all(epoch, np.array([index]))[0]
 
     def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
-        """Build examples of an epoch, with their images read at once; company changes no example."""
-        found = self.images.read(self.positions(indexes))
+        """Build examples of an epoch, reading all their images at once; an example does not depend on the others."""
+        found = self.images.read(self.prefix_images(indexes))
         return [self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)]
 
     @abstractmethod
-    def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
-        """Build one example from its image's regions."""
+    def build_from(self, regions: PrefixRegions, epoch: int, index: int) -> Example:
+        """Build one example from the regions of its images."""
+
+
+def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
+    """Upper bound of the rows of up to `most` captions of each of some images, [CLS] or [SEP] included."""
+    lengths, starts = captions.lengths_of(some)
+    longest = np.maximum.reduceat(lengths + 1, starts)
+    return np.minimum(np.add.reduceat(lengths + 1, starts), longest * most)
 
 
 def plain_text(words: np.ndarray, tokenizer: Tokenizer) -> Text:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dimvl.config import RunConfig
 from dimvl.model.work import Work, example_work
-from dimvl.regions.store_format import FeatureDtype
+from dimvl.regions.store.format import FeatureDtype
 
 
 class TextFacts(NamedTuple):

@@ -1,10 +1,12 @@
 """Applying a trained model to images of a region store, in batches of similar numbers of rows."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from dimvl.data.examples import ImageReader, Prefix
+from dimvl.data.annotations import ImageKey
+from dimvl.data.examples import Prefix, PrefixImages
 from dimvl.data.sampler import in_order
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
@@ -17,16 +19,16 @@ ROW_BUDGET = 8192
 def store_batches(
     trained: TrainedModel,
     store: RegionStore,
-    image_ids: Sequence[str],
+    images: Sequence[ImageKey],
     text_rows: Sequence[int],
     row_budget: int = ROW_BUDGET,
 ) -> Iterator[tuple[np.ndarray, list[Prefix]]]:
-    """Yield indices into `image_ids`, those of similar size together, with the prefixes of their images.
+    """Yield indices into `images`, those of similar size together, with the prefixes of these images.
 
     Args:
         trained: the model.
         store: regions of the images.
-        image_ids: of each item to predict.
+        images: image or images of each item to predict, as records have them.
         text_rows: rows of each item beside its prefix.
         row_budget: most rows of one batch.
 
@@ -35,17 +37,25 @@ def store_batches(
             one of the images.
 
     """
-    if not image_ids:
+    if not images:
         raise UserError(f"there is nothing to evaluate with {store.path}; give annotations that are not empty")
     processor = trained.processor
     processor.check_extractor(store.extractor, str(store.path))
-    reader = ImageReader(store, processor.tags, processor.max_regions)
-    positions = store.positions(image_ids)
-    trained.refuse_trained(image_ids)
-    for indices in in_order(reader.rows(positions) + np.array(text_rows), row_budget):
-        yield indices, reader.prefixes(positions[indices])
+    reader, found = processor.reader(store), PrefixImages.find(store, images)
+    trained.refuse_trained([image_id for image_ids, _ in images for image_id in image_ids])
+    for indices in in_order(reader.rows(found) + np.array(text_rows), row_budget):
+        yield indices, reader.prefixes(found[indices])
 
 
-def official_id(image_id: str) -> int | str:
-    """Return an image id as annotation files have it: a number where it is one."""
-    return int(image_id) if image_id.isdecimal() and image_id == str(int(image_id)) else image_id
+def one_image(image_id: str) -> ImageKey:
+    """Return the key of a single image."""
+    return (image_id,), ()
+
+
+def official_images(image_ids: Sequence[str]) -> dict[str, Any]:
+    """Return images as submissions and annotation files name them: `image_id`, or `images` for several.
+
+    An id is a number where it is one.
+    """
+    ids = [int(name) if name.isdecimal() and name == str(int(name)) else name for name in image_ids]
+    return {"image_id": ids[0]} if len(ids) == 1 else {"images": ids}

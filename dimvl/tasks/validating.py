@@ -24,10 +24,10 @@ def matched(records: Sequence[Record], path: Path, config: RunConfig, store: Reg
         UserError: the file does not fit the store.
 
     """
-    match = match_file(path, records, store)
+    match = match_file(path, records, store, config.inputs)
     match.check(store, config.missing, "missing=skip")
     found = list(in_store(records, match))
-    images = list(dict.fromkeys(record.image_id for record in found))
+    images = list(dict.fromkeys(image for record in found for image in record.image_ids))
     if seen := trained_images(images, read_trained_on(config.output)):
         logger.warning(
             "%d of the %d images of %s are trained on, such as %r: the validation score will be too high",

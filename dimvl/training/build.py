@@ -10,7 +10,6 @@ import torch
 from dimvl.callbacks import NamedProgress
 from dimvl.checkpoints import MODEL
 from dimvl.config import RunConfig
-from dimvl.data.examples import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import FILE as TOKENIZER
@@ -58,8 +57,7 @@ def build_task(
         known = tokenised(config, processor, files, task.labelled_texts(records, processor), initial, progress)
     heads = task.heads(config, len(store.extractor.classes), len(processor.answers))
     model = _model(config, processor, store, initial, heads)
-    images = ImageReader(store, processor.tags, processor.max_regions)
-    return task.build(config, model, processor, known, images)
+    return task.build(config, model, processor, known, processor.reader(store))
 
 
 def _initial(config: RunConfig, store: RegionStore) -> TrainedModel | None:
@@ -98,6 +96,8 @@ def _processor(
         tag_tokens=inputs.tag_tokens,
         tag_score=inputs.tag_score,
         text_tokens=inputs.text_tokens,
+        max_images=inputs.max_images,
+        times=inputs.times,
         task=config.task,
         **capabilities,
     )
@@ -117,7 +117,8 @@ def _check_same_inputs(processor: Processor, initial: TrainedModel) -> None:
     old = initial.processor
     if old.tokenizer.fingerprint != processor.tokenizer.fingerprint:
         raise UserError(f"inputs.tokenizer is not the tokenizer of {initial.weights}; omit it to use that one")
-    names = ["tag_tokens", "text_tokens"] + (["variant"] if processor.captions and old.captions else [])
+    names = ["tag_tokens", "text_tokens", *(["times"] if old.times else [])]
+    names += ["variant"] if processor.captions and old.captions else []
     for name in names:
         if getattr(old, name) != getattr(processor, name):
             section = "seq2seq" if name == "variant" else "inputs"
@@ -136,6 +137,8 @@ def _model(
         "vocabulary": len(processor.tokenizer),
         "feature_width": processor.extractor.feature_width,
         "max_positions": processor.max_positions,
+        "max_images": processor.max_images,
+        "times": processor.times,
         **heads,
     }
     if config.model.bert is not None:

@@ -50,7 +50,7 @@ def tokenised(
         UserError: there are no texts.
 
     """
-    images = dict.fromkeys(text.image_id for text in texts)
+    images = dict.fromkeys(image for text in texts for image in text.image_ids)
     write_trained_on(config.output, images, NOTHING if initial is None else initial.trained_on)
     store = text_store(
         config.texts_folder,

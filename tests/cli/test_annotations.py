@@ -62,7 +62,7 @@ def test_a_missing_image_ends_training_before_it_starts_unless_it_may_be_skipped
     assert latest_checkpoint(folder) is None
     assert json.loads((folder / "match.json").read_text())["files"][0]["missing_examples"] == ["77"]
     result = run("pretrain", config, "missing=skip")
-    assert result.code == 0 and "1 texts are left out: image not in the store" in caplog.messages
+    assert result.code == 0 and "1 texts are dropped: image not in the store" in caplog.messages
     assert "6 of these are in the store by its id, 1 are not" in caplog.text
     assert latest_checkpoint(folder) is not None, "the same folder serves after the mistake is mended"
 
@@ -99,7 +99,7 @@ def test_questions_of_lines_of_json_train_with_a_list_of_answers(
     answers.write_text('["no", "yes", "maybe"]')
     config = write_config(tmp_path, data, "vqa")
     result = run("finetune", config, f"questions={lines}", "annotations=[]", f"answers={answers}")
-    assert result.code == 0 and "1 texts are left out: question without an answer" in caplog.messages
+    assert result.code == 0 and "1 texts are dropped: question without an answer" in caplog.messages
     folder = tmp_path / "runs" / "vqa"
     assert json.loads((folder / "processor.json").read_text())["answers"] == ["no", "yes", "maybe"]
     place = ("--regions", data.regions, "--questions", lines, "--out", tmp_path / "out")
@@ -176,7 +176,7 @@ def test_evaluation_refuses_missing_images_unless_told_and_writes_ids_as_the_ann
     refused(run("evaluate", model, *given), "has the splits test (3 images), val (1 images)")
     refused(run("evaluate", model, *given, "--split", "test"), "lacks image '1077'", "--skip-missing")
     result = run("evaluate", model, *given, "--split", "test", "--skip-missing")
-    assert result.code == 0 and "1 of 3 texts are left out" in caplog.text
+    assert result.code == 0 and "1 of 3 texts are dropped" in caplog.text
     written = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [record["image_id"] for record in written] == [1001, 1002]
     refused(run("evaluate", model, "--regions", store, "--questions", path, "--split", "test"), "--split test is for")

@@ -151,11 +151,11 @@ def test_extract_writes_what_it_can_read_names_the_rest_and_ends_with_exit_code_
     arguments = ("extract", pictures, tmp_path / "regions", "--detector", model / "detector", "--device", "cpu")
     result = run(*arguments)
     assert result.code == 1
-    assert "2 pictures done, 0 already there, 1 skipped" in result.out
+    assert "2 images done, 0 already there, 1 skipped" in result.out
     assert "2.png cannot be read" in caplog.text
     (pictures / "2.png").write_bytes(whole)
     result = run(*arguments)
-    assert result.code == 0 and "1 pictures done, 2 already there, 0 skipped" in result.out
+    assert result.code == 0 and "1 images done, 2 already there, 0 skipped" in result.out
     assert len(RegionStore(tmp_path / "regions")) == 3
 
 
@@ -182,7 +182,7 @@ def test_verify_names_the_images_of_a_damaged_shard_and_ends_with_exit_code_1(ru
     content[-1] ^= 1
     shard.write_bytes(content)
     result = run("verify", data.regions)
-    assert result.code == 1 and result.out == f"{shard.name} is damaged; it costs the images 6\n"
+    assert result.code == 1 and result.out == f"{shard.name} is damaged; lost images: 6\n"
 
 
 def test_training_shows_lines_takes_overrides_and_ends_with_a_checkpoint(

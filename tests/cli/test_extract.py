@@ -10,16 +10,16 @@ from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import Result, Run
 from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
-from tests.regions.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
+from tests.regions.detectors.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures 1 to 3, a COCO file of boxes in them, weights for torchvision, folders of transformers and dimvl."""
+    """Images 1 to 3, a COCO file of their boxes, weights for torchvision, folders of transformers and dimvl."""
     place = tmp_path_factory.mktemp("place")
-    (place / "pictures").mkdir()
+    (place / "images").mkdir()
     for number in (1, 2, 3):
-        make_picture(number).save(place / "pictures" / f"{number}.png")
+        make_picture(number).save(place / "images" / f"{number}.png")
     images = [{"id": number, "file_name": f"{number}.png", "width": 90, "height": 70} for number in (1, 2, 3)]
     boxes = [{"image_id": number, "category_id": 7, "bbox": [9, 7, 45, 35]} for number in (1, 2)]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "lamp"}]}
@@ -44,14 +44,14 @@ def refused(result: Result, *words: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["scenes", "mine", "torchvision", "detr"])
-def test_every_kind_of_detector_fills_a_store_with_what_was_asked_for(
+def test_every_kind_of_detector_writes_a_store_with_the_given_settings(
     run: Run, place: Path, tmp_path: Path, kind: str
 ) -> None:
     options = ("--threshold", 0.3, "--min-regions", 2, "--max-regions", 4, "--nms", 0.4, "--whole-image")
     sizes = ("--shortest-side", 48, "--batch-size", 2, "--workers", 2)
-    result = run("extract", place / "pictures", tmp_path / "out", *detector_of(place, kind), *options, *sizes)
-    assert result.code == 0 and "3 pictures done, 0 already there, 0 skipped" in result.out, result
-    assert "3 of 3 pictures, " in result.err and "/s" in result.err
+    result = run("extract", place / "images", tmp_path / "out", *detector_of(place, kind), *options, *sizes)
+    assert result.code == 0 and "3 images done, 0 already there, 0 skipped" in result.out, result
+    assert "3 of 3 images, " in result.err and "/s" in result.err
     store = RegionStore(tmp_path / "out")
     parameters = dict(store.extractor.parameters)
     side = parameters.pop("side", None) or parameters.pop("shortest_side")
@@ -64,34 +64,32 @@ def test_every_kind_of_detector_fills_a_store_with_what_was_asked_for(
 
 
 @pytest.mark.parametrize("option", ["--threshold", "--nms", "--max-regions", "--shortest-side"])
-def test_a_setting_out_of_range_is_named_by_the_option_that_was_typed(
-    run: Run, place: Path, tmp_path: Path, option: str
-) -> None:
-    refused(run("extract", place / "pictures", tmp_path / "out", option, -5), f"error: {option} is -5")
+def test_a_setting_out_of_range_is_named_as_its_option(run: Run, place: Path, tmp_path: Path, option: str) -> None:
+    refused(run("extract", place / "images", tmp_path / "out", option, -5), f"error: {option} is -5")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["scenes", "torchvision", "detr"])
-def test_a_side_that_no_memory_has_room_for_is_refused(run: Run, place: Path, tmp_path: Path, kind: str) -> None:
-    call = ("extract", place / "pictures", tmp_path / "out", *detector_of(place, kind), "--shortest-side")
-    refused(run(*call, 100_000), "--shortest-side is 100000; give at most 4,096 pixels")
-    refused(run(*call, 0), "side is 0; give a whole number of at least 1")
+def test_a_side_that_would_exhaust_memory_is_rejected(run: Run, place: Path, tmp_path: Path, kind: str) -> None:
+    call = ("extract", place / "images", tmp_path / "out", *detector_of(place, kind), "--shortest-side")
+    refused(run(*call, 100_000), "--shortest-side is 100000; give a whole number from 1 to 4,096")
+    refused(run(*call, 0), "side is 0; give a whole number from 1 to 4,096")
 
 
-def test_top_k_gives_so_many_regions_of_every_picture(run: Run, place: Path, tmp_path: Path) -> None:
+def test_top_k_sets_the_number_of_regions_of_every_image(run: Run, place: Path, tmp_path: Path) -> None:
     for kind in ("torchvision", "detr"):
-        assert run("extract", place / "pictures", tmp_path / kind, *detector_of(place, kind), "--top-k", 7).code == 0
+        assert run("extract", place / "images", tmp_path / kind, *detector_of(place, kind), "--top-k", 7).code == 0
         assert RegionStore(tmp_path / kind).num_regions(np.arange(3)).tolist() == [7, 7, 7]
 
 
-def test_parts_of_the_pictures_in_stores_of_their_own_are_the_whole(
+def test_separate_stores_of_the_parts_of_a_folder_equal_the_whole(
     run: Run, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = (*detector_of(place, "torchvision"), "--batch-size", 1)
-    run("extract", place / "pictures", tmp_path / "whole", *arguments)
+    run("extract", place / "images", tmp_path / "whole", *arguments)
     for part in (1, 2):
-        result = run("extract", place / "pictures", tmp_path / f"{part}", *arguments, "--part", f"{part}/2")
-        assert result.out.startswith(f"{3 - part} pictures done")
+        result = run("extract", place / "images", tmp_path / f"{part}", *arguments, "--part", f"{part}/2")
+        assert result.out.startswith(f"{3 - part} images done")
         assert f" MB for {3 - part} images of" in caplog.text
     whole, parts = RegionStore(tmp_path / "whole"), RegionStore([tmp_path / "1", tmp_path / "2"])
     assert len(parts) == 3
@@ -99,12 +97,12 @@ def test_parts_of_the_pictures_in_stores_of_their_own_are_the_whole(
         one, other = (store.read(store.position(name)) for store in (whole, parts))
         assert all(np.array_equal(getattr(one, array), getattr(other, array)) for array in ARRAYS)
     for wrong in ("3/2", "0/2", "half"):
-        result = run("extract", place / "pictures", tmp_path / "out", *arguments, "--part", wrong)
-        assert result.code == 2 and f"--part {wrong} is no part; give K/N" in result.err
+        result = run("extract", place / "images", tmp_path / "out", *arguments, "--part", wrong)
+        assert result.code == 2 and f"--part is {wrong}; give K/N" in result.err
 
 
-def test_int8_takes_half_the_space_and_is_kept_to(run: Run, place: Path, tmp_path: Path) -> None:
-    arguments = ("extract", place / "pictures", tmp_path / "out", *detector_of(place, "torchvision"))
+def test_an_int8_store_is_continued_only_as_int8(run: Run, place: Path, tmp_path: Path) -> None:
+    arguments = ("extract", place / "images", tmp_path / "out", *detector_of(place, "torchvision"))
     assert run(*arguments, "--dtype", "int8").code == 0
     store = RegionStore(tmp_path / "out")
     assert json.loads(run("inspect", tmp_path / "out", "--json").out)["feature_dtype"] == "int8"
@@ -113,9 +111,9 @@ def test_int8_takes_half_the_space_and_is_kept_to(run: Run, place: Path, tmp_pat
     assert result.code == 2 and "holds features as int8, not as float16" in result.err
 
 
-def test_given_boxes_name_the_pictures_and_the_classes(run: Run, place: Path, tmp_path: Path) -> None:
+def test_given_boxes_determine_the_images_and_classes(run: Run, place: Path, tmp_path: Path) -> None:
     result = run(
-        *("extract", place / "pictures", tmp_path / "out", *detector_of(place, "torchvision")),
+        *("extract", place / "images", tmp_path / "out", *detector_of(place, "torchvision")),
         *("--boxes", place / "boxes.json"),
     )
     store = RegionStore(tmp_path / "out")
@@ -124,41 +122,41 @@ def test_given_boxes_name_the_pictures_and_the_classes(run: Run, place: Path, tm
     assert store.read(store.position("3")).class_ids.tolist() == [[-1]]
 
 
-def test_options_that_would_be_ignored_are_refused_before_anything_is_written(
+def test_options_that_would_be_ignored_are_rejected_before_anything_is_written(
     run: Run, place: Path, tmp_path: Path
 ) -> None:
-    begin = ("extract", place / "pictures", tmp_path / "out")
+    begin = ("extract", place / "images", tmp_path / "out")
     for arguments, words in [
-        (("--top-k", 3, "--threshold", 0.2), ("--top-k fixes", "leave out --threshold")),
-        (("--top-k", 3, "--max-regions", 2), ("leave out --max-regions",)),
+        (("--top-k", 3, "--threshold", 0.2), ("--top-k sets", "omit --threshold")),
+        (("--top-k", 3, "--max-regions", 2), ("omit --max-regions",)),
         (("--top-k", 0), ("--top-k is 0; give 1 or more",)),
-        (("--boxes", place / "boxes.json", "--nms", 0.3), ("--boxes gives the regions; leave out --nms",)),
+        (("--boxes", place / "boxes.json", "--nms", 0.3), ("--boxes sets the regions; omit --nms",)),
         (("--boxes", place / "boxes.json", "--detector", place / "detr"), ("detr cannot describe given boxes",)),
         (("--boxes", place / "names.txt"), ("is not valid JSON",)),
         (("--weights", "COCO_V1"), ("has its own weights",)),
         (("--longest-side", 100), ("has no setting --longest-side",)),
         (("--threshold", 2), ("error: --threshold is 2.0; give a number from 0 to 1",)),
         (("--detector", "yolo"), ("neither a folder here nor one of torchvision's",)),
-        (("--detector", place / "pictures"), ("detector.json does not exist",)),
+        (("--detector", place / "images"), ("detector.json does not exist",)),
     ]:
         refused(run(*begin, *arguments), *words)
         assert not (tmp_path / "out").exists(), arguments
 
 
 def test_a_store_is_not_continued_with_another_threshold(run: Run, place: Path, tmp_path: Path) -> None:
-    begin = ("extract", place / "pictures", tmp_path / "out", *detector_of(place, "detr"))
+    begin = ("extract", place / "images", tmp_path / "out", *detector_of(place, "detr"))
     assert run(*begin).code == 0
     refused(run(*begin, "--threshold", 0.5), "parameters.score_threshold is 0.2 and 0.5")
-    assert "0 pictures done, 3 already there" in run(*begin).out
+    assert "0 images done, 3 already there" in run(*begin).out
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "detr"])
-def test_an_export_predicts_from_a_picture_in_an_empty_folder_with_any_detector(
+def test_an_export_predicts_from_an_image_in_an_empty_folder_with_any_detector(
     run: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     detector = detector_of(place, kind)
     settings = ("--threshold", 0.35, "--max-regions", 6, "--shortest-side", 50)
-    assert run("extract", place / "pictures", tmp_path / "store", *detector, *settings).code == 0
+    assert run("extract", place / "images", tmp_path / "store", *detector, *settings).code == 0
     store = RegionStore(tmp_path / "store")
     trained = write_run(tmp_path / "run", make_trained(all_abilities(store.extractor)))
     result = run("export", trained, tmp_path / "export", *detector)
@@ -170,35 +168,35 @@ def test_an_export_predicts_from_a_picture_in_an_empty_folder_with_any_detector(
     monkeypatch.chdir(empty)
     predictor = Predictor.from_pretrained(tmp_path / "export", "cpu")
     for number in ("1", "2"):
-        seen = predictor.regions(place / "pictures" / f"{number}.png")
+        seen = predictor.regions(place / "images" / f"{number}.png")
         kept = store.read(store.position(number))  # the export has the settings of the store, not the defaults
         np.testing.assert_allclose(seen.boxes, kept.boxes, atol=1e-5)
         np.testing.assert_allclose(seen.features, kept.features, rtol=4e-3, atol=2e-3)
-    result = run("caption", place / "pictures" / "1.png", "--model", tmp_path / "export")
-    assert result.code == 0 and result.out == predictor.caption(place / "pictures" / "1.png") + "\n"
-    assert predictor.explain(place / "pictures" / "1.png", "is it red").regions[0].name in ("", *CLASSES)
+    result = run("caption", place / "images" / "1.png", "--model", tmp_path / "export")
+    assert result.code == 0 and result.out == predictor.caption(place / "images" / "1.png") + "\n"
+    assert predictor.explain(place / "images" / "1.png", "is it red").regions[0].name in ("", *CLASSES)
 
 
 def test_a_detector_of_other_weights_classes_or_sizes_is_not_exported(run: Run, place: Path, tmp_path: Path) -> None:
-    assert run("extract", place / "pictures", tmp_path / "store", *detector_of(place, "mine")).code == 0
+    assert run("extract", place / "images", tmp_path / "store", *detector_of(place, "mine")).code == 0
     trained = write_run(tmp_path / "run", make_trained(all_abilities(RegionStore(tmp_path / "store").extractor)))
     refused(run("export", trained, tmp_path / "out", *detector_of(place, "detr")), "is not the extractor tiny", "none")
     boxes = ("--boxes", place / "boxes.json")
-    assert run("extract", place / "pictures", tmp_path / "given", *detector_of(place, "mine"), *boxes).code == 0
+    assert run("extract", place / "images", tmp_path / "given", *detector_of(place, "mine"), *boxes).code == 0
     given = write_run(tmp_path / "other", make_trained(all_abilities(RegionStore(tmp_path / "given").extractor)))
     refused(run("export", given, tmp_path / "out", *detector_of(place, "mine")), "other classes", "--detector")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_without_a_detector_takes_regions_and_refuses_pictures(run: Run, place: Path, tmp_path: Path) -> None:
+def test_an_export_without_a_detector_accepts_regions_and_rejects_images(run: Run, place: Path, tmp_path: Path) -> None:
     from dimvl.predictor import Predictor
 
-    assert run("extract", place / "pictures", tmp_path / "store", *detector_of(place, "mine")).code == 0
+    assert run("extract", place / "images", tmp_path / "store", *detector_of(place, "mine")).code == 0
     store = RegionStore(tmp_path / "store")
     trained = write_run(tmp_path / "run", make_trained(all_abilities(store.extractor)))
     assert run("export", trained, tmp_path / "out", "--detector", "none").code == 0
     assert Predictor.from_pretrained(tmp_path / "out", "cpu").caption(store.read(0))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "It holds no detector" in card and "photo.png" not in card
-    picture = place / "pictures" / "1.png"
+    assert "It has no detector" in card and "photo.png" not in card
+    picture = place / "images" / "1.png"
     refused(run("caption", picture, "--model", tmp_path / "out"), "was exported without a detector; give it regions")

@@ -40,7 +40,7 @@ def bomb(path: Path) -> None:
     [
         (missing, "does not exist"),
         (truncated, "cannot be read"),
-        (text_named_png, "is not a picture"),
+        (text_named_png, "is not an image"),
         (bomb, "has more than 67,108,864 pixels"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_folder_is_captioned_a_few_pictures_at_a_time_and_a_torn_one_is_named_
     captions = [predictor.caption(file) for file in good]
     result = predict("caption", pictures[0].parent)
     assert result.out.splitlines() == [f"{file}: {text}" for file, text in zip(good, captions, strict=True)]
-    assert result.code == 1 and f"skipped: picture {pictures[1]} cannot be read" in caplog.text
+    assert result.code == 1 and f"skipped: image {pictures[1]} cannot be read" in caplog.text
     assert result.err.splitlines()[-1] == "4 pictures done, 1 skipped" and "5 of 5 pictures" in result.err
     assert records(predict("caption", pictures[0].parent, "--json")) == [
         {"image": str(file), "caption": text} for file, text in zip(good, captions, strict=True)
@@ -131,11 +131,11 @@ def test_what_does_not_fit_together_is_one_sentence(predict: Run, pictures: list
         ((tmp_path / "bad.jsonl",), "line 1 has no field 'question'"),
         ((tmp_path / "none.jsonl",), "none.jsonl"),
         ((tmp_path / "blank.jsonl",), "blank.jsonl has no question"),
-        ((tmp_path / "empty", "is it red"), "has no pictures"),
+        ((tmp_path / "empty", "is it red"), "has no images"),
         ((pictures[0].parent, "is it red", "--explain"), "--explain takes one picture and one question"),
     ]:
         result = predict("answer", *arguments)
         assert result.code == 2 and result.out == ""
         assert len(result.err.splitlines()) == 1 and words in result.err
-    assert "has no pictures" in predict("caption", tmp_path / "empty").err
+    assert "has no images" in predict("caption", tmp_path / "empty").err
     assert predict("answer", tmp_path / "asked.jsonl").code == 0

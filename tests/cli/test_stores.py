@@ -1,4 +1,4 @@
-"""Region stores through the command line and in runs: inspected, verified, several as one, and read with checks."""
+"""Region stores in commands and runs: inspected, verified, several as one, and read with checks."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.run import run_training
 from tests.cli.calls import Run
 from tests.exports import make_detector, make_picture, make_trained, write_run
@@ -20,7 +20,7 @@ from tests.tiny_runs import TinyData, make_config
 
 
 def write_part(folder: Path, images: range) -> Path:
-    """The images of these numbers, as `make_data` has them."""
+    """The images with these numbers, as in `make_data`."""
     with RegionStoreWriter(folder, make_extractor()) as writer:
         for number in images:
             writer.add(make_regions(number, str(number), 2 + number % 4))
@@ -38,7 +38,7 @@ def flip_last_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_inspect_counts_in_numbers_for_machines_and_in_bars_for_people(run: Run, data: TinyData) -> None:
+def test_inspect_prints_json_or_bar_charts(run: Run, data: TinyData) -> None:
     facts = json.loads(run("inspect", data.regions, "--json")[1])
     assert (facts["images"], facts["regions"], facts["feature_dtype"], facts["finished"]) == (6, 21, "float16", True)
     assert facts["regions_per_image"] == [
@@ -51,10 +51,10 @@ def test_inspect_counts_in_numbers_for_machines_and_in_bars_for_people(run: Run,
     assert lines[lines.index("top_scores:") + 8] == f"0.7 - 0.8  21  {'#' * 40}"
 
 
-def test_verify_finds_a_damaged_manifest_and_refuses_what_is_no_store(run: Run, data: TinyData, tmp_path: Path) -> None:
+def test_verify_finds_a_damaged_manifest_and_rejects_other_folders(run: Run, data: TinyData, tmp_path: Path) -> None:
     flip_last_bit(data.regions / "manifest.json")
     code, out, _ = run("verify", data.regions)
-    assert code == 1 and "manifest.json is damaged" in out and out.endswith("costs every image\n")
+    assert code == 1 and "manifest.json is damaged" in out and out.endswith("without it every image is lost\n")
     code, out, err = run("verify", tmp_path)
     assert (code, out) == (2, "") and "is not a region store" in err
 
@@ -64,11 +64,11 @@ def test_verify_names_images_whose_ids_cannot_be_printed(run: Run, tmp_path: Pat
         writer.add(replace(make_regions(1), image_id=os.fsdecode(b"caf\xe9")))
     flip_last_bit(next((tmp_path / "store").glob("shard-*")))
     code, out, _ = run("verify", tmp_path / "store")
-    assert (code, out) == (1, "shard-00000.safetensors is damaged; it costs the images caf\\udce9\n")
+    assert (code, out) == (1, "shard-00000.safetensors is damaged; lost images: caf\\udce9\n")
 
 
 @pytest.mark.parametrize("command", ["extract", "import"])
-def test_features_are_kept_as_int8_where_that_is_asked_for(run: Run, tmp_path: Path, command: str) -> None:
+def test_features_are_stored_as_int8_on_request(run: Run, tmp_path: Path, command: str) -> None:
     asked: tuple[object, ...] = ("import", write_plain(tmp_path, images_of()))
     if command == "extract":
         make_detector().save(tmp_path / "detector")
@@ -86,16 +86,16 @@ def test_features_are_kept_as_int8_where_that_is_asked_for(run: Run, tmp_path: P
     for position in range(len(int8)):
         exact, kept = float16.read(position).features.astype(np.float32), int8.read(position).features
         largest = np.abs(exact).max(axis=1, keepdims=True, initial=0)
-        # float16 rounds the exact values by up to 1/2048, which is little beside a step of int8
+        # float16 rounds the exact values by up to 1/2048, far less than a step of int8
         assert np.all(np.abs(kept - exact) <= largest * (1 / 254 + 1 / 2048)) and np.isfinite(kept).all()
     assert run("verify", folders[1])[0] == 0
     code, _, err = run(name, source, folders[1], *options)
-    assert code == 2 and "holds features as int8, not as float16; go on with int8" in err
+    assert code == 2 and "holds features as int8, not as float16; continue with int8" in err
     code, _, err = run(name, source, tmp_path / "int4", *options, "--dtype", "int4")
     assert code == 2 and "'int4' is not one of 'float16', 'int8'" in err and not (tmp_path / "int4").exists()
 
 
-def test_evaluating_over_parts_of_a_store_gives_what_the_whole_gives(
+def test_evaluation_on_the_parts_of_a_store_equals_the_whole(
     run: Run, data: TinyData, parts: list[Path], tmp_path: Path
 ) -> None:
     trained = write_run(tmp_path / "run", make_trained())
@@ -108,7 +108,7 @@ def test_evaluating_over_parts_of_a_store_gives_what_the_whole_gives(
     assert code == 2 and "part-0 and" in err and "have images in common, such as '" in err
 
 
-def test_evaluating_never_reads_damaged_regions(run: Run, data: TinyData, tmp_path: Path) -> None:
+def test_evaluation_never_reads_damaged_regions(run: Run, data: TinyData, tmp_path: Path) -> None:
     trained = write_run(tmp_path / "run", make_trained())
     flip_last_bit(next(data.regions.glob("shard-*")))
     code, _, err = run("evaluate", trained, "--questions", data.questions, "--regions", data.regions)
@@ -120,7 +120,7 @@ def losses(folder: Path) -> list[object]:
     return [line["losses"] for line in lines if "losses" in line]
 
 
-def test_training_over_parts_of_a_store_gives_the_losses_of_the_whole(
+def test_training_on_the_parts_of_a_store_has_the_losses_of_the_whole(
     data: TinyData, parts: list[Path], tmp_path: Path
 ) -> None:
     runs = [

@@ -1,20 +1,23 @@
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
-from tests.factories import ATTRIBUTES, CLASSES, TEXTS, make_tokenizer
+from tests.factories import ATTRIBUTES, CLASSES, TEXTS, make_regions, make_tokenizer
 
 
 def write(classes, scores, attributes=(), attribute_scores=(), tokenizer=None, names=CLASSES, least=0.3, budget=20):
     """The tags of regions with these best classes, as text."""
     tokenizer = tokenizer or make_tokenizer()
     regions = len(classes)
-    context = TagWriter(tokenizer, names, ATTRIBUTES, least, budget).context(
+    image = (
         np.array(classes, dtype=np.int16).reshape(regions, 1),
         np.array(scores, dtype=np.float16).reshape(regions, 1),
         np.array(attributes, dtype=np.int16).reshape(regions, -1),
         np.array(attribute_scores, dtype=np.float16).reshape(regions, -1),
     )
+    context = TagWriter(tokenizer, names, ATTRIBUTES, least, budget).context([image])
     assert context[0] == tokenizer.cls and context[-1] == tokenizer.sep and context.dtype == np.int64
     assert len(context) <= budget + 2
     return tokenizer.decode(context[1:-1].tolist())
@@ -61,5 +64,27 @@ def test_no_budget_no_regions_and_no_classes_give_an_empty_context():
     assert write([0], [0.9], budget=0) == ""
     writer = TagWriter(make_tokenizer(), CLASSES, ATTRIBUTES, 0.3, 5)
     none = np.zeros((3, 0))
-    assert len(writer.context(*(none[:0, :0] for _ in range(4)))) == 2
-    assert len(writer.context(none.astype(np.int16), none, none.astype(np.int16), none)) == 2
+    assert len(writer.context([[none[:0, :0]] * 4])) == 2
+    assert len(writer.context([[none.astype(np.int16), none, none.astype(np.int16), none]])) == 2
+
+
+def named(seed, count):
+    regions = make_regions(seed, count=count)
+    return [regions.class_ids, regions.class_scores, regions.attribute_ids, regions.attribute_scores]
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(budget=st.integers(0, 30), counts=st.lists(st.integers(0, 6), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_images_share_the_budget_equally_and_each_has_the_tags_that_it_has_alone(budget, counts, seed):
+    tokenizer = make_tokenizer()
+    images = [named(seed + number, count) for number, count in enumerate(counts)]
+    writer = TagWriter(tokenizer, CLASSES, ATTRIBUTES, 0.3, budget)
+    context = writer.context(images)
+    assert len(context) <= writer.max_length == budget + 2 and context[0] == tokenizer.cls
+    room = (budget - (len(images) - 1)) // len(images)
+    if room < 1:
+        assert context.tolist() == [tokenizer.cls, tokenizer.sep]
+        return
+    alone = [TagWriter(tokenizer, CLASSES, ATTRIBUTES, 0.3, room).context([image])[1:] for image in images]
+    assert context[1:].tolist() == np.concatenate(alone).tolist()
+    assert np.count_nonzero(context == tokenizer.sep) == len(images)

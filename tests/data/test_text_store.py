@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -13,17 +14,17 @@ from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.at_once import at_once
 from tests.factories import TEXTS, make_extractor, make_regions, make_store, make_tokenizer
 
 TEXT = [
-    LabelledText(7, "b", "two blue stars", ((3, 0.5), (1, 1.0))),
-    LabelledText(5, "a", "a circle"),
-    LabelledText(6, "b", "the star is above a circle", ((2, 0.25),)),
+    LabelledText(7, ("b",), "two blue stars", ((3, 0.5), (1, 1.0))),
+    LabelledText(5, ("a",), "a circle"),
+    LabelledText(6, ("b",), "the star is above a circle", ((2, 0.25),)),
 ]
 
-NUMBERED = [LabelledText(number, image, "a circle") for number, image in enumerate("212")]
+NUMBERED = [LabelledText(number, (image,), "a circle") for number, image in enumerate("212")]
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_another_tokenizer_source_limit_or_label_makes_another_store(tmp_path, s
     assert write() == 1
     assert write(tokenizer=Tokenizer.train(TEXTS, 30)) == 2
     assert write(limit=19) == 3
-    assert write(texts=[LabelledText(7, "b", "two blue stars", ((3, 0.75),)), *TEXT[1:]]) == 4
+    assert write(texts=[LabelledText(7, ("b",), "two blue stars", ((3, 0.75),)), *TEXT[1:]]) == 4
     source.write_text("{ }")
     assert write() == 5
 
@@ -98,7 +99,7 @@ def test_a_half_written_store_is_written_anew(tmp_path, source):
 
 
 def test_a_store_is_pickled_as_its_path_and_holds_no_object_per_text(tmp_path, source):
-    texts = [LabelledText(n, str(n % 50), TEXTS[n % 3]) for n in range(500)]
+    texts = [LabelledText(n, (str(n % 50),), TEXTS[n % 3]) for n in range(500)]
     store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
     again = pickle.loads(pickle.dumps(store))
     assert len(pickle.dumps(store)) < 500
@@ -107,7 +108,7 @@ def test_a_store_is_pickled_as_its_path_and_holds_no_object_per_text(tmp_path, s
 
 
 def test_writing_in_pieces_gives_the_same_files(tmp_path, source, monkeypatch):
-    texts = [LabelledText(n, f"{'é' * (n % 3)}{n % 7}", TEXTS[n % 3], ((n % 5, 0.5),) * (n % 3)) for n in range(50)]
+    texts = [LabelledText(n, (f"{'é' * (n % 3)}{n % 7}",), TEXTS[n % 3], ((n % 5, 0.5),) * (n % 3)) for n in range(50)]
     stores = []
     for pieces in (50, 8):
         monkeypatch.setattr(text_store_module, "TEXTS_AT_ONCE", pieces)
@@ -117,7 +118,7 @@ def test_writing_in_pieces_gives_the_same_files(tmp_path, source, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
-def test_a_damaged_store_is_told_and_made_again(tmp_path, source, caplog, damage):
+def test_a_damaged_store_is_told_and_written_again(tmp_path, source, caplog, damage):
     path = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT).path
     whole = {file.name: file.read_bytes() for file in path.iterdir()}
     for name in sorted(whole) if damage != "manifest" else ["manifest.json"]:
@@ -132,7 +133,7 @@ def test_a_damaged_store_is_told_and_made_again(tmp_path, source, caplog, damage
         caplog.clear()
         store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)
         harmless = name == "manifest.json" and damage in ("flip", "remove")
-        assert harmless or "are damaged; they are made again" in caplog.text, name
+        assert harmless or "are damaged; they are written again" in caplog.text, name
         assert {file.name: file.read_bytes() for file in store.path.iterdir()} == whole
 
 
@@ -163,7 +164,7 @@ def test_positions_are_those_of_these_stores_in_this_order(tmp_path, source):
         with RegionStoreWriter(tmp_path / name, make_extractor()) as writer:
             for image in images:
                 writer.add(make_regions(0, image, 2))
-    numbered = [LabelledText(number, image, "a circle") for number, image in enumerate(("11", "1"))]
+    numbered = [LabelledText(number, (image,), "a circle") for number, image in enumerate(("11", "1"))]
     texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], numbered)
     wanted = {"a": [1, 0], "b": [0, 1], "ac": [1, 0], "ca": [3, 2], "cb": [2, 3]}
     for names, positions in wanted.items():
@@ -218,12 +219,12 @@ def test_a_region_store_that_lacks_an_image_of_the_texts_is_one_clear_sentence(t
 
 def test_ids_of_any_text_come_back_and_half_a_surrogate_pair_in_a_text_is_a_question_mark(tmp_path, source):
     ids = ["图", "a" * 300, os.fsdecode(b"caf\xe9"), "9007199254740993"]
-    texts = [LabelledText(2**60 + n, image_id, "a star \ud83d") for n, image_id in enumerate(ids)]
+    texts = [LabelledText(2**60 + n, (image_id,), "a star \ud83d") for n, image_id in enumerate(ids)]
     store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
     assert list(store.image_ids()) == ids and store.text_ids[1] == 2**60 + 1
     assert store.tokens(0).tolist() == make_tokenizer().encode("a star ?")
     with pytest.raises(UserError, match="half a surrogate pair"):
-        text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [LabelledText(1, "\ud83d", "a star")])
+        text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [LabelledText(1, ("\ud83d",), "a star")])
 
 
 def test_no_texts_are_one_clear_sentence(tmp_path, source):
@@ -232,7 +233,7 @@ def test_no_texts_are_one_clear_sentence(tmp_path, source):
 
 
 def test_a_text_of_no_known_character_and_empty_labels_are_legal(tmp_path, source):
-    store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [LabelledText(1, "a", "\u200b")])
+    store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [LabelledText(1, ("a",), "\u200b")])
     assert len(store.tokens(0)) == 0 and len(store.labels(0)[0]) == 0
 
 
@@ -240,3 +241,112 @@ def test_the_manifest_tells_what_is_in_the_store(tmp_path, source):
     store = text_store(tmp_path / "cache", make_tokenizer(), 2, [source], TEXT)
     manifest = json.loads((store.path / "manifest.json").read_text())
     assert manifest["texts"] == 3 and manifest["texts_cut"] == 2 and manifest["sources"] == ["captions.json"]
+
+
+# --- texts about several images
+
+SEVERAL = [
+    LabelledText(1, ("b", "a"), "two blue stars", ((3, 0.5),)),
+    LabelledText(2, ("a", "b"), "a circle"),
+    LabelledText(3, ("b", "a"), "the star is above a circle"),
+    LabelledText(4, ("c",), "a star"),
+    LabelledText(5, ("b", "a"), "a star", times=(0.0, 2.5)),
+    LabelledText(6, ("c",), "a circle", times=(7.0,)),
+    LabelledText(7, ("c",), "a blue star"),
+]
+GROUPS = [(["b", "a"], [0, 0]), (["a", "b"], [0, 0]), (["c"], [0]), (["b", "a"], [0, 2.5]), (["c"], [7])]
+
+
+def abc_regions(tmp_path, ids="xcab"):
+    """A store with the images in another order than the texts."""
+    with RegionStoreWriter(tmp_path / f"regions-{ids}", make_extractor()) as writer:
+        for image in ids:
+            writer.add(make_regions(0, image, 2))
+    return RegionStore(writer.path)
+
+
+def groups_of(texts, regions, groups):
+    """Image ids and times of some groups, as looked up in a region store."""
+    images = texts.images_in(regions, np.array(groups))
+    times = [0.0] * len(images.positions) if images.times is None else images.times.tolist()
+    ends = np.cumsum(images.counts).tolist()
+    bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+    return [([regions.image_id(p) for p in images.positions[a:b].tolist()], times[a:b]) for a, b in bounds]
+
+
+def test_texts_are_grouped_by_their_images_in_order_and_by_their_times(tmp_path, source):
+    texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], SEVERAL)
+    regions = abc_regions(tmp_path)
+    assert texts.num_groups == len(GROUPS) and texts.text_ids.tolist() == [1, 3, 2, 4, 7, 5, 6]
+    assert texts.groups.tolist() == [0, 2, 3, 5, 6, 7] and list(texts.image_ids()) == ["b", "a", "c"]
+    assert groups_of(texts, regions, range(5)) == GROUPS
+    assert groups_of(texts, regions, [3, 2, 3]) == [GROUPS[3], GROUPS[2], GROUPS[3]]
+    assert [texts.describe(group) for group in (1, 2)] == ["images a, b", "image c"]
+    assert texts.images_in(regions, np.arange(0)).counts.tolist() == []
+    for place, number in enumerate(texts.text_ids.tolist()):
+        assert make_tokenizer().decode(texts.tokens(place).tolist()) == SEVERAL[number - 1].text
+
+
+def test_groups_that_share_an_image_are_told(tmp_path, source):
+    texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], SEVERAL)
+    assert [[texts.share_images(a, b) for b in range(5)] for a in (0, 2)] == [[1, 1, 0, 1, 0], [0, 0, 1, 0, 1]]
+    plain = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)
+    assert plain.share_images(0, 0) and not plain.share_images(0, 1)
+
+
+def test_only_texts_about_several_images_or_with_times_have_arrays_of_groups(tmp_path, source):
+    arrays = {f"{name}.npy" for name in (*TextStore.ARRAYS, *TextStore.GROUP_ARRAYS)}
+    for texts, more in ((TEXT, False), (SEVERAL[:1], True), (SEVERAL[5:6], True), (SEVERAL[3:4], False)):
+        store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
+        wanted = arrays if more else arrays - {f"{name}.npy" for name in TextStore.GROUP_ARRAYS}
+        assert {path.name for path in store.path.iterdir()} == wanted | {"manifest.json"}
+
+
+def test_texts_about_one_image_keep_the_key_that_earlier_versions_gave_them(tmp_path, source):
+    tokenizer = make_tokenizer()
+    parts = [2, tokenizer.fingerprint, 20, hashlib.sha256(source.read_bytes()).hexdigest()]
+    texts = "".join(repr((text.text_id, *text.image_ids, text.labels)) for text in TEXT)
+    key = hashlib.sha256(("".join(f"{part}\n" for part in parts) + texts).encode()).hexdigest()
+    assert text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT).path.name == key[:20]
+
+
+def test_another_order_of_images_and_other_times_make_another_store(tmp_path, source):
+    for images, times in ((("a", "b"), ()), (("b", "a"), ()), (("a", "b"), (0.0, 1.0)), (("a", "b"), (0.0, 2.0))):
+        texts = [LabelledText(1, images, "a star", times=times)]
+        text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
+    assert len(folders(tmp_path)) == 4
+
+
+def test_positions_are_looked_up_once_for_each_image_and_mapped(tmp_path, source, monkeypatch):
+    texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], SEVERAL)
+    regions = abc_regions(tmp_path)
+    assert texts.positions_in(regions).tolist() == [3, 2, 1]
+    again = pickle.loads(pickle.dumps(texts))
+    monkeypatch.setattr(RegionStore, "positions", None)
+    assert groups_of(again, regions, range(5)) == GROUPS and isinstance(again.positions_in(regions).base, np.memmap)
+
+
+@pytest.mark.parametrize("name", TextStore.GROUP_ARRAYS)
+@pytest.mark.parametrize("damage", ["flip", "remove", "forgotten"])
+def test_damaged_arrays_of_groups_are_written_again(tmp_path, source, caplog, name, damage):
+    path = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], SEVERAL).path
+    whole = {file.name: file.read_bytes() for file in path.iterdir()}
+    file = path / f"{name}.npy"
+    if damage == "flip":
+        file.write_bytes(whole[file.name][:-1] + b"\x7f")
+    elif damage == "remove":
+        file.unlink()
+    else:
+        manifest = json.loads(whole["manifest.json"])
+        del manifest["sha256"][name]
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], SEVERAL)
+    assert "are damaged; they are written again" in caplog.text
+    assert {file.name: file.read_bytes() for file in store.path.iterdir()} == whole
+
+
+def test_a_process_holds_no_object_per_group(tmp_path, source):
+    texts = [LabelledText(n, (str(n), str(n + 1)), TEXTS[n % 3], times=(0.0, 1.0)) for n in range(500)]
+    store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
+    assert len(pickle.dumps(store)) < 500
+    assert all(isinstance(getattr(store, name).base, np.memmap) for name in TextStore.GROUP_ARRAYS)

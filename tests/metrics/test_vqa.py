@@ -14,7 +14,7 @@ PREDICTIONS = ("all_yes", "most_common", "first_annotator", "messy")
 
 
 def make_question(number: int, answers: list[str], kind: str = "what", answer_type: str = "other") -> Question:
-    return Question(number, "1", "what?", tuple(answers), kind, answer_type)
+    return Question(number, ("1",), "what?", tuple(answers), kind, answer_type)
 
 
 @pytest.mark.parametrize("agreeing", range(11))

@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ SIZE = {
 
 @pytest.fixture(scope="module")
 def transformers():
-    from dimvl.regions.torchvision_ops import import_torchvision
+    from dimvl.regions.detectors.torchvision_ops import import_torchvision
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -194,9 +195,7 @@ def test_a_bert_folder_with_something_missing_is_named(bert, tmp_path):
 
 
 def test_bert_weights_of_another_shape_are_named(bert):
-    with pytest.raises(
-        UserError, match=r"word_embeddings\.weight gives shape \(50, 24\) where the model has \(60, 24\)"
-    ):
+    with pytest.raises(UserError, match=r"word_embeddings\.weight has shape \(50, 24\) but the model needs \(60, 24\)"):
         from_bert(bert[1], vocabulary=60)
 
 
@@ -226,7 +225,7 @@ def test_a_decoupled_checkpoint_keeps_its_visual_weights_and_may_be_split_furthe
 @pytest.mark.parametrize("split", [[], ["ffn"]])
 def test_a_decoupled_checkpoint_does_not_fit_into_shared_sublayers(split):
     before = make_model(2, split=split)
-    with pytest.raises(UserError, match=r"visual weights of its own \(encoder\.layers\.0\.qkv\.vision"):
+    with pytest.raises(UserError, match=r"separate visual weights \(encoder\.layers\.0\.qkv\.vision"):
         load_pretrained(before, make_model(1, split=["qkv", "ffn"]).state_dict(), "old")
     assert all(
         torch.equal(a, b) for a, b in zip(before.parameters(), make_model(2, split=split).parameters(), strict=True)
@@ -236,16 +235,34 @@ def test_a_decoupled_checkpoint_does_not_fit_into_shared_sublayers(split):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"inner_width": 48}, r"ffn\.language\.inner\.weight has shape \(32, 16\) .* asks for \(48, 16\)"),
+        ({"inner_width": 48}, r"ffn\.language\.inner\.weight has shape \(32, 16\) .* needs \(48, 16\)"),
         ({"vocabulary": 41}, r"tokens\.word\.weight has shape \(40, 16\)"),
         ({"feature_width": 7}, r"regions\.hidden_feature has shape \(6,\)"),
         ({"layers": 3}, r"has no weight encoder\.layers\.2"),
-        ({"layers": 1}, r"has a weight encoder\.layers\.1\.\S+ that the model lacks"),
+        ({"layers": 1}, r"has the weight encoder\.layers\.1\.\S+, which the model lacks"),
+        ({"max_images": 3}, r"image_index\.weight has shape \(4, 16\) but .* needs \(3, 16\); .* inputs sections"),
     ],
 )
 def test_a_checkpoint_of_another_shape_is_refused_with_the_first_weight(changes, says):
     with pytest.raises(UserError, match=says):
         load_pretrained(make_model(**changes), make_model().state_dict(), "the checkpoint")
+
+
+def test_a_checkpoint_with_times_does_not_fit_into_a_model_without():
+    with pytest.raises(UserError, match=r"has a weight regions\.time\.weight that the model lacks; use the .* inputs"):
+        load_pretrained(make_model(), make_model(times=True).state_dict(), "the checkpoint")
+
+
+def test_a_model_for_more_images_and_with_times_computes_the_function_of_the_checkpoint():
+    old, new = make_model(1), make_model(2, max_images=7, times=True)
+    initial = new.regions.image_index.weight[4:].detach().clone()
+    assert load_pretrained(new, old.state_dict(), "old") == []
+    assert torch.equal(new.regions.image_index.weight[:4], old.regions.image_index.weight)
+    assert torch.equal(new.regions.image_index.weight[4:], initial) and initial.all()
+    batch = make_batch(make_layout(1))
+    batch.region_image_index[:] = torch.arange(len(batch.region_image_index)) % 4
+    times = torch.arange(len(batch.region_image_index)).float()
+    assert torch.equal(new(replace(batch, region_times=times)), old(batch))
 
 
 def test_heads_that_are_new_or_have_another_size_are_newly_initialised_and_others_are_loaded():

@@ -7,7 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimvl.config import FreezeConfig
-from dimvl.cpu.linear import FLOP_FORMULAS
+from dimvl.cpu.linear import FLOP_FORMULAS, Linear
+from dimvl.model.embeddings import TIME
 from dimvl.model.flops import Flops, flops_by_part
 from dimvl.model.work import Work
 from tests.planning.runs import SPLITS, build
@@ -64,6 +65,12 @@ def test_counted_operations_of_pretraining_equal_torchs_count(data, tmp_path, sp
 )
 def test_counted_operations_of_every_task_equal_torchs_count(data, tmp_path, task, changes):
     compare(*build(data, tmp_path, task, **changes))
+
+
+def test_the_projection_of_times_is_counted_too(data, tmp_path):
+    task, batch = build(data, tmp_path)
+    task.model.regions.time = Linear(TIME, 16, bias=False)
+    compare(task, batch)
 
 
 @pytest.mark.parametrize("frozen", [{"embeddings": True}, {"layers": 1}, {"embeddings": True, "layers": 1}])

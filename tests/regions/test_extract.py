@@ -1,4 +1,4 @@
-"""Pictures through a detector into a store: what is skipped, what is continued, what is refused."""
+"""Extraction into a store: what is skipped, continued and rejected."""
 
 import json
 import logging
@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from dimvl.errors import UserError
-from dimvl.regions.detections import Detections
+from dimvl.regions.detectors.base import Detections
 from dimvl.regions.extract import extract, images_of_coco, images_of_folder
 from dimvl.regions.records import Extractor
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 
 EXTRACTOR = Extractor(
     name="fake", fingerprint="0", parameters={}, feature_width=3, classes=("thing",), attributes=("red",)
@@ -20,7 +20,7 @@ EXTRACTOR = Extractor(
 
 
 class MeanColourDetector:
-    """One whole-image region, or those given; its feature is the mean colour. Remembers the sizes of its batches."""
+    """Describes the whole image, or given boxes, by the mean colour. Records the sizes of its batches."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -50,15 +50,15 @@ class MeanColourDetector:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five pictures a to e, each of one grey, 10 x 20 pixels."""
-    folder = tmp_path / "pictures"
+    """Five images a to e, each of one grey, 10 x 20 pixels."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number, name in enumerate("abcde"):
         Image.new("RGB", (10, 20), (number * 10,) * 3).save(folder / f"{name}.png")
     return folder
 
 
-def test_every_picture_gets_its_own_regions(folder, tmp_path):
+def test_every_image_gets_its_own_regions(folder, tmp_path):
     detector, calls = MeanColourDetector(), []
     with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
         report = extract(
@@ -66,7 +66,7 @@ def test_every_picture_gets_its_own_regions(folder, tmp_path):
         )
     assert (report.done, report.already, report.skipped) == (5, 0, [])
     assert detector.batches == [2, 2, 1]
-    assert calls == [(0, 5), (0, 5), (2, 5), (2, 5), (4, 5), (5, 5)]  # a picture is done when its batch is
+    assert calls == [(0, 5), (0, 5), (2, 5), (2, 5), (4, 5), (5, 5)]  # an image is done when its batch is
     store = RegionStore(tmp_path / "store")
     for number, name in enumerate("abcde"):
         regions = store.read(store.position(name))
@@ -74,24 +74,24 @@ def test_every_picture_gets_its_own_regions(folder, tmp_path):
         assert regions.features.tolist() == [[number * 10] * 3]
 
 
-def test_a_bad_picture_is_logged_counted_and_left_out(folder, tmp_path, caplog):
-    (folder / "b.png").write_text("not a picture")
+def test_a_bad_image_is_logged_counted_and_skipped(folder, tmp_path, caplog):
+    (folder / "b.png").write_text("not an image")
     (folder / "e.png").unlink()
     images = [(name, folder / f"{name}.png") for name in "abcde"]
     with (
         caplog.at_level(logging.WARNING, logger="dimvl.regions.extract"),
         RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer,
     ):
-        report = extract(images, MeanColourDetector(), writer, batch_size=4)  # the last picture, a bad one, ends it
+        report = extract(images, MeanColourDetector(), writer, batch_size=4)  # ends with a bad image
     assert report.done == 3
     assert [path.name for path, _ in report.skipped] == ["b.png", "e.png"]
-    assert "b.png is not a picture" in report.skipped[0][1]
+    assert "b.png is not an image" in report.skipped[0][1]
     assert len(caplog.records) == 2
     store = RegionStore(tmp_path / "store")
     assert [name in store for name in "abcde"] == [True, False, True, True, False]
 
 
-def test_a_second_extraction_looks_only_at_what_is_new(folder, tmp_path):
+def test_a_second_extraction_processes_only_new_images(folder, tmp_path):
     images = images_of_folder(folder)
     with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
         extract(images[:3], MeanColourDetector(), writer)
@@ -102,7 +102,7 @@ def test_a_second_extraction_looks_only_at_what_is_new(folder, tmp_path):
     assert len(RegionStore(tmp_path / "store")) == 5
 
 
-def test_given_boxes_go_to_the_picture_they_belong_to(folder, tmp_path):
+def test_given_boxes_are_described_in_their_own_image(folder, tmp_path):
     boxes = {name: np.array([[0, 0, 0.1 * (n + 1), 1]] * (n + 1), dtype=np.float32) for n, name in enumerate("abcd")}
     with RegionStoreWriter(tmp_path / "store", EXTRACTOR) as writer:
         report = extract(images_of_folder(folder), MeanColourDetector(), writer, batch_size=3, boxes=boxes)
@@ -112,27 +112,27 @@ def test_given_boxes_go_to_the_picture_they_belong_to(folder, tmp_path):
         np.testing.assert_array_equal(store.read(store.position(name)).boxes, wanted)
 
 
-def test_a_folder_gives_its_pictures_sorted_by_name(folder):
+def test_a_folder_lists_its_images_sorted_by_name(folder):
     (folder / "notes.txt").write_text("")
     (folder / "inner").mkdir()
     (folder / "a.png").rename(folder / "f.PNG")
     assert [image_id for image_id, _ in images_of_folder(folder)] == ["b", "c", "d", "e", "f"]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(UserError, match="has no pictures"):
+def test_a_folder_without_images_is_rejected(tmp_path):
+    with pytest.raises(UserError, match="has no images"):
         images_of_folder(tmp_path)
     with pytest.raises(UserError, match="nowhere does not exist"):
         images_of_folder(tmp_path / "nowhere")
 
 
-def test_two_pictures_with_one_id_are_refused(folder):
+def test_two_images_with_one_id_are_rejected(folder):
     Image.new("RGB", (1, 1)).save(folder / "a.jpg")
     with pytest.raises(UserError, match=r"a\.jpg and .*a\.png have the same id 'a'; rename one"):
         images_of_folder(folder)
 
 
-def test_coco_gives_integer_ids_as_text(tmp_path):
+def test_coco_ids_are_integers_as_text(tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps({"images": [{"id": 42, "file_name": "000000000042.png"}]}))
     assert images_of_coco(path, tmp_path / "images") == [("42", tmp_path / "images" / "000000000042.png")]
@@ -144,7 +144,7 @@ INFINITE = '{"images": [{"id": Infinity, "file_name": "a.png"}]}'
 @pytest.mark.parametrize(
     "content", ['{"images": []}', "{}", "[]", '{"images": [{"id": 1}]}', '{"images": [{"id": ', INFINITE]
 )
-def test_a_file_that_is_not_a_coco_file_of_images_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_coco_file_of_images_is_rejected(tmp_path, content):
     (tmp_path / "instances.json").write_text(content)
     with pytest.raises(UserError, match=r"instances\.json"):
         images_of_coco(tmp_path / "instances.json", tmp_path)

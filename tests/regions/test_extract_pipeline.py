@@ -1,7 +1,8 @@
-"""Extraction with a real, tiny detector: threads, batches and interruptions do not show in the store."""
+"""Extraction with a real, tiny detector: threads, batches and interruptions leave no trace in the store."""
 
 import logging
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from dimvl.errors import UserError
 from dimvl.regions.extract import extract, images_of_folder
 from dimvl.regions.images import load_image
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_format import read_manifest
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.format import read_manifest
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.exports import make_detector, make_picture
-from tests.regions.synthetic_store import ARRAYS
+from tests.regions.store.synthetic_store import ARRAYS
 
-SHARD_BYTES = 600  # two or three pictures
+SHARD_BYTES = 600  # two or three images
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def detector():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Eleven pictures of three sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Eleven images of three sizes."""
+    folder = tmp_path_factory.mktemp("images")
     for number in range(11):
         make_picture(number, *[(90, 70), (64, 64), (70, 90)][number % 3]).save(folder / f"{number:02}.png")
     return images_of_folder(folder)
@@ -41,7 +42,7 @@ def run(images, detector, store, shard_bytes=SHARD_BYTES, **options):
 
 
 def arrays(store):
-    """Everything that a store says, by image."""
+    """The whole content of a store, by image."""
     store = RegionStore(store)
     found = [store.read(position) for position in range(len(store))]
     return {r.image_id: (r.width, r.height, *(getattr(r, name).tobytes() for name in ARRAYS)) for r in found}
@@ -60,7 +61,7 @@ def test_the_store_is_the_same_bit_for_bit_with_any_number_of_threads(images, de
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_the_size_of_batches_shows_in_the_rounding_at_most(images, detector, tmp_path, batch_size):
+def test_the_batch_size_changes_only_the_rounding(images, detector, tmp_path, batch_size):
     run(images, detector, tmp_path / "four")
     run(images, detector, tmp_path / "other", batch_size=batch_size)
     first, second = RegionStore(tmp_path / "four"), RegionStore(tmp_path / "other")
@@ -68,7 +69,7 @@ def test_the_size_of_batches_shows_in_the_rounding_at_most(images, detector, tmp
         ours, theirs = first.read(position), second.read(position)
         np.testing.assert_array_equal(ours.class_ids, theirs.class_ids)
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-5)  # float32 sums in another order
-        np.testing.assert_allclose(ours.features, theirs.features, rtol=2e-3, atol=1e-3)  # and then kept in float16
+        np.testing.assert_allclose(ours.features, theirs.features, rtol=2e-3, atol=1e-3)  # stored as float16
 
 
 class CutError(Exception):
@@ -76,7 +77,7 @@ class CutError(Exception):
 
 
 @pytest.mark.parametrize("calls", [1, 2])
-def test_an_extraction_that_was_interrupted_ends_as_one_that_was_not(images, detector, tmp_path, monkeypatch, calls):
+def test_an_interrupted_extraction_resumes_to_the_same_store(images, detector, tmp_path, monkeypatch, calls):
     run(images, detector, tmp_path / "whole")
     detect, seen = type(detector).detect_prepared, []
 
@@ -106,8 +107,8 @@ def test_a_shard_ends_where_a_batch_ends_so_that_a_killed_extraction_resumes_wit
         assert len(counts) > 1 and all(count % 3 == 0 for count in counts[:-1]), (shard_bytes, counts)
 
 
-def test_no_more_pictures_are_decoded_ahead_than_a_batch_and_one_for_each_thread(images, monkeypatch, tmp_path):
-    decoded, started, most = [], threading.Lock(), []
+def test_at_most_a_batch_and_one_image_per_thread_are_decoded_ahead(images, monkeypatch, tmp_path):
+    decoded, started, counts = [], threading.Lock(), []
     load = dimvl.regions.extract.load_image_in_thread
 
     def counted(path):
@@ -120,14 +121,14 @@ def test_no_more_pictures_are_decoded_ahead_than_a_batch_and_one_for_each_thread
             return np.asarray(image)
 
         def detect_prepared(self, arrays, boxes=None):
-            most.append(len(decoded))
+            counts.append(len(decoded))
             raise UserError("enough")
 
     monkeypatch.setattr(dimvl.regions.extract, "load_image_in_thread", counted)
     many = [(f"{number}", images[0][1]) for number in range(100)]
     with pytest.raises(UserError, match="enough"):
         run(many, Wrapped(Slow()), tmp_path / "store", workers=2)
-    assert most[0] <= 4 + 4 + 2 + 1 and len(decoded) < 20
+    assert counts[0] <= 4 + 4 + 2 + 1 and len(decoded) < 20
 
 
 class Wrapped:
@@ -139,7 +140,7 @@ class Wrapped:
 
 
 class Fails:
-    """Fails on every batch with a picture 64 pixels wide."""
+    """Fails on every batch with an image of 64 x 64 pixels."""
 
     def __init__(self, inner, error):
         self.inner, self.error, self.prepare = inner, error, inner.prepare
@@ -150,11 +151,11 @@ class Fails:
         return self.inner.detect_prepared(arrays, boxes)
 
 
-def test_a_picture_that_the_detector_fails_on_is_left_out_and_its_batch_is_not(images, detector, tmp_path, caplog):
+def test_an_image_on_which_the_detector_fails_is_skipped_and_its_batch_is_not(images, detector, tmp_path, caplog):
     failing = Fails(detector, RuntimeError("kernel size cannot be greater"))
     with caplog.at_level(logging.WARNING, logger="dimvl.regions.extract"):
         report = run(images, Wrapped(failing), tmp_path / "store")
-    assert (report.done, len(report.skipped)) == (7, 4)  # every third is 64 pixels wide
+    assert (report.done, len(report.skipped)) == (7, 4)  # every third is 64 x 64 pixels
     assert [path.stem for path, _ in report.skipped] == ["01", "04", "07", "10"]
     assert "01.png: the detector fails on it (kernel size cannot be greater)" in report.skipped[0][1]
     assert len(caplog.records) == 4
@@ -162,27 +163,20 @@ def test_a_picture_that_the_detector_fails_on_is_left_out_and_its_batch_is_not(i
 
 def test_too_little_memory_names_the_remedy_and_keeps_what_was_written(images, detector, tmp_path):
     failing = Fails(detector, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"))
-    with pytest.raises(UserError, match=r"too small for 2 pictures at once \(.*9 GiB\); give a smaller batch size"):
+    with pytest.raises(UserError, match=r"too small for 2 images at once \(.*9 GiB\); give a smaller batch size"):
         run([images[0], images[2], images[3], images[1]], Wrapped(failing), tmp_path / "store", batch_size=2)
     assert len(RegionStore(tmp_path / "store")) == 2
 
 
-def test_there_must_be_room_for_all_before_anything_is_written(images, detector, tmp_path, monkeypatch):
-    asked = []
-
-    def full(path, count, regions, width, **columns):
-        asked.append((count, width, columns))
-        raise UserError("its disk has 0.0 GB free")
-
-    monkeypatch.setattr(dimvl.regions.extract, "check_space", full)
-    with pytest.raises(UserError, match="free"):
+def test_the_disk_must_have_room_for_all_images_before_anything_is_written(images, detector, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=r"for 11 images of .* regions but its disk has 0.00 MB free"):
         run(images, detector, tmp_path / "store")
-    assert asked == [(11, 6, {"feature_dtype": "float16", "class_columns": 3, "attribute_columns": 2})]
     assert len(RegionStore(tmp_path / "store")) == 0
 
 
-def odd_pictures(folder):
-    """One picture as PNG, greyscale, transparent, 16 bit, turned by the camera, JPEG, palette; and three bad ones."""
+def odd_images(folder):
+    """One image as PNG, greyscale, transparent, 16 bit, rotated by the camera, JPEG, palette; and three bad files."""
     folder.mkdir()
     colour = make_picture(3)
     grey = colour.convert("L")
@@ -190,34 +184,34 @@ def odd_pictures(folder):
     grey.save(folder / "grey.png")
     Image.merge("RGBA", (*colour.split(), grey)).save(folder / "transparent.png")
     Image.fromarray(np.asarray(grey, dtype=np.uint16) * 256).save(folder / "sixteen.png")
-    turned = Image.Exif()
-    turned[0x0112] = 6  # the camera lay on its side
-    colour.save(folder / "turned.jpg", exif=turned)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # the camera was on its side
+    colour.save(folder / "rotated.jpg", exif=rotated)
     colour.convert("P").save(folder / "palette.gif")
-    (folder / "text.jpg").write_text("not a picture")
+    (folder / "text.jpg").write_text("not an image")
     (folder / "torn.png").write_bytes((folder / "colour.png").read_bytes()[:300])
     (folder / "empty.png").write_bytes(b"")
     return folder
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_odd_pictures_are_taken_as_a_person_sees_them_and_bad_ones_left_out(detector, tmp_path, caplog, workers):
-    folder = odd_pictures(tmp_path / "pictures")
+def test_odd_images_are_processed_as_a_person_sees_them_and_bad_ones_skipped(detector, tmp_path, caplog, workers):
+    folder = odd_images(tmp_path / "images")
     report = run(images_of_folder(folder), detector, tmp_path / "store", workers=workers)
     assert sorted(path.name for path, _ in report.skipped) == ["empty.png", "text.jpg", "torn.png"]
     assert report.done == 6
     store = RegionStore(tmp_path / "store")
-    for name in ("colour.png", "grey.png", "transparent.png", "sixteen.png", "turned.jpg", "palette.gif"):
-        picture = load_image(folder / name)
+    for name in ("colour.png", "grey.png", "transparent.png", "sixteen.png", "rotated.jpg", "palette.gif"):
+        image = load_image(folder / name)
         regions = store.read(store.position(name.split(".")[0]))
-        (wanted,) = detector.detect([picture])
-        assert (regions.width, regions.height) == picture.size
+        (wanted,) = detector.detect([image])
+        assert (regions.width, regions.height) == image.size
         np.testing.assert_allclose(regions.boxes, wanted.boxes, atol=1e-5)
         np.testing.assert_allclose(regions.features, wanted.features, rtol=2e-3, atol=1e-3)
-    assert store.read(store.position("turned")).width == 70, "upright"
+    assert store.read(store.position("rotated")).width == 70, "upright"
 
 
-def test_a_decompression_bomb_is_left_out(detector, tmp_path, images, monkeypatch):
+def test_a_decompression_bomb_is_skipped(detector, tmp_path, images, monkeypatch):
     monkeypatch.setattr("dimvl.regions.images.MAX_PIXELS", 64 * 64 + 1)
     report = run(images, detector, tmp_path / "store", workers=2)
     assert report.done == 4 and all("pixels; make it smaller" in reason for _, reason in report.skipped)

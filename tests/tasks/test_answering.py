@@ -19,7 +19,7 @@ ASKED = ("is there a small red circle", "there are two blue stars", "the star is
 def source(tmp_path, shared_prefix):
     processor = make_processor(answers=ANSWERS, shared_prefix=shared_prefix)
     texts = [
-        LabelledText(10 * image + place, str(image), text, label_ids({"yes": 1.0}, {"yes": 0}) if place else ())
+        LabelledText(10 * image + place, (str(image),), text, label_ids({"yes": 1.0}, {"yes": 0}) if place else ())
         for image in (2, 1)
         for place, text in enumerate(ASKED)
     ]
@@ -60,10 +60,10 @@ def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_a
     seen = []
     for index in range(len(questions)):
         example = questions.build(0, index)
-        position = questions.positions(np.array([index]))
-        image = int(questions.images.store.image_id(int(position[0])))
+        found = questions.prefix_images(np.array([index]))
+        image = int(questions.images.store.image_id(int(found.positions[0])))
         assert example.source.startswith(f"question {image}")
-        [own] = questions.images.read(position)
+        [own] = questions.images.read(found)
         np.testing.assert_array_equal(example.prefix.features, own.features)
         for text, scores in zip(example.texts, example.target.scores, strict=True):
             words = questions.processor.tokenizer.decode(text.token_ids)
@@ -76,7 +76,7 @@ def test_images_are_looked_up_where_the_examples_are_made_and_not_in_each_loader
     questions = source(tmp_path, shared_prefix=False)
     sent = pickle.dumps(questions)
     monkeypatch.setattr(RegionStore, "positions", None)
-    assert pickle.loads(sent).positions(np.arange(6)).tolist() == [1, 1, 1, 0, 0, 0]
+    assert pickle.loads(sent).prefix_images(np.arange(6)).positions.tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_only_with_a_shared_prefix_is_the_picture_blind_to_the_question(tmp_path):

@@ -80,7 +80,7 @@ def test_an_image_read_by_itself_gives_the_rows_of_the_batch(data):
     source, task, store = make_source(data, "matching"), make_task(data), RegionStore(data.regions)
     examples = np.arange(len(source))
     together = source.build_all(0, examples)
-    positions = source.positions(examples).tolist()
+    positions = source.prefix_images(examples).positions.tolist()
     alone = [
         replace(example, prefix=make_prefix(store.read(position), PROCESSOR.tags))
         for example, position in zip(together, positions, strict=True)

@@ -181,7 +181,7 @@ def test_tags_come_from_visible_regions_only(data):
     for epoch in range(30):
         for index in (0, 1, 3, 4):
             example = source.build(epoch, index)
-            [regions] = source.images.read(source.positions(np.array([index])))
+            [regions] = source.images.read(source.prefix_images(np.array([index])))
             seen = ~example.prefix.hidden
             visible = {words[CLASSES[i]] for i in regions.class_ids[seen, 0]}
             visible |= {words[ATTRIBUTES[i]] for i in regions.attribute_ids[seen].flatten()}

@@ -182,7 +182,7 @@ def test_torchrun_ends_all_ranks_when_one_is_killed(config):
 def test_a_mistake_in_the_data_is_printed_once_by_rank_0(config):
     results = finish(started(config, "captions=no.json"))
     assert [code for code, _, _ in results] == [2, 2]
-    assert errors(results[0][2]) == ["error: no.json does not exist or is no file; check the path"]
+    assert errors(results[0][2]) == ["error: no.json does not exist or is not a file; check the path"]
     assert errors(results[1][2]) == []
     assert not any("Traceback" in err or out for _, out, err in results)
 
@@ -194,7 +194,7 @@ def test_a_warning_about_data_that_all_ranks_have_is_printed_once_by_rank_0(conf
     config.write_text(yaml.safe_dump({**content, "task": "vqa", "validation": {"every": 1, **asked}}))
     results = finish(start_ranks(2, "-m", "dimvl", "finetune", config, "training.steps=1"))
     assert [code for code, _, _ in results] == [0, 0], results
-    warned = [[line for line in err.splitlines() if "were trained on" in line] for _, _, err in results]
+    warned = [[line for line in err.splitlines() if "are trained on" in line] for _, _, err in results]
     assert len(warned[0]) == 1 and warned[1] == []
 
 

@@ -9,7 +9,7 @@ from dimvl.checkpoints import check_checkpoint, latest_checkpoint
 from dimvl.data.examples import ImageReader
 from dimvl.errors import NotFiniteError, UserError
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import seed_dropout
 from dimvl.training.report import format_seconds

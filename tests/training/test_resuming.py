@@ -12,7 +12,7 @@ from dimvl.checkpoints import check_checkpoint, latest_checkpoint
 from dimvl.config import TrainingConfig
 from dimvl.data import epoch_plan
 from dimvl.errors import Interrupted, UserError
-from dimvl.training import run as training_run
+from dimvl.training import run_folder
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config
 from tests.training.runs import ROOT, Killed, at_step, bytes_of, kill, log_of, terminate
@@ -124,7 +124,7 @@ def test_a_process_stopped_by_sigterm_saves_and_another_one_resumes_bit_for_bit(
 
 def test_a_run_ignores_the_epoch_plans_of_a_killed_one_and_removes_its_own(data, tmp_path, monkeypatch, undisturbed):
     monkeypatch.setattr(epoch_plan, "PIECE", 4)  # so that eight examples get a file
-    left = tmp_path / training_run.PLANS / "epoch-0"
+    left = tmp_path / run_folder.PLANS / "epoch-0"
     left.mkdir(parents=True)
     for name, array in (("order", [0, 0]), ("costs", [1, 1]), ("starts", [0, 2])):
         np.save(left / f"{name}.npy", np.array(array))

@@ -11,7 +11,7 @@ import torch
 from dimvl.errors import UserError
 from dimvl.files import locked
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training import run_folder
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config

@@ -1,10 +1,10 @@
-"""Annotation files to plain records: captions and questions with answers, of every format in docs/annotations.md.
+"""Readers of annotation files: every format of docs/annotations.md becomes captions, or questions with answers.
 
-Image ids become text here, as the region store knows images by the text of their id. Which image of the store a record
-means is settled by `dimvl/data/matching.py`.
+Image ids become text here, because the region store identifies images by text. `dimvl/data/matching.py` decides which
+images of the store a record refers to.
 """
 
 from dimvl.data.annotations.reading import describe_file, read_captions, read_questions
-from dimvl.data.annotations.records import Caption, Question
+from dimvl.data.annotations.records import Caption, ImageKey, Question
 
-__all__ = ["Caption", "Question", "describe_file", "read_captions", "read_questions"]
+__all__ = ["Caption", "ImageKey", "Question", "describe_file", "read_captions", "read_questions"]

@@ -1,6 +1,6 @@
 """COCO captions: `{"images": [...], "annotations": [{"id", "image_id", "caption"}, ...]}`.
 
-Only `annotations` is needed; the file names of `images` help to find pictures in a store that knows them by name.
+Only `annotations` is required; file names in `images` help to find images in a store that uses them as ids.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ def coco_captions(path: Path, content: Any) -> list[Caption]:
         content: the file's JSON value.
 
     Raises:
-        UserError: not of this form, an empty caption, or a caption id that is there twice.
+        UserError: another format, an empty caption, or a duplicate caption id.
 
     """
-    once = Once("caption id")
+    once, ids = Once("caption id"), dict[str, tuple[str]]()
     result = []
     listed = content.get("images") if isinstance(content, dict) else None
     files = _file_names(path, content) if listed else {}
@@ -29,14 +29,14 @@ def coco_captions(path: Path, content: Any) -> list[Caption]:
         number, image = whole_number(record["id"], "id", place), image_name(record["image_id"], place)
         once.check(number, place)
         text = words(record["caption"], f"caption {number} of image {image}", place)
-        result.append(Caption(number, image, text, files.get(image, "")))
+        result.append(Caption(number, ids.setdefault(image, (image,)), text, files.get(image, ())))
     return result
 
 
-def _file_names(path: Path, content: Any) -> dict[str, str]:
-    """File name of each image of the list `images` that has one."""
+def _file_names(path: Path, content: Any) -> dict[str, tuple[str]]:
+    """File name of each image in the list `images` that has one."""
     return {
-        image_name(record["id"], place, "id"): image_name(record["file_name"], place, "file_name")
+        image_name(record["id"], place, "id"): (image_name(record["file_name"], place, "file_name"),)
         for place, record in records(path, content, "images", ("id",))
         if "file_name" in record
     }

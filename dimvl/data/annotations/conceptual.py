@@ -1,7 +1,7 @@
-"""Captions as Conceptual Captions has them: a line for each, `caption<tab>address or path of the picture`, no header.
+"""Captions in the format of Conceptual Captions: lines of `caption<tab>URL or path of the image`, without a header.
 
-The address or path, as written, is the image's id. Rows are never numbered to find pictures: a picture that could not
-be downloaded would shift all that follow to wrong captions without a word.
+The URL or path, as written, is the image's id. Line numbers are never used as ids: after an image that could not be
+downloaded, every image would silently get the wrong caption.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ HEADERS = {"caption\turl", "caption\timage", "caption\timage_url", "caption\tpat
 
 
 def conceptual_captions(path: Path) -> list[Caption]:
-    """Read a file of captions and addresses or paths, in its order; a first line `caption<tab>url` is left out.
+    """Read captions with URLs or paths, in the order of the file; a first line `caption<tab>url` is skipped.
 
     Raises:
         UserError: a line of another form, or an empty caption.
@@ -27,7 +27,8 @@ def conceptual_captions(path: Path) -> list[Caption]:
         place = f"{path}, line {line}"
         columns = content.split("\t")
         if len(columns) != 2:
-            raise UserError(f"{place} has {len(columns)} columns instead of caption, tab, picture; {FORMATS}")
-        image = image_name(columns[1].strip(), place, "picture")
-        result.append(Caption(len(result), image, words(columns[0], f"caption of image {image}", place), image))
+            raise UserError(f"{place} has {len(columns)} columns instead of caption, tab, image; {FORMATS}")
+        image = image_name(columns[1].strip(), place, "image")
+        images = (image,)
+        result.append(Caption(len(result), images, words(columns[0], f"caption of image {image}", place), images))
     return result

@@ -1,6 +1,6 @@
-"""Checked values of annotation files: every reader takes what a stranger wrote, and answers a mistake by one sentence.
+"""Checks of the values in annotation files; each mistake becomes one sentence.
 
-`place` is where a value stands, such as `captions.tsv, line 7`; every message begins with it.
+`place` says where a value was read, such as `captions.tsv, line 7`; every message begins with it.
 """
 
 import re
@@ -19,14 +19,14 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def mapping(value: Any, fields: Sequence[str], place: str) -> dict[str, Any]:
-    """Return a mapping that has all the fields.
+    """Return a JSON object that has all the fields.
 
     Raises:
-        UserError: it is none, or lacks one.
+        UserError: the value is not an object, or a field is missing.
 
     """
     if not isinstance(value, dict):
-        raise UserError(f"{place} is no mapping; {FORMATS}")
+        raise UserError(f"{place} is not a JSON object; {FORMATS}")
     for field in fields:
         if field not in value:
             raise UserError(f"{place} has no field {field!r}; {FORMATS}")
@@ -34,10 +34,10 @@ def mapping(value: Any, fields: Sequence[str], place: str) -> dict[str, Any]:
 
 
 def records(path: Path, content: Any, key: str, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give place and value of each item of the list under `key`, each checked for its fields.
+    """Yield place and value of each item of the list `key`, after checking its fields.
 
     Raises:
-        UserError: there is no such list, or an item lacks a field.
+        UserError: the list or a field is missing.
 
     """
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -48,10 +48,10 @@ def records(path: Path, content: Any, key: str, fields: Sequence[str]) -> Iterat
 
 
 def whole_number(value: Any, name: str, place: str) -> int:
-    """Return an id that fits in 64 bits; numbers written as text or as 5.0 are taken too.
+    """Return an id that fits in 64 bits; numbers written as text or as 5.0 are accepted.
 
     Raises:
-        UserError: it is no whole number, or too large.
+        UserError: it is not a whole number, or too large.
 
     """
     if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -61,7 +61,7 @@ def whole_number(value: Any, name: str, place: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise UserError(f"{place}: {name} {reprlib.repr(value)} is not a whole number; number the items")
     if value not in _INT64:
-        raise UserError(f"{place}: {name} {reprlib.repr(value)} does not fit in 64 bits; number the items anew")
+        raise UserError(f"{place}: {name} {reprlib.repr(value)} does not fit in 64 bits; renumber the items")
     return value
 
 
@@ -69,7 +69,7 @@ def image_name(value: Any, place: str, name: str = "image_id") -> str:
     """Return an image's id or file name as text.
 
     Raises:
-        UserError: it is neither a whole number nor a text of plain characters.
+        UserError: it is neither a whole number nor text without control characters.
 
     """
     if isinstance(value, float) and value.is_integer():
@@ -79,28 +79,29 @@ def image_name(value: Any, place: str, name: str = "image_id") -> str:
     if isinstance(value, str) and value.strip() and not _CONTROL.search(value) and not _SURROGATE.search(value):
         return value
     raise UserError(
-        f"{place}: {name} {reprlib.repr(value)} names no image; give a number or a text without control characters"
+        f"{place}: {name} {reprlib.repr(value)} does not name an image; give a whole number, or text without control "
+        "characters"
     )
 
 
 def words(value: Any, name: str, place: str) -> str:
-    """Return a text that has words, without outer blanks.
+    """Return a text that is not empty, stripped of surrounding whitespace.
 
     Raises:
-        UserError: it is no text, empty, or not valid Unicode.
+        UserError: it is not text, empty, or not valid Unicode.
 
     """
     if not isinstance(value, str):
-        raise UserError(f"{place}: {name} is {reprlib.repr(value)} and no text; mend or remove it")
+        raise UserError(f"{place}: {name} is {reprlib.repr(value)}, not text; fix or remove it")
     if _SURROGATE.search(value):
-        raise UserError(f"{place}: {name} is no valid Unicode ({reprlib.repr(value)}); mend or remove it")
+        raise UserError(f"{place}: {name} is not valid Unicode ({reprlib.repr(value)}); fix or remove it")
     if not value.strip():
         raise UserError(f"{place}: {name} is empty; remove it")
     return value.strip()
 
 
 def label(value: Any, name: str, place: str) -> str:
-    """Return an answer or a type, which may be empty; numbers become text.
+    """Return an answer or a type as text; it may be empty, and whole numbers are accepted.
 
     Raises:
         UserError: it is neither text nor a whole number.
@@ -109,12 +110,12 @@ def label(value: Any, name: str, place: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or _SURROGATE.search(value):
-        raise UserError(f"{place}: {name} is {reprlib.repr(value)} and no text; mend or remove it")
+        raise UserError(f"{place}: {name} is {reprlib.repr(value)}, not text; fix or remove it")
     return value
 
 
 class Once:
-    """Refuses what comes a second time."""
+    """Refuses a value that was seen before."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -124,23 +125,23 @@ class Once:
         """Remember `value`.
 
         Raises:
-            UserError: it was there before.
+            UserError: it was seen before.
 
         """
         if value in self.seen:
-            raise UserError(f"{place}: {self.name} {value!r} is there twice; remove or renumber one")
+            raise UserError(f"{place}: {self.name} {value!r} appears twice; remove or renumber one")
         self.seen.add(value)
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Give number, from 1, and text of each line that is not blank; CRLF and a byte order mark are taken off.
+    """Yield number, from 1, and text of each line that is not blank, without CRLF and byte order mark.
 
     Raises:
         UserError: the file is missing, cannot be read, or is not UTF-8.
 
     """
     try:
-        # newline="\n": only line feeds end a line, for captions may hold the other characters that Python splits at.
+        # newline="\n": only line feeds end a line, since captions may contain other characters that Python splits at.
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():

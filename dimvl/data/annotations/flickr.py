@@ -1,7 +1,7 @@
-r"""Captions of Flickr30k and Flickr8k as they are distributed; an image's id is its file name.
+r"""Captions of Flickr30k and Flickr8k as distributed; an image's id is its file name.
 
-The token file has `1000092795.jpg#0<tab>caption`; a CSV file has `image_name| comment_number| comment`, where nothing
-is quoted, or with commas `image_name,comment_number,comment` or `image,caption`, quoted as CSV is.
+The token file has lines `1000092795.jpg#0<tab>caption`. CSV files have columns `image_name| comment_number| comment`,
+never quoted, or, separated by commas and quoted as usual, `image_name,comment_number,comment` or `image,caption`.
 """
 
 import csv
@@ -21,22 +21,22 @@ _LACKS_BAR = re.compile(r"\s*([0-9]+)\s+(.*\S)\s*")
 
 
 def token_captions(path: Path) -> list[Caption]:
-    """Read a token file, in its order.
+    """Read a token file, in the order of the file.
 
     Raises:
-        UserError: a line of another form, an empty caption, or a caption number of an image that is there twice.
+        UserError: a line of another form, an empty caption, or a duplicate caption number of an image.
 
     """
     return list(_captions(path, _token_rows(path)))
 
 
 def bar_captions(path: Path) -> list[Caption]:
-    """Read a CSV file with bars; raises as `token_captions`."""
+    """Read a CSV file with bars; raises like `token_captions`."""
     return list(_captions(path, _bar_rows(path)))
 
 
 def comma_captions(path: Path) -> list[Caption]:
-    """Read a CSV file with commas; raises as `token_captions`."""
+    """Read a CSV file with commas; raises like `token_captions`."""
     return list(_captions(path, _comma_rows(path)))
 
 
@@ -44,14 +44,15 @@ Row = tuple[int, str, str, str]
 
 
 def _captions(path: Path, rows: Iterator[Row]) -> Iterator[Caption]:
-    """Check rows of line number, file name, number of the caption (empty where there is none) and caption."""
-    once = Once("caption")
+    """Check rows of line number, file name, caption number (empty if the file has none) and caption."""
+    once, ids = Once("caption"), dict[str, tuple[str]]()
     for caption_id, (line, name, number, text) in enumerate(rows):
         place = f"{path}, line {line}"
         image = image_name(name.strip(), place, "image")
         if number:
-            once.check(f"{image}#{whole_number(number.strip(), 'number of the caption', place)}", place)
-        yield Caption(caption_id, image, words(text, f"caption of image {image}", place), image)
+            once.check(f"{image}#{whole_number(number.strip(), 'caption number', place)}", place)
+        images = ids.setdefault(image, (image,))
+        yield Caption(caption_id, images, words(text, f"caption of image {image}", place), images)
 
 
 def _token_rows(path: Path) -> Iterator[Row]:
@@ -80,10 +81,10 @@ def _comma_rows(path: Path) -> Iterator[Row]:
     try:
         columns = len(next(reader))
         for row in reader:
-            # Some such files do not quote captions that have commas: what is behind the last column belongs to it.
+            # Some of these files do not quote captions with commas: extra columns belong to the caption.
             text = ",".join(row[columns - 1 :])
             if len(row) < columns or "\n" in "".join(row):
-                raise UserError(f"{path}, row {reader.line_num} is cut off or its quotes never end; mend it")
+                raise UserError(f"{path}, row {reader.line_num} is cut off or its quotes are not closed; fix it")
             yield reader.line_num, row[0], row[1] or "?" if columns == 3 else "", text
     except csv.Error as error:
-        raise UserError(f"{path}, row {reader.line_num} is no CSV ({error}); mend its quotes") from None
+        raise UserError(f"{path}, row {reader.line_num} is not valid CSV ({error}); fix its quotes") from None

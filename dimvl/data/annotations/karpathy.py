@@ -2,7 +2,7 @@
 
 `{"images": [{"filename", "split", "sentences": [{"raw", "sentid"}, ...], "cocoid", "filepath"}, ...]}`; `cocoid` and
 `filepath` are in the COCO file only. Splits are train, val, test and, for COCO, restval: images of COCO's own
-validation set that are not in val and test, and that are usually trained on too.
+validation set that are in neither val nor test and are usually added to the training data.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from dimvl.errors import UserError
 
 
 def is_karpathy(content: Any) -> bool:
-    """Tell these files from COCO's, which have `images` too: here the captions stand inside the images."""
+    """Whether a file has captions inside its list `images`; COCO's files have such a list too, without captions."""
     if not isinstance(content, dict) or "annotations" in content or not isinstance(content.get("images"), list):
         return False
     images = content["images"]
@@ -24,41 +24,41 @@ def is_karpathy(content: Any) -> bool:
 
 
 def karpathy_captions(path: Path, content: Any, split: Sequence[str]) -> list[Caption]:
-    """Read the captions of some splits; an image's id is its `cocoid` or, without one, its file name.
+    """Read the captions of the named splits; an image's id is its `cocoid` or, without one, its file name.
 
     Args:
         path: for messages.
         content: the file's JSON value.
-        split: which splits, such as train and restval.
+        split: names of splits, such as train and restval.
 
     Raises:
-        UserError: not of this form, no split named or one that the file lacks, an empty caption, or a caption id or an
-            image that is there twice.
+        UserError: another format, no split or an unknown one, an empty caption, or a duplicate caption id or image.
 
     """
     images = list(records(path, content, "images", ("filename", "split", "sentences")))
     counts = Counter(str(record["split"]) for _, record in images)
-    there = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(counts.items())) or "none"
+    known = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(counts.items())) or "none"
     if not split:
-        raise UserError(f"{path} has the splits {there}; say which with `split`")
-    if lacking := [name for name in split if name not in counts]:
-        raise UserError(f"{path} has no split {lacking[0]!r}, it has {there}; name one of these")
-    captions, pictures = Once("sentid"), Once("image")
+        raise UserError(f"{path} has the splits {known}; choose with `split`")
+    if unknown := [name for name in split if name not in counts]:
+        raise UserError(f"{path} has no split {unknown[0]!r}, only {known}; name one of these")
+    captions, seen = Once("sentid"), Once("image")
     result = []
     for place, record in images:
         if record["split"] not in split:
             continue
         file = image_name(record["filename"], place, "filename")
         image = image_name(record["cocoid"], place, "cocoid") if "cocoid" in record else file
-        pictures.check(image, place)
+        seen.check(image, place)
         folder = record.get("filepath", "")
-        name = f"{image_name(folder, place, 'filepath')}/{file}" if folder else file
+        names = (f"{image_name(folder, place, 'filepath')}/{file}" if folder else file,)
+        ids = (image,)
         if not isinstance(record["sentences"], list):
-            raise UserError(f"{place}: sentences of image {image} are no list; {FORMATS}")
+            raise UserError(f"{place}: sentences of image {image} is not a list; {FORMATS}")
         for sentence in record["sentences"]:
             sentence = mapping(sentence, ("raw", "sentid"), f"{place}: a sentence of image {image}")
             number = whole_number(sentence["sentid"], "sentid", place)
             captions.check(number, place)
             text = words(sentence["raw"], f"caption {number} of image {image}", place)
-            result.append(Caption(number, image, text, name))
+            result.append(Caption(number, ids, text, names))
     return result

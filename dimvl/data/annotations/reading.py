@@ -1,7 +1,7 @@
-"""Recognises the format of an annotation file and hands it to its reader.
+"""Recognises the format of an annotation file and calls its reader.
 
-The ending tells JSON (`.json`) and lines of JSON (`.jsonl`); of other files the first line tells, whatever they are
-called. Official files work as they are; docs/annotations.md shows every format.
+JSON (`.json`) and JSON lines (`.jsonl`) are recognised by their extension, other files by their first line. Official
+files work without conversion; docs/annotations.md shows every format.
 """
 
 import logging
@@ -28,71 +28,71 @@ def read_captions(path: Path, split: Sequence[str] = ()) -> list[Caption]:
     """Read a caption file of any known format, in the order of the file.
 
     Args:
-        path: COCO captions, a file of Karpathy's splits, Flickr30k's token or CSV file, lines of caption and picture as
-            in Conceptual Captions, or dimvl's own lines of JSON.
-        split: splits to read of a file of Karpathy's splits; other files have none.
+        path: COCO captions, a file of Karpathy's splits, a token or CSV file of Flickr30k, lines of caption and image
+            as in Conceptual Captions, or dimvl's own JSON lines.
+        split: splits to read from a file of Karpathy's splits; other files have none.
 
     Raises:
-        UserError: missing, of no known format, with a mistake in it, or splits named for a file that has none.
+        UserError: a missing file, an unknown format, a mistake in the file, or splits of a file that has none.
 
     """
     if path.suffix.lower() == ".json":
         content = read_json(path)
         if is_karpathy(content):
-            return _told(path, "Karpathy's splits", karpathy_captions(path, content, split))
+            return _logged(path, "Karpathy's splits", karpathy_captions(path, content, split))
     if split:
-        raise UserError(f"{path} has no splits, but split is {', '.join(split)}; leave it out")
+        raise UserError(f"{path} has no splits, but split is {', '.join(split)}; remove it")
     if path.suffix.lower() == ".json":
-        return _told(path, "COCO captions", coco_captions(path, content))
+        return _logged(path, "COCO captions", coco_captions(path, content))
     if path.suffix.lower() == ".jsonl":
-        return _told(path, "lines of JSON", jsonl_captions(path))
+        return _logged(path, "JSON lines", jsonl_captions(path))
     first = next(lines(path), (0, ""))[1]
     if TOKEN.match(first):
-        return _told(path, "Flickr token file", token_captions(path))
+        return _logged(path, "Flickr token file", token_captions(path))
     if PIPES.match(first):
-        return _told(path, "Flickr CSV with bars", bar_captions(path))
+        return _logged(path, "Flickr CSV with bars", bar_captions(path))
     if COMMAS.fullmatch(first):
-        return _told(path, "Flickr CSV with commas", comma_captions(path))
+        return _logged(path, "Flickr CSV with commas", comma_captions(path))
     if "\t" in first:
-        return _told(path, "lines of caption and picture", conceptual_captions(path))
-    raise UserError(f"{path} is of no format for captions that dimvl knows; {FORMATS}")
+        return _logged(path, "lines of caption and image", conceptual_captions(path))
+    raise UserError(f"{path} is not in a caption format that dimvl knows; {FORMATS}")
 
 
 def read_questions(path: Path, annotations: Path | None = None) -> list[Question]:
     """Read a question file of any known format, in the order of the file.
 
     Args:
-        path: VQA v2 questions, or dimvl's own lines of JSON.
-        annotations: VQA v2 annotations that belong to them; None where answers are not published, and for lines of
-            JSON, which have their own.
+        path: VQA v2 questions, or dimvl's own JSON lines.
+        annotations: the VQA v2 annotations of these questions; None if answers are not published, and for JSON lines,
+            which contain their answers.
 
     Raises:
-        UserError: missing, of no known format, or with a mistake in it.
+        UserError: a missing file, an unknown format, or a mistake in a file.
 
     """
     if path.suffix.lower() == ".jsonl":
         if annotations is not None:
-            raise UserError(f"{path} has its own answers; leave the annotations {annotations} out")
-        return _told(path, "lines of JSON", jsonl_questions(path))
-    return _told(path, "VQA v2 questions", vqa_questions(path, read_json(path), annotations))
+            raise UserError(f"{path} contains its own answers; remove the annotations {annotations}")
+        return _logged(path, "JSON lines", jsonl_questions(path))
+    return _logged(path, "VQA v2 questions", vqa_questions(path, read_json(path), annotations))
 
 
-def _told(path: Path, kind: str, found: list[Record]) -> list[Record]:
+def _logged(path: Path, kind: str, found: list[Record]) -> list[Record]:
     logger.info("%s: %s, %d texts", path, kind, len(found))
     return found
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Tell what an annotation file is, for run records and model cards: its name, checksum and own description.
+    """Describe an annotation file for run records and model cards: its name, checksum and own description.
 
-    Scenes written by dimvl say in their description that they are synthetic; that is told apart.
+    `synthetic` is true for scenes written by dimvl, whose description says so.
 
     Raises:
-        UserError: it is missing, or called JSON and none.
+        UserError: the file is missing, or named .json and not valid JSON.
 
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist or is no file; check the path")
+        raise UserError(f"{path} does not exist or is not a file; check the path")
     content = read_json(path) if path.suffix.lower() == ".json" else None
     info = content.get("info") if isinstance(content, dict) else None
     description = str(info.get("description", "")) if isinstance(info, dict) else ""

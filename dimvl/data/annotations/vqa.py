@@ -1,4 +1,4 @@
-"""Questions and answers of VQA v2 Open-Ended: a file of questions, and one of annotations where answers are published.
+"""Questions and answers of VQA v2 Open-Ended: a file of questions and, if answers are published, one of annotations.
 
 `{"questions": [{"question_id", "image_id", "question"}, ...]}` and `{"annotations": [{"question_id", "answers":
 [{"answer"}, ...], "question_type", "answer_type"}, ...]}`. COCO's file names follow from `data_subtype`.
@@ -17,20 +17,20 @@ _SUBTYPE = re.compile(r"(train|val|test)(?:-dev)?([0-9]{4})")
 
 
 def vqa_questions(path: Path, content: Any, annotations: Path | None) -> list[Question]:
-    """Read questions and, where given, their answers, in the order of the question file.
+    """Read questions and their answers, in the order of the question file.
 
     Args:
-        path: of the questions, for messages.
-        content: the question file's JSON value.
-        annotations: the annotation file; None where answers are not published.
+        path: the question file, for messages.
+        content: its JSON value.
+        annotations: the annotation file; None if answers are not published.
 
     Raises:
-        UserError: not of this form, an empty question, a question id that is there twice, a question without its
-            annotation, or one whose annotation is on another image.
+        UserError: another format, an empty question, a duplicate question id, a question without annotation, or an
+            annotation that names another image.
 
     """
     answers = {} if annotations is None else _annotations(annotations)
-    once = Once("question_id")
+    once, ids = Once("question_id"), dict[str, tuple[str]]()
     result = []
     for place, record in records(path, content, "questions", ("question_id", "image_id", "question")):
         number, image = whole_number(record["question_id"], "question_id", place), image_name(record["image_id"], place)
@@ -38,20 +38,21 @@ def vqa_questions(path: Path, content: Any, annotations: Path | None) -> list[Qu
         text = words(record["question"], f"question {number} of image {image}", place)
         if annotations is not None and number not in answers:
             raise UserError(
-                f"{annotations} has no annotation for question {number}; give the file that belongs to {path}"
+                f"{annotations} has no annotation for question {number}; give the annotation file of {path}"
             )
         own_image, given, kind, answer_type = answers.get(number, (image, (), "", ""))
         if own_image not in (image, ""):
             raise UserError(
-                f"{annotations} has question {number} on image {own_image}, but {path} on image {image}; "
+                f"question {number} is about image {own_image} in {annotations} but about image {image} in {path}; "
                 "give files that belong together"
             )
-        result.append(Question(number, image, text, given, kind, answer_type, _file_name(content, image)))
+        images = ids.setdefault(image, (image,))
+        result.append(Question(number, images, text, given, kind, answer_type, _file_names(content, image)))
     return result
 
 
 def _annotations(path: Path) -> dict[int, tuple[str, tuple[str, ...], str, str]]:
-    """Image, answers, question type and answer type of each question; the image is empty where it is not told."""
+    """Image, answers, question type and answer type of each question; the image is empty if not given."""
     once = Once("question_id")
     result = {}
     for place, record in records(path, read_json(path), "annotations", ("question_id", "answers")):
@@ -67,10 +68,10 @@ def _annotations(path: Path) -> dict[int, tuple[str, tuple[str, ...], str, str]]
     return result
 
 
-def _file_name(content: dict[str, Any], image_id: str) -> str:
-    """Name that COCO's 2014 and 2015 pictures have; empty for pictures of others."""
+def _file_names(content: dict[str, Any], image_id: str) -> tuple[str, ...]:
+    """File name of an image of COCO 2014 or 2015; empty for other images."""
     subtype = content.get("data_subtype")
     parts = _SUBTYPE.fullmatch(subtype) if isinstance(subtype, str) else None
     if content.get("data_type") != "mscoco" or parts is None or not image_id.isdecimal():
-        return ""
-    return f"COCO_{parts[1]}{parts[2]}_{image_id:0>12}.jpg"
+        return ()
+    return (f"COCO_{parts[1]}{parts[2]}_{image_id:0>12}.jpg",)

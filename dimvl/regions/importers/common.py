@@ -1,10 +1,10 @@
-"""What the importers share: entries of a source, and the checks that make `Regions` of its arrays.
+"""What the importers share: the entries of a source, and the checks that turn its arrays into `Regions`.
 
-Between the files of others and the region store. An importer finds the images of a source and hands the arrays of one
-image to `Assembler.regions`, which recognises the unit of the boxes, checks every value and puts the regions best
-first. A bad image ends in a `UserError` that names it; the import goes on without it.
+An importer finds the images of a source and passes the arrays of each to `Assembler.regions`, which recognises the unit
+of the boxes, checks every value and sorts the regions best first. A bad image ends in a `UserError` that names it; the
+import continues without it.
 
-Shapes: R regions of an image, F feature width, K classes kept, A attributes kept.
+Shapes: R regions of an image, F feature width, K kept classes, A kept attributes.
 """
 
 import logging
@@ -26,16 +26,16 @@ Unit = Literal["pixels", "fractions"]
 
 SLACK_PIXELS = 1.0
 SLACK_FRACTION = 0.005
-"""A box may leave its picture by so much of rounding (the larger of both) and is then clipped. Half precision, in which
-some formats keep boxes, is off by up to .0005 in fractions and by up to .5 in pixels of large pictures."""
+"""How far a box may reach beyond its image (the larger of both) before it is refused instead of clipped. Half
+precision, which some formats use for boxes, is off by up to .0005 in fractions and .5 in pixels of large images."""
 
 CLASSES_KEPT = 5
-"""Best classes that are kept of a dense distribution, as many as dimvl's own detector keeps."""
+"""Classes kept of a dense distribution, as many as dimvl's own detector keeps."""
 
 ATTRIBUTES_KEPT = 3
 
 MAX_SIDE = 1_000_000
-"""Pixels; a picture that claims more is a damaged record."""
+"""Pixels; a record of a larger image is damaged."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Entry:
     """One image of a source, not yet decoded.
 
     Attributes:
-        image_id: the id that it will have in the store.
-        decode: reads and checks its regions, until the next entry is asked for.
-        position: how far the source has been read with it, in the source's unit.
+        image_id: its id in the store.
+        decode: reads and checks its regions; valid until the next entry is requested.
+        position: how much of the source precedes and includes it, in the source's unit.
 
     """
 
@@ -54,12 +54,7 @@ class Entry:
     position: int
 
     def read(self) -> Regions:
-        """Regions of the image.
-
-        Raises:
-            UserError: what the source holds of it is damaged or makes no sense.
-
-        """
+        """Regions of the image, or a `UserError` with its id."""
         try:
             return self.decode()
         except UserError:
@@ -71,11 +66,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """What is imported.
+    """Features to be imported.
 
     Attributes:
         path: as the user gave it.
-        entries: begins to read the images, in the source's order.
+        entries: starts reading the images, in the source's order.
         images: how many; an estimate where a file has no index.
         total: size of the source in `unit`.
         unit: what positions count, `images` or `MB`.
@@ -92,13 +87,13 @@ class Source:
 class Assembler:
     """Checks the arrays of an image and makes `Regions` of them.
 
-    The unit of boxes, where a format leaves it open: if no value of an image is above 1.005 they are fractions, if one
-    is above 2 they are pixels, in between the image is refused; and all images of a source must have one unit.
+    The unit of boxes, where a format does not define it: if no value of an image is above 1.005 they are fractions, if
+    one is above 2 they are pixels, in between the image is refused; and all images of a source must have one unit.
 
     Args:
-        classes: class names; without them regions get no classes.
-        attributes: attribute names; without them regions get no attributes.
-        sizes: sizes of images; where a source tells them itself they must agree.
+        classes: class names; without them regions have no classes.
+        attributes: attribute names; without them regions have no attributes.
+        sizes: sizes of images; they must agree with sizes in the source.
 
     """
 
@@ -109,7 +104,12 @@ class Assembler:
         self.attributes = attributes or Vocabulary()
         self.sizes = sizes
         self._unit: Unit | None = None
-        self._told_unknown_size = False
+        self._warned_of_size = False
+
+    @property
+    def class_columns(self) -> int:
+        """K of a format with dense class distributions."""
+        return min(CLASSES_KEPT, len(self.classes))
 
     def regions(
         self,
@@ -125,25 +125,22 @@ class Assembler:
         attributes: tuple[np.ndarray, np.ndarray] | None = None,
         attribute_columns: int = 0,
     ) -> Regions:
-        """Check an image and put its regions best first.
+        """Check an image and sort its regions best first.
 
         Args:
             image_id: for the record and for messages.
             boxes: (R, 4) corners x1, y1, x2, y2.
             features: (R, F) floats.
-            size: width and height in pixels, if the source tells them.
-            unit: of the boxes, if the format fixes it.
-            confidence: (R,) what regions are ordered by; the score of the best class if not given.
+            size: width and height in pixels, if the source has them.
+            unit: of the boxes, if the format defines it.
+            confidence: (R,) to sort by; by default the score of the best class.
             classes: ids and scores, (R,) or (R, any), best first; -1 for none.
             class_columns: K of every image of this format.
             attributes: ids and scores, as `classes`.
             attribute_columns: A of every image of this format.
 
         Returns:
-            The record; 1 x 1 stands for an unknown size.
-
-        Raises:
-            UserError: the id, a shape, box, feature, class, attribute or score makes no sense.
+            The record; an unknown size is 1 x 1.
 
         """
         if not image_id.isprintable() or not image_id:
@@ -178,13 +175,11 @@ class Assembler:
         )
 
     def dense_classes(self, image_id: str, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Best classes of a distribution (R, classes) or (R, 1 + classes), the first column then being the background.
+        """Ids and scores (R, K) of the best classes of a distribution, or None without a vocabulary.
 
-        Returns:
-            Ids and scores (R, K), or nothing without a vocabulary.
-
-        Raises:
-            UserError: the vocabulary has another number of names, or a value is no probability.
+        Args:
+            image_id: for messages.
+            probabilities: (R, classes), or (R, 1 + classes) with the background first.
 
         """
         if not len(self.classes):
@@ -200,48 +195,43 @@ class Assembler:
         ids = np.argsort(-known, axis=1, kind="stable")[:, :CLASSES_KEPT]
         return ids, np.take_along_axis(known, ids, axis=1)
 
-    def size(self, image_id: str, told: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Width and height of an image: what the source told, or else what the file of sizes tells.
-
-        Raises:
-            UserError: it is no size, the two disagree, or the file of sizes does not list the image.
-
-        """
-        if told is not None and not all(1 <= side <= MAX_SIDE for side in told):
-            raise UserError(f"image {image_id!r} has size {told[0]} x {told[1]}; a size is 1 to {MAX_SIDE:,} pixels")
+    def size(self, image_id: str, own: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Width and height of an image: `own`, its size in the source, or else the one in the file of sizes."""
+        if own is not None and not all(1 <= side <= MAX_SIDE for side in own):
+            raise UserError(f"image {image_id!r} has size {own[0]} x {own[1]}; a size is 1 to {MAX_SIDE:,} pixels")
         if self.sizes is None:
-            return told
+            return own
         given = self.sizes.of(image_id)
-        if told is not None and told != given:
+        if own is not None and own != given:
             raise UserError(
-                f"image {image_id!r} is {told[0]} x {told[1]} in the source but {given[0]} x {given[1]} in "
-                f"{self.sizes.path}; give the sizes of the pictures that the regions were made from"
+                f"image {image_id!r} is {own[0]} x {own[1]} in the source but {given[0]} x {given[1]} in "
+                f"{self.sizes.path}; give the sizes of the images that the regions were made from"
             )
         return given
 
     def _fractions(
         self, image_id: str, boxes: np.ndarray, size: tuple[int, int] | None, unit: Unit | None
     ) -> np.ndarray:
-        """Boxes (R, 4) checked and as float32 fractions."""
+        """Check boxes (R, 4) and return them as float32 fractions."""
         boxes = boxes.astype(np.float64)
         _refuse(image_id, boxes, ~np.isfinite(boxes), "a corner that is not finite")
         if unit is None and boxes.size:
             unit = self._recognised(image_id, boxes)
+        fractions = boxes
         if unit == "pixels":
             if size is None:
-                raise UserError(f"image {image_id!r} has boxes in pixels and no size is known; give --sizes COCO.json")
+                raise UserError(f"image {image_id!r} has boxes in pixels but no known size; give --sizes COCO.json")
             fractions = pixels_to_fractions(boxes, *size).astype(np.float64)
-        else:
-            fractions = boxes
-        if size is None and not self._told_unknown_size:
-            self._told_unknown_size = True
-            log.warning("the source does not tell the sizes of images: they are stored as 1 x 1; --sizes gives them")
+        if size is None and not self._warned_of_size:
+            self._warned_of_size = True
+            log.warning("the source has no image sizes, so they are stored as 1 x 1; give them with --sizes")
         swapped = np.repeat(fractions[:, :2] > fractions[:, 2:], 2, axis=1)
-        _refuse(image_id, boxes, swapped, "swapped corners (x1, y1, x2, y2 is what is read)")
+        _refuse(image_id, boxes, swapped, "swapped corners (they must be x1, y1, x2, y2)")
         sides = np.array([np.inf, np.inf] if size is None else size)
         slack = np.maximum(SLACK_FRACTION, SLACK_PIXELS / np.tile(sides, 2))
+        extent = "" if size is None else f" of {size[0]} x {size[1]} pixels (width x height)"
         outside = (fractions < -slack) | (fractions > 1 + slack)
-        _refuse(image_id, boxes, outside, f"a corner outside the picture{_of_size(size)}")
+        _refuse(image_id, boxes, outside, f"a corner outside the image{extent}")
         return clip(fractions).astype(np.float32)
 
     def _recognised(self, image_id: str, boxes: np.ndarray) -> Unit:
@@ -252,33 +242,28 @@ class Assembler:
                 "correct them"
             )
         unit: Unit = "pixels" if largest > 2 else "fractions"
-        if self._unit is None:
-            self._unit = unit
+        self._unit = self._unit or unit
         if unit != self._unit:
             raise UserError(
-                f"image {image_id!r} has boxes in {unit} (they reach to {largest:.4g}), the images before it have "
-                f"{self._unit}; one source has one unit"
+                f"image {image_id!r} has boxes in {unit} (they reach to {largest:.4g}), but the images before it are "
+                f"in {self._unit}; use one unit for the whole source"
             )
         return unit
 
 
-def _of_size(size: tuple[int, int] | None) -> str:
-    return "" if size is None else f" of {size[0]} x {size[1]} pixels (width x height)"
-
-
-def _refuse(image_id: str, boxes: np.ndarray, bad: np.ndarray, what: str) -> None:
-    """Name the first box that has a bad value (R, 4)."""
+def _refuse(image_id: str, boxes: np.ndarray, bad: np.ndarray, problem: str) -> None:
+    """Refuse an image whose boxes have a bad value (R, 4), and name the first."""
     if bad.any():
         row = int(np.flatnonzero(bad.any(axis=1))[0])
         values = ", ".join(f"{value:.6g}" for value in boxes[row])
-        raise UserError(f"image {image_id!r} has box {row} ({values}) with {what}; correct it or leave the image out")
+        raise UserError(f"image {image_id!r} has box {row} ({values}) with {problem}; correct it or remove the image")
 
 
 def _halves(image_id: str, features: np.ndarray) -> np.ndarray:
     """Features (R, F) as float16."""
     if features.dtype.kind != "f":
         raise UserError(f"image {image_id!r} has features of type {features.dtype}; they must be floats")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused
+    with np.errstate(over="ignore"):  # too large values become infinite and are refused
         halves = features.astype(np.float16)
     if (bad := np.argwhere(~np.isfinite(halves))).size:
         row, column = bad[0]
@@ -292,10 +277,10 @@ def _halves(image_id: str, features: np.ndarray) -> np.ndarray:
 def _check_scores(image_id: str, name: str, scores: np.ndarray, shape: tuple[int, ...]) -> None:
     if scores.shape != shape:
         raise UserError(f"image {image_id!r} has {name} of shape {scores.shape}, not {shape}; correct it")
-    good = (scores >= -0.01) & (scores <= 1.01)  # a sum of halves may be a little over; NaN is neither
+    good = (scores >= -0.01) & (scores <= 1.01)  # a sum of halves may slightly exceed 1; NaN fails both
     if not good.all():
         value = scores[~good].flat[0]
-        raise UserError(f"image {image_id!r} has the {name} {value:.6g}, which is no probability; extract it again")
+        raise UserError(f"image {image_id!r} has {name} {value:.6g}, which is not a probability; extract it again")
 
 
 def _named(

@@ -1,4 +1,4 @@
-"""Files that are given beside a source: vocabularies of class and attribute names, and the sizes of pictures."""
+"""Files that accompany a source: vocabularies of class and attribute names, and sizes of images."""
 
 import re
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ MAX_NAMES = 2**15 - 1  # ids are int16
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names by id; line k of the file names id k, synonyms are joined by commas and the first is the name.
+    """Names by id; line k of the file names id k - 1. Commas separate synonyms, of which the first is the name.
 
     Attributes:
         names: by id.
-        ids: of names and synonyms.
+        ids: by name and synonym.
 
     """
 
@@ -30,35 +30,31 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> "Vocabulary":
-        """Read a text file of one name a line, UTF-8.
-
-        Raises:
-            UserError: the file cannot be read, or a line is empty.
-
-        """
+        """Read a UTF-8 text file with one name per line."""
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"vocabulary {path} cannot be read ({error}); give a text file of one name a line"
+                f"vocabulary {path} cannot be read ({error}); give a text file with one name per line"
             ) from None
-        synonyms = [[word.strip() for word in line.split(",")] for line in lines]
-        for number, words in enumerate(synonyms):
+        if not 0 < len(lines) <= MAX_NAMES:
+            raise UserError(f"vocabulary {path} has {len(lines):,} names; give 1 to {MAX_NAMES:,}, one per line")
+        ids: dict[str, int] = {}
+        names = []
+        for number, line in enumerate(lines):
+            words = [word.strip() for word in line.split(",")]
             if not words[0]:
                 raise UserError(
-                    f"vocabulary {path} has no name in line {number + 1}; line k names id k - 1, so fill it"
+                    f"vocabulary {path} has no name in line {number + 1}; add it, because line k names id k - 1"
                 )
-        if not 0 < len(lines) <= MAX_NAMES:
-            raise UserError(f"vocabulary {path} has {len(lines):,} names; give 1 to {MAX_NAMES:,}, one a line")
-        ids: dict[str, int] = {}
-        for number, words in enumerate(synonyms):
+            names.append(words[0])
             for word in words:
                 ids.setdefault(word, number)
-        return cls(tuple(words[0] for words in synonyms), ids)
+        return cls(tuple(names), ids)
 
 
 class Sizes:
-    """Widths and heights of images from a COCO file, for sources that do not tell them."""
+    """Widths and heights of images from a COCO file, for sources without them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,23 +73,14 @@ class Sizes:
             ) from None
 
     def of(self, image_id: str) -> tuple[int, int]:
-        """Width and height of an image, found by file name, by id, or by the number at the end of its id.
-
-        Raises:
-            UserError: the file does not list it.
-
-        """
-        for found in (
-            self._by_name.get(image_id),
-            self._by_id.get(image_id),
-            self._by_id.get(number_of(image_id) or ""),
-        ):
-            if found is not None:
-                return found
-        raise UserError(f"sizes {self.path} lack image {image_id!r}; give a file that lists it")
+        """Width and height of an image, found by file name, by id, or by the number at the end of its id."""
+        found = self._by_name.get(image_id) or self._by_id.get(image_id) or self._by_id.get(number_of(image_id) or "")
+        if found is None:
+            raise UserError(f"sizes {self.path} lack image {image_id!r}; give a file that lists it")
+        return found
 
 
 def number_of(image_id: str) -> str | None:
-    """The number at the end of an id as COCO's annotations have it: `COCO_train2014_000000000071` gives `71`."""
+    """The number at the end of an id, as in COCO's annotations: `71` for `COCO_train2014_000000000071`."""
     found = re.search(r"[0-9]{1,18}$", image_id)
     return str(int(found[0])) if found else None

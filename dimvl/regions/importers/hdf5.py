@@ -1,8 +1,8 @@
-"""The HDF5 set of VLP (Zhou et al., AAAI 2020).
+"""The HDF5 files of VLP (Zhou et al., AAAI 2020).
 
-Per last three characters of the image id a file `{prefix}_feat{xyz}.h5` of features (R, F) and a file
-`{prefix}_cls{xyz}.h5` of class probabilities (R, 1601), the background first; and one file for all images, or one
-`{prefix}_bbox{xyz}.h5` each, of boxes (R, 6): corners in pixels, class index (0 is the background), confidence.
+For each last three characters xyz of image ids, a file `{prefix}_feat{xyz}.h5` of features (R, F) and a file
+`{prefix}_cls{xyz}.h5` of class probabilities (R, 1601), the background first; and boxes (R, 6) in one file for all
+images, or in `{prefix}_bbox{xyz}.h5`: corners in pixels, class index (0 is the background), confidence.
 """
 
 import contextlib
@@ -16,22 +16,17 @@ from typing import Any
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.regions.importers.common import CLASSES_KEPT, Assembler, Entry, Source
+from dimvl.regions.importers.common import Assembler, Entry, Source
 from dimvl.regions.records import Regions
 
 PART = re.compile(r"(?P<prefix>.*)_(?P<kind>feat|cls|bbox)(?P<suffix>[^_]{3})\.h5")
 
 MAX_NUMBERS = 2**28
-"""The largest array that is read: a small file may claim any shape."""
+"""Of an array: a small file may claim any shape."""
 
 
 def vlp_hdf5(path: Path, assembler: Assembler) -> Source:
-    """Open the folder that holds the files, in folders of it or not.
-
-    Raises:
-        UserError: a file is missing, is no HDF5, or the package h5py is missing.
-
-    """
+    """Open the folder with the files, which may be in subfolders."""
     try:
         import h5py
     except ImportError:
@@ -42,14 +37,14 @@ def vlp_hdf5(path: Path, assembler: Assembler) -> Source:
     features = [(file, found["suffix"]) for file, found in matches.items() if found and found["kind"] == "feat"]
     whole = [file for file, found in matches.items() if not found]
     if not features:
-        raise UserError(f"{path} has no files *_feat???.h5; give the folder of a VLP set")
+        raise UserError(f"{path} has no files *_feat???.h5; give the folder with VLP's files")
 
     def place(kind: str, suffix: str) -> Path:
         found = parts.get((kind, suffix))
         if found is None and kind == "bbox" and len(whole) == 1:
             return whole[0]
         if found is None:
-            one = f", or one other .h5 file for all images (there are {len(whole)})" if kind == "bbox" else ""
+            one = f", or one other .h5 file for all images (it has {len(whole)})" if kind == "bbox" else ""
             raise UserError(f"{path} lacks the file *_{kind}{suffix}.h5{one}; add it")
         return found
 
@@ -57,7 +52,7 @@ def vlp_hdf5(path: Path, assembler: Assembler) -> Source:
         try:
             return stack.enter_context(h5py.File(file, "r"))
         except Exception as error:
-            raise UserError(f"{file} is no HDF5 that can be read ({error}); restore it") from None
+            raise UserError(f"{file} cannot be read as HDF5 ({error}); restore it") from None
 
     def entries() -> Iterator[Entry]:
         number = 0
@@ -97,17 +92,12 @@ def _decode(assembler: Assembler, image_id: str, feature_file: Any, box_file: An
         features=features,
         confidence=boxes[:, 5],
         classes=classes,
-        class_columns=min(CLASSES_KEPT, len(assembler.classes)),
+        class_columns=assembler.class_columns,
     )
 
 
 def _read(file: Any, image_id: str) -> np.ndarray:
-    """Read an array of floats.
-
-    Raises:
-        UserError: the file lacks it, or it is of another kind.
-
-    """
+    """Read an array of floats."""
     import h5py
 
     found = file.get(image_id)

@@ -1,7 +1,7 @@
-"""UNITER's LMDB: the arrays of its .npz files under the file's name, as an archive or in msgpack.
+"""UNITER's LMDB: the arrays of its .npz files, as an archive or in msgpack, each under its file's name.
 
-In msgpack an array is a map of nd, type, kind, shape and data (raw bytes), as the package msgpack_numpy writes it; that
-package would unpickle arrays of kind O, here they are refused.
+In msgpack an array is a map of nd, type, kind, shape and data (raw bytes), as the package msgpack_numpy writes it. That
+package would unpickle arrays of kind O; here they are refused.
 """
 
 import contextlib
@@ -24,19 +24,14 @@ from dimvl.regions.importers.common import Assembler, Entry, Source
 from dimvl.regions.importers.npz import MAX_BYTES, UNITER, read_npz, uniter_regions
 from dimvl.regions.records import Regions
 
-KEYS = b"__keys__"  # a list of all names, not needed here
+KEYS = b"__keys__"  # a list of all names, which is skipped
 
-PATIENCE = 60.0
-"""Seconds without an answer after which a file is taken for damaged; a disk that sleeps takes ten."""
+TIMEOUT = 60.0
+"""Seconds without a reply after which a file is considered damaged; a sleeping disk takes ten."""
 
 
 def uniter_lmdb(path: Path, assembler: Assembler) -> Source:
-    """Open the folder that holds data.mdb, or that file.
-
-    Raises:
-        UserError: it is no LMDB, is cut off, or the package lmdb or msgpack is missing.
-
-    """
+    """Open data.mdb, or the folder that contains it."""
     if not all(importlib.util.find_spec(name) for name in ("lmdb", "msgpack")):
         raise UserError("reading LMDB needs the packages lmdb and msgpack; pip install 'dimvl[import]'")
     file = path / "data.mdb" if path.is_dir() else path
@@ -54,12 +49,7 @@ def uniter_lmdb(path: Path, assembler: Assembler) -> Source:
 
 
 class _Reader:
-    """Asks the process of `lmdb_reader.py`. A context manager: its end ends the process.
-
-    Raises:
-        UserError: the process ended or does not answer: the file is no LMDB, cut off or damaged.
-
-    """
+    """Sends requests to a process of `lmdb_reader.py`, which ends with this context; a `UserError` if it fails."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -80,7 +70,7 @@ class _Reader:
         self._process.communicate()
 
     def keys(self) -> Iterator[bytes]:
-        """All keys in their order; a damaged tree may have a circle, so no more than the file says it has."""
+        """All keys in order; at most as many as the file declares, because a damaged tree may contain a cycle."""
         key = self.ask(b"f")
         for _ in range(self.total):
             if not key:
@@ -88,12 +78,14 @@ class _Reader:
             yield key
             key = self.ask(b"n")
         if key:
-            raise UserError(f"{self.file} is damaged: it has more than its {self.total:,} entries; restore it")
+            raise UserError(
+                f"{self.file} is damaged: it has more than the {self.total:,} entries it declares; restore it"
+            )
 
     def ask(self, request: bytes) -> bytes:
         """Send a request and return the reply."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then there is no reply, which is told below
+        with contextlib.suppress(BrokenPipeError):  # the missing reply is an error below
             self._process.stdin.write(request)
         return self._reply()
 
@@ -107,12 +99,12 @@ class _Reader:
         assert self._process.stdout is not None and self._process.stderr is not None
         received = bytearray()
         while len(received) < count:
-            answers, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+            answers, _, _ = select.select([self._process.stdout], [], [], TIMEOUT)
             part = self._process.stdout.read(count - len(received)) if answers else b""
             if not part:
                 self._process.kill()
-                told = self._process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
-                raise UserError(f"{self.file} is no LMDB that can be read ({told or 'damaged'}); restore it")
+                reason = self._process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise UserError(f"{self.file} cannot be read as LMDB ({reason or 'damaged'}); restore it")
             received += part
         return bytes(received)
 
@@ -127,33 +119,28 @@ def _decode(assembler: Assembler, image_id: str, reader: _Reader) -> Regions:
 
 
 def unpack(value: bytes, image_id: str) -> dict[str, np.ndarray]:
-    """Read UNITER's arrays out of msgpack.
-
-    Raises:
-        UserError: it is no msgpack of plain arrays.
-
-    """
+    """Read UNITER's arrays from msgpack; arrays of Python objects are refused."""
     import msgpack
 
     try:
         record = msgpack.unpackb(value, raw=False, strict_map_key=False)
         if not isinstance(record, dict):
-            raise ValueError("it is no map of arrays")
+            raise ValueError("it is not a map of arrays")
         return {name: _array(record[name]) for name in UNITER if name in record}
     except Exception as error:  # damaged bytes make msgpack raise anything
-        raise UserError(f"image {image_id!r} is no msgpack of plain arrays ({error}); restore it") from None
+        raise UserError(f"image {image_id!r} is not msgpack of plain arrays ({error}); restore it") from None
 
 
 def _array(packed: Any) -> np.ndarray:
     fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in packed.items()}
     if fields.get("kind") in (b"O", "O", b"V", "V"):
-        raise ValueError("it holds Python objects, which are never unpickled")
+        raise ValueError("it contains Python objects, which are never unpickled")
     kind = fields["type"].decode() if isinstance(fields["type"], bytes) else fields["type"]
     if fields.get("nd") is not True or not re.fullmatch(r"[<>|=]?[fiub][1248]", kind):
-        raise ValueError(f"an array of type {kind!r} is not read")
+        raise ValueError(f"arrays of type {kind!r} are not supported")
     shape, dtype = tuple(fields["shape"]), np.dtype(kind)
     if any(not isinstance(side, int) or side < 0 for side in shape):
-        raise ValueError(f"the shape {shape} is none")
+        raise ValueError(f"the shape {shape} is not valid")
     if math.prod(shape) * dtype.itemsize != len(fields["data"]):
         raise ValueError(f"{len(fields['data']):,} bytes do not make an array of shape {shape}")
     return np.frombuffer(fields["data"], dtype=dtype).reshape(shape)

@@ -1,8 +1,8 @@
-"""Reads an LMDB in a process of its own: `python -m dimvl.regions.importers.lmdb_reader FILE`.
+"""Reads an LMDB in a separate process: `python -m dimvl.regions.importers.lmdb_reader FILE`.
 
-LMDB follows offsets in the mapped file without checking them, so that reading a damaged one ends the process (SIGBUS).
-`lmdb.py` asks here instead and outlives that. A request is one byte: f(irst), n(ext) or v(alue); a reply is eight bytes
-of length and so many bytes: the number of entries at the beginning, then keys (nothing behind the last) and values.
+LMDB follows offsets in the mapped file without checking them, so a damaged file can kill the reading process (SIGBUS);
+`lmdb.py` sends requests here and survives. A request is one byte: f(irst), n(ext) or v(alue). A reply is its length in
+eight bytes and its content: at the start the number of entries, then keys (empty after the last one) and values.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 
 
 def main() -> None:
-    """Answer requests on stdin until it is closed."""
+    """Reply to requests on stdin until it is closed."""
     import lmdb
 
     file = sys.argv[1]

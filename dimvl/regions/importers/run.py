@@ -1,4 +1,4 @@
-"""Imports a source into a region store: recognises the format, names the extractor, writes what is not there yet."""
+"""Imports a source into a region store: recognises its format, identifies its extractor, writes the missing images."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from dimvl.regions.importers.npz import files_of, npz, uniter_npz
 from dimvl.regions.importers.oscar import oscar_tsv
 from dimvl.regions.importers.tsv import TsvFile, lxmert_tsv
 from dimvl.regions.records import Extractor, Regions
-from dimvl.regions.store_format import FeatureDtype, check_space
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.format import FeatureDtype
+from dimvl.regions.store.writer import RegionStoreWriter
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +39,12 @@ FORMATS: dict[str, Callable[[Path, Assembler], Source]] = {
 WITH_ATTRIBUTES = {"lxmert-tsv", "oscar-tsv", "npz"}
 
 TRIES = 100
-"""Images that may be bad before the first good one; then the format or the vocabulary is wrong, not the images."""
+"""Bad images before the first good one; after that, the format or the vocabulary is wrong, not the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What an import did.
-
-    Attributes:
-        done: images whose regions were written.
-        already: images that the store had.
-        skipped: images that were left out, each told in the log.
-
-    """
+    """The numbers of images written, in the store before, and skipped (each logged with the reason)."""
 
     done: int
     already: int
@@ -67,18 +60,15 @@ def open_source(
     sizes: Path | None = None,
     coco_ids: bool = False,
 ) -> tuple[Source, Assembler]:
-    """Open what is to be imported.
+    """Open a source.
 
     Args:
         path: a file or folder.
-        format_name: one of `FORMATS`; recognised if not given.
-        classes: vocabulary file; without it regions get no classes.
-        attributes: vocabulary file; without it regions get no attributes.
+        format_name: one of `FORMATS`; by default recognised.
+        classes: vocabulary file; without it regions have no classes.
+        attributes: vocabulary file; without it regions have no attributes.
         sizes: COCO file that lists the images.
-        coco_ids: whether an image's id is the number at the end of its id in the source.
-
-    Raises:
-        UserError: something cannot be read, the format is not recognised, or has no attributes.
+        coco_ids: use the number at the end of an image's id in the source as its id.
 
     """
     if not path.exists():
@@ -87,9 +77,7 @@ def open_source(
         raise UserError(f"--format {format_name} is not known; choose one of {', '.join(FORMATS)}")
     format_name = format_name or recognise(path)
     if attributes is not None and format_name not in WITH_ATTRIBUTES:
-        raise UserError(
-            f"{format_name} has no attributes, so --attributes {attributes} would be ignored; leave it away"
-        )
+        raise UserError(f"{format_name} has no attributes, so --attributes {attributes} would be ignored; omit it")
     assembler = Assembler(
         Vocabulary.read(classes) if classes is not None else None,
         Vocabulary.read(attributes) if attributes is not None else None,
@@ -102,7 +90,7 @@ def open_source(
 
 
 def part_of(source: Source, part: slice) -> Source:
-    """Return every so many-th image of a source; the others are not decoded."""
+    """Return a part of a source (a start and a step); the other images are not decoded."""
     return replace(
         source,
         entries=lambda: islice(source.entries(), part.start, None, part.step),
@@ -111,12 +99,7 @@ def part_of(source: Source, part: slice) -> Source:
 
 
 def recognise(path: Path) -> str:
-    """Name of a source's format.
-
-    Raises:
-        UserError: it is none that is known.
-
-    """
+    """Name of a source's format."""
     if path.is_file() and path.suffix == ".tsv":
         columns = next((len(line.columns()) for line in TsvFile(path).lines()), 0)
         if columns in (6, 10):
@@ -133,17 +116,12 @@ def recognise(path: Path) -> str:
         if any(next(path.glob(pattern), None) for pattern in ("*feature*.tsv", "*feats.tsv", "*predictions.tsv")):
             return "oscar-tsv"
         if next(path.glob("*.npz"), None) is not None:
-            return _of_npz(path / files_of(path)[0])
+            return _npz_format(path / files_of(path)[0])
     raise UserError(f"the format of {path} is not recognised; name it with --format ({', '.join(FORMATS)})")
 
 
 def first_regions(source: Source) -> Regions:
-    """Regions of the first image that can be read and has some.
-
-    Raises:
-        UserError: there is none, or `TRIES` images before it cannot be read.
-
-    """
+    """Regions of the first image that has any, if fewer than `TRIES` images before it are bad."""
     first: UserError | None = None
     bad = 0
     for entry in source.entries():
@@ -155,7 +133,7 @@ def first_regions(source: Source) -> Regions:
             if bad == TRIES:
                 break
     reason = "none of its images has regions" if first is None else f"the first problem: {first}"
-    raise UserError(f"{source.path} has nothing that can be imported; {reason}")
+    raise UserError(f"no image of {source.path} can be imported; {reason}")
 
 
 def import_source(
@@ -166,41 +144,25 @@ def import_source(
     progress: Progress | None = None,
     feature_dtype: FeatureDtype = "float16",
 ) -> ImportReport:
-    """Write a source into a new region store, or go on with one of the same extractor.
-
-    Args:
-        source: see `open_source`.
-        assembler: see `open_source`.
-        out: the store's folder.
-        extractor_name: see `extractor_of`.
-        progress: see `import_regions`.
-        feature_dtype: how the store keeps features, see `RegionStoreWriter`.
+    """Write what `open_source` returns into a new region store, or continue one of the same extractor.
 
     Raises:
-        UserError: no image of the source can be read, the store is another extractor's or dtype's, or the disk is too
+        UserError: no image of the source can be read, the store has another extractor or dtype, or the disk is too
             small.
 
     """
     first = first_regions(source)
     extractor = extractor_of(extractor_name, first, assembler)
     with RegionStoreWriter(out, extractor, feature_dtype=feature_dtype) as writer:
-        check_space(
-            out,
-            max(source.images - len(writer), 0),
-            len(first),
-            extractor.feature_width,
-            feature_dtype=feature_dtype,
-            class_columns=first.class_ids.shape[1],
-            attribute_columns=first.attribute_ids.shape[1],
-        )
+        writer.check_space(max(source.images - len(writer), 0), [first])
         return import_regions(source, writer, progress)
 
 
 def extractor_of(name: str, regions: Regions, assembler: Assembler) -> Extractor:
-    """Name who made the features of a source.
+    """The extractor that stands for a source's features.
 
-    The fingerprint is a hash of name, feature width and vocabularies: the files do not tell the weights, so equal names
-    are the user's word that features are comparable.
+    Its fingerprint is a hash of name, feature width and vocabularies: the files do not contain the weights, so with an
+    equal name the user declares features comparable.
     """
     facts = {
         "name": name,
@@ -213,26 +175,17 @@ def extractor_of(name: str, regions: Regions, assembler: Assembler) -> Extractor
 
 
 def import_regions(source: Source, writer: RegionStoreWriter, progress: Progress | None = None) -> ImportReport:
-    """Write the regions of images that the store does not have yet, one after the other.
+    """Write the regions of images that the store does not have yet, one by one.
 
-    A bad image, or the second of an id, is logged, counted and left out. Memory grows by an id per image.
-
-    Args:
-        source: see `open_source`.
-        writer: an open store.
-        progress: called with how far the source has been read and its total, in its unit.
-
-    Raises:
-        UserError: the source itself is broken, or the store cannot be written.
-
+    A bad image, or the second with an id, is logged and skipped. Memory grows by one id per image. `progress` gets how
+    much of the source has been read and its total, in its unit.
     """
-    done, already, skipped = 0, 0, 0
+    done, already, skipped, position = 0, 0, 0, 0
     seen: set[str] = set()
     width = writer.manifest.extractor.feature_width
-    position = 0
     for entry in source.entries():
         if entry.image_id in seen:
-            log.warning("skipped: image %r comes again; its first regions are kept", entry.image_id)
+            log.warning("skipped: image %r is a duplicate; its first regions are kept", entry.image_id)
             skipped += 1
         elif entry.image_id in writer:
             already += 1
@@ -252,15 +205,15 @@ def import_regions(source: Source, writer: RegionStoreWriter, progress: Progress
 
 
 def _read(entry: Entry, width: int) -> Regions | None:
-    """Regions of an image with features (R, `width`), or nothing, which is logged."""
+    """Regions of an image with features (R, `width`); None for a bad image, which is logged."""
     try:
         regions = entry.read()
-        if not len(regions):  # has features of no width
+        if not len(regions):  # features without a width
             return replace(regions, features=np.zeros((0, width), dtype=np.float16))
         if regions.features.shape[1] != width:
             raise UserError(
-                f"image {entry.image_id!r} has features of width {regions.features.shape[1]}, the store has {width}; "
-                "a store has features of one extractor"
+                f"image {entry.image_id!r} has features of width {regions.features.shape[1]}, but the store has "
+                f"{width}; use one store per extractor"
             )
     except UserError as error:
         log.warning("skipped: %s", error)
@@ -276,11 +229,11 @@ def _with_coco_ids(source: Source) -> Iterator[Entry]:
 def _renamed(entry: Entry) -> Regions:
     number = number_of(entry.image_id)
     if number is None:
-        raise UserError(f"image {entry.image_id!r} has no number at its end, which --coco-ids asks for")
+        raise UserError(f"image {entry.image_id!r} has no number at its end, as --coco-ids needs; omit the option")
     return replace(entry.read(), image_id=number)
 
 
-def _of_npz(file: Path) -> str:
+def _npz_format(file: Path) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()

@@ -1,7 +1,7 @@
 """TSV files: their lines, and bottom-up-attention features in LXMERT's columns.
 
-Arrays are base64 of raw little-endian numbers. A `.lineidx` file beside a TSV holds the byte offset of each line; with
-it only the ids of images that the store has are read, and without it the file is read from its beginning to its end.
+Arrays are base64 of raw little-endian numbers. A `.lineidx` file beside a TSV has the byte offset of each line. With
+it, only the ids of images in the store are read, and not their lines; without it, the whole file is read.
 """
 
 import binascii
@@ -19,10 +19,10 @@ from dimvl.regions.importers.common import Assembler, Entry, Source
 from dimvl.regions.records import Regions
 
 MAX_LINE = 2**28
-"""Bytes; the longest line that is read. 1,000 regions of 2,048 floats take 11 million."""
+"""Bytes per line. 1,000 regions of 2,048 floats take 11 million."""
 
 MAX_KEY = 1024
-"""Bytes; the longest image id."""
+"""Bytes per image id."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Line:
 
     Attributes:
         number: counted from 1.
-        key: the first column, "" if there is none that could be an id.
-        columns: reads and splits the line, until the next one is asked for.
+        key: the first column, "" if it cannot be an id.
+        columns: reads and splits the line; valid until the next line is requested.
         position: bytes of the file up to its end.
 
     """
@@ -44,12 +44,7 @@ class Line:
 
 
 class TsvFile:
-    """A TSV file, with the offsets of its lines where there is a `.lineidx` file beside it.
-
-    Raises:
-        UserError: it cannot be read, or its `.lineidx` does not fit.
-
-    """
+    """A TSV file, with the offsets of its lines if a `.lineidx` file exists."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,12 +55,7 @@ class TsvFile:
             raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
 
     def lines(self) -> Iterator[Line]:
-        """Lines that are not blank.
-
-        Raises:
-            UserError: the file cannot be read, or a line is too long to be one.
-
-        """
+        """Lines that are not blank."""
         try:
             with self.path.open("rb") as file:
                 yield from self._streamed(file) if self.offsets is None else self._indexed(file.fileno(), self.offsets)
@@ -83,7 +73,9 @@ class TsvFile:
         while line := file.readline(MAX_LINE):
             number, position = number + 1, position + len(line)
             if len(line) == MAX_LINE:
-                raise UserError(f"{self.path} has a line of over {MAX_LINE:,} bytes; give a file of one image a line")
+                raise UserError(
+                    f"{self.path} has a line of over {MAX_LINE:,} bytes; give a file with one image per line"
+                )
             if line.strip():
                 yield Line(number, _key(line[: MAX_KEY + 1]), partial(_split, line), position)
 
@@ -91,7 +83,9 @@ class TsvFile:
         ends = np.append(offsets[1:], self.num_bytes)
         for number, (start, end) in enumerate(zip(offsets.tolist(), ends.tolist(), strict=True), start=1):
             if end - start >= MAX_LINE:
-                raise UserError(f"{self.path} has a line of over {MAX_LINE:,} bytes; give a file of one image a line")
+                raise UserError(
+                    f"{self.path} has a line of over {MAX_LINE:,} bytes; give a file with one image per line"
+                )
             head = os.pread(descriptor, min(MAX_KEY + 1, end - start), start)
             if head.strip():
                 yield Line(number, _key(head), partial(_read_columns, descriptor, start, end), end)
@@ -105,14 +99,14 @@ class TsvFile:
             offsets = np.array([-1])
         rising = len(offsets) and offsets[0] == 0 and np.all(np.diff(offsets) > 0) and offsets[-1] < self.num_bytes
         if not rising or not self._begin_lines(offsets):
-            raise UserError(f"{file} does not fit {self.path.name}; delete it and the lines are found without it")
+            raise UserError(f"{file} does not fit {self.path.name}; delete it, since it is not necessary")
         return offsets
 
     def _begin_lines(self, offsets: np.ndarray) -> bool:
-        """Whether there is a line end before the offsets, looked up at a few of them."""
-        some = offsets[1:][:: max(1, len(offsets) // 16)].tolist()
+        """Whether a line end precedes the offsets, checked at a few of them."""
+        checked = offsets[1:][:: max(1, len(offsets) // 16)].tolist()
         with self.path.open("rb") as file:
-            return all(os.pread(file.fileno(), 1, offset - 1) == b"\n" for offset in some)
+            return all(os.pread(file.fileno(), 1, offset - 1) == b"\n" for offset in checked)
 
 
 def _read_columns(descriptor: int, start: int, end: int) -> list[bytes]:
@@ -124,7 +118,7 @@ def _split(line: bytes) -> list[bytes]:
 
 
 def _key(head: bytes) -> str:
-    """Decode the first column of the beginning of a line; "" if it is no id."""
+    """Decode the first column from the start of a line; "" if it cannot be an id."""
     key, tab, _ = head.partition(b"\t")
     try:
         return key.decode("utf-8-sig").strip() if tab else ""
@@ -133,7 +127,7 @@ def _key(head: bytes) -> str:
 
 
 def source_of(path: Path, tsv: TsvFile, decode: Callable[[Line], Regions]) -> Source:
-    """Make a source of the lines of a file."""
+    """Make a source of a file's lines."""
 
     def entries() -> Iterator[Entry]:
         for line in tsv.lines():
@@ -151,11 +145,11 @@ def source_of(path: Path, tsv: TsvFile, decode: Callable[[Line], Regions]) -> So
 
 
 def _refuse_key(tsv: TsvFile, line: Line) -> Regions:
-    raise UserError(f"line {line.number} of {tsv.path} does not begin with an image id and a tab; correct or delete it")
+    raise UserError(f"line {line.number} of {tsv.path} does not start with an image id and a tab; correct or delete it")
 
 
 def array_of(line: Line, name: str, column: bytes, dtype: str, count: int | None = None) -> np.ndarray:
-    """Decode a column; `count` is how many numbers there must be."""
+    """Decode a column of `count` numbers, or of any number of them."""
     where = f"line {line.number} (image {line.key!r}): {name}"
     try:
         raw = binascii.a2b_base64(column, strict_mode=True)
@@ -163,8 +157,8 @@ def array_of(line: Line, name: str, column: bytes, dtype: str, count: int | None
         raise UserError(f"{where} is not base64 ({error}); the line is damaged or cut off, restore it") from None
     size = np.dtype(dtype).itemsize
     if len(raw) % size or (count is not None and len(raw) != count * size):
-        wanted = "a whole number" if count is None else f"{count:,}"
-        raise UserError(f"{where} has {len(raw):,} bytes for {wanted} of {size} each; restore the line")
+        expected = "numbers" if count is None else f"{count:,} numbers"
+        raise UserError(f"{where} has {len(raw):,} bytes for {expected} of {size} bytes each; restore the line")
     return np.frombuffer(raw, dtype=dtype)
 
 
@@ -178,59 +172,47 @@ def matrix_of(line: Line, name: str, column: bytes, rows: int) -> np.ndarray:
     return values.reshape(rows, values.size // rows if rows else 0)
 
 
-def whole_of(line: Line, name: str, column: bytes) -> int:
-    """Decode a column that is a whole number in digits."""
+def integer_of(line: Line, name: str, column: bytes) -> int:
+    """Decode a column with an integer in digits."""
     try:
         return int(column)
     except ValueError:
         raise UserError(
-            f"line {line.number} (image {line.key!r}): {name} is {column[:20]!r}, not a whole number; restore the line"
+            f"line {line.number} (image {line.key!r}): {name} is {column[:20]!r}, not an integer; restore the line"
         ) from None
 
 
 def lxmert_tsv(path: Path, assembler: Assembler) -> Source:
-    """Bottom-up-attention features in the columns of LXMERT, or in the six of their first publication.
+    """Bottom-up-attention features in LXMERT's ten columns, or in the six of the original publication.
 
     The ten: img_id, img_h, img_w, objects_id, objects_conf, attrs_id, attrs_conf, num_boxes, boxes, features; ids are
     int64, the rest float32. The six: image_id, image_w, image_h, num_boxes, boxes, features.
-
-    Raises:
-        UserError: the file cannot be read.
-
     """
-    tsv = TsvFile(path)
-    return source_of(path, tsv, partial(_lxmert, assembler))
+    return source_of(path, TsvFile(path), partial(_lxmert, assembler))
 
 
 def _lxmert(assembler: Assembler, line: Line) -> Regions:
     columns = line.columns()
+    names: list[bytes] = []  # encoded ids and scores of classes and attributes
     if len(columns) == 6:
         _, width, height, count, boxes, features = columns
-        ids: tuple[bytes, ...] = ()
     elif len(columns) == 10:
-        _, height, width, *ids_and_scores, count, boxes, features = columns
-        ids = tuple(ids_and_scores)
+        _, height, width, *names, count, boxes, features = columns
     else:
         raise UserError(
             f"line {line.number} (image {line.key!r}) has {len(columns)} columns, not 10 (or 6); the line is cut off "
             "or the file is of another format"
         )
-    rows = whole_of(line, "num_boxes", count)
+    rows = integer_of(line, "num_boxes", count)
     if not 0 <= rows <= 10**6:
         raise UserError(f"line {line.number} (image {line.key!r}) has num_boxes {rows}; restore the line")
-    arrays = [
-        array_of(line, name, column, dtype, rows)
-        for column, (name, dtype) in zip(
-            ids,
-            (("objects_id", "<i8"), ("objects_conf", "<f4"), ("attrs_id", "<i8"), ("attrs_conf", "<f4")),
-            strict=False,
-        )
-    ]
+    fields = (("objects_id", "<i8"), ("objects_conf", "<f4"), ("attrs_id", "<i8"), ("attrs_conf", "<f4"))
+    arrays = [array_of(line, name, column, dtype, rows) for column, (name, dtype) in zip(names, fields, strict=False)]
     return assembler.regions(
         line.key,
         boxes=array_of(line, "boxes", boxes, "<f4", 4 * rows).reshape(rows, 4),
         features=matrix_of(line, "features", features, rows),
-        size=(whole_of(line, "img_w", width), whole_of(line, "img_h", height)),
+        size=(integer_of(line, "img_w", width), integer_of(line, "img_h", height)),
         classes=(arrays[0], arrays[1]) if arrays else None,
         attributes=(arrays[2], arrays[3]) if arrays else None,
         attribute_columns=1,

@@ -73,14 +73,20 @@ class Answering(Task[VqaConfig]):
             unanswered += len(questions) - len(answered)
             files.append((path, answered))
         return match_files(
-            files, store, config.missing, config.output / MATCH, {"question without an answer": unanswered}
+            files,
+            store,
+            config.inputs,
+            config.missing,
+            config.output / MATCH,
+            {"question without an answer": unanswered},
         )
 
     def labelled_texts(self, records: Sequence[Question], processor: Processor) -> list[LabelledText]:
         """Label each question with the soft scores of the answers in the vocabulary."""
         ids = answer_ids(processor.answers)
         texts = [
-            LabelledText(q.question_id, q.image_id, q.text, label_ids(soft_scores(q.answers), ids)) for q in records
+            LabelledText(q.question_id, q.image_ids, q.text, label_ids(soft_scores(q.answers), ids), q.times)
+            for q in records
         ]
         if unlabelled := sum(not text.labels for text in texts):
             kept = len(processor.answers)

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Question, describe_file, read_questions
-from dimvl.data.examples import ImageReader, Prefix
+from dimvl.data.answers import Answer
+from dimvl.data.examples import Prefix, PrefixImages
 from dimvl.data.matching import in_store, match_file
 from dimvl.errors import UserError
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
@@ -20,7 +21,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
 from dimvl.tasks.base import TaskModule
-from dimvl.tasks.inference import ROW_BUDGET, official_id, store_batches
+from dimvl.tasks.inference import ROW_BUDGET, official_images, store_batches
 from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
 from dimvl.tasks.validating import matched, sample, subset
 from dimvl.trained_model import TrainedModel
@@ -28,18 +29,6 @@ from dimvl.trained_model import TrainedModel
 logger = logging.getLogger(__name__)
 TOP_ANSWERS = 3
 """Answers logged for a question of the validation sample."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The best answer with its probability, and the best few (answer, probability), best first.
-
-    Each answer has a probability of its own (a sigmoid, as is usual for VQA v2); they do not add up to 1.
-    """
-
-    text: str
-    probability: float
-    top: list[tuple[str, float]]
 
 
 @torch.inference_mode()
@@ -101,13 +90,13 @@ def answer_questions(
     ANSWER.check(trained)
     result: dict[int, str] = {}
     words = trained.tokenise([question.text for question in questions])
-    groups: dict[int | str, list[int]] = {}  # questions that share a prefix
+    groups: dict[Any, list[int]] = {}  # questions that share a prefix
     for place, question in enumerate(questions):
-        groups.setdefault(question.image_id if trained.processor.shared_prefix else place, []).append(place)
+        groups.setdefault(question.images if trained.processor.shared_prefix else place, []).append(place)
     grouped = list(groups.values())
-    image_ids = [questions[group[0]].image_id for group in grouped]
+    images = [questions[group[0]].images for group in grouped]
     rows = [sum(len(words[place]) + 1 for place in group) for group in grouped]
-    for chosen, prefixes in store_batches(trained, store, image_ids, rows, row_budget):
+    for chosen, prefixes in store_batches(trained, store, images, rows, row_budget):
         pairs = [(prefix, place) for prefix, one in zip(prefixes, chosen, strict=True) for place in grouped[one]]
         repeated, texts = [prefix for prefix, _ in pairs], [words[place] for _, place in pairs]
         best = answer_probabilities(trained, repeated, texts).argmax(dim=1).tolist()
@@ -134,15 +123,15 @@ def evaluate_questions(
 
     """
     read = read_questions(options.questions, options.annotations)
-    match = match_file(options.questions, read, store)
+    match = match_file(options.questions, read, store, trained.processor)
     match.check(store, options.missing, "--skip-missing")
     questions = list(in_store(read, match))
     answers = answer_questions(trained, store, questions, progress=progress)
-    names = {question.question_id: question.image_id for question in read}  # as the file names images, not the store
+    names = {question.question_id: question.image_ids for question in read}  # as in the file, not in the store
     items = []
     for question in questions:
-        answer, image_id = answers[question.question_id], official_id(names[question.question_id])
-        item: dict[str, Any] = {"question_id": question.question_id, "image_id": image_id}
+        answer, images = answers[question.question_id], official_images(names[question.question_id])
+        item: dict[str, Any] = {"question_id": question.question_id, **images}
         item |= {"question": question.text, "prediction": answer}
         if question.answers:
             item |= {"answers": question.answers, "accuracy": question_accuracy(answer, question.answers)}
@@ -172,14 +161,14 @@ class AccuracyValidator(Validator):
             )
         self.trained = TrainedModel(module.model, module.processor, section.questions)
         self.words = self.trained.tokenise([question.text for question in self.questions])
-        self.images = ImageReader(store, module.processor.tags, module.processor.max_regions)
-        self.positions = store.positions([question.image_id for question in self.questions])
-        self.costs = self.images.rows(self.positions) + np.array([len(text) + 1 for text in self.words])
+        self.reader = module.processor.reader(store)
+        self.images = PrefixImages.find(store, [question.images for question in self.questions])
+        self.costs = self.reader.rows(self.images) + np.array([len(text) + 1 for text in self.words])
         self.shown = sample(len(self.questions), section)
 
     def run(self, items: np.ndarray) -> tuple[list[list[int]], list[list[float]]]:
         """Return the best answers of each question and their probabilities."""
-        prefixes = self.images.prefixes(self.positions[items])
+        prefixes = self.reader.prefixes(self.images[items])
         found = answer_probabilities(self.trained, prefixes, [self.words[item] for item in items])
         probabilities, order = found.sort(dim=1, descending=True, stable=True)
         return order[:, :TOP_ANSWERS].tolist(), probabilities[:, :TOP_ANSWERS].tolist()
@@ -192,7 +181,7 @@ class AccuracyValidator(Validator):
         predictions = [
             {
                 "question_id": self.questions[item].question_id,
-                "image_id": self.questions[item].image_id,
+                "image_id": ", ".join(self.questions[item].image_ids),
                 "question": self.questions[item].text,
                 "answers": [[names[answer], round(p, 4)] for answer, p in zip(best[item], sure[item], strict=True)],
                 "truth": [answer for answer, _ in Counter(self.questions[item].answers).most_common()],

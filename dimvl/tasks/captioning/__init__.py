@@ -64,11 +64,11 @@ class CaptionDataTask(Task[Config], abstract=True):
 
         """
         read = [(path, read_captions(path, config.split)) for path in config.captions]
-        return match_files(read, store, config.missing, config.output / MATCH)
+        return match_files(read, store, config.inputs, config.missing, config.output / MATCH)
 
     def labelled_texts(self, records: Sequence[Caption], processor: Processor) -> list[LabelledText]:
         """Return the captions; they have no labels."""
-        return [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in records]
+        return [LabelledText(c.caption_id, c.image_ids, c.text, times=c.times) for c in records]
 
     def evaluate(
         self, trained: TrainedModel, store: RegionStore, options: CaptionEvaluation, progress: Progress | None = None

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.callbacks import Progress
-from dimvl.data.annotations import describe_file, read_captions
+from dimvl.data.annotations import ImageKey, describe_file, read_captions
 from dimvl.data.examples import Example, Prefix
-from dimvl.data.matching import match_file
+from dimvl.data.matching import in_store, match_file
 from dimvl.data.scenes import World, read_worlds, score_captions
 from dimvl.decoding import AllRanks, DecodingOptions, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
-from dimvl.tasks.inference import ROW_BUDGET, official_id, store_batches
+from dimvl.tasks.inference import ROW_BUDGET, official_images, one_image, store_batches
 from dimvl.tasks.task import Ability, Evaluation
 from dimvl.trained_model import TrainedModel
 
@@ -70,12 +70,26 @@ def caption_images(
     row_budget: int = ROW_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Caption images, by image id.
+    """Caption single images, by image id; arguments as `caption_groups`."""
+    images = list(map(one_image, image_ids))
+    found = caption_groups(trained, store, images, options, row_budget, progress)
+    return {image_ids[0]: caption for (image_ids, _), caption in found.items()}
+
+
+def caption_groups(
+    trained: TrainedModel,
+    store: RegionStore,
+    images: Sequence[ImageKey],
+    options: DecodingOptions | None = None,
+    row_budget: int = ROW_BUDGET,
+    progress: Progress | None = None,
+) -> dict[ImageKey, str]:
+    """Caption one or more images at a time.
 
     Args:
         trained: a model that captions.
         store: the regions of the images.
-        image_ids: each once.
+        images: what to caption, each once.
         options: how to decode; `max_tokens` is lowered to what the model's positions allow.
         row_budget: most rows of one batch, including those of all beams.
         progress: called with (images captioned, images in total).
@@ -86,14 +100,14 @@ def caption_images(
     """
     CAPTION.check(trained)
     options = options or DecodingOptions()
-    result: dict[str, str] = {}
-    rows = [text_rows(trained, options)] * len(image_ids)
-    for chosen, prefixes in store_batches(trained, store, image_ids, rows, row_budget):
+    result: dict[ImageKey, str] = {}
+    rows = [text_rows(trained, options)] * len(images)
+    for chosen, prefixes in store_batches(trained, store, images, rows, row_budget):
         found = captions(trained, prefixes, options)
-        result.update(zip([image_ids[place] for place in chosen], found, strict=True))
+        result.update(zip([images[place] for place in chosen], found, strict=True))
         if progress is not None:
-            progress(len(result), len(image_ids))
-    return {image_id: result[image_id] for image_id in image_ids}
+            progress(len(result), len(images))
+    return {key: result[key] for key in images}
 
 
 def evaluate_captions(
@@ -118,29 +132,28 @@ def evaluate_captions(
         UserError: as `caption_images`, `read_captions` and `match_file`.
 
     """
-    path, references = options.captions, dict[str, list[str]]()
+    path, references, stored = options.captions, dict[ImageKey, list[str]](), dict[ImageKey, ImageKey]()
     read = read_captions(path, options.split)
-    match = match_file(path, read, store)
+    match = match_file(path, read, store, trained.processor)
     match.check(store, options.missing, "--skip-missing")
     for reference in read:
-        if reference.image_id in match.store_ids:
-            references.setdefault(reference.image_id, []).append(reference.text)
-    scenes = _scenes(path, options.worlds, {image: (image, match.store_ids[image]) for image in references})
-    images = [match.store_ids[image] for image in references]
-    written = caption_images(trained, store, images, decoding or options.decoding, progress=progress)
-    found = {image: written[match.store_ids[image]] for image in references}
-    records = [{"image_id": official_id(image_id), "caption": caption} for image_id, caption in found.items()]
-    items = [
-        {"image_id": official_id(image_id), "prediction": caption, "references": references[image_id]}
-        for image_id, caption in found.items()
-    ]
+        for found_in_store in in_store([reference], match):
+            stored[reference.images] = found_in_store.images
+            references.setdefault(reference.images, []).append(reference.text)
+    singles = {ids[0]: (ids[0], stored[ids, times][0][0]) for ids, times in references if len(ids) == 1}
+    scenes = _scenes(path, options.worlds, singles) if len(singles) == len(references) else None
+    written = caption_groups(trained, store, list(stored.values()), decoding or options.decoding, progress=progress)
+    found = {key: written[images] for key, images in stored.items()}
+    names = {key: official_images(key[0]) for key in found}
+    records = [{**names[key], "caption": caption} for key, caption in found.items()]
+    items = [{**names[key], "prediction": text, "references": references[key]} for key, text in found.items()]
     scores = {"task": "caption", "data": describe_file(path), "count": len(found)}
     if scenes is not None:
         numbers = {image: world.image_id for image, world in scenes.items()}
         facts = score_captions(
-            {numbers[image]: caption for image, caption in found.items()},
+            {numbers[ids[0]]: caption for (ids, _), caption in found.items()},
             {world.image_id: world for world in scenes.values()},
-            {numbers[image]: texts for image, texts in references.items()},
+            {numbers[ids[0]]: texts for (ids, _), texts in references.items()},
         )
         scores |= asdict(facts)
     used = worlds_of(path, options.worlds)
@@ -186,13 +199,15 @@ def with_official_scores(evaluation: Evaluation) -> Evaluation:
 
     They are under `official` in the scores and in each item; what is missing is under `left_out`.
     """
-    predictions = {str(item["image_id"]): item["prediction"] for item in evaluation.items}
-    references = {str(item["image_id"]): item["references"] for item in evaluation.items}
+    names = [str(item.get("image_id", item.get("images"))) for item in evaluation.items]
+    predictions = {name: item["prediction"] for name, item in zip(names, evaluation.items, strict=True)}
+    references = {name: item["references"] for name, item in zip(names, evaluation.items, strict=True)}
     try:
         found = caption_scores(predictions, references)
     except UserError as error:
         logger.warning("no scores by the COCO protocol (%s); `dimvl score caption` computes them later", error)
         return replace(evaluation, scores={**evaluation.scores, "left_out": {"official": str(error)}})
-    items = [{**item, "official": found.per_image[str(item["image_id"])]} for item in evaluation.items]
+    per_image = [found.per_image[name] for name in names]
+    items = [{**item, "official": scores} for item, scores in zip(evaluation.items, per_image, strict=True)]
     scores: dict[str, Any] = {**evaluation.scores, "official": found.corpus, "left_out": found.left_out}
     return replace(evaluation, items=items, scores=scores)

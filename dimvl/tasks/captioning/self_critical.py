@@ -159,7 +159,7 @@ class SampleSource(ImageSource):
         """Build the example of an image in an epoch."""
         generator = keyed_generator(self.seed, "document", epoch, index)
         return Example(
-            source=f"image {self.texts.image_id(index)}",
+            source=self.texts.describe(index),
             objective=OBJECTIVE,
             prefix=self.images.prefix(regions),
             texts=[],

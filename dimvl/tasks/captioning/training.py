@@ -17,7 +17,7 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import word_loss
 from dimvl.regions.records import Detections
-from dimvl.tasks.base import ImageSource, TaskModule, seq2seq_text
+from dimvl.tasks.base import ImageSource, TaskModule, seq2seq_text, shared_rows
 from dimvl.tasks.captioning.config import DropWorstConfig, Seq2seqConfig
 
 OBJECTIVE = "captions"
@@ -108,13 +108,6 @@ class CaptionSource(ImageSource):
         return replace(example, target=DropWorst(self.drop_worst.count(len(example.texts))))
 
 
-def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
-    """Upper bound of the rows of up to `most` captions of each of some images, [CLS] or [SEP] included."""
-    lengths, starts = captions.lengths_of(some)
-    longest = np.maximum.reduceat(lengths + 1, starts)
-    return np.minimum(np.add.reduceat(lengths + 1, starts), longest * most)
-
-
 def caption_example(
     captions: TextStore,
     group: int,
@@ -141,5 +134,5 @@ def caption_example(
     texts = [
         seq2seq_text(captions.tokens(text), generator, tokenizer, seq2seq.variant, seq2seq.share) for text in chosen
     ]
-    source = f"image {captions.image_id(group)}"
+    source = captions.describe(group)
     return Example(source=source, objective=objective, prefix=prefix, texts=texts, seq2seq=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dimvl.data.annotations import Caption, read_captions
-from dimvl.data.examples import ImageReader, collate
+from dimvl.data.annotations import Caption, ImageKey, read_captions
+from dimvl.data.examples import PrefixImages, collate
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
@@ -34,9 +34,9 @@ def caption_validator(config: CaptionConfig, module: TaskModule, store: RegionSt
     """
     section = config.validation
     assert section is not None
-    by_image: dict[str, list[Caption]] = {}
+    by_image: dict[ImageKey, list[Caption]] = {}
     for caption in matched(read_captions(section.captions, section.split), section.captions, config, store):
-        by_image.setdefault(caption.image_id, []).append(caption)
+        by_image.setdefault(caption.images, []).append(caption)
     names = list(by_image)
     chosen = {names[place]: by_image[names[place]] for place in subset(len(names), section)}
     if section.metric == "loss":
@@ -50,23 +50,20 @@ class CiderValidator(Validator):
     """CIDEr-D of greedy captions."""
 
     def __init__(
-        self, config: CaptionConfig, module: TaskModule, store: RegionStore, by_image: dict[str, list[Caption]]
+        self, config: CaptionConfig, module: TaskModule, store: RegionStore, by_image: dict[ImageKey, list[Caption]]
     ) -> None:
         assert config.validation is not None
         self.by_image, self.names, self.module = by_image, list(by_image), module
         self.reward = CiderD([[plain_words(caption.text) for caption in texts] for texts in by_image.values()])
         self.trained = TrainedModel(module.model, module.processor, config.validation.captions)
-        self.images = ImageReader(store, module.processor.tags, module.processor.max_regions)
-        self.positions = store.positions(self.names)
+        self.reader, self.images = module.processor.reader(store), PrefixImages.find(store, self.names)
         self.options = DecodingOptions(beams=1, max_tokens=module.processor.text_tokens + 1)
-        self.costs = self.images.rows(self.positions) + self.options.max_tokens
+        self.costs = self.reader.rows(self.images) + self.options.max_tokens
         self.shown = set(sample(len(self.names), config.validation))
 
     def run(self, items: np.ndarray) -> tuple[list[float], dict[int, str]]:
         """Return the score of each image's caption, and the captions of the sample."""
-        written = captions(
-            self.trained, self.images.prefixes(self.positions[items]), self.options, self.module.all_ranks
-        )
+        written = captions(self.trained, self.reader.prefixes(self.images[items]), self.options, self.module.all_ranks)
         scores = self.reward.scores([plain_words(text) for text in written], items)
         texts = {int(item): text for item, text in zip(items, written, strict=True) if item in self.shown}
         return [float(score) for score in scores], texts
@@ -79,7 +76,7 @@ class CiderValidator(Validator):
             texts |= shown
         predictions = [
             {
-                "image_id": self.names[item],
+                "image_id": ", ".join(self.names[item][0]),
                 "caption": texts[item],
                 "references": [caption.text for caption in self.by_image[self.names[item]]],
                 "cider": round(float(scores[item]), 4),
@@ -97,10 +94,10 @@ class LossValidator(Validator):
     ) -> None:
         assert config.validation is not None
         processor = module.processor
-        texts = [LabelledText(caption.caption_id, caption.image_id, caption.text) for caption in records]
+        texts = [LabelledText(c.caption_id, c.image_ids, c.text, times=c.times) for c in records]
         path = config.validation.captions
         tokens = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, [path], texts)
-        images = ImageReader(store, processor.tags, processor.max_regions)
+        images = processor.reader(store)
         all_of_them = config.seq2seq.model_copy(update={"captions": len(records)})
         self.source = CaptionSource(tokens, images, all_of_them, processor.tokenizer, config.seed)
         self.plain = CaptionModule(module.model, processor, smoothing=0.0).eval()

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dimvl.data.batch import Batch
-from dimvl.data.examples import Example, ImageReader, KeyedUniform, keyed_generator
+from dimvl.data.examples import Example, ImageReader, KeyedUniform, PrefixRegions, keyed_generator
 from dimvl.data.processor import Processor
 from dimvl.data.targets import HiddenObjects, Matches, MatchTargets, ObjectTargets, TargetSpec, WordTargets
 from dimvl.data.text_store import TextStore
@@ -26,9 +26,9 @@ from dimvl.objectives import (
     word_loss,
 )
 from dimvl.regions.records import Detections
-from dimvl.tasks.base import ImageSource, TaskModule, masked_text, plain_text
+from dimvl.tasks.base import ImageSource, TaskModule, masked_text, plain_text, shared_rows
 from dimvl.tasks.captioning.config import Seq2seqConfig
-from dimvl.tasks.captioning.training import caption_example, shared_rows
+from dimvl.tasks.captioning.training import caption_example
 from dimvl.tasks.pretraining.config import ObjectivesConfig
 
 DRAWS = 10
@@ -139,7 +139,7 @@ class PretrainSource(ImageSource):
         edges, names = np.cumsum(list(self.shares.values())), list(self.shares)
         chosen = np.searchsorted(edges, self._drawn[1][some] * edges[-1], side="right")
         objects = some.start + np.flatnonzero(chosen == names.index("masked_object"))
-        nothing = objects[self.images.num_regions(self.positions(objects)) == 0]
+        nothing = objects[self.images.num_regions(self.prefix_images(objects)) == 0]
         chosen[nothing - some.start] = names.index("masked_lm")
         return chosen
 
@@ -154,7 +154,7 @@ class PretrainSource(ImageSource):
         text = np.where(objectives == names.index("seq2seq_lm"), shared, text)
         return self.prefix_rows(some) + text
 
-    def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
+    def build_from(self, regions: PrefixRegions, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""
         objective = list(self.shares)[self.objectives(epoch, slice(index, index + 1))[0]]
         generator = keyed_generator(self.seed, "document", epoch, index)
@@ -167,7 +167,7 @@ class PretrainSource(ImageSource):
         return builder(index, regions, generator)
 
     def _source(self, index: int) -> str:
-        return f"image {self.texts.image_id(index)}"
+        return self.texts.describe(index)
 
     def _words(self, index: int, generator: np.random.Generator) -> np.ndarray:
         first, end = self.texts.groups[index : index + 2]
@@ -184,8 +184,9 @@ class PretrainSource(ImageSource):
         prefix = self.images.prefix(regions)
         return caption_example(self.texts, index, prefix, self.seq2seq, self.tokenizer, generator, "seq2seq_lm")
 
-    def _masked_object(self, index: int, regions: Detections, generator: np.random.Generator) -> Example:
-        targets, hidden = hide_regions(regions.boxes, generator, self.config.region_share, self.config.max_cover)
+    def _masked_object(self, index: int, regions: PrefixRegions, generator: np.random.Generator) -> Example:
+        share, max_cover = self.config.region_share, self.config.max_cover
+        targets, hidden = hide_regions(regions.boxes, regions.image_index, generator, share, max_cover)
         return Example(
             source=self._source(index),
             objective="masked_object",
@@ -217,10 +218,10 @@ class PretrainSource(ImageSource):
         )
 
     def _negative(self, index: int, words: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Return another image's text, or this one with one word changed, and 0; never a text of the image itself.
+        """Return a text of other images, or this one with one word changed, and 0; never a text of these images.
 
-        If the drawn text is also one of this image's ("no finding"), another is drawn; after `DRAWS` failures, as in a
-        data set of one image, the image's own text and 1 are returned.
+        If texts repeat ("no finding") or groups share an image, another text is drawn; after `DRAWS` failures, as in a
+        data set of one image, the text itself and 1 are returned.
         """
         if self.word_changes is not None and generator.random() < self.config.word_change_share:
             changed = self.word_changes.change(words, generator)
@@ -229,7 +230,7 @@ class PretrainSource(ImageSource):
         for _ in range(DRAWS if len(self) > 1 else 0):
             other = (index + int(generator.integers(1, len(self)))) % len(self)
             drawn = self._words(other, generator)
-            if not self._is_own(index, drawn):
+            if not self._is_own(index, drawn) and not self.texts.share_images(index, other):
                 return drawn, 0.0
         return words, 1.0
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dimvl.data.annotations import read_captions
-from dimvl.data.examples import ImageReader, collate
+from dimvl.data.examples import collate
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.pretraining.config import PretrainConfig, SharesConfig
@@ -28,11 +28,11 @@ class PretrainValidator(Validator):
         section, processor = config.validation, module.processor
         assert section is not None
         records = matched(read_captions(section.captions, section.split), section.captions, config, store)
-        names = list(dict.fromkeys(record.image_id for record in records))
+        names = list(dict.fromkeys(record.images for record in records))
         chosen = {names[place] for place in subset(len(names), section)}
-        texts = [LabelledText(r.caption_id, r.image_id, r.text) for r in records if r.image_id in chosen]
+        texts = [LabelledText(r.caption_id, r.image_ids, r.text, times=r.times) for r in records if r.images in chosen]
         tokens = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, [section.captions], texts)
-        images = ImageReader(store, processor.tags, processor.max_regions)
+        images = processor.reader(store)
         changes = word_changes(config.objectives, processor.tokenizer)
         shares = config.objectives.shares.model_dump()
         self.module, self.metric = module, section.metric

@@ -96,6 +96,10 @@ QUESTION_LINES = (
     '{"image": 12, "question": "what colour?", "answers": ["red", "red", "dark red"], "answer_type": "other"}\n'
     '{"image": "9", "question": "how many?", "answer": "2", "question_id": 6}\n'
 )
+SEVERAL_LINES = (
+    '{"images": [12, "a b.jpg"], "question": "which is redder?", "times": [0, 2.5], "answer": "12"}\n'
+    '{"images": ["9"], "question": "how many?", "times": [1e3], "answers": ["2"]}\n'
+)
 
 CAPTION_FILES = {
     "coco.json": json.dumps(COCO),

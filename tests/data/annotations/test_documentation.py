@@ -24,8 +24,8 @@ SECTIONS = {
         ("COCO captions", "a.json", ()),
         ("Karpathy's splits", "a.json", ("restval",)),
         ("Flickr30k and Flickr8k", "a.txt", ()),
-        ("Caption and picture, as Conceptual Captions", "a.tsv", ()),
-        ("Lines of JSON, your own", "a.jsonl", ()),
+        ("Caption and image, as in Conceptual Captions", "a.tsv", ()),
+        ("Your own JSON lines", "a.jsonl", ()),
     ],
 )
 def test_examples_of_captions_are_read(tmp_path, heading, name, split):
@@ -41,5 +41,5 @@ def test_examples_of_questions_are_read(tmp_path):
     first = {**json.loads(asked), "questions": json.loads(asked)["questions"][:1]}
     one = write(tmp_path / "one.json", first)
     assert read_questions(one, write(tmp_path / "a.json", answered))[0].answers == ("rice", "rice", "food")
-    ((_, lines),) = SECTIONS["Questions as lines of JSON"]
+    ((_, lines),) = SECTIONS["Questions as JSON lines"]
     assert [len(question.answers) for question in read_questions(write(tmp_path / "q.jsonl", lines))] == [1, 3, 1]

@@ -16,6 +16,7 @@ from tests.data.annotations.files import (
     KARPATHY,
     QUESTION_LINES,
     QUESTIONS,
+    SEVERAL_LINES,
     SPLITS,
     write,
 )
@@ -35,6 +36,7 @@ FILES = CAPTION_FILES | {
     "questions.json": json.dumps(QUESTIONS),
     "annotations.json": json.dumps(ANNOTATIONS),
     "questions.jsonl": QUESTION_LINES,
+    "several.jsonl": SEVERAL_LINES,
 }
 
 
@@ -81,7 +83,7 @@ def damaged_files(draw):
 
 def read(folder, name):
     path = folder / name
-    if name == "questions.jsonl":
+    if name in ("questions.jsonl", "several.jsonl"):
         return read_questions(path)
     if name in ("questions.json", "annotations.json"):
         return read_questions(folder / "questions.json", folder / "annotations.json")
@@ -103,7 +105,10 @@ def check(folder, damaged):
     assert len(set(ids)) == len(ids) and all(type(number) is int and -(2**63) <= number < 2**63 for number in ids)
     for record in records:
         assert record.text == record.text.strip() != "" and record.text.encode()
-        assert record.image_id.strip() and not {*"\n\t\x00"} & {*record.image_id} and record.image_id.encode()
+        assert record.image_ids and len(set(record.image_ids)) == len(record.image_ids)
+        for image_id in record.image_ids:
+            assert image_id.strip() and not {*"\n\t\x00"} & {*image_id} and image_id.encode()
+        assert len(record.times) in (0, len(record.image_ids)) and all(0 <= time < 1e39 for time in record.times)
         assert all(isinstance(answer, str) for answer in getattr(record, "answers", ()))
 
 

@@ -15,25 +15,25 @@ def without(record, field):
 def test_questions_get_the_answers_of_their_own_annotation_and_the_file_name_of_coco(tmp_path):
     questions = write(tmp_path / "q.json", QUESTIONS)
     read = read_questions(questions, write(tmp_path / "a.json", ANNOTATIONS))
-    assert [(q.question_id, q.image_id, q.text, q.answers, q.kind, q.answer_type, q.file_name) for q in read] == [
+    assert [(q.question_id, q.image_id, q.text, q.answers, q.kind, q.answer_type, *q.file_names) for q in read] == [
         (5, "12", "what colour?", ("red", "red", "dark red"), "what", "other", "COCO_train2014_000000000012.jpg"),
         (6, "9", "how many?", ("2",), "how many", "number", "COCO_train2014_000000000009.jpg"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("subtype", "name"),
+    ("subtype", "names"),
     [
-        ("test2015", "COCO_test2015_000000000012.jpg"),
-        ("test-dev2015", "COCO_test2015_000000000012.jpg"),
-        ("abstract", ""),
-        (None, ""),
+        ("test2015", ("COCO_test2015_000000000012.jpg",)),
+        ("test-dev2015", ("COCO_test2015_000000000012.jpg",)),
+        ("abstract", ()),
+        (None, ()),
     ],
 )
-def test_file_names_follow_from_the_subtype_of_coco_only(tmp_path, subtype, name):
+def test_file_names_follow_from_the_subtype_of_coco_only(tmp_path, subtype, names):
     path = write(tmp_path / "q.json", {**QUESTIONS, "data_subtype": subtype})
-    assert read_questions(path)[0].file_name == name
-    assert read_questions(write(path, {**QUESTIONS, "data_type": "scenes"}))[0].file_name == ""
+    assert read_questions(path)[0].file_names == names
+    assert read_questions(write(path, {**QUESTIONS, "data_type": "scenes"}))[0].file_names == ()
 
 
 def test_questions_without_annotations_have_no_answers(tmp_path):
@@ -57,7 +57,7 @@ def test_lines_of_json_have_their_own_answers_one_or_several(tmp_path):
         (2, "a b.jpg", ()),
     ]
     assert read[0].answer_type == "other" and read[0].kind == ""
-    with pytest.raises(UserError, match="has its own answers; leave the annotations"):
+    with pytest.raises(UserError, match="contains its own answers; remove the annotations"):
         read_questions(path, tmp_path / "a.json")
 
 
@@ -65,19 +65,19 @@ def test_lines_of_json_have_their_own_answers_one_or_several(tmp_path):
     ("questions", "annotations", "says"),
     [
         ([{**QUESTION, "question": ""}], [ANNOTATION], "question 5 of image 7 is empty"),
-        ([{**QUESTION, "question": 3}], [ANNOTATION], "question 5 of image 7 is 3 and no text"),
+        ([{**QUESTION, "question": 3}], [ANNOTATION], "question 5 of image 7 is 3, not text"),
         ([{**QUESTION, "question_id": None}], [], "None is not a whole number"),
         ([{**QUESTION, "question_id": 2**64}], [], "does not fit in 64 bits"),
-        ([QUESTION, QUESTION], [ANNOTATION], "question_id 5 is there twice"),
+        ([QUESTION, QUESTION], [ANNOTATION], "question_id 5 appears twice"),
         ([QUESTION], [], "no annotation for question 5"),
-        ([QUESTION], [ANNOTATION, ANNOTATION], "question_id 5 is there twice"),
-        ([QUESTION], [{**ANNOTATION, "image_id": 8}], "question 5 on image 8, but .* on image 7"),
+        ([QUESTION], [ANNOTATION, ANNOTATION], "question_id 5 appears twice"),
+        ([QUESTION], [{**ANNOTATION, "image_id": 8}], "question 5 is about image 8 in .* but about image 7 in"),
         ([QUESTION], [without(ANNOTATION, "answers")], "no field 'answers'"),
         ([QUESTION], [{**ANNOTATION, "answers": ["red"]}], "answers of question 5"),
         ([QUESTION], [{**ANNOTATION, "answers": None}], "answers of question 5"),
         ([QUESTION], [{**ANNOTATION, "answers": [{}]}], "answers of question 5"),
-        ([QUESTION], [{**ANNOTATION, "answers": [{"answer": None}]}], "an answer of question 5 is None and no text"),
-        ([QUESTION], [{**ANNOTATION, "answer_type": []}], "answer_type is .* and no text"),
+        ([QUESTION], [{**ANNOTATION, "answers": [{"answer": None}]}], "an answer of question 5 is None, not text"),
+        ([QUESTION], [{**ANNOTATION, "answer_type": []}], "answer_type is .*, not text"),
         (None, [ANNOTATION], "no list 'questions'"),
     ],
 )
@@ -92,11 +92,11 @@ def test_bad_question_files_are_one_sentence(tmp_path, questions, annotations, s
     ("line", "says"),
     [
         ('{"image": 1, "question": ""}', "question 2 of image 1 is empty"),
-        ('{"image": 1, "question": "a", "answers": "red"}', "the answers of question 2 are no list"),
-        ('{"image": 1, "question": "a", "answers": [["red"]]}', "an answer of question 2 is .* and no text"),
-        ('{"image": 1, "question": "a", "answers": [NaN]}', "an answer of question 2 is nan and no text"),
+        ('{"image": 1, "question": "a", "answers": "red"}', "the answers of question 2 are not a list"),
+        ('{"image": 1, "question": "a", "answers": [["red"]]}', "an answer of question 2 is .*, not text"),
+        ('{"image": 1, "question": "a", "answers": [NaN]}', "an answer of question 2 is nan, not text"),
         ('{"image": 1, "question": "a", "answer": "b", "answers": []}', "both answer and answers"),
-        ('{"image": 1, "question": "a", "question_id": 6}', "question_id 6 is there twice"),
+        ('{"image": 1, "question": "a", "question_id": 6}', "question_id 6 appears twice"),
         ('{"image": 1}', "no field 'question'"),
     ],
 )

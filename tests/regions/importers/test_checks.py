@@ -1,4 +1,4 @@
-"""What is refused in an image, what is clipped, and how the unit of boxes is recognised."""
+"""Which values are rejected or clipped, and how the unit of boxes is recognised."""
 
 import json
 import re
@@ -35,11 +35,11 @@ def assemble(boxes, *, assembler=None, size=(64, 32), features=None, **arguments
         ([[0.5, 0.5, 2.5, 2]], [[0.5 / 64, 0.5 / 32, 2.5 / 64, 2 / 32]]),
         ([[0, 0, 64.9, 32.9]], [[0, 0, 1, 1]]),  # rounding of pixels
         ([[-0.9, -0.9, 64, 32]], [[0, 0, 1, 1]]),
-        ([[8, 8, 8, 16]], [[0.125, 0.25, 0.125, 0.5]]),  # of a pixel's width in older code
+        ([[8, 8, 8, 16]], [[0.125, 0.25, 0.125, 0.5]]),  # one pixel wide in older code
         ([], np.zeros((0, 4))),
     ],
 )
-def test_pixels_and_fractions_are_told_apart_and_rounding_is_clipped(boxes, fractions):
+def test_pixels_and_fractions_are_distinguished_and_rounding_is_clipped(boxes, fractions):
     got = assemble(boxes).boxes
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, np.array(fractions), rtol=1e-6)
@@ -48,7 +48,7 @@ def test_pixels_and_fractions_are_told_apart_and_rounding_is_clipped(boxes, frac
 def test_all_images_of_a_source_have_one_unit():
     assembler = Assembler()
     assemble([[0, 0, 0.5, 0.5]], assembler=assembler)
-    with pytest.raises(UserError, match=r"'img-1' has boxes in pixels \(they reach to 16\).*before it have fractions"):
+    with pytest.raises(UserError, match=r"has boxes in pixels \(they reach to 16\).*before it are in fractions"):
         assemble([[8, 8, 16, 16]], assembler=assembler)
 
 
@@ -59,34 +59,34 @@ def test_all_images_of_a_source_have_one_unit():
         ([8, -np.inf, 9, 16], r"box 1 \(8, -inf, 9, 16\) with a corner that is not finite"),
         ([16, 8, 8, 16], r"box 1 \(16, 8, 8, 16\) with swapped corners"),
         ([8, 16, 16, 8], r"box 1 \(8, 16, 16, 8\) with swapped corners"),
-        ([8, 8, 80, 16], r"box 1 \(8, 8, 80, 16\) with a corner outside the picture of 64 x 32 pixels"),
+        ([8, 8, 80, 16], r"box 1 \(8, 8, 80, 16\) with a corner outside the image of 64 x 32 pixels"),
         ([8, -3, 16, 16], r"box 1 \(8, -3, 16, 16\) with a corner outside"),
         ([8, 8, 16, 40], r"box 1 \(8, 8, 16, 40\) with a corner outside"),
         ([8, 8, 3e38, 40], r"box 1 \(8, 8, 3e\+38, 40\) with a corner outside"),
     ],
 )
-def test_a_box_that_makes_no_sense_is_refused_with_image_and_value(box, message):
+def test_an_invalid_box_is_rejected_with_image_and_value(box, message):
     with pytest.raises(UserError, match=f"^image 'img-1' has {message}"):
         assemble([[0, 0, 4, 4], box])
 
 
-def test_fractions_outside_the_picture_are_refused_where_the_format_says_fractions():
-    with pytest.raises(UserError, match="corner outside the picture"):
+def test_fractions_outside_the_image_are_rejected_where_the_format_defines_fractions():
+    with pytest.raises(UserError, match="corner outside the image"):
         assemble([[0, 0, 1.3, 1]], unit="fractions")
 
 
-def test_boxes_that_are_neither_fractions_nor_pixels_are_refused():
+def test_boxes_that_are_neither_fractions_nor_pixels_are_rejected():
     with pytest.raises(UserError, match=r"'img-1' has boxes that reach to 1.3: neither fractions"):
         assemble([[0, 0, 1.3, 1]])
 
 
 def test_pixels_without_a_size_ask_for_sizes():
-    with pytest.raises(UserError, match="'img-1' has boxes in pixels and no size is known; give --sizes"):
+    with pytest.raises(UserError, match="'img-1' has boxes in pixels but no known size; give --sizes"):
         assemble([[8, 8, 16, 16]], size=None)
 
 
 @pytest.mark.parametrize("size", [(0, 32), (64, -1), (64, 10**7)])
-def test_a_size_that_is_none_is_refused(size):
+def test_an_invalid_size_is_rejected(size):
     with pytest.raises(UserError, match=rf"'img-1' has size {size[0]} x {size[1]}"):
         assemble([[0, 0, 1, 1]], size=size)
 
@@ -95,7 +95,7 @@ def test_a_size_that_is_none_is_refused(size):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
-def test_a_feature_that_is_not_finite_in_half_precision_is_refused(value):
+def test_a_feature_that_is_not_finite_in_half_precision_is_rejected(value):
     features = np.zeros((2, 3), dtype=np.float32)
     features[1, 2] = value
     with pytest.raises(UserError, match=rf"'img-1' has the feature value {re.escape(f'{value:.6g}')} in region 1"):
@@ -108,15 +108,15 @@ def test_a_feature_that_is_not_finite_in_half_precision_is_refused(value):
         ([2], [0.5], "class id 2, but the vocabulary has 2 names"),
         ([-2], [0.5], "class id -2, but"),
         ([2**40], [0.5], f"class id {2**40}, but"),
-        ([1], [1.5], "class score 1.5, which is no probability"),
-        ([1], [np.nan], "class score nan, which is no probability"),
-        ([1], [-0.5], "class score -0.5, which is no probability"),
+        ([1], [1.5], "class score 1.5, which is not a probability"),
+        ([1], [np.nan], "class score nan, which is not a probability"),
+        ([1], [-0.5], "class score -0.5, which is not a probability"),
         ([1, 0], [0.5, 0.5], r"class arrays of shape \(2,\) for 1 regions"),
         ([[1, 0]], [[0.5]], r"class score of shape \(1, 1\), not \(1, 2\)"),
         ([1.0], [0.5], "class ids of type float64"),
     ],
 )
-def test_classes_that_make_no_sense_are_refused(ids, scores, message):
+def test_invalid_classes_are_rejected(ids, scores, message):
     with pytest.raises(UserError, match=f"^image 'img-1' has .*{message}"):
         assemble([[0, 0, 1, 1]], assembler=Assembler(VOCABULARY), classes=(np.array(ids), np.array(scores)))
 
@@ -134,13 +134,13 @@ def test_regions_of_one_score_keep_their_order():
 
 
 @pytest.mark.parametrize(("columns", "ids"), [(2, [0, 1]), (3, [1, 0])])
-def test_a_distribution_has_the_background_first_if_it_has_one_more_class_than_names(columns, ids):
+def test_a_distribution_with_one_more_class_than_names_has_the_background_first(columns, ids):
     probabilities = np.array([[0.5, 0.125, 0.25]], dtype=np.float16)[:, :columns]
     found = Assembler(VOCABULARY).dense_classes("img-1", probabilities)
     assert found[0].tolist() == [ids]
 
 
-def test_a_distribution_over_other_classes_than_those_of_the_vocabulary_is_refused():
+def test_a_distribution_over_other_classes_than_the_vocabulary_is_rejected():
     with pytest.raises(UserError, match=r"class probabilities of shape \(1, 5\), but the class vocabulary has 2 names"):
         Assembler(VOCABULARY).dense_classes("img-1", np.zeros((1, 5)))
 
@@ -152,21 +152,21 @@ def test_a_distribution_over_other_classes_than_those_of_the_vocabulary_is_refus
     ("content", "message"),
     [("cat\n\ndog\n", "has no name in line 2"), ("", "has 0 names"), ("cat\n" * 40_000, "has 40,000 names")],
 )
-def test_a_vocabulary_that_names_nothing_is_refused(content, message, tmp_path):
+def test_a_vocabulary_with_missing_or_too_many_names_is_rejected(content, message, tmp_path):
     file = tmp_path / "classes.txt"
     file.write_text(content)
     with pytest.raises(UserError, match=message):
         Vocabulary.read(file)
 
 
-def test_a_vocabulary_that_is_no_text_is_refused(tmp_path):
+def test_a_vocabulary_that_is_not_text_is_rejected(tmp_path):
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "classes.txt", tmp_path / "missing.txt", tmp_path):
         with pytest.raises(UserError, match=rf"vocabulary {path} cannot be read"):
             Vocabulary.read(path)
 
 
-def test_a_vocabulary_with_line_ends_of_another_system_is_the_same(tmp_path):
+def test_line_ends_of_another_system_do_not_change_a_vocabulary(tmp_path):
     (tmp_path / "classes.txt").write_bytes("\ufeffcat\r\ndog , hound\r\n".encode())
     assert Vocabulary.read(tmp_path / "classes.txt").names == ("cat", "dog")
 
@@ -186,13 +186,13 @@ def test_sizes_are_found_by_file_name_id_and_number(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", '{"images": [{"id": 1}]}', '{"images": [{"id": 1, "width": "x"}]}', "{"])
-def test_sizes_of_another_form_are_refused(content, tmp_path):
+def test_sizes_of_another_form_are_rejected(content, tmp_path):
     (tmp_path / "sizes.json").write_text(content)
     with pytest.raises(UserError, match=r"sizes.json"):
         Sizes(tmp_path / "sizes.json")
 
 
-def test_a_size_that_differs_from_that_of_the_source_is_refused(tmp_path):
+def test_a_size_that_differs_from_the_source_is_rejected(tmp_path):
     regions = image_of(0)
     sizes = Sizes(write_sizes(tmp_path / "sizes.json", [regions]))
     with pytest.raises(UserError, match=r"is 5 x 5 in the source but 32 x 128 in .*sizes.json"):
@@ -236,8 +236,8 @@ def changed(column: int, value: str) -> bytes:
         (changed(9, GOOD[9][:-6]), "features has 26 bytes|features is not base64"),
         (changed(9, GOOD[9][:-2] + "%%"), "features is not base64"),
         (changed(9, b64(np.zeros(7, dtype="<f4"))), "features has 7 numbers for 2 boxes"),
-        (changed(8, b64(np.zeros(7, dtype="<f4"))), r"boxes has 28 bytes for 8 of 4 each"),
-        (changed(3, b64(np.zeros(3, dtype="<i8"))), r"objects_id has 24 bytes for 2 of 8 each"),
+        (changed(8, b64(np.zeros(7, dtype="<f4"))), "boxes has 28 bytes for 8 numbers of 4 bytes each"),
+        (changed(3, b64(np.zeros(3, dtype="<i8"))), "objects_id has 24 bytes for 2 numbers of 8 bytes each"),
         (changed(7, "3"), "objects_id has 16 bytes for 3"),
         (changed(7, "-1"), "num_boxes -1"),
         (changed(7, "9" * 5000), "num_boxes is b'9999"),
@@ -245,9 +245,9 @@ def changed(column: int, value: str) -> bytes:
         (changed(1, "tall"), "img_h is b'tall'"),
         (changed(2, "0"), "has size 0 x 32"),
         ("\t".join(GOOD[:9]).encode(), "has 9 columns, not 10"),
-        (b"no tab at all", "line 1 of .*x.tsv does not begin with an image id"),
-        (b"\xff\xfe\t1\t2", "line 1 of .*x.tsv does not begin with an image id"),
-        (b"x" * 5000 + b"\t1", "line 1 of .*x.tsv does not begin with an image id"),
+        (b"no tab at all", "line 1 of .*x.tsv does not start with an image id"),
+        (b"\xff\xfe\t1\t2", "line 1 of .*x.tsv does not start with an image id"),
+        (b"x" * 5000 + b"\t1", "line 1 of .*x.tsv does not start with an image id"),
     ],
 )
 def test_a_damaged_line_is_named(line, message, tmp_path):
@@ -255,7 +255,7 @@ def test_a_damaged_line_is_named(line, message, tmp_path):
         read_line(tmp_path, line)
 
 
-def test_whatever_a_decoder_raises_is_a_sentence_with_the_image():
+def test_any_error_of_a_decoder_becomes_a_sentence_with_the_image():
     def decode():
         raise ZeroDivisionError("oh")
 

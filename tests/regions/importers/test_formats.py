@@ -1,4 +1,4 @@
-"""Every format, written by a writer of our own and read back: what is imported is what was written."""
+"""Every format, written by the tests and imported again."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ from dimvl.regions.store import RegionStore
 from tests.regions.importers.written import (
     COLUMNS,
     IDS,
-    TELLS_NO_SIZE,
+    WITHOUT_SIZES,
     WRITERS,
     assembler_of,
     b64,
@@ -40,15 +40,15 @@ from tests.regions.importers.written import (
     write_tsv,
     write_vlp,
 )
-from tests.regions.synthetic_store import assert_same
+from tests.regions.store.synthetic_store import assert_same
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_is_imported_is_what_was_written(name, tmp_path):
+def test_imported_regions_equal_the_written_ones(name, tmp_path):
     format_name, write = WRITERS[name]
     images = images_of()
     source = write(tmp_path, images)
-    needs_sizes = format_name in TELLS_NO_SIZE or name == "oscar-predictions"
+    needs_sizes = format_name in WITHOUT_SIZES or name == "oscar-predictions"
     sizes = write_sizes(tmp_path / "sizes.json", images) if needs_sizes else None
     assert recognise(source) == format_name
     columns = COLUMNS[format_name]
@@ -65,7 +65,7 @@ def test_what_is_imported_is_what_was_written(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_without_vocabularies_there_are_regions_without_classes_and_the_user_is_told(name, tmp_path, caplog):
+def test_without_vocabularies_regions_have_no_classes_and_a_warning_is_logged(name, tmp_path, caplog):
     write = WRITERS[name][1]
     images = [image for image in images_of() if len(image)]
     source = write(tmp_path, images)
@@ -75,7 +75,7 @@ def test_without_vocabularies_there_are_regions_without_classes_and_the_user_is_
     import_source(opened, assembler, tmp_path / "out", "test")
     for image_id, regions in by_id(tmp_path / "out").items():
         wanted = expected(images[[i.image_id for i in images].index(image_id)], class_columns=0, attribute_columns=0)
-        if "oscar" in name:  # nothing orders a region without label
+        if "oscar" in name:  # regions without labels have no order
             assert regions.features.shape == wanted.features.shape
         else:
             assert_same(regions, wanted)
@@ -89,16 +89,16 @@ def test_the_first_synonym_of_a_line_is_the_name(tmp_path):
     assert extractor.attributes == ("red", "big")
 
 
-def test_uniter_without_sizes_is_stored_as_unit_pictures_and_the_user_is_told(tmp_path, caplog):
+def test_uniter_without_sizes_is_stored_as_unit_images_and_a_warning_is_logged(tmp_path, caplog):
     source = WRITERS["uniter"][1](tmp_path, images_of())
     got = imported(source, "uniter-npz", tmp_path / "out", assembler_of(tmp_path, attributes=False))
     for regions in images_of():
         wanted = expected(regions, class_columns=3, attribute_columns=0, size_known=False)
         assert_same(got[regions.image_id], wanted)
-    assert caplog.text.count("stored as 1 x 1; --sizes gives them") == 1
+    assert caplog.text.count("stored as 1 x 1; give them with --sizes") == 1
 
 
-def test_the_six_columns_of_the_first_publication_are_read(tmp_path):
+def test_the_six_columns_of_the_original_publication_are_read(tmp_path):
     regions = image_of(1)
     row = ("7", 64, 32, len(regions), b64(pixels(regions)), b64(regions.features.astype("<f4")))
     source = write_tsv(tmp_path / "trainval.tsv", [row])
@@ -108,7 +108,7 @@ def test_the_six_columns_of_the_first_publication_are_read(tmp_path):
 
 
 def test_labels_of_oscar_are_matched_by_box(tmp_path):
-    """VinVL's labels and features come from different runs, in other order and number."""
+    """VinVL's labels and features come from different runs, and differ in order and number."""
     regions = image_of(1)
     folder = write_oscar_captioning(tmp_path, [regions])
     elsewhere = {"rect": [0, 0, 1, 1], "class": "bird", "conf": 0.9}
@@ -120,7 +120,7 @@ def test_labels_of_oscar_are_matched_by_box(tmp_path):
     np.testing.assert_array_equal(got.boxes, regions.boxes[[1, 0]])
 
 
-def test_oscar_rows_without_a_box_take_that_of_their_label(tmp_path):
+def test_oscar_rows_without_a_box_use_that_of_their_label(tmp_path):
     regions = image_of(1)
     row = (regions.image_id, len(regions), b64(regions.features.astype("<f4")))
     write_tsv(tmp_path / "features.tsv", [row])
@@ -143,22 +143,22 @@ def test_oscar_rows_end_in_width_and_height_in_either_order(columns, tmp_path):
     assert got.features.shape[1] == 4
 
 
-WIDTH_AT = 4  # where the six numbers begin
+WIDTH_AT = 4  # where the six numbers start
 
 
-def test_sizes_of_oscar_come_from_the_pictures_beside(tmp_path):
+def test_sizes_of_oscar_can_come_from_the_images_beside(tmp_path):
     regions = image_of(1)
     write_oscar_columns(tmp_path, [regions])
     (tmp_path / "predictions.tsv").unlink()
     (tmp_path / "predictions.lineidx").unlink()
-    picture = io.BytesIO()
-    Image.new("RGB", (77, 55)).save(picture, "JPEG")
-    write_tsv(tmp_path / "image.tsv", [(regions.image_id, base64.b64encode(picture.getvalue()).decode())])
+    image = io.BytesIO()
+    Image.new("RGB", (77, 55)).save(image, "JPEG")
+    write_tsv(tmp_path / "image.tsv", [(regions.image_id, base64.b64encode(image.getvalue()).decode())])
     got = imported(tmp_path, "oscar-tsv", tmp_path / "out", Assembler())[regions.image_id]
     assert (got.width, got.height) == (77, 55)
 
 
-def test_vlp_may_have_a_box_file_per_ending(tmp_path):
+def test_vlp_may_have_one_box_file_per_ending(tmp_path):
     regions = image_of(0)
     path = write_vlp(tmp_path, [regions])
     (path / "all_bbox_thresh0.2.h5").rename(path / "raw_bbox071.h5")
@@ -179,37 +179,37 @@ def test_arrays_of_an_old_msgpack_numpy_without_kind_are_read():
 
 
 class Trap:
-    """Unpickling it would be seen."""
+    """Unpickling it would create a file."""
 
     def __reduce__(self):
         return open, ("unpickled", "w")
 
 
-def test_an_archive_of_python_objects_is_refused(tmp_path, monkeypatch):
+def test_an_archive_of_python_objects_is_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = write_plain(tmp_path, [image_of(1)])
     np.savez(folder / "trap.npz", features=np.array([Trap()], dtype=object), boxes=np.zeros((1, 4)))
     source, assembler = open_source(folder)
     trap = next(entry for entry in source.entries() if entry.image_id == "trap")
-    with pytest.raises(UserError, match=r"trap.npz is no archive .*Python objects, which are never unpickled"):
+    with pytest.raises(UserError, match=r"trap.npz is not an archive .*Python objects, which are never unpickled"):
         trap.read()
     assert not (tmp_path / "unpickled").exists()
     assert import_source(source, assembler, tmp_path / "out", "test").skipped == 1
 
 
 @pytest.mark.parametrize("kind", [b"O", b"V"])
-def test_msgpack_of_python_objects_is_refused(kind, tmp_path, monkeypatch):
+def test_msgpack_of_python_objects_is_rejected(kind, tmp_path, monkeypatch):
     import msgpack
 
     monkeypatch.chdir(tmp_path)
     data = np.array([Trap()], dtype=object).dumps()
     record = {b"nd": True, b"type": "|O", b"kind": kind, b"shape": [1], b"data": data}
-    with pytest.raises(UserError, match=r"image 'x' is no msgpack .*Python objects, which are never unpickled"):
+    with pytest.raises(UserError, match=r"image 'x' is not msgpack .*Python objects, which are never unpickled"):
         unpack(msgpack.packb({"features": record}, use_bin_type=True), "x")
     assert not (tmp_path / "unpickled").exists()
 
 
-def test_hdf5_of_anything_but_floats_is_refused(tmp_path):
+def test_hdf5_of_anything_but_floats_is_rejected(tmp_path):
     regions = image_of(0)
     path = write_vlp(tmp_path, [regions])
     with h5py.File(path / "all_bbox_thresh0.2.h5", "a") as boxes:

@@ -1,4 +1,4 @@
-"""Importing a source: going on where it stopped, leaving out what is bad, and the command line."""
+"""Importing a source: resuming, skipping bad images, and the command line."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ from dimvl.regions.importers.run import (
     recognise,
 )
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store_writer import RegionStoreWriter
+from dimvl.regions.store.writer import RegionStoreWriter
 from tests.regions.importers.written import (
     IDS,
     WRITERS,
@@ -40,13 +40,13 @@ from tests.regions.importers.written import (
     write_plain,
     write_sizes,
 )
-from tests.regions.synthetic_store import assert_same, contents
+from tests.regions.store.synthetic_store import assert_same, contents
 
 SHARD_BYTES = 400
 
 
 def write_until(source: Path, format_name: str, out: Path, folder: Path, sizes: Path, kill_after: int = 0) -> None:
-    """Import with small shards, and be killed after so many images."""
+    """Import with small shards, and be killed after a number of images."""
     assembler = assembler_of(folder, sizes, attributes=False)
     opened = FORMATS[format_name](source, assembler)
     extractor = extractor_of("test", first_regions(opened), assembler)
@@ -61,7 +61,7 @@ def write_until(source: Path, format_name: str, out: Path, folder: Path, sizes: 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("name", ["lxmert-lineidx-crlf", "plain", "lmdb-msgpack", "vlp"])
-def test_a_killed_import_goes_on_to_an_equal_store(name, tmp_path):
+def test_a_killed_import_resumes_to_the_same_store(name, tmp_path):
     format_name, write = WRITERS[name]
     images = images_of(30)
     source = write(tmp_path, images)
@@ -80,7 +80,7 @@ def test_a_killed_import_goes_on_to_an_equal_store(name, tmp_path):
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_what_the_store_has_is_not_decoded_again(indexed, tmp_path, monkeypatch):
+def test_images_in_the_store_are_not_decoded_again(indexed, tmp_path, monkeypatch):
     images = images_of(12)
     source = write_lxmert(tmp_path, images)
     if indexed:
@@ -93,7 +93,7 @@ def test_what_the_store_has_is_not_decoded_again(indexed, tmp_path, monkeypatch)
     assert (report.done, report.already, report.skipped) == (0, 12, 0)
 
 
-def test_bad_images_are_named_counted_and_left_out(tmp_path, caplog):
+def test_bad_images_are_named_counted_and_skipped(tmp_path, caplog):
     lines = [lxmert_line(image) for image in images_of()]
     bad = lxmert_line(replace(image_of(1), image_id="bad-box"), np.array([[8, 8, 99, 9]] * 2, dtype="<f4"))
     wide = replace(image_of(1), image_id="wide", features=np.zeros((2, 9), dtype=np.float16))
@@ -104,13 +104,13 @@ def test_bad_images_are_named_counted_and_left_out(tmp_path, caplog):
     assert sorted(by_id(tmp_path / "out")) == sorted(IDS)
     skipped = [record.getMessage() for record in caplog.records if record.getMessage().startswith("skipped")]
     assert "image 'bad-box' has box 0 (8, 8, 99, 9)" in skipped[0]
-    assert "image 'wide' has features of width 9, the store has 4" in skipped[1]
-    assert "image '17' comes again; its first regions are kept" in skipped[2]
+    assert "image 'wide' has features of width 9, but the store has 4" in skipped[1]
+    assert "image '17' is a duplicate; its first regions are kept" in skipped[2]
     again = import_source(source, assembler, tmp_path / "out", "test")
     assert (again.done, again.already, again.skipped) == (0, 6, 3)
 
 
-def test_a_good_image_after_a_bad_one_of_its_id_is_taken(tmp_path):
+def test_a_good_image_after_a_bad_one_with_its_id_is_imported(tmp_path):
     good = lxmert_line(image_of(1))
     (tmp_path / "x.tsv").write_text(f"{lxmert_line(image_of(0))}\n{good[:-20]}\n{good}\n")
     source, assembler = open_source(tmp_path / "x.tsv")
@@ -118,10 +118,10 @@ def test_a_good_image_after_a_bad_one_of_its_id_is_taken(tmp_path):
     assert (report.done, report.skipped) == (2, 1)
 
 
-def test_a_source_of_which_nothing_can_be_read_is_an_error_and_makes_no_store(tmp_path):
+def test_a_source_without_a_readable_image_is_an_error_and_makes_no_store(tmp_path):
     (tmp_path / "x.tsv").write_text("a\t" * 9 + "a\n" * 200)
     source, assembler = open_source(tmp_path / "x.tsv")
-    with pytest.raises(UserError, match=r"x.tsv has nothing that can be imported; the first problem: .*num_boxes"):
+    with pytest.raises(UserError, match=r"no image of .*x.tsv can be imported; the first problem: .*num_boxes"):
         import_source(source, assembler, tmp_path / "out", "test")
     assert not (tmp_path / "out").exists()
 
@@ -152,7 +152,7 @@ def test_another_name_width_or_vocabulary_is_another_extractor(tmp_path):
         assert own.conflict(other)
 
 
-def test_a_disk_that_is_too_small_is_told_before_an_image_is_written(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_an_error_before_an_image_is_written(tmp_path, monkeypatch):
     source, assembler = open_source(write_lxmert(tmp_path, images_of(30)))
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(UserError, match=r"would take about .* for \d+ images .* free"):
@@ -160,12 +160,12 @@ def test_a_disk_that_is_too_small_is_told_before_an_image_is_written(tmp_path, m
     assert len(RegionStore(tmp_path / "out")) == 0
 
 
-def test_coco_ids_are_the_numbers_at_the_end(tmp_path, caplog):
+def test_coco_ids_are_the_numbers_at_the_end_of_ids(tmp_path, caplog):
     source, assembler = open_source(write_plain(tmp_path, images_of()), coco_ids=True)
     report = import_source(source, assembler, tmp_path / "out", "test")
     assert sorted(by_id(tmp_path / "out")) == ["17", "71"]
     assert report.skipped == 4
-    assert "image 'x.y' has no number at its end, which --coco-ids asks for" in caplog.text
+    assert "image 'x.y' has no number at its end, as --coco-ids needs" in caplog.text
 
 
 def test_progress_ends_at_the_total(tmp_path):
@@ -185,23 +185,23 @@ def test_progress_ends_at_the_total(tmp_path):
 
 
 @pytest.mark.parametrize("index", ["0\nx\n", "5\n9\n", "0\n0\n", "0\n7\n", f"0\n{10**9}\n", "9" * 30, ""])
-def test_an_index_that_does_not_fit_is_refused(index, tmp_path):
+def test_an_index_that_does_not_fit_is_rejected(index, tmp_path):
     source = write_lxmert(tmp_path, images_of())
     source.with_suffix(".lineidx").write_text(index)
     with pytest.raises(UserError, match=r"features.lineidx does not fit features.tsv; delete it"):
         open_source(source)
 
 
-def test_an_lmdb_that_is_cut_off_is_refused(tmp_path):
+def test_a_truncated_lmdb_is_rejected(tmp_path):
     path = WRITERS["lmdb-npz"][1](tmp_path, images_of())
     file = path / "data.mdb"
     for size in (file.stat().st_size - 4096, 5000, 100, 0):
         os.truncate(file, size)
-        with pytest.raises(UserError, match=r"data.mdb is no LMDB that can be read \(.*\)"):
+        with pytest.raises(UserError, match=r"data.mdb cannot be read as LMDB \(.*\)"):
             open_source(path)
 
 
-def test_files_of_a_vlp_set_that_are_missing_are_named(tmp_path):
+def test_missing_files_of_vlp_are_named(tmp_path):
     images = [image_of(0)]
     path = WRITERS["vlp"][1](tmp_path, images)
     sizes = write_sizes(tmp_path / "sizes.json", images)
@@ -213,14 +213,14 @@ def test_files_of_a_vlp_set_that_are_missing_are_named(tmp_path):
         open_source(path)
 
 
-def test_an_hdf5_that_is_none_is_named(tmp_path):
+def test_a_file_that_is_not_hdf5_is_named(tmp_path):
     path = WRITERS["vlp"][1](tmp_path, [image_of(0)])
     (path / "feat_cls_1000" / "vg_100dets_feat071.h5").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"vg_100dets_feat071.h5 is no HDF5"):
+    with pytest.raises(UserError, match=r"vg_100dets_feat071.h5 cannot be read as HDF5"):
         open_source(path)
 
 
-def test_what_is_not_recognised_asks_for_a_format(tmp_path):
+def test_an_unrecognised_source_asks_for_a_format(tmp_path):
     (tmp_path / "x.tsv").write_text("a\tb\tc\td\n")
     (tmp_path / "y.bin").write_text("x")
     for path in (tmp_path / "x.tsv", tmp_path / "y.bin", tmp_path):
@@ -232,7 +232,7 @@ def test_what_is_not_recognised_asks_for_a_format(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_source(tmp_path):
-    """20 and 200 images of 32 kB; what may grow is an id per image."""
+    """20 and 200 images of 32 kB; only one id per image may be added."""
     regions = replace(image_of(2), features=np.ones((3, 4096), dtype=np.float16))
     peaks = []
     for count in (20, 200):
@@ -258,7 +258,7 @@ def dimvl(*arguments: object) -> tuple[int, str, str]:
     return ended.returncode, ended.stdout, ended.stderr
 
 
-def test_the_command_imports_goes_on_and_tells_what_it_left_out(tmp_path):
+def test_the_command_imports_resumes_and_names_what_it_skips(tmp_path):
     source = write_lxmert(tmp_path, images_of())
     assembler_of(tmp_path)
     names = ("--classes", tmp_path / "classes.txt", "--attributes", tmp_path / "attributes.txt")
@@ -274,7 +274,7 @@ def test_the_command_imports_goes_on_and_tells_what_it_left_out(tmp_path):
     assert_same(got, replace(by_id(tmp_path / "out")["17"], image_id="new"))
 
 
-def test_parts_of_a_source_in_stores_of_their_own_are_the_whole(tmp_path):
+def test_separate_stores_of_the_parts_of_a_source_equal_the_whole(tmp_path):
     source = write_lxmert(tmp_path, images_of())
     for part in (1, 2):
         arguments = ("--part", f"{part}/2", "--dtype", "int8", "--extractor", "mine")
@@ -311,9 +311,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path,
     import dimvl.cli
 
     monkeypatch.setattr(sys, "argv", ["dimvl", "import", *arguments])
-    told = []
-    monkeypatch.setattr("builtins.print", lambda *values, **_: told.append(" ".join(map(str, values))))
+    printed = []
+    monkeypatch.setattr("builtins.print", lambda *values, **_: printed.append(" ".join(map(str, values))))
     with caplog.at_level(logging.WARNING), pytest.raises(SystemExit) as ended:
         dimvl.cli.main()
     assert ended.value.code == 2
-    assert told[-1].startswith("error: ") and message in told[-1]
+    assert printed[-1].startswith("error: ") and message in printed[-1]

@@ -1,4 +1,4 @@
-"""Files that other tools have written, where they are at hand: features bit for bit, tags that a person would give."""
+"""Files written by other tools, where available: exact features, and tags that a person would give."""
 
 import base64
 import json
@@ -12,16 +12,16 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.importers.run import import_source, open_source
 from dimvl.regions.store import RegionStore
 from tests.regions.importers.written import by_id
-from tests.regions.synthetic_store import assert_same
+from tests.regions.store.synthetic_store import assert_same
 
 DATA = Path(__file__).parents[3].parent / "shared/data"
 BOTTOM_UP, COCO = DATA / "bottom_up", DATA / "coco_small"
-bottom_up = pytest.mark.skipif(not BOTTOM_UP.is_dir(), reason="the ten images of bottom-up-attention are not here")
-coco = pytest.mark.skipif(not COCO.is_dir(), reason="the small COCO set with region features is not here")
+bottom_up = pytest.mark.skipif(not BOTTOM_UP.is_dir(), reason="the ten images of bottom-up-attention are missing")
+coco = pytest.mark.skipif(not COCO.is_dir(), reason="the small COCO set with region features is missing")
 
 
 def rows_of(file: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The columns of an LXMERT TSV, decoded as plainly as possible."""
+    """The columns of an LXMERT TSV, decoded in the simplest way."""
     rows = {}
     for line in file.read_text().splitlines():
         image_id, height, width, *encoded, count, boxes, features = line.split("\t")
@@ -57,7 +57,7 @@ def coco_classes(tmp_path):
         pytest.param(COCO / "regions_yolox_mobilenet.tsv", marks=coco, id="coco_small"),
     ],
 )
-def test_features_are_those_of_the_file_bit_for_bit(source, tmp_path):
+def test_features_equal_those_of_the_file_exactly(source, tmp_path):
     rows = rows_of(source)
     store = run_import(source, tmp_path / "out")
     assert len(store) == len(rows)
@@ -70,7 +70,7 @@ def test_features_are_those_of_the_file_bit_for_bit(source, tmp_path):
 
 
 @bottom_up
-def test_tags_of_bottom_up_read_sensibly(tmp_path):
+def test_tags_of_bottom_up_make_sense(tmp_path):
     names = {"classes": BOTTOM_UP / "objects_vocab.txt", "attributes": BOTTOM_UP / "attributes_vocab.txt"}
     store = run_import(BOTTOM_UP / "train2014_obj36.tsv", tmp_path / "out", **names)
     extractor = store.extractor

@@ -1,8 +1,7 @@
-"""Synthetic regions, and a small writer of every format that is imported, as the formats' own tools write them.
+"""Synthetic regions, and a small writer of every imported format, which writes like the format's own tools.
 
-Sizes are powers of two and scores multiples of 1/32, so that half precision holds every number exactly and what is
-imported can be compared bit for bit. Every writer turns the order of the regions round: the importer must put them
-best first again.
+Sizes are powers of two and scores multiples of 1/32, so that half precision holds every number exactly and imported
+regions can be compared bit for bit. Every writer reverses the order of the regions, so the importer must sort them.
 """
 
 import base64
@@ -26,7 +25,7 @@ WIDTH = 4
 
 
 def image_of(number: int) -> Regions:
-    """Regions of an image, the last of a few a fallback without class, and none in the last image."""
+    """Regions of an image; the last of three or more has no class, and the last image has no regions."""
     random = np.random.default_rng([3, number])
     count = 0 if IDS[number % len(IDS)] == "empty" else 1 + number % 4
     size = np.array([64, 32] if number % 2 else [32, 128])
@@ -55,7 +54,7 @@ def images_of(count: int = len(IDS)) -> list[Regions]:
 
 
 def expected(regions: Regions, *, class_columns: int, attribute_columns: int, size_known: bool = True) -> Regions:
-    """What a format keeps of an image."""
+    """The part of an image that a format can represent."""
     return replace(
         regions,
         width=regions.width if size_known else 1,
@@ -93,7 +92,7 @@ def write_sizes(file: Path, images: Sequence[Regions]) -> Path:
     return file
 
 
-# Writers. Each takes a folder and images and returns the source.
+# Writers: each gets a folder and images and returns the source.
 
 
 def b64(array: np.ndarray) -> str:
@@ -140,13 +139,13 @@ def write_lineidx(file: Path) -> None:
 
 
 def with_six(regions: Regions) -> np.ndarray:
-    """Rows of features as Oscar has them, box, width and height behind."""
+    """Rows of features as in Oscar, followed by box, width and height."""
     boxes = regions.boxes
     return np.concatenate([regions.features, boxes, boxes[:, 2:] - boxes[:, :2]], axis=1)[::-1].astype("<f4")
 
 
 def oscar_objects(regions: Regions, *, with_features: bool = False) -> list[dict[str, object]]:
-    """Labels of an image; fallback regions have none unless every region needs one."""
+    """Labels of an image; regions without a class have none, unless every region needs one."""
     names, attributes = ("cat", "dog", "bird"), ("red", "large")
     objects = []
     for row in range(len(regions)):
@@ -263,7 +262,7 @@ def lmdb_value(regions: Regions, folder: Path, *, compressed: bool) -> bytes:
     if not compressed:
         return msgpack.packb({name: packed(array) for name, array in arrays.items()}, use_bin_type=True)
     file = folder / "value.npz"
-    np.savez_compressed(file, **arrays, allow_pickle_=np.array(True))  # an array that is none of ours
+    np.savez_compressed(file, **arrays, allow_pickle_=np.array(True))  # an unrelated array
     return file.read_bytes()
 
 
@@ -327,4 +326,4 @@ COLUMNS = {  # kept classes and attributes
     "uniter-lmdb": (3, 0),
     "vlp-hdf5": (3, 0),
 }
-TELLS_NO_SIZE = {"uniter-npz", "uniter-lmdb", "vlp-hdf5"}
+WITHOUT_SIZES = {"uniter-npz", "uniter-lmdb", "vlp-hdf5"}

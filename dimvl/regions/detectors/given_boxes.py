@@ -1,0 +1,141 @@
+"""Boxes drawn by people or another system, from a COCO file: `dimvl extract --boxes`.
+
+The detector then only describes them: features, and attributes where it has any, are its own; classes are the file's.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dimvl.errors import UserError
+from dimvl.files import read_json
+from dimvl.regions.detectors.base import RegionDetector
+from dimvl.regions.geometry import area, clip, pixels_to_fractions, xywh_to_corners
+from dimvl.regions.records import SIZES, Detections, Extractor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenBoxes:
+    """Boxes by image id, to be described in place of a detector's own.
+
+    Attributes:
+        boxes: (R, 4) float32 fractions of each image.
+        labels: (R,) class ids of each image; empty to use the detector's own classes.
+        scores: (R,) of each image, as `labels`.
+        sizes: width and height in pixels of each image when its boxes were drawn; the file may be scaled since then.
+        classes: names of the labels.
+
+    """
+
+    boxes: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, file: Path) -> "GivenBoxes":
+        """Read a COCO annotation file: `images` with sizes, `annotations` with `bbox`, `categories` with names.
+
+        An annotation may have a `score`, by default 1. Crowds, and boxes without an area inside their image, are
+        skipped, and their number is logged.
+
+        Raises:
+            UserError: the file is missing or has another form, or a box or score is not valid.
+
+        """
+        value = read_json(file)
+        try:
+            categories = {int(category["id"]): str(category["name"]) for category in value["categories"]}
+            sizes = {str(int(image["id"])): (int(image["width"]), int(image["height"])) for image in value["images"]}
+            annotations = list(value["annotations"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{file} lacks COCO's lists images (id, width, height), annotations and categories (id, name) "
+                f"({type(error).__name__}: {error}); give a COCO annotation file"
+            ) from None
+        if bad := next((image for image, size in sizes.items() if min(size) < 1), None):
+            raise UserError(f"{file}: image {bad} is {sizes[bad][0]} x {sizes[bad][1]} pixels; correct its size")
+        label_of = {category: label for label, category in enumerate(categories)}
+        rows: dict[str, list[tuple[np.ndarray, int, float]]] = {image: [] for image in sizes}
+        skipped = 0
+        for annotation in annotations:
+            image, corners, label, score = _box(annotation, sizes, label_of, file)
+            if area(corners[None])[0] > 0 and not annotation.get("iscrowd"):
+                rows[image].append((corners, label, score))
+            else:
+                skipped += 1
+        if skipped:
+            log.warning("%s: %d crowds and boxes without an area are skipped", file, skipped)
+        return cls(
+            boxes={i: np.array([row[0] for row in own], np.float32).reshape(-1, 4) for i, own in rows.items()},
+            labels={i: np.array([row[1] for row in own], np.int16) for i, own in rows.items()},
+            scores={i: np.array([row[2] for row in own], np.float16) for i, own in rows.items()},
+            sizes=sizes,
+            classes=tuple(categories.values()),
+        )
+
+    def of(self, image_id: str, width: int, height: int) -> np.ndarray:
+        """Boxes (R, 4) of an image of this size in pixels; a `UserError` if it has none or had another shape."""
+        if image_id not in self.boxes:
+            raise UserError(f"no boxes are given for image {image_id!r}; add them or remove the image")
+        drawn = self.sizes.get(image_id, (width, height))
+        if abs(width / drawn[0] - height / drawn[1]) * max(drawn) > 1.5:  # a pixel, and rounding
+            raise UserError(
+                f"image {image_id!r} is {width} x {height} pixels but its boxes were drawn at {drawn[0]} x {drawn[1]}; "
+                "give the image that they belong to, rotated as it was then"
+            )
+        return self.boxes[image_id]
+
+    def named(self, image_id: str, found: Detections) -> Detections:
+        """Give an image's regions the classes of the file; the whole image after them has none."""
+        if image_id not in self.labels:
+            return found
+        more = len(found.boxes) - len(self.labels[image_id])
+        ids = np.concatenate([self.labels[image_id], np.full(more, -1, np.int16)])
+        scores = np.concatenate([self.scores[image_id], np.zeros(more, np.float16)])
+        return replace(found, class_ids=ids[:, None], class_scores=scores[:, None])
+
+    def extractor(self, detector: RegionDetector) -> Extractor:
+        """The extractor of these boxes as the detector describes them; a `UserError` if it cannot."""
+        detector.check_describes()
+        describing = detector.extractor
+        kept = (*SIZES, "whole_image")
+        parameters = {name: value for name, value in describing.parameters.items() if name in kept}
+        return replace(
+            describing,
+            name=f"{describing.name} at given boxes",
+            parameters={**parameters, "given_boxes": True},
+            classes=self.classes,
+        )
+
+
+def _box(
+    annotation: Any, sizes: Mapping[str, tuple[int, int]], label_of: Mapping[int, int], file: Path
+) -> tuple[str, np.ndarray, int, float]:
+    """Read one annotation: image id, corners (4,) as fractions, label and score."""
+    try:
+        image, category = str(int(annotation["image_id"])), int(annotation["category_id"])
+        box = np.array([float(number) for number in annotation["bbox"]])
+        score = float(annotation.get("score", 1.0))
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise UserError(
+            f"{file}: an annotation lacks image_id, category_id or bbox ({type(error).__name__}: {error}): "
+            f"{str(annotation)[:80]}; correct it"
+        ) from None
+    name = f"{file}: annotation {annotation.get('id', '')} of image {image}"
+    if image not in sizes:
+        raise UserError(f"{name}: the image is not listed; add it to images")
+    if category not in label_of:
+        raise UserError(f"{name}: category {category} is not listed; add it to categories")
+    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
+        raise UserError(f"{name}: bbox {annotation['bbox']} is not x, y, width, height in pixels; correct it")
+    if not 0 <= score <= 1:
+        raise UserError(f"{name}: score {score} is not a probability; correct it")
+    return image, clip(pixels_to_fractions(xywh_to_corners(box[None]), *sizes[image]))[0], label_of[category], score

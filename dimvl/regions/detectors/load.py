@@ -1,0 +1,98 @@
+"""Opens a detector by the name that the user gives: the shipped one, a folder, one of torchvision or of the hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dimvl.errors import UserError
+from dimvl.files import HUB_NAME, read_json
+from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector, not_a_detector
+from dimvl.regions.detectors.scenes import Detector, load_scene_detector
+from dimvl.regions.detectors.torchvision_models import TorchvisionDetector
+from dimvl.regions.detectors.transformers_models import TransformersDetector
+
+SCENES = "scenes"
+NO_DETECTOR = "none"
+KINDS: dict[str | None, type[RegionDetector]] = {
+    "scenes": Detector,
+    "torchvision": TorchvisionDetector,
+    "transformers": TransformersDetector,
+}
+"""The class that reads a saved detector, by the kind in its `detector.json`."""
+
+
+def load_detector(
+    name: str | Path = SCENES,
+    options: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    classes: Path | None = None,
+) -> RegionDetector:
+    """Open a detector.
+
+    Args:
+        name: `scenes` for the shipped one; a folder that `save` or transformers wrote; the name of a detector of
+            torchvision; or one of the Hugging Face hub, `owner/name` or `owner/name@revision`.
+        options: settings that replace the detector's own: those of `Selection`, and sizes in pixels.
+        weights: for a name of torchvision only; see `TorchvisionDetector.create`.
+        classes: file of class names, one per line, for a file of weights.
+
+    Raises:
+        UserError: the detector does not exist or cannot be read, or an option does not fit.
+
+    """
+    folder, name = Path(name), str(name)
+    own = name == SCENES or folder.is_dir()
+    if (weights is not None or classes is not None) and (own or _is_on_hub(name)):
+        raise UserError(f"detector {name} has its own weights and classes; omit the given ones")
+    return _open(name, folder, weights, classes).configure(options or {})
+
+
+def _open(name: str, folder: Path, weights: str | None, classes: Path | None) -> RegionDetector:
+    if name == SCENES:
+        return load_scene_detector()
+    if folder.is_dir():
+        return _open_folder(folder)
+    # "detectors/mine" looks like a name on the hub; where a folder "detectors" exists, a folder was meant.
+    if len(folder.parts) > 1:
+        if not _is_on_hub(name) or folder.parent.is_dir():
+            raise UserError(f"detector {name} does not exist; check the path")
+        return TransformersDetector.load(name)
+    return TorchvisionDetector.create(name, weights, None if classes is None else _read_names(classes))
+
+
+def _is_on_hub(name: str) -> bool:
+    return HUB_NAME.fullmatch(name.partition("@")[0]) is not None
+
+
+def missing_file(folder: Path) -> str | None:
+    """Return the first file that a saved detector lacks, or None; a `UserError` if `detector.json` is not JSON."""
+    if not (folder / SETTINGS).is_file():
+        return SETTINGS
+    kind = _kind(folder)
+    return next((name for name in KINDS[kind].files if not (folder / name).is_file()), None) if kind in KINDS else None
+
+
+def _kind(folder: Path) -> str | None:
+    settings = read_json(folder / SETTINGS)
+    kind = settings.get(KIND) if isinstance(settings, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _open_folder(folder: Path) -> RegionDetector:
+    if not (folder / SETTINGS).exists() and (folder / "config.json").exists():
+        return TransformersDetector.load(folder)
+    kind = _kind(folder)
+    if kind == NO_DETECTOR:
+        raise UserError(f"{folder.parent} was exported without a detector; give it regions, or export it with one")
+    if kind not in KINDS:
+        raise not_a_detector(folder, f"its {KIND!r} is {kind!r}")
+    return KINDS[kind].load(folder)
+
+
+def _read_names(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"class names {file} cannot be read ({error}); give a text file, one name per line") from None
+    return [line.strip() for line in lines if line.strip()]

@@ -1,0 +1,182 @@
+"""Detectors of the library transformers: the DETR family, with each query's decoder state as its region's feature.
+
+DETR (Carion et al., 2020) predicts one box, class distribution and decoder state for each of a fixed number of queries;
+RT-DETR (Zhao et al., 2024) and its successors judge each class independently. A query finds its own box, so boxes from
+elsewhere cannot be described. The feature of the whole image, where it is a region, is the mean state of all queries,
+whichever are kept.
+
+transformers is imported when a detector is loaded, after `import_torchvision`, because it imports torchvision where
+that is installed. Images are scaled by the model's own image processor in its PIL form, which gives the same pixels on
+every machine. Letters: B images, Q queries, R regions, K classes, F feature width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dimvl.errors import UserError
+from dimvl.files import read_json, write_json
+from dimvl.regions.detectors.base import (
+    CLASSES_KEPT,
+    KIND,
+    SETTINGS,
+    Detections,
+    RegionDetector,
+    padded,
+    split_by_image,
+)
+from dimvl.regions.detectors.selection import Selection, label_first, select
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
+from dimvl.regions.detectors.weights import fingerprint
+
+SOFTMAX = ("detr", "table-transformer")  # families whose last class is "no object"
+SIGMOID = ("rt_detr", "rt_detr_v2", "d_fine")  # families that judge each class independently
+SIDES = {"shortest_edge": "shortest_side", "longest_edge": "longest_side", "height": "height", "width": "width"}
+"""Sizes of an image processor, and their names here."""
+PIXELS = ("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+"""Settings of an image processor, beside the sizes, that change the features."""
+
+
+class TransformersDetector(RegionDetector):
+    """A detector of transformers, ready for use.
+
+    Args:
+        name: readable name.
+        network: the model, as `AutoModelForObjectDetection` loads it.
+        processor: its image processor.
+
+    """
+
+    files = ("config.json", "model.safetensors", "preprocessor_config.json")
+    describes = False
+
+    def __init__(self, name: str, network: Any, processor: Any) -> None:
+        config = network.config
+        self.processor = processor
+        self.softmax = config.model_type in SOFTMAX
+        # Each query has one box and few are alike: as in the library, none is suppressed unless a threshold is set.
+        selection = Selection(nms_threshold=1.0)
+        classes = [str(config.id2label[label]) for label in range(config.num_labels)]
+        super().__init__(name, network, selection, config.d_model, classes)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TransformersDetector":
+        """Load from a folder of `save` or `save_pretrained`, or by a name on the hub, `owner/name[@revision]`.
+
+        Raises:
+            UserError: transformers is not installed, or the detector does not exist, is of another family or has no
+                safetensors weights.
+
+        """
+        settings = {"name": folder}
+        if isinstance(folder, Path):
+            own = folder / SETTINGS
+            settings = {"name": folder.name, **(read_json(own) if own.exists() else {})}
+        options = {key: value for key, value in settings.items() if key not in (KIND, "name")}
+        return cls(str(settings["name"]), *_open(folder)).configure(options)
+
+    def save(self, folder: Path) -> None:
+        """Write settings and what `save_pretrained` of transformers writes."""
+        self.network.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        write_json(folder / SETTINGS, {KIND: "transformers", "name": self.name, **self.parameters})
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        settings = [f"{name}={getattr(self.processor, name, None)}" for name in PIXELS]
+        return fingerprint(self.network.state_dict(), *settings)
+
+    def _numbers(self) -> dict[str, int]:
+        size = self.processor.size
+        return {side: int(size[edge]) for edge, side in SIDES.items() if size[edge] is not None}
+
+    def _set_numbers(self, numbers: Mapping[str, int]) -> None:
+        size = {edge: numbers[side] for edge, side in SIDES.items() if side in numbers}
+        self.processor.size = replace(self.processor.size, **size)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Return what the image processor makes of the image, (3, height, width) float32."""
+        # The format is named because the processor cannot find the channels of an image three pixels high.
+        inputs = self.processor(images=[np.asarray(image)], return_tensors="np", input_data_format="channels_last")
+        return np.asarray(inputs["pixel_values"][0], dtype=np.float32)
+
+    @torch.inference_mode()
+    def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
+        output = self.network(pixel_values=torch.from_numpy(np.stack(arrays)).to(self.device))
+        probabilities = output.logits.softmax(-1)[..., :-1] if self.softmax else output.logits.sigmoid()
+        centres, sides = output.pred_boxes.split(2, dim=-1)
+        corners = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
+        found, boxes, features, rows, labels = [], [], [], [], []
+        for own, own_corners, states in zip(probabilities, corners, output.last_hidden_state, strict=True):
+            queries, label = self._find(own, own_corners)
+            found.append(own_corners[queries])
+            boxes.append(self._with_whole_image(found[-1]))
+            whole = states.mean(0, keepdim=True).expand(len(boxes[-1]) - len(queries), -1)
+            features.append(torch.cat([states[queries], whole]))
+            rows.append(own[queries])
+            labels.append(label)
+        class_ids, class_scores = label_first(padded(rows, boxes), padded(labels, boxes), CLASSES_KEPT)
+        return split_by_image(
+            found, boxes, features=torch.cat(features), class_ids=class_ids, class_scores=class_scores
+        )
+
+    def _find(self, probabilities: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose queries (R,) of one image, best first, and their labels (R,), by (Q, K) and boxes (Q, 4)."""
+        if self.softmax:
+            scores, labels = probabilities.max(-1)
+            queries = torch.arange(len(scores), device=scores.device)
+        else:  # a query may be found by several classes
+            scores, flat = probabilities.flatten().topk(len(probabilities))
+            queries, labels = flat // probabilities.shape[1], flat % probabilities.shape[1]
+        chosen = select(corners[queries], scores, labels, self.selection).to(scores.device)
+        return queries[chosen], labels[chosen]
+
+
+def _open(place: str | Path) -> tuple[Any, Any]:
+    """Open model and image processor."""
+    import_torchvision()
+    try:
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+        from transformers.utils import logging as transformers_logging
+    except ImportError:
+        raise UserError("detectors of transformers need the package: pip install 'dimvl[detectors]'") from None
+    transformers_logging.disable_progress_bar()
+    try:
+        family = AutoConfig.from_pretrained(_fetched(place, "*.json")).model_type
+        if family not in (*SOFTMAX, *SIGMOID):
+            raise UserError(
+                f"detector {place} is of the family {family}, which is not supported; use one of "
+                f"{', '.join((*SOFTMAX, *SIGMOID))}"
+            )
+        folder = _fetched(place, "*.json", "*.safetensors")
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        model = AutoModelForObjectDetection.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except UserError:
+        raise
+    except Exception as error:  # missing files, no network, another format, a missing extra: many types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"detector {place} cannot be loaded by transformers ({reason}); check name, files and network"
+        ) from None
+    return model, processor
+
+
+def _fetched(place: str | Path, *patterns: str) -> Path:
+    """Return a folder with files of these patterns: the given one, or that of a name on the hub, downloaded once.
+
+    Without a network this fails at once, or finds an earlier download; `from_pretrained` would try for half a minute,
+    with warnings.
+    """
+    if isinstance(place, Path):
+        return place
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = place.partition("@")
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))

@@ -1,0 +1,386 @@
+"""Writes region stores shard by shard, so that a killed writer can continue.
+
+A commit is: the shard under its final name, then the tails of `index.bin` and `ids.bin`, then the manifest. Only the
+manifest counts; the next writer overwrites or removes what an interrupted commit left behind.
+
+A folder has one writer, which holds a lock. To write with several processes, give each its own images and folder;
+`RegionStore` and the key `regions` of a run accept the list of folders as one store.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from safetensors.numpy import save
+
+from dimvl.errors import UserError
+from dimvl.files import atomic_path, locked, writing
+from dimvl.regions.records import ARRAYS, Extractor, Regions
+from dimvl.regions.store.folder import StoreFolder
+from dimvl.regions.store.format import (
+    INDEX_DTYPE,
+    FeatureDtype,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    checksum_of_record,
+    checksum_of_rows,
+    encode_id,
+    estimated_bytes,
+    first_difference,
+    hash_of_id,
+    make_lookup,
+    quantise,
+    read_manifest,
+    write_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+BOX_TOLERANCE = 0.01
+"""How far a box may reach beyond its image, as a fraction: enough for rounding, too little for boxes in pixels."""
+
+
+class _Pending(NamedTuple):
+    """An image that waits until its shard is full."""
+
+    encoded_id: bytes
+    width: int
+    height: int
+    arrays: dict[str, np.ndarray]
+
+
+class RegionStoreWriter:
+    """Writes a new region store or continues one. A context manager, which writes the rest on exit.
+
+    Images become durable shard by shard; a killed writer loses those since the last full shard. The writer (not the
+    reader) keeps the ids in memory, about 100 bytes per image.
+
+    Args:
+        path: the store's folder; created if missing.
+        extractor: the extractor of the regions; must equal that of a store that is continued.
+        shard_bytes: a shard is written when its arrays reach this size.
+        feature_dtype: how features are stored; must equal that of a store that is continued. int8 with a float32 scale
+            per row takes half the space, with errors of at most 1/254 of the row's largest value.
+
+    Raises:
+        UserError: the folder has other content, regions of another extractor or dtype, or another writer, or cannot be
+            written.
+
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        extractor: Extractor,
+        *,
+        shard_bytes: int = 64 * 2**20,
+        feature_dtype: FeatureDtype = "float16",
+    ) -> None:
+        self.path = Path(path)
+        self.shard_bytes = shard_bytes
+        self._pending: list[_Pending] = []
+        self._pending_bytes = 0
+        with ExitStack() as held:
+            busy = f"another process is writing region store {self.path}; wait for it or stop it"
+            held.enter_context(locked(self.path, busy))
+            self.manifest = self._open(extractor, feature_dtype)
+            self._held: ExitStack | None = held.pop_all()
+
+    def __enter__(self) -> "RegionStoreWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:  # keep what is finished, but report the first error
+            with suppress(UserError):
+                self.close()
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._ids
+
+    def __len__(self) -> int:
+        """Return the number of images, written or pending."""
+        return len(self._ids)
+
+    def check_space(self, images: int, sample: Sequence[Regions]) -> None:
+        """Log the estimated size of images to be written.
+
+        Args:
+            images: how many.
+            sample: some of them, taken as typical.
+
+        Raises:
+            UserError: the disk has less free space.
+
+        """
+        regions = sum(map(len, sample)) / len(sample)
+        needed = estimated_bytes(
+            images,
+            regions,
+            self.manifest.extractor.feature_width,
+            feature_dtype=self.manifest.feature_dtype,
+            class_columns=sample[0].class_ids.shape[1],
+            attribute_columns=sample[0].attribute_ids.shape[1],
+        )
+        free = shutil.disk_usage(self.path).free
+        if needed > free:
+            raise UserError(
+                f"region store {self.path} would take about {_size(needed)} for {images:,} images of {regions:.3g} "
+                f"regions but its disk has {_size(free)} free; free space, choose another place, or keep fewer regions "
+                "or int8 features"
+            )
+        log.info(
+            "region store %s will take about %s for %d images of %.3g regions; %s are free",
+            *(self.path, _size(needed), images, regions, _size(free)),
+        )
+
+    def add(self, regions: Regions) -> None:
+        """Add one image. Its arrays are copied.
+
+        Raises:
+            UserError: the id is a duplicate or not a string, an array has another shape than the store's or a value
+                that is not finite, a box has negative sides or is in pixels, a score is not a probability, an id is not
+                in the vocabulary, or the disk is full.
+
+        """
+        encoded_id = encode_id(regions.image_id)
+        if regions.image_id in self._ids:
+            raise UserError(f"image {regions.image_id!r} is in region store {self.path} already; give each image once")
+        manifest = self.manifest
+        if not len(self):
+            columns = {
+                name: getattr(regions, array).shape[-1]
+                for name, array in (("class_columns", "class_ids"), ("attribute_columns", "attribute_ids"))
+            }
+            manifest = manifest.model_copy(update=columns)
+        arrays = _arrays(regions, manifest)
+        self.manifest = manifest
+        self._pending.append(_Pending(encoded_id, int(regions.width), int(regions.height), arrays))
+        self._pending_bytes += sum(array.nbytes for array in arrays.values())
+        self._ids.add(regions.image_id)
+        if self._pending_bytes >= self.shard_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending images as one shard and commit it.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; the store stays as it was before.
+
+        """
+        if self._pending:
+            with writing(self.path):
+                self._commit()
+
+    def close(self) -> None:
+        """Write the pending images and the lookup, and release the folder. The writer cannot be used afterwards.
+
+        Raises:
+            UserError: as `flush`.
+
+        """
+        if self._held is None:
+            return
+        try:
+            self.flush()
+            with writing(self.path):
+                lookup = make_lookup(StoreFolder(self.path).index).astype("<u8").tobytes()
+                with atomic_path(self.path / "lookup.bin") as temporary:
+                    temporary.write_bytes(lookup)
+                entry = FileEntry(num_bytes=len(lookup), sha256=hashlib.sha256(lookup).hexdigest())
+                write_manifest(self.path, self.manifest.model_copy(update={"lookup": entry}))
+        finally:
+            self._held.close()
+            self._held = None
+
+    def _open(self, extractor: Extractor, feature_dtype: FeatureDtype) -> Manifest:
+        """Continue the store in the folder, or start one."""
+        if not (self.path / "manifest.json").exists():
+            if any(not _is_remnant(file) for file in self.path.iterdir()):
+                raise UserError(f"{self.path} is neither empty nor a region store; choose another folder")
+            nothing = FileEntry(num_bytes=0, sha256=hashlib.sha256().hexdigest())
+            manifest = Manifest(
+                extractor=extractor,
+                feature_dtype=feature_dtype,
+                class_columns=0,
+                attribute_columns=0,
+                num_images=0,
+                num_regions=0,
+                index=nothing,
+                ids=nothing,
+                lookup=None,
+                shards=(),
+            )
+            write_manifest(self.path, manifest)
+        manifest = read_manifest(self.path)
+        if difference := first_difference(manifest.extractor, extractor):
+            raise UserError(
+                f"region store {self.path} was made by another extractor: there and here, {difference}; "
+                "choose another folder or the same detector"
+            )
+        if manifest.feature_dtype != feature_dtype:
+            raise UserError(
+                f"region store {self.path} holds features as {manifest.feature_dtype}, not as {feature_dtype}; "
+                f"continue with {manifest.feature_dtype} or choose another folder"
+            )
+        with writing(self.path):
+            self._index_hash = _truncate(self.path / "index.bin", manifest.index)
+            self._ids_hash = _truncate(self.path / "ids.bin", manifest.ids)
+            committed = {entry.file for entry in manifest.shards}
+            for file in self.path.iterdir():
+                if _is_remnant(file) or (file.suffix == ".safetensors" and file.name not in committed):
+                    file.unlink()
+        folder = StoreFolder(self.path)
+        self._ids = {folder.image_id(position) for position in range(len(folder))}
+        return manifest
+
+    def _commit(self) -> None:
+        old, pending = self.manifest, self._pending
+        counts = np.array([len(image.arrays["details"]) for image in pending])
+        number, num_regions = len(old.shards), int(counts.sum())
+        data = save({name: np.concatenate([image.arrays[name] for image in pending]) for name in old.layout})
+        file = f"shard-{number:05}.safetensors"
+        with atomic_path(self.path / file) as temporary:
+            temporary.write_bytes(data)
+
+        ids = [image.encoded_id for image in pending]
+        lengths = np.array([len(encoded) for encoded in ids])
+        index = np.zeros(len(ids), dtype=INDEX_DTYPE)
+        index["hash"] = [hash_of_id(encoded) for encoded in ids]
+        index["first_row"] = np.cumsum(counts) - counts
+        index["id_start"] = old.ids.num_bytes + np.cumsum(lengths) - lengths
+        index["id_length"] = lengths
+        index["shard"] = number
+        index["num_regions"] = counts
+        index["width"] = [image.width for image in pending]
+        index["height"] = [image.height for image in pending]
+        index["rows_checksum"] = [
+            checksum_of_rows(image.arrays[name] for name in old.layout if image.arrays[name].size) for image in pending
+        ]
+        index["checksum"] = [checksum_of_record(record) for record in index]
+
+        entry = ShardEntry(
+            file=file, num_images=len(ids), num_regions=num_regions, sha256=hashlib.sha256(data).hexdigest()
+        )
+        index_hash, ids_hash = self._index_hash.copy(), self._ids_hash.copy()
+        changes = {
+            "num_images": old.num_images + len(ids),
+            "num_regions": old.num_regions + num_regions,
+            "index": _append(self.path / "index.bin", old.index, index.tobytes(), index_hash),
+            "ids": _append(self.path / "ids.bin", old.ids, b"".join(ids), ids_hash),
+            "lookup": None,  # the old one lacks these images; `close` writes a new one
+            "shards": (*old.shards, entry),
+        }
+        manifest = old.model_copy(update=changes)
+        write_manifest(self.path, manifest)
+        self.manifest, self._index_hash, self._ids_hash = manifest, index_hash, ids_hash
+        self._pending, self._pending_bytes = [], 0
+
+
+def _arrays(regions: Regions, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Check an image and copy its arrays to the store's dtypes."""
+    for name in ("width", "height"):
+        if not 0 < (side := getattr(regions, name)) < 2**32:
+            raise UserError(f"image {regions.image_id!r} has {name} {side!r}; give its size in pixels, at least 1")
+    regions = regions.dequantised()
+    quantised = manifest.feature_dtype == "int8"
+    dtypes = {**manifest.details, "features": ("<f4" if quantised else "<f2", manifest.extractor.feature_width)}
+    arrays = {name: _checked(regions, name, np.dtype(dtypes[name][0]), dtypes[name][1]) for name in ARRAYS}
+    if quantised:
+        arrays["features"], arrays["feature_scales"] = quantise(arrays["features"])
+    _check_boxes(regions.image_id, arrays["boxes"])
+    for kind, vocabulary in (("class", manifest.extractor.classes), ("attribute", manifest.extractor.attributes)):
+        _check_names(regions.image_id, kind, arrays[f"{kind}_ids"], arrays[f"{kind}_scores"], len(vocabulary))
+    details = np.concatenate([arrays[name].astype("<f4") for name in manifest.details], axis=1)
+    return {"features": arrays["features"], "details": details}
+
+
+def _checked(regions: Regions, name: str, dtype: np.dtype, columns: int) -> np.ndarray:
+    """Copy one array of an image to the store's dtype."""
+    given = np.asarray(getattr(regions, name))
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float16 become infinite, which is refused below
+        array = given.astype(dtype, order="C")
+    if array.shape != (len(regions), columns):
+        raise UserError(
+            f"image {regions.image_id!r} has {name} of shape {array.shape}, but this store holds "
+            f"{(len(regions), columns)}; use the detector that the store was started with"
+        )
+    if dtype.kind == "i" and not np.array_equal(array, given):  # int16 would change the number
+        raise UserError(f"image {regions.image_id!r} has {name} that are not 16-bit integers; check the detector")
+    if not np.isfinite(array).all():
+        raise UserError(f"image {regions.image_id!r} has {name} that are not finite in {dtype}; check the detector")
+    return array
+
+
+def _check_boxes(image_id: str, boxes: np.ndarray) -> None:
+    """Refuse boxes with swapped corners and boxes that are not fractions. A side of 0 is valid."""
+    swapped = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    outside = ((boxes < -BOX_TOLERANCE) | (boxes > 1 + BOX_TOLERANCE)).any(axis=1)
+    for wrong, problem in (
+        (swapped, "whose corners are swapped; give x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"),
+        (outside, "which is outside the image; give fractions of its width and height, not pixels"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise UserError(f"image {image_id!r} has box {row}, {boxes[row].tolist()}, {problem}")
+
+
+def _check_names(image_id: str, kind: str, ids: np.ndarray, scores: np.ndarray, vocabulary: int) -> None:
+    """Refuse ids that are not in the vocabulary and scores that are not probabilities."""
+    if (wrong := (ids < -1) | (ids >= vocabulary)).any():
+        raise UserError(
+            f"image {image_id!r} has {kind} id {ids[wrong][0]} but the extractor has {vocabulary} names, numbered from "
+            "0; give the vocabulary of the detector, or -1 for none"
+        )
+    if (wrong := (scores < 0) | (scores > 1)).any():
+        raise UserError(
+            f"image {image_id!r} has {kind} score {scores[wrong][0]:g}; give probabilities from 0 to 1, not logits"
+        )
+
+
+def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Hash") -> FileEntry:
+    """Write after the committed part of a file, over the rest of an interrupted commit."""
+    with file.open("r+b") as stream:
+        stream.seek(committed.num_bytes)
+        stream.write(data)
+        stream.truncate()
+        stream.flush()
+        os.fsync(stream.fileno())
+    running.update(data)
+    return FileEntry(num_bytes=committed.num_bytes + len(data), sha256=running.hexdigest())
+
+
+def _truncate(file: Path, committed: FileEntry) -> "hashlib._Hash":
+    """Cut a growing file to its committed length and hash it; create it if nothing is committed."""
+    if not committed.num_bytes:
+        file.write_bytes(b"")
+    elif file.is_file() and file.stat().st_size > committed.num_bytes:
+        os.truncate(file, committed.num_bytes)
+    running = hashlib.sha256()
+    if file.is_file():
+        with file.open("rb") as stream:
+            running = hashlib.file_digest(stream, "sha256")
+    if running.hexdigest() != committed.sha256:
+        raise UserError(f"region store {file.parent} is damaged: {file.name} has changed; extract it again")
+    return running
+
+
+def _is_remnant(file: Path) -> bool:
+    """Whether a file is what a killed writer left of an atomic write."""
+    return file.name.startswith(".") and file.suffix == ".part"
+
+
+def _size(count: float) -> str:
+    """Format a number of bytes."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
