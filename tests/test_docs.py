@@ -61,12 +61,12 @@ def test_the_page_of_the_configuration_is_what_its_script_writes():
     assert written == write_configuration_docs.page(), "run python tools/write_configuration_docs.py"
 
 
-def test_every_command_of_the_command_line_stands_in_the_readme():
+def test_the_readme_names_every_command():
     assert {words[0] for words in named(README)} == set(COMMANDS.commands)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_call_of_the_command_line_is_one_that_it_takes(path):
+def test_every_call_of_the_command_line_is_valid(path):
     for words in called(path):
         command, words = command_of(words)
         command.make_context(words[0], words[1:])  # parses and checks without running anything
@@ -76,7 +76,7 @@ def test_every_call_of_the_command_line_is_one_that_it_takes(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_make_target_that_is_named_is_there(path):
+def test_every_make_target_that_is_named_exists(path):
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)) <= targets
 
@@ -88,7 +88,7 @@ def test_every_link_to_a_file_leads_to_one(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_file_that_is_named_is_there(path):
+def test_every_file_that_is_named_exists(path):
     names = re.findall(r"`([\w/]+(?:\.py|\.md|/))`", FENCE.sub("", path.read_text(encoding="utf-8")))
     assert not [name for name in names if not (ROOT / name).exists() and not (ROOT / "dimvl" / name).exists()]
 
@@ -113,7 +113,7 @@ def test_the_configurations_for_own_data_load(tmp_path, block):
         load_config(tmp_path / "run.yaml", ["training.step=1"])
 
 
-def test_the_python_of_the_readme_compiles_and_names_what_is_there():
+def test_the_python_of_the_readme_compiles_and_names_what_exists():
     (code,) = blocks(README, "python")
     tree = ast.parse(code)
     known = {name for kind in (Predictor, Answer, Explanation, RegionDrop) for name in dir(kind)}
@@ -122,7 +122,7 @@ def test_the_python_of_the_readme_compiles_and_names_what_is_there():
     assert len(code.strip().splitlines()) <= 12, "the first screen has about ten lines of Python"
 
 
-def test_the_python_of_the_readme_takes_what_the_demo_writes():
+def test_the_python_of_the_readme_uses_files_that_the_demo_writes():
     (code,) = blocks(README, "python")
     paths = DemoPaths(Path("runs/demo"))
     (image,) = re.findall(r'"(runs/demo/\S+\.png)"', code)
@@ -165,7 +165,7 @@ def test_the_results_of_the_demo_are_what_their_tool_writes(page, mark, demo):
         assert written == write_results.scores(results, source, minutes)
 
 
-def test_no_page_names_a_folder_of_somebodys_machine():
+def test_no_page_names_a_folder_of_one_machine():
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         assert not re.findall(r"(?<![\w.])/(?:work|tmp|home|root)\b|\bshared/", text), path

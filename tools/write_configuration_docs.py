@@ -21,8 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
 # Configuration of a run
 
-`tools/write_configuration_docs.py` writes this page from the configuration classes, and a test compares the two: change
-the classes, then run the script.
+`tools/write_configuration_docs.py` writes this page from the configuration classes; after changing them, run it again.
 
 `dimvl pretrain` and `dimvl finetune` take a YAML file, followed by overrides of the form `section.key=value`:
 
