@@ -232,9 +232,9 @@ def test_classes_of_hidden_regions_reach_nothing_that_the_model_sees(data):
         source.images.read = other_classes
         other = source.build(0, index)
         source.images.read = read
-        assert not np.array_equal(example.region_classes, other.region_classes)
+        assert not np.array_equal(example.target.class_probabilities, other.target.class_probabilities)
         assert np.array_equal(example.prefix.context, other.prefix.context)
-        images |= set(example.prefix.image_index[example.regions].tolist())
+        images |= set(example.prefix.image_index[example.target.regions].tolist())
     assert len(images) > 1, "targets are in several images"
 
 
@@ -290,7 +290,7 @@ def test_a_negative_is_never_a_text_of_a_group_that_shares_an_image(data):
         for index in range(len(source)):
             example = source.build(epoch, index)
             from_groups = owners[tuple(example.texts[0].token_ids[:-1].tolist())]
-            if example.match == [0]:
+            if example.target.labels == [0]:
                 negatives += 1
                 assert any(not texts.share_images(index, group) for group in from_groups)
                 assert index not in from_groups
