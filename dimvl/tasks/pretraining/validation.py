@@ -1,7 +1,7 @@
 """Validation of pretraining: losses by objective and matching accuracy on held-out captions.
 
-Each objective with a share gets one example of every image. Masks, negatives and captions are drawn by the section's
-seed, so they are the same at every validation.
+Each objective with a share has one example per image. Masks, negatives and captions are drawn by the section's seed, so
+they are the same at every validation.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from dimvl.data.examples import collate
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.pretraining.config import PretrainConfig, SharesConfig
-from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource, word_changes
+from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.task import ValidationScore, Validator
 from dimvl.tasks.validating import matched, subset
 
 Sums = dict[str, tuple[float, int]]
-"""By name of a loss, or `matching/accuracy`: its sum and the number of its targets."""
+"""Name of a loss, or `matching/accuracy` -> its sum and the number of its targets."""
 
 
 class PretrainValidator(Validator):
@@ -33,27 +33,19 @@ class PretrainValidator(Validator):
         texts = [LabelledText(r.caption_id, r.image_ids, r.text, times=r.times) for r in records if r.images in chosen]
         tokens = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, [section.captions], texts)
         images = processor.reader(store)
-        changes = word_changes(config.objectives, processor.tokenizer)
         shares = config.objectives.shares.model_dump()
         self.module, self.metric = module, section.metric
         self.sources = [
-            PretrainSource(
-                tokens,
-                images,
-                config.objectives.model_copy(update={"shares": only(objective)}),
-                config.seq2seq,
-                processor.tokenizer,
-                section.seed,
-                changes,
+            PretrainSource(tokens, images, objectives, config.seq2seq, processor.tokenizer, section.seed)
+            for objectives in (
+                config.objectives.model_copy(update={"shares": _only(name)}) for name, share in shares.items() if share
             )
-            for objective, share in shares.items()
-            if share
         ]
         self.images = tokens.num_groups
         self.costs = np.concatenate([source.costs(0, slice(0, self.images)) for source in self.sources])
 
     def run(self, items: np.ndarray) -> Sums:
-        """Return the sums of losses and of right judgements; item i of source s is image i - s x images."""
+        """Return the sums of losses and of correct pairs; item i of source s is image i - s x images."""
         examples = [
             example
             for number, source in enumerate(self.sources)
@@ -63,8 +55,7 @@ class PretrainValidator(Validator):
         rows, counts = self.module.model(batch), batch.counts()
         losses = self.module.losses(batch, rows)
         sums = {name: (float(loss), counts[name.partition("/")[0]]) for name, loss in losses.items()}
-        right = self.module.judged_right(batch, rows)
-        return sums | {"matching/accuracy": (right, counts["matching"])}
+        return sums | {"matching/accuracy": (self.module.count_correct(batch, rows), counts["matching"])}
 
     def result(self, parts: Sequence[tuple[np.ndarray, Sums]]) -> ValidationScore:
         """Average over targets; the score is minus the training loss, or matching accuracy."""
@@ -75,6 +66,5 @@ class PretrainValidator(Validator):
         return ValidationScore(-loss if self.metric == "loss" else means["matching/accuracy"], means)
 
 
-def only(objective: str) -> SharesConfig:
-    """Give one objective the whole share."""
+def _only(objective: str) -> SharesConfig:
     return SharesConfig(**{name: float(name == objective) for name in SharesConfig.model_fields})
