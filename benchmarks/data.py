@@ -85,7 +85,7 @@ def write_texts(
     source.write_text(str(images))
     numbered = [(image, number) for image in range(images) for number in range(captions)]
     records = [
-        LabelledText(captions * image + n, image_id(image), texts[(image + n) % len(texts)]) for image, n in numbered
+        LabelledText(captions * image + n, (image_id(image),), texts[(image + n) % len(texts)]) for image, n in numbered
     ]
     return text_store(folder / "texts", tokenizer, 40, [source], records)
 
