@@ -1,12 +1,13 @@
 """Masking and losses of the objectives.
 
-Masking works on numpy arrays of one example and draws from a keyed generator. Losses are **sums over targets**; who
-trains divides them by the global number of targets of the optimiser step. An objective without targets gives a zero
-that is connected to the weights.
+Masking works on numpy arrays of one example and draws from a keyed generator. Losses are **sums over targets**; the
+training loop divides them by the global number of targets of the optimiser step. Without targets, a loss is a zero that
+is connected to the weights.
 
 Sources: masked LM and 80/10/10 from BERT; the two LM modes from DiMBERT and VLP; masked object prediction (KL to the
-detector's distribution, feature regression) and matching from UNITER and LXMERT. Different on purpose: what is hidden
-is decided by how much of a *target* a visible box covers, not by IoU; no language or object loss on a mismatched pair.
+detector's distribution, feature regression) and matching from UNITER and LXMERT. Deliberate differences: a box is
+hidden because of the share of a *target* that it covers, not because of IoU; mismatched pairs have no language or
+object loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from dimvl.regions.records import Detections
 
 
 class MaskedText(NamedTuple):
-    """token_ids (T,) with masks, places (M,) of the targets, labels (M,) the tokens that stood there."""
+    """token_ids (T,) with masks, places (M,) of the targets, and labels (M,), the original tokens there."""
 
     token_ids: np.ndarray
     places: np.ndarray
@@ -39,14 +40,14 @@ def mask_tokens(
     share: float,
     whole_words: bool = False,
 ) -> MaskedText:
-    """Choose tokens to predict; of these 80% become [MASK], 10% a random token, 10% stay.
+    """Choose tokens to predict; 80% of them become [MASK], 10% a random token, 10% stay.
 
     Args:
         token_ids: (T,)
         generator: keyed by the example.
         tokenizer: for [MASK] and for the random tokens, which are never special ones.
-        share: of the tokens, rounded; at least one.
-        whole_words: all pieces of a word are chosen together.
+        share: share of the tokens to choose, rounded; at least one is chosen.
+        whole_words: choose all pieces of a word together.
 
     """
     count = len(token_ids)
@@ -101,14 +102,13 @@ def hide_regions(
 
 
 def class_distribution(regions: Detections, rows: np.ndarray, classes: int) -> np.ndarray:
-    """Spread kept classes over all K, with the mass of background and of classes that were not kept last.
+    """Spread the kept classes over all K; the last entry is the mass of background and other classes.
 
-    Scores that sum to more than 1, as those of independent sigmoids may, are divided by their sum and leave no other
-    mass; so are scores that float16 rounded up.
+    Scores that sum to more than 1 (independent sigmoids, float16 rounding) are divided by their sum.
 
     Args:
-        regions: of one image.
-        rows: (M,) which regions.
+        regions: regions of one image.
+        rows: (M,) indices of regions.
         classes: K.
 
     Returns:
@@ -124,36 +124,36 @@ def class_distribution(regions: Detections, rows: np.ndarray, classes: int) -> n
 
 
 class WordChanges:
-    """Changes of one word within its category, for negatives of image-text matching.
+    """Changes of one word to another of its category, for negatives of image-text matching.
 
     Args:
         pairs: (old, new) words.
-        tokenizer: every word must be one token of it.
+        tokenizer: tokenizer in which every word is one token.
 
     Raises:
-        UserError: something is no pair of words, or a word is not one token.
+        UserError: an entry is not a pair of words, or a word is not one token.
 
     """
 
     def __init__(self, pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> None:
         self.by_token: dict[int, list[int]] = {}
         if not isinstance(pairs, Sequence) or isinstance(pairs, str):
-            raise UserError(f"word_changes: {pairs!r} is no list; write [[old word, new word], ...]")
+            raise UserError(f"word_changes: {pairs!r} is not a list; write [[old word, new word], ...]")
         for pair in pairs:
             is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
             if not is_pair or not all(isinstance(word, str) for word in pair):
-                raise UserError(f"word_changes: {pair!r} is no pair of words; write [[old word, new word], ...]")
+                raise UserError(f"word_changes: {pair!r} is not a pair of words; write [[old word, new word], ...]")
             old, new = pair
             ids = []
             for word in (old, new):
                 tokens = tokenizer.encode(word)
                 if len(tokens) != 1 or tokens[0] in tokenizer.special_ids:
-                    raise UserError(f"word_changes: {word!r} is not one token of the tokenizer; leave the word out")
+                    raise UserError(f"word_changes: {word!r} is not one token of the tokenizer; remove the pair")
                 ids.append(tokens[0])
             self.by_token.setdefault(ids[0], []).append(ids[1])
 
     def change(self, token_ids: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
-        """Change one word; None if the text has none that can be changed."""
+        """Change one word; return None if no word can be changed."""
         places = [place for place, token in enumerate(token_ids) if int(token) in self.by_token]
         if not places:
             return None
@@ -176,7 +176,7 @@ def object_class_loss(prediction: ObjectPrediction, class_probabilities: Tensor)
 
 
 def object_feature_loss(prediction: ObjectPrediction, features: Tensor) -> Tensor:
-    """Squared error, mean over the features of a region and summed over regions: (M, F) twice -> ()."""
+    """Squared error, averaged over features and summed over regions: (M, F) twice -> ()."""
     return (prediction.features.float() - features).square().mean(dim=-1).sum()
 
 
@@ -188,13 +188,13 @@ def match_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def answer_loss(logits: Tensor, scores: Tensor) -> Tensor:
     """Binary cross entropy to soft scores, summed over answers and questions: (M, A), (M, A) -> ().
 
-    A question without a known answer has all-zero targets and is kept.
+    A question without a known answer counts too; its scores are all zero.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), scores, reduction="sum")
 
 
 def normalise(losses: Mapping[str, Tensor], counts: Mapping[str, int], weights: Mapping[str, float]) -> Tensor:
-    """Add up weight x sum / global count: the loss of one micro-batch's part of an optimiser step.
+    """Return the sum of weight x loss / global count: a micro-batch's part of the loss of an optimiser step.
 
     Args:
         losses: name -> sum over targets; a name is `objective` or `objective/part`.

@@ -36,19 +36,19 @@ def test_fifteen_per_cent_of_the_tokens_are_chosen_and_never_none():
 
 
 def test_of_the_chosen_tokens_80_per_cent_are_masked_10_random_and_10_kept():
-    fates, replaced = Counter(), Counter()
+    draws, replaced = Counter(), Counter()
     for seed in range(1000):
         masked = mask_tokens(LONG, np.random.default_rng(seed), TOKENIZER, 0.15)
         for new, old in zip(masked.token_ids[masked.places], masked.labels, strict=True):
-            fates["mask" if new == TOKENIZER.mask else "same" if new == old else "random"] += 1
+            draws["mask" if new == TOKENIZER.mask else "same" if new == old else "random"] += 1
             if new not in (TOKENIZER.mask, old):
                 replaced[int(new)] += 1
-    total = sum(fates.values())
+    total = sum(draws.values())
     assert total > 15_000
-    # four standard deviations of a share at this many draws: .013 and .010; a random token is the same one seldom
-    assert fates["mask"] / total == pytest.approx(0.8, abs=0.013)
-    assert fates["random"] / total == pytest.approx(0.1, abs=0.011)
-    assert fates["same"] / total == pytest.approx(0.1, abs=0.011)
+    # four standard deviations of a share at this many draws: .013 and .010; a random token is rarely the original
+    assert draws["mask"] / total == pytest.approx(0.8, abs=0.013)
+    assert draws["random"] / total == pytest.approx(0.1, abs=0.011)
+    assert draws["same"] / total == pytest.approx(0.1, abs=0.011)
     assert not TOKENIZER.special_ids & set(replaced), "special tokens are never chosen at random"
     assert len(replaced) == len(TOKENIZER) - len(TOKENIZER.special_ids), "every ordinary token is"
 
@@ -56,7 +56,7 @@ def test_of_the_chosen_tokens_80_per_cent_are_masked_10_random_and_10_kept():
 def test_labels_are_the_original_tokens_and_the_rest_stays():
     before = LONG.copy()
     masked = mask_tokens(LONG, np.random.default_rng(0), TOKENIZER, 0.5)
-    assert np.array_equal(LONG, before), "the caller's tokens are not touched"
+    assert np.array_equal(LONG, before), "the caller's array is unchanged"
     assert np.array_equal(masked.labels, LONG[masked.places])
     others = np.setdiff1d(np.arange(len(LONG)), masked.places)
     assert np.array_equal(masked.token_ids[others], LONG[others])
@@ -124,9 +124,9 @@ def test_no_visible_box_covers_more_than_the_limit_of_a_target(max_cover):
         assert (covered[~hidden] <= max_cover + 1e-5).all()
         assert hidden[-1], "a whole-image region covers every target"
         others = np.setdiff1d(np.flatnonzero(hidden), targets)
-        assert (covered[others].max(axis=1, initial=0) > max_cover - 1e-5).all(), "nothing is hidden without need"
+        assert (covered[others].max(axis=1, initial=0) > max_cover - 1e-5).all(), "nothing else is hidden"
         spared += (~hidden).sum()
-    assert spared > 500, "and most regions stay visible"
+    assert spared > 500, "most regions stay visible"
 
 
 def test_a_box_hides_nothing_of_another_image_and_the_same_targets_are_drawn():
@@ -146,12 +146,12 @@ def test_a_box_hides_nothing_of_another_image_and_the_same_targets_are_drawn():
     assert crossing > 100, "within one image they would hide more"
 
 
-def test_one_region_alone_is_a_target():
+def test_a_single_region_is_a_target():
     targets, hidden = hide_regions(np.array([[0.1, 0.1, 0.5, 0.5]]), ONE_IMAGE[:1], np.random.default_rng(0), 0.15, 0.5)
     assert targets.tolist() == [0] and hidden.tolist() == [True]
 
 
-def test_a_small_box_inside_a_target_stays_and_a_large_box_around_it_goes():
+def test_a_small_box_inside_a_target_stays_visible_and_a_large_box_around_it_is_hidden():
     boxes = np.array([[0.4, 0.4, 0.6, 0.6], [0.45, 0.45, 0.5, 0.5], [0.3, 0.3, 0.7, 0.7], [0.5, 0.4, 0.7, 0.6]])
     for seed in range(20):
         targets, hidden = hide_regions(boxes, ONE_IMAGE[:4], np.random.default_rng(seed), 0.25, 0.5)
@@ -219,7 +219,7 @@ def test_answer_loss_is_summed_over_answers_and_keeps_questions_without_a_known_
 # --- word changes
 
 
-def test_one_word_is_changed_to_a_partner_of_its_own():
+def test_one_word_is_changed_to_one_of_its_own_partners():
     changes = WordChanges([("red", "blue"), ("blue", "red"), ("circle", "star"), ("circle", "square")], TOKENIZER)
     words, seen = np.array(TOKENIZER.encode("a small red circle above")), set()
     for seed in range(60):
@@ -230,7 +230,7 @@ def test_one_word_is_changed_to_a_partner_of_its_own():
     assert TOKENIZER.decode(words.tolist()) == "a small red circle above"
 
 
-def test_a_text_without_a_changeable_word_is_left_and_long_words_are_refused():
+def test_a_text_without_a_changeable_word_has_no_change_and_words_of_several_tokens_are_refused():
     changes = WordChanges([("red", "blue")], TOKENIZER)
     assert changes.change(np.array(TOKENIZER.encode("a star")), np.random.default_rng(0)) is None
     for word in ("starcircle", "ж"):
@@ -239,6 +239,6 @@ def test_a_text_without_a_changeable_word_is_left_and_long_words_are_refused():
 
 
 @pytest.mark.parametrize("pairs", [[["red"]], [["red", "blue", "star"]], [[1, 2]], [5], 5, {"red": "blue"}])
-def test_what_is_no_pair_of_words_is_one_sentence(pairs):
-    with pytest.raises(UserError, match=r"is no (list|pair of words); write"):
+def test_anything_but_pairs_of_words_is_one_sentence(pairs):
+    with pytest.raises(UserError, match=r"is not a (list|pair of words); write"):
         WordChanges(pairs, TOKENIZER)

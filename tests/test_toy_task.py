@@ -45,14 +45,11 @@ class CountHead(Head):
 
     def __init__(self, width, largest):
         super().__init__()
-        self.inputs, self.outputs = width, largest + 1
+        self.outputs, self.hidden = largest + 1, width
         self.count = Linear(width, largest + 1)
 
     def forward(self, rows):
         return self.count(rows)
-
-    def hidden_bytes(self, element):
-        return self.inputs * element
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: BERT checkpoints, shared checkpoints made decoupled, a pretrained model given other heads."""
+"""Loading of BERT checkpoints, and of dimvl checkpoints into models with another split or other heads."""
 
 import json
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from dimvl.model.heads import is_head
 from dimvl.model.model import DimvlModel, copy_language_to_vision
 
 RENAMED = {"regions.feature_deviation": "regions.feature_std"}
-"""Names of weights in checkpoints written before version 0.2, and what they are called now."""
+"""Name of a weight before version 0.2 -> its present name."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, also one written before a weight got its present name.
+    """Read a safetensors file of this or an earlier version of dimvl.
 
     Raises:
         UserError: it is missing or damaged.
@@ -37,9 +37,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: str) -> list[str]:
     """Load a checkpoint into a model that may have other heads and a wider split.
 
-    Where the model has visual weights of its own and the checkpoint has shared ones, they are copied: a shared
+    Where the model has separate visual weights and the checkpoint has shared ones, these are copied: a shared
     checkpoint becomes a decoupled one that computes the same function (DiMBERT: the module plugs into other models).
-    A model for more images than the checkpoint, or with times, keeps its initial weights for these.
+    If the model takes more images than the checkpoint, or times, these embeddings stay newly initialised.
 
     Args:
         model: the model to fill.
@@ -47,7 +47,7 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
         source: its name, for messages.
 
     Returns:
-        Names of the weights that start afresh; only those of heads can.
+        Names of the weights that stay newly initialised; all belong to heads.
 
     Raises:
         UserError: the encoder or an embedding does not fit.
@@ -55,34 +55,33 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
     """
     own = model.state_dict()
     weights = _grown(weights, own)
-    taken, fresh = {}, []
+    loaded, fresh = {}, []
     for name, value in own.items():
-        given = weights.get(name, weights.get(name.replace(".vision.", ".language.")))
-        if given is None and name == "word_head.decoder.weight":
-            given = weights.get("tokens.word.weight")
-        of_head = is_head(name)
-        if given is None or (given.shape != value.shape and of_head):
-            if not of_head:
+        weight = weights.get(name, weights.get(name.replace(".vision.", ".language.")))
+        if weight is None and name == "word_head.decoder.weight":
+            weight = weights.get("tokens.word.weight")
+        if weight is None or (weight.shape != value.shape and is_head(name)):
+            if not is_head(name):
                 raise UserError(f"{source} has no weight {name}; it was made with another model configuration")
             fresh.append(name)
-        elif given.shape != value.shape:
+        elif weight.shape != value.shape:
             raise UserError(
-                f"{source}: {name} has shape {tuple(given.shape)} and the configuration asks for {tuple(value.shape)}; "
+                f"{source}: {name} has shape {tuple(weight.shape)} but the configuration needs {tuple(value.shape)}; "
                 "use the model and inputs sections that the checkpoint was trained with"
             )
         else:
-            taken[name] = given
+            loaded[name] = weight
     if lost := [name for name in weights if name not in own and not is_head(name)]:
         if ".vision." in lost[0] and lost[0].replace(".vision.", ".language.") in own:
             raise UserError(
-                f"{source} has visual weights of its own ({lost[0]}) where model.split shares them; "
-                "set model.split as in it"
+                f"{source} has separate visual weights ({lost[0]}) where model.split shares them; "
+                "set model.split as in the checkpoint"
             )
         raise UserError(
-            f"{source} has a weight {lost[0]} that the model lacks; "
+            f"{source} has the weight {lost[0]}, which the model lacks; "
             "use the model and inputs sections that the checkpoint was trained with"
         )
-    model.load_state_dict(taken, strict=False)
+    model.load_state_dict(loaded, strict=False)
     return fresh
 
 
@@ -96,10 +95,10 @@ def _grown(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
 
 
 def bert_arguments(folder: Path) -> dict[str, Any]:
-    """Model arguments from the configuration of a BERT checkpoint in the layout of `transformers`.
+    """Return the model arguments of a BERT checkpoint in the layout of `transformers`.
 
     Raises:
-        UserError: there is no configuration, or it is of another model type.
+        UserError: the configuration is missing, or the model is of another type.
 
     """
     try:
@@ -128,38 +127,38 @@ def bert_arguments(folder: Path) -> dict[str, Any]:
 
 
 def load_bert(model: DimvlModel, folder: Path) -> None:
-    """Load BERT into the language weights and copy them to vision; context takes token type 0 and text type 1.
+    """Load BERT into the language weights and copy these to vision; context has token type 0, text type 1.
 
     Raises:
         UserError: a weight is missing or has another shape.
 
     """
-    given = {_modern(name): value for name, value in read_weights(folder / "model.safetensors").items()}
+    weights = {_present_name(name): value for name, value in read_weights(folder / "model.safetensors").items()}
     own = model.state_dict()
     with torch.no_grad():
         for name, sources in _bert_names(model).items():
-            if missing := [source for source in sources if source not in given]:
-                if name.startswith("word_head."):  # an encoder without its language head: the head starts afresh
+            if missing := [source for source in sources if source not in weights]:
+                if name.startswith("word_head."):  # the checkpoint has no language head
                     continue
-                raise UserError(f"{folder} lacks the weight {missing[0]}; is it a whole BERT checkpoint?")
-            value = torch.cat([given[source] for source in sources])
+                raise UserError(f"{folder} lacks the weight {missing[0]}; give a complete BERT checkpoint")
+            value = torch.cat([weights[source] for source in sources])
             if value.shape != own[name].shape:
                 raise UserError(
-                    f"{folder}: {sources[0]} gives shape {tuple(value.shape)} where the model has "
-                    f"{tuple(own[name].shape)}; use the model section that belongs to the checkpoint"
+                    f"{folder}: {sources[0]} has shape {tuple(value.shape)} but the model needs "
+                    f"{tuple(own[name].shape)}; use the model section of the checkpoint"
                 )
             own[name].copy_(value)
     copy_language_to_vision(model)
 
 
-def _modern(name: str) -> str:
-    """Name of a BERT weight today: the first checkpoints, still in use, call a norm's weights gamma and beta."""
+def _present_name(name: str) -> str:
+    """Return the present name of a BERT weight: in the first checkpoints, norms have gamma and beta."""
     name = name.removeprefix("bert.")
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _bert_names(model: DimvlModel) -> dict[str, list[str]]:
-    """Own weight name -> names of the BERT weights that are stacked into it."""
+    """Return, for each weight of the model, the names of the BERT weights that are stacked into it."""
     names = {
         "tokens.word.weight": ["embeddings.word_embeddings.weight"],
         "tokens.position.weight": ["embeddings.position_embeddings.weight"],

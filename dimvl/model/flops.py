@@ -1,11 +1,10 @@
 """Floating point operations of a training step, product by product.
 
 A product of (rows, inputs) with (inputs, outputs) takes 2 x rows x inputs x outputs operations forward, and as many for
-each of its two gradients backward: that of its input, if anything before it learns, and that of its weight. So backward
-is 2 x forward but for what is frozen and for geometry and times, whose input takes no gradient. Attention is two
-products of query-key pairs forward and four backward, counted without the recomputation that flash attention does.
-Norms, activations, softmax and the optimiser are not counted; `torch.utils.flop_counter` counts the same, see
-`tests/model/test_flops.py`.
+each of its two gradients backward: that of its weight, and that of its input if anything before it is trained. So
+backward is 2 x forward except for frozen weights and for geometry and times, whose input needs no gradient. Attention
+is two products of query-key pairs forward and four backward, without flash attention's recomputation. Norms,
+activations, softmax and the optimiser are not counted, as in `torch.utils.flop_counter` (`tests/model/test_flops.py`).
 
 Letters: D width, F region feature, V vocabulary.
 """
@@ -30,7 +29,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """Of both passes."""
+        """Operations of both passes."""
         return self.forward + self.backward
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -38,12 +37,10 @@ class Flops:
 
 
 def part_of(name: str, split: bool) -> str:
-    """Part that a weight of a `DimvlModel` belongs to: `regions`, `tokens`, `encoder shared`, ..., or its head.
+    """Return the part of a `DimvlModel` that a weight or module belongs to, by its name.
 
-    Args:
-        name: of a weight or module.
-        split: whether its sublayer has one set of weights per modality.
-
+    It is `regions`, `tokens`, a head or, depending on whether the sublayer is split, `encoder shared`,
+    `encoder vision` or `encoder language`.
     """
     top, *rest = name.split(".")
     if top != "encoder":
@@ -52,20 +49,20 @@ def part_of(name: str, split: bool) -> str:
 
 
 def split_sublayers(model: DimvlModel) -> tuple[str, ...]:
-    """Names of the sublayers that have one set of weights per modality, each with a dot at its end."""
+    """Return the names of the sublayers with one set of weights per modality, each ending in a dot."""
     modules = model.named_modules()
     return tuple(f"{name}." for name, m in modules if isinstance(m, PerModality) and m.vision is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """One matrix product of the model, or the two of a block's attention together.
+    """One matrix product of the model, or the two of a block's attention.
 
     Attributes:
-        name: of its module, or `encoder.layers.0.attention`.
-        part: that it belongs to, see `part_of`, or `attention scores`.
-        flops: of both passes.
-        elements: of inputs, weights and outputs of the forward pass, each counted once: the least that it moves.
+        name: name of its module, or `encoder.layers.0.attention`.
+        part: as `part_of`, or `attention scores`.
+        flops: operations of both passes.
+        elements: inputs, weights and outputs of the forward pass, each counted once: a lower bound of what it moves.
 
     """
 
@@ -79,9 +76,9 @@ def products(model: DimvlModel, work: Work, recompute: bool = False) -> Iterator
     """List the products of one forward and backward pass over a batch.
 
     Args:
-        model: on any device, the meta device too; what takes no gradient is frozen.
+        model: on any device, the meta device included; weights that require no gradient are frozen.
         work: of the batch.
-        recompute: activation checkpointing: every block runs forward once more.
+        recompute: activation checkpointing, where every block runs forward twice.
 
     """
     split = split_sublayers(model)
@@ -104,7 +101,7 @@ def products(model: DimvlModel, work: Work, recompute: bool = False) -> Iterator
 
 
 def flops_by_part(model: DimvlModel, work: Work, recompute: bool = False) -> dict[str, Flops]:
-    """Operations of one forward and backward pass over a batch, by part of the model; arguments as `products`."""
+    """Return the operations of one forward and backward pass over a batch, by part; arguments as in `products`."""
     parts: dict[str, Flops] = {}
     for product in products(model, work, recompute):
         parts[product.part] = parts.get(product.part, Flops()) + product.flops
@@ -112,38 +109,38 @@ def flops_by_part(model: DimvlModel, work: Work, recompute: bool = False) -> dic
 
 
 def total_flops(model: DimvlModel, work: Work) -> float:
-    """Operations of one forward and backward pass over a batch, without any recomputation."""
+    """Return the operations of one forward and backward pass over a batch, without recomputation."""
     return sum(product.flops.total for product in products(model, work))
 
 
 def _rows(name: str, part: str, work: Work) -> float:
-    """Rows that a product runs on."""
+    """Return the number of rows of a product."""
     by_part = {"regions": work.vision, "encoder vision": work.vision, "encoder language": work.language}
     return work.heads.get(part, 0.0) if is_head(part) else by_part.get(part, work.rows)
 
 
-def _learns(module: nn.Module) -> bool:
+def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _gradient_reaches_layers(model: DimvlModel) -> Iterator[bool]:
-    """Whether each block's attention takes gradients: something in it or before it learns."""
-    reaches = _learns(model.regions) or _learns(model.tokens)
+    """Yield whether each block's attention needs gradients: something in it or before it is trained."""
+    reaches = _is_trained(model.regions) or _is_trained(model.tokens)
     for layer in model.encoder.layers:
-        reaches = reaches or _learns(layer)
+        reaches = reaches or _is_trained(layer)
         yield reaches
 
 
 def _takes_gradient(model: DimvlModel, name: str) -> bool:
-    """Whether the input of a product needs its gradient, because something before it learns."""
+    """Return whether the input of a product needs a gradient, because something before it is trained."""
     if name in ("regions.geometry", "regions.time"):
         return False
-    if name == "regions.feature":  # the vector of hidden regions stands among the features
+    if name == "regions.feature":  # its input includes the vector of hidden regions
         return model.regions.hidden_feature.requires_grad
-    reaches = [_learns(model.regions) or _learns(model.tokens), *_gradient_reaches_layers(model)]
+    reaches = [_is_trained(model.regions) or _is_trained(model.tokens), *_gradient_reaches_layers(model)]
     top, *rest = name.split(".")
     if top == "encoder":
         layer = int(rest[1])
         return reaches[layer] if rest[2] == "qkv" else reaches[layer + 1]
     linear = (inside for inside, module in getattr(model, top).named_modules() if isinstance(module, nn.Linear))
-    return reaches[-1] or ".".join(rest) != next(linear)  # the first one takes the encoder's rows
+    return reaches[-1] or ".".join(rest) != next(linear)  # the head's first layer takes the encoder's rows

@@ -1,14 +1,11 @@
-"""Heads: selected rows to predictions, and `HEADS`, the one table of them.
+"""Prediction heads, and the one table of them, `HEADS`.
 
-A head runs on the rows that have a target of its kind (`Targets.head` in `dimvl/data/targets.py`), and on zero rows if
-none has. Everything that needs to know a head reads the table: the model builds what its arguments ask for, conversion
-initialises missing ones, the optimiser gives them their learning rate, and FLOP counting, memory planning and the
-profile take sizes and labels from it.
+A head runs on the rows that have a target of its kind (`Targets.head` in `dimvl/data/targets.py`), possibly none. The
+model, checkpoint conversion, the optimiser, FLOP counting, memory planning and the profile all read the table.
 
 Letters: M rows with a target, D width, V vocabulary, K classes, F region feature, A answers.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,28 +32,19 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(rows)))
 
 
-class Head(nn.Module, ABC):
+class Head(nn.Module):
     """Rows to a prediction.
 
     Attributes:
-        inputs: width D of its rows.
-        outputs: numbers that it predicts for a row.
-        label_bytes: bytes of one target's labels in a batch, beside its row.
+        outputs: numbers predicted per row.
+        hidden: elements per row that the backward pass needs, besides the predictions.
+        label_bytes: bytes of one target's labels in a batch, besides its row.
 
     """
 
-    inputs: int
     outputs: int
+    hidden: int
     label_bytes: int
-
-    @abstractmethod
-    def hidden_bytes(self, element: int) -> int:
-        """Bytes kept for the backward pass of one row, beside the predictions in fp32.
-
-        Args:
-            element: bytes of an element of the products.
-
-        """
 
 
 class WordHead(Head):
@@ -66,7 +54,7 @@ class WordHead(Head):
 
     def __init__(self, word: nn.Embedding, activation: str, norm_eps: float) -> None:
         super().__init__()
-        self.inputs, self.outputs = word.embedding_dim, word.num_embeddings
+        self.outputs, self.hidden = word.num_embeddings, 4 * word.embedding_dim + 2
         self.transform = Transform(word.embedding_dim, activation, norm_eps)
         self.decoder = Linear(word.embedding_dim, word.num_embeddings)
         self.decoder.weight = word.weight
@@ -75,24 +63,20 @@ class WordHead(Head):
         """(M, D) -> (M, V)."""
         return self.decoder(self.transform(rows))
 
-    def hidden_bytes(self, element: int) -> int:
-        """Bytes that the transform keeps."""
-        return _transform_bytes(self.inputs, element)
-
 
 class ObjectPrediction(NamedTuple):
-    """class_logits (M, K + 1), the last one for background and other classes; features (M, F)."""
+    """class_logits (M, K + 1), the last for background and other classes, and features (M, F)."""
 
     class_logits: Tensor
     features: Tensor
 
 
 class ObjectHead(Head):
-    """What a hidden region was: (M, D) -> class logits and features."""
+    """Classes and features of hidden regions: (M, D) -> (M, K + 1), (M, F)."""
 
     def __init__(self, width: int, classes: int, feature_width: int, activation: str, norm_eps: float) -> None:
         super().__init__()
-        self.inputs, self.outputs, self.label_bytes = width, classes + 1 + feature_width, 4 * (classes + 1)
+        self.outputs, self.hidden, self.label_bytes = classes + 1 + feature_width, 4 * width + 2, 4 * (classes + 1)
         self.transform = Transform(width, activation, norm_eps)
         self.classes = Linear(width, classes + 1)
         self.features = Linear(width, feature_width)
@@ -101,10 +85,6 @@ class ObjectHead(Head):
         """(M, D) -> (M, K + 1), (M, F)."""
         hidden = self.transform(rows)
         return ObjectPrediction(self.classes(hidden), self.features(hidden))
-
-    def hidden_bytes(self, element: int) -> int:
-        """Bytes that the transform keeps."""
-        return _transform_bytes(self.inputs, element)
 
 
 class MatchHead(Head):
@@ -115,17 +95,13 @@ class MatchHead(Head):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inputs = width
+        self.hidden = 2 * width
         self.pooler = Linear(width, width)
         self.score = Linear(width, 1)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(M, D) -> (M,)."""
         return self.score(torch.tanh(self.pooler(rows))).squeeze(-1)
-
-    def hidden_bytes(self, element: int) -> int:
-        """Bytes of the pooler's input and output."""
-        return 2 * self.inputs * element
 
 
 class AnswerHead(Head):
@@ -136,7 +112,8 @@ class AnswerHead(Head):
 
     def __init__(self, width: int, answers: int, norm_eps: float) -> None:
         super().__init__()
-        self.inputs, self.outputs, self.label_bytes = width, answers, 4 * answers
+        # The backward pass needs the input, and three times the inner layer's output of width 2 D.
+        self.outputs, self.hidden, self.label_bytes = answers, 7 * width, 4 * answers
         self.inner = Linear(width, 2 * width)
         self.norm = LayerNorm(2 * width, norm_eps)
         self.outer = Linear(2 * width, answers)
@@ -145,17 +122,9 @@ class AnswerHead(Head):
         """(M, D) -> (M, A)."""
         return self.outer(self.norm(F.gelu(self.inner(rows))))
 
-    def hidden_bytes(self, element: int) -> int:
-        """Bytes of the input, and of three times the inner layer's output of width 2 D."""
-        return 7 * self.inputs * element
-
-
-def _transform_bytes(width: int, element: int) -> int:
-    return width * 4 * element + 2 * element
-
 
 class Sizes(NamedTuple):
-    """What the sizes of heads follow from: the word embedding, D, F, activation and the epsilon of norms."""
+    """What heads are built from: the word embedding, D, F, the activation and the epsilon of layer norms."""
 
     word: nn.Embedding
     width: int
@@ -168,8 +137,8 @@ class HeadEntry(NamedTuple):
     """One head of the table.
 
     Attributes:
-        argument: argument of `DimvlModel` that asks for it: true, or its number of classes or answers.
-        build: makes it from the argument's value and the model's sizes.
+        argument: argument of `DimvlModel` that requests it: true, or the number of classes or answers.
+        build: builds it from the argument's value and the model's sizes.
         rows: which rows it runs on.
         label: its name in profiles.
 
@@ -204,14 +173,14 @@ HEADS: dict[str, HeadEntry] = {
         "head: answers",
     ),
 }
-"""Attribute of the model -> head. Weights are drawn in this order, so a new head comes last."""
+"""Attribute of the model -> head. Weights are initialised in this order, so add new heads at the end."""
 
 
 def is_head(name: str) -> bool:
-    """Whether a weight or module of the model belongs to a head."""
+    """Return whether a weight or module of the model, by its name, belongs to a head."""
     return name.partition(".")[0] in HEADS
 
 
 def heads_of(model: nn.Module) -> dict[str, Head]:
-    """Return the heads that a model has, by name."""
+    """Return the heads of a model, by name."""
     return {name: head for name in HEADS if (head := getattr(model, name)) is not None}

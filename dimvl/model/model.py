@@ -1,4 +1,4 @@
-"""The whole network: embeddings, encoder and the heads that its task needs."""
+"""The whole network: embeddings, encoder and the heads of its task."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from dimvl.model.plan import plan_attention
 
 
 class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url=None):
-    """One stacked Transformer over regions, tags and text (DiMBERT, TKDD 2021), with the heads that are asked for.
+    """One stacked Transformer over regions, tags and text (DiMBERT, TKDD 2021), with the requested heads.
 
-    Arguments are plain values and make up `config.json` of an export.
+    Arguments are plain values; an export stores them in `config.json`.
 
     Args:
         vocabulary: number of tokens V.
@@ -27,15 +27,15 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         width: D.
         heads: attention heads H.
         inner_width: width inside the feed-forward sublayer.
-        split: the sublayers with one set of weights per modality, out of `qkv`, `out`, `norm`, `ffn`.
+        split: sublayers with one set of weights per modality, a subset of `qkv`, `out`, `norm`, `ffn`.
         max_positions: number of token positions.
-        max_images: largest number of images in a prefix.
+        max_images: maximum number of images in a prefix.
         times: whether regions have an embedding of their image's time.
         dropout: after embeddings and after each sublayer.
         activation: `gelu`, `relu` or `silu`.
         norm_eps: epsilon of every layer norm.
-        heads_wanted: the heads, by their arguments in `dimvl.model.heads.HEADS`: `word_head` and `match_head` (true or
-            false), `classes` K of the object head, `answers` A of the answer head; others are None.
+        requested: the heads, by their arguments in `dimvl.model.heads.HEADS`: `word_head` and `match_head` (bool),
+            `classes` K of the object head, `answers` A of the answer head. Heads that are not requested are None.
 
     """
 
@@ -60,22 +60,22 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         dropout: float = 0.1,
         activation: str = "gelu",
         norm_eps: float = 1e-12,
-        **heads_wanted: Any,
+        **requested: Any,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}; choose one that divides it")
         if unknown := set(split) - set(SPLITS):
-            raise ValueError(f"split {sorted(unknown)} is unknown; choose out of {list(SPLITS)}")
+            raise ValueError(f"split {sorted(unknown)} is unknown; choose from {list(SPLITS)}")
         self.regions = RegionEmbeddings(feature_width, width, max_images, times, dropout, norm_eps)
         self.tokens = TokenEmbeddings(vocabulary, width, max_positions, dropout, norm_eps)
         self.encoder = Encoder(layers, width, heads, inner_width, split, dropout, activation, norm_eps)
         sizes = Sizes(self.tokens.word, width, feature_width, activation, norm_eps)
         for name, entry in HEADS.items():
-            wanted = heads_wanted.pop(entry.argument, 0)
-            setattr(self, name, entry.build(wanted, sizes) if wanted else None)
-        if heads_wanted:
-            raise TypeError(f"DimvlModel has no argument {', '.join(heads_wanted)}")
+            value = requested.pop(entry.argument, 0)
+            setattr(self, name, entry.build(value, sizes) if value else None)
+        if requested:
+            raise TypeError(f"DimvlModel has no argument {', '.join(requested)}")
         initialise(self)
 
     def embed(self, batch: Batch) -> Tensor:
@@ -96,11 +96,11 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
 
 
 def initialise(model: DimvlModel) -> None:
-    """Draw all weights.
+    """Initialise all weights.
 
-    BERT's fixed std of .02 is small at small widths: attention starts flat and learns late. With keys that start as
-    queries a row attends to rows like itself, so at step 0 a word finds the tag of the same name and, as neighbouring
-    positions look alike, the words beside it.
+    BERT's fixed std of .02 is small at small widths: attention starts flat and learns late. Where keys start as copies
+    of queries, a row attends to rows like itself: at step 0 a word finds the tag of the same name and, since
+    neighbouring positions have similar embeddings, the words beside it.
 
     | weights                                    | drawn from                         |
     |--------------------------------------------|------------------------------------|
@@ -109,7 +109,7 @@ def initialise(model: DimvlModel) -> None:
     | embedding of positions                     | sinusoids, see `sinusoids`         |
     | key projection                             | a copy of the query projection     |
     | biases                                     | 0                                  |
-    | bias of the answers                        | log(1 / A): few answers are right  |
+    | bias of the answers                        | log(1 / A): most are wrong         |
     | layer norms                                | 1 and 0                            |
     | embedding of the first image's index       | 0                                  |
     | projection of times                        | 0                                  |

@@ -1,8 +1,6 @@
-"""The work in a batch: how many rows there are of each kind, who attends to whom, and how many targets heads see.
+"""The work in a batch: its rows of each kind, its query-key pairs and the rows that heads run on.
 
-Everything may be a fraction: the work of an average batch is as good as that of a real one.
-
-Letters: P prefixes, T texts, S sequences of an attention call, M targets.
+All numbers may be fractions, so that averages of batches are work too.
 """
 
 from collections.abc import Mapping
@@ -18,14 +16,14 @@ from dimvl.model.plan import AttentionCall, plan_attention
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionWork:
-    """What one attention call, or several together, compute on in every layer.
+    """The size of one attention call, or of several, in each layer.
 
     Attributes:
         queries: rows that attend.
-        keys: rows that are gathered to be attended to; those of a shared prefix count once per text.
-        pairs: query-key products, the sum over sequences of query length x key length. A causal call counts as the
-            whole rectangle, as torch counts it; a kernel that skips what is masked does less.
-        masked: of these, pairs in calls that have a dense mask (padded core only).
+        keys: rows gathered to be attended to; those of a shared prefix count once per text.
+        pairs: query-key products, the sum over sequences of query length x key length. As in torch, a causal call
+            counts as the whole rectangle, although some kernels skip masked pairs.
+        masked: pairs in calls with a dense mask (padded cores only).
 
     """
 
@@ -48,7 +46,7 @@ class Work:
     Attributes:
         vision: rows of regions.
         language: rows of context and text.
-        attention: of all calls.
+        attention: all attention calls.
         heads: name of a head -> rows that it runs on.
 
     """
@@ -60,7 +58,7 @@ class Work:
 
     @property
     def rows(self) -> float:
-        """Rows of both modalities, N."""
+        """N, the rows of both modalities."""
         return self.vision + self.language
 
     def __add__(self, other: "Work") -> "Work":
@@ -82,41 +80,35 @@ class Work:
 
     @classmethod
     def of(cls, batch: Batch, padded: bool) -> Self:
-        """Count the work of a real batch.
-
-        Args:
-            batch: with its targets.
-            padded: attention runs in padded cores (CPU, fp32), and what they add counts too.
-
-        """
+        """Count the work of a batch; with `padded`, attention includes the padding of padded cores (CPU, fp32)."""
         layout, heads = batch.layout, dict[str, float]()
+        if padded:
+            attention = sum(map(_padded_call, plan_attention(layout).calls), AttentionWork())
+        else:
+            attention = ragged_attention(layout)
         for targets in batch.targets.values():
             if targets.head:
                 heads[targets.head] = heads.get(targets.head, 0.0) + len(targets)
         return cls(
             vision=layout.num_vision,
             language=layout.num_rows - layout.num_vision,
-            attention=_padded_attention(layout) if padded else ragged_attention(layout),
+            attention=attention,
             heads=heads,
         )
 
 
 def ragged_attention(layout: Layout) -> AttentionWork:
-    """Work of both attention calls without padding, from the lengths alone: cheap enough for every step of a run."""
+    """Count both attention calls without padding, from the lengths alone: cheap enough for every step of a run."""
     prefix, lengths, owner = layout.num_regions + layout.num_context, layout.text_lengths, layout.text_prefix
-    behind = layout.seq2seq[owner] & (lengths > 0)  # texts of the causal call
+    causal = layout.seq2seq[owner] & (lengths > 0)
     whole = prefix.copy()
-    whole[owner[~behind]] += lengths[~behind]
-    texts, keys = lengths[behind], lengths[behind] + prefix[owner[behind]]
+    whole[owner[~causal]] += lengths[~causal]
+    texts, keys = lengths[causal], lengths[causal] + prefix[owner[causal]]
     return AttentionWork(
         queries=float(whole.sum() + texts.sum()),
         keys=float(whole.sum() + keys.sum()),
         pairs=float(np.dot(whole, whole) + np.dot(texts, keys)),
     )
-
-
-def _padded_attention(layout: Layout) -> AttentionWork:
-    return sum(map(_padded_call, plan_attention(layout).calls), AttentionWork())
 
 
 def _padded_call(call: AttentionCall) -> AttentionWork:
@@ -133,14 +125,14 @@ def _padded_call(call: AttentionCall) -> AttentionWork:
 def example_work(
     *, regions: float, context: float, texts: float, text_rows: float, shared_prefix: bool, **heads: float
 ) -> Work:
-    """Work of an example of average lengths.
+    """Return the work of an example of average lengths.
 
     Args:
         regions: visual rows of its prefix.
         context: rows of `[CLS] tags [SEP]`.
-        texts: number of texts; one where the prefix sees its text.
+        texts: number of texts; one if the prefix sees its text.
         text_rows: rows of each text.
-        shared_prefix: sequence-to-sequence: the prefix sees itself only and is computed once for all texts.
+        shared_prefix: sequence-to-sequence: the prefix sees only itself and is computed once for all texts.
         heads: name of a head -> rows that it runs on.
 
     """

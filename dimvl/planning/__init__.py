@@ -1,8 +1,7 @@
-"""What a run will take, told from its configuration alone: parameters, memory, arithmetic, features a second.
+"""Estimates a run's parameters, memory, compute and I/O from its configuration alone.
 
-`data.py` says what is known of the data and what is assumed, `step.py` what an average optimiser step holds, and
-`memory.py` and `cluster.py` what that costs, beside `dimvl/model/flops.py`; `plan.py` puts it together, and `table.py`
-writes it down.
+`data.py` reads the sizes of the data or assumes them, `step.py` estimates an average optimiser step, and `memory.py`,
+`cluster.py` and `dimvl/model/flops.py` what it costs; `plan.py` combines them, and `table.py` formats the result.
 """
 
 from dimvl.planning.cluster import Cluster

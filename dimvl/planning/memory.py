@@ -1,8 +1,8 @@
-"""Memory of a training step: what the weights take by ZeRO stage, and what a micro-batch keeps for its backward pass.
+"""Memory of a training step: weights and optimiser states by ZeRO stage, and the activations of a micro-batch.
 
-Bytes of P parameters, of which T are trained, on each of N ranks (Rajbhandari et al., "ZeRO", SC 2020, section 3.1,
-with what DeepSpeed 0.19 makes of it: gradients are summed in fp32, and from stage 1 on there are fp32 masters even of
-fp32 weights). Muon keeps one moment instead of two.
+Bytes on each of N ranks for P parameters, of which T are trained (Rajbhandari et al., "ZeRO", SC 2020, section 3.1, as
+DeepSpeed 0.19 implements it: gradients are summed in fp32, and from stage 1 on even fp32 weights have fp32 masters).
+Muon keeps one moment instead of two.
 
                         weights     gradients     optimizer states
     torch and stage 0   4 P         4 T           8 T (two moments); bf16 is autocast there
@@ -10,27 +10,25 @@ fp32 weights). Muon keeps one moment instead of two.
     stage 2             w P         4 T / N       12 T / N
     stage 3             w P / N     4 T / N       12 T / N
 
-Weights have w bytes, in fp32 4 and in bf16 2; stage 1 holds gradients of s bytes, in fp32 4 and in bf16 6, since the
-sum stands beside what backward gives. Beside that stand buffers, of b elements (`reduce_bucket_size`) or as many as
-there are: at stage 0, and at stage 1 in bf16, 4 bytes of gradients laid end to end; at stage 1 in fp32 and at stage 2,
-w bytes; at stage 3, 4 bytes and whole weights that are gathered for use, w bytes of at most `GATHERED`.
+w bytes per weight: 4 in fp32, 2 in bf16. s bytes per gradient at stage 1: 4 in fp32, 6 in bf16, where the fp32 sum is
+kept besides the gradients. Buffers of b elements (`reduce_bucket_size`) come on top: 4 bytes per gradient, at most
+`BUCKET` of them, at stage 0 and in bf16 at stage 1; w b bytes in fp32 at stage 1 and at stage 2; at stage 3, 4 b bytes
+and w bytes for each of at most `GATHERED` gathered weights.
 
-Bytes that a block keeps, with e bytes of an element (fp32 4, else 2), m of a dropout mask (GPU 1, processor e, without
-dropout 0), q attending rows and k rows that are gathered to be attended to (for a prefix shared by texts once per
-text), H heads:
+Bytes that a block of N rows keeps for the backward pass, with e bytes per element (fp32 4, otherwise 2), m per entry of
+a dropout mask (GPU 1, CPU e, without dropout 0), q querying rows, k key rows (`AttentionWork`) and H heads:
 
-    2 N D e  inputs of two norms, and 4 N e their means and deviations
-    2 N D e  inputs of the projections to query, key, value and into the feed-forward
-    2 (q + k) D e + 4 q H  query, output, key and value of attention, and its log-sum-exp
-    N D e    input of the output projection
-    2 N I e  input and output of the activation
-    2 N D m  two dropout masks
+    2 N D e                inputs of two norms, and 4 N e for their means and standard deviations
+    2 N D e                inputs of the QKV projection and of the feed-forward sublayer
+    2 (q + k) D e + 4 q H  attention's query, output, key and value, and its log-sum-exp
+    N D e                  input of the output projection
+    2 N I e                input and output of the activation
+    2 N D m                two dropout masks
 
-The padded cores also keep their mask (fp32), as e bytes a pair, or (bf16 on a processor) the weights of attention, H e
-bytes a pair, in the place of output and log-sum-exp. Heads keep 4 bytes per word and vocabulary
-entry. A fused kernel (torch.compile) may keep less.
+Padded cores also keep their mask in fp32, e bytes per pair; in bf16 on a CPU they keep the attention weights, H e bytes
+per pair, instead of output and log-sum-exp. Fused kernels (torch.compile) may keep less.
 
-Letters: N rows, D width, I inner width, F region feature, V vocabulary, K classes, A answers, M targets.
+Letters: N rows, D width, I inner width.
 """
 
 from dataclasses import dataclass, replace
@@ -45,18 +43,18 @@ from dimvl.model.work import Work
 from dimvl.regions.store.format import FeatureDtype, feature_bytes
 
 Arithmetic = Literal["fp32", "autocast", "bf16"]
-"""`autocast` is bf16 of the torch engine and of stage 0; `bf16` that of stages 1 to 3, which cast the model."""
+"""`autocast` is bf16 with the torch engine and at stage 0; `bf16` is bf16 at stages 1 to 3, which cast the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """How numbers are kept.
+    """The number formats of a run, and what else decides which activations are kept.
 
     Attributes:
-        arithmetic: of the engine.
-        gpu: else a processor, whose dropout keeps a mask of whole numbers.
-        dropout: whether there is any.
-        recompute: activation checkpointing: of each block its input alone is kept.
+        arithmetic: as `arithmetic_of`.
+        gpu: whether it runs on a GPU; on a CPU, entries of dropout masks have the size of the activations.
+        dropout: whether dropout is above 0.
+        recompute: activation checkpointing, which keeps only the input of each block.
 
     """
 
@@ -67,28 +65,36 @@ class Numbers:
 
     @property
     def element(self) -> int:
-        """Bytes of what products take."""
+        """Bytes of an element in matrix products."""
         return 4 if self.arithmetic == "fp32" else 2
 
     @property
     def embedding(self) -> int:
-        """Bytes of an element of embeddings, which autocast leaves in fp32."""
+        """Bytes of an element of the embeddings, which autocast leaves in fp32."""
         return 2 if self.arithmetic == "bf16" else 4
 
     def mask(self, element: int) -> int:
-        """Bytes of an entry of a dropout mask over elements of so many bytes."""
+        """Bytes per entry of a dropout mask, for activations of `element` bytes."""
         return 0 if not self.dropout else 1 if self.gpu else element
 
 
 BUCKET = 500_000_000
-"""Elements of DeepSpeed's `reduce_bucket_size` and of its other buckets, where nothing else is set."""
+"""Default of DeepSpeed's `reduce_bucket_size` and of its other buckets, in elements."""
 GATHERED = 1_000_000_000
-"""Parameters that stage 3 keeps whole at most, DeepSpeed's `stage3_max_live_parameters`."""
+"""Maximum number of parameters that stage 3 gathers at once, DeepSpeed's `stage3_max_live_parameters`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateBytes:
-    """Bytes on one GPU that do not depend on the batch."""
+    """Bytes on one GPU that do not depend on the batch.
+
+    Attributes:
+        weights: kept between steps; 0 where they are offloaded to the CPU.
+        gradients: gradients of the trained weights.
+        optimizer: states, including fp32 master weights; 0 where they are offloaded to the CPU.
+        buffers: gradients to reduce, and weights that stage 3 gathers.
+
+    """
 
     weights: float
     gradients: float
@@ -97,35 +103,28 @@ class StateBytes:
 
 
 def arithmetic_of(precision: Literal["fp32", "bf16"], stage: int) -> Arithmetic:
-    """How a precision is had at a stage of ZeRO; the torch engine is as stage 0."""
+    """Return the arithmetic of a precision at a ZeRO stage; the torch engine is like stage 0."""
     if precision == "fp32":
         return "fp32"
     return "bf16" if stage else "autocast"
 
 
 def torch_state_bytes(parameters: int, trained: int, muon: int) -> StateBytes:
-    """Bytes under the torch engine; the module's docstring has the table.
-
-    Args:
-        parameters: P.
-        trained: T, of these.
-        muon: of these, those with one moment.
-
-    """
+    """Bytes with the torch engine for P parameters, of which T are trained, `muon` of these with one moment."""
     return StateBytes(weights=4 * parameters, gradients=4 * trained, optimizer=8 * trained - 4 * muon, buffers=0)
 
 
 def zero_state_bytes(
     parameters: int, trained: int, muon: int, *, arithmetic: Arithmetic, stage: int, ranks: int, bucket: int = BUCKET
 ) -> StateBytes:
-    """Bytes under DeepSpeed; the module's docstring has the table.
+    """Bytes with DeepSpeed for P parameters, of which T are trained, `muon` of these (only at stage 0) with one moment.
 
     Args:
         parameters: P.
-        trained: T, of these.
-        muon: of these, those with one moment; only at stage 0.
-        arithmetic: see `arithmetic_of`.
-        stage: of ZeRO, 0 to 3.
+        trained: T.
+        muon: number of trained parameters with one moment.
+        arithmetic: as `arithmetic_of`.
+        stage: ZeRO stage, 0 to 3.
         ranks: N.
         bucket: `reduce_bucket_size`, b.
 
@@ -149,21 +148,20 @@ def zero_state_bytes(
 
 
 def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, float]:
-    """Bytes of activations at the end of a forward pass, by part: what is kept for the backward pass.
+    """Bytes of the activations that a micro-batch keeps for its backward pass, by part.
 
-    Args:
-        model: on any device; all of it learns (what is frozen keeps less, which is not counted).
-        work: of the micro-batch.
-        numbers: how numbers are kept.
-
+    Frozen weights are counted as trained ones, although they keep less.
     """
     layers, block = len(model.encoder.layers), _block_bytes(model, work, numbers)
-    if numbers.recompute:
-        block, again = work.rows * model.regions.feature.out_features * numbers.element, block
+    if numbers.recompute:  # the inputs of all blocks, and everything of the one being recomputed
+        encoder = layers * work.rows * model.regions.feature.out_features * numbers.element + block
     else:
-        again = 0.0
-    kept = {"embeddings": _embedding_bytes(model, work, numbers), "encoder": layers * block + again}
-    kept["heads"] = _head_bytes(model, work, numbers)
+        encoder = layers * block
+    heads = sum(
+        work.heads.get(name, 0.0) * (numbers.element * head.hidden + 4 * head.outputs)
+        for name, head in heads_of(model).items()
+    )
+    kept = {"embeddings": _embedding_bytes(model, work, numbers), "encoder": encoder, "heads": heads}
     if numbers.arithmetic == "autocast":
         linear = (module for module in model.modules() if isinstance(module, nn.Linear))
         kept["casts of weights"] = 2.0 * sum(p.numel() for module in linear for p in module.parameters())
@@ -171,45 +169,34 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
 
 
 def batch_bytes(model: DimvlModel, work: Work, feature_dtype: FeatureDtype) -> float:
-    """Bytes of the micro-batch itself, as it comes: features, fp32 geometry, 64-bit ids, targets.
-
-    Args:
-        model: on any device.
-        work: of the micro-batch.
-        feature_dtype: as the store keeps features.
-
-    """
+    """Bytes of a micro-batch itself: features in the type of the store, fp32 geometry, 64-bit ids, targets."""
     region = feature_bytes(model.regions.feature.in_features, feature_dtype) + 4 * 7 + 8 + 1
     targets = sum((8 + head.label_bytes) * work.heads.get(name, 0.0) for name, head in heads_of(model).items())
     return region * work.vision + 24 * work.language + targets
 
 
-def passing_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
-    """Bytes of the largest thing that comes and goes beside what is kept.
+def temporary_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
+    """Bytes of the largest temporary.
 
-    Either the logits of words and their gradient at the turn from forward to backward, or, in a block, the gradients of
-    the activation's two sides.
+    It is the gradient of the word logits (with a copy in bf16) between forward and backward pass, or the two gradients
+    around the activation of a block.
     """
-    element, inner = numbers.element, inner_width(model)
-    logits = (
-        work.heads.get("word_head", 0.0) * model.tokens.word.num_embeddings * (4 + (element if element == 2 else 0))
-    )
-    return max(logits, 2 * work.rows * inner * element)
+    element = numbers.element
+    logits = work.heads.get("word_head", 0.0) * model.tokens.word.num_embeddings * (4 if element == 4 else 4 + element)
+    return max(logits, 2 * work.rows * _inner_width(model) * element)
 
 
-def inner_width(model: DimvlModel) -> int:
-    """Width inside the feed-forward sublayers, I."""
+def _inner_width(model: DimvlModel) -> int:
     return next(module.inner.out_features for module in model.modules() if isinstance(module, FeedForward))
 
 
 def _block_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
-    width = model.regions.feature.out_features
-    inner = inner_width(model)
+    width, inner = model.regions.feature.out_features, _inner_width(model)
     element, attention = numbers.element, work.attention
     rows = 2 * width * element + 4 * element  # norms
     rows += 3 * width * element + 2 * inner * element  # products
     rows += 2 * width * numbers.mask(element)
-    if not numbers.gpu and element == 2:  # by plain products
+    if not numbers.gpu and element == 2:  # attention is computed by plain products
         attended = (attention.queries + 2 * attention.keys) * width * element
         attended += attention.pairs * model.encoder.heads * element
     else:
@@ -225,10 +212,3 @@ def _embedding_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     stream = embedding + numbers.mask(embedding)
     vision = features * element + 7 * element * (element == 2) + width * (2 * element + stream)
     return work.vision * (vision + 6 * embedding) + work.language * (width * stream + 2 * embedding)
-
-
-def _head_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
-    return sum(
-        work.heads.get(name, 0.0) * (head.hidden_bytes(numbers.element) + 4 * head.outputs)
-        for name, head in heads_of(model).items()
-    )

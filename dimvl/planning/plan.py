@@ -1,4 +1,4 @@
-"""The plan of a run: its memory, compute and I/O on a number of GPUs."""
+"""The plan of a run: its memory, compute and I/O on a cluster."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,10 +15,11 @@ from dimvl.planning.data import DataOverrides, gather
 from dimvl.planning.memory import (
     BUCKET,
     Numbers,
+    StateBytes,
     arithmetic_of,
     batch_bytes,
-    passing_bytes,
     saved_bytes,
+    temporary_bytes,
     torch_state_bytes,
     zero_state_bytes,
 )
@@ -34,16 +35,12 @@ FREE_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageMemory:
-    """Bytes on one GPU with one engine and ZeRO stage.
+class StageMemory(StateBytes):
+    """Bytes on one GPU with one engine and ZeRO stage, besides those of `StateBytes`.
 
     Attributes:
         engine: `torch` or `deepspeed`.
         stage: ZeRO stage.
-        weights: kept between steps; 0 where they are offloaded to the CPU.
-        gradients: of the trained weights.
-        optimizer: states, including fp32 master weights; 0 where they are offloaded to the CPU.
-        buffers: for gradients to reduce, and for weights that stage 3 gathers.
         activations: kept for the backward pass of a micro-batch.
         batch: the micro-batch itself, and the largest temporary.
         sent: bytes that the GPU sends in an optimiser step.
@@ -53,10 +50,6 @@ class StageMemory:
 
     engine: str
     stage: int
-    weights: float
-    gradients: float
-    optimizer: float
-    buffers: float
     activations: float
     batch: float
     sent: float
@@ -73,22 +66,22 @@ class Plan:
     """The estimated cost of a run.
 
     Attributes:
-        cluster: what it is planned for.
-        precision: of the run.
-        facts: of the data, with what is assumed.
-        parameters: by part; the word head's matrix is the word embedding and counts there.
-        trained: of all parameters.
+        cluster: the cluster to plan for.
+        precision: precision of the run.
+        facts: sizes of the data, and what was assumed about them.
+        parameters: number of parameters by part; the word head shares its matrix with the word embedding.
+        trained: number of trained parameters.
         step: the average optimiser step.
-        flops: of an optimiser step over all GPUs, by part.
-        memory: by engine and stage.
-        configured: the stage that the configuration asks for; None for the torch engine.
+        flops: operations of an optimiser step over all GPUs, by part.
+        memory: memory by engine and stage.
+        configured: the configured ZeRO stage; None for the torch engine.
         peak: TFLOP/s of one GPU.
-        network: bytes that one GPU sends in a second.
-        seconds: of arithmetic, an optimiser step.
-        steps: of the run.
-        epochs: that they are; None where the number of images is not known.
-        image_bytes: features of one image, by how the store keeps them.
-        store_bytes: of the whole store likewise; None where the number of images is not known.
+        network: bytes per second that one GPU sends.
+        seconds: seconds of compute in an optimiser step.
+        steps: optimiser steps of the run.
+        epochs: epochs in these steps; None if the number of images is unknown.
+        image_bytes: bytes of one image's regions, by the type of the features in the store.
+        store_bytes: bytes of the whole store, likewise; None if the number of images is unknown.
 
     """
 
@@ -111,37 +104,32 @@ class Plan:
 
     @property
     def flops_per_step(self) -> float:
-        """Operations of an optimiser step over all GPUs."""
+        """Operations of an optimiser step over all GPUs, of all parts."""
         return sum(part.total for part in self.flops.values())
 
     @property
     def examples_per_second(self) -> float:
-        """Of all GPUs, while nothing but arithmetic takes time."""
+        """Examples per second on all GPUs if only compute takes time."""
         return self.step.examples / self.seconds
 
     @property
     def fitting(self) -> StageMemory | None:
-        """The engine and lowest stage that fit: lower ones send less and do less work."""
+        """The first engine and lowest stage that fit; lower stages send less and do less work."""
         return next((memory for memory in self.memory if memory.fits), None)
 
 
-def make_plan(config: RunConfig, cluster: Cluster, given: DataOverrides | None = None) -> Plan:
-    """Estimate a run from its configuration; no weights are allocated and no data has to exist.
-
-    Args:
-        config: of the run.
-        cluster: to plan for.
-        given: sizes of data that does not exist yet.
+def make_plan(config: RunConfig, cluster: Cluster, overrides: DataOverrides | None = None) -> Plan:
+    """Estimate a run on a cluster from its configuration; no weights are allocated, and the data need not exist.
 
     Raises:
-        UserError: a row budget that no example fits, self-critical training, DeepSpeed options that contradict the
-            configuration, or a damaged file.
+        UserError: a row budget below one example, self-critical training, DeepSpeed options that contradict the
+            configuration, a cluster value out of range, or a damaged file.
 
     """
     _check(cluster)
     if config.deepspeed is not None:
         deepspeed_options(config.training, config.deepspeed, cluster.gpus)
-    facts = gather(config, given or DataOverrides())
+    facts = gather(config, overrides or DataOverrides())
     model = meta_model(config, facts)
     example = average_example(config, facts)
     step = average_step(config.training, example, cluster.gpus)
@@ -172,12 +160,6 @@ def make_plan(config: RunConfig, cluster: Cluster, given: DataOverrides | None =
 
 
 def _check(cluster: Cluster) -> None:
-    """Refuse meaningless numbers.
-
-    Raises:
-        UserError: one of them.
-
-    """
     if not 0 < cluster.utilisation <= 1:
         raise UserError(f"--utilisation {cluster.utilisation:g} must be above 0 and at most 1")
     for name in ("gpu_memory", "network", "peak"):
@@ -187,10 +169,10 @@ def _check(cluster: Cluster) -> None:
 
 
 def meta_model(config: RunConfig, facts: DataFacts) -> DimvlModel:
-    """Build the run's network without weights, and freeze what the run freezes.
+    """Build the run's network on the meta device, and freeze what the run freezes.
 
     Raises:
-        UserError: more layers are frozen than there are.
+        UserError: more layers are frozen than the model has.
 
     """
     arguments = {
@@ -207,7 +189,7 @@ def meta_model(config: RunConfig, facts: DataFacts) -> DimvlModel:
 
 
 def parameters_by_part(model: DimvlModel) -> dict[str, int]:
-    """Count parameters by part of the model; shared ones count once, where they come first."""
+    """Count the parameters by part of the model; shared ones count once, in the first part."""
     parts: dict[str, int] = {}
     split = split_sublayers(model)
     for name, parameter in model.named_parameters():
@@ -219,9 +201,9 @@ def parameters_by_part(model: DimvlModel) -> dict[str, int]:
 def _memory(
     model: DimvlModel, config: RunConfig, step: AverageStep, cluster: Cluster, feature_dtype: FeatureDtype
 ) -> Iterator[StageMemory]:
-    """Yield the memory with the torch engine, if there is one GPU, and with DeepSpeed at each stage."""
+    """Yield the memory with the torch engine (only for one GPU) and with DeepSpeed at each stage."""
     engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
-    most = (1 - FREE_SHARE) * cluster.gpu_memory * 1e9
+    limit = (1 - FREE_SHARE) * cluster.gpu_memory * 1e9
     for engine, stage in engines:
         found = stage_memory(
             model,
@@ -233,7 +215,7 @@ def _memory(
             micro_batches=step.micro_batches,
             feature_dtype=feature_dtype,
         )
-        yield replace(found, fits=found.total <= most)
+        yield replace(found, fits=found.total <= limit)
 
 
 def stage_memory(
@@ -248,24 +230,24 @@ def stage_memory(
     feature_dtype: FeatureDtype = "float16",
     gpu: bool = True,
 ) -> StageMemory:
-    """Return the memory that one process needs with an engine and stage; whether it fits is not decided here.
+    """Return the memory that one process needs with an engine and stage; `fits` is left False.
 
     Args:
-        model: on the meta device, say.
-        config: of the run.
-        work: of a micro-batch.
+        model: on any device.
+        config: the run's configuration.
+        work: work of a micro-batch.
         engine: `torch` or `deepspeed`.
-        stage: of ZeRO.
+        stage: ZeRO stage.
         ranks: number of processes.
-        micro_batches: in an optimiser step.
+        micro_batches: micro-batches per rank and optimiser step.
         feature_dtype: type of the features in the store.
-        gpu: whether it runs on a GPU rather than on a CPU.
+        gpu: whether it runs on a GPU.
 
     """
     training, section = config.training, config.deepspeed or DeepSpeedConfig()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     muon = [p for name, p in trained.items() if training.muon_rate and p.ndim > 1 and name.startswith("encoder.")]
-    counts = [sum(p.numel() for p in some) for some in (model.parameters(), trained.values(), muon)]
+    counts = [sum(p.numel() for p in group) for group in (model.parameters(), trained.values(), muon)]
     arithmetic = arithmetic_of(training.precision, stage)
     if engine == "torch":
         states = torch_state_bytes(*counts)
@@ -286,19 +268,13 @@ def stage_memory(
         stage=stage,
         **asdict(states),
         activations=sum(saved_bytes(model, work, numbers).values()),
-        batch=batch_bytes(model, work, feature_dtype) + passing_bytes(model, work, numbers),
+        batch=batch_bytes(model, work, feature_dtype) + temporary_bytes(model, work, numbers),
         sent=sent_bytes(counts[1], 2 if arithmetic == "bf16" else 4, stage, micro_batches, ranks),
         fits=False,
     )
 
 
 def _bucket(section: DeepSpeedConfig) -> int:
-    """Elements of `reduce_bucket_size`.
-
-    Raises:
-        UserError: it is not a number.
-
-    """
     size = section.options.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET)
     if not isinstance(size, int | float):
         raise UserError(

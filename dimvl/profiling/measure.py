@@ -1,4 +1,4 @@
-"""A few real training steps under the profiler: time, operations and bytes by part, beside what the device can do."""
+"""Runs a few real training steps under torch's profiler, and relates the time of each part to the device's peak."""
 
 import os
 import tempfile
@@ -36,21 +36,23 @@ from dimvl.training.run_folder import PLANS
 
 TRACE = "trace.json"
 IDLE = "GPU idle"
-FEW_OPERATIONS = {*(scopes.EMBEDDINGS, scopes.ACTIVATION, scopes.NORMS, scopes.RESIDUALS, scopes.LOSSES)}
-FEW_OPERATIONS |= {scopes.SUMS, scopes.CLIP}
+MEMORY_BOUND = {
+    *(scopes.EMBEDDINGS, scopes.ACTIVATION, scopes.NORMS, scopes.RESIDUALS, scopes.LOSSES, scopes.SUMS, scopes.CLIP)
+}
+"""Parts without matrix products that move more bytes than they compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a part of the step takes, a step on average.
+    """One part of the average step.
 
     Attributes:
-        name: one of `scopes.parts()`, or idle time of the GPU.
-        forward: seconds; of what has no gradient, all.
-        backward: seconds, what is computed again for the gradient among them.
-        flops: operations of its matrix products in both passes; 0 where it has none.
-        roof: what it comes up against at best: `compute` or `memory`, as its operations a byte are above or below those
-            of the device; `data` for batches; empty where that is not known.
+        name: one of `scopes.parts()`, or `IDLE`.
+        forward: seconds; all of them for parts without a gradient.
+        backward: seconds, including recomputation for the gradient.
+        flops: operations of its matrix products in both passes; 0 if it has none.
+        roof: what bounds it: `compute` or `memory`, depending on whether its operations per byte exceed the device's;
+            `data` for waiting for batches; empty if unknown.
 
     """
 
@@ -62,30 +64,29 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """Of both passes."""
+        """Seconds of both passes."""
         return self.forward + self.backward
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Where the time of a training step goes.
+    """Where the time of an average training step goes. Numbers are per step unless stated otherwise.
 
     Attributes:
         device: `cpu` or the name of the GPU.
-        threads: of torch.
-        precision: of the run.
-        steps: that were profiled.
-        examples: a step.
-        rows: a step.
-        seconds: a step, by the clock.
-        processor_seconds: a step, of all threads of the process: on a CPU less than `seconds` times threads where other
-            programs take their part.
-        data_wait: seconds a step that were spent waiting for batches.
-        parts: in the order of a step; their seconds sum to `seconds` but for what the profiler does between steps.
-        flops: operations of the model a step, without padding and recomputation.
-        peak: operations a second of square products.
-        copy_rate: bytes a second of a large copy.
-        memory_gb: peak of the process, or on a GPU of what torch has allocated there.
+        threads: torch's CPU threads.
+        precision: the run's precision.
+        steps: number of profiled steps.
+        examples: examples.
+        rows: rows.
+        seconds: wall-clock seconds.
+        processor_seconds: CPU seconds of all threads of the process.
+        data_wait: seconds spent waiting for batches.
+        parts: in the order of a step; their seconds sum to `seconds`, apart from the profiler's work between steps.
+        flops: operations of the model, without padding and recomputation.
+        peak: operations per second of square matrix products.
+        copy_rate: bytes per second of a large copy.
+        memory_gb: peak memory in GB of the process or, on a GPU, of torch's allocations.
 
     """
 
@@ -106,29 +107,24 @@ class Profile:
 
     @property
     def utilisation(self) -> float:
-        """Share of the peak that the model's operations reach."""
+        """The model's operations per second as a share of the peak."""
         return self.flops / self.seconds / self.peak
 
 
 def profile(
-    config: RunConfig,
-    out: Path,
-    *,
-    steps: int,
-    warmup: int,
-    progress: Progress | None = None,
+    config: RunConfig, out: Path, *, steps: int, warmup: int, progress: Progress = lambda done, total: None
 ) -> Profile:
-    """Train a few steps of a configuration, in a temporary folder, and tell where their time goes.
+    """Train a few steps of a configuration in a temporary folder, and measure where their time goes.
 
     Args:
-        config: of the run, whose folder is neither read nor written.
+        config: the run's configuration; its folder is neither read nor written.
         out: folder for the profiler's trace.
-        steps: to profile.
-        warmup: steps before them.
-        progress: called with the steps done and their number.
+        steps: number of steps to profile.
+        warmup: number of steps before them.
+        progress: called with (steps done, steps in total).
 
     Raises:
-        UserError: DeepSpeed, several processes or self-critical training, and all that training refuses.
+        UserError: DeepSpeed, several processes, self-critical training, or anything that training refuses.
 
     """
     _check(config)
@@ -138,15 +134,15 @@ def profile(
     with tempfile.TemporaryDirectory(prefix="dimvl-profile-") as folder:
         changed = settings.model_copy(update={"steps": max(settings.steps, warmup + steps)})
         config = config.model_copy(update={"output": Path(folder), "training": changed})
-        few = _FewSteps(config, warmup + steps, progress or (lambda done, total: None))
-        with closing(few.coming):
+        run = _MarkedRun(config, warmup + steps, progress)
+        with closing(run.batches):
             for _ in range(warmup):
-                few.train()
-            measured = few.measure(steps, out / TRACE)
-    engine, works = few.engine, [Work.of(batch, padded=False) for batch in measured.batches]
+                run.train()
+            measured = run.measure(steps, out / TRACE)
+    engine, works = run.engine, [Work.of(batch, padded=False) for batch in measured.batches]
     peak, copied = matmul_rate(engine.device, settings.precision), copy_rate(engine.device)
     return Profile(
-        device=torch.cuda.get_device_name() if few.cuda else "cpu",
+        device=torch.cuda.get_device_name() if run.cuda else "cpu",
         threads=torch.get_num_threads(),
         precision=settings.precision,
         steps=steps,
@@ -165,22 +161,22 @@ def profile(
 
 def _check(config: RunConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("a profile is of one process; start it without a launcher")
+        raise UserError("only one process can be profiled; start it without a launcher")
     if config.deepspeed is not None:
         raise UserError(
-            "the configuration asks for DeepSpeed, whose engine is not profiled; add deepspeed=null to profile plain "
-            "torch in one process"
+            "the configuration uses DeepSpeed, which is not profiled; add deepspeed=null to profile plain torch in one "
+            "process"
         )
     if task_of(config).draws_in_steps:
         raise UserError(
-            "self_critical draws captions within the step, which the profile does not tell apart; "
-            "profile the run that it starts from"
+            "self_critical draws captions in every step, which the profile cannot separate; profile its initial run "
+            "instead"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What was measured of all profiled steps together."""
+    """Totals over the profiled steps; see `Profile`."""
 
     batches: Sequence[Batch]
     seconds: float
@@ -191,8 +187,8 @@ class _Measured:
     memory_gb: float
 
 
-class _FewSteps:
-    """The first steps of a run, one after the other, with their parts marked."""
+class _MarkedRun:
+    """The first steps of a run, with their parts marked for the profiler."""
 
     def __init__(self, config: RunConfig, steps: int, progress: Progress) -> None:
         settings, self.seed, self.steps, self.progress = config.training, config.seed, steps, progress
@@ -213,29 +209,29 @@ class _FewSteps:
             plans=config.output / PLANS,
         )
         self.meter = Meter(self.engine.ranks)
-        self.coming = prefetch(data, 0, settings.workers, self.engine.device, self.meter, self.engine.ranks)
+        self.batches = prefetch(data, 0, settings.workers, self.engine.device, self.meter, self.engine.ranks)
         self._done = 0
 
     def train(self) -> Sequence[Batch]:
-        """Do a step; return its micro-batches."""
+        """Train one step; return its micro-batches."""
         with scope(scopes.STEP):
             with scope(scopes.DATA):
-                step = next(self.coming)
+                step = next(self.batches)
             optimise(self.engine, step, self.seed, self._done)
         self._done += 1
         self.progress(self._done, self.steps)
         return step.micro_batches
 
     def measure(self, steps: int, trace: Path) -> _Measured:
-        """Do steps under the profiler, and write its trace."""
+        """Train steps under the profiler, and write its trace."""
         memory = peak_memory_gb(self.engine.device)
-        batches, self.meter.wait = list[Batch](), 0.0
+        micro_batches, self.meter.wait = list[Batch](), 0.0
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
         with torch_profile(activities=activities) as profiler:
             self._wait_for_device()
             started, before = time.perf_counter(), time.process_time()
             for _ in range(steps):
-                batches += self.train()
+                micro_batches += self.train()
             self._wait_for_device()
             seconds, processor = time.perf_counter() - started, time.process_time() - before
         with atomic_path(trace) as temporary:
@@ -243,7 +239,7 @@ class _FewSteps:
         parts = seconds_by_part(profiler.events() or (), self.cuda)
         busy = sum(part.total for part in parts.values())
         return _Measured(
-            batches=batches,
+            batches=micro_batches,
             seconds=seconds,
             processor_seconds=processor,
             data_wait=self.meter.wait,
@@ -260,7 +256,7 @@ class _FewSteps:
 def _parts(
     config: RunConfig, model: DimvlModel, works: Sequence[Work], measured: _Measured, steps: int, balance: float
 ) -> tuple[Part, ...]:
-    """Set times beside operations; `balance` is the operations that the device does while it moves a byte."""
+    """Relate times to operations; `balance` is the device's peak in operations per byte that it copies."""
     settings = config.training
     size = 2 if settings.precision == "bf16" else 4
     flops, moved = dict.fromkeys(scopes.parts(), 0.0), dict.fromkeys(scopes.parts(), 0.0)
@@ -274,20 +270,16 @@ def _parts(
     def roof(part: str) -> str:
         if flops[part]:
             return "compute" if flops[part] > balance * moved[part] else "memory"
-        is_plain = part in FEW_OPERATIONS or (part == scopes.OPTIMISER and settings.muon_rate is None)
-        return "data" if part == scopes.DATA else "memory" if is_plain else ""
+        is_memory_bound = part in MEMORY_BOUND or (part == scopes.OPTIMISER and settings.muon_rate is None)
+        return "data" if part == scopes.DATA else "memory" if is_memory_bound else ""
 
-    found = [
-        Part(
-            name=name,
-            forward=measured.parts[name].forward / steps,
-            backward=measured.parts[name].backward / steps,
-            flops=flops[name] / steps,
-            roof=roof(name),
-        )
-        for name in scopes.parts()
-        if name in measured.parts
-    ]
+    found = []
+    for name in scopes.parts():
+        if (seconds := measured.parts.get(name)) is not None:
+            forward, backward = seconds.forward / steps, seconds.backward / steps
+            found.append(
+                Part(name=name, forward=forward, backward=backward, flops=flops[name] / steps, roof=roof(name))
+            )
     if measured.idle is not None:
         found.append(Part(name=IDLE, forward=measured.idle / steps, backward=0.0, flops=0.0, roof=""))
     return tuple(found)

@@ -1,6 +1,6 @@
-"""The parts of a training step, and how they are marked for the profiler.
+"""The parts of a training step, and their marks for the profiler.
 
-Functions of one model and one engine are wrapped; the classes know nothing of it, and training runs none of it.
+Marks wrap the functions of one model and one engine; the classes are unchanged, and ordinary training has no marks.
 """
 
 from collections.abc import Callable
@@ -34,12 +34,12 @@ def parts() -> list[str]:
 
 
 def scope(part: str) -> record_function:
-    """Mark what runs inside as a part."""
+    """Mark everything that runs inside as a part."""
     return record_function(MARK + part)
 
 
 def scoped(part: str, function: Function) -> Function:
-    """Mark all that a function does as a part, but for what another mark inside says."""
+    """Mark everything that a function does as a part, except where a mark inside says otherwise."""
 
     @wraps(function)
     def marked(*arguments: Any, **named: Any) -> Any:
@@ -53,12 +53,12 @@ class ScopedEngine(TorchEngine):
     """The torch engine with its own parts marked."""
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a micro-batch; what is not the task's own is the way to the device."""
+        """Compute the losses of a micro-batch; outside the task's own marks, time is the copy to the device."""
         with scope(DEVICE):
             return super().losses(batch)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Add gradients."""
+        """Accumulate gradients."""
         with scope(BACKWARD):
             super().backward(loss, is_last)
 
@@ -69,11 +69,11 @@ class ScopedEngine(TorchEngine):
 
 
 def mark(task: TaskModule, compiled: bool) -> None:
-    """Mark the parts of a task and its model for good: it must be one that is made for this.
+    """Mark the parts of a task and its model permanently.
 
     Args:
-        task: to mark.
-        compiled: what follows attention in each block is compiled, and is one part.
+        task: a task built only for profiling.
+        compiled: whether the end of each block, after attention, is compiled and so is one part.
 
     """
     model = task.model
@@ -111,7 +111,7 @@ def _mark_modules(part: str, *modules: nn.Module) -> None:
 
 
 def part_of_product(name: str, compiled: bool) -> str:
-    """Part that a product of `dimvl.model.flops.products` belongs to, by its name."""
+    """Return the part of a product of `dimvl.model.flops.products`, by the name of the product."""
     top, *rest = name.split(".")
     if top in ("regions", "tokens"):
         return EMBEDDINGS

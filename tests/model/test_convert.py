@@ -195,9 +195,7 @@ def test_a_bert_folder_with_something_missing_is_named(bert, tmp_path):
 
 
 def test_bert_weights_of_another_shape_are_named(bert):
-    with pytest.raises(
-        UserError, match=r"word_embeddings\.weight gives shape \(50, 24\) where the model has \(60, 24\)"
-    ):
+    with pytest.raises(UserError, match=r"word_embeddings\.weight has shape \(50, 24\) but the model needs \(60, 24\)"):
         from_bert(bert[1], vocabulary=60)
 
 
@@ -227,7 +225,7 @@ def test_a_decoupled_checkpoint_keeps_its_visual_weights_and_may_be_split_furthe
 @pytest.mark.parametrize("split", [[], ["ffn"]])
 def test_a_decoupled_checkpoint_does_not_fit_into_shared_sublayers(split):
     before = make_model(2, split=split)
-    with pytest.raises(UserError, match=r"visual weights of its own \(encoder\.layers\.0\.qkv\.vision"):
+    with pytest.raises(UserError, match=r"separate visual weights \(encoder\.layers\.0\.qkv\.vision"):
         load_pretrained(before, make_model(1, split=["qkv", "ffn"]).state_dict(), "old")
     assert all(
         torch.equal(a, b) for a, b in zip(before.parameters(), make_model(2, split=split).parameters(), strict=True)
@@ -237,12 +235,12 @@ def test_a_decoupled_checkpoint_does_not_fit_into_shared_sublayers(split):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"inner_width": 48}, r"ffn\.language\.inner\.weight has shape \(32, 16\) .* asks for \(48, 16\)"),
+        ({"inner_width": 48}, r"ffn\.language\.inner\.weight has shape \(32, 16\) .* needs \(48, 16\)"),
         ({"vocabulary": 41}, r"tokens\.word\.weight has shape \(40, 16\)"),
         ({"feature_width": 7}, r"regions\.hidden_feature has shape \(6,\)"),
         ({"layers": 3}, r"has no weight encoder\.layers\.2"),
-        ({"layers": 1}, r"has a weight encoder\.layers\.1\.\S+ that the model lacks"),
-        ({"max_images": 3}, r"image_index\.weight has shape \(4, 16\) and .* asks for \(3, 16\); .* inputs sections"),
+        ({"layers": 1}, r"has the weight encoder\.layers\.1\.\S+, which the model lacks"),
+        ({"max_images": 3}, r"image_index\.weight has shape \(4, 16\) but .* needs \(3, 16\); .* inputs sections"),
     ],
 )
 def test_a_checkpoint_of_another_shape_is_refused_with_the_first_weight(changes, says):

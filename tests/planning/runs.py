@@ -26,7 +26,7 @@ def build(data, output, task="pretrain", frozen=None, **changes):
 
 
 def all_batches(config, epochs, in_steps=False):
-    """Make the batches of some epochs of a run that was begun, one an epoch or full step, and count their examples."""
+    """Make the batches of some epochs of a started run, one per epoch or full step, and count their examples."""
     store = RegionStore(config.regions)
     task, source = build_task(config, store, task_of(config).read(config, store))
     batches, examples = [], 0

@@ -14,7 +14,7 @@ from dimvl.training.optimiser import build_optimiser
 from tests.planning.runs import SPLITS, build
 from tests.tiny_runs import make_data
 
-# Beside what is counted, autograd keeps indices, labels and a few numbers per loss: under half a percent here.
+# Besides what is counted, autograd keeps indices, labels and a few numbers per loss: under half a percent here.
 TOLERANCE = 0.01
 MODEL = {"layers": 3, "width": 64, "inner_width": 256, "heads": 4}
 
@@ -30,15 +30,15 @@ def tensors_of(batch):
 
 
 def kept_by_autograd(task, batch, autocast):
-    """Bytes of all storages that are saved in a forward pass, but for weights and the batch, which are there anyway."""
-    there = {tensor.untyped_storage().data_ptr() for tensor in [*task.parameters(), *tensors_of(batch)]}
+    """Bytes of all storages saved in a forward pass, except those of the weights and of the batch."""
+    present = {tensor.untyped_storage().data_ptr() for tensor in [*task.parameters(), *tensors_of(batch)]}
     kept, alive = {}, []
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there:
+        if storage.data_ptr() not in present:
             kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # else its place may be given away and be counted as another's
+            alive.append(tensor)  # otherwise another storage could get the same address
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -49,7 +49,7 @@ def kept_by_autograd(task, batch, autocast):
 
 
 def cast(batch):
-    """Inputs as an engine with bf16 weights takes them."""
+    """The inputs of an engine with bf16 weights."""
     features, geometry = batch.region_features.bfloat16(), batch.region_geometry.bfloat16()
     return dataclasses.replace(batch, region_features=features, region_geometry=geometry)
 
@@ -90,10 +90,10 @@ def test_planned_bytes_per_weight_on_two_ranks_are_those_measured(precision, sta
     weights = 2**20
     arithmetic = arithmetic_of(precision, stage)
     states = zero_state_bytes(weights, weights, 0, arithmetic=arithmetic, stage=stage, ranks=2, bucket=weights // 8)
-    # A copy to reduce from (stage 1, bf16) and gathered weights (stage 3) are gone by then.
-    gone = states.buffers if (precision, stage) == ("bf16", 1) else 0
-    gone = 2 * weights if stage == 3 and precision == "bf16" else 4 * weights if stage == 3 else gone
-    total = states.weights + states.gradients + states.optimizer + states.buffers - gone
+    # The copy to reduce from (stage 1, bf16) and gathered weights (stage 3) are freed by then.
+    freed = states.buffers if (precision, stage) == ("bf16", 1) else 0
+    freed = 2 * weights if stage == 3 and precision == "bf16" else 4 * weights if stage == 3 else freed
+    total = states.weights + states.gradients + states.optimizer + states.buffers - freed
     assert total / weights == pytest.approx(measured, rel=0.03)
 
 

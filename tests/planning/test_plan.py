@@ -255,7 +255,7 @@ def test_planning_writes_nothing(monkeypatch, capsys, config_file):
         (["--gpu-memory", -1], "--gpu-memory is -1; it must be above 0"),
         (["--network", 0], "--network is 0; it must be above 0"),
         (["training.rows_per_step=50"], "rows_per_step 50 is below the"),
-        (["--gpus", 10_000_000], "fewer than --gpus 10000000, so some would be idle"),
+        (["--gpus", 10_000_000], "fewer than --gpus 10000000, so some GPUs would be idle"),
         (["training.freeze.layers=13"], "training.freeze.layers is 13 but the model has 12"),
         (["training.row_per_step=50"], "unknown key 'training.row_per_step'"),
         (["deepspeed.options={gradient_clipping: 3}"], "gradient_clipping is 3, but it is set by training.clip (1.0)"),
@@ -275,7 +275,7 @@ def test_self_critical_training_is_refused_by_name(data, tmp_path):
     config = make_config(
         data, tmp_path, "caption", initial=tmp_path, self_critical={"samples": 2}, model={"dropout": 0}
     )
-    with pytest.raises(UserError, match="self_critical draws captions before every step"):
+    with pytest.raises(UserError, match="self_critical draws captions in every step"):
         make_plan(config, Cluster(gpus=1))
 
 

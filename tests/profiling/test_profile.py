@@ -1,4 +1,4 @@
-"""Profiles of real steps: parts sum to the whole, time is in the right part, and the run is not touched."""
+"""Profiles of real steps: parts sum to the whole, time counts for the right part, and the run is left unchanged."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from dimvl.model.flops import total_flops
 from dimvl.model.heads import HEADS
 from dimvl.model.work import Work
 from dimvl.profiling import profile, scopes
-from dimvl.profiling.measure import Part, Profile, _FewSteps
+from dimvl.profiling.measure import Part, Profile, _MarkedRun
 from dimvl.profiling.table import table
 from dimvl.training.run import run_training
 from tests.cli.calls import call
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 
 
 class Slow(torch.autograd.Function):
-    """Takes its time, in both passes."""
+    """Sleeps in both passes."""
 
     @staticmethod
     def forward(context, rows):
@@ -68,7 +68,7 @@ def test_the_parts_sum_to_the_time_of_the_steps(data, tmp_path, task, changes):
     parts = parts_of(found)
     for name in (scopes.EMBEDDINGS, scopes.QKV, scopes.ATTENTION, scopes.OUT, scopes.FFN, scopes.NORMS):
         assert parts[name].forward > 0 and parts[name].backward > 0, name
-    assert parts[scopes.BACKWARD].backward == 0, "a node of the backward pass is of no part"
+    assert parts[scopes.BACKWARD].backward == 0, "every node of the backward pass belongs to a part"
     assert parts[scopes.OPTIMISER].backward == parts[scopes.DATA].backward == 0
 
 
@@ -121,7 +121,7 @@ def test_slow_data_counts_as_data_wait(data, tmp_path, monkeypatch):
 def test_the_operations_of_the_parts_are_those_of_the_batches(data, tmp_path, recompute):
     config = make_config(data, tmp_path / "run", training={"checkpoint_activations": recompute})
     found = profile(config, tmp_path, steps=3, warmup=1)
-    again = _FewSteps(config.model_copy(update={"output": tmp_path / "again"}), 4, lambda done, total: None)
+    again = _MarkedRun(config.model_copy(update={"output": tmp_path / "again"}), 4, lambda done, total: None)
     again.train()
     batches = [batch for _ in range(3) for batch in again.train()]
     model = again.engine.task.model
@@ -223,7 +223,7 @@ def test_an_existing_run_is_left_unchanged(monkeypatch, capsys, data, config_fil
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["deepspeed={stage: 1}"], "asks for DeepSpeed, whose engine is not profiled; add deepspeed=null"),
+        (["deepspeed={stage: 1}"], "uses DeepSpeed, which is not profiled; add deepspeed=null"),
         (["training.step=3"], "unknown key 'training.step'"),
         (["captions=gone.json"], "gone.json does not exist"),
     ],
@@ -244,8 +244,8 @@ def test_several_processes_and_self_critical_training_are_refused(monkeypatch, d
     config = make_config(
         data, tmp_path, "caption", initial=tmp_path, self_critical={"samples": 2}, model={"dropout": 0}
     )
-    with pytest.raises(UserError, match="self_critical draws captions within the step"):
+    with pytest.raises(UserError, match="self_critical draws captions in every step"):
         profile(config, tmp_path, steps=1, warmup=1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="of one process; start it without a launcher"):
+    with pytest.raises(UserError, match="only one process can be profiled; start it without a launcher"):
         profile(make_config(data, tmp_path), tmp_path, steps=1, warmup=1)

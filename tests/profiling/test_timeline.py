@@ -12,7 +12,7 @@ Kernel = namedtuple("Kernel", "duration")
 
 
 class Events:
-    """Collects events; time stands for their order."""
+    """Collects events; their start times are their order."""
 
     def __init__(self):
         self.all = []
@@ -45,7 +45,7 @@ def mixed():
     linear = events.add("aten::linear", qkv, spent=6, sequence=71)
     events.add("aten::addmm", linear, spent=7, sequence=71, kernels=[100, 10])
     ffn = events.add(MARK + "FFN products", step, spent=8)
-    events.add("aten::detach", ffn, spent=9, sequence=72)  # makes no node: the next with this number does
+    events.add("aten::detach", ffn, spent=9, sequence=72)  # makes no node; the next one with this number does
     head = events.add(MARK + "head: words", step, spent=10)
     events.add("aten::addmm", head, spent=11, sequence=72, kernels=[20])
     other_thread = {"thread": 2, "forward_thread": 1}  # a GPU's backward pass has its own
@@ -58,7 +58,7 @@ def mixed():
     events.add("aten::mul", unknown, kernels=[60], thread=2)
     optimiser = events.add("Optimizer.step#AdamW.step", step, spent=14)
     events.add("aten::_fused_adamw_", optimiser, kernels=[70])
-    events.add("aten::outside", spent=1000)  # of no step
+    events.add("aten::outside", spent=1000)  # outside any step
     return events
 
 
