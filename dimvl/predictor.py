@@ -19,7 +19,7 @@ from PIL import Image
 
 from dimvl.callbacks import Progress
 from dimvl.data.answers import Answer
-from dimvl.data.examples import Prefix, best_regions, make_prefix
+from dimvl.data.prefixes import Prefix, best_regions, make_prefix
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export
 from dimvl.files import HUB_NAME

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dimvl.data.annotations import ImageKey
-from dimvl.data.examples import Prefix, PrefixImages
+from dimvl.data.prefixes import Prefix, PrefixImages
 from dimvl.data.sampler import in_order
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore

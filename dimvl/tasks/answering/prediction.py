@@ -13,8 +13,8 @@ from torch import Tensor
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Question, describe_file, read_questions
 from dimvl.data.answers import Answer
-from dimvl.data.examples import Prefix, PrefixImages
 from dimvl.data.matching import in_store, match_file
+from dimvl.data.prefixes import Prefix, PrefixImages
 from dimvl.errors import UserError
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
 from dimvl.regions.store import RegionStore

@@ -8,8 +8,9 @@ from typing import Any
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import ImageKey, describe_file, read_captions
-from dimvl.data.examples import Example, Prefix
+from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
+from dimvl.data.prefixes import Prefix
 from dimvl.data.scenes import World, read_worlds, score_captions
 from dimvl.decoding import AllRanks, DecodingOptions, caption_prefixes
 from dimvl.errors import UserError
