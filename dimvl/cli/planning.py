@@ -18,10 +18,6 @@ def plan(
         float | None, typer.Option(help="Peak TFLOP/s of one GPU at the run's precision; by default an H100's.")
     ] = None,
     utilisation: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.33,
-    network: Annotated[
-        float | None,
-        typer.Option(help="Bus bandwidth in GB/s, as nccl-tests reports it; by default 450 up to 8 GPUs, else 400."),
-    ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of images; by default the store's.")] = None,
     words: Annotated[float | None, typer.Option(min=1, help="Mean word pieces per text, if not yet tokenised.")] = None,
     texts: Annotated[float | None, typer.Option(min=1, help="Mean texts per image, if not yet tokenised.")] = None,
@@ -38,7 +34,7 @@ def plan(
     from dimvl.planning.table import as_values, describe
     from dimvl.tasks import load_config
 
-    cluster = Cluster(gpus=gpus, gpu_memory=gpu_memory, peak=peak, utilisation=utilisation, network=network)
+    cluster = Cluster(gpus=gpus, gpu_memory=gpu_memory, peak=peak, utilisation=utilisation)
     made = make_plan(
         load_config(config, overrides or []), cluster, DataOverrides(images=images, words=words, texts=texts)
     )

@@ -10,7 +10,7 @@ from dimvl.errors import UserError
 from dimvl.model.flops import Flops, flops_by_part, part_of, split_sublayers
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
-from dimvl.planning.cluster import Cluster, sent_bytes
+from dimvl.planning.cluster import Cluster
 from dimvl.planning.data import DataOverrides, gather
 from dimvl.planning.memory import (
     BUCKET,
@@ -43,7 +43,6 @@ class StageMemory(StateBytes):
         stage: ZeRO stage.
         activations: kept for the backward pass of a micro-batch.
         batch: the micro-batch itself, and the largest temporary.
-        sent: bytes that the GPU sends in an optimiser step.
         fits: whether `total` is within the memory, less the reserve.
 
     """
@@ -52,7 +51,6 @@ class StageMemory(StateBytes):
     stage: int
     activations: float
     batch: float
-    sent: float
     fits: bool
 
     @property
@@ -76,7 +74,6 @@ class Plan:
         memory: memory by engine and stage.
         configured: the configured ZeRO stage; None for the torch engine.
         peak: TFLOP/s of one GPU.
-        network: bytes per second that one GPU sends.
         seconds: seconds of compute in an optimiser step.
         steps: optimiser steps of the run.
         epochs: epochs in these steps; None if the number of images is unknown.
@@ -95,7 +92,6 @@ class Plan:
     memory: tuple[StageMemory, ...]
     configured: int | None
     peak: float
-    network: float
     seconds: float
     steps: int
     epochs: float | None
@@ -150,7 +146,6 @@ def make_plan(config: RunConfig, cluster: Cluster, overrides: DataOverrides | No
         memory=tuple(_memory(model, config, step, cluster, facts.feature_dtype)),
         configured=None if config.deepspeed is None else config.deepspeed.stage,
         peak=peak,
-        network=cluster.network_rate,
         seconds=sum(part.total for part in flops.values()) / reached,
         steps=config.training.steps,
         epochs=epochs,
@@ -162,7 +157,7 @@ def make_plan(config: RunConfig, cluster: Cluster, overrides: DataOverrides | No
 def _check(cluster: Cluster) -> None:
     if not 0 < cluster.utilisation <= 1:
         raise UserError(f"--utilisation {cluster.utilisation:g} must be above 0 and at most 1")
-    for name in ("gpu_memory", "network", "peak"):
+    for name in ("gpu_memory", "peak"):
         value = getattr(cluster, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0")
@@ -212,7 +207,6 @@ def _memory(
             engine=engine,
             stage=stage,
             ranks=cluster.gpus,
-            micro_batches=step.micro_batches,
             feature_dtype=feature_dtype,
         )
         yield replace(found, fits=found.total <= limit)
@@ -226,7 +220,6 @@ def stage_memory(
     engine: str,
     stage: int,
     ranks: int = 1,
-    micro_batches: int = 1,
     feature_dtype: FeatureDtype = "float16",
     gpu: bool = True,
 ) -> StageMemory:
@@ -239,7 +232,6 @@ def stage_memory(
         engine: `torch` or `deepspeed`.
         stage: ZeRO stage.
         ranks: number of processes.
-        micro_batches: micro-batches per rank and optimiser step.
         feature_dtype: type of the features in the store.
         gpu: whether it runs on a GPU.
 
@@ -269,7 +261,6 @@ def stage_memory(
         **asdict(states),
         activations=sum(saved_bytes(model, work, numbers).values()),
         batch=batch_bytes(model, work, feature_dtype) + temporary_bytes(model, work, numbers),
-        sent=sent_bytes(counts[1], 2 if arithmetic == "bf16" else 4, stage, micro_batches, ranks),
         fits=False,
     )
 

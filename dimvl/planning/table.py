@@ -13,8 +13,6 @@ FORMULAE = (
     "Gradients take 4 / N at stages 2 and 3; stage 3 also divides weights by N. Buffers hold gradients to reduce, and "
     "at stage 3 gathered weights",
     "activations are those of one micro-batch",
-    "sent: stage 0 2 x 4 P, stage 1 2 x 4 P + w P, stage 2 2 m x 4 P + w P, stage 3 m x 4 P + 2 m w P, each times "
-    "(N - 1) / N; P trained parameters, w bytes per weight, m micro-batches, N GPUs",
     "operations: 2 x rows x inputs x outputs per matrix product, attention 4 x pairs x width per layer, backward twice "
     "as many if everything is trained; heads run on rows with a target; a shared prefix counts once",
 )
@@ -58,8 +56,8 @@ def _step(plan: Plan) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Iterator[str]:
     yield f"memory per GPU in GB, {plan.precision}:"
-    parts = ("weights", "gradients", "optimizer", "buffers", "activations", "batch", "total", "sent")
-    rows: list[tuple[str, ...]] = [("", *parts[:-1], "sent per step", "")]
+    parts = ("weights", "gradients", "optimizer", "buffers", "activations", "batch", "total")
+    rows: list[tuple[str, ...]] = [("", *parts, "")]
     for memory in plan.memory:
         name = "torch" if memory.engine == "torch" else f"ZeRO {memory.stage}"
         numbers = [f"{getattr(memory, part) / GB:.2f}" for part in parts]
@@ -88,10 +86,6 @@ def _rates(plan: Plan) -> Iterator[str]:
         f"{plan.steps:,} steps take {plan.steps * seconds / 3600:,.1f} hours"
         + ("" if plan.epochs is None else f", {plan.epochs:,.1f} epochs of {plan.facts.images:,} images")
     )
-    if cluster.gpus > 1:
-        ways = [memory for memory in plan.memory if memory.engine == "deepspeed"]
-        times = ", ".join(f"stage {m.stage} {m.sent / plan.network * 1e3:,.1f} ms" for m in ways)
-        yield f"network: {times} per step at {plan.network / GB:g} GB/s (assumed), partly overlapping compute"
     for dtype, size in plan.image_bytes.items():
         rate = size * plan.examples_per_second
         disk = "" if plan.store_bytes is None else f"; {plan.store_bytes[dtype] / GB:,.0f} GB on disk"
@@ -122,7 +116,6 @@ def as_values(plan: Plan) -> dict[str, Any]:
     return values | {
         "flops_per_step": plan.flops_per_step,
         "examples_per_second": plan.examples_per_second,
-        "network_bytes_per_second": plan.network,
         "peak_tflops": plan.peak,
         "store_bytes_per_second": {dtype: size * plan.examples_per_second for dtype, size in plan.image_bytes.items()},
         "fits": None if best is None else {"engine": best.engine, "stage": best.stage},

@@ -117,7 +117,8 @@ def _check_same_inputs(processor: Processor, initial: TrainedModel) -> None:
     old = initial.processor
     if old.tokenizer.fingerprint != processor.tokenizer.fingerprint:
         raise UserError(f"inputs.tokenizer is not the tokenizer of {initial.weights}; omit it to use that one")
-    names = ["tag_tokens", "text_tokens"] + (["variant"] if processor.captions and old.captions else [])
+    names = ["tag_tokens", "text_tokens", *(["times"] if old.times else [])]
+    names += ["variant"] if processor.captions and old.captions else []
     for name in names:
         if getattr(old, name) != getattr(processor, name):
             section = "seq2seq" if name == "variant" else "inputs"

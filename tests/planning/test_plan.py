@@ -13,7 +13,6 @@ from dimvl.model.flops import Flops, flops_by_part
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work, example_work
 from dimvl.planning import Cluster, DataOverrides, make_plan
-from dimvl.planning.cluster import sent_bytes
 from dimvl.planning.data import gather
 from dimvl.planning.plan import meta_model, parameters_by_part
 from dimvl.planning.step import average_example, average_step
@@ -142,12 +141,6 @@ def test_five_captions_after_one_prefix_save_the_operations_counted_by_hand(regi
     assert total(base_model(), pairs) / total(base_model(), together) == pytest.approx(ratio, abs=0.06)
 
 
-def test_bytes_that_a_rank_sends_at_each_stage():
-    sent = {stage: sent_bytes(1000, 2, stage, micro_batches=4, ranks=8) for stage in range(4)}
-    assert sent == {0: 8 * 875, 1: 10 * 875, 2: 34 * 875, 3: 32 * 875}
-    assert sent_bytes(1000, 2, 3, micro_batches=4, ranks=1) == 0
-
-
 # --- what follows from what
 
 
@@ -253,7 +246,6 @@ def test_planning_writes_nothing(monkeypatch, capsys, config_file):
     [
         (["--utilisation", 1.5], "--utilisation 1.5 must be above 0 and at most 1"),
         (["--gpu-memory", -1], "--gpu-memory is -1; it must be above 0"),
-        (["--network", 0], "--network is 0; it must be above 0"),
         (["training.rows_per_step=50"], "rows_per_step 50 is below the"),
         (["--gpus", 10_000_000], "fewer than --gpus 10000000, so some GPUs would be idle"),
         (["training.freeze.layers=13"], "training.freeze.layers is 13 but the model has 12"),
