@@ -1,7 +1,6 @@
 """Applying a trained model to images of a region store, in batches of similar numbers of rows."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -50,12 +49,3 @@ def store_batches(
 def one_image(image_id: str) -> ImageKey:
     """Return the key of a single image."""
     return (image_id,), ()
-
-
-def official_images(image_ids: Sequence[str]) -> dict[str, Any]:
-    """Return images as submissions and annotation files name them: `image_id`, or `images` for several.
-
-    An id is a number where it is one.
-    """
-    ids = [int(name) if name.isdecimal() and name == str(int(name)) else name for name in image_ids]
-    return {"image_id": ids[0]} if len(ids) == 1 else {"images": ids}
