@@ -21,8 +21,8 @@ from benchmarks.harness import ratio
 from dimvl.checkpoints import latest_checkpoint
 from dimvl.tasks.pretraining import PretrainConfig
 from dimvl.training.checkpoint import Saver
-from dimvl.training.early_stopping import Best
 from dimvl.training.run import run_training
+from dimvl.training.validation import Best
 
 WAYS = ("while training", "at once")
 

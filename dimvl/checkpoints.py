@@ -1,4 +1,4 @@
-"""The files of a run and its checkpoints: where they are, which is newest or best, and whether they are whole."""
+"""The files of a run and its checkpoints: their names, the newest and the best checkpoint, and their checksums."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,15 +37,13 @@ def latest_checkpoint(run: Path) -> Path | None:
 def best_checkpoint(run: Path) -> Path | None:
     """Return the checkpoint with the best validation score; for a run without validation, the newest complete one.
 
-    It is the one that is evaluated, exported and fine-tuned; training resumes from the newest. Of its files only the
-    weights are checked.
+    It is the one to evaluate, export and fine-tune; training resumes from the newest. Only its weights are checked.
 
     Raises:
         UserError: a checkpoint is missing, or its weights or a description are damaged.
 
     """
-    newest = latest_checkpoint(run)
-    if newest is None:
+    if (newest := latest_checkpoint(run)) is None:
         return None
     state = check_checkpoint(newest, [])
     best = checkpoint_folder(run, state["best"]["step"]) if "best" in state else newest
@@ -54,7 +52,7 @@ def best_checkpoint(run: Path) -> Path | None:
 
 
 def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) -> dict[str, Any]:
-    """Return a checkpoint's `state.json` after verifying the checksums of the files to be read.
+    """Return a checkpoint's `state.json` after verifying the checksums of `files`.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -79,7 +77,7 @@ def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) 
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """Return how the model of a run, or of an export of one, was trained: seed, git revision and data files."""
+    """Return how the model of a run or an export was trained: seed, git revision and data files."""
     if not (folder / RUN).exists():
         return dict(read_json(folder / ORIGIN)) if (folder / ORIGIN).exists() else {}
     run = run_arguments(folder)
@@ -87,15 +85,15 @@ def origin_of(folder: Path) -> dict[str, Any]:
 
 
 def run_arguments(run: Path) -> dict[str, Any]:
-    """Return what `run.json` of a run says: configuration, data, versions and git revision.
+    """Return the content of a run's `run.json`: configuration, data, versions and git revision.
 
     Raises:
-        UserError: it is not a run, or the file is damaged.
+        UserError: the folder is not a run, or the file is damaged.
 
     """
     if not (run / RUN).exists():
-        raise UserError(f"{run} is not a run of dimvl; it has no {RUN}")
+        raise UserError(f"{run} is not a run of dimvl (it has no {RUN}); give the folder of a run")
     described = read_json(run / RUN)
     if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
-        raise UserError(f"{run / RUN} is damaged; it is not what a run writes")
+        raise UserError(f"{run / RUN} is damaged; restore it, or give another run")
     return described

@@ -1,6 +1,6 @@
 """Evaluation of a trained model over a region store and annotation files: predictions, scores and a manifest.
 
-The same texts and regions give the same results whatever their order; nothing is random.
+Nothing is random, and results do not depend on the order of texts and regions.
 """
 
 import json
@@ -29,7 +29,7 @@ def evaluate(
     model: Path,
     trained: TrainedModel,
     store: RegionStore,
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     folder: Path,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -38,10 +38,10 @@ def evaluate(
 
     Args:
         model: folder of the run or export.
-        trained: what was loaded from it.
+        trained: the model loaded from it.
         store: regions of the images.
-        given: annotation files and settings, by the keys of the task's `evaluation`.
-        folder: to write.
+        values: annotation files and settings, by the keys of the task's `evaluation`.
+        folder: folder to write.
         settings: further settings for the manifest.
         progress: called with (predictions made, predictions in total).
 
@@ -49,52 +49,48 @@ def evaluate(
         UserError: no task of the model takes these files, or files, store and model do not fit together.
 
     """
-    task = _task_for(trained, given)
+    task = _task_for(trained, values)
     fields = task.evaluation.model_fields
     required = [name for name, field in fields.items() if field.is_required()]
-    if unknown := [name for name in given if name not in fields]:
+    if unknown := [name for name in values if name not in fields]:
         raise UserError(
-            f"--{unknown[0]} {given[unknown[0]]} is not for a model of task {task.name!r}, such as {model}; "
+            f"--{unknown[0]} {values[unknown[0]]} does not apply to {model}, a model of task {task.name!r}; "
             f"give --{' and --'.join(required)}"
         )
-    if missing := [name for name in required if name not in given]:
-        raise UserError(f"nothing says what to predict for; give --{missing[0]}")
-    options = validate(task.evaluation, dict(given), f"evaluation of {model}")
+    if missing := [name for name in required if name not in values]:
+        raise UserError(f"{model} has nothing to predict for; give --{missing[0]}")
+    options = validate(task.evaluation, dict(values), f"evaluation of {model}")
     found = task.evaluate(trained, store, options, progress)
-    write_predictions(folder, found)
+    write_json(folder / PREDICTIONS, found.predictions, indent=None)
+    for name in (ITEMS, SCORES, MANIFEST):  # of an earlier evaluation
+        (folder / name).unlink(missing_ok=True)
     found = task.with_official_scores(found)
-    files = {**options.files(), **found.files}
+    with atomic_path(folder / ITEMS) as temporary:
+        lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in found.items)
+        temporary.write_text("".join(lines), encoding="utf-8")
+    if found.scores:
+        write_json(folder / SCORES, found.scores)
     everything = {**options.settings(), **(settings or {}), "device": str(trained.device)}
-    write_evaluation(folder, found, describe_evaluation(model, trained, store, files, everything))
+    manifest = _describe(model, trained, store, {**options.files(), **found.files}, everything)
+    write_json(folder / MANIFEST, {**manifest, "predictions_sha256": sha256(folder / PREDICTIONS)})
     return found
 
 
-def _task_for(trained: TrainedModel, given: Mapping[str, Any]) -> Task[Any]:
-    """Return the model's own task or, where that does not take what is given, another one that the model can do."""
+def _task_for(trained: TrainedModel, values: Mapping[str, Any]) -> Task[Any]:
+    """Return the model's own task or, where it does not take these values, another one that the model can do."""
     own = task_of_model(trained.processor)
     for task in (own, *TASKS.values()):
         fields = task.evaluation.model_fields
         required = {name for name, field in fields.items() if field.is_required()}
-        if required <= given.keys() <= fields.keys() and any(a.available(trained.processor) for a in task.abilities):
+        if required <= values.keys() <= fields.keys() and any(a.available(trained.processor) for a in task.abilities):
             return task
     return own
 
 
-def describe_evaluation(
+def _describe(
     model: Path, trained: TrainedModel, store: RegionStore, files: Mapping[str, Path], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what an evaluation depends on: model, regions, annotation files, settings and code.
-
-    Nothing is random in an evaluation; the seed is the one that a run was trained with.
-
-    Args:
-        model: the folder that was given.
-        trained: what was loaded from it.
-        store: the regions.
-        files: name -> annotation file.
-        settings: everything else that the predictions depend on.
-
-    """
+    """Return what an evaluation depends on: model (with the seed of its run), regions, files, settings and code."""
     origin = origin_of(model)
     return {
         "model": {
@@ -119,20 +115,3 @@ def describe_evaluation(
         "versions": {name: version(name) for name in PACKAGES if find_spec(name)},
         "git_revision": git_revision(),
     }
-
-
-def write_evaluation(folder: Path, evaluation: Evaluation, manifest: Mapping[str, Any]) -> None:
-    """Write items, scores and, last, the manifest with the checksum of the predictions."""
-    with atomic_path(folder / ITEMS) as temporary:
-        lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in evaluation.items)
-        temporary.write_text("".join(lines), encoding="utf-8")
-    if evaluation.scores:
-        write_json(folder / SCORES, evaluation.scores)
-    write_json(folder / MANIFEST, {**manifest, "predictions_sha256": sha256(folder / PREDICTIONS)})
-
-
-def write_predictions(folder: Path, evaluation: Evaluation) -> None:
-    """Write the predictions, and remove what an earlier evaluation wrote about others."""
-    write_json(folder / PREDICTIONS, evaluation.predictions, indent=None)
-    for name in (ITEMS, SCORES, MANIFEST):
-        (folder / name).unlink(missing_ok=True)

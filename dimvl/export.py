@@ -1,12 +1,12 @@
-"""Export of a run: one folder in the conventions of the Hugging Face hub, with all that predictions need.
+"""Export of a run: one folder with everything that predictions need, in the conventions of the Hugging Face hub.
 
 config.json           the model's arguments
 model.safetensors     the weights
 processor.json        extractor, limits, answer vocabulary
 tokenizer.json, tokenizer_config.json
-trained_on.npy        hashes of the images it was trained on
+trained_on.npy        hashes of the images that it was trained on
 training.json         seed, data and code revision of the run
-detector/             turns an image into the regions that the model was trained with
+detector/             the detector of the regions that the model was trained with
 README.md             model card: data, configuration, code revision, measured scores
 """
 
@@ -31,14 +31,7 @@ from dimvl.trained_model import TrainedModel, load_model
 
 CARD = "README.md"
 DETECTOR = "detector"
-FILES = (
-    MODEL,
-    WEIGHTS,
-    "processor.json",
-    "tokenizer.json",
-    TRAINED_ON,
-    f"{DETECTOR}/detector.json",
-)
+FILES = (MODEL, WEIGHTS, "processor.json", "tokenizer.json", TRAINED_ON, f"{DETECTOR}/detector.json")
 
 
 def export(
@@ -53,11 +46,10 @@ def export(
     """Write a run's best checkpoint (without validation the newest) as an export, completely or not at all.
 
     Args:
-        run: folder of the run, which is only read.
+        run: folder of the run.
         out: folder to write; an older export there is replaced.
-        detector: the detector of the run's regions, as for `load_detector`; its settings become those that the regions
-            were made with. `none` for regions that no detector here can make: the export then takes regions but no
-            images.
+        detector: the detector of the run's regions, as in `load_detector`; it gets the settings that the regions were
+            made with. With `none`, the export takes regions but no images.
         scores: measured scores for the model card: names to numbers, or to such mappings.
         weights: as in `load_detector`.
         classes: as in `load_detector`.
@@ -66,7 +58,7 @@ def export(
         `out`.
 
     Raises:
-        UserError: `run` is not a run, `out` holds something else, the detector is another one, or the disk is full.
+        UserError: `run` is not a run, `out` holds something else, or the detector is not that of the run.
 
     """
     arguments = run_arguments(run)
@@ -78,7 +70,7 @@ def export(
         write_json(temporary / MODEL, read_json(run / MODEL))
         try:
             save_model(trained.model, str(temporary / WEIGHTS))
-        except SafetensorError as error:  # safetensors reports a full disk in its own type
+        except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(str(error)) from error
         trained.processor.save(temporary)
         copy_trained_on(temporary, trained.trained_on)
@@ -87,19 +79,20 @@ def export(
             write_json(temporary / DETECTOR / SETTINGS, {KIND: NO_DETECTOR})
         else:
             found.save(temporary / DETECTOR)
-        (temporary / CARD).write_text(model_card(trained, arguments, scores or {}, found is not None), encoding="utf-8")
+        card = _model_card(trained, arguments, scores or {}, found is not None)
+        (temporary / CARD).write_text(card, encoding="utf-8")
     return out
 
 
 def _same_detector(own: Extractor, name: str | Path, weights: str | None, classes: Path | None) -> RegionDetector:
-    """Open the detector of a run's regions, with the settings it had then."""
+    """Open the detector of a run's regions, with the settings that they were made with."""
     found = load_detector(name, weights=weights, classes=classes)
     settings = found.extractor.parameters
     found.configure({key: value for key, value in own.parameters.items() if key in settings})
     if conflict := own.conflict(found.extractor):
         raise UserError(
-            f"detector {name} ({conflict}) is not the extractor {own.name} that the run was trained with; name its "
-            f"folder with --detector, or {NO_DETECTOR} to export without one"
+            f"detector {name} ({conflict}) is not the extractor {own.name} of the run; give its folder as --detector, "
+            f"or {NO_DETECTOR} to export without one"
         )
     return found
 
@@ -122,26 +115,19 @@ def _is_replaceable(out: Path) -> bool:
     return out.is_dir() and (not any(out.iterdir()) or all((out / name).is_file() for name in (*FILES[:3], CARD)))
 
 
-def model_card(
-    trained: TrainedModel, arguments: Mapping[str, Any], scores: Mapping[str, Any], detector: bool = True
+def _model_card(
+    trained: TrainedModel, arguments: Mapping[str, Any], scores: Mapping[str, Any], has_detector: bool
 ) -> str:
-    """Write the model card: hub metadata, what the model can do, data, scores, configuration.
-
-    Args:
-        trained: the model.
-        arguments: what `run.json` says.
-        scores: names to numbers, or to such mappings.
-        detector: whether the export has one.
-
-    """
-    config = arguments["config"]
-    data = arguments["data"]
+    """Return the model card (hub metadata, usage, data, scores, configuration); `arguments` is the run's `run.json`."""
+    config, data = arguments["config"], arguments["data"]
     synthetic = any(entry["synthetic"] for entry in data.values())
     processor, task = trained.processor, task_of_model(trained.processor)
     tags = ["dimvl", task.name, *(["synthetic-data"] if synthetic else [])]
     metadata = {"library_name": "dimvl", "pipeline_tag": task.pipeline_tag, "tags": tags}
     parameters = sum(weight.numel() for weight in trained.model.parameters())
-    origin = config.get("initial")
+    origin, versions = config.get("initial"), ", ".join(map(" ".join, arguments["versions"].items()))
+    begin = ["```python", "from dimvl import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
+    usage = [*begin, *(ability.example for ability in abilities_of(processor).values()), "```"]
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False).strip(),
@@ -151,12 +137,13 @@ def model_card(
         f"A region-based vision-language model with modality-decoupled attention ({parameters / 1e6:.2f} million "
         "weights). "
         + (
-            "The folder includes the detector: image in, result out."
-            if detector
-            else "It has no detector: it takes the regions of a store, not images."
+            "The folder includes the detector, so it takes images."
+            if has_detector
+            else "The folder has no detector: it takes the regions of a store, not images."
         ),
         "",
-        *(_usage(trained) if detector else ["```", "dimvl evaluate FOLDER --regions STORE", "```", ""]),
+        *(usage if has_detector else ["```", "dimvl evaluate FOLDER --regions STORE", "```"]),
+        "",
         "## Data",
         "",
         *(["**The training data is synthetic**: generated scenes, no photographs.", ""] if synthetic else []),
@@ -166,7 +153,7 @@ def model_card(
         "",
         "## Scores",
         "",
-        *(_score_table(scores) if scores else ["No scores were given when the model was exported."]),
+        *(_score_table(scores) if scores else ["The model was exported without scores."]),
         "",
         "## Configuration",
         "",
@@ -174,18 +161,10 @@ def model_card(
         yaml.safe_dump(_without_folders(config), sort_keys=False).strip(),
         "```",
         "",
-        f"Code: git revision {arguments['git_revision'] or 'unknown'}; "
-        + ", ".join(f"{name} {number}" for name, number in arguments["versions"].items())
-        + ".",
+        f"Code: git revision {arguments['git_revision'] or 'unknown'}; {versions}.",
         "",
     ]
     return "\n".join(lines)
-
-
-def _usage(trained: TrainedModel) -> list[str]:
-    lines = [ability.example for ability in abilities_of(trained.processor).values()]
-    begin = ["from dimvl import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
-    return ["```python", *begin, *lines, "```", ""]
 
 
 def _data_line(name: str, entry: Mapping[str, Any]) -> str:
@@ -203,18 +182,10 @@ def _score_table(scores: Mapping[str, Any], place: str = "") -> list[str]:
     return rows
 
 
-def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce paths to their last part, since folders of a machine are private."""
-    result: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            result[name] = _without_folders(value)
-        elif isinstance(value, list):
-            result[name] = [_without_folder(item) for item in value]
-        else:
-            result[name] = _without_folder(value)
-    return result
-
-
-def _without_folder(value: Any) -> Any:
+def _without_folders(value: Any) -> Any:
+    """Reduce paths to their last part, so that the card names no folders of the machine."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
     return Path(value).name if isinstance(value, str) and "/" in value else value

@@ -1,9 +1,9 @@
-"""Image in, answer or caption out: an export in three lines of Python.
+"""Predictions of an export from images in a few lines of Python.
 
     predictor = Predictor.from_pretrained("exports/vqa")
     predictor.answer("image.png", "what color is the star?")
 
-The detector, and with it torchvision, is loaded with the first image. None of the training code is needed.
+The detector, and with it torchvision, is loaded with the first image. The training code is not needed.
 """
 
 import logging
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -37,10 +37,9 @@ logger = logging.getLogger(__name__)
 ImageInput = str | Path | Image.Image | Regions
 ImageInputs = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[ImageInput]
 Key = str | int
-Item = TypeVar("Item")
-AT_ONCE = 32  # images that the detector gets together
-ROWS_AT_ONCE = 2048  # regions, tags and words in one forward pass; at 8192 a CPU spends a fifth on memory
-ROWS_CACHED = 8192  # prefixes and words of captions decoded together
+AT_ONCE = 32  # images in one call of the detector
+ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
+ROWS_CACHED = 8192  # rows of captions decoded together, including their prefixes
 READERS = 2  # threads that read images ahead
 
 
@@ -49,10 +48,10 @@ class RegionDrop(NamedTuple):
 
     Attributes:
         box: x1, y1, x2, y2 in pixels of the upright image.
-        name: class of the region, empty if unknown.
-        attributes: in reading order.
+        name: class of the region; empty if unknown.
+        attributes: attributes in reading order.
         score: probability of the class.
-        probability_drop: the answer's probability minus that without the region and its tags.
+        probability_drop: probability of the answer minus its probability without the region and its tags.
 
     """
 
@@ -65,7 +64,7 @@ class RegionDrop(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """An answer and, for each region, the probability drop when the region is removed; largest drop first."""
+    """An answer and the probability drop when each region is removed, the largest drop first."""
 
     answer: Answer
     regions: list[RegionDrop]
@@ -75,8 +74,8 @@ class Predictor:
     """A trained model with its detector.
 
     Args:
-        trained: model and processor.
-        detector: folder of the detector, which is loaded with the first image.
+        trained: the model.
+        detector: folder of the detector.
 
     """
 
@@ -91,7 +90,7 @@ class Predictor:
 
         Args:
             name: a folder, or the name of a model on the Hugging Face hub (`owner/model`).
-            device: `auto` (CUDA if there is one), `cpu` or `cuda`.
+            device: `auto` (CUDA if available), `cpu` or `cuda`.
 
         Raises:
             UserError: it does not exist, a file is missing or damaged, or the device is not available.
@@ -106,44 +105,35 @@ class Predictor:
     @overload
     def regions(self, images: ImageInputs) -> list[Regions]: ...
     def regions(self, images: ImageInput | ImageInputs) -> Regions | list[Regions]:
-        """Find the regions of an image or a list of images; they can be used in place of images to save time.
+        """Find the regions of an image or a list of images; pass these instead of the images to save time.
 
         Args:
-            images: paths, PIL images or regions; an image given twice is processed once.
+            images: paths, PIL images or regions; an image that occurs twice is processed once.
 
         Raises:
-            UserError: an image cannot be read, or regions have another feature width than the model.
+            UserError: an image cannot be read, or the detector does not belong to the model.
 
         """
         listed = _listed(images)
-        found: dict[Key, Regions] = {}
-        waiting: dict[Key, Image.Image] = {}
-        for image in listed:
-            key = _key(image)
-            if isinstance(image, Regions):
-                found[key] = image
-            elif key not in found and key not in waiting:
-                waiting[key] = upright_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))
-            if len(waiting) == AT_ONCE:
-                found |= self._detect(waiting)
-                waiting = {}
-        found |= self._detect(waiting)
+        found = {_key(image): image for image in listed if isinstance(image, Regions)}
+        others = {_key(image): image for image in listed if not isinstance(image, Regions)}
+        for start in range(0, len(others), AT_ONCE):
+            keys = list(others)[start : start + AT_ONCE]
+            opened = [_open(others[key]) for key in keys]
+            for key, image, seen in zip(keys, opened, self._detector.detect(opened), strict=True):
+                found[key] = Regions(image_id=str(key), width=image.width, height=image.height, **vars(seen))
         result = [found[_key(image)] for image in listed]
         return result if isinstance(images, list) else result[0]
 
     def regions_of_files(
-        self,
-        files: Sequence[Path],
-        skipped: list[tuple[Path, str]],
-        progress: Progress | None = None,
+        self, files: Sequence[Path], skipped: list[tuple[Path, str]], progress: Progress | None = None
     ) -> Iterator[list[Regions]]:
         """Find the regions of many image files, in order, a few at a time while the next ones are being read.
 
-        An image that cannot be read, or on which the detector fails, is logged and skipped.
-
         Args:
             files: image files; `image_id` of the regions is the path as text.
-            skipped: gets each skipped image appended, with the reason.
+            skipped: receives each image that cannot be read or on which the detector fails, with the reason; these
+                images are also logged.
             progress: called with (images processed, images in total).
 
         """
@@ -162,12 +152,12 @@ class Predictor:
 
         Args:
             verb: name of the ability, such as `answer`, `caption` or `match`; a task may define others.
-            images: one image, or a list.
-            texts: one text, or a list, for an ability that takes texts; two lists are taken in pairs.
-            options: of the ability.
+            images: one image or a list.
+            texts: one text or a list, for an ability that takes texts; two lists are taken in pairs.
+            options: options of the ability.
 
         Returns:
-            One result for each image or pair.
+            One result per image or pair.
 
         Raises:
             UserError: the model lacks the ability, an image cannot be read, or a text is empty.
@@ -189,15 +179,12 @@ class Predictor:
     def answer(
         self, images: ImageInput | ImageInputs, questions: str | list[str], top: int = 5
     ) -> Answer | list[Answer]:
-        """Answer a question about an image, or lists of them; an image with many questions is looked at once.
+        """Answer a question about an image, or several; two lists are taken in pairs.
 
-        Args:
-            images: one image, or a list.
-            questions: one question, or a list; two lists are taken in pairs.
-            top: number of best answers to return.
+        Regions are detected once per image. `top` is the number of answers to return for each question.
 
         Raises:
-            UserError: an empty question, an image that cannot be read, or a model that does not answer.
+            UserError: an empty question, an image that cannot be read, or a model that cannot answer.
 
         """
         answers = self.predict("answer", images, questions, top=top)
@@ -208,14 +195,10 @@ class Predictor:
     @overload
     def caption(self, images: ImageInputs, beams: int = 3) -> list[str]: ...
     def caption(self, images: ImageInput | ImageInputs, beams: int = 3) -> str | list[str]:
-        """Describe an image or a list of images.
-
-        Args:
-            images: one image, or a list.
-            beams: width of the beam search; 1 is greedy.
+        """Caption an image or a list of images, by beam search of width `beams` (1 is greedy).
 
         Raises:
-            UserError: an image that cannot be read, or a model that does not caption.
+            UserError: an image that cannot be read, or a model that cannot caption.
 
         """
         captions = self.predict("caption", images, beams=beams)
@@ -228,14 +211,10 @@ class Predictor:
     @overload
     def match(self, images: ImageInputs, texts: str) -> list[float]: ...
     def match(self, images: ImageInput | ImageInputs, texts: str | list[str]) -> float | list[float]:
-        """Return the probability that a text belongs to an image, or those of lists of them.
-
-        Args:
-            images: one image, or a list.
-            texts: one text, or a list; two lists are taken in pairs.
+        """Return the probability that a text belongs to an image, or several; two lists are taken in pairs.
 
         Raises:
-            UserError: an empty text, an image that cannot be read, or a model that does not match.
+            UserError: an empty text, an image that cannot be read, or a model that cannot match.
 
         """
         probabilities = self.predict("match", images, texts)
@@ -244,13 +223,8 @@ class Predictor:
     def explain(self, image: ImageInput, question: str, top: int = 5) -> Explanation:
         """Answer a question, and return by how much the answer's probability drops without each region.
 
-        Each region in turn is removed, with the tags that only it gives; the question is answered for all of these and
-        for the whole image in one batch.
-
-        Args:
-            image: one image.
-            question: one question.
-            top: number of best answers to return.
+        Each region in turn is removed, together with the tags that only it has. `top` is the number of answers to
+        return.
 
         Raises:
             UserError: as `answer`.
@@ -260,7 +234,7 @@ class Predictor:
         words = self.trained.tokenise([question])[0]
         regions = self._best(self.regions(image))
         without = [_without(regions, place) for place in range(len(regions))]
-        prefixes = [make_prefix(shown, self._tags) for shown in (regions, *without)]
+        prefixes = [make_prefix(each, self._tags) for each in (regions, *without)]
         probabilities = ability.apply(self.trained, prefixes, [words] * len(prefixes))
         answer = ability.result(self.trained, probabilities[0], top=top)
         best = probabilities[:, int(probabilities[0].argmax())]
@@ -283,62 +257,47 @@ class Predictor:
         self.trained.processor.check_extractor(detector.extractor, str(self._detector_folder))
         return detector.to(self.trained.device)
 
-    def _detect(self, images: Mapping[Key, Image.Image]) -> dict[Key, Regions]:
-        if not images:
-            return {}
-        return {
-            key: Regions(image_id=str(key), width=image.width, height=image.height, **vars(seen))
-            for (key, image), seen in zip(images.items(), self._detector.detect(list(images.values())), strict=True)
-        }
-
     def _best(self, regions: Regions) -> Regions:
-        """Return the regions that the model takes.
-
-        Raises:
-            UserError: their features have another width than the model's.
-
-        """
-        width, given = self.trained.processor.extractor.feature_width, regions.features.shape[1]
-        if given != width:
+        """Return the regions with the highest scores, as many as the model takes."""
+        width, found = self.trained.processor.extractor.feature_width, regions.features.shape[1]
+        if found != width:
             raise UserError(
-                f"the regions of {regions.image_id} have features of width {given}, the model takes {width}; give the "
-                "image itself"
+                f"the regions of {regions.image_id} have features of width {found} but the model takes {width}; give "
+                "the image itself"
             )
         return best_regions(regions, self.trained.processor.max_regions)
 
     def _of_images(self, images: ImageInput | ImageInputs, ability: Ability, options: Mapping[str, Any]) -> list[Any]:
-        """Raw results of each image."""
+        """Return the raw result of each image."""
         prefixes = self._prefixes(self.regions(_listed(images)))
         added = ability.rows(self.trained, **options)
         parts = _parts([_rows(prefix) + added for prefix in prefixes], ROWS_CACHED)
         return [one for part in parts for one in ability.apply(self.trained, prefixes[part], None, **options)]
 
     def _of_pairs(self, images: ImageInput | ImageInputs, texts: str | list[str], ability: Ability) -> list[Any]:
-        """Raw results of each pair, computed with the texts of an image together whatever the order of the pairs.
-
-        The texts are checked before any image is looked at.
-        """
-        listed, given = _listed(images), texts if isinstance(texts, list) else [texts]
-        words = self.trained.tokenise(given)
-        if len(listed) != len(given) and 1 not in (len(listed), len(given)):
-            raise UserError(f"{len(listed)} images and {len(given)} texts do not pair up; give as many of each")
-        count = len(given) if len(listed) == 1 else len(listed)
+        """Return the raw result of each pair; in any order of the pairs, the texts of an image share its prefix."""
+        listed = _listed(images)
+        words = self.trained.tokenise(texts if isinstance(texts, list) else [texts])  # refuses empty texts early
+        if len(listed) != len(words) and 1 not in (len(listed), len(words)):
+            raise UserError(f"{len(listed)} images and {len(words)} texts do not pair up; give as many of each")
+        count = len(words) if len(listed) == 1 else len(listed)
         if not count:
             return []
-        prefixes, words = _repeated(self._prefixes(self.regions(listed)), count), _repeated(words, count)
-        first: dict[int, int] = {}  # where each prefix comes first
+        prefixes = self._prefixes(self.regions(listed)) * (count if len(listed) == 1 else 1)
+        words = words * (count if len(words) == 1 else 1)
+        first: dict[int, int] = {}  # id of a prefix -> place of its first pair
         for place, prefix in enumerate(prefixes):
             first.setdefault(id(prefix), place)
         order = sorted(range(count), key=lambda place: first[id(prefixes[place])])
         prefixes, words = [prefixes[place] for place in order], [words[place] for place in order]
-        apart = [not (self.trained.processor.shared_prefix and one is other) for one, other in pairwise(prefixes)]
-        rows = [_rows(prefix) * own for prefix, own in zip(prefixes, [True, *apart], strict=True)]
-        parts = _parts([before + len(text) + 1 for before, text in zip(rows, words, strict=True)], ROWS_AT_ONCE)
+        is_new = [not (self.trained.processor.shared_prefix and one is other) for one, other in pairwise(prefixes)]
+        rows = [_rows(prefix) * new for prefix, new in zip(prefixes, [True, *is_new], strict=True)]
+        parts = _parts([prefix + len(text) + 1 for prefix, text in zip(rows, words, strict=True)], ROWS_AT_ONCE)
         found = [one for part in parts for one in ability.apply(self.trained, prefixes[part], words[part])]
         return [found[place] for place in np.argsort(order)]
 
     def _prefixes(self, images: Sequence[Regions]) -> list[Prefix]:
-        """Make one prefix for each; regions that come twice (the same object) get the same prefix."""
+        """Make a prefix of the regions of each image; the same object gets the same prefix."""
         made = {id(regions): make_prefix(self._best(regions), self._tags) for regions in images}
         return [made[id(regions)] for regions in images]
 
@@ -364,24 +323,24 @@ def _rows(prefix: Prefix) -> int:
     return len(prefix.features) + len(prefix.context)
 
 
-def _parts(rows: Sequence[int], most: int) -> list[slice]:
-    """Cut a list of items with these numbers of rows into parts of at most `most` rows and at least one item."""
+def _parts(rows: Sequence[int], limit: int) -> list[slice]:
+    """Split items with these numbers of rows into parts of at most `limit` rows and at least one item."""
     starts, total = [0], 0
     for place, count in enumerate(rows):
-        if total + count > most and place > starts[-1]:
+        if total + count > limit and place > starts[-1]:
             starts.append(place)
             total = 0
         total += count
     return [slice(*ends) for ends in pairwise([*starts, len(rows)])] if rows else []
 
 
-def _repeated(items: Sequence[Item], count: int) -> list[Item]:
-    return list(items) * count if len(items) == 1 else list(items)
-
-
 def _key(image: ImageInput) -> Key:
-    """Return what makes two inputs the same image."""
+    """Return a key that is equal for inputs that are the same image."""
     return str(image) if isinstance(image, str | Path) else id(image)
+
+
+def _open(image: str | Path | Image.Image) -> Image.Image:
+    return upright_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))
 
 
 def _without(regions: Regions, place: int) -> Regions:
@@ -392,11 +351,11 @@ def _without(regions: Regions, place: int) -> Regions:
 
 
 def _local_folder(name: str | Path) -> Path:
-    """Find an export: a local folder, or else a model on the hub, which is downloaded once."""
+    """Return the folder of an export; a model on the hub is downloaded once."""
     folder = Path(name)
     if folder.is_dir():
         return folder
-    # "exports/vqa" looks like a name on the hub; if a folder "exports" exists, a folder was meant.
+    # "exports/vqa" looks like a name on the hub, but a folder is meant if "exports" is one.
     if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
         raise UserError(f"{name} does not exist; give the folder of an export or a model's name on the hub")
     from huggingface_hub import snapshot_download
@@ -405,4 +364,6 @@ def _local_folder(name: str | Path) -> Path:
         return Path(snapshot_download(name))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} is neither a local folder nor a model that the hub has ({reason})") from error
+        raise UserError(
+            f"{name} is neither a local folder nor a model on the hub ({reason}); check the name"
+        ) from error

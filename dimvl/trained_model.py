@@ -1,6 +1,6 @@
-"""A trained model read back from a run or an export, with what its predictions need.
+"""A trained model loaded from a run or an export, without training code or detector.
 
-It needs neither the training code nor the detector. What a model can do with prefixes and texts is in `dimvl/tasks/`.
+What a model can do with prefixes and texts is in `dimvl/tasks/`.
 """
 
 import logging
@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in eval mode with what it needs, from a run or an export.
+    """A model in eval mode with its processor.
 
     Attributes:
         model: the network.
         processor: tokenizer, extractor, limits, answer vocabulary.
-        weights: the file that the weights came from.
+        weights: the file of the weights.
         trained_on: hashes of the images that it was trained on, see `dimvl/data/trained_on.py`.
 
     """
@@ -53,33 +53,30 @@ class TrainedModel:
         return next(self.model.parameters()).device
 
     def for_prediction(self) -> "TrainedModel":
-        """Pack the linear layers for the CPU if the model is on one; it can no longer be trained."""
+        """Pack the linear layers if the model is on a CPU; it can no longer be trained."""
         pack_linears(self.model)
         return self
 
     def without_guard(self) -> "TrainedModel":
-        """Return the same model, which `refuse_trained` lets evaluate on any image."""
+        """Return the same model without a record of its training images, so that `refuse_trained` accepts any image."""
         return replace(self, trained_on=NOTHING)
 
     def refuse_trained(self, image_ids: Sequence[str]) -> None:
-        """Check that images to evaluate on were not trained on.
-
-        Args:
-            image_ids: ids in the region store.
+        """Check that the model was not trained on the images with these ids in the region store.
 
         Raises:
-            UserError: some were; names the first ones.
+            UserError: it was trained on some of them.
 
         """
         if trained := trained_images(image_ids, self.trained_on):
             names = ", ".join(map(repr, trained[:3]))
             raise UserError(
-                f"{len(trained):,} of the {len(set(image_ids)):,} images were trained on by {self.weights.parent} or "
-                f"by the model it started from, such as {names}; evaluate on others, or give --allow-trained-images"
+                f"{self.weights.parent} or its initial model was trained on {len(trained):,} of the "
+                f"{len(set(image_ids)):,} images, such as {names}; evaluate on others, or give --allow-trained-images"
             )
 
     def tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the token ids (T,) of each text; longer texts are cut, and a warning counts them.
+        """Return the token ids (T,) of each text; texts that are too long are cut, and a warning counts them.
 
         Raises:
             UserError: a text is empty.
@@ -99,8 +96,8 @@ class TrainedModel:
     ) -> Iterator[tuple[Prefix, list[np.ndarray]]]:
         """Yield each prefix with its texts.
 
-        Consecutive texts on the same prefix (the same object) share it where the model's prefixes do not depend on
-        the text; otherwise every text has a prefix of its own.
+        Consecutive texts on the same prefix (the same object) share it if the model's prefixes do not depend on the
+        text; otherwise each text has its own.
         """
         owners = map(id, prefixes) if self.processor.shared_prefix else range(len(prefixes))
         for _, group in groupby(zip(prefixes, words, owners, strict=True), key=itemgetter(2)):
@@ -108,7 +105,7 @@ class TrainedModel:
             yield pairs[0][0], [text for _, text, _ in pairs]
 
     def batch(self, examples: Sequence[Example], objectives: Mapping[str, TargetSpec]) -> Batch:
-        """Lay examples out as a batch on the model's device."""
+        """Collate examples into a batch on the model's device."""
         shape = BatchShape(
             objectives=objectives,
             text_start=self.processor.text_start,
@@ -121,7 +118,7 @@ def choose_device(name: str) -> torch.device:
     """Turn `auto`, `cpu` or `cuda` into a device.
 
     Raises:
-        UserError: it is another name, or CUDA was asked for and is not available.
+        UserError: another name, or `cuda` where CUDA is not available.
 
     """
     if name not in ("auto", "cpu", "cuda"):
@@ -132,14 +129,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> TrainedModel:
-    """Open an export, or the best checkpoint of a run (without validation the newest), for inference.
-
-    Args:
-        folder: of the run or the export.
-        device: where the weights go.
+    """Load an export, or the best checkpoint of a run (without validation the newest), for inference.
 
     Raises:
-        UserError: it is neither, or a file is missing or damaged.
+        UserError: the folder is neither, or a file is missing or damaged.
 
     """
     cpu.configure()
@@ -157,8 +150,10 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
     try:
         model = DimvlModel(**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / MODEL} is not of this version of dimvl ({error}); export the run again") from None
+        raise UserError(
+            f"{folder / MODEL} does not fit this version of dimvl ({error}); export the run again"
+        ) from None
     load_pretrained(model, state := read_weights(weights), str(weights))
     if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
-        raise UserError(f"{weights} lacks {lacking[0]}; copy or export it again")
+        raise UserError(f"{weights} lacks the weight {lacking[0]}; copy or export it again")
     return TrainedModel(model.to(device).eval(), processor, weights, read_trained_on(folder))

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def at_once(do: Callable[[], Any], processes: int = 4) -> list[Any]:
-    """Call `do` in so many forks of this process; what each returned, or the text of its error."""
+    """Call `do` in several forks of this process; return each result, or the text of its error."""
 
     def call() -> None:
         together.wait(timeout=60)

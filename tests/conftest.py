@@ -10,7 +10,7 @@ cpu.configure()
 
 @pytest.fixture(autouse=True)
 def as_many_threads_as_before():
-    """Commands with `--threads` set torch's threads for the whole process, and sums depend on their number."""
+    """Restore torch's threads, which `--threads` sets for the whole process and on which sums depend."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -38,13 +38,13 @@ def make_detector(seed: int = 0, **changes: object) -> Detector:
         "max_regions": 5,
     }
     detector = Detector.initialise(DetectorSettings(**{**settings, **changes}), seed)
-    with torch.no_grad():  # random class scores are all alike; spread them so that boxes differ
+    with torch.no_grad():  # random class scores are nearly equal; spread them so that boxes differ
         detector.network.faster_rcnn.roi_heads.box_predictor.class_scores.weight.mul_(10)
         detector.network.faster_rcnn.roi_heads.box_predictor.hidden[0].weight.mul_(6)
     return detector
 
 
-def make_picture(seed: int = 0, width: int = 90, height: int = 70) -> Image.Image:
+def make_image(seed: int = 0, width: int = 90, height: int = 70) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height))
 
@@ -84,7 +84,7 @@ def make_trained(processor: Processor | None = None, seed: int = 0) -> TrainedMo
 
 
 def write_run(folder: Path, trained: TrainedModel, step: int = 3, description: str = "synthetic scenes") -> Path:
-    """What training leaves behind, as far as an export reads it."""
+    """Write the files of a run that an export reads."""
     trained.processor.save(folder)
     copy_trained_on(folder, trained.trained_on)
     write_json(folder / MODEL, model_arguments(trained.processor))
@@ -95,6 +95,6 @@ def write_run(folder: Path, trained: TrainedModel, step: int = 3, description: s
     checkpoint = folder / "checkpoints" / f"step-{step:08d}"
     checkpoint.mkdir(parents=True)
     save_model(trained.model, str(checkpoint / WEIGHTS))
-    checksums = {WEIGHTS: sha256(checkpoint / WEIGHTS), OPTIMISER: "0" * 64}  # of a file that an export does without
+    checksums = {WEIGHTS: sha256(checkpoint / WEIGHTS), OPTIMISER: "0" * 64}  # an export does not read this file
     write_json(checkpoint / STATE, {"step": step, "checksums": checksums})
     return folder

@@ -1,6 +1,6 @@
 """Committed loss curves of every task: what a change that should not change results must not change.
 
-    python -m tests.golden_curves      # after a change that should: writes the file anew
+    python -m tests.golden_curves      # after an intended change of results: rewrites the file
 
 A curve holds data order, masks, negatives, dropout, forward pass, losses, optimiser and schedule together. The first
 weights are drawn here, so that tuning their initialisation does not move it.
@@ -52,7 +52,7 @@ def curve(name: str, data: TinyData, folder: Path, precision: str = "fp32") -> l
 
 
 def main() -> None:
-    """Write the file anew."""
+    """Rewrite the file."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(Path(folder) / "data", 8, empty=3)

@@ -25,7 +25,7 @@ def pretrain(tmp_path):
     return write(tmp_path / "run.yaml", PRETRAIN)
 
 
-def test_the_task_tells_which_configuration_a_file_is(tmp_path, pretrain):
+def test_the_task_selects_the_configuration_class(tmp_path, pretrain):
     assert isinstance(load_config(pretrain), PretrainConfig)
     caption = write(tmp_path / "caption.yaml", {**PRETRAIN, "task": "caption"})
     assert isinstance(load_config(caption), CaptionConfig)
@@ -92,7 +92,7 @@ def test_all_shares_zero_are_refused(pretrain):
         load_config(pretrain, zero)
 
 
-def test_a_misspelt_key_that_must_be_there_is_told_as_misspelt_and_another_as_missing(tmp_path):
+def test_a_misspelt_required_key_is_reported_as_misspelt_and_an_absent_one_as_missing(tmp_path):
     with pytest.raises(UserError, match=r"unknown key 'training\.stepz'; did you mean 'training\.steps'\?"):
         load_config(write(tmp_path / "run.yaml", {**PRETRAIN, "training": {"stepz": 10}}))
     with pytest.raises(UserError, match=r"unknown key 'region'; did you mean 'regions'\?"):
@@ -146,7 +146,7 @@ def test_numbers_in_scientific_notation_are_numbers_in_files_and_overrides(tmp_p
     assert load_config(write(tmp_path / "other.yaml", plain)).training.learning_rate == 1e-4
 
 
-def test_overrides_are_laid_over_the_file_in_order_and_leave_the_rest(tmp_path):
+def test_overrides_replace_values_of_the_file_in_order_and_keep_the_rest(tmp_path):
     path = write(tmp_path / "run.yaml", {**PRETRAIN, "model": {"layers": 3, "width": 24, "heads": 2}})
     config = load_config(path, ["model.width=32", "model.split=[]", "output=runs/b", "model.width=48"])
     assert (config.model.layers, config.model.width, config.model.heads) == (3, 48, 2)
@@ -164,7 +164,7 @@ def test_an_unreadable_override_value_is_named(pretrain):
         load_config(pretrain, ["output=[a"])
 
 
-def test_included_files_are_found_beside_the_file_and_its_own_values_win(tmp_path):
+def test_included_files_are_relative_to_the_file_whose_values_take_precedence(tmp_path):
     (tmp_path / "models").mkdir()
     write(tmp_path / "models" / "tiny.yaml", {"model": {"layers": 1, "width": 16, "heads": 2}})
     write(tmp_path / "base.yaml", {"include": ["models/tiny.yaml"], "seed": 5, "model": {"layers": 2}})
@@ -214,14 +214,14 @@ def test_a_mistake_inside_a_list_of_sections_is_named():
         validate(Outer, {"phases": [{"steps": "x"}]}, "file")
 
 
-def test_what_is_wrong_with_several_keys_together_is_told_of_the_file():
+def test_a_mistake_across_several_keys_names_the_file():
     path = CONFIGS / "coco-karpathy-scst.yaml"
     with pytest.raises(UserError) as caught:
         load_config(path, ["smoothing=0.1"])
-    assert str(caught.value).startswith(f"{path}: self_critical has no words to predict")
+    assert str(caught.value).startswith(f"{path}: self_critical has no target words")
 
 
-def test_a_configuration_never_changes(pretrain):
+def test_a_configuration_is_immutable(pretrain):
     config = load_config(pretrain)
     with pytest.raises(ValueError, match="frozen"):
         config.training.steps = 5

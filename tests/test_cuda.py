@@ -18,7 +18,7 @@ from dimvl.model.embeddings import RegionEmbeddings
 from dimvl.model.plan import plan_attention
 from dimvl.predictor import Predictor
 from dimvl.training.run import run_training
-from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
+from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 from tests.factories import make_batch, make_layout, make_model
 from tests.model.test_attention import outputs_and_gradients
 from tests.tiny_runs import make_config, make_data
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 
 
 def losses(data, output, **changes):
-    """Of each step."""
+    """Return the loss of each step."""
     found = []
     settings = {"model": {"layers": 2, "dropout": 0, "width": 32, "heads": 2}, **changes}
     run_training(make_config(data, output, **settings), lambda report: found.append(report.loss))
@@ -57,7 +57,7 @@ def test_both_kernels_equal_the_exact_reference_in_outputs_and_gradients(seed, s
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_head_widths_that_flash_attention_does_not_take_are_attended_all_the_same(dtype):
+def test_attention_works_for_head_widths_that_flash_attention_does_not_take(dtype):
     plan = plan_attention(make_layout(1), "cuda")
     query, key, value = torch.randn(3, plan.num_rows, HEADS, 4, device="cuda", dtype=dtype).unbind()
     wanted = attend(plan, query.double(), key.double(), value.double(), "reference")
@@ -66,7 +66,7 @@ def test_head_widths_that_flash_attention_does_not_take_are_attended_all_the_sam
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("split", [[], ["qkv"], ["qkv", "out", "norm", "ffn"]])
-def test_a_model_on_the_gpu_has_the_outputs_and_gradients_of_the_processor(split, compiled):
+def test_a_model_on_the_gpu_has_the_outputs_and_gradients_of_the_cpu(split, compiled):
     torch._dynamo.reset()
     model, batch = make_model(split=split), make_batch(make_layout(4))
     found = []
@@ -81,18 +81,18 @@ def test_a_model_on_the_gpu_has_the_outputs_and_gradients_of_the_processor(split
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)  # fp32 sums in another order, over two layers
 
 
-def test_rows_of_int8_become_the_float32_numbers_of_the_processor_bit_for_bit():
+def test_int8_rows_give_the_float32_numbers_of_the_cpu_bit_for_bit():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(-127, 128, (64, 2048), generator=generator).to(torch.int8)
     scales = torch.rand(64, 1, generator=generator)
-    embeddings = RegionEmbeddings(2048, 8, max_images=4, dropout=0, norm_eps=1e-12)  # mean 0, deviation 1
+    embeddings = RegionEmbeddings(2048, 8, max_images=4, times=False, dropout=0, norm_eps=1e-12)  # mean 0, std 1
     wanted = embeddings.standardise(rows, scales)
     found = embeddings.cuda().standardise(rows.cuda(), scales.cuda())
     assert torch.equal(found.cpu(), wanted) and torch.equal(wanted, torch.from_numpy(rows.numpy() * scales.numpy()))
 
 
 @pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
-def test_a_run_on_the_gpu_follows_the_curve_of_the_processor(data, tmp_path, task):
+def test_a_run_on_the_gpu_follows_the_curve_of_the_cpu(data, tmp_path, task):
     curves = {
         (device, precision): losses(
             data, tmp_path / f"{device}-{precision}", task=task, training={"device": device, "precision": precision}
@@ -101,11 +101,11 @@ def test_a_run_on_the_gpu_follows_the_curve_of_the_processor(data, tmp_path, tas
     }
     wanted = curves["cpu", "fp32"]
     assert len(wanted) == 6
-    assert curves["cuda", "fp32"] == pytest.approx(wanted, rel=1e-4)  # six steps of AdamW amplify another order of sums
+    assert curves["cuda", "fp32"] == pytest.approx(wanted, rel=1e-4)  # six steps of AdamW amplify rounding
     assert curves["cuda", "bf16"] == pytest.approx(wanted, rel=0.03)  # 8 bits
 
 
-def test_compiled_blocks_follow_the_curve_in_bf16_and_nothing_is_compiled_once_lengths_were_seen(data, tmp_path):
+def test_compiled_blocks_follow_the_curve_in_bf16_and_known_lengths_are_not_recompiled(data, tmp_path):
     torch._dynamo.reset()
     training = {"device": "cuda", "precision": "bf16"}
     plain = losses(data, tmp_path / "plain", training=training)
@@ -114,7 +114,7 @@ def test_compiled_blocks_follow_the_curve_in_bf16_and_nothing_is_compiled_once_l
         losses(data, tmp_path / "again", training={**training, "compile": True}, seed=4)
 
 
-def test_a_deterministic_run_on_the_gpu_is_the_same_to_the_bit_and_goes_on_as_if_it_had_not_stopped(data, tmp_path):
+def test_a_deterministic_run_on_the_gpu_is_bit_identical_and_resumes_as_if_it_had_not_stopped(data, tmp_path):
     training = {"device": "cuda", "precision": "bf16", "deterministic": True, "save_every": 3, "keep": 2}
     try:
         whole = losses(data, tmp_path / "whole", training=training)
@@ -133,31 +133,31 @@ def test_deepspeed_on_one_gpu_follows_the_curve_of_plain_torch(data, tmp_path, s
     training = {"device": "cuda", "precision": precision}
     plain = losses(data, tmp_path / "plain", training=training)
     changes = {"training": training, "deepspeed": {"stage": stage}}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # it can be started once in a process
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # it can be started only once per process
         found = pool.submit(partial(losses, data, tmp_path / "deepspeed", **changes)).result()
     assert found == pytest.approx(plain, rel=1e-4 if precision == "fp32" else 0.03)
     names = set(load_file(latest_checkpoint(tmp_path / "plain") / "model.safetensors"))
     assert set(load_file(latest_checkpoint(tmp_path / "deepspeed") / "model.safetensors")) == names
 
 
-def test_a_predictor_on_the_gpu_says_what_it_says_on_the_processor(tmp_path):
+def test_a_predictor_on_the_gpu_predicts_the_same_as_on_the_cpu(tmp_path):
     detector = make_detector()
     detector.save(tmp_path / "detector")
     run = write_run(tmp_path / "run", make_trained(all_abilities(detector.extractor)))
     export(run, tmp_path / "export", tmp_path / "detector")
-    pictures = [make_picture(seed) for seed in range(4)]
+    images = [make_image(seed) for seed in range(4)]
     one, other = (Predictor.from_pretrained(tmp_path / "export", device) for device in ("cpu", "cuda"))
-    assert one.caption(pictures) == other.caption(pictures)
+    assert one.caption(images) == other.caption(images)
     question = "is the star above a circle"
-    for ours, theirs in zip(one.answer(pictures, question), other.answer(pictures, question), strict=True):
+    for ours, theirs in zip(one.answer(images, question), other.answer(images, question), strict=True):
         assert ours.text == theirs.text and ours.probability == pytest.approx(theirs.probability, abs=1e-3)
 
 
-def test_regions_found_on_the_gpu_are_those_of_the_processor():
-    detector, pictures = make_detector(), [make_picture(seed) for seed in range(3)]
+def test_regions_found_on_the_gpu_are_those_of_the_cpu():
+    detector, images = make_detector(), [make_image(seed) for seed in range(3)]
     found = []
     for device in ("cpu", "cuda"):
-        found.append(detector.to(torch.device(device)).detect(pictures))
+        found.append(detector.to(torch.device(device)).detect(images))
     assert sum(len(one.boxes) for one in found[0])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(torch.as_tensor(one.boxes), torch.as_tensor(other.boxes).cpu(), atol=1e-2, rtol=1e-3)

@@ -54,21 +54,21 @@ def test_from_scenes_to_an_answer_with_only_the_export_left(tmp_path: Path) -> N
         scores = json.loads(dimvl(work, "evaluate", task, "--regions", "regions", "--out", f"scores-{task}", *given))
         assert scores["data"]["synthetic"] and scores["count"] == {"vqa": 15, "caption": 3}[task]
         dimvl(work, "export", task, f"../elsewhere/{task}", "--scores", f"scores-{task}/scores.json")
-    picture = min((work / held / "images").iterdir())
-    shutil.copy(picture, elsewhere / "picture.png")
+    image_file = min((work / held / "images").iterdir())
+    shutil.copy(image_file, elsewhere / "image.png")
     predicted = {str(record["image_id"]): record for record in read(work / "scores-caption" / "predictions.json")}
-    image_id = str(int(picture.stem))
+    image_id = str(int(image_file.stem))
     asked = read(work / held / "questions.json")["questions"]
     question = next(question for question in asked if str(question["image_id"]) == image_id)
     answers = {record["question_id"]: record["answer"] for record in read(work / "scores-vqa" / "predictions.json")}
     shutil.rmtree(work)
 
     found = json.loads(
-        dimvl(elsewhere, "answer", "picture.png", question["question"], "--model", "vqa", "--json", "--explain")
+        dimvl(elsewhere, "answer", "image.png", question["question"], "--model", "vqa", "--json", "--explain")
     )
     assert found["answer"] == answers[question["question_id"]], "the export answers as the run did"
     assert found["regions"] and {"box", "probability_drop"} <= set(found["regions"][0])
-    caption = dimvl(elsewhere, "caption", "picture.png", "--model", "caption")
+    caption = dimvl(elsewhere, "caption", "image.png", "--model", "caption")
     assert caption.rstrip("\n") == predicted[image_id]["caption"]
     assert "synthetic" in (elsewhere / "vqa" / "README.md").read_text()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dimvl.tasks.captioning.prediction
+import dimvl.tasks.inference
 from dimvl.data.annotations import Question
 from dimvl.data.prefixes import ImageReader, PrefixImages
 from dimvl.data.scenes import SceneOptions, read_worlds, write_scenes
@@ -45,22 +46,28 @@ def make_questions() -> list[Question]:
     return [Question(100 + place, (image,), text, ()) for place, (image, text) in enumerate(pairs)]
 
 
-def test_answers_depend_on_neither_the_order_nor_the_batches(trained: TrainedModel, store: RegionStore) -> None:
+def test_answers_depend_on_neither_the_order_nor_the_batches(
+    trained: TrainedModel, store: RegionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions = make_questions()
     whole = answer_questions(trained, store, questions)
     assert whole.keys() == {question.question_id for question in questions}
     assert len(set(whole.values())) > 1, "a model that answers everything alike would prove nothing"
-    assert answer_questions(trained, store, questions[::-1], row_budget=1) == whole
+    monkeypatch.setattr(dimvl.tasks.inference, "ROW_BUDGET", 1)
+    assert answer_questions(trained, store, questions[::-1]) == whole
 
 
-def test_captions_depend_on_neither_the_order_nor_the_batches(trained: TrainedModel, store: RegionStore) -> None:
+def test_captions_depend_on_neither_the_order_nor_the_batches(
+    trained: TrainedModel, store: RegionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = caption_images(trained, store, IMAGES, OPTIONS)
     assert list(whole) == list(IMAGES)
     assert len(set(whole.values())) > 1
-    assert caption_images(trained, store, IMAGES[::-1], OPTIONS, row_budget=1) == whole
+    monkeypatch.setattr(dimvl.tasks.inference, "ROW_BUDGET", 1)
+    assert caption_images(trained, store, IMAGES[::-1], OPTIONS) == whole
 
 
-def test_match_probabilities_stand_in_the_order_of_the_pairs(trained: TrainedModel, store: RegionStore) -> None:
+def test_match_probabilities_are_in_the_order_of_the_pairs(trained: TrainedModel, store: RegionStore) -> None:
     pairs = [(image, text) for image in IMAGES for text in TEXTS]
     whole = match_pairs(trained, store, pairs)
     single = [match_pairs(trained, store, [pair])[0] for pair in pairs]
@@ -69,9 +76,12 @@ def test_match_probabilities_stand_in_the_order_of_the_pairs(trained: TrainedMod
     assert ((whole > 0) & (whole < 1)).all()
 
 
-def test_progress_ends_with_everything_done(trained: TrainedModel, store: RegionStore) -> None:
+def test_progress_ends_with_everything_done(
+    trained: TrainedModel, store: RegionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dimvl.tasks.inference, "ROW_BUDGET", 60)
     seen: list[tuple[int, int]] = []
-    answer_questions(trained, store, make_questions(), 60, lambda done, total: seen.append((done, total)))
+    answer_questions(trained, store, make_questions(), lambda done, total: seen.append((done, total)))
     assert len(seen) > 1 and seen == sorted(seen) and seen[-1] == (18, 18)
 
 
@@ -98,7 +108,7 @@ def test_an_image_that_the_store_lacks_and_an_empty_text_are_refused(
         match_pairs(trained, store, [("1", "a star"), (image_id, text)])
 
 
-def test_nothing_to_evaluate_is_an_error_and_no_score(trained: TrainedModel, store: RegionStore) -> None:
+def test_nothing_to_evaluate_is_an_error_not_a_score(trained: TrainedModel, store: RegionStore) -> None:
     with pytest.raises(UserError, match="nothing to evaluate"):
         answer_questions(trained, store, [])
     with pytest.raises(UserError, match="nothing to evaluate"):
@@ -120,7 +130,7 @@ def test_texts_that_are_too_long_are_cut_with_one_warning_that_counts(
     ("changes", "ability"),
     [({"answers": ()}, "answer"), ({"captions": False}, "caption"), ({"matches": False}, "match")],
 )
-def test_what_a_model_was_not_trained_for_is_refused(
+def test_an_ability_that_a_model_was_not_trained_for_is_refused(
     store: RegionStore, changes: dict[str, object], ability: str
 ) -> None:
     trained = make_trained(all_abilities(**changes))
@@ -133,10 +143,10 @@ def test_what_a_model_was_not_trained_for_is_refused(
             match_pairs(trained, store, [("1", "a star")])
 
 
-def test_answers_to_a_question_file_are_records_of_the_official_format_with_their_scores(
+def test_answers_to_a_question_file_are_in_the_official_format_with_their_scores(
     tmp_path: Path, trained: TrainedModel, store: RegionStore
 ) -> None:
-    asked, said = tmp_path / "questions.json", tmp_path / "annotations.json"
+    questions_file, annotations_file = tmp_path / "questions.json", tmp_path / "annotations.json"
     answers = answer_questions(trained, store, make_questions())
     questions = [
         {"question_id": question.question_id, "image_id": int(question.image_id), "question": question.text}
@@ -151,9 +161,9 @@ def test_answers_to_a_question_file_are_records_of_the_official_format_with_thei
         }
         for place, (question_id, answer) in enumerate(answers.items())
     ]
-    asked.write_text(json.dumps({"info": {"description": "synthetic"}, "questions": questions}))
-    said.write_text(json.dumps({"annotations": annotations}))
-    found = evaluate_questions(trained, store, VqaEvaluation(questions=asked, annotations=said))
+    questions_file.write_text(json.dumps({"info": {"description": "synthetic"}, "questions": questions}))
+    annotations_file.write_text(json.dumps({"annotations": annotations}))
+    found = evaluate_questions(trained, store, VqaEvaluation(questions=questions_file, annotations=annotations_file))
     records, scores = found.predictions, found.scores
     assert {record["question_id"]: record["answer"] for record in records} == answers
     assert all(set(record) == {"question_id", "answer"} for record in records)
@@ -164,40 +174,40 @@ def test_answers_to_a_question_file_are_records_of_the_official_format_with_thei
     assert found.items[0] == {**first, "answers": people, "accuracy": right[100]}
     assert scores["by_kind"] == {"even": 1.0, "odd": 0.0} and scores["overall"] == 0.5 and scores["count"] == 18
     assert scores["data"]["synthetic"]
-    unscored = evaluate_questions(trained, store, VqaEvaluation(questions=asked))
+    unscored = evaluate_questions(trained, store, VqaEvaluation(questions=questions_file))
     assert (unscored.predictions, unscored.items[0], unscored.scores) == (records, first, {})
 
 
 def test_items_name_images_as_the_annotation_file_does(tmp_path: Path, trained: TrainedModel) -> None:
     with RegionStoreWriter(tmp_path / "regions", make_extractor()) as writer:
         writer.add(make_regions(1, "000000000005"))
-    asked, said = tmp_path / "questions.json", tmp_path / "captions.json"
-    asked.write_text(json.dumps({"questions": [{"question_id": 1, "image_id": 5, "question": TEXTS[0]}]}))
-    said.write_text(json.dumps({"annotations": [{"id": 1, "image_id": 5, "caption": TEXTS[0]}]}))
+    questions_file, annotations_file = tmp_path / "questions.json", tmp_path / "captions.json"
+    questions_file.write_text(json.dumps({"questions": [{"question_id": 1, "image_id": 5, "question": TEXTS[0]}]}))
+    annotations_file.write_text(json.dumps({"annotations": [{"id": 1, "image_id": 5, "caption": TEXTS[0]}]}))
     padded = RegionStore(tmp_path / "regions")
-    questions = evaluate_questions(trained, padded, VqaEvaluation(questions=asked))
-    captions = evaluate_captions(trained, padded, CaptionEvaluation(captions=said), OPTIONS)
+    questions = evaluate_questions(trained, padded, VqaEvaluation(questions=questions_file))
+    captions = evaluate_captions(trained, padded, CaptionEvaluation(captions=annotations_file))
     assert [item["image_id"] for item in [*questions.items, *captions.items]] == [5, 5]
 
 
 def evaluate_two_images(folder: Path, trained: TrainedModel, store: RegionStore) -> Evaluation:
     captions = folder / "captions.json"
-    said = [{"id": place, "image_id": image, "caption": "a star"} for place, image in enumerate([2, 1, 2])]
-    captions.write_text(json.dumps({"annotations": said}))
-    return evaluate_captions(trained, store, CaptionEvaluation(captions=captions), OPTIONS)
+    annotations_file = [{"id": place, "image_id": image, "caption": "a star"} for place, image in enumerate([2, 1, 2])]
+    captions.write_text(json.dumps({"annotations": annotations_file}))
+    return evaluate_captions(trained, store, CaptionEvaluation(captions=captions, beams=2))
 
 
-def test_captions_of_images_that_are_no_scenes_are_written_and_have_no_facts(
+def test_captions_of_images_that_are_not_scenes_have_no_fact_scores(
     tmp_path: Path, trained: TrainedModel, store: RegionStore
 ) -> None:
     found = evaluate_two_images(tmp_path, trained, store)
-    expected = caption_images(trained, store, ["2", "1"], OPTIONS)
+    expected = caption_images(trained, store, ["2", "1"], DecodingOptions(beams=2))
     assert found.predictions == [{"image_id": 2, "caption": expected["2"]}, {"image_id": 1, "caption": expected["1"]}]
     assert found.items[0] == {"image_id": 2, "prediction": expected["2"], "references": ["a star", "a star"]}
     assert set(found.scores) == {"task", "data", "count"} and found.scores["count"] == 2
 
 
-def test_captions_are_judged_by_the_scenes_that_have_their_images_and_by_no_others(
+def test_captions_are_scored_only_by_the_scenes_of_their_images(
     tmp_path: Path, trained: TrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_scenes(tmp_path, SceneOptions(train=2, heldout=1, compositional=0))
@@ -210,17 +220,17 @@ def test_captions_are_judged_by_the_scenes_that_have_their_images_and_by_no_othe
     mine.write_text("".join(f'{{"image": "{image:012}.png", "caption": "a star"}}\n' for image in ids))
     for captions in (train / "captions.json", mine):
         assert (
-            "fact_precision" in evaluate_captions(trained, store, CaptionEvaluation(captions=captions), OPTIONS).scores
+            "fact_precision" in evaluate_captions(trained, store, CaptionEvaluation(captions=captions, beams=2)).scores
         )
     with pytest.raises(UserError, match=f"no scene of image '{ids[0]}' .* give the worlds.jsonl of the same split"):
-        given = CaptionEvaluation(captions=train / "captions.json", worlds=tmp_path / "heldout" / "worlds.jsonl")
-        evaluate_captions(trained, store, given, OPTIONS)
+        options = CaptionEvaluation(captions=train / "captions.json", worlds=tmp_path / "heldout" / "worlds.jsonl")
+        evaluate_captions(trained, store, options)
     (train / "worlds.jsonl").write_text("")
-    assert "fact_precision" not in evaluate_captions(trained, store, CaptionEvaluation(captions=mine), OPTIONS).scores
+    assert "fact_precision" not in evaluate_captions(trained, store, CaptionEvaluation(captions=mine, beams=2)).scores
     assert "facts are not scored" in caplog.text
 
 
-def test_captions_get_the_official_scores_or_the_reason_why_not(
+def test_captions_get_official_scores_or_the_reason_for_their_absence(
     tmp_path: Path, trained: TrainedModel, store: RegionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = evaluate_two_images(tmp_path, trained, store)
@@ -246,7 +256,7 @@ def test_captions_get_the_official_scores_or_the_reason_why_not(
     assert left == replace(found, scores={**found.scores, "left_out": {"official": "no Java"}})
 
 
-def test_an_image_is_computed_once_for_all_its_questions_where_it_does_not_see_them(
+def test_a_shared_prefix_is_computed_once_for_all_questions_of_an_image(
     store: RegionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = make_trained(all_abilities(shared_prefix=True))
@@ -266,4 +276,6 @@ def test_an_image_is_computed_once_for_all_its_questions_where_it_does_not_see_t
     assert len(batches[0].num_regions) == len(IMAGES) and len(batches[0].text_lengths) == len(answers)
     both_ways = make_trained()
     answer_questions(both_ways, store, make_questions())
-    assert len(batches[1].num_regions) == len(answers), "where picture and question see each other it is not shared"
+    assert len(batches[1].num_regions) == len(answers), (
+        "where image and question see each other, the prefix is not shared"
+    )

@@ -50,7 +50,7 @@ def state(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_export_computes_what_the_newest_checkpoint_of_its_run_computes(run: Path, trained: TrainedModel) -> None:
+def test_an_export_computes_the_same_as_the_newest_checkpoint_of_its_run(run: Path, trained: TrainedModel) -> None:
     newer = make_trained(trained.processor, seed=9)
     write_run(run, newer, step=7)
     out = export_tiny(run, run.parent / "out")
@@ -67,7 +67,7 @@ def test_an_export_opens_through_the_model_mixin_of_the_hub(run: Path, trained: 
     assert opened.word_head.decoder.weight is opened.tokens.word.weight
 
 
-def test_every_weight_is_written_once_though_some_are_tied(run: Path, trained: TrainedModel) -> None:
+def test_tied_weights_are_written_once(run: Path, trained: TrainedModel) -> None:
     out = export_tiny(run, run.parent / "out")
     with safe_open(out / "model.safetensors", "pt") as file:
         written = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
@@ -86,7 +86,7 @@ def test_an_export_has_processor_and_detector_of_the_run(run: Path, trained: Tra
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_export_without_one_of_its_files_is_named_with_the_file(run: Path, name: str) -> None:
+def test_a_missing_file_of_an_export_is_named(run: Path, name: str) -> None:
     out = export_tiny(run, run.parent / "out")
     (out / name).unlink()
     with pytest.raises(UserError, match=f"lacks {name}"):
@@ -99,14 +99,14 @@ def test_exporting_again_gives_the_same_bytes(run: Path) -> None:
     assert state(export_tiny(run, run.parent / "elsewhere")) == first
 
 
-def test_another_detector_than_that_of_the_run_is_refused_and_nothing_is_written(run: Path) -> None:
+def test_a_detector_other_than_the_runs_is_refused_and_nothing_is_written(run: Path) -> None:
     make_detector(seed=1).save(run.parent / "other")
-    with pytest.raises(UserError, match=r"is not the extractor tiny .* name its folder with --detector"):
+    with pytest.raises(UserError, match=r"is not the extractor tiny .* give its folder as --detector"):
         export_tiny(run, run.parent / "out", detector=run.parent / "other")
     assert not (run.parent / "out").exists()
 
 
-def test_a_folder_that_is_no_export_is_not_overwritten(run: Path) -> None:
+def test_a_folder_that_is_not_an_export_is_not_overwritten(run: Path) -> None:
     out = run.parent / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("the only copy")
@@ -117,7 +117,7 @@ def test_a_folder_that_is_no_export_is_not_overwritten(run: Path) -> None:
         assert state(target) == before
 
 
-def test_an_older_export_is_replaced_whole(run: Path) -> None:
+def test_an_older_export_is_replaced_completely(run: Path) -> None:
     out = export_tiny(run, run.parent / "out", scores={"vqa": 0.25})
     (out / "left-over").write_text("of the older one")
     assert "0.25" in (out / "README.md").read_text()
@@ -129,7 +129,7 @@ def test_an_older_export_is_replaced_whole(run: Path) -> None:
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")]
 )
-def test_a_full_disk_leaves_the_older_export_as_it_was(
+def test_a_full_disk_leaves_the_older_export_unchanged(
     run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     out = export_tiny(run, run.parent / "out")
@@ -153,7 +153,7 @@ def test_only_a_run_can_be_exported(run: Path, tmp_path: Path) -> None:
         export_tiny(run, run.parent / "again")
 
 
-def test_the_model_card_tells_data_configuration_revision_and_scores(run: Path) -> None:
+def test_the_model_card_has_data_configuration_revision_and_scores(run: Path) -> None:
     out = export_tiny(run, run.parent / "out", scores={"vqa": {"heldout": 0.8125}, "questions": 300})
     text = (out / "README.md").read_text()
     _, metadata, body = text.split("---\n", 2)

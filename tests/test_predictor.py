@@ -25,21 +25,21 @@ from dimvl.tasks.answering.prediction import answer_probabilities, answer_questi
 from dimvl.tasks.captioning.prediction import caption_images
 from dimvl.tasks.pretraining.matching import match_pairs
 from dimvl.trained_model import load_model
-from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
+from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 
 QUESTION = "is the star above a circle"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export, and pictures 1.png to 3.png beside it."""
+    """An export, and images 1.png to 3.png beside it."""
     place = tmp_path_factory.mktemp("predictor")
     detector = make_detector()
     detector.save(place / "detector")
     run = write_run(place / "run", make_trained(all_abilities(detector.extractor)))
     export(run, place / "export", place / "detector")
     for number in (1, 2, 3):
-        make_picture(number).save(place / f"{number}.png")
+        make_image(number).save(place / f"{number}.png")
     return place
 
 
@@ -50,7 +50,7 @@ def predictor(folder: Path) -> Predictor:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Number of pictures in each call of the detector."""
+    """Number of images in each call of the detector."""
     calls: list[int] = []
     detect = Detector.detect
 
@@ -62,29 +62,29 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_predictions_from_pictures_are_those_from_a_region_store(folder: Path, predictor: Predictor) -> None:
+def test_predictions_from_images_are_those_from_a_region_store(folder: Path, predictor: Predictor) -> None:
     with RegionStoreWriter(folder / "regions", Detector.load(folder / "detector").extractor) as writer:
         extract(images_of_folder(folder), Detector.load(folder / "detector"), writer)
     store, trained = RegionStore(folder / "regions"), load_model(folder / "export")
-    pictures = [folder / f"{number}.png" for number in (1, 2, 3)]
+    images = [folder / f"{number}.png" for number in (1, 2, 3)]
     questions = [Question(number, (str(number),), QUESTION, ()) for number in (1, 2, 3)]
-    answers = [answer.text for answer in predictor.answer(pictures, QUESTION)]
+    answers = [answer.text for answer in predictor.answer(images, QUESTION)]
     assert answers == list(answer_questions(trained, store, questions).values())
-    assert predictor.caption(pictures) == list(caption_images(trained, store, ["1", "2", "3"]).values())
+    assert predictor.caption(images) == list(caption_images(trained, store, ["1", "2", "3"]).values())
     matches = match_pairs(trained, store, [(str(number), QUESTION) for number in (1, 2, 3)])
-    np.testing.assert_allclose(predictor.match(pictures, QUESTION), matches, atol=1e-5)
+    np.testing.assert_allclose(predictor.match(images, QUESTION), matches, atol=1e-5)
 
 
-def test_a_list_gives_what_its_items_give_one_by_one(folder: Path, predictor: Predictor) -> None:
-    pictures = [folder / f"{number}.png" for number in (1, 2, 3)]
+def test_a_list_gives_the_results_of_its_items(folder: Path, predictor: Predictor) -> None:
+    images = [folder / f"{number}.png" for number in (1, 2, 3)]
     texts = ["a star", "is it red", "two blue stars"]
-    pairs = list(zip(pictures, texts, strict=True))
-    single = [predictor.answer(picture, text) for picture, text in pairs]
-    for answer, expected in zip(predictor.answer(pictures, texts), single, strict=True):
+    pairs = list(zip(images, texts, strict=True))
+    single = [predictor.answer(image, text) for image, text in pairs]
+    for answer, expected in zip(predictor.answer(images, texts), single, strict=True):
         assert answer.text == expected.text
         assert answer.probability == pytest.approx(expected.probability, abs=1e-5)
-    assert predictor.match(pictures, texts) == pytest.approx([predictor.match(*pair) for pair in pairs], abs=1e-5)
-    assert predictor.caption(pictures) == [predictor.caption(picture) for picture in pictures]
+    assert predictor.match(images, texts) == pytest.approx([predictor.match(*pair) for pair in pairs], abs=1e-5)
+    assert predictor.caption(images) == [predictor.caption(image) for image in images]
 
 
 def test_answers_come_best_first_with_a_probability_of_their_own(folder: Path, predictor: Predictor) -> None:
@@ -95,42 +95,44 @@ def test_answers_come_best_first_with_a_probability_of_their_own(folder: Path, p
     assert len(predictor.answer(folder / "1.png", QUESTION, top=99).top) == len(predictor.trained.processor.answers)
 
 
-def test_one_picture_with_many_questions_is_looked_at_once(folder: Path, predictor: Predictor, seen: list[int]) -> None:
+def test_regions_are_detected_once_for_many_questions_about_an_image(
+    folder: Path, predictor: Predictor, seen: list[int]
+) -> None:
     assert len(predictor.answer(folder / "1.png", ["is it red", QUESTION, "a star"])) == 3
     predictor.caption([folder / "1.png", folder / "2.png", str(folder / "1.png")])
     assert seen == [1, 2]
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_pairs_in_any_order_are_answered_as_one_by_one_with_each_picture_looked_at_and_its_prefix_computed_once(
+def test_pairs_in_any_order_get_the_single_answers_with_one_detection_and_one_prefix_per_image(
     folder: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
     processor = all_abilities(Detector.load(folder / "detector").extractor, shared_prefix=shared)
     run = write_run(tmp_path / "run", make_trained(processor))
     predictor = Predictor.from_pretrained(export(run, tmp_path / "export", folder / "detector"), "cpu")
-    pictures = [folder / f"{number}.png" for number in (1, 2, 1, 3, 2, 1)]
+    images = [folder / f"{number}.png" for number in (1, 2, 1, 3, 2, 1)]
     questions = ["is it red", "a star", "two blue stars", QUESTION, "is it red", QUESTION]
-    alone = [predictor.answer(*pair) for pair in zip(pictures, questions, strict=True)]
-    matches = [predictor.match(*pair) for pair in zip(pictures, questions, strict=True)]
+    alone = [predictor.answer(*pair) for pair in zip(images, questions, strict=True)]
+    matches = [predictor.match(*pair) for pair in zip(images, questions, strict=True)]
     prefixes: list[int] = []
     embed = type(predictor.trained.model).embed
     counted = lambda model, batch: prefixes.append(len(batch.layout.num_regions)) or embed(model, batch)  # noqa: E731
     monkeypatch.setattr(type(predictor.trained.model), "embed", counted)
     seen.clear()
-    together = predictor.answer(pictures, questions)
+    together = predictor.answer(images, questions)
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     for answer, expected in zip(together, alone, strict=True):
         assert dict(answer.top) == pytest.approx(dict(expected.top), abs=1e-5)
-    assert predictor.match(pictures, questions) == pytest.approx(matches, abs=1e-5)
+    assert predictor.match(images, questions) == pytest.approx(matches, abs=1e-5)
     assert seen == [3, 3] and prefixes == ([3, 3] if shared else [6, 6])
     assert len({answer.top[0] for answer in alone}) == 6, "they differ, so an exchange would show"
     monkeypatch.setattr(dimvl.predictor, "ROWS_AT_ONCE", 20)
-    assert [answer.text for answer in predictor.answer(pictures, questions)] == [answer.text for answer in alone]
+    assert [answer.text for answer in predictor.answer(images, questions)] == [answer.text for answer in alone]
     assert len(prefixes) > 4
     assert predictor.answer([], []) == predictor.answer([], QUESTION) == predictor.caption([]) == []
 
 
-def test_pictures_of_a_long_list_are_read_ahead_and_a_bad_one_is_left_out(
+def test_images_of_a_long_list_are_read_ahead_and_a_bad_one_is_skipped(
     folder: Path,
     tmp_path: Path,
     predictor: Predictor,
@@ -156,22 +158,22 @@ def test_pictures_of_a_long_list_are_read_ahead_and_a_bad_one_is_left_out(
         np.testing.assert_array_equal(regions.features, predictor.regions(folder / f"{file}.png").features)
 
 
-def test_a_long_list_is_worked_off_in_parts_with_the_same_results(
+def test_a_long_list_is_processed_in_parts_with_the_same_results(
     folder: Path, predictor: Predictor, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = [folder / f"{number}.png" for number in (1, 2, 3, 1, 2)]
-    answers, captions = predictor.answer(pictures, QUESTION), predictor.caption(pictures)
-    matches = predictor.match(pictures, QUESTION)
+    images = [folder / f"{number}.png" for number in (1, 2, 3, 1, 2)]
+    answers, captions = predictor.answer(images, QUESTION), predictor.caption(images)
+    matches = predictor.match(images, QUESTION)
     assert seen == [3, 3, 3]
     monkeypatch.setattr(dimvl.predictor, "AT_ONCE", 2)
     seen.clear()
-    assert [answer.text for answer in predictor.answer(pictures, QUESTION)] == [answer.text for answer in answers]
+    assert [answer.text for answer in predictor.answer(images, QUESTION)] == [answer.text for answer in answers]
     assert seen == [2, 1]
-    assert predictor.caption(pictures) == captions
-    assert predictor.match(pictures, QUESTION) == pytest.approx(matches, abs=1e-5)
+    assert predictor.caption(images) == captions
+    assert predictor.match(images, QUESTION) == pytest.approx(matches, abs=1e-5)
 
 
-def test_regions_given_in_the_place_of_a_picture_are_not_looked_for_again(
+def test_regions_in_place_of_an_image_are_not_detected_again(
     folder: Path, predictor: Predictor, seen: list[int]
 ) -> None:
     regions = predictor.regions(folder / "1.png")
@@ -181,38 +183,38 @@ def test_regions_given_in_the_place_of_a_picture_are_not_looked_for_again(
     assert seen == [1, 1]
 
 
-def rotated(picture: Image.Image, path: Path) -> None:
-    """Save with the camera's note to turn the picture upright."""
+def rotated(image: Image.Image, path: Path) -> None:
+    """Save with the camera's flag to turn the image upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
 
 
 @pytest.mark.parametrize("kind", ["grey", "rgba", "16-bit", "exif", "palette"])
-def test_pictures_of_every_kind_give_an_answer_from_file_and_from_memory_alike(
+def test_images_of_every_format_give_the_same_answer_from_file_and_from_memory(
     tmp_path: Path, predictor: Predictor, kind: str
 ) -> None:
-    path, picture = tmp_path / "picture.png", make_picture()
+    path, image = tmp_path / "image.png", make_image()
     if kind == "exif":
-        rotated(picture, path)
+        rotated(image, path)
     elif kind == "16-bit":
-        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 16).save(path)
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 16).save(path)
     else:
-        picture.convert({"grey": "L", "rgba": "RGBA", "palette": "P"}[kind]).save(path)
+        image.convert({"grey": "L", "rgba": "RGBA", "palette": "P"}[kind]).save(path)
     answer = predictor.answer(path, QUESTION)
     with Image.open(path) as opened:
         assert predictor.answer(opened, QUESTION) == answer
     if kind in ("exif", "rgba"):
-        assert answer == predictor.answer(picture, QUESTION), "upright and opaque it is the same picture"
-        assert (predictor.regions(path).width, predictor.regions(path).height) == picture.size
+        assert answer == predictor.answer(image, QUESTION), "upright and opaque it is the same image"
+        assert (predictor.regions(path).width, predictor.regions(path).height) == image.size
 
 
-def test_a_picture_without_objects_is_one_region_and_works_everywhere(tmp_path: Path) -> None:
+def test_an_image_without_objects_is_one_region_and_every_method_takes_it(tmp_path: Path) -> None:
     blind = make_detector(score_threshold=1.0)
     blind.save(tmp_path / "detector")
     run = write_run(tmp_path / "run", make_trained(all_abilities(blind.extractor)))
     predictor = Predictor.from_pretrained(export(run, tmp_path / "export", tmp_path / "detector"))
-    regions = predictor.regions(make_picture())
+    regions = predictor.regions(make_image())
     np.testing.assert_array_equal(regions.boxes, [[0, 0, 1, 1]])
     assert predictor.answer(regions, QUESTION).text and isinstance(predictor.caption(regions), str)
     assert 0 < predictor.match(regions, QUESTION) < 1
@@ -245,9 +247,9 @@ def test_an_explanation_is_the_probability_drop_when_a_region_and_its_tags_are_r
     explanation = predictor.explain(regions, QUESTION)
     assert len(calls) == 1 and len(calls[0].layout.num_regions) == len(regions) + 1
     assert explanation.answer.text == trained.processor.answers[best]
-    told = {tuple(np.round(region.box, 2)): region.probability_drop for region in explanation.regions}
-    assert told == pytest.approx(expected, abs=1e-5)
-    assert max(map(abs, told.values())) > 1e-3
+    drops = {tuple(np.round(region.box, 2)): region.probability_drop for region in explanation.regions}
+    assert drops == pytest.approx(expected, abs=1e-5)
+    assert max(map(abs, drops.values())) > 1e-3
     drops = [region.probability_drop for region in explanation.regions]
     assert drops == sorted(drops, reverse=True)
 
@@ -264,12 +266,14 @@ def test_an_explanation_names_regions_as_the_detector_did(folder: Path, predicto
             regions.class_ids, regions.attribute_ids, regions.class_scores, strict=True
         )
     }
-    told = {(region.name, region.attributes, region.score) for region in predictor.explain(regions, QUESTION).regions}
-    assert told == expected
+    described = {
+        (region.name, region.attributes, region.score) for region in predictor.explain(regions, QUESTION).regions
+    }
+    assert described == expected
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
-def test_an_empty_question_is_refused_before_the_picture_is_looked_at(
+def test_an_empty_question_is_refused_before_the_detector_runs(
     folder: Path, predictor: Predictor, seen: list[int], text: str
 ) -> None:
     for ask in (predictor.answer, predictor.match, predictor.explain):
@@ -287,7 +291,7 @@ def test_a_question_that_is_too_long_is_cut_with_a_warning(
     assert answer == predictor.answer(folder / "1.png", "a star " * 8)
 
 
-def test_pictures_and_texts_that_do_not_pair_up_are_refused(folder: Path, predictor: Predictor) -> None:
+def test_images_and_texts_that_do_not_pair_up_are_refused(folder: Path, predictor: Predictor) -> None:
     with pytest.raises(UserError, match="2 images and 3 texts do not pair up"):
         predictor.answer([folder / "1.png", folder / "2.png"], ["a", "b", "c"])
 
@@ -295,13 +299,13 @@ def test_pictures_and_texts_that_do_not_pair_up_are_refused(folder: Path, predic
 def test_regions_of_another_width_are_refused(folder: Path, predictor: Predictor) -> None:
     regions: Regions = predictor.regions(folder / "1.png")
     wide = replace(regions, features=np.concatenate([regions.features, regions.features], axis=1))
-    with pytest.raises(UserError, match="features of width 12, the model takes 6"):
+    with pytest.raises(UserError, match="features of width 12 but the model takes 6"):
         predictor.answer(wide, QUESTION)
-    with pytest.raises(UserError, match="features of width 12, the model takes 6"):
+    with pytest.raises(UserError, match="features of width 12 but the model takes 6"):
         predictor.explain(wide, QUESTION)
 
 
-def test_what_the_export_cannot_do_is_refused_with_what_it_can(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_ability_is_refused_with_the_list_of_abilities(folder: Path, tmp_path: Path) -> None:
     processor = all_abilities(Detector.load(folder / "detector").extractor, answers=(), matches=False)
     run = write_run(tmp_path / "run", make_trained(processor))
     predictor = Predictor.from_pretrained(export(run, tmp_path / "export", folder / "detector"))
@@ -311,7 +315,7 @@ def test_what_the_export_cannot_do_is_refused_with_what_it_can(folder: Path, tmp
     assert predictor.caption(folder / "1.png")
 
 
-def test_a_detector_exchanged_after_the_export_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_detector_replaced_after_the_export_is_refused(folder: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", make_trained(all_abilities(Detector.load(folder / "detector").extractor)))
     predictor = Predictor.from_pretrained(export(run, tmp_path / "export", folder / "detector"))
     make_detector(seed=5).save(tmp_path / "export" / "detector")
@@ -319,7 +323,7 @@ def test_a_detector_exchanged_after_the_export_is_refused(folder: Path, tmp_path
         predictor.caption(folder / "1.png")
 
 
-def test_a_name_of_the_hub_is_downloaded_and_a_missing_folder_is_not_taken_for_one(
+def test_a_hub_name_is_downloaded_but_a_missing_folder_is_not_mistaken_for_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import huggingface_hub
@@ -335,18 +339,18 @@ def test_a_name_of_the_hub_is_downloaded_and_a_missing_folder_is_not_taken_for_o
     assert asked == ["someone/scenes-vqa"]
 
 
-def test_a_model_of_the_hub_that_is_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def unreachable(name: str) -> str:
         raise OSError("no route to host\nand many more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"neither a local folder nor a model that the hub has \(no route to host\)"):
+    with pytest.raises(UserError, match=r"neither a local folder nor a model on the hub \(no route to host\)"):
         Predictor.from_pretrained("someone/scenes-vqa")
 
 
-def test_the_predictor_needs_no_training_code_and_no_torchvision_until_a_picture_comes() -> None:
+def test_the_predictor_needs_no_training_code_and_loads_torchvision_with_the_first_image() -> None:
     unwanted = ["dimvl.training", "torchvision", "transformers", "deepspeed", "wandb", "matplotlib", "pandas", "rich"]
     code = f"import sys, dimvl.predictor, dimvl.evaluation; print([n for n in {unwanted} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

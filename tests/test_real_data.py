@@ -29,7 +29,7 @@ SHORT = [
 
 
 def values_given(calls: Iterable[list[str]], path: Path) -> set[tuple[str, ...]]:
-    """What calls with a configuration give beside it."""
+    """The arguments of calls besides the configuration."""
     return {
         tuple(sorted(word for word in words if "=" in word))
         for words in calls
@@ -38,7 +38,7 @@ def values_given(calls: Iterable[list[str]], path: Path) -> set[tuple[str, ...]]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_each_configuration_loads_with_the_values_of_the_page_which_its_comments_repeat(path: Path) -> None:
+def test_each_configuration_has_the_values_of_the_page_and_of_its_comments(path: Path) -> None:
     in_page = values_given(run_real_data.steps(), path)
     comments = [line[1:] for line in path.read_text().splitlines() if line.startswith("#")]
     in_comments = values_given(map(str.split, "\n".join(comments).replace("\\\n", " ").splitlines()), path)
@@ -49,8 +49,8 @@ def test_each_configuration_loads_with_the_values_of_the_page_which_its_comments
     assert [config.inputs.max_regions == config.inputs.tag_tokens == 0 for config in configs].count(True) == 1
 
 
-@pytest.mark.parametrize("overrides", [[], ["inputs.max_regions=0", "inputs.tag_tokens=0"]], ids=["pictures", "text"])
-def test_fine_tuning_starts_from_the_pretraining_with_its_model_and_inputs(overrides: list[str]) -> None:
+@pytest.mark.parametrize("overrides", [[], ["inputs.max_regions=0", "inputs.tag_tokens=0"]], ids=["images", "text"])
+def test_fine_tuning_uses_the_model_and_inputs_of_the_pretraining(overrides: list[str]) -> None:
     pretrain, caption, vqa = (
         load_config(CONFIGS / f"{name}.yaml", overrides) for name in ("pretrain", "caption", "vqa")
     )
@@ -58,7 +58,7 @@ def test_fine_tuning_starts_from_the_pretraining_with_its_model_and_inputs(overr
         assert (config.initial, config.inputs, config.model) == (pretrain.output, pretrain.inputs, pretrain.model)
 
 
-def test_the_pretraining_at_full_size_has_the_model_and_inputs_of_the_published_protocols(tmp_path: Path) -> None:
+def test_pretraining_at_full_size_has_the_published_model_and_inputs(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (block,) = blocks(PAGE, "yaml")
     (tmp_path / "pretrain.yaml").write_text(block)
@@ -69,7 +69,7 @@ def test_the_pretraining_at_full_size_has_the_model_and_inputs_of_the_published_
         assert (config.initial, config.inputs, config.model) == (pretrain.output, pretrain.inputs, pretrain.model)
 
 
-def test_the_tables_of_the_page_are_those_of_the_measured_results() -> None:
+def test_the_tables_of_the_page_equal_the_measured_results() -> None:
     results = read_json(ROOT / "docs" / "results" / "real-data.json")
     _, _, rest = PAGE.read_text().partition("<!-- results -->\n")
     assert rest.partition("\n<!-- /results -->")[0] == write_results.real_data(results)
@@ -103,7 +103,7 @@ def test_the_commands_of_the_guide_lead_from_files_to_official_scores(
     (official,) = found["caption"]["features"]["official"]
     assert f"CIDEr: {official['CIDEr']:.4f}" in printed["score caption"]
     assert official["CIDEr"] == pytest.approx(found["caption"]["features"]["interval"][0], abs=1e-3)
-    assert found["caption"]["text_only"]["distinct"] == [1], "nothing of a picture gets in"
+    assert found["caption"]["text_only"]["distinct"] == [1], "the images have no influence"
     (caption,) = [out for name, out in printed.items() if name.startswith("caption ")]
     assert len(caption.splitlines()) == 1
     shutil.rmtree("runs")  # a gigabyte and more

@@ -36,7 +36,7 @@ from dimvl.tasks.costs import AverageExample, planned_work
 from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability, Evaluation, EvaluationOptions, ValidationScore, Validator
 from tests.cli.calls import call
-from tests.exports import make_detector, make_picture
+from tests.exports import make_detector, make_image
 
 LARGEST = 6
 
@@ -201,7 +201,7 @@ def counting(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     files = [tmp_path / "images" / f"{number}.png" for number in range(6)]
     for number, file in enumerate(files):
-        make_picture(number, width=60 + 20 * number).save(file)
+        make_image(number, width=60 + 20 * number).save(file)
     with RegionStoreWriter(tmp_path / "regions", detector.extractor) as writer:
         extract([(file.stem, file) for file in files], detector, writer)
     store = RegionStore(tmp_path / "regions")

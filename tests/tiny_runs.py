@@ -51,42 +51,46 @@ def make_data(
     folder.mkdir(parents=True, exist_ok=True)
     regions = make_store(folder / "regions", images, empty, feature_dtype)
     data = TinyData(regions, *(folder / f"{name}.json" for name in "cqa"))
-    said, asked, answered = [], [], []
+    caption_records, question_records, answer_records = [], [], []
     for image in range(1, images + 1):
-        said += [
+        caption_records += [
             {"id": 100 * image + number, "image_id": image, "caption": random_text(generator)}
             for number in range(1 + image % captions)
         ]
         for number in range(2):
             question, (answer, other, *_) = 10 * image + number, np.roll(["yes", "no", "red"], image + number).tolist()
-            asked.append({"question_id": question, "image_id": image, "question": random_text(generator) + "?"})
+            question_records.append(
+                {"question_id": question, "image_id": image, "question": random_text(generator) + "?"}
+            )
             people = [{"answer": answer}] * 8 + [{"answer": other}] * 2
-            answered.append({"question_id": question, "image_id": image, "answers": people, "answer_type": "other"})
-    data.captions.write_text(json.dumps({"annotations": said}))
-    data.questions.write_text(json.dumps({"questions": asked}))
-    data.annotations.write_text(json.dumps({"annotations": answered}))
+            answer_records.append(
+                {"question_id": question, "image_id": image, "answers": people, "answer_type": "other"}
+            )
+    data.captions.write_text(json.dumps({"annotations": caption_records}))
+    data.questions.write_text(json.dumps({"questions": question_records}))
+    data.annotations.write_text(json.dumps({"annotations": answer_records}))
     return data
 
 
 def make_several(data: TinyData, images: int = 6, times: bool = False) -> TinyData:
     """Captions and questions, as JSON lines, about 1 to 4 images each, of which some share images."""
     generator = np.random.default_rng(6)
-    said, asked = [], []
+    caption_records, question_records = [], []
     for number in range(2 * images):
         chosen = (generator.permutation(images)[: 1 + number % 4] + 1).tolist()
         record = {"images": chosen} | ({"times": [2.5 * place for place in range(len(chosen))]} if times else {})
-        said += [record | {"caption": random_text(generator)} for _ in range(1 + number % 3)]
-        asked.append(record | {"question": random_text(generator), "answers": ["yes", "no"][number % 2 :]})
+        caption_records += [record | {"caption": random_text(generator)} for _ in range(1 + number % 3)]
+        question_records.append(record | {"question": random_text(generator), "answers": ["yes", "no"][number % 2 :]})
     several = replace(
         data, captions=data.captions.with_suffix(".jsonl"), questions=data.questions.with_suffix(".jsonl")
     )
-    several.captions.write_text("".join(json.dumps(record) + "\n" for record in said))
-    several.questions.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    several.captions.write_text("".join(json.dumps(record) + "\n" for record in caption_records))
+    several.questions.write_text("".join(json.dumps(record) + "\n" for record in question_records))
     return several
 
 
 def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes: object) -> RunConfig:
-    """A run of a few steps; `changes` are top-level keys, mappings are laid over the defaults."""
+    """A run of a few steps; `changes` are top-level keys, and mappings are merged into the defaults."""
     content: dict = {"task": task, "output": output, "regions": data.regions, "seed": 3}
     content |= {"inputs": {"max_regions": 10, "tag_tokens": 8, "text_tokens": 12, "vocabulary": 100}}
     content |= {"model": MODEL, "training": TRAINING}

@@ -1,4 +1,4 @@
-"""Scores: evaluate a model, or score a file of predictions."""
+"""The commands evaluate and score."""
 
 import json
 import sys
@@ -12,14 +12,13 @@ from dimvl.files import check_writable
 from dimvl.progress import progress
 
 Worlds = Annotated[
-    Path | None,
-    typer.Option(help="worlds.jsonl of scenes, to score captions by their facts; default: beside them."),
+    Path | None, typer.Option(help="worlds.jsonl of scenes, to score facts in captions; default: beside the captions.")
 ]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Skip images that the store lacks, with a warning.")]
 AllowTrained = Annotated[
-    bool, typer.Option("--allow-trained-images", help="Evaluate even on images that the model was trained on.")
+    bool, typer.Option("--allow-trained-images", help="Allow images that the model was trained on.")
 ]
-Answers = Annotated[Path | None, typer.Option(help="VQA v2 annotations; without them nothing is scored.")]
+Answers = Annotated[Path | None, typer.Option(help="VQA v2 annotations; without them, nothing is scored.")]
 
 
 @app.command()
@@ -31,7 +30,9 @@ def evaluate(
     ] = None,
     questions: Annotated[Path | None, typer.Option(help="Questions in any format of docs/annotations.md.")] = None,
     annotations: Answers = None,
-    captions: Annotated[Path | None, typer.Option(help="Captions in any format; their images are captioned.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions in any format; the model captions their images.")
+    ] = None,
     split: Annotated[list[str] | None, typer.Option(help="Split of a file in Karpathy's format; repeatable.")] = None,
     worlds: Worlds = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default MODEL/evaluation.")] = None,
@@ -43,8 +44,8 @@ def evaluate(
 ) -> None:
     """Predict for an annotation file and score the predictions.
 
-    Writes predictions.json in the official submission format, items.jsonl to read, scores.json if there are references,
-    and manifest.json, which records what the result depends on.
+    Writes predictions.json in the official submission format, items.jsonl for reading, scores.json if references are
+    given, and manifest.json, which records what the result depends on.
 
     Example: dimvl evaluate runs/vqa --regions data/regions --questions questions.json --annotations annotations.json
     """
@@ -52,7 +53,7 @@ def evaluate(
 
     options: dict[str, Any] = {"questions": questions, "annotations": annotations, "captions": captions}
     options |= {"split": split, "worlds": worlds, "beams": beams}
-    given = parse_overrides(values or []) | {name: value for name, value in options.items() if value is not None}
+    named = parse_overrides(values or []) | {name: value for name, value in options.items() if value is not None}
     from dimvl import evaluation
     from dimvl.regions.store import RegionStore
     from dimvl.trained_model import choose_device, load_model
@@ -64,10 +65,10 @@ def evaluate(
     check_writable(folder)
     if allow_trained_images:
         trained = trained.without_guard()
-    given |= {"missing": "skip" if skip_missing else "error"}
+    named |= {"missing": "skip" if skip_missing else "error"}
     with progress("predictions") as show:
         settings = {"allow_trained_images": allow_trained_images}
-        found = evaluation.evaluate(model, trained, store, given, folder, settings, show)
+        found = evaluation.evaluate(model, trained, store, named, folder, settings, show)
     if found.scores:
         print(json.dumps(found.scores, indent=2))
     print(f"{len(found.predictions)} predictions written to {folder}", file=sys.stderr)
@@ -91,7 +92,7 @@ def score_vqa(
 ) -> None:
     """Score answers as the VQA evaluator does.
 
-    Overall, by answer type and by question type, in percent; with --json as fractions too.
+    Prints the accuracy overall, by answer type and by question type, in percent; with --json also as fractions.
 
     Example: dimvl score vqa --questions questions.json --annotations annotations.json --predictions predictions.json
     """
@@ -99,8 +100,8 @@ def score_vqa(
     from dimvl.metrics.predictions import read_answers
     from dimvl.metrics.vqa import vqa_accuracy
 
-    asked = read_questions(questions, annotations)
-    scores = vqa_accuracy(read_answers(predictions, [question.question_id for question in asked]), asked)
+    read = read_questions(questions, annotations)
+    scores = vqa_accuracy(read_answers(predictions, [question.question_id for question in read]), read)
     if as_json:
         print(json.dumps({"task": "vqa", **vars(scores)}))
         return
@@ -120,13 +121,14 @@ def score_caption(
     predictions: Predictions,
     split: Annotated[list[str] | None, typer.Option(help="Split of a file in Karpathy's format; repeatable.")] = None,
     tokenised: Annotated[
-        bool, typer.Option("--tokenised", help="Texts are tokens separated by blanks: no Java needed, no METEOR.")
+        bool, typer.Option("--tokenised", help="Texts are tokens separated by blanks; needs no Java, omits METEOR.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score captions as the COCO evaluation does.
 
-    BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens; SPICE where its files are installed. Missing scores are reported.
+    Prints BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens, and SPICE where its files are installed. Reports scores that
+    cannot be computed.
 
     Example: dimvl score caption --annotations captions.json --predictions predictions.json
     """

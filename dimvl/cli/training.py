@@ -1,4 +1,4 @@
-"""Training: pretrain and finetune."""
+"""The commands pretrain and finetune."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from dimvl.progress import training_progress
 def pretrain(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
     """Pretrain a model from captions.
 
-    The same command resumes a run that stopped. On several devices, start it with `torchrun` or `deepspeed`.
+    The same command resumes a run that stopped. For several devices, start it with `torchrun` or `deepspeed`.
 
     Example: dimvl pretrain pretrain.yaml training.steps=2000
     """
@@ -29,11 +29,11 @@ def finetune(
     overrides: Overrides = None,
     new_extractor: Annotated[
         bool,
-        typer.Option("--new-extractor", help="Accept regions of another extractor; their projection starts anew."),
+        typer.Option("--new-extractor", help="Accept another extractor; the region projection is newly initialised."),
     ] = False,
     threads: Threads = 0,
 ) -> None:
-    """Fine-tune a model for a task, such as answering or captioning.
+    """Fine-tune a model for a task, such as question answering or captioning.
 
     The same command resumes a run that stopped.
 

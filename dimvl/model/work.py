@@ -63,20 +63,14 @@ class Work:
 
     def __add__(self, other: "Work") -> "Work":
         names = dict.fromkeys([*self.heads, *other.heads])
-        return Work(
-            vision=self.vision + other.vision,
-            language=self.language + other.language,
-            attention=self.attention + other.attention,
-            heads={name: self.heads.get(name, 0.0) + other.heads.get(name, 0.0) for name in names},
-        )
+        heads = {name: self.heads.get(name, 0.0) + other.heads.get(name, 0.0) for name in names}
+        vision, language = self.vision + other.vision, self.language + other.language
+        return Work(vision=vision, language=language, attention=self.attention + other.attention, heads=heads)
 
     def __mul__(self, factor: float) -> "Work":
-        return Work(
-            vision=self.vision * factor,
-            language=self.language * factor,
-            attention=self.attention * factor,
-            heads={name: rows * factor for name, rows in self.heads.items()},
-        )
+        heads = {name: rows * factor for name, rows in self.heads.items()}
+        vision, language = self.vision * factor, self.language * factor
+        return Work(vision=vision, language=language, attention=self.attention * factor, heads=heads)
 
     @classmethod
     def of(cls, batch: Batch, padded: bool) -> Self:

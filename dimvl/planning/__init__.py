@@ -1,7 +1,7 @@
 """Estimates a run's parameters, memory, compute and I/O from its configuration alone.
 
-`data.py` reads the sizes of the data or assumes them, `step.py` estimates an average optimiser step, and `memory.py`,
-`cluster.py` and `dimvl/model/flops.py` what it costs; `plan.py` combines them, and `table.py` formats the result.
+`data.py` reads the sizes of the data or assumes them; `memory.py`, `cluster.py` and `dimvl/model/flops.py` estimate the
+cost of an optimiser step; `plan.py` combines them for the average step, and `table.py` formats the result.
 """
 
 from dimvl.planning.cluster import Cluster

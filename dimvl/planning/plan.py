@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 
-from dimvl.config import DeepSpeedConfig, RunConfig
+from dimvl.config import DeepSpeedConfig, RunConfig, TrainingConfig
 from dimvl.errors import UserError
 from dimvl.model.flops import Flops, flops_by_part, part_of, split_sublayers
 from dimvl.model.model import DimvlModel
@@ -23,15 +24,33 @@ from dimvl.planning.memory import (
     torch_state_bytes,
     zero_state_bytes,
 )
-from dimvl.planning.step import AverageStep, average_example, average_step
 from dimvl.regions.store.format import FeatureDtype, estimated_bytes
 from dimvl.tasks import task_of
-from dimvl.tasks.costs import DataFacts
+from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.training.deepspeed_options import deepspeed_options
 from dimvl.training.optimiser import freeze
 
+DTYPES: tuple[FeatureDtype, ...] = ("float16", "int8")
 FREE_SHARE = 0.1
 """Share of a GPU's memory reserved for the CUDA context, fragmentation and libraries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageStep:
+    """The average optimiser step.
+
+    Attributes:
+        examples: number of examples on all ranks.
+        work: work of all ranks.
+        micro_batches: number of micro-batches on each rank.
+        micro_batch: work of one micro-batch.
+
+    """
+
+    examples: float
+    work: Work
+    micro_batches: int
+    micro_batch: Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +174,8 @@ def make_plan(config: RunConfig, cluster: Cluster, overrides: DataOverrides | No
         seconds=sum(part.total for part in flops.values()) / reached,
         steps=config.training.steps,
         epochs=epochs,
-        image_bytes={dtype: float(_store_bytes(1, facts, dtype, index=False)) for dtype in ("float16", "int8")},
-        store_bytes=_stores(facts),
+        image_bytes={dtype: float(_store_bytes(1, facts, dtype, index=False)) for dtype in DTYPES},
+        store_bytes=None if facts.images is None else {d: _store_bytes(facts.images, facts, d) for d in DTYPES},
     )
 
 
@@ -167,6 +186,48 @@ def _check(cluster: Cluster) -> None:
         value = getattr(cluster, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0")
+
+
+def average_example(config: RunConfig, facts: DataFacts) -> AverageExample:
+    """Return the cost of an average example of the run's task.
+
+    Raises:
+        UserError: self-critical training.
+
+    """
+    task = task_of(config)
+    if task.draws_in_steps:
+        raise UserError(
+            "self_critical draws captions in every step, which the plan does not count; plan its initial run instead"
+        )
+    return task.average_example(config, facts)
+
+
+def average_step(training: TrainingConfig, example: AverageExample, ranks: int) -> AverageStep:
+    """Fill the row budget of a step and split it over ranks and micro-batches, as the sampler does.
+
+    Upper bounds of rows (`ExampleSource.costs`) fill the budget; the work is that of texts of average length and of
+    contexts that fill their budget.
+
+    Raises:
+        UserError: the budget is less than one example, or less than one per rank.
+
+    """
+    if example.cost > training.rows_per_step:
+        raise UserError(
+            f"training.rows_per_step {training.rows_per_step} is below the {example.cost:.0f} rows of an average "
+            "example; raise it"
+        )
+    examples = training.rows_per_step / example.cost
+    if examples < ranks:
+        raise UserError(
+            f"a step of training.rows_per_step {training.rows_per_step} has {examples:.1f} examples of average size, "
+            f"fewer than --gpus {ranks}, so some GPUs would be idle; lower --gpus or raise rows_per_step"
+        )
+    micro_batches = max(1, -(-training.rows_per_step // (ranks * training.rows_per_micro_batch)))
+    work = example.work * examples
+    micro_batch = work * (1 / (ranks * micro_batches))
+    return AverageStep(examples=examples, work=work, micro_batches=micro_batches, micro_batch=micro_batch)
 
 
 def meta_model(config: RunConfig, facts: DataFacts) -> DimvlModel:
@@ -207,16 +268,9 @@ def _memory(
     """Yield the memory with the torch engine (only for one GPU) and with DeepSpeed at each stage."""
     engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
     limit = (1 - FREE_SHARE) * cluster.gpu_memory * 1e9
+    memory = partial(stage_memory, ranks=cluster.gpus, feature_dtype=feature_dtype)
     for engine, stage in engines:
-        found = stage_memory(
-            model,
-            config,
-            step.micro_batch,
-            engine=engine,
-            stage=stage,
-            ranks=cluster.gpus,
-            feature_dtype=feature_dtype,
-        )
+        found = memory(model, config, step.micro_batch, engine=engine, stage=stage)
         yield replace(found, fits=found.total <= limit)
 
 
@@ -257,12 +311,8 @@ def stage_memory(
             states = replace(states, optimizer=0.0)
         if section.offload_parameters and stage == 3:
             states = replace(states, weights=0.0)
-    numbers = Numbers(
-        arithmetic=arithmetic,
-        gpu=gpu,
-        dropout=model.tokens.dropout.p > 0,
-        recompute=training.checkpoint_activations,
-    )
+    recompute, dropout = training.checkpoint_activations, model.tokens.dropout.p > 0
+    numbers = Numbers(arithmetic=arithmetic, gpu=gpu, dropout=dropout, recompute=recompute)
     return StageMemory(
         engine=engine,
         stage=stage,
@@ -292,9 +342,3 @@ def _store_bytes(images: int, facts: DataFacts, dtype: FeatureDtype, index: bool
         attribute_columns=facts.attribute_columns,
     )
     return whole if index else whole - estimated_bytes(images, 0, facts.feature_width)
-
-
-def _stores(facts: DataFacts) -> dict[FeatureDtype, int] | None:
-    if facts.images is None:
-        return None
-    return {dtype: _store_bytes(facts.images, facts, dtype) for dtype in ("float16", "int8")}

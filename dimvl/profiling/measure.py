@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from torch.profiler import profile as torch_profile
 from dimvl.callbacks import Progress
 from dimvl.config import RunConfig
 from dimvl.data.batch import Batch
-from dimvl.data.sampler import TrainingSteps
 from dimvl.errors import UserError
 from dimvl.files import atomic_path
 from dimvl.model.flops import products, total_flops
@@ -31,8 +31,7 @@ from dimvl.training.loading import prefetch
 from dimvl.training.loop import optimise
 from dimvl.training.peak import copy_rate, matmul_rate
 from dimvl.training.report import Meter, peak_memory_gb
-from dimvl.training.run import prepare_encoder
-from dimvl.training.run_folder import PLANS
+from dimvl.training.run import prepare_encoder, training_steps
 
 TRACE = "trace.json"
 IDLE = "GPU idle"
@@ -138,24 +137,22 @@ def profile(
         with closing(run.batches):
             for _ in range(warmup):
                 run.train()
-            measured = run.measure(steps, out / TRACE)
-    engine, works = run.engine, [Work.of(batch, padded=False) for batch in measured.batches]
+            batches, seconds, totals = run.measure(steps, out / TRACE)
+    engine, works = run.engine, [Work.of(batch, padded=False) for batch in batches]
     peak, copied = matmul_rate(engine.device, settings.precision), copy_rate(engine.device)
     return Profile(
         device=torch.cuda.get_device_name() if run.cuda else "cpu",
         threads=torch.get_num_threads(),
         precision=settings.precision,
         steps=steps,
-        examples=sum(len(batch.sources) for batch in measured.batches) / steps,
+        examples=sum(len(batch.sources) for batch in batches) / steps,
         rows=sum(work.rows for work in works) / steps,
-        seconds=measured.seconds / steps,
-        processor_seconds=measured.processor_seconds / steps,
-        data_wait=measured.data_wait / steps,
-        parts=_parts(config, engine.task.model, works, measured, steps, peak / copied),
+        **{name: total / steps for name, total in totals.items()},
+        parts=_parts(config, engine.task.model, works, seconds, steps, peak / copied),
         flops=sum(total_flops(engine.task.model, work) for work in works) / steps,
         peak=peak,
         copy_rate=copied,
-        memory_gb=measured.memory_gb,
+        memory_gb=run.memory_gb,
     )
 
 
@@ -174,19 +171,6 @@ def _check(config: RunConfig) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """Totals over the profiled steps; see `Profile`."""
-
-    batches: Sequence[Batch]
-    seconds: float
-    processor_seconds: float
-    data_wait: float
-    parts: Mapping[str, Seconds]
-    idle: float | None
-    memory_gb: float
-
-
 class _MarkedRun:
     """The first steps of a run, with their parts marked for the profiler."""
 
@@ -199,18 +183,10 @@ class _MarkedRun:
         mark(task, settings.compile)
         self.engine = ScopedEngine(task, settings)
         self.cuda = self.engine.device.type == "cuda"
-        data = TrainingSteps(
-            source,
-            task.shape,
-            seed=config.seed,
-            steps=steps,
-            rows_per_step=settings.rows_per_step,
-            rows_per_micro_batch=settings.rows_per_micro_batch,
-            plans=config.output / PLANS,
-        )
+        data = training_steps(config, task, source, self.engine.ranks, steps)
         self.meter = Meter(self.engine.ranks)
         self.batches = prefetch(data, 0, settings.workers, self.engine.device, self.meter, self.engine.ranks)
-        self._done = 0
+        self._done, self.memory_gb = 0, 0.0
 
     def train(self) -> Sequence[Batch]:
         """Train one step; return its micro-batches."""
@@ -222,9 +198,14 @@ class _MarkedRun:
         self.progress(self._done, self.steps)
         return step.micro_batches
 
-    def measure(self, steps: int, trace: Path) -> _Measured:
-        """Train steps under the profiler, and write its trace."""
-        memory = peak_memory_gb(self.engine.device)
+    def measure(self, steps: int, trace: Path) -> tuple[list[Batch], dict[str, Seconds], dict[str, float]]:
+        """Train steps under the profiler, and write its trace.
+
+        Returns:
+            The micro-batches, seconds by part (with `IDLE` on a GPU), and totals of the fields of `Profile`.
+
+        """
+        self.memory_gb = peak_memory_gb(self.engine.device)
         micro_batches, self.meter.wait = list[Batch](), 0.0
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
         with torch_profile(activities=activities) as profiler:
@@ -237,16 +218,10 @@ class _MarkedRun:
         with atomic_path(trace) as temporary:
             profiler.export_chrome_trace(str(temporary))
         parts = seconds_by_part(profiler.events() or (), self.cuda)
-        busy = sum(part.total for part in parts.values())
-        return _Measured(
-            batches=micro_batches,
-            seconds=seconds,
-            processor_seconds=processor,
-            data_wait=self.meter.wait,
-            parts=parts,
-            idle=max(0.0, seconds - busy) if self.cuda else None,
-            memory_gb=memory,
-        )
+        if self.cuda:
+            parts[IDLE] = Seconds(max(0.0, seconds - sum(part.total for part in parts.values())))
+        totals = {"seconds": seconds, "processor_seconds": processor, "data_wait": self.meter.wait}
+        return micro_batches, parts, totals
 
     def _wait_for_device(self) -> None:
         if self.cuda:
@@ -254,32 +229,33 @@ class _MarkedRun:
 
 
 def _parts(
-    config: RunConfig, model: DimvlModel, works: Sequence[Work], measured: _Measured, steps: int, balance: float
+    config: RunConfig,
+    model: DimvlModel,
+    works: Sequence[Work],
+    measured: Mapping[str, Seconds],
+    steps: int,
+    balance: float,
 ) -> tuple[Part, ...]:
     """Relate times to operations; `balance` is the device's peak in operations per byte that it copies."""
     settings = config.training
     size = 2 if settings.precision == "bf16" else 4
-    flops, moved = dict.fromkeys(scopes.parts(), 0.0), dict.fromkeys(scopes.parts(), 0.0)
+    names = [name for name in (*scopes.parts(), IDLE) if name in measured]
+    flops, moved = defaultdict[str, float](float), defaultdict[str, float](float)
     for work in works:
         for product in products(model, work, settings.checkpoint_activations):
-            part = part_of_product(product.name, settings.compile)
-            flops[part] += product.flops.total
+            owner = part_of_product(product.name, settings.compile)
+            flops[owner] += product.flops.total
             if product.flops.forward:
-                moved[part] += size * product.elements * product.flops.total / product.flops.forward
+                moved[owner] += size * product.elements * product.flops.total / product.flops.forward
 
-    def roof(part: str) -> str:
-        if flops[part]:
-            return "compute" if flops[part] > balance * moved[part] else "memory"
-        is_memory_bound = part in MEMORY_BOUND or (part == scopes.OPTIMISER and settings.muon_rate is None)
-        return "data" if part == scopes.DATA else "memory" if is_memory_bound else ""
+    def roof(name: str) -> str:
+        if flops[name]:
+            return "compute" if flops[name] > balance * moved[name] else "memory"
+        is_memory_bound = name in MEMORY_BOUND or (name == scopes.OPTIMISER and settings.muon_rate is None)
+        return "data" if name == scopes.DATA else "memory" if is_memory_bound else ""
 
-    found = []
-    for name in scopes.parts():
-        if (seconds := measured.parts.get(name)) is not None:
-            forward, backward = seconds.forward / steps, seconds.backward / steps
-            found.append(
-                Part(name=name, forward=forward, backward=backward, flops=flops[name] / steps, roof=roof(name))
-            )
-    if measured.idle is not None:
-        found.append(Part(name=IDLE, forward=measured.idle / steps, backward=0.0, flops=0.0, roof=""))
-    return tuple(found)
+    def part(name: str) -> Part:
+        forward, backward = measured[name].forward / steps, measured[name].backward / steps
+        return Part(name=name, forward=forward, backward=backward, flops=flops[name] / steps, roof=roof(name))
+
+    return tuple(map(part, names))

@@ -1,4 +1,4 @@
-"""Tasks: pretraining, question answering and captioning, each a room of its own behind the interface `Task`."""
+"""Tasks: pretraining, question answering and captioning, each a package behind the interface `Task`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,17 +23,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: a YAML file; its key `task` selects the configuration class.
-        overrides: `section.key=value`, which take precedence.
+        overrides: `section.key=value`; these take precedence.
 
     Raises:
-        UserError: any mistake in it, with the nearest valid name.
+        UserError: any mistake in it.
 
     """
     return read_run(path, {name: task.config for name, task in TASKS.items()}, overrides)
 
 
 def task_of(config: RunConfig) -> Task[Any]:
-    """Return the task that a configuration asks for."""
+    """Return the task of a configuration."""
     return TASKS[config.task].variant(config)
 
 
@@ -52,6 +52,6 @@ def task_of_model(processor: Processor) -> Task[Any]:
 
 
 def abilities_of(processor: Processor) -> dict[str, Ability]:
-    """Return what a model was trained for, by verb."""
+    """Return the abilities that a model was trained for, by verb."""
     every = {ability.verb: ability for task in TASKS.values() for ability in task.abilities}
     return {verb: ability for verb, ability in sorted(every.items()) if ability.available(processor)}

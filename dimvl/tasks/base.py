@@ -1,4 +1,4 @@
-"""What tasks are made of: a model with losses, a source of examples from images, and texts."""
+"""Building blocks of tasks: a model with its losses, a source of examples, and texts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -46,15 +46,15 @@ class TaskModule(nn.Module):
 
     @property
     def shape(self) -> BatchShape:
-        """What is fixed about this task's batches."""
+        """The properties that all batches of this task share."""
         return BatchShape(
-            objectives=dict(self.objectives),  # spawned loader processes need what can be pickled
+            objectives=dict(self.objectives),  # spawned loader processes need a picklable mapping
             text_start=self.processor.text_start,
             feature_width=self.processor.extractor.feature_width,
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses by name, summed over targets; every head runs, on zero rows if need be."""
+        """Return the losses by name, summed over targets; every head runs, if only on zero rows."""
         raise NotImplementedError
 
 
@@ -85,13 +85,13 @@ class ImageSource(ABC):
         """Images of examples (B,) in the region store."""
         return self.texts.images_in(self.images.store, self.groups(examples))
 
-    def prefix_rows(self, some: slice) -> np.ndarray:
-        """Upper bound of the prefix rows of the examples in a slice."""
-        return self.images.rows(self.prefix_images(np.arange(some.start, some.stop)))
+    def prefix_rows(self, span: slice) -> np.ndarray:
+        """Upper bound of the prefix rows of a span of examples."""
+        return self.images.rows(self.prefix_images(np.arange(span.start, span.stop)))
 
     @abstractmethod
-    def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of some examples, given by start and stop."""
+    def costs(self, epoch: int, span: slice) -> np.ndarray:
+        """Upper bound of the rows of a span of examples."""
 
     def build(self, epoch: int, index: int) -> Example:
         """Build one example of an epoch."""
@@ -107,22 +107,22 @@ class ImageSource(ABC):
         """Build one example from the regions of its images."""
 
 
-def shared_rows(captions: TextStore, most: int, some: slice) -> np.ndarray:
-    """Upper bound of the rows of up to `most` captions of each of some images, [CLS] or [SEP] included."""
-    lengths, starts = captions.lengths_of(some)
+def shared_rows(captions: TextStore, limit: int, span: slice) -> np.ndarray:
+    """Upper bound of the rows of up to `limit` captions of each group in a span, including [CLS] or [SEP]."""
+    lengths, starts = captions.lengths_of(span)
     longest = np.maximum.reduceat(lengths + 1, starts)
-    return np.minimum(np.add.reduceat(lengths + 1, starts), longest * most)
+    return np.minimum(np.add.reduceat(lengths + 1, starts), longest * limit)
 
 
 def plain_text(words: np.ndarray, tokenizer: Tokenizer) -> Text:
-    """`words [SEP]` with nothing to predict."""
+    """Return `words [SEP]` with nothing to predict."""
     return Text(token_ids=_with_end(words, tokenizer), places=NOTHING, labels=NOTHING)
 
 
 def masked_text(
     words: np.ndarray, generator: np.random.Generator, tokenizer: Tokenizer, share: float, whole_words: bool
 ) -> Text:
-    """`words [SEP]` with a share of the words masked."""
+    """Return `words [SEP]` with a share of the words masked."""
     masked = mask_tokens(words, generator, tokenizer, share, whole_words=whole_words)
     return Text(token_ids=_with_end(masked.token_ids, tokenizer), places=masked.places, labels=masked.labels)
 
@@ -130,10 +130,10 @@ def masked_text(
 def seq2seq_text(
     words: np.ndarray, generator: np.random.Generator, tokenizer: Tokenizer, variant: Variant, share: float
 ) -> Text:
-    """A text that is predicted from its prefix and its own past.
+    """Return a text that is predicted from its prefix and its own past.
 
     `causal`: `[CLS] words`, where every row predicts the next token, [SEP] at the end. `masked` (VLP, UniLM):
-    `words [SEP]` with a share of the tokens masked, the final [SEP] among them.
+    `words [SEP]` with a share of the tokens masked, possibly the final [SEP].
     """
     whole = _with_end(words, tokenizer)
     if variant == "causal":
@@ -145,7 +145,6 @@ def seq2seq_text(
 
 
 def _with_end(words: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """`words [SEP]` as int64."""
     whole = np.empty(len(words) + 1, dtype=np.int64)
     whole[:-1] = words
     whole[-1] = tokenizer.sep

@@ -1,4 +1,4 @@
-"""What an average example costs: the sizes of a run's data, and from them its rows and targets, for `dimvl plan`."""
+"""The cost of an average example for `dimvl plan`: its rows and targets, from the sizes of a run's data."""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -12,12 +12,12 @@ class TextFacts(NamedTuple):
     """Sizes of tokenised texts. Where a text has several images, all of these together count as its image.
 
     Attributes:
-        words: mean word pieces of a text.
-        longest: most word pieces of a text.
-        longest_of_image: mean over images of the longest of their texts.
-        number: mean texts of an image.
-        drawn: mean texts of an image that share a prefix, at most `Task.texts_per_prefix`.
-        drawn_rows: mean rows that the sampler counts for these.
+        words: mean word pieces per text.
+        longest: word pieces of the longest text.
+        longest_of_image: word pieces of the longest text of an image, averaged over images.
+        number: mean number of texts per image.
+        drawn: mean number of texts of an image that share a prefix, at most `Task.texts_per_prefix`.
+        drawn_rows: mean number of rows that the sampler counts for these.
 
     """
 
@@ -34,20 +34,20 @@ class DataFacts:
     """Sizes that the costs of a run depend on.
 
     Attributes:
-        images: number of images trained on; None where it is unknown.
+        images: number of training images; None if unknown.
         images_per_prefix: mean number of images in a prefix.
         prefixes_per_image: number of different prefixes divided by `images`.
         regions: mean number of regions in a prefix.
         feature_width: F.
         classes: K of the extractor.
         feature_dtype: type of the features in the store.
-        class_columns: classes kept of each region.
-        attribute_columns: attributes kept of each region.
+        class_columns: classes kept per region.
+        attribute_columns: attributes kept per region.
         texts: sizes of the texts.
         vocabulary: V.
         max_positions: token positions of the model.
         answers: A; 0 without an answer head.
-        assumed: one sentence for each size that no file gives.
+        assumed: one sentence per assumption.
 
     """
 
@@ -67,18 +67,18 @@ class DataFacts:
     assumed: tuple[str, ...] = ()
 
     def assuming(self, sentence: str, **values: object) -> "DataFacts":
-        """Take values that no file gives, and record the assumption."""
+        """Return the facts with assumed values, and record the assumption."""
         return replace(self, assumed=(*self.assumed, sentence), **values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AverageExample:
-    """The average of the examples of a run.
+    """The average example of a run.
 
     Attributes:
-        work: rows and targets.
+        work: its rows and targets.
         cost: rows that the sampler counts for it, an upper bound.
-        per_prefix: number of such examples in an epoch for each different prefix.
+        per_prefix: number of examples per prefix and epoch.
 
     """
 
@@ -90,16 +90,7 @@ class AverageExample:
 def planned_work(
     config: RunConfig, facts: DataFacts, texts: float = 1.0, shared_prefix: bool = False, **heads: float
 ) -> Work:
-    """Work of an example with average lengths.
-
-    Args:
-        config: of the run.
-        facts: sizes of its data.
-        texts: texts of the example.
-        shared_prefix: sequence-to-sequence: the prefix is computed once for all texts.
-        heads: name of a head -> rows that it runs on.
-
-    """
+    """Return the work of an example of average lengths; the other arguments are as in `example_work`."""
     return example_work(
         regions=facts.regions,
         context=config.inputs.tag_tokens + 2,

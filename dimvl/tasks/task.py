@@ -1,9 +1,8 @@
-"""The interface of a task: all that the rest of dimvl knows of pretraining, question answering or captioning.
+"""The interface of a task, through which all other code uses pretraining, question answering and captioning.
 
-A task is one room: its configuration section, how its annotations are read and matched, the heads it needs, its
-examples and losses, how a trained model is applied and scored, and what an average example costs. The training loop,
-engines, validation, evaluation, planning, profiling, export and predictor use this interface only. A new task is a
-subclass of `Task` in a module of its own, added to `dimvl.tasks.TASKS`.
+A task defines its configuration section, how annotations are read and matched, heads, examples and losses, how a
+trained model is applied and scored, and the cost of an average example. A new task is a subclass of `Task` in its own
+module, added to `dimvl.tasks.TASKS`.
 """
 
 from abc import ABC, abstractmethod
@@ -33,17 +32,17 @@ Record = Caption | Question
 
 @dataclass(frozen=True, kw_only=True)
 class Ability:
-    """What a trained model can do with prefixes.
+    """Something that a trained model can do with prefixes.
 
     Attributes:
-        verb: its name in the predictor, such as `answer` or `caption`.
-        available: whether a model with this processor was trained for it.
+        verb: name in the predictor, such as `answer` or `caption`.
+        available: processor -> whether its model was trained for this.
         apply: (trained model, prefixes, token ids of a text for each, **options) -> a sequence or tensor with one raw
-            result for each prefix. The texts are None for an ability that takes none.
-        result: (trained model, raw result, **options) -> what the user gets.
-        takes_text: whether each prefix comes with a text.
+            result per prefix. The texts are None for an ability that takes none.
+        result: (trained model, raw result, **options) -> the result for the user.
+        takes_text: whether each prefix has a text.
         rows: (trained model, **options) -> rows per prefix that decoding adds, for an ability without texts.
-        example: a line of Python for the model card, with `predictor` and an image.
+        example: a line of Python for the model card that uses `predictor`.
 
     """
 
@@ -67,27 +66,27 @@ class Ability:
 
 
 class EvaluationOptions(Section):
-    """What an evaluation is given; a task adds its annotation files and settings."""
+    """Options of an evaluation; a task adds its annotation files and settings."""
 
     missing: Missing = "error"
 
     def files(self) -> dict[str, Path]:
-        """Return the annotation files that are given, by name."""
+        """Return the annotation files, by name."""
         return {name: value for name, value in self if isinstance(value, Path)}
 
     def settings(self) -> dict[str, Any]:
-        """Return everything else that the predictions depend on."""
+        """Return everything that the predictions depend on, except files."""
         return {name: value for name, value in self if not isinstance(value, Path | None)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a model predicted for an annotation file.
+    """A model's predictions for an annotation file.
 
     Attributes:
         predictions: records in the official submission format.
-        items: one for each prediction, to read: the input, the references, the prediction, its score.
-        scores: overall scores; empty where there are no references.
+        items: a readable record per prediction: input, references, prediction, score.
+        scores: overall scores; empty without references.
         files: further files that the scores depend on, by name.
 
     """
@@ -102,9 +101,9 @@ class ValidationScore(NamedTuple):
     """The result of one validation.
 
     Attributes:
-        score: what the best checkpoint is chosen by; higher is better.
-        parts: further figures to log, by name.
-        predictions: what the model predicts for a fixed sample.
+        score: score of the checkpoint; higher is better.
+        parts: further numbers to log, by name.
+        predictions: predictions for a fixed sample.
 
     """
 
@@ -114,7 +113,7 @@ class ValidationScore(NamedTuple):
 
 
 class Validator(ABC):
-    """Scores the weights of a task's model on held-out data, batch by batch, so that ranks can share the work.
+    """Scores the model on held-out data, batch by batch, so that ranks can share the work.
 
     Attributes:
         costs: (I,) rows of each item (question, image) to score.
@@ -125,11 +124,11 @@ class Validator(ABC):
 
     @abstractmethod
     def run(self, items: np.ndarray) -> Any:
-        """Apply the model to a batch of items (B,), none at all included; return a small plain value."""
+        """Apply the model to a batch of items (B,), which may be empty; return a small plain value."""
 
     @abstractmethod
     def result(self, parts: Sequence[tuple[np.ndarray, Any]]) -> ValidationScore:
-        """Combine the (items, value) of all batches, in the order of the batches."""
+        """Combine the (items, value) pairs of all batches, in order."""
 
 
 class Task(ABC, Generic[Config]):
@@ -139,12 +138,12 @@ class Task(ABC, Generic[Config]):
         name: value of `task` in a configuration.
         title: heading in the documentation of the configuration.
         command: the command of `dimvl` that trains it.
-        config: the class of its configuration.
-        evaluation: what `evaluate` is given.
-        abilities: what a model trained on it can do.
+        config: class of its configuration.
+        evaluation: class of the options of `evaluate`.
+        abilities: abilities of a model trained on it.
         pipeline_tag: kind of model on the Hugging Face hub.
-        texts_per_image: assumed by `dimvl plan` where there are no texts yet.
-        draws_in_steps: whether a step decodes before it learns, which plan and profile do not count.
+        texts_per_image: assumption of `dimvl plan` if no texts exist yet.
+        draws_in_steps: whether training steps decode captions, which plan and profile do not cover.
 
     """
 
@@ -159,14 +158,14 @@ class Task(ABC, Generic[Config]):
     draws_in_steps: ClassVar[bool] = False
 
     def __init_subclass__(cls, abstract: bool = False, **arguments: Any) -> None:
-        """Refuse a task that lacks a part of the interface, where it is defined.
+        """Refuse the definition of a task that lacks a part of the interface.
 
         Args:
-            abstract: the class is a base of several tasks and need not be complete.
-            arguments: of other base classes.
+            abstract: the class is a base of several tasks and may be incomplete.
+            arguments: arguments of other base classes.
 
         Raises:
-            TypeError: something is missing.
+            TypeError: a part is missing.
 
         """
         super().__init_subclass__(**arguments)
@@ -179,16 +178,16 @@ class Task(ABC, Generic[Config]):
             raise TypeError(f"task {cls.__name__} lacks {', '.join(missing)}")
 
     def variant(self, config: Config) -> "Task[Any]":
-        """Return the task that a configuration asks for: this one, or one that trains the same model otherwise."""
+        """Return the task of a configuration: this one, or one that trains the same model differently."""
         return self
 
     @abstractmethod
     def annotation_files(self, config: Config) -> dict[str, list[Path]]:
-        """Return the annotation files of a run by name, those of its validation as `validation NAME`."""
+        """Return the annotation files of a run by name; those of the validation are named `validation NAME`."""
 
     @abstractmethod
     def read(self, config: Config, store: RegionStore) -> Sequence[Record]:
-        """Read the texts to train on and match them with the images of the store.
+        """Read the training texts and match them with the images of the store.
 
         Raises:
             UserError: a file is missing or wrong, or does not belong to the store.
@@ -197,45 +196,36 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def labelled_texts(self, records: Sequence[Any], processor: Processor) -> list[LabelledText]:
-        """Turn what `read` returned into texts to tokenise, with their labels."""
+        """Convert the result of `read` to texts to tokenise, with their labels."""
 
     @abstractmethod
     def capabilities(self, config: Config, records: Sequence[Any]) -> dict[str, Any]:
-        """Return the fields of `Processor` that a model of this run has for the task."""
+        """Return the task's fields of the run's `Processor`."""
 
     @abstractmethod
     def heads(self, config: Config, classes: int, answers: int) -> dict[str, Any]:
-        """Return the arguments of the heads in `dimvl.model.heads.HEADS` that the task needs.
+        """Return the arguments of the heads that the task needs, as in `dimvl.model.heads.HEADS`.
 
-        Args:
-            config: of the run.
-            classes: K of the extractor.
-            answers: A of the answer vocabulary.
-
+        The extractor has K `classes` and the vocabulary A `answers`.
         """
 
     @abstractmethod
     def build(
         self, config: Config, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
     ) -> tuple[TaskModule, ImageSource]:
-        """Build the losses over the model, and the examples to train on.
+        """Build the losses and the source of training examples.
 
         Raises:
-            UserError: a file that the configuration names is wrong.
+            UserError: a file of the configuration is wrong.
 
         """
 
     @abstractmethod
     def validator(self, config: Config, module: TaskModule, store: RegionStore) -> Validator:
-        """Prepare the validation that `config.validation` asks for.
-
-        Args:
-            config: of the run; its section `validation` is there.
-            module: of the run, whose model is scored.
-            store: regions of the validation images.
+        """Prepare the validation of `config.validation`, which is not None, on a store of the validation images.
 
         Raises:
-            UserError: annotations that do not fit.
+            UserError: annotations that do not fit the store.
 
         """
 
@@ -243,12 +233,12 @@ class Task(ABC, Generic[Config]):
     def evaluate(
         self, trained: TrainedModel, store: RegionStore, options: Any, progress: Progress | None = None
     ) -> Evaluation:
-        """Predict for annotation files and score the predictions as far as dimvl does so itself.
+        """Predict for annotation files and score the predictions, except for scores of other programs.
 
         Args:
             trained: a model of this task.
             store: regions of the images.
-            options: of the class `evaluation`.
+            options: an instance of the class `evaluation`.
             progress: called with (predictions made, predictions in total).
 
         Raises:
@@ -257,17 +247,17 @@ class Task(ABC, Generic[Config]):
         """
 
     def with_official_scores(self, evaluation: Evaluation) -> Evaluation:
-        """Add scores that take other programs, after the predictions are written."""
+        """Add scores of other programs, after the predictions are written."""
         return evaluation
 
     @abstractmethod
     def average_example(self, config: Config, facts: DataFacts) -> AverageExample:
-        """Return what an average example of a run costs, for `dimvl plan`."""
+        """Return the cost of an average example of a run, for `dimvl plan`."""
 
     def texts_per_prefix(self, config: Config) -> int:
-        """Return the most texts that an example has; for `dimvl plan`."""
+        """Return the maximum number of texts of an example, for `dimvl plan`."""
         return 10**6
 
     def planned_answers(self, config: Config) -> tuple[int, str]:
-        """Return the size of the answer vocabulary for `dimvl plan`, and what was assumed about it if anything."""
+        """Return the size of the answer vocabulary for `dimvl plan`, and the assumption about it, if any."""
         return 0, ""

@@ -1,4 +1,4 @@
-"""What the validations of several tasks share: matched records, the subset to score, the sample to show."""
+"""Helpers for validation: matched records, the subset to score and the sample to log."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from dimvl.regions.store import RegionStore
 
 logger = logging.getLogger(__name__)
 SHOWN = 32
-"""Predictions logged at each validation."""
+"""Number of predictions logged at each validation."""
 
 
 def matched(records: Sequence[Record], path: Path, config: RunConfig, store: RegionStore) -> list[Record]:
@@ -30,14 +30,14 @@ def matched(records: Sequence[Record], path: Path, config: RunConfig, store: Reg
     images = list(dict.fromkeys(image for record in found for image in record.image_ids))
     if seen := trained_images(images, read_trained_on(config.output)):
         logger.warning(
-            "%d of the %d images of %s are trained on, such as %r: the validation score will be too high",
+            "%d of the %d images of %s are trained on, such as %r; the validation score will be too high",
             *(len(seen), len(images), path, seen[0]),
         )
     return found
 
 
 def subset(number: int, section: ValidationConfig) -> np.ndarray:
-    """Draw the items to score out of `number`, ascending; all of them without `section.subset`."""
+    """Draw the items to score out of `number`, ascending; without `section.subset`, return all."""
     if section.subset is None or section.subset >= number:
         return np.arange(number)
     return np.sort(keyed_generator(section.seed, "validation").permutation(number)[: section.subset])

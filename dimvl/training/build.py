@@ -1,4 +1,4 @@
-"""What a run trains, built from its configuration: processor, tokenised texts, model, losses and examples."""
+"""Builds what a run trains from its configuration: processor, tokenised texts, model, losses and examples."""
 
 import logging
 from collections.abc import Sequence
@@ -35,13 +35,13 @@ def build_task(
     known: TextStore | None = None,
     progress: NamedProgress = lambda what, done, total: None,
 ) -> tuple[TaskModule, ImageSource]:
-    """Build the model with its losses, and the examples to train on; write what belongs to them into the run's folder.
+    """Build the model with its losses, and the source of training examples; write their files into the run's folder.
 
     Args:
-        config: of the run.
-        store: its regions.
-        records: annotations to train on, as `Task.read` returns them.
-        known: texts of an earlier start, which replace the annotations.
+        config: the run's configuration.
+        store: the run's region store.
+        records: the result of `Task.read`.
+        known: tokenised texts of an earlier start, which replace the records.
         progress: called while texts are tokenised.
 
     Raises:
@@ -49,11 +49,12 @@ def build_task(
 
     """
     task, initial = task_of(config), _initial(config, store)
-    if known is not None:  # tokenised with what was settled then
+    if known is not None:
         processor = Processor.load(config.output)
     else:
         processor = _processor(config, store, records, initial, task.capabilities(config, records))
-        files = [file for name, some in task.annotation_files(config).items() for file in some if " " not in name]
+        annotations = task.annotation_files(config).items()
+        files = [file for name, paths in annotations for file in paths if " " not in name]  # not of the validation
         known = tokenised(config, processor, files, task.labelled_texts(records, processor), initial, progress)
     heads = task.heads(config, len(store.extractor.classes), len(processor.answers))
     model = _model(config, processor, store, initial, heads)
@@ -76,7 +77,7 @@ def _processor(
     initial: TrainedModel | None,
     capabilities: dict[str, Any],
 ) -> Processor:
-    """Settle inputs and tokenizer, check them against the checkpoint that the run starts from, and save them."""
+    """Choose inputs and tokenizer, check them against the initial model, and save them."""
     inputs, run = config.inputs, config.output
     if inputs.tokenizer is not None:
         tokenizer = Tokenizer.load(inputs.tokenizer)
@@ -108,15 +109,12 @@ def _processor(
 
 
 def _check_same_inputs(processor: Processor, initial: TrainedModel) -> None:
-    """Refuse inputs that would mean something else to the checkpoint's weights.
-
-    Raises:
-        UserError: tokenizer, tag budget or variant differ.
-
-    """
+    """Refuse a tokenizer, text budgets or a variant that the initial model was not trained with."""
     old = initial.processor
     if old.tokenizer.fingerprint != processor.tokenizer.fingerprint:
-        raise UserError(f"inputs.tokenizer is not the tokenizer of {initial.weights}; omit it to use that one")
+        raise UserError(
+            f"inputs.tokenizer is not the tokenizer of {initial.weights}; omit inputs.tokenizer to use that one"
+        )
     names = ["tag_tokens", "text_tokens", *(["times"] if old.times else [])]
     names += ["variant"] if processor.captions and old.captions else []
     for name in names:
@@ -131,7 +129,7 @@ def _check_same_inputs(processor: Processor, initial: TrainedModel) -> None:
 def _model(
     config: RunConfig, processor: Processor, store: RegionStore, initial: TrainedModel | None, heads: dict[str, Any]
 ) -> DimvlModel:
-    """Build the model, fill it from BERT or from a checkpoint, and write its arguments beside the run."""
+    """Build the model, load BERT or the initial model, and write its arguments into the run's folder."""
     arguments = {
         **config.model.model_dump(exclude={"bert"}),
         "vocabulary": len(processor.tokenizer),
@@ -149,9 +147,9 @@ def _model(
     if config.model.bert is not None:
         load_bert(model, config.model.bert)
     if processor.max_regions and (initial is None or config.new_extractor):
-        mean, deviation = feature_statistics(store)
+        mean, std = feature_statistics(store)
         model.regions.feature_mean.copy_(torch.from_numpy(mean))
-        model.regions.feature_std.copy_(torch.from_numpy(deviation))
+        model.regions.feature_std.copy_(torch.from_numpy(std))
     if initial is not None:
         _load_initial(model, initial, processor if config.new_extractor else None)
     write_json(config.output / MODEL, arguments)
@@ -159,12 +157,7 @@ def _model(
 
 
 def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
-    """Return the model arguments of a BERT checkpoint that has an embedding for every token and position.
-
-    Raises:
-        UserError: it has not.
-
-    """
+    """Return the model arguments of a BERT checkpoint; refuse one without an embedding for every token and position."""
     arguments = bert_arguments(folder)
     if (tokens := len(processor.tokenizer)) > arguments["vocabulary"]:
         raise UserError(
@@ -180,12 +173,7 @@ def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
 
 
 def _same_network(arguments: dict[str, Any], initial: TrainedModel) -> dict[str, Any]:
-    """Return arguments to take over from the checkpoint, after comparing those that shapes do not show.
-
-    Raises:
-        UserError: attention heads or activation differ.
-
-    """
+    """Return arguments of the initial model, and refuse differences that the shapes of weights do not show."""
     model = initial.model
     for name, value in (("heads", model.encoder.heads), ("activation", model.encoder.activation)):
         if arguments[name] != value:
@@ -196,10 +184,10 @@ def _same_network(arguments: dict[str, Any], initial: TrainedModel) -> dict[str,
 
 
 def _load_initial(model: DimvlModel, initial: TrainedModel, new: Processor | None) -> None:
-    """Load the weights to start from; for the new extractor of a processor, without its region projection."""
+    """Load the initial weights, without the region projection if `new` is a processor with a new extractor."""
     weights = read_weights(initial.weights)
     if new is not None:
-        logger.warning("the region projection starts from scratch for the extractor %s", new.extractor.name)
+        logger.warning("the region projection is newly initialised for the extractor %s", new.extractor.name)
         weights |= {name: value for name, value in model.state_dict().items() if name.startswith("regions.feature")}
         weights["regions.hidden_feature"] = model.regions.hidden_feature.detach()
     if fresh := load_pretrained(model, weights, str(initial.weights)):

@@ -15,10 +15,10 @@ from types import TracebackType
 
 from dimvl.checkpoints import STATE, checkpoint_folder, checkpoint_folders
 from dimvl.files import atomic_folder, sha256, write_json
-from dimvl.training.early_stopping import Best
 from dimvl.training.engine import Engine
 from dimvl.training.ranks import fail_together
 from dimvl.training.state import State, write_state
+from dimvl.training.validation import Best
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The one training loop. It knows steps, an engine and losses, whatever the task."""
+"""The training loop, the same for all tasks and engines."""
 
 import logging
 import math
@@ -23,16 +23,16 @@ from dimvl.model.work import Work
 from dimvl.objectives import normalise
 from dimvl.tasks import task_of
 from dimvl.training.checkpoint import Saver
-from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.engine import Engine
 from dimvl.training.loading import dead_workers, prefetch
 from dimvl.training.peak import matmul_rate
 from dimvl.training.ranks import Ranks, any_rank, fail_together, on_rank_zero
 from dimvl.training.report import Log, Meter, StepReport, open_log, peak_memory_gb
 from dimvl.training.state import read_state, shapes_of
+from dimvl.training.validation import Best, Validation
 
 logger = logging.getLogger(__name__)
-SHOWN = 8  # images named in a message
+SHOWN = 8  # examples named in a message
 Report = Callable[[StepReport], None]
 """Called with each logged step."""
 
@@ -48,17 +48,17 @@ def train(
     """Train to the last step or until the score no longer improves, resuming from the newest checkpoint of the run.
 
     Args:
-        engine: holds the model with its losses.
+        engine: engine with the model and its losses.
         data: optimiser steps by number.
-        config: of the run.
-        run: its folder.
+        config: the run's configuration.
+        run: the run's folder.
         report: called with each logged step, on every rank.
-        validation: scores the weights; decides which checkpoint is best and when to stop.
+        validation: decides which checkpoint is best and when to stop early.
 
     Raises:
         NotFiniteError: a loss, gradient or score is not finite; nothing is saved.
         Interrupted: SIGTERM or SIGINT was received; a checkpoint is saved, after a validation if one is due. Before
-            the first step of this call is complete there is nothing to save, and training ends at once.
+            the first step of this call is complete, training stops at once without saving.
         UserError: a checkpoint or the log could not be written, a loader process died, or the GPU's memory is too
             small.
         OtherRankError: another rank failed or ended.
@@ -98,7 +98,7 @@ def train(
 
 @contextmanager
 def _enough_memory(settings: TrainingConfig) -> Iterator[None]:
-    """Report a GPU that is too small as a mistake of the user."""
+    """Turn torch's out-of-memory error into a `UserError`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -110,7 +110,7 @@ def _enough_memory(settings: TrainingConfig) -> Iterator[None]:
 
 
 def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
-    """Load the newest checkpoint; return the steps done and the best score so far."""
+    """Load the newest checkpoint; return the number of steps done and the best score so far."""
     ranks = engine.ranks
 
     def newest() -> tuple[str, dict[str, Any]] | None:
@@ -122,7 +122,7 @@ def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
     name, described = found
     if described["ranks"] != ranks.size:
         before = described["ranks"]
-        logger.info("a checkpoint of %d ranks resumes on %d: the same data, split differently", before, ranks.size)
+        logger.info("resuming a checkpoint of %d ranks on %d: the same data, split differently", before, ranks.size)
     with fail_together(ranks):
         state = read_state(run / "checkpoints" / name, shapes_of(engine.task.model))
     engine.restore(state)
@@ -130,13 +130,13 @@ def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
 
 
 def _ideal_seconds(engine: Engine, precision: Literal["fp32", "bf16"]) -> Callable[[Work], float]:
-    """Return a function from the work of a step to its seconds at the peak of this device."""
+    """Return a function from the work of a step to its seconds at the peak of the device."""
     model, peak = engine.task.model, matmul_rate(engine.device, precision)
     return lambda work: total_flops(model, work) / peak
 
 
 class Update(NamedTuple):
-    """A step's results: this rank's sums of losses, global targets by objective, gradient norm, learning rate."""
+    """Results of a step: the rank's sums of losses, global target counts by objective, gradient norm, learning rate."""
 
     sums: dict[str, float]
     counts: dict[str, int]
@@ -145,7 +145,7 @@ class Update(NamedTuple):
 
 
 def _report(engine: Engine, update: Update, meter: Meter, done: int, steps: int, epoch: int) -> StepReport:
-    """Return what is logged of a step, and reset the meter."""
+    """Return the log entry of a step, and reset the meter."""
     losses = _means(engine.ranks, update.sums, update.counts)
     rates: dict[str, Any] = meter.rates()
     left = rates.pop("seconds_per_step") * (steps - done)
@@ -190,18 +190,18 @@ def optimise(engine: Engine, step: Step, seed: int, number: int) -> Update:
 
 
 def _means(ranks: Ranks, sums: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
-    """Losses per target over all ranks, by name."""
+    """Return the mean losses per target over all ranks, by name."""
     total = ranks.sum(np.array(list(sums.values()), dtype=np.float64)).tolist()
     return {name: value / max(1, counts[name.partition("/")[0]]) for name, value in zip(sums, total, strict=True)}
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
-    """Seed dropout by step, so that a resumed run draws what an undisturbed one does, without saved random state."""
+    """Seed dropout by step, so that a resumed run draws the same without a saved random state."""
     torch.manual_seed(int(keyed_generator(seed, "dropout", step, micro_batch, rank).integers(2**63)))
 
 
 def _check_finite(ranks: Ranks, losses: Mapping[str, float], step: int, sources: Sequence[str]) -> None:
-    """Stop every rank if a loss of one is not finite, before its gradient reaches the others."""
+    """Stop all ranks if a loss on one of them is not finite, before its gradient reaches the others."""
     bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if not any_rank(ranks, bool(bad)):
         return
@@ -229,7 +229,7 @@ def _shorten(sources: Sequence[str]) -> str:
 
 @dataclass
 class StopRequest:
-    """The first signal received, and whether this call has trained a step to save before it stops."""
+    """The first signal received, and whether a step has been trained that must be saved before stopping."""
 
     signal: int | None = None
     to_save: bool = False
@@ -237,18 +237,18 @@ class StopRequest:
 
 @contextmanager
 def _stop_signals(first: int, last: int) -> Iterator[StopRequest]:
-    """Note SIGTERM and SIGINT. A second one stops at once, as does the first if there is nothing to save yet."""
+    """Record SIGTERM and SIGINT. A second signal stops at once, as does the first if nothing needs saving yet."""
     request, previous = StopRequest(), {}
 
     def note(number: int, frame: FrameType | None) -> None:
         again, request.signal = request.signal is not None, request.signal or number
         if again or not request.to_save:
-            raise KeyboardInterrupt  # not an `Exception`, which would be sent to other ranks that may not be listening
+            raise KeyboardInterrupt  # an `Exception` would be sent to other ranks, which may not be listening
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             previous[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread, where signals are the caller's
+    except ValueError:  # outside the main thread, signals belong to the caller
         pass
     try:
         yield request

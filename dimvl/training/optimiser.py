@@ -17,10 +17,10 @@ from dimvl.model.model import DimvlModel
 
 
 def freeze(model: DimvlModel, config: FreezeConfig) -> None:
-    """Make weights untrainable, before an optimiser is built.
+    """Freeze weights, before an optimiser is built.
 
     Raises:
-        UserError: more layers than the model has.
+        UserError: more layers are to be frozen than the model has.
 
     """
     layers = model.encoder.layers
@@ -32,16 +32,10 @@ def freeze(model: DimvlModel, config: FreezeConfig) -> None:
 
 
 def rate_multiplier(name: str, layers: int, config: TrainingConfig) -> float:
-    """Learning rate of a weight over the configured one.
+    """Return the factor on the configured learning rate for a weight, by its name and the number of layers.
 
-    As in BEiT: heads have the whole rate, each block one factor of the decay less than what is above it, embeddings the
-    lowest. A word embedding that a word head shares is an embedding.
-
-    Args:
-        name: of the weight in a `DimvlModel`.
-        layers: number of blocks.
-        config: head multiplier and layer decay.
-
+    As in BEiT, each block has the rate of the one above times the layer decay, and embeddings have the lowest rate.
+    The word embedding that a word head shares is an embedding.
     """
     if is_head(name):
         return config.head_multiplier
@@ -51,12 +45,12 @@ def rate_multiplier(name: str, layers: int, config: TrainingConfig) -> float:
 
 
 class Muon(AdamW):
-    """AdamW, but groups with `muon` set take the orthogonalised momentum of their matrices as update.
+    """AdamW, except that groups with `muon` set are updated by the orthogonalised momentum of their matrices.
 
     Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024): W -= lr * s * U V^T, with U S V^T
     the Nesterov momentum; s = .2 sqrt(max(rows, columns)) makes the update as large as AdamW's (Liu et al., "Muon is
-    scalable for LLM training", 2025, section 2.2). `torch.optim.Muon` computes in bf16, which processors without bf16
-    instructions do 20 times slower; this one computes in fp32.
+    scalable for LLM training", 2025, section 2.2). This one computes in fp32; `torch.optim.Muon` computes in bf16,
+    which is 20 times slower on CPUs without bf16 instructions.
     """
 
     momentum = 0.95
@@ -77,7 +71,7 @@ class Muon(AdamW):
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state, of a checkpoint say; AdamW looks for its count of steps with every weight of a group."""
+        """Load a state; Muon's groups are hidden from AdamW, which expects a step count for every weight."""
         groups = state["param_groups"]
         super().__setstate__({**state, "param_groups": [group for group in groups if not group["muon"]]})
         self.param_groups = groups
@@ -92,9 +86,9 @@ class Muon(AdamW):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Bring all singular values near 1, roughly: (R, C) -> (R, C).
+    """Bring all singular values between about .7 and 1.2: (R, C) -> (R, C).
 
-    Five quintic Newton-Schulz steps with the coefficients of Jordan et al.; they end between .7 and 1.2.
+    Five quintic Newton-Schulz steps with the coefficients of Jordan et al.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     result = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
@@ -105,16 +99,12 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def build_optimiser(model: DimvlModel, config: TrainingConfig) -> AdamW:
-    """Make AdamW over what is trainable: no weight decay on biases, norms and vectors; rates by `rate_multiplier`.
+    """Build AdamW over the trainable weights, with rates by `rate_multiplier` and weight decay on matrices only.
 
-    With `muon_rate` the matrices of the encoder go by Muon at that rate.
-
-    Args:
-        model: its heads are those of `dimvl.model.heads.HEADS`.
-        config: learning rates, weight decay, multipliers, beta2.
+    With `muon_rate`, the matrices of the encoder are optimised with Muon at that rate.
 
     Raises:
-        UserError: nothing is trainable.
+        UserError: no weight is trainable.
 
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

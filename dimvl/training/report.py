@@ -18,8 +18,8 @@ from dimvl.data.sampler import Step
 from dimvl.files import atomic_path, writing
 from dimvl.model.work import Work
 from dimvl.tasks.task import ValidationScore
-from dimvl.training.early_stopping import Best
 from dimvl.training.ranks import Ranks, fail_together
+from dimvl.training.validation import Best
 from dimvl.training.wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)

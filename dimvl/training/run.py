@@ -1,4 +1,4 @@
-"""A run from its configuration: what the ranks must agree on, the task, the engine and the loop."""
+"""Trains a run from its configuration: agreement of the ranks, task, engine and loop."""
 
 import os
 from contextlib import ExitStack
@@ -20,13 +20,12 @@ from dimvl.tasks.base import TaskModule
 from dimvl.trained_model import choose_device
 from dimvl.training.build import build_task
 from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
-from dimvl.training.early_stopping import Validation
 from dimvl.training.engine import Engine, TorchEngine
 from dimvl.training.loop import Report, train
 from dimvl.training.ranks import Ranks, fail_together, new_group_timeout, open_ranks
 from dimvl.training.run_folder import PLANS, check_ranks, claim, describe, record, release
 from dimvl.training.texts import known_texts
-from dimvl.training.validation import build_validation
+from dimvl.training.validation import Validation, build_validation
 
 
 def run_training(
@@ -35,13 +34,13 @@ def run_training(
     """Train as configured, resuming where the run stopped; return the run's folder.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         report: called with each logged step.
-        progress: called while other work is done (what, how much of it, how much in total).
+        progress: called during other work with (what, items done, items in total).
 
     Raises:
-        UserError: anything in configuration, stores, annotations or checkpoints that does not fit.
-        OtherRankError: another process of the run failed or ended.
+        UserError: configuration, stores, annotations or checkpoints do not fit together.
+        OtherRankError: another rank failed or ended.
 
     """
     cpu.configure()
@@ -55,7 +54,7 @@ def train_on(
     report: Report | None = None,
     progress: NamedProgress = lambda what, done, total: None,
 ) -> Path:
-    """Train on ranks that are connected; as `run_training`."""
+    """Train on connected ranks; see `run_training`."""
     options = _configure(ranks, config)
     with fail_together(ranks):
         description = describe(config)
@@ -64,14 +63,15 @@ def train_on(
     with ExitStack() as held:
         prepared = None
         try:
-            for first in (True, False):  # rank 0 writes tokenizer, texts and so on, which the others then find
+            for first in (True, False):  # rank 0 writes the tokenizer, texts and so on, which the others then read
                 with fail_together(ranks):
                     if (ranks.rank == 0) is first:
                         prepared = _prepare(config, description, ranks, progress, held)
             assert prepared is not None
             module, source, validation = prepared
             engine = _engine(config, module, options, ranks)
-            train(engine, _steps(config, module, source, ranks), config, config.output, report, validation)
+            data = training_steps(config, module, source, ranks, config.training.steps)
+            train(engine, data, config, config.output, report, validation)
         except (UserError, NotFiniteError, OtherRankError):
             if ranks.rank == 0 and prepared is not None and latest_checkpoint(config.output) is None:
                 release(config.output)
@@ -113,13 +113,16 @@ def _prepare(
         raise
 
 
-def _steps(config: RunConfig, module: TaskModule, source: ExampleSource, ranks: Ranks) -> TrainingSteps:
+def training_steps(
+    config: RunConfig, module: TaskModule, source: ExampleSource, ranks: Ranks, steps: int
+) -> TrainingSteps:
+    """Build the first `steps` optimiser steps of a run, for one rank."""
     settings = config.training
     return TrainingSteps(
         source,
         module.shape,
         seed=config.seed,
-        steps=settings.steps,
+        steps=steps,
         rows_per_step=settings.rows_per_step,
         rows_per_micro_batch=settings.rows_per_micro_batch,
         rank=ranks.rank,
@@ -129,7 +132,7 @@ def _steps(config: RunConfig, module: TaskModule, source: ExampleSource, ranks: 
 
 
 def prepare_encoder(module: TaskModule, config: TrainingConfig) -> None:
-    """Choose how the encoder computes; what it computes stays the same."""
+    """Set activation checkpointing and compilation, which do not change what the encoder computes."""
     module.model.encoder.checkpoint_activations = config.checkpoint_activations
     if config.compile:
         module.model.encoder.compile_blocks()

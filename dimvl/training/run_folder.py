@@ -1,13 +1,13 @@
 """The folder of a run: claimed for one configuration, locked by one process, released if nothing was trained.
 
-RUN/run.json             the configuration, versions and the git revision
-    texts.json           which tokenised texts it is trained on
-    match.json           which images of the annotations are in the region store
-    trained_on.npy       hashes of the images trained on, see `dimvl/data/trained_on.py`
+RUN/run.json             configuration, versions and git revision
+    texts.json           name of the tokenised texts
+    match.json           images of the annotations that are in the region store
+    trained_on.npy       hashes of the training images, see `dimvl/data/trained_on.py`
     config.json          the model's arguments
     processor.json, tokenizer.json, tokenizer_config.json
     checkpoints/, log.jsonl, texts/
-    .plans/              while it runs: which examples each step has, see `dimvl/data/epoch_plan.py`
+    .plans/              during training: the examples of each step, see `dimvl/data/epoch_plan.py`
 """
 
 import shutil
@@ -30,18 +30,18 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
 from dimvl.training.ranks import Ranks, check_same
 
-PLANS = ".plans"  # a name that users do not give to folders of their own, since it is removed
+PLANS = ".plans"  # removed at the end, so a name that users hardly choose
 PATIENCE = 10.0
-"""Seconds to wait for the folder's lock: loader processes of a killed run hold it for a second or two."""
+"""Seconds to wait for the folder's lock, which loader processes of a killed run hold for a second or two."""
 OTHERS = {"scenes.json": "scenes", "manifest.json": "a region store", "demo.json": "a demo"}
 PATHS = {"regions", "cache"}
-"""Keys that may differ between ranks and between starts: region stores are compared by their manifests."""
+"""Keys that may differ between ranks and starts; region stores are compared by their manifests instead."""
 FREE = PATHS | {
     *("output", "deepspeed", "training.threads", "training.workers", "training.device", "training.wandb"),
     *("training.keep", "training.save_every", "training.log_every", "training.check_reads", "training.compile"),
     *("training.checkpoint_activations", "training.rows_per_micro_batch"),
 }
-"""Keys that may change when a run resumes: where and how it runs, not what it computes but for rounding."""
+"""Keys that may change when a run resumes, since they change results by rounding at most."""
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
@@ -75,12 +75,12 @@ def check_ranks(ranks: Ranks, config: RunConfig, description: dict[str, Any]) ->
     facts |= {f"file of {name}": value for name, value in flat(description["data"])}
     facts |= {f"version of {name}": value for name, value in description["versions"].items()}
     facts |= {"git revision of dimvl": description["git_revision"]}
-    # Other instructions choose other kernels (`dimvl/cpu/linear.py`), whose gradients round differently.
+    # Other instructions select other kernels (`dimvl/cpu/linear.py`), whose gradients round differently.
     check_same(ranks, facts | {"kind of CPU (vector instructions)": torch.backends.cpu.get_cpu_capability()})
 
 
 def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the names of nested values, joined by dots, with the values."""
+    """Yield nested values with their names, joined by dots."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from flat(value, f"{place}{key}.")
@@ -89,47 +89,48 @@ def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def claim(config: RunConfig, description: dict[str, Any], held: ExitStack | None) -> bool:
-    """Make sure that the folder is free or holds this run; return whether it is new.
+    """Check that the folder is free or holds this run; return whether the run is new.
 
     Args:
-        config: of the run.
-        description: as `describe` returns it.
+        config: the run's configuration.
+        description: the result of `describe`.
         held: on rank 0, keeps the folder locked and removes plans at the end; None on other ranks.
 
     Raises:
-        UserError: another process trains in it, or it holds a run of another configuration, a model that is not a run,
-            or something else of dimvl.
+        UserError: another process trains in the folder, or it holds another run, another model or other data of dimvl.
 
     """
     run = config.output
-    if held is not None:  # before all else: a process that is waited for may have claimed the folder meanwhile
-        held.enter_context(locked(run, f"another process trains in {run}; wait for it or end it", patience=PATIENCE))
+    if held is not None:  # first, since the process that holds the lock may claim the folder
+        held.enter_context(locked(run, f"another process trains in {run}; wait for it or stop it", patience=PATIENCE))
     _check_claim(run, config, description)
     is_new = not (run / RUN).exists()
     if held is not None:
-        shutil.rmtree(run / PLANS, ignore_errors=True)  # of a run that was killed; other code may plan differently
+        shutil.rmtree(run / PLANS, ignore_errors=True)  # left by a killed run, perhaps of another version
         held.callback(shutil.rmtree, run / PLANS, ignore_errors=True)
     return is_new
 
 
 def record(run: Path, description: dict[str, Any]) -> None:
-    """Write `run.json` of a new run: from now on the folder is claimed."""
+    """Write `run.json` of a new run, which claims the folder."""
     (run / TEXTS).unlink(missing_ok=True)
     write_json(run / RUN, description)
 
 
 def release(run: Path) -> None:
-    """Free the folder of a run that has trained nothing for a corrected configuration."""
+    """Free the folder of a run that has trained nothing, for a corrected configuration."""
     for name in (RUN, TOKENIZER):
         (run / name).unlink(missing_ok=True)
 
 
 def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> None:
     if not (run / RUN).exists():
-        if (run / MODEL).exists() and not (run / MATCH).exists():  # a run that failed to start may have both
-            raise UserError(f"{run} holds an export or another model, which a run would overwrite; give another output")
+        if (run / MODEL).exists() and not (run / MATCH).exists():  # a run that failed to start has both
+            raise UserError(
+                f"{run} holds an export or another model, which training would overwrite; give another output"
+            )
         if other := next((what for name, what in OTHERS.items() if (run / name).exists()), None):
-            raise UserError(f"{run} holds {other}, which a run would be mixed into; give another output")
+            raise UserError(f"{run} holds {other}, which training would write into; give another output")
         return
     old = run_arguments(run)
     changed = [
@@ -144,15 +145,15 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
 
 
 def _with_defaults(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Add the defaults of keys that did not exist when a run was started."""
+    """Add the defaults of keys that did not exist when the run was started."""
     try:
         return model.model_validate(values).model_dump(mode="json")
-    except ValidationError:  # of another task, or of rules that did not hold then
+    except ValidationError:  # another task, or a value that was valid then
         return values
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], place: str = "") -> list[str]:
-    """Return the names of values that differ, with both values."""
+    """Return the names of the values that differ, with both values."""
     result = []
     for key in sorted(old.keys() | new.keys()):
         name = f"{place}{key}"

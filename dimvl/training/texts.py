@@ -1,4 +1,4 @@
-"""The texts of a run, tokenised once: found again by a later start, or written with what belongs to them."""
+"""The texts of a run, tokenised at its first start and reopened at later ones."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,9 +16,9 @@ from dimvl.trained_model import TrainedModel
 
 
 def known_texts(config: RunConfig) -> TextStore | None:
-    """Open the texts that an earlier start of this run, or rank 0, has tokenised; None if missing or damaged.
+    """Open the texts that an earlier start or rank 0 has tokenised; return None if they are missing or damaged.
 
-    They replace the annotations, which need not be read again; the caller has made sure that these are the same.
+    The caller must have checked that the annotations have not changed.
     """
     try:
         name = str(read_json(config.output / TEXTS)["store"])
@@ -36,14 +36,14 @@ def tokenised(
     initial: TrainedModel | None,
     progress: NamedProgress,
 ) -> TextStore:
-    """Tokenise texts, and record in the run's folder where they are and which images are trained on.
+    """Tokenise texts, and record in the run's folder where they are and which images the model is trained on.
 
     Args:
-        config: of the run.
-        processor: of the run.
-        sources: files that the texts come from.
-        texts: what they hold.
-        initial: the model that the run starts from, whose images count too.
+        config: the run's configuration.
+        processor: the run's processor.
+        sources: the annotation files.
+        texts: the texts in these files.
+        initial: the initial model, whose training images are included.
         progress: called while texts are tokenised.
 
     Raises:
@@ -52,13 +52,7 @@ def tokenised(
     """
     images = dict.fromkeys(image for text in texts for image in text.image_ids)
     write_trained_on(config.output, images, NOTHING if initial is None else initial.trained_on)
-    store = text_store(
-        config.texts_folder,
-        processor.tokenizer,
-        processor.text_tokens,
-        sources,
-        texts,
-        partial(progress, "texts tokenised"),
-    )
+    show = partial(progress, "texts tokenised")
+    store = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, sources, texts, show)
     write_json(config.output / TEXTS, {"store": store.path.name})
     return store

@@ -1,9 +1,12 @@
 """Validation during training: the task's score on held-out data, computed by all ranks together.
 
-Nothing is random but the subset, which its own seed decides, so a resumed run finds the same scores. Batches are
-assigned round-robin to ranks; a rank without one left gets an empty batch, so that all ranks call the modules of the
-model equally often, which ZeRO 3 needs.
+Only the subset is random, and it has its own seed, so a resumed run gets the same scores. Batches are assigned
+round-robin to ranks. A rank without one gets an empty batch, since ZeRO 3 needs all ranks to call the model equally
+often. Every checkpoint includes the best score so far, so a resumed run stops early where an uninterrupted one does.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,20 +18,55 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.task import ValidationScore
-from dimvl.training.early_stopping import Validation
 from dimvl.training.ranks import Ranks
+
+
+class Validation(NamedTuple):
+    """When and how to validate.
+
+    Attributes:
+        score: computes the score; every rank calls it.
+        every: steps between validations.
+        patience: validations without improvement after which to stop; 0 never stops.
+
+    """
+
+    score: Callable[[], ValidationScore]
+    every: int
+    patience: int
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Return whether to validate after `step` of `steps` steps; always after the last."""
+        return step % self.every == 0 or step == steps
+
+    def gives_up(self, best: "Best | None") -> bool:
+        """Return whether the score has not improved for too long."""
+        return best is not None and best.misses >= self.patience > 0
+
+
+class Best(NamedTuple):
+    """The best score so far, its step, and the number of validations since then."""
+
+    score: float
+    step: int
+    misses: int = 0
+
+    @classmethod
+    def after(cls, best: "Best | None", score: float, step: int) -> "Best":
+        """Return the best after another score; a tie is not an improvement."""
+        return cls(score, step) if best is None or score > best.score else best._replace(misses=best.misses + 1)
 
 
 def build_validation(
     config: RunConfig, module: TaskModule, store: RegionStore, ranks: Ranks, progress: NamedProgress
 ) -> Validation | None:
-    """Prepare the validation that a run asks for; None without the section `validation`.
+    """Prepare the validation of a run; return None without the section `validation`.
 
     Args:
-        config: of the run.
-        module: its model is scored, in eval mode, and then put back into training mode.
-        store: of the training images, used where the validation names none.
-        ranks: all ranks, which compute the score together.
+        config: the run's configuration.
+        module: its model is scored in eval mode, and then returned to training mode.
+        store: the training images, used unless the validation names its own regions.
+        ranks: the ranks that share the work.
         progress: called while the score is computed.
 
     Raises:

@@ -7,7 +7,7 @@ import pytest
 
 from dimvl.export import export
 from tests.cli.calls import Run, call, write_config
-from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
+from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 from tests.tiny_runs import TinyData, make_data
 
 
@@ -29,9 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    make_picture().save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+def image_file(tmp_path: Path) -> Path:
+    make_image().save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_a_missing_image_ends_training_before_it_starts_unless_it_may_be_skipped
     result = run("pretrain", config, "missing=skip")
     assert result.code == 0 and "1 texts are dropped: image not in the store" in caplog.messages
     assert "6 of these are in the store by its id, 1 are not" in caplog.text
-    assert latest_checkpoint(folder) is not None, "the same folder serves after the mistake is mended"
+    assert latest_checkpoint(folder) is not None, "the folder can be used again once the mistake is fixed"
 
 
 def test_files_that_do_not_belong_to_the_store_are_refused_with_examples(
@@ -87,15 +87,15 @@ def test_several_files_of_different_formats_train_together(run: Run, tmp_path: P
     assert [described[f"captions {number}"]["file"] for number in (1, 2, 3)] == ["c.json", "own.jsonl", "pairs.tsv"]
 
 
-def test_questions_of_lines_of_json_train_with_a_list_of_answers(
+def test_questions_in_json_lines_train_with_an_answer_list(
     run: Run, tmp_path: Path, data: TinyData, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines, answers = tmp_path / "own.jsonl", tmp_path / "answers.json"
-    asked = [
+    records = [
         {"image": image, "question": "is it red?", "answer": "yes" if image % 2 else "no"} for image in range(1, 7)
     ]
-    asked.append({"image": 1, "question": "what is it?"})
-    lines.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    records.append({"image": 1, "question": "what is it?"})
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
     answers.write_text('["no", "yes", "maybe"]')
     config = write_config(tmp_path, data, "vqa")
     result = run("finetune", config, f"questions={lines}", "annotations=[]", f"answers={answers}")
@@ -103,7 +103,7 @@ def test_questions_of_lines_of_json_train_with_a_list_of_answers(
     folder = tmp_path / "runs" / "vqa"
     assert json.loads((folder / "processor.json").read_text())["answers"] == ["no", "yes", "maybe"]
     place = ("--regions", data.regions, "--questions", lines, "--out", tmp_path / "out")
-    lines.write_text("".join(json.dumps(record) + "\n" for record in asked[:-1]))
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records[:-1]))
     assert run("evaluate", folder, *place, "--allow-trained-images").code == 0
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["count"] == 6
 
@@ -112,11 +112,11 @@ def test_questions_of_lines_of_json_train_with_a_list_of_answers(
     ("overrides", "words"),
     [
         (["annotations=[]"], "no question has an answer"),
-        (["questions=[{q},{q2}]", "annotations=[{a},{a}]"], "which another file has too"),
+        (["questions=[{q},{q2}]", "annotations=[{a},{a}]"], "as another file does"),
         (["answers=none.json"], "none.json does not exist"),
     ],
 )
-def test_questions_without_answers_and_doubled_questions_are_refused(
+def test_questions_without_answers_and_duplicate_questions_are_refused(
     run: Run, tmp_path: Path, data: TinyData, overrides: list[str], words: str
 ) -> None:
     second = shutil.copy(data.questions, tmp_path / "second.json")
@@ -124,9 +124,7 @@ def test_questions_without_answers_and_doubled_questions_are_refused(
     refused(run("finetune", write_config(tmp_path, data, "vqa"), *given), words)
 
 
-def test_a_model_is_not_evaluated_on_images_that_it_was_trained_on_unless_told(
-    run: Run, tmp_path: Path, data: TinyData
-) -> None:
+def test_a_model_is_evaluated_on_its_training_images_only_if_allowed(run: Run, tmp_path: Path, data: TinyData) -> None:
     first = write_config(tmp_path, data)
     assert run("pretrain", first).code == 0
     later = TinyData(
@@ -145,7 +143,7 @@ def test_a_model_is_not_evaluated_on_images_that_it_was_trained_on_unless_told(
         (tmp_path / "test.jsonl").write_text("\n".join(lines))
 
     about(9, 1, 7)
-    refused(run("evaluate", model, *given), "2 of the 3 images were trained on", "'1', '7'", "--allow-trained-images")
+    refused(run("evaluate", model, *given), "was trained on 2 of the 3 images", "'1', '7'", "--allow-trained-images")
     assert not (tmp_path / "out").exists()
     assert run("evaluate", model, *given, "--allow-trained-images").code == 0
     about(9)
@@ -154,7 +152,7 @@ def test_a_model_is_not_evaluated_on_images_that_it_was_trained_on_unless_told(
     refused(run("evaluate", model, *given), f"lacks {FILE}")
 
 
-def test_evaluation_refuses_missing_images_unless_told_and_writes_ids_as_the_annotations_have_them(
+def test_evaluation_refuses_missing_images_unless_skipped_and_writes_ids_as_in_the_annotations(
     run: Run, tmp_path: Path, data: TinyData, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run("finetune", write_config(tmp_path, data, "caption")).code == 0
@@ -179,10 +177,10 @@ def test_evaluation_refuses_missing_images_unless_told_and_writes_ids_as_the_ann
     assert result.code == 0 and "1 of 3 texts are dropped" in caplog.text
     written = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [record["image_id"] for record in written] == [1001, 1002]
-    refused(run("evaluate", model, "--regions", store, "--questions", path, "--split", "test"), "--split test is for")
+    refused(run("evaluate", model, "--regions", store, "--questions", path), "--questions", "does not apply to")
 
 
-def test_a_run_tells_its_images_only_by_hashes(run: Run, tmp_path: Path, data: TinyData) -> None:
+def test_a_run_names_its_images_only_by_hashes(run: Run, tmp_path: Path, data: TinyData) -> None:
     assert run("pretrain", write_config(tmp_path, data)).code == 0
     hashes = np.load(tmp_path / "runs" / "pretrain" / FILE, allow_pickle=False)
     assert hashes.dtype == np.uint64 and len(hashes) == 6

@@ -14,7 +14,7 @@ from dimvl.predictor import Predictor
 from dimvl.progress import progress
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import Run, refused, write_config
-from tests.exports import make_picture
+from tests.exports import make_image
 from tests.tiny_runs import TinyData
 
 COMMANDS = [
@@ -66,7 +66,7 @@ def test_a_wrong_call_ends_with_exit_code_2(run: Run, arguments: list[str]) -> N
     assert result.code == 2 and "Error" in result.err and "Traceback" not in result.err
 
 
-def test_two_demos_at_once_are_refused(run: Run, tmp_path: Path) -> None:
+def test_two_demos_in_one_folder_are_refused(run: Run, tmp_path: Path) -> None:
     result = run("demo", "--quick", "--config", tmp_path / "mine.yaml", "--out", tmp_path / "demo")
     refused(result, "--quick and --config", "mine.yaml are different demos; remove one of them")
     assert not (tmp_path / "demo").exists()
@@ -80,7 +80,7 @@ def test_two_demos_at_once_are_refused(run: Run, tmp_path: Path) -> None:
         (NotFiniteError("NaN"), 1),
     ],
 )
-def test_ends_of_training_have_their_own_exit_codes(
+def test_each_way_that_training_ends_has_its_exit_code(
     run: Run, config: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
 ) -> None:
     import dimvl.training.run
@@ -93,7 +93,7 @@ def test_ends_of_training_have_their_own_exit_codes(
     assert (result.code, result.err.strip()) == (code, f"error: {error}")
 
 
-def test_a_key_press_to_stop_ends_with_exit_code_130(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_with_exit_code_130(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dimvl.training.run
 
     def stop(*_: object) -> None:
@@ -103,7 +103,7 @@ def test_a_key_press_to_stop_ends_with_exit_code_130(run: Run, config: Path, mon
     assert run("pretrain", config).code == 130
 
 
-def test_what_nobody_expected_keeps_its_traceback(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_keeps_its_traceback(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dimvl.training.run
 
     def fail(*_: object) -> None:
@@ -119,17 +119,17 @@ def test_progress_without_a_terminal_is_a_line_every_few_seconds_and_the_last(
 ) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with progress("pictures") as show:
+    with progress("images") as show:
         for done in range(1, 9):
             show(done, 8)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "1 of 8 pictures" and lines[-1].startswith("8 of 8 pictures, ") and 2 < len(lines) < 6
+    assert lines[0] == "1 of 8 images" and lines[-1].startswith("8 of 8 images, ") and 2 < len(lines) < 6
 
 
 # Commands
 
 
-def test_scenes_are_written_as_asked(run: Run, tmp_path: Path) -> None:
+def test_scenes_are_written_with_the_requested_options(run: Run, tmp_path: Path) -> None:
     result = run("scenes", tmp_path / "scenes", "--train", 2, "--heldout", 1, "--compositional", 0, "--seed", 4)
     assert result.code == 0 and "synthetic" in result.out
     written = json.loads((tmp_path / "scenes" / "scenes.json").read_text())
@@ -142,32 +142,32 @@ def test_scenes_are_written_as_asked(run: Run, tmp_path: Path) -> None:
 def test_extract_writes_what_it_can_read_names_the_rest_and_ends_with_exit_code_1(
     run: Run, tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for number in (1, 2, 3):
-        make_picture(number).save(pictures / f"{number}.png")
-    whole = (pictures / "2.png").read_bytes()
-    (pictures / "2.png").write_bytes(whole[: len(whole) // 2])
-    arguments = ("extract", pictures, tmp_path / "regions", "--detector", model / "detector", "--device", "cpu")
+        make_image(number).save(images / f"{number}.png")
+    whole = (images / "2.png").read_bytes()
+    (images / "2.png").write_bytes(whole[: len(whole) // 2])
+    arguments = ("extract", images, tmp_path / "regions", "--detector", model / "detector", "--device", "cpu")
     result = run(*arguments)
     assert result.code == 1
     assert "2 images done, 0 already there, 1 skipped" in result.out
     assert "2.png cannot be read" in caplog.text
-    (pictures / "2.png").write_bytes(whole)
+    (images / "2.png").write_bytes(whole)
     result = run(*arguments)
     assert result.code == 0 and "1 images done, 2 already there, 0 skipped" in result.out
     assert len(RegionStore(tmp_path / "regions")) == 3
 
 
-def test_extract_takes_the_image_ids_of_a_coco_file(run: Run, tmp_path: Path, picture: Path, model: Path) -> None:
+def test_extract_takes_the_image_ids_of_a_coco_file(run: Run, tmp_path: Path, image_file: Path, model: Path) -> None:
     listing = tmp_path / "instances.json"
-    listing.write_text(json.dumps({"images": [{"id": 42, "file_name": picture.name}]}))
+    listing.write_text(json.dumps({"images": [{"id": 42, "file_name": image_file.name}]}))
     arguments = ("--coco", listing, "--detector", model / "detector")
-    assert run("extract", picture.parent, tmp_path / "regions", *arguments).code == 0
+    assert run("extract", image_file.parent, tmp_path / "regions", *arguments).code == 0
     assert RegionStore(tmp_path / "regions").image_id(0) == "42"
 
 
-def test_inspect_tells_what_a_store_holds(run: Run, data: TinyData) -> None:
+def test_inspect_describes_a_store(run: Run, data: TinyData) -> None:
     facts = json.loads(run("inspect", data.regions, "--json").out)
     store = RegionStore(data.regions)
     assert facts["images"] == len(store) and facts["regions"] == store.folders[0].manifest.num_regions
@@ -207,52 +207,52 @@ def test_evaluate_writes_the_official_formats_and_the_scores(
     assert result.code == 0 and json.loads(result.out) == scores
     assert scores["count"] == 12 and 0 <= scores["overall"] <= 1
     answers = json.loads((written / "predictions.json").read_text())
-    asked = json.loads(data.questions.read_text())["questions"]
-    assert [record["question_id"] for record in answers] == [record["question_id"] for record in asked]
+    questions = json.loads(data.questions.read_text())["questions"]
+    assert [record["question_id"] for record in answers] == [record["question_id"] for record in questions]
     place = ("--regions", data.regions, "--out", tmp_path / "captions", "--beams", 1, "--allow-trained-images")
     assert run("evaluate", tmp_path / "runs" / "caption", *place, "--captions", data.captions).code == 0
     captions = json.loads((tmp_path / "captions" / "predictions.json").read_text())
     assert {record["image_id"] for record in captions} == set(range(1, 7))
     assert "Java" in json.loads((tmp_path / "captions" / "scores.json").read_text())["left_out"]["official"]
     caption = ("evaluate", tmp_path / "runs" / "caption", *place)
-    refused(run(*caption), "nothing says what to predict for; give --captions")
-    refused(run(*caption, *files), "--questions", "is not for a model of task 'caption'", "give --captions")
+    refused(run(*caption), "has nothing to predict for; give --captions")
+    refused(run(*caption, *files), "--questions", "does not apply to", "a model of task 'caption'", "give --captions")
     both = ("--captions", data.captions, "--annotations", data.annotations)
-    refused(run(*caption, *both), "--annotations", "is not for a model of task 'caption'")
+    refused(run(*caption, *both), "--annotations", "a model of task 'caption'")
     worlds = ("evaluate", tmp_path / "runs" / "vqa", *place, *files, "--worlds", data.captions)
-    refused(run(*worlds), "--worlds", "is not for a model of task 'vqa'")
+    refused(run(*worlds), "--worlds", "a model of task 'vqa'")
     out = ("--out", data.captions / "here")
     refused(run("evaluate", tmp_path / "runs" / "vqa", *place, *files, *out), "cannot write", "is not a folder")
 
 
-def test_predictions_come_plain_for_people_and_as_json_for_machines(run: Run, picture: Path, model: Path) -> None:
+def test_predictions_are_printed_as_text_or_as_json(run: Run, image_file: Path, model: Path) -> None:
     predictor = Predictor.from_pretrained(model, "cpu")
     options = ("--model", model, "--device", "cpu")
-    text = predictor.caption(picture)
-    assert run("caption", picture, *options).out == f"{text}\n"
-    assert run("caption", picture, picture, *options).out == f"{picture}: {text}\n" * 2
-    assert json.loads(run("caption", picture, *options, "--json").out) == {"image": str(picture), "caption": text}
-    answer = predictor.answer(picture, "is it red")
-    assert run("answer", picture, "is it red", *options).out == f"{answer.text}\n"
-    record = json.loads(run("answer", picture, "is it red", *options, "--json", "--explain", "--top", 2).out)
+    text = predictor.caption(image_file)
+    assert run("caption", image_file, *options).out == f"{text}\n"
+    assert run("caption", image_file, image_file, *options).out == f"{image_file}: {text}\n" * 2
+    assert json.loads(run("caption", image_file, *options, "--json").out) == {"image": str(image_file), "caption": text}
+    answer = predictor.answer(image_file, "is it red")
+    assert run("answer", image_file, "is it red", *options).out == f"{answer.text}\n"
+    record = json.loads(run("answer", image_file, "is it red", *options, "--json", "--explain", "--top", 2).out)
     assert record["answer"] == answer.text and record["probability"] == pytest.approx(answer.probability)
     assert len(record["top"]) == 2
     assert {"box", "name", "attributes", "score", "probability_drop"} == set(record["regions"][0])
-    plain = run("answer", picture, "is it red", *options, "--explain").out
+    plain = run("answer", image_file, "is it red", *options, "--explain").out
     assert "probability drop when the region is removed:" in plain
     assert len(plain.splitlines()) == 3 + len(record["regions"])
-    probability = predictor.match(picture, "a star")
-    assert json.loads(run("match", picture, "a star", *options, "--json").out)["probability"] == pytest.approx(
+    probability = predictor.match(image_file, "a star")
+    assert json.loads(run("match", image_file, "a star", *options, "--json").out)["probability"] == pytest.approx(
         probability
     )
-    assert run("match", picture, "a star", *options).out == f"{probability:.3f}\n"
+    assert run("match", image_file, "a star", *options).out == f"{probability:.3f}\n"
 
 
-def test_export_takes_scores_into_the_model_card(run: Run, tmp_path: Path, model: Path) -> None:
+def test_export_writes_scores_into_the_model_card(run: Run, tmp_path: Path, model: Path) -> None:
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps({"overall": 0.625}))
     arguments = ("export", model.parent / "run", tmp_path / "out", "--detector", model / "detector")
     assert run(*arguments, "--scores", scores).code == 0
     assert "| overall | 0.6250 |" in (tmp_path / "out" / "README.md").read_text()
     scores.write_text("[1]")
-    refused(run(*arguments, "--scores", scores), "must hold scores by name")
+    refused(run(*arguments, "--scores", scores), "must be an object with scores by name")

@@ -9,7 +9,7 @@ import pytest
 from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import Result, Run
-from tests.exports import all_abilities, make_detector, make_picture, make_trained, write_run
+from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 from tests.regions.detectors.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
 
 
@@ -19,7 +19,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     (place / "images").mkdir()
     for number in (1, 2, 3):
-        make_picture(number).save(place / "images" / f"{number}.png")
+        make_image(number).save(place / "images" / f"{number}.png")
     images = [{"id": number, "file_name": f"{number}.png", "width": 90, "height": 70} for number in (1, 2, 3)]
     boxes = [{"image_id": number, "category_id": 7, "bbox": [9, 7, 45, 35]} for number in (1, 2)]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "lamp"}]}
@@ -197,6 +197,6 @@ def test_an_export_without_a_detector_accepts_regions_and_rejects_images(run: Ru
     assert run("export", trained, tmp_path / "out", "--detector", "none").code == 0
     assert Predictor.from_pretrained(tmp_path / "out", "cpu").caption(store.read(0))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "It has no detector" in card and "photo.png" not in card
-    picture = place / "images" / "1.png"
-    refused(run("caption", picture, "--model", tmp_path / "out"), "was exported without a detector; give it regions")
+    assert "has no detector" in card and "photo.png" not in card
+    image_file = place / "images" / "1.png"
+    refused(run("caption", image_file, "--model", tmp_path / "out"), "was exported without a detector; give it regions")

@@ -14,7 +14,7 @@ from dimvl.checkpoints import latest_checkpoint
 from dimvl.export import FILES
 from dimvl.trained_model import load_model
 from tests.cli.calls import Run, refused, write_config
-from tests.exports import make_picture
+from tests.exports import make_image
 from tests.factories import make_store
 from tests.tiny_runs import TinyData
 
@@ -28,7 +28,7 @@ def truncated(path: Path) -> None:
 
 
 def text_named_png(path: Path) -> None:
-    path.write_text("I am not a picture")
+    path.write_text("I am not an image")
 
 
 def bomb(path: Path) -> None:
@@ -44,26 +44,26 @@ def bomb(path: Path) -> None:
         (bomb, "has more than 67,108,864 pixels"),
     ],
 )
-def test_a_picture_that_cannot_be_used_is_one_sentence(
-    run: Run, picture: Path, model: Path, spoil: Callable[[Path], None], words: str
+def test_an_unusable_image_is_one_sentence(
+    run: Run, image_file: Path, model: Path, spoil: Callable[[Path], None], words: str
 ) -> None:
-    spoil(picture)
-    refused(run("caption", picture, "--model", model), str(picture), words)
+    spoil(image_file)
+    refused(run("caption", image_file, "--model", model), str(image_file), words)
 
 
 @pytest.mark.parametrize("kind", ["grey", "rgba", "16-bit", "exif"])
-def test_an_unusual_picture_just_works(run: Run, picture: Path, model: Path, kind: str) -> None:
-    upright = run("answer", picture, "is it red", "--model", model).out
-    image = make_picture()
+def test_unusual_image_formats_work(run: Run, image_file: Path, model: Path, kind: str) -> None:
+    upright = run("answer", image_file, "is it red", "--model", model).out
+    image = make_image()
     if kind == "exif":
         exif = Image.Exif()
         exif[0x0112] = 6  # the camera was turned
-        image.transpose(Image.Transpose.ROTATE_90).save(picture, exif=exif)
+        image.transpose(Image.Transpose.ROTATE_90).save(image_file, exif=exif)
     elif kind == "16-bit":
-        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200).save(picture)
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200).save(image_file)
     else:
-        image.convert({"grey": "L", "rgba": "RGBA"}[kind]).save(picture)
-    result = run("answer", picture, "is it red", "--model", model)
+        image.convert({"grey": "L", "rgba": "RGBA"}[kind]).save(image_file)
+    result = run("answer", image_file, "is it red", "--model", model)
     assert result.code == 0 and result.out
     if kind in ("exif", "rgba"):
         assert result.out == upright
@@ -71,15 +71,15 @@ def test_an_unusual_picture_just_works(run: Run, picture: Path, model: Path, kin
 
 @pytest.mark.parametrize(("command", "words"), [("answer", "text 1 of 1 is empty"), ("match", "text 1 of 1 is empty")])
 def test_an_empty_question_or_text_is_one_sentence(
-    run: Run, picture: Path, model: Path, command: str, words: str
+    run: Run, image_file: Path, model: Path, command: str, words: str
 ) -> None:
-    refused(run(command, picture, " ", "--model", model), words, "give some words")
+    refused(run(command, image_file, " ", "--model", model), words, "give some words")
 
 
 def test_a_question_longer_than_the_limit_is_cut_with_a_warning_that_counts(
-    run: Run, picture: Path, model: Path, caplog: pytest.LogCaptureFixture
+    run: Run, image_file: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert run("answer", picture, "is it red " * 50, "--model", model).code == 0
+    assert run("answer", image_file, "is it red " * 50, "--model", model).code == 0
     assert "1 of 1 texts are longer than 16 tokens and were cut" in caplog.text
 
 
@@ -136,7 +136,7 @@ def test_an_empty_caption_is_one_sentence_that_names_it(run: Run, config: Path, 
     refused(run("pretrain", config), f"caption {content['annotations'][2]['id']}", "is empty")
 
 
-def test_a_run_of_another_configuration_is_left_as_it_is(run: Run, config: Path, tmp_path: Path) -> None:
+def test_a_run_of_another_configuration_is_left_unchanged(run: Run, config: Path, tmp_path: Path) -> None:
     assert run("pretrain", config).code == 0
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     refused(
@@ -147,7 +147,7 @@ def test_a_run_of_another_configuration_is_left_as_it_is(run: Run, config: Path,
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
 
 
-def test_a_run_does_not_write_over_an_export(run: Run, config: Path, model: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_overwrite_an_export(run: Run, config: Path, model: Path, tmp_path: Path) -> None:
     export = tmp_path / "export"
     shutil.copytree(model, export)
     refused(run("pretrain", config, f"output={export}"), "holds an export", "give another output")
@@ -155,7 +155,7 @@ def test_a_run_does_not_write_over_an_export(run: Run, config: Path, model: Path
     assert all((export / name).read_bytes() == (model / name).read_bytes() for name in FILES)
 
 
-def test_a_run_that_did_not_start_gives_its_folder_to_the_mended_one(run: Run, config: Path) -> None:
+def test_a_run_that_failed_to_start_leaves_its_folder_to_the_corrected_one(run: Run, config: Path) -> None:
     assert run("pretrain", config, "training.rows_per_step=1").code == 2
     assert run("pretrain", config).code == 0
 
@@ -192,13 +192,13 @@ def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_one_before(
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_export_with_a_missing_file_is_one_sentence(
-    run: Run, picture: Path, model: Path, tmp_path: Path, name: str
+    run: Run, image_file: Path, model: Path, tmp_path: Path, name: str
 ) -> None:
     for file in FILES:
         if file != name:
             (tmp_path / "broken" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "broken" / file).write_bytes((model / file).read_bytes())
-    refused(run("caption", picture, "--model", tmp_path / "broken"), f"lacks {name}", "export the run again")
+    refused(run("caption", image_file, "--model", tmp_path / "broken"), f"lacks {name}", "export the run again")
 
 
 @pytest.mark.parametrize("damage", ["[]", '{"config": 3}', '{"config": {"seed": 0'])
@@ -209,9 +209,9 @@ def test_a_run_whose_description_is_damaged_is_one_sentence(run: Run, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_device_that_does_not_exist_is_refused(run: Run, picture: Path, model: Path) -> None:
+def test_a_device_that_does_not_exist_is_refused(run: Run, image_file: Path, model: Path) -> None:
     refused(
-        run("caption", picture, "--model", model, "--device", "tpu"), "device is 'tpu'; it must be auto, cpu or cuda"
+        run("caption", image_file, "--model", model, "--device", "tpu"), "device is 'tpu'; it must be auto, cpu or cuda"
     )
 
 
@@ -221,10 +221,10 @@ def test_a_store_of_another_extractor_is_one_sentence(run: Run, model: Path, tmp
     refused(result, "was made by fake", "trained with tiny", "extract the images again")
 
 
-def test_a_folder_that_is_no_store_and_one_that_is_no_model_are_one_sentence(
-    run: Run, tmp_path: Path, picture: Path, data: TinyData
+def test_a_folder_that_is_not_a_store_or_not_a_model_is_one_sentence(
+    run: Run, tmp_path: Path, image_file: Path, data: TinyData
 ) -> None:
     refused(run("inspect", tmp_path), "is not a region store")
     refused(run("evaluate", tmp_path / "no", "--regions", data.regions, "--captions", data.captions), "does not exist")
-    refused(run("caption", picture, "--model", tmp_path / "no"), "does not exist")
+    refused(run("caption", image_file, "--model", tmp_path / "no"), "does not exist")
     refused(run("export", tmp_path, tmp_path / "out"), "is not a run of dimvl")

@@ -49,7 +49,7 @@ def test_answers_are_scored_without_a_model(run: Run, tmp_path: Path, data: Tiny
     assert run(*files, wrong)[1] == f"questions: 12\noverall: 91.67\n{kinds}"
 
 
-def test_questions_with_one_answer_each_score_whether_it_was_met(
+def test_a_question_with_one_answer_scores_1_if_it_is_predicted(
     run: Run, tmp_path: Path, data: TinyData, trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     questions, predictions = tmp_path / "questions.jsonl", tmp_path / "predictions.json"
@@ -68,7 +68,7 @@ def test_questions_with_one_answer_each_score_whether_it_was_met(
     code, out, err = run("evaluate", trained, "--regions", data.regions, "--questions", questions)
     scores = json.loads(out)
     assert code == 0 and (scores["count"], scores["few_people"], scores["unanswered"]) == (3, 3, 1)
-    assert [few, unanswered] == caplog.messages[-2:], "an evaluation tells the same"
+    assert [few, unanswered] == caplog.messages[-2:], "an evaluation logs the same"
     items = [json.loads(line) for line in (trained / "evaluation/items.jsonl").read_text().splitlines()]
     assert [item.get("accuracy") in (0.0, 1.0) for item in items] == [True, True, True, False]
 
@@ -98,7 +98,7 @@ def test_a_prediction_file_that_does_not_fit_is_one_sentence(run: Run, tmp_path:
 
 
 @pytest.mark.parametrize("command", ["vqa", "caption"])
-def test_scoring_imports_neither_torch_nor_what_trains(tmp_path: Path, data: TinyData, command: str) -> None:
+def test_scoring_imports_neither_torch_nor_training_code(tmp_path: Path, data: TinyData, command: str) -> None:
     given = {"vqa": write_answers, "caption": write_captions}[command](tmp_path, data)
     files = ["--annotations", data.annotations, "--questions", data.questions]
     files = files if command == "vqa" else ["--annotations", data.captions, "--tokenised"]
@@ -118,9 +118,7 @@ def trained(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_evaluation_can_be_read_scored_again_and_traced(
-    run: Run, tmp_path: Path, data: TinyData, trained: Path
-) -> None:
+def test_an_evaluation_can_be_read_rescored_and_traced(run: Run, tmp_path: Path, data: TinyData, trained: Path) -> None:
     out = tmp_path / "out"
     files = ("--questions", data.questions, "--annotations", data.annotations)
     assert run("evaluate", trained, "--regions", data.regions, "--out", out, *files)[0] == 0
@@ -149,7 +147,7 @@ def test_an_evaluation_can_be_read_scored_again_and_traced(
     assert str(tmp_path) not in (out / "manifest.json").read_text(), "no folder of a machine"
 
 
-def test_captions_are_traced_with_how_they_were_decoded_and_leave_no_old_score_behind(
+def test_captions_record_how_they_were_decoded_and_replace_old_scores(
     run: Run, tmp_path: Path, data: TinyData, trained: Path
 ) -> None:
     out = tmp_path / "out"
@@ -162,4 +160,4 @@ def test_captions_are_traced_with_how_they_were_decoded_and_leave_no_old_score_b
     items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
     assert len(items) == 6 and set(items[0]) == {"image_id", "prediction", "references"}
     assert run(*place, "--questions", data.questions)[0] == 0
-    assert not (out / "scores.json").exists(), "scores of other predictions are gone"
+    assert not (out / "scores.json").exists(), "scores of other predictions are removed"

@@ -13,7 +13,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.run import run_training
 from tests.cli.calls import Run
-from tests.exports import make_detector, make_picture, make_trained, write_run
+from tests.exports import make_detector, make_image, make_trained, write_run
 from tests.factories import make_extractor, make_regions
 from tests.regions.importers.written import images_of, write_plain
 from tests.tiny_runs import TinyData, make_config
@@ -72,7 +72,7 @@ def test_features_are_stored_as_int8_on_request(run: Run, tmp_path: Path, comman
     asked: tuple[object, ...] = ("import", write_plain(tmp_path, images_of()))
     if command == "extract":
         make_detector().save(tmp_path / "detector")
-        make_picture(1).save(tmp_path / "1.png")
+        make_image(1).save(tmp_path / "1.png")
         asked = ("extract", tmp_path, "--detector", tmp_path / "detector", "--top-k", 3)
     (name, source, *options), folders = asked, [tmp_path / "float16", tmp_path / "int8"]
     assert run(name, source, folders[0], *options)[0] == 0

@@ -14,8 +14,7 @@ from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work, example_work
 from dimvl.planning import Cluster, DataOverrides, make_plan
 from dimvl.planning.data import gather
-from dimvl.planning.plan import meta_model, parameters_by_part
-from dimvl.planning.step import average_example, average_step
+from dimvl.planning.plan import average_example, average_step, meta_model, parameters_by_part
 from dimvl.tasks import load_config
 from dimvl.tasks.costs import DataFacts, TextFacts
 from dimvl.tasks.pretraining import PretrainConfig

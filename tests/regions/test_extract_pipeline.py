@@ -16,7 +16,7 @@ from dimvl.regions.images import load_image
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.format import read_manifest
 from dimvl.regions.store.writer import RegionStoreWriter
-from tests.exports import make_detector, make_picture
+from tests.exports import make_detector, make_image
 from tests.regions.store.synthetic_store import ARRAYS
 
 SHARD_BYTES = 600  # two or three images
@@ -32,7 +32,7 @@ def images(tmp_path_factory):
     """Eleven images of three sizes."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(11):
-        make_picture(number, *[(90, 70), (64, 64), (70, 90)][number % 3]).save(folder / f"{number:02}.png")
+        make_image(number, *[(90, 70), (64, 64), (70, 90)][number % 3]).save(folder / f"{number:02}.png")
     return images_of_folder(folder)
 
 
@@ -178,7 +178,7 @@ def test_the_disk_must_have_room_for_all_images_before_anything_is_written(image
 def odd_images(folder):
     """One image as PNG, greyscale, transparent, 16 bit, rotated by the camera, JPEG, palette; and three bad files."""
     folder.mkdir()
-    colour = make_picture(3)
+    colour = make_image(3)
     grey = colour.convert("L")
     colour.save(folder / "colour.png")
     grey.save(folder / "grey.png")

@@ -14,7 +14,7 @@ from tests.factories import make_model, make_processor, make_store
 from tests.tiny_runs import all_costs
 
 ANSWERS = ("yes", "no", "2")
-ASKED = ("is there a small red circle", "there are two blue stars", "the star is above a circle")
+QUESTIONS = ("is there a small red circle", "there are two blue stars", "the star is above a circle")
 
 
 def source(tmp_path, shared_prefix):
@@ -22,7 +22,7 @@ def source(tmp_path, shared_prefix):
     texts = [
         LabelledText(10 * image + place, (str(image),), text, label_ids({"yes": 1.0}, {"yes": 0}) if place else ())
         for image in (2, 1)
-        for place, text in enumerate(ASKED)
+        for place, text in enumerate(QUESTIONS)
     ]
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "questions.json").write_text("[]")
@@ -35,7 +35,7 @@ def task(processor):
     return VqaModule(make_model(answers=3, vocabulary=len(processor.tokenizer)), processor).eval()
 
 
-def test_questions_behind_one_prefix_get_the_answers_that_each_gets_alone(tmp_path):
+def test_questions_on_a_shared_prefix_get_the_same_answers_as_alone(tmp_path):
     questions = source(tmp_path, shared_prefix=True)
     together = collate([questions.build(0, index) for index in range(len(questions))], task(questions.processor).shape)
     alone = []
@@ -56,7 +56,7 @@ def test_questions_behind_one_prefix_get_the_answers_that_each_gets_alone(tmp_pa
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
-def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_answers(tmp_path, shared_prefix):
+def test_every_question_occurs_once_per_epoch_with_its_own_image_and_answers(tmp_path, shared_prefix):
     questions = source(tmp_path, shared_prefix)
     seen = []
     for index in range(len(questions)):
@@ -69,18 +69,18 @@ def test_every_question_is_asked_once_an_epoch_on_its_own_picture_with_its_own_a
         for text, scores in zip(example.texts, example.target.scores, strict=True):
             words = questions.processor.tokenizer.decode(text.token_ids)
             seen.append((image, words))
-            assert scores.tolist() == ([1, 0, 0] if words != ASKED[0] else [0, 0, 0])
-    assert sorted(seen) == sorted((image, text) for image in (1, 2) for text in ASKED)
+            assert scores.tolist() == ([1, 0, 0] if words != QUESTIONS[0] else [0, 0, 0])
+    assert sorted(seen) == sorted((image, text) for image in (1, 2) for text in QUESTIONS)
 
 
-def test_images_are_looked_up_where_the_examples_are_made_and_not_in_each_loader_process(tmp_path, monkeypatch):
+def test_images_are_looked_up_once_and_not_in_each_loader_process(tmp_path, monkeypatch):
     questions = source(tmp_path, shared_prefix=False)
     sent = pickle.dumps(questions)
     monkeypatch.setattr(RegionStore, "positions", None)
     assert pickle.loads(sent).prefix_images(np.arange(6)).positions.tolist() == [1, 1, 1, 0, 0, 0]
 
 
-def test_only_with_a_shared_prefix_is_the_picture_blind_to_the_question(tmp_path):
+def test_only_a_shared_prefix_does_not_see_the_question(tmp_path):
     for shared_prefix in (True, False):
         questions = source(tmp_path / str(shared_prefix), shared_prefix)
         model = task(questions.processor)
@@ -98,7 +98,7 @@ def test_only_with_a_shared_prefix_is_the_picture_blind_to_the_question(tmp_path
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
-def test_the_cost_of_an_example_bounds_its_rows_and_is_the_same_asked_for_alone(tmp_path, shared_prefix):
+def test_the_cost_of_an_example_bounds_its_rows_in_any_span(tmp_path, shared_prefix):
     questions = source(tmp_path, shared_prefix)
     shape = task(questions.processor).shape
     for index, cost in enumerate(all_costs(questions, 0)):

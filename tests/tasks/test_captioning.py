@@ -43,7 +43,7 @@ def make_task(smoothing=0.1):
 
 
 def obvious_loss(task, examples):
-    """Every caption by itself; of each image the worst by loss per word are left out."""
+    """Compute every caption separately, and drop the worst of each image by loss per word."""
     total = 0.0
     for example in examples:
         captions = []
@@ -64,7 +64,7 @@ def obvious_loss(task, examples):
 
 
 @pytest.mark.parametrize("variant", ["causal", "masked"])
-def test_the_worst_captions_of_each_image_are_dropped_as_in_the_obvious_way(data, variant):
+def test_the_worst_captions_of_each_image_are_dropped_as_by_a_plain_loop(data, variant):
     source, task = make_source(data, variant), make_task()
     examples = [source.build(2, index) for index in range(len(source))]
     assert [(len(d.texts), dropped(d)) for d in examples] == [(2, 0), (3, 1), (4, 1), (5, 2), (1, 0), (2, 0)]
@@ -75,7 +75,7 @@ def test_the_worst_captions_of_each_image_are_dropped_as_in_the_obvious_way(data
     assert loss < 0.9 * with_all
 
 
-def test_micro_batches_drop_what_one_large_batch_drops_and_give_its_gradient(data):
+def test_micro_batches_drop_the_same_captions_as_one_large_batch_with_the_same_gradient(data):
     source, task = make_source(data), make_task()
     examples = [source.build(2, index) for index in range(len(source))]
     gradients = []
@@ -107,7 +107,7 @@ def test_dropping_begins_after_the_configured_epochs(data):
     assert dropped(make_source(data, drop=None).build(9, 3)) == 0
 
 
-def test_without_dropping_the_loss_is_that_of_all_words(data):
+def test_without_dropping_the_loss_covers_all_words(data):
     source, task = make_source(data), make_task()
     batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
     targets = batch.targets[OBJECTIVE]
@@ -116,7 +116,7 @@ def test_without_dropping_the_loss_is_that_of_all_words(data):
     torch.testing.assert_close(task(batch)[OBJECTIVE], wanted)
 
 
-def test_seventy_percent_of_the_words_and_the_end_are_masked_where_beit3_fine_tunes():
+def test_with_the_share_of_beit3_70_per_cent_of_words_and_end_are_masked():
     tokenizer, words = Tokenizer.train(["a b c d e f g h i j k l"], 60), np.arange(5, 24)
     generator = np.random.default_rng(0)
     shares, ends = [], []

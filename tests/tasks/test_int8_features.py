@@ -33,7 +33,7 @@ def make_source(data, objective):
 
 
 def make_task(data):
-    """Make a task with the statistics of the store, as a run has them."""
+    """Make a task with the feature statistics of the store, as in a run."""
     heads = {"word_head": True, "match_head": True, "classes": len(CLASSES)}
     task = PretrainModule(make_model(vocabulary=len(PROCESSOR.tokenizer), **heads), PROCESSOR, ObjectivesConfig())
     mean, deviation = map(torch.from_numpy, feature_statistics(RegionStore(data.regions)))
@@ -52,7 +52,7 @@ def everything(task, batch):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_rows_losses_and_gradients_are_those_of_the_float32_numbers_bit_for_bit(data, objective):
+def test_rows_losses_and_gradients_equal_those_of_float32_features_bit_for_bit(data, objective):
     source, task = make_source(data, objective), make_task(data)
     kept = collate([source.build(0, index) for index in range(len(source))], task.shape)
     read = source.images.read
@@ -65,19 +65,19 @@ def test_rows_losses_and_gradients_are_those_of_the_float32_numbers_bit_for_bit(
     assert all(torch.equal(value, wanted[name]) for name, value in found.items())
 
 
-def test_the_scale_of_a_row_reaches_what_the_model_sees_and_what_it_shall_predict(data):
+def test_the_scale_of_a_row_changes_the_input_and_the_target(data):
     source, task = make_source(data, "masked_object"), make_task(data)
     batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
     larger = replace(batch, region_feature_scales=2 * batch.region_feature_scales)
     assert not torch.equal(task.model(batch), task.model(larger))
     with torch.no_grad():
-        task.model.regions.feature.weight.zero_()  # now the features stand in the targets alone
+        task.model.regions.feature.weight.zero_()  # now only the targets depend on the features
         one, other = task(batch), task(larger)
     assert torch.equal(task.model(batch), task.model(larger))
     assert one["masked_object/feature"] != other["masked_object/feature"]
 
 
-def test_an_image_read_by_itself_gives_the_rows_of_the_batch(data):
+def test_an_image_read_alone_has_the_same_rows_as_in_a_batch(data):
     source, task, store = make_source(data, "matching"), make_task(data), RegionStore(data.regions)
     examples = np.arange(len(source))
     together = source.build_all(0, examples)

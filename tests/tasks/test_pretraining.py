@@ -1,4 +1,4 @@
-"""Documents of the objectives, what the model sees of them, and how their losses add up."""
+"""Examples of the objectives, what the model sees of them, and how their losses add up."""
 
 import json
 from collections import Counter
@@ -77,7 +77,7 @@ def test_a_negative_is_never_a_text_of_the_same_image_and_half_of_the_pairs_are_
     assert matches[1.0] / 800 == pytest.approx(0.5, abs=0.071)  # four standard deviations
 
 
-def test_behind_a_shared_prefix_each_text_is_labelled_by_itself_and_judged_from_its_own_last_row(data):
+def test_on_a_shared_prefix_each_text_has_its_own_label_and_last_row(data):
     source, shape = make_source(data, "matching", shared_prefix=True), make_task().shape
     own, labels = captions_by_image(source), Counter()
     for epoch in range(20):
@@ -97,7 +97,7 @@ def test_behind_a_shared_prefix_each_text_is_labelled_by_itself_and_judged_from_
     assert min(labels[0.0], labels[1.0]) > 0.35 * labels.total()
 
 
-def test_negatives_of_changed_words_differ_in_one_word_from_a_caption_of_the_image(data):
+def test_word_change_negatives_differ_in_one_word_from_a_caption_of_the_image(data):
     pairs = [("red", "blue"), ("small", "large"), ("circle", "star"), ("a", "two"), ("is", "above")]
     changes = WordChanges([*pairs, *((new, old) for old, new in pairs)], TOKENIZER)
     source = make_source(data, "matching", changes, negative_share=1.0, word_change_share=0.5)
@@ -113,7 +113,7 @@ def test_negatives_of_changed_words_differ_in_one_word_from_a_caption_of_the_ima
 
 
 def write_captions(data, texts):
-    """Give each image other captions: one list of texts for each."""
+    """Replace the captions of each image by a list of texts."""
     said = [(image, text) for image, own in enumerate(texts, start=1) for text in own]
     data.captions.write_text(
         json.dumps(
@@ -123,7 +123,7 @@ def write_captions(data, texts):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_words_that_an_image_has_too_are_no_negative_where_texts_repeat(tmp_path, share):
+def test_a_repeated_text_of_the_same_image_is_not_a_negative(tmp_path, share):
     data = make_data(tmp_path, 4)
     write_captions(data, [["a red star", "a blue star"], ["a red star"], ["a blue star", "a star"], ["a red star"]])
     changes = WordChanges([("red", "blue"), ("blue", "red")], TOKENIZER)
@@ -137,7 +137,7 @@ def test_words_that_an_image_has_too_are_no_negative_where_texts_repeat(tmp_path
     assert matches[0.0] > 150
 
 
-def test_a_data_set_of_one_image_or_of_one_text_has_no_negatives(tmp_path):
+def test_a_data_set_with_one_image_or_one_text_has_no_negatives(tmp_path):
     same = make_data(tmp_path / "same", 3)
     write_captions(same, [["a red star"]] * 3)
     assert make_source(same, "matching", negative_share=1.0).build(0, 0).target.labels == [1]
@@ -163,7 +163,7 @@ def test_one_modality_is_masked_at_a_time(data):
                 assert text_of(example) in own[index]
 
 
-def test_only_drawn_regions_are_scored_however_many_are_hidden(data):
+def test_only_drawn_regions_are_targets_however_many_are_hidden(data):
     source, more = make_source(data, "masked_object"), 0
     for epoch in range(20):
         example = source.build(epoch, 5)
@@ -197,7 +197,7 @@ def test_an_image_whose_regions_are_not_used_gets_a_word_objective(data):
     assert example.objective == "masked_lm" and len(example.prefix.features) == 0 and len(example.texts[0].places)
 
 
-def test_shares_hold_in_examples(data):
+def test_objectives_are_drawn_by_their_shares(data):
     source = make_source(data, shares=SharesConfig(masked_lm=1, seq2seq_lm=2, masked_object=0, matching=1))
     drawn = Counter(name for epoch in range(250) for name in objectives(source, epoch))
     assert drawn["seq2seq_lm"] / 2000 == pytest.approx(0.5, abs=0.045)
@@ -214,7 +214,7 @@ def inputs(batch):
     return [getattr(batch, name) for name in names]
 
 
-def test_what_the_model_sees_of_a_hidden_region_tells_nothing_of_its_class(data):
+def test_the_input_of_a_hidden_region_does_not_depend_on_its_class(data):
     source, task = make_source(data, "masked_object"), make_task()
     example = source.build(0, 5)
     before = collate([example], task.shape)
@@ -255,7 +255,7 @@ def test_answers_change_no_input(data, monkeypatch):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
+def test_each_question_occurs_once_and_has_the_logits_that_it_has_alone(data, shared):
     processor = make_processor(answers=("yes", "no"), shared_prefix=shared)
     source = QuestionSource(caption_store(data, processor), image_reader(data, processor), processor)
     model = make_model(answers=2, vocabulary=len(TOKENIZER))
@@ -270,12 +270,12 @@ def test_each_question_is_asked_once_and_answered_as_if_alone(data, shared):
         for text in example.texts:
             one = replace(example, texts=[text], target=Answers(None))
             alone.append(answer_logits(task.model, collate([one], task.shape)))
-    asked = [text.token_ids[:-1].tolist() for example in examples for text in example.texts]
-    assert asked == [source.texts.tokens(number).tolist() for number in range(len(source.texts))]
+    texts = [text.token_ids[:-1].tolist() for example in examples for text in example.texts]
+    assert texts == [source.texts.tokens(number).tolist() for number in range(len(source.texts))]
     torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-4)  # fp32, another order of sums
 
 
-def test_a_masked_word_can_be_any_word_without_changing_the_input(data):
+def test_the_input_does_not_depend_on_the_masked_word(data):
     masked = mask_tokens(LONG, np.random.default_rng(1), TOKENIZER, 0.15)
     place = masked.places[masked.token_ids[masked.places] == TOKENIZER.mask][0]
     other = LONG.copy()

@@ -62,7 +62,7 @@ def whole_batch(source, task):
 
 
 @pytest.mark.parametrize("split", [[], ["qkv", "ffn"]])
-def test_log_probabilities_of_one_ragged_forward_equal_those_of_the_decoder_that_drew(source, split):
+def test_log_probabilities_of_the_ragged_forward_pass_equal_those_of_the_decoder(source, split):
     task = make_task(split=split)
     batch = whole_batch(source, task)
     drawn = task.draw(batch)
@@ -77,7 +77,7 @@ def test_log_probabilities_of_one_ragged_forward_equal_those_of_the_decoder_that
     assert all(len(text.token_ids) == LONGEST for text, over in zip(drawn, ended, strict=True) if not over)
 
 
-def test_the_company_in_a_batch_changes_neither_what_is_drawn_nor_its_loss(source):
+def test_other_examples_in_the_batch_change_neither_the_drawn_captions_nor_their_loss(source):
     task = make_task()
     together = task.draw(whole_batch(source, task))
     whole = task(whole_batch(source, task))
@@ -89,7 +89,7 @@ def test_the_company_in_a_batch_changes_neither_what_is_drawn_nor_its_loss(sourc
         torch.testing.assert_close(sum(part[name] for part in parts), whole[name], atol=1e-3, rtol=1e-5)
 
 
-def test_an_image_draws_other_captions_in_another_epoch_and_the_same_in_the_same(source):
+def test_draws_differ_between_epochs_and_repeat_within_one(source):
     first, again, later = (source.build(epoch, 1).target.numbers for epoch in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.isclose(first, later).any() and not np.isclose(first, source.build(0, 2).target.numbers).any()
@@ -104,7 +104,7 @@ def test_a_batch_without_images_gives_a_zero_that_is_connected_to_the_weights():
     assert task.model.word_head.decoder.bias.grad is not None
 
 
-def test_targets_are_counted_before_anything_is_drawn_and_costs_bound_the_rows(source):
+def test_targets_are_counted_before_drawing_and_costs_bound_the_rows(source):
     task = make_task()
     batch = whole_batch(source, task)
     assert batch.counts() == {OBJECTIVE: 15}
@@ -127,7 +127,7 @@ def test_bf16_copies_of_the_weights_made_while_drawing_do_not_swallow_gradients(
 
 
 class Enumerable:
-    """A captioner of four words beside [CLS], [SEP] and [MASK], and every text that it may write: ended or cut off."""
+    """A captioner with four words besides [CLS], [SEP] and [MASK], and all its texts, complete or truncated."""
 
     def __init__(self, longest=3):
         words = [3, 4, 5, 6]
@@ -155,7 +155,7 @@ def gradient_of(value, model):
 
 
 @pytest.mark.parametrize("longest", [1, 2])
-def test_captions_are_drawn_as_often_as_the_probability_that_is_differentiated_says(longest):
+def test_captions_are_drawn_with_the_probability_that_is_differentiated(longest):
     world, fine = Enumerable(longest), {1: 2000, 2: 60}[longest]
     evenly = (np.arange(fine, dtype=np.float32) + 0.5) / fine  # each word's numbers, all combinations
     draws = np.stack(np.meshgrid(*[evenly] * longest, indexing="ij"), axis=-1).reshape(-1, longest)
@@ -166,12 +166,12 @@ def test_captions_are_drawn_as_often_as_the_probability_that_is_differentiated_s
     probabilities = dict(zip(world.texts, world.log_probabilities().exp().tolist(), strict=True))
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5) and drawn.keys() <= probabilities.keys()
     for text, probability in probabilities.items():
-        # a word's part of the numbers is one of them more or less than its probability, so is each word's part of that
+        # a word's share of the numbers differs from its probability by at most one number, at each word
         assert drawn[text] / len(draws) == pytest.approx(probability, abs=longest / fine)
 
 
 def test_the_expected_gradient_over_all_pairs_of_captions_is_the_exact_policy_gradient():
-    """Nothing is sampled: 85 texts that end within three words or are cut off there, and all 7225 pairs of them."""
+    """Nothing is sampled: all 85 texts that end or are truncated within three words, and all 7225 pairs of them."""
     world = Enumerable()
     log_probabilities, rewards = world.log_probabilities().double(), world.rewards()
     probabilities = log_probabilities.exp()
@@ -199,7 +199,7 @@ def test_the_loss_by_hand():
     assert log_probabilities.grad.tolist() == [-4.5, 4.5, 0, 1, -1]
 
 
-def test_captions_that_are_all_alike_teach_nothing():
+def test_equal_captions_give_no_gradient():
     loss = self_critical_loss(torch.tensor([-1.0, -1.0], requires_grad=True), np.array([5.0, 5.0]), np.array([0, 0]))
     loss.backward()
     assert loss.item() == 0
@@ -208,7 +208,7 @@ def test_captions_that_are_all_alike_teach_nothing():
 # --- the reward
 
 
-def test_the_end_is_rewarded(data):
+def test_the_final_sep_is_rewarded(data):
     processor = make_processor()
     captions = caption_store(data, processor)
     end = processor.tokenizer.sep

@@ -24,7 +24,7 @@ def test_a_second_process_is_refused_a_run_folder_in_use(data, tmp_path, monkeyp
     refused = []
 
     def again():
-        with pytest.raises(UserError, match=f"another process trains in {tmp_path}; wait for it or end it") as caught:
+        with pytest.raises(UserError, match=f"another process trains in {tmp_path}; wait for it or stop it") as caught:
             run_training(config)
         refused.append(caught.value)
 
@@ -131,7 +131,7 @@ def test_a_different_configuration_in_the_same_folder_is_refused(data, tmp_path,
 @pytest.mark.parametrize("name", ["scenes.json", "manifest.json", "demo.json"])
 def test_a_folder_that_holds_something_else_is_refused_and_unchanged(data, tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=f"{tmp_path} holds .*, which a run would be mixed into; give another output"):
+    with pytest.raises(UserError, match=f"{tmp_path} holds .*, which training would write into; give another output"):
         run_training(make_config(data, tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == [name]
 

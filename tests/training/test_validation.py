@@ -22,8 +22,8 @@ from dimvl.tasks.captioning.prediction import caption_images
 from dimvl.tasks.task import ValidationScore
 from dimvl.trained_model import load_model
 from dimvl.training import run as run_module
-from dimvl.training.early_stopping import Best, Validation
 from dimvl.training.run import run_training
+from dimvl.training.validation import Best, Validation
 from tests.tiny_runs import make_config, make_data
 from tests.training.runs import Killed, at_step, kill, log_of
 

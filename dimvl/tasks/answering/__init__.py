@@ -17,7 +17,7 @@ from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation, VqaValidationConfig
+from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.prediction import ANSWER, AccuracyValidator, evaluate_questions
 from dimvl.tasks.answering.training import QuestionSource, VqaModule
 from dimvl.tasks.base import ImageSource, TaskModule
@@ -25,7 +25,7 @@ from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.task import Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
-__all__ = ["Answering", "VqaConfig", "VqaEvaluation", "VqaValidationConfig"]
+__all__ = ["Answering", "VqaConfig"]
 logger = logging.getLogger(__name__)
 
 
@@ -41,10 +41,8 @@ class Answering(Task[VqaConfig]):
 
     def annotation_files(self, config: VqaConfig) -> dict[str, list[Path]]:
         """Return question and annotation files."""
-        files = {
-            "questions": config.questions,
-            "annotations": [file for file in config.annotations if file is not None],
-        }
+        annotations = [file for file in config.annotations if file is not None]
+        files = {"questions": config.questions, "annotations": annotations}
         if config.validation is not None:
             files["validation questions"] = [config.validation.questions]
             if config.validation.annotations is not None:
@@ -60,29 +58,22 @@ class Answering(Task[VqaConfig]):
 
         """
         files, unanswered, seen = [], 0, set[int]()
-        for path, annotations in zip(
-            config.questions, config.annotations or [None] * len(config.questions), strict=True
-        ):
-            questions = read_questions(path, annotations)
+        annotations = config.annotations or [None] * len(config.questions)
+        for path, annotation_file in zip(config.questions, annotations, strict=True):
+            questions = read_questions(path, annotation_file)
             if twice := [question.question_id for question in questions if question.question_id in seen]:
-                raise UserError(f"{path} has question {twice[0]}, which another file has too; renumber the questions")
+                raise UserError(f"{path} has question {twice[0]}, as another file does; renumber the questions")
             seen.update(question.question_id for question in questions)
             answered = [question for question in questions if question.answers]
             if questions and not answered:
-                raise UserError(f"{path}: no question has an answer; name its file of answers in annotations")
+                raise UserError(f"{path}: no question has an answer; name its answer file in annotations")
             unanswered += len(questions) - len(answered)
             files.append((path, answered))
-        return match_files(
-            files,
-            store,
-            config.inputs,
-            config.missing,
-            config.output / MATCH,
-            {"question without an answer": unanswered},
-        )
+        skipped = {"question without an answer": unanswered}
+        return match_files(files, store, config.inputs, config.missing, config.output / MATCH, skipped)
 
     def labelled_texts(self, records: Sequence[Question], processor: Processor) -> list[LabelledText]:
-        """Label each question with the soft scores of the answers in the vocabulary."""
+        """Label each question with the soft scores of its answers in the vocabulary."""
         ids = answer_ids(processor.answers)
         texts = [
             LabelledText(q.question_id, q.image_ids, q.text, label_ids(soft_scores(q.answers), ids), q.times)
@@ -102,7 +93,7 @@ class Answering(Task[VqaConfig]):
         return {"answers": tuple(answers), "shared_prefix": config.shared_prefix}
 
     def heads(self, config: VqaConfig, classes: int, answers: int) -> dict[str, Any]:
-        """Ask for an answer head."""
+        """Request an answer head."""
         return {"answers": answers}
 
     def build(
@@ -128,7 +119,7 @@ class Answering(Task[VqaConfig]):
         return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
 
     def planned_answers(self, config: VqaConfig) -> tuple[int, str]:
-        """Read the number of answers off the run, the configuration or its file of answers."""
+        """Return the number of answers of the run, the configuration or its answer list."""
         if (config.output / MODEL).exists():
             return int(read_json(config.output / MODEL)["answers"]), ""
         if isinstance(config.answers, int):

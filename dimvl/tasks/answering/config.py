@@ -11,7 +11,7 @@ from dimvl.tasks.task import EvaluationOptions
 
 def _number_or_file(value: Any) -> Any:
     if not isinstance(value, int | str | Path):
-        raise ValueError("give a number of answers or a JSON file of them")
+        raise ValueError("give a number of answers or a JSON file that lists them")
     if isinstance(value, int) and value < 2:
         raise ValueError("keep at least 2 answers")
     return value
@@ -44,8 +44,8 @@ class VqaConfig(RunConfig):
     def _annotations_fit(self) -> "VqaConfig":
         if self.annotations and len(self.annotations) != len(self.questions):
             raise ValueError(
-                f"annotations names {len(self.annotations)} files but questions {len(self.questions)}; give one for "
-                "each, null for one with its own answers"
+                f"annotations names {len(self.annotations)} files but questions {len(self.questions)}; give one per "
+                "question file, null for a file with its own answers"
             )
         return self
 

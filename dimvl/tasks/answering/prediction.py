@@ -1,4 +1,4 @@
-"""Question answering with a trained model: on prefixes, on a region store, and on annotation files."""
+"""Question answering with a trained model: for prefixes, a region store or annotation files."""
 
 import logging
 from collections import Counter
@@ -22,22 +22,22 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
 from dimvl.tasks.base import TaskModule
-from dimvl.tasks.inference import ROW_BUDGET, store_batches
+from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
 from dimvl.tasks.validating import matched, sample, subset
 from dimvl.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
 TOP_ANSWERS = 3
-"""Answers logged for a question of the validation sample."""
+"""Answers logged per question of the validation sample."""
 
 
 @torch.inference_mode()
 def answer_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
-    """Return the probability of each answer on its own, for one question on each prefix: (M, A).
+    """Return the probability of each answer to one question per prefix, (M, A); a row need not sum to 1.
 
-    Where the model's prefixes do not depend on the question, a prefix that comes several times in a row (the same
-    object) is computed once.
+    If the model's prefixes do not depend on the question, consecutive equal prefixes (the same object) are computed
+    once.
     """
     processor = trained.processor
     examples = [
@@ -49,7 +49,7 @@ def answer_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], word
 
 
 def best_answer(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> Answer:
-    """Return the best answers of one question, from the probabilities (A,) of all."""
+    """Return the best answers to one question, from the probabilities (A,) of all answers."""
     answers = trained.processor.answers
     best = probabilities.topk(min(top, len(answers)))
     ranked = [(answers[place], value) for value, place in zip(*(part.tolist() for part in best), strict=True)]
@@ -67,22 +67,11 @@ ANSWER = Ability(
 
 
 def answer_questions(
-    trained: TrainedModel,
-    store: RegionStore,
-    questions: Sequence[Question],
-    row_budget: int = ROW_BUDGET,
-    progress: Progress | None = None,
+    trained: TrainedModel, store: RegionStore, questions: Sequence[Question], progress: Progress | None = None
 ) -> dict[int, str]:
     """Return the most probable answer to each question, by question id.
 
-    Where the model's prefixes do not depend on the question, an image is computed once for all its questions.
-
-    Args:
-        trained: a model that answers.
-        store: the regions of the questions' images.
-        questions: their own answers are not used.
-        row_budget: most rows of one forward pass.
-        progress: called with (questions answered, questions in total).
+    If the model's prefixes do not depend on the question, an image is computed once for all its questions.
 
     Raises:
         UserError: no question, an image that the store lacks, or a store of another extractor.
@@ -97,7 +86,7 @@ def answer_questions(
     grouped = list(groups.values())
     images = [questions[group[0]].images for group in grouped]
     rows = [sum(len(words[place]) + 1 for place in group) for group in grouped]
-    for chosen, prefixes in store_batches(trained, store, images, rows, row_budget):
+    for chosen, prefixes in store_batches(trained, store, images, rows):
         pairs = [(prefix, place) for prefix, one in zip(prefixes, chosen, strict=True) for place in grouped[one]]
         repeated, texts = [prefix for prefix, _ in pairs], [words[place] for _, place in pairs]
         best = answer_probabilities(trained, repeated, texts).argmax(dim=1).tolist()
@@ -111,13 +100,7 @@ def answer_questions(
 def evaluate_questions(
     trained: TrainedModel, store: RegionStore, options: VqaEvaluation, progress: Progress | None = None
 ) -> Evaluation:
-    """Answer a question file and, where answers are published, score them by the official VQA accuracy.
-
-    Args:
-        trained: a model that answers.
-        store: the regions of the questions' images.
-        options: the files.
-        progress: called with (questions answered, questions in total).
+    """Answer a question file and, if it has annotations, score the answers by the official VQA accuracy.
 
     Raises:
         UserError: as `answer_questions`, `read_questions` and `match_file`.

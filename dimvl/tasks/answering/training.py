@@ -1,4 +1,4 @@
-"""Training of question answering: the question as text, a classifier over the answer vocabulary."""
+"""Training of question answering: the question is the text of a classifier over the answer vocabulary."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -22,7 +22,7 @@ OBJECTIVE = "answers"
 
 
 def answer_spec(processor: Processor) -> dict[str, TargetSpec]:
-    """Return the one objective of answering."""
+    """Return the targets of the only objective."""
     return {OBJECTIVE: TargetSpec(AnswerTargets, len(processor.answers))}
 
 
@@ -42,7 +42,7 @@ class VqaModule(TaskModule):
         self.objectives = answer_spec(processor)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses by name, summed over targets."""
+        """Return the losses by name, summed over targets."""
         targets = batch.targets[OBJECTIVE]
         assert isinstance(targets, AnswerTargets)
         return {OBJECTIVE: answer_loss(answer_logits(self.model, batch), targets.scores)}
@@ -56,14 +56,14 @@ def question_example(
     shared_prefix: bool,
     answers: np.ndarray | None = None,
 ) -> Example:
-    """Questions on one prefix: one, or with a shared prefix any number.
+    """Build an example of one question about a prefix, or of several if they share it.
 
     Args:
-        source: for messages.
+        source: name of the example in messages.
         prefix: images and context.
-        questions: token ids of each.
+        questions: token ids of each question.
         tokenizer: the model's tokenizer.
-        shared_prefix: the questions see the prefix, and it does not see them.
+        shared_prefix: whether the prefix does not see the questions.
         answers: (number of questions, A) soft targets.
 
     """
@@ -75,8 +75,8 @@ def question_example(
 class QuestionSource(ImageSource):
     """One example per question and epoch or, with a shared prefix, per image.
 
-    As published, question and image see each other. With a shared prefix a question is a sequence-to-sequence text:
-    the image is computed once for all its questions, and each question is answered from its last row.
+    As published, question and image see each other. With a shared prefix, questions are sequence-to-sequence texts:
+    the image is computed once for all of them, and each is answered from its last row.
 
     Args:
         questions: tokenised questions with soft targets as labels.
@@ -99,12 +99,12 @@ class QuestionSource(ImageSource):
             return examples
         return np.searchsorted(self.texts.groups, examples, side="right") - 1
 
-    def costs(self, epoch: int, some: slice) -> np.ndarray:
+    def costs(self, epoch: int, span: slice) -> np.ndarray:
         """Upper bound of the rows of a span of examples."""
         if not self.processor.shared_prefix:
-            return self.prefix_rows(some) + self.texts.lengths(some) + 1
-        lengths, starts = self.texts.lengths_of(some)
-        return self.prefix_rows(some) + np.add.reduceat(lengths + 1, starts)
+            return self.prefix_rows(span) + self.texts.lengths(span) + 1
+        lengths, starts = self.texts.lengths_of(span)
+        return self.prefix_rows(span) + np.add.reduceat(lengths + 1, starts)
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
         """Build the example of a question, or of an image's questions."""

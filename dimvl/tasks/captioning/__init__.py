@@ -1,4 +1,4 @@
-"""Captioning with the shared stack, by cross entropy or self-critically, with no separate decoder."""
+"""Captioning with the shared stack instead of a separate decoder, by cross entropy or self-critically."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,6 @@ from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning.config import (
     CaptionConfig,
     CaptionEvaluation,
-    CaptionValidationConfig,
     DropWorstConfig,
     SelfCriticalConfig,
     Seq2seqConfig,
@@ -32,20 +31,11 @@ from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.task import Config, Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
-__all__ = [
-    "CaptionConfig",
-    "CaptionDataTask",
-    "CaptionValidationConfig",
-    "Captioning",
-    "DropWorstConfig",
-    "SelfCritical",
-    "SelfCriticalConfig",
-    "Seq2seqConfig",
-]
+__all__ = ["CaptionConfig", "CaptionDataTask", "Captioning", "DropWorstConfig", "SelfCriticalConfig", "Seq2seqConfig"]
 
 
 class CaptionDataTask(Task[Config], abstract=True):
-    """What tasks that learn from captions share: how captions are read, tokenised and evaluated, and their costs."""
+    """Base of tasks that are trained on captions: how captions are read, tokenised and evaluated."""
 
     evaluation = CaptionEvaluation
 
@@ -67,7 +57,7 @@ class CaptionDataTask(Task[Config], abstract=True):
         return match_files(read, store, config.inputs, config.missing, config.output / MATCH)
 
     def labelled_texts(self, records: Sequence[Caption], processor: Processor) -> list[LabelledText]:
-        """Return the captions; they have no labels."""
+        """Return the captions, which have no labels."""
         return [LabelledText(c.caption_id, c.image_ids, c.text, times=c.times) for c in records]
 
     def evaluate(
@@ -81,9 +71,8 @@ class CaptionDataTask(Task[Config], abstract=True):
         return with_official_scores(evaluation)
 
     def texts_per_prefix(self, config: Any) -> int:
-        """Return the most captions that share a prefix."""
-        captions: int = config.seq2seq.captions
-        return captions
+        """Return the maximum number of captions that share a prefix."""
+        return int(config.seq2seq.captions)
 
 
 class Captioning(CaptionDataTask[CaptionConfig]):
@@ -97,15 +86,15 @@ class Captioning(CaptionDataTask[CaptionConfig]):
     texts_per_image = 5.0
 
     def variant(self, config: CaptionConfig) -> Task[CaptionConfig]:
-        """Return self-critical captioning where the configuration asks for it."""
+        """Return self-critical captioning if it is configured."""
         return self if config.self_critical is None else SelfCritical()
 
     def capabilities(self, config: CaptionConfig, records: Sequence[Caption]) -> dict[str, Any]:
-        """Remember that the model captions, and by which language model."""
+        """Record that the model captions, and its language model."""
         return {"captions": True, "variant": config.seq2seq.variant}
 
     def heads(self, config: CaptionConfig, classes: int, answers: int) -> dict[str, Any]:
-        """Ask for a word head."""
+        """Request a word head."""
         return {"word_head": True}
 
     def build(
@@ -142,7 +131,7 @@ class SelfCritical(Captioning):
 
 
 def average_captions(config: RunConfig, seq2seq: Seq2seqConfig, facts: DataFacts) -> AverageExample:
-    """Return what the captions of an average image on one prefix cost."""
+    """Return the cost of the captions of an average image on one prefix."""
     texts, whole = facts.texts.drawn, facts.texts.words + 1
     words = whole if seq2seq.variant == "causal" else float(max(1, round(seq2seq.share * whole)))
     work = planned_work(config, facts, texts, True, word_head=texts * words)

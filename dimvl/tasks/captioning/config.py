@@ -1,4 +1,4 @@
-"""Configuration of captioning and of the sequence-to-sequence language model, which pretraining has too."""
+"""Configuration of captioning and of the sequence-to-sequence language model, which pretraining also uses."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ class Seq2seqConfig(Section):
         "causal", description="causal: every position predicts the next word; masked: masked words as in VLP and UniLM"
     )
     share: float = Field(0.5, gt=0, le=1, description="masked variant: share of tokens predicted")
-    captions: int = Field(5, ge=1, description="most captions of an image that share one prefix")
+    captions: int = Field(5, ge=1, description="maximum number of captions of an image that share one prefix")
 
 
 class CaptionValidationConfig(ValidationConfig):
@@ -40,14 +40,14 @@ class DropWorstConfig(Section):
     after: int = Field(ge=0, description="number of epochs before captions are dropped")
 
     def count(self, captions: int) -> int:
-        """Return how many of a prefix's captions are dropped."""
+        """Return how many captions of a prefix are dropped."""
         return int(self.share * captions + 1e-9)  # .29 * 100 is a little less than 29
 
 
 class SelfCriticalConfig(Section):
-    """Self-critical training: drawn captions are rewarded by CIDEr-D, relative to the others drawn for the image."""
+    """Self-critical training: drawn captions are rewarded by CIDEr-D, relative to the others of the image."""
 
-    samples: int = Field(5, ge=2, description="captions drawn of each image")
+    samples: int = Field(5, ge=2, description="captions drawn per image")
 
 
 class CaptionConfig(RunConfig):
@@ -71,21 +71,21 @@ class CaptionConfig(RunConfig):
             )
         if self.self_critical is not None:
             if self.initial is None:
-                raise ValueError("self_critical continues with a model that captions; name its run as initial")
+                raise ValueError("self_critical needs a model that captions; name its run as initial")
             if self.smoothing or self.drop_worst is not None:
-                raise ValueError("self_critical has no words to predict; remove smoothing and drop_worst")
+                raise ValueError("self_critical has no target words; remove smoothing and drop_worst")
             if self.model.dropout:
                 raise ValueError(
-                    f"self_critical must train the same function that it draws captions from, and model.dropout "
-                    f"{self.model.dropout} makes them differ; set model.dropout to 0"
+                    f"model.dropout is {self.model.dropout}, but self_critical must train the function that it draws "
+                    "captions from; set model.dropout to 0"
                 )
             if self.seq2seq.variant == "masked":
-                raise ValueError("self_critical takes seq2seq.variant 'causal' only; pretrain and fine-tune with it")
+                raise ValueError("self_critical needs seq2seq.variant 'causal'; pretrain and fine-tune with it")
         return self
 
 
 class CaptionEvaluation(EvaluationOptions):
-    """A caption file whose images are captioned, and how."""
+    """A caption file whose images are captioned, and the decoding."""
 
     captions: Path
     split: Names = Field([])
@@ -98,5 +98,5 @@ class CaptionEvaluation(EvaluationOptions):
         return DecodingOptions(beams=self.beams)
 
     def settings(self) -> dict[str, Any]:
-        """Return everything but files that the captions depend on."""
+        """Return everything that the captions depend on, except files."""
         return {"missing": self.missing, "split": self.split, **asdict(self.decoding)}

@@ -1,4 +1,4 @@
-"""Captioning with a trained model: on prefixes, on a region store, and on caption files with their scores."""
+"""Captioning with a trained model: for prefixes, a region store or caption files, with scores."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import images_of, official_images
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
-from dimvl.tasks.inference import ROW_BUDGET, one_image, store_batches
+from dimvl.tasks.inference import one_image, store_batches
 from dimvl.tasks.task import Ability, Evaluation
 from dimvl.trained_model import TrainedModel
 
@@ -45,7 +45,7 @@ def captions(
 
 
 def text_rows(trained: TrainedModel, options: DecodingOptions) -> int:
-    """Return the rows that decoding adds to a prefix: those of all beams."""
+    """Return the rows that decoding adds to a prefix, of all beams."""
     return options.beams * min(options.max_tokens, trained.processor.text_tokens + 1)
 
 
@@ -69,12 +69,11 @@ def caption_images(
     store: RegionStore,
     image_ids: Sequence[str],
     options: DecodingOptions | None = None,
-    row_budget: int = ROW_BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Caption single images, by image id; arguments as `caption_groups`."""
+    """Caption single images, by image id; arguments as in `caption_groups`."""
     images = list(map(one_image, image_ids))
-    found = caption_groups(trained, store, images, options, row_budget, progress)
+    found = caption_groups(trained, store, images, options, progress)
     return {image_ids[0]: caption for (image_ids, _), caption in found.items()}
 
 
@@ -83,18 +82,16 @@ def caption_groups(
     store: RegionStore,
     images: Sequence[ImageKey],
     options: DecodingOptions | None = None,
-    row_budget: int = ROW_BUDGET,
     progress: Progress | None = None,
 ) -> dict[ImageKey, str]:
-    """Caption one or more images at a time.
+    """Caption groups of one or more images.
 
     Args:
         trained: a model that captions.
-        store: the regions of the images.
-        images: what to caption, each once.
+        store: regions of the images.
+        images: the groups, each once.
         options: how to decode; `max_tokens` is lowered to what the model's positions allow.
-        row_budget: most rows of one batch, including those of all beams.
-        progress: called with (images captioned, images in total).
+        progress: called with (groups captioned, groups in total).
 
     Raises:
         UserError: no image, an image that the store lacks, or a store of another extractor.
@@ -104,7 +101,7 @@ def caption_groups(
     options = options or DecodingOptions()
     result: dict[ImageKey, str] = {}
     rows = [text_rows(trained, options)] * len(images)
-    for chosen, prefixes in store_batches(trained, store, images, rows, row_budget):
+    for chosen, prefixes in store_batches(trained, store, images, rows):
         found = captions(trained, prefixes, options)
         result.update(zip([images[place] for place in chosen], found, strict=True))
         if progress is not None:
@@ -113,22 +110,11 @@ def caption_groups(
 
 
 def evaluate_captions(
-    trained: TrainedModel,
-    store: RegionStore,
-    options: CaptionEvaluation,
-    decoding: DecodingOptions | None = None,
-    progress: Progress | None = None,
+    trained: TrainedModel, store: RegionStore, options: CaptionEvaluation, progress: Progress | None = None
 ) -> Evaluation:
-    """Caption the images of a caption file and, where they are scenes, score the captions by their facts.
+    """Caption the images of a caption file and, if they are scenes, score the facts in the captions.
 
     `with_official_scores` adds the scores of the COCO protocol.
-
-    Args:
-        trained: a model that captions.
-        store: the regions of the images.
-        options: the files and the number of beams.
-        decoding: how to decode; by default with the beams of `options`.
-        progress: called with (images captioned, images in total).
 
     Raises:
         UserError: as `caption_images`, `read_captions` and `match_file`.
@@ -143,8 +129,10 @@ def evaluate_captions(
             stored[reference.images] = found_in_store.images
             references.setdefault(reference.images, []).append(reference.text)
     singles = {ids[0]: (ids[0], stored[ids, times][0][0]) for ids, times in references if len(ids) == 1}
-    scenes = _scenes(path, options.worlds, singles) if len(singles) == len(references) else None
-    written = caption_groups(trained, store, list(stored.values()), decoding or options.decoding, progress=progress)
+    beside = path.parent / "worlds.jsonl"
+    truth = options.worlds or (beside if beside.exists() else None)
+    scenes = _scenes(options, truth, singles) if truth and len(singles) == len(references) else None
+    written = caption_groups(trained, store, list(stored.values()), options.decoding, progress)
     found = {key: written[images] for key, images in stored.items()}
     names = {key: official_images(key) for key in found}
     records = [{**names[key], "caption": caption} for key, caption in found.items()]
@@ -158,48 +146,39 @@ def evaluate_captions(
             {numbers[ids[0]]: texts for (ids, _), texts in references.items()},
         )
         scores |= asdict(facts)
-    used = worlds_of(path, options.worlds)
-    return Evaluation(predictions=records, items=items, scores=scores, files={} if used is None else {"worlds": used})
+    files = {} if truth is None else {"worlds": truth}
+    return Evaluation(predictions=records, items=items, scores=scores, files=files)
 
 
-def _scenes(path: Path, worlds: Path | None, names: Mapping[str, Sequence[str]]) -> dict[str, World] | None:
-    """Find the scene of each image; None where the captions are not of scenes.
+def _scenes(options: CaptionEvaluation, truth: Path, names: Mapping[str, Sequence[str]]) -> dict[str, World] | None:
+    """Find the scene of each image in `truth`; return None if one is missing and `truth` was not named explicitly.
 
     Args:
-        path: the caption file.
-        worlds: ground truth that was given; by default the file beside the captions, where it has all the images.
-        names: image -> its ids, the first of which that is a number is that of its scene.
+        options: the caption file, and the explicitly named ground truth.
+        truth: the ground truth.
+        names: image -> its ids; the first number among them is the id of its scene.
 
     Raises:
-        UserError: `worlds` lacks the scene of an image.
+        UserError: the explicitly named ground truth lacks the scene of an image.
 
     """
-    if (truth := worlds_of(path, worlds)) is None:
-        return None
     known, found = read_worlds(truth), dict[str, World]()
     for image, ids in names.items():
         number = next((int(name) for name in ids if name.isdecimal()), None)
         if number not in known:
-            if worlds is not None:
-                raise UserError(
-                    f"{truth} has no scene of image {image!r} of {path}; give the worlds.jsonl of the same split"
-                )
-            logger.warning("%s has no scene of image %r of %s: facts are not scored", truth, image, path)
+            missing = f"{truth} has no scene of image {image!r} of {options.captions}"
+            if options.worlds is not None:
+                raise UserError(f"{missing}; give the worlds.jsonl of the same split")
+            logger.warning("%s: facts are not scored", missing)
             return None
         found[image] = known[number]
     return found
 
 
-def worlds_of(path: Path, worlds: Path | None) -> Path | None:
-    """Return the ground truth of scenes: the file given, or `worlds.jsonl` beside the caption file if it exists."""
-    beside = path.parent / "worlds.jsonl"
-    return worlds or (beside if beside.exists() else None)
-
-
 def with_official_scores(evaluation: Evaluation) -> Evaluation:
-    """Add the scores of the COCO protocol to captions or, where they cannot be computed, the reason.
+    """Add the scores of the COCO protocol to captions, under `official` in the scores and in each item.
 
-    They are under `official` in the scores and in each item; what is missing is under `left_out`.
+    The reasons for missing scores are under `left_out`.
     """
     names = [images_of(item) for item in evaluation.items]
     predictions = {name: item["prediction"] for name, item in zip(names, evaluation.items, strict=True)}

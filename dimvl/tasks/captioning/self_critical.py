@@ -1,19 +1,17 @@
-"""Self-critical training of captions: drawn captions become more or less likely according to their reward.
+"""Self-critical training: drawn captions become more or less likely depending on their reward.
 
-Rennie et al. (CVPR 2017) use the reward of the greedy caption as the baseline. Here several captions are drawn of each
-image, and the baseline of each is the mean reward of the others (Luo, arXiv 2003.09971: better than the greedy baseline
-in his experiments, at no extra decoding). It does not depend on the caption itself, so the gradient is unbiased, and
-it suits a prefix that is computed once for all captions of an image.
+Rennie et al. (CVPR 2017) use the reward of the greedy caption as the baseline. Here several captions are drawn per
+image, and the baseline of each is the mean reward of the others (Luo, arXiv 2003.09971, who found it better than the
+greedy baseline, without its decoding). As the baseline does not depend on the caption itself, the gradient is unbiased.
 
-The reward is that of the tokens as drawn, including the final [SEP] where it was drawn in time: a caption that breaks
-off earns less than one that ends. The log-probability includes [SEP] for the same reason. Captions are drawn without
-gradients from a cached prefix; then their log-probabilities are computed in one ragged forward pass. Both use the same
-distribution, over the tokens that a text may have: there is no dropout, and neither allows other special tokens.
+Rewards and log-probabilities include the final [SEP] if it was drawn, so a truncated caption earns less than a complete
+one. Captions are drawn without gradients from a cached prefix; then their log-probabilities are computed in one ragged
+forward pass. Both use the same distribution: without dropout, over the tokens that a text may contain.
 
-The numbers that decide what is drawn come with the example, keyed by seed, epoch and example, so neither micro-batches
-nor ranks change it.
+The random numbers that decide what is drawn are part of the example, keyed by seed, epoch and example, so micro-batches
+and ranks do not change it.
 
-Letters: M drawn captions, N rows, V vocabulary, L most words of a caption.
+Letters: M drawn captions, L maximum number of tokens of a caption.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,10 +45,10 @@ class SelfCriticalModule(TaskModule):
     The mean reward is logged as a loss of weight 0.
 
     Args:
-        model: with a word head and without dropout.
-        processor: of the causal variant.
-        reward: (token ids of M captions, place (M,) of each one's image in the references) -> (M,).
-        longest: most tokens L of a caption, [SEP] included.
+        model: a model with a word head and without dropout.
+        processor: a processor of the causal variant.
+        reward: (token ids of M captions, index (M,) of each one's image in the references) -> (M,).
+        longest: L, including [SEP].
 
     """
 
@@ -62,7 +60,7 @@ class SelfCriticalModule(TaskModule):
         self.objectives = {OBJECTIVE: TargetSpec(SampleTargets, longest)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses by name, summed over drawn captions."""
+        """Return the losses by name, summed over drawn captions."""
         targets = batch.targets[OBJECTIVE]
         assert isinstance(targets, SampleTargets)
         owners = targets.rows.cpu().numpy()
@@ -74,10 +72,10 @@ class SelfCriticalModule(TaskModule):
 
     @torch.no_grad()
     def draw(self, batch: Batch) -> list[Sample]:
-        """Draw the captions of a batch: M, in the order of its targets."""
+        """Draw the M captions of a batch, in the order of its targets."""
         targets = batch.targets[OBJECTIVE]
         assert isinstance(targets, SampleTargets)
-        images = len(batch.layout.num_regions)  # none where a rank has no examples; it takes as many steps all the same
+        images = len(batch.layout.num_regions)  # 0 where a rank has no examples; it still takes as many steps
         draws = targets.draws.view(images, -1 if images else 1, self.longest)
         decoder = CachedDecoder(self.model, self.processor, batch)
         drawn = sample(decoder, self.processor.tokenizer.sep, draws, self.all_ranks)
@@ -87,7 +85,7 @@ class SelfCriticalModule(TaskModule):
         """Log-probability of each text given its prefix, in one forward pass with gradients: (M,).
 
         Args:
-            batch: of prefixes without texts.
+            batch: prefixes without texts.
             texts: token ids, including the final [SEP] if it was drawn; none is empty.
             owners: (M,) prefix of each text, ascending.
 
@@ -115,7 +113,7 @@ class SelfCriticalModule(TaskModule):
 
 
 def advantages(rewards: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Reward of each caption minus the mean of the others of its image, at least two each: (M,), (M,) -> (M,)."""
+    """Reward of each caption minus the mean of the others of its image (at least one): (M,), (M,) -> (M,)."""
     count = np.bincount(owners)[owners]
     others = (np.bincount(owners, rewards)[owners] - rewards) / (count - 1)
     return rewards - others
@@ -124,14 +122,14 @@ def advantages(rewards: np.ndarray, owners: np.ndarray) -> np.ndarray:
 def self_critical_loss(log_probabilities: Tensor, rewards: np.ndarray, owners: np.ndarray) -> Tensor:
     """Sum of minus advantage times log-probability: (M,), (M,), (M,) -> ().
 
-    Divided by M, its gradient is in expectation minus that of the mean reward.
+    Its gradient, divided by M, is in expectation minus the gradient of the mean reward.
     """
     advantage = torch.from_numpy(advantages(rewards, owners)).to(log_probabilities)
     return -(advantage * log_probabilities).sum()
 
 
 def token_references(captions: TextStore, end: int) -> list[list[list[int]]]:
-    """Return the token ids of every caption, ending in [SEP], by image: the references of the reward."""
+    """Return the references of the reward: the token ids of every caption, ending in [SEP], by image."""
     texts = [[*captions.tokens(text).tolist(), end] for text in range(len(captions))]
     return [texts[first:last] for first, last in zip(captions.groups[:-1], captions.groups[1:], strict=True)]
 
@@ -142,9 +140,9 @@ class SampleSource(ImageSource):
     Args:
         captions: tokenised captions, grouped by image, in the order of the reward's references.
         images: reads the region store.
-        samples: captions drawn of each image.
-        longest: most tokens L of a caption, [SEP] included.
-        seed: of the run.
+        samples: captions drawn per image.
+        longest: L, including [SEP].
+        seed: seed of the run.
 
     """
 
@@ -152,9 +150,9 @@ class SampleSource(ImageSource):
         super().__init__(captions, images)
         self.samples, self.longest, self.seed = samples, longest, seed
 
-    def costs(self, epoch: int, some: slice) -> np.ndarray:
-        """Upper bound of the rows of a span of examples, including those of the captions to draw."""
-        return self.prefix_rows(some) + self.samples * self.longest
+    def costs(self, epoch: int, span: slice) -> np.ndarray:
+        """Upper bound of the rows of a span of examples, including the captions to draw."""
+        return self.prefix_rows(span) + self.samples * self.longest
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""

@@ -1,4 +1,4 @@
-"""Training of captioning: the same stack under the sequence-to-sequence mask, with no separate decoder."""
+"""Training of captioning: the same stack under the sequence-to-sequence mask, without a separate decoder."""
 
 from dataclasses import replace
 from types import MappingProxyType
@@ -35,7 +35,7 @@ class CaptionModule(TaskModule):
         self.smoothing = smoothing
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses by name, summed over targets."""
+        """Return the losses by name, summed over targets."""
         targets = batch.targets[OBJECTIVE]
         assert isinstance(targets, CaptionTargets) and self.model.word_head is not None
         logits = self.model.word_head(self.model(batch)[targets.rows])
@@ -47,16 +47,16 @@ class CaptionModule(TaskModule):
 
 
 def kept_texts(losses: Tensor, targets: CaptionTargets, text_prefix: np.ndarray) -> Tensor:
-    """Return which texts are kept where the worst of each prefix are dropped: (T,) bool.
+    """Return which texts are kept when the worst of each prefix are dropped: (T,) bool.
 
-    VLP ranks the captions of a batch by their summed loss and divides by the words of those that it keeps, so the
-    result depends on the rest of the batch. Here the captions of one image are ranked against each other by loss per
-    word, so that neither a hard image nor a long caption is dropped for being so, and the loss is still divided by all
-    words, whose number is known beforehand. Micro-batches and ranks therefore change nothing.
+    VLP ranks the captions of a batch by their summed loss and divides by the words of the kept ones, so the result
+    depends on the rest of the batch. Here the captions of an image are ranked only against each other, by loss per
+    word, so hard images and long captions are not preferred, and the loss is divided by the number of all words, which
+    is known beforehand. Micro-batches and ranks therefore change nothing.
 
     Args:
-        losses: (M,) of each word.
-        targets: which text each word is of, and how many texts to drop.
+        losses: (M,) loss of each word.
+        targets: text of each word, and number of texts to drop per prefix.
         text_prefix: (T,) prefix of each text.
 
     """
@@ -65,7 +65,7 @@ def kept_texts(losses: Tensor, targets: CaptionTargets, text_prefix: np.ndarray)
     mean = np.bincount(texts, losses.double().cpu().numpy(), len(text_prefix)) / np.maximum(words, 1)
     worst_first = np.lexsort((-mean, text_prefix))
     rank = np.empty(len(text_prefix), dtype=np.int64)
-    first = np.searchsorted(text_prefix, text_prefix[worst_first])  # of the caption's prefix; prefixes are ascending
+    first = np.searchsorted(text_prefix, text_prefix[worst_first])  # first text of the prefix; prefixes are ascending
     rank[worst_first] = np.arange(len(text_prefix)) - first
     return torch.from_numpy(rank >= targets.drop.cpu().numpy()[text_prefix]).to(targets.texts.device)
 
@@ -78,8 +78,8 @@ class CaptionSource(ImageSource):
         images: reads the region store.
         seq2seq: variant, share of masked tokens and captions per prefix.
         tokenizer: the model's tokenizer.
-        seed: of the run.
-        drop_worst: how many captions of an image are dropped, and from which epoch; None drops none.
+        seed: seed of the run.
+        drop_worst: number of captions of an image to drop, and the first epoch; None drops none.
 
     """
 
@@ -95,9 +95,9 @@ class CaptionSource(ImageSource):
         super().__init__(captions, images)
         self.seq2seq, self.tokenizer, self.seed, self.drop_worst = seq2seq, tokenizer, seed, drop_worst
 
-    def costs(self, epoch: int, some: slice) -> np.ndarray:
+    def costs(self, epoch: int, span: slice) -> np.ndarray:
         """Upper bound of the rows of a span of examples."""
-        return self.prefix_rows(some) + shared_rows(self.texts, self.seq2seq.captions, some)
+        return self.prefix_rows(span) + shared_rows(self.texts, self.seq2seq.captions, span)
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""
@@ -118,16 +118,16 @@ def caption_example(
     generator: np.random.Generator,
     objective: str,
 ) -> Example:
-    """Up to k captions of one image behind one prefix.
+    """Build an example of up to k captions of one image behind one prefix.
 
     Args:
         captions: tokenised captions, grouped by image.
-        group: the image in `captions`.
-        prefix: of the image.
-        seq2seq: variant, share and k.
+        group: index of the image in `captions`.
+        prefix: prefix of the image.
+        seq2seq: variant, share of masked tokens, and k.
         tokenizer: the model's tokenizer.
         generator: keyed by the example.
-        objective: name of the objective of the words to predict.
+        objective: name of the objective.
 
     """
     first, end = captions.groups[group : group + 2]

@@ -1,6 +1,6 @@
 """Validation of captioning: CIDEr-D of greedy captions, or the loss per word.
 
-Greedy decoding is fast, and it is what self-critical training changes first.
+Greedy decoding is fast, and self-critical training changes it first.
 """
 
 from collections.abc import Sequence

@@ -14,26 +14,13 @@ from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning import CaptionDataTask, average_captions
 from dimvl.tasks.captioning.prediction import CAPTION
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
-from dimvl.tasks.pretraining.config import (
-    ObjectivesConfig,
-    PretrainConfig,
-    PretrainValidationConfig,
-    SharesConfig,
-    WeightsConfig,
-)
+from dimvl.tasks.pretraining.config import ObjectivesConfig, PretrainConfig, SharesConfig
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource, word_changes
 from dimvl.tasks.pretraining.validation import PretrainValidator
 from dimvl.tasks.task import Validator
 
-__all__ = [
-    "ObjectivesConfig",
-    "PretrainConfig",
-    "PretrainValidationConfig",
-    "Pretraining",
-    "SharesConfig",
-    "WeightsConfig",
-]
+__all__ = ["ObjectivesConfig", "PretrainConfig", "Pretraining", "SharesConfig"]
 
 
 class Pretraining(CaptionDataTask[PretrainConfig]):
@@ -47,12 +34,12 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
     abilities = (CAPTION, MATCH)
 
     def capabilities(self, config: PretrainConfig, records: Sequence[Caption]) -> dict[str, Any]:
-        """Remember that the model captions and matches."""
+        """Record that the model captions and matches."""
         shared = config.objectives.shared_prefix
         return {"captions": True, "matches": True, "shared_prefix": shared, "variant": config.seq2seq.variant}
 
     def heads(self, config: PretrainConfig, classes: int, answers: int) -> dict[str, Any]:
-        """Ask for the heads of words, matching and objects."""
+        """Request the heads of words, matching and objects."""
         return {"word_head": True, "match_head": True, "classes": classes}
 
     def build(
@@ -81,7 +68,7 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
         words, regions = float(max(1, round(objectives.text_share * texts.words))), 0.0
         if facts.regions:
             regions = float(max(1, round(objectives.region_share * facts.regions)))
-        else:  # without regions there is nothing to hide
+        else:  # without regions, the masked language model takes the place of masked object prediction
             shares |= {"masked_lm": shares["masked_lm"] + shares["masked_object"], "masked_object": 0.0}
         number = texts.drawn if objectives.shared_prefix else 1.0
         longest, longest_of_image = texts.longest - texts.words, texts.longest_of_image - texts.words

@@ -10,7 +10,7 @@ from dimvl.tasks.captioning.config import Seq2seqConfig
 
 
 class SharesConfig(Section):
-    """Share of the examples that each objective gets."""
+    """Share of the examples of each objective."""
 
     masked_lm: float = Field(0.25, ge=0, description="masked language modelling; image and text see each other")
     seq2seq_lm: float = Field(0.25, ge=0, description="captions predicted from the image and the words so far")
@@ -42,7 +42,9 @@ class ObjectivesConfig(Section):
     text_share: float = Field(0.15, gt=0, le=1, description="share of text tokens masked")
     whole_words: bool = Field(False, description="mask all pieces of a word together")
     region_share: float = Field(0.15, gt=0, le=1, description="share of regions to predict")
-    max_cover: float = Field(0.5, ge=0, le=1, description="most of a target's area that a visible box may cover")
+    max_cover: float = Field(
+        0.5, ge=0, le=1, description="maximum share of a target's area that a visible box may cover"
+    )
     negative_share: float = Field(0.5, ge=0, le=1, description="share of mismatched pairs in matching")
     word_change_share: float = Field(0.0, ge=0, le=1, description="share of the negatives that differ in one word")
     word_changes: Path | None = Field(None, description="JSON list of [old word, new word]")
@@ -58,12 +60,12 @@ class ObjectivesConfig(Section):
 
 
 class PretrainValidationConfig(ValidationConfig):
-    """Validate every objective with a share, each on all of the images, with the same masks at every validation."""
+    """Validate every objective with a share on all images, with the same masks each time."""
 
     captions: Path = Field(description="held-out captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
     metric: Literal["loss", "matching"] = Field(
-        "loss", description="what the best checkpoint is chosen by: the weighted sum of losses, or matching accuracy"
+        "loss", description="score of the best checkpoint: the weighted sum of losses, or matching accuracy"
     )
 
 

@@ -1,4 +1,4 @@
-"""Image-text matching with a trained model: on prefixes and on a region store."""
+"""Image-text matching with a trained model: for prefixes or a region store."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from dimvl.data.prefixes import Prefix
 from dimvl.data.targets import Matches, MatchTargets, TargetSpec
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import plain_text
-from dimvl.tasks.inference import ROW_BUDGET, one_image, store_batches
+from dimvl.tasks.inference import one_image, store_batches
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel
 
 
 @torch.inference_mode()
 def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
-    """Return the probability that a text belongs to its prefix, for one text on each: (M,).
+    """Return the probability that each prefix and its text belong together: (M,).
 
-    Where the model's prefixes do not depend on the text, a prefix that comes several times in a row is computed once.
+    If the model's prefixes do not depend on the text, consecutive equal prefixes (the same object) are computed once.
     """
     tokenizer = trained.processor.tokenizer
     examples = [
@@ -52,20 +52,9 @@ MATCH = Ability(
 
 
 def match_pairs(
-    trained: TrainedModel,
-    store: RegionStore,
-    pairs: Sequence[tuple[str, str]],
-    row_budget: int = ROW_BUDGET,
-    progress: Progress | None = None,
+    trained: TrainedModel, store: RegionStore, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
 ) -> np.ndarray:
-    """Return the probability (M,) that the text of each pair belongs to its image.
-
-    Args:
-        trained: a model that matches.
-        store: the regions of the images.
-        pairs: (image id, text).
-        row_budget: most rows of one forward pass.
-        progress: called with (pairs judged, pairs in total).
+    """Return the probability (M,) that image and text belong together, for each pair (image id, text).
 
     Raises:
         UserError: no pair, an empty text, an image that the store lacks, or a store of another extractor.
@@ -75,7 +64,7 @@ def match_pairs(
     result, done = np.zeros(len(pairs), dtype=np.float32), 0
     words = trained.tokenise([text for _, text in pairs])
     images, rows = [one_image(image_id) for image_id, _ in pairs], [len(text) + 1 for text in words]
-    for chosen, prefixes in store_batches(trained, store, images, rows, row_budget):
+    for chosen, prefixes in store_batches(trained, store, images, rows):
         result[chosen] = match_probabilities(trained, prefixes, [words[place] for place in chosen]).numpy()
         done += len(chosen)
         if progress is not None:

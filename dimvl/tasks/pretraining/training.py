@@ -1,6 +1,6 @@
 """Pretraining: masked LM, sequence-to-sequence LM, masked object prediction and image-text matching.
 
-DiMBERT is pretrained with the two language models; the other two are additions to that recipe.
+DiMBERT is pretrained with the two language models; the other two objectives are additions.
 """
 
 from collections.abc import Mapping
@@ -33,11 +33,11 @@ from dimvl.tasks.captioning.training import caption_example
 from dimvl.tasks.pretraining.config import ObjectivesConfig
 
 DRAWS = 10
-"""Texts drawn for a negative before the example gets none."""
+"""Texts drawn for a negative before the pair stays a match."""
 
 
 def word_changes(config: ObjectivesConfig, tokenizer: Tokenizer) -> WordChanges | None:
-    """Read the word changes for negatives; None without any.
+    """Read the word changes for negatives; None if there are none.
 
     Raises:
         UserError: the file is wrong.
@@ -72,11 +72,11 @@ class PretrainModule(TaskModule):
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses by name, summed over targets."""
+        """Return the losses by name, summed over targets."""
         return self.losses(batch, self.model(batch))
 
     def losses(self, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
-        """Losses of a batch from its encoded rows (N, D)."""
+        """Return the losses of a batch from its encoded rows (N, D)."""
         heads, targets = self.model, batch.targets
         masked, seq2seq = targets["masked_lm"], targets["seq2seq_lm"]
         objects, match = targets["masked_object"], targets["matching"]
@@ -94,15 +94,15 @@ class PretrainModule(TaskModule):
             "matching": match_loss(heads.match_head(rows[match.rows]), match.labels),
         }
 
-    def judged_right(self, batch: Batch, rows: Tensor) -> int:
-        """Count the pairs of a batch that matching judges rightly, from its encoded rows (N, D)."""
+    def count_correct(self, batch: Batch, rows: Tensor) -> int:
+        """Count the pairs of a batch that are classified correctly, from its encoded rows (N, D)."""
         targets = batch.targets["matching"]
         assert isinstance(targets, MatchTargets) and self.model.match_head is not None
         return int(((self.model.match_head(rows[targets.rows]) > 0) == (targets.labels > 0.5)).sum())
 
 
 class PretrainSource(ImageSource):
-    """One example per image and epoch; its objective is drawn by share, everything by seed, epoch and image.
+    """One example per image and epoch, its objective drawn by share; all draws are keyed by seed, epoch and image.
 
     Args:
         captions: tokenised captions, grouped by image.
@@ -110,8 +110,8 @@ class PretrainSource(ImageSource):
         config: the objectives.
         seq2seq: variant, share of masked tokens and captions per prefix.
         tokenizer: the model's tokenizer.
-        seed: of the run.
-        word_changes: for negatives with one word changed.
+        seed: seed of the run.
+        word_changes: changes for negatives that differ in one word.
 
     """
 
@@ -133,27 +133,27 @@ class PretrainSource(ImageSource):
         self._longest = captions.longest()
         self._drawn: tuple[int, KeyedUniform] | None = None
 
-    def objectives(self, epoch: int, some: slice) -> np.ndarray:
+    def objectives(self, epoch: int, span: slice) -> np.ndarray:
         """Return each example's objective, as an index into the shares, for a span of an epoch's examples."""
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = (epoch, KeyedUniform(self.seed, "objectives", epoch))
         edges, names = np.cumsum(list(self.shares.values())), list(self.shares)
-        chosen = np.searchsorted(edges, self._drawn[1][some] * edges[-1], side="right")
-        objects = some.start + np.flatnonzero(chosen == names.index("masked_object"))
+        chosen = np.searchsorted(edges, self._drawn[1][span] * edges[-1], side="right")
+        objects = span.start + np.flatnonzero(chosen == names.index("masked_object"))
         nothing = objects[self.images.num_regions(self.prefix_images(objects)) == 0]
-        chosen[nothing - some.start] = names.index("masked_lm")
+        chosen[nothing - span.start] = names.index("masked_lm")
         return chosen
 
-    def costs(self, epoch: int, some: slice) -> np.ndarray:
+    def costs(self, epoch: int, span: slice) -> np.ndarray:
         """Upper bound of the rows of a span of examples."""
-        names, objectives = list(self.shares), self.objectives(epoch, some)
-        lengths, starts = self.texts.lengths_of(some)
-        number = np.minimum(np.diff(self.texts.groups[some.start : some.stop + 1]), self._matching_texts)
+        names, objectives = list(self.shares), self.objectives(epoch, span)
+        lengths, starts = self.texts.lengths_of(span)
+        number = np.minimum(np.diff(self.texts.groups[span.start : span.stop + 1]), self._matching_texts)
         text = np.maximum.reduceat(lengths, starts) + 1
         text = np.where(objectives == names.index("matching"), number * (self._longest + 1), text)
-        shared = shared_rows(self.texts, self.seq2seq.captions, some)
+        shared = shared_rows(self.texts, self.seq2seq.captions, span)
         text = np.where(objectives == names.index("seq2seq_lm"), shared, text)
-        return self.prefix_rows(some) + text
+        return self.prefix_rows(span) + text
 
     def build_from(self, regions: PrefixRegions, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""
@@ -199,7 +199,7 @@ class PretrainSource(ImageSource):
         )
 
     def _matching(self, index: int, regions: Detections, generator: np.random.Generator) -> Example:
-        """One text or, with a shared prefix, several, each independently a match or not."""
+        """Build an example of one text or, with a shared prefix, of several, each independently a match or not."""
         first, end = self.texts.groups[index : index + 2]
         drawn = generator.permutation(np.arange(first, end))[: self._matching_texts]
         texts, labels = [], []

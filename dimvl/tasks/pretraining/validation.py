@@ -1,7 +1,7 @@
 """Validation of pretraining: losses by objective and matching accuracy on held-out captions.
 
-Each objective with a share gets one example of every image. Masks, negatives and captions are drawn by the section's
-seed, so they are the same at every validation.
+Each objective with a share has one example per image. Masks, negatives and captions are drawn by the section's seed, so
+they are the same at every validation.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from dimvl.tasks.task import ValidationScore, Validator
 from dimvl.tasks.validating import matched, subset
 
 Sums = dict[str, tuple[float, int]]
-"""By name of a loss, or `matching/accuracy`: its sum and the number of its targets."""
+"""Name of a loss, or `matching/accuracy` -> its sum and the number of its targets."""
 
 
 class PretrainValidator(Validator):
@@ -53,7 +53,7 @@ class PretrainValidator(Validator):
         self.costs = np.concatenate([source.costs(0, slice(0, self.images)) for source in self.sources])
 
     def run(self, items: np.ndarray) -> Sums:
-        """Return the sums of losses and of right judgements; item i of source s is image i - s x images."""
+        """Return the sums of losses and of correct pairs; item i of source s is image i - s x images."""
         examples = [
             example
             for number, source in enumerate(self.sources)
@@ -63,8 +63,7 @@ class PretrainValidator(Validator):
         rows, counts = self.module.model(batch), batch.counts()
         losses = self.module.losses(batch, rows)
         sums = {name: (float(loss), counts[name.partition("/")[0]]) for name, loss in losses.items()}
-        right = self.module.judged_right(batch, rows)
-        return sums | {"matching/accuracy": (right, counts["matching"])}
+        return sums | {"matching/accuracy": (self.module.count_correct(batch, rows), counts["matching"])}
 
     def result(self, parts: Sequence[tuple[np.ndarray, Sums]]) -> ValidationScore:
         """Average over targets; the score is minus the training loss, or matching accuracy."""
@@ -76,5 +75,5 @@ class PretrainValidator(Validator):
 
 
 def only(objective: str) -> SharesConfig:
-    """Give one objective the whole share."""
+    """Return the shares with which all examples are of one objective."""
     return SharesConfig(**{name: float(name == objective) for name in SharesConfig.model_fields})

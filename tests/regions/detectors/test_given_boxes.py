@@ -12,7 +12,7 @@ from dimvl.regions.detectors.given_boxes import GivenBoxes
 from dimvl.regions.extract import extract, images_of_coco
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
-from tests.exports import make_detector, make_picture
+from tests.exports import make_detector, make_image
 
 COCO = {
     "images": [{"id": n, "file_name": f"{n}.png", "width": 90, "height": 70} for n in (1, 2, 3)],
@@ -39,7 +39,7 @@ def image_folder(tmp_path):
     folder = tmp_path / "image_folder"
     folder.mkdir()
     for number in (1, 2, 3):
-        make_picture(number).save(folder / f"{number}.png")
+        make_image(number).save(folder / f"{number}.png")
     return folder
 
 
@@ -68,7 +68,7 @@ def test_regions_are_the_given_boxes_with_the_detectors_features_and_the_files_c
     assert extractor.fingerprint == make_detector().extractor.fingerprint
     assert extractor.parameters == {"side": 64, "whole_image": False, "given_boxes": True}
     regions = store.read(store.position("1"))
-    (wanted,) = make_detector().detect([make_picture(1)], [regions.boxes])
+    (wanted,) = make_detector().detect([make_image(1)], [regions.boxes])
     np.testing.assert_allclose(regions.boxes, [[0.1, 0.1, 0.6, 0.6], [0.5, 0, 1, 1]], atol=1e-6)
     np.testing.assert_allclose(regions.features, wanted.features, rtol=2e-3, atol=1e-3)
     np.testing.assert_array_equal(regions.attribute_ids, wanted.attribute_ids)
@@ -85,7 +85,7 @@ def test_an_image_without_boxes_is_one_region_and_the_whole_image_has_no_class(i
 
 
 def test_an_image_of_another_shape_than_its_boxes_were_drawn_at_is_skipped(image_folder, tmp_path):
-    make_picture(1, 70, 90).save(image_folder / "1.png")
+    make_image(1, 70, 90).save(image_folder / "1.png")
     store, report = extracted(written(tmp_path), image_folder, tmp_path / "store")
     assert len(store) == 2 and "is 70 x 90 pixels but its boxes were drawn at 90 x 70" in report.skipped[0][1]
 
