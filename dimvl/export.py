@@ -63,7 +63,8 @@ def export(
     """
     arguments = run_arguments(run)
     trained = load_model(run)
-    if out.exists() and not _is_replaceable(out):
+    is_export = all((out / name).is_file() for name in (*FILES[:3], CARD))
+    if out.exists() and not (is_export or (out.is_dir() and not any(out.iterdir()))):
         raise UserError(f"{out} is not empty and not an export; choose another folder")
     found = None if detector == NO_DETECTOR else _same_detector(trained.processor.extractor, detector, weights, classes)
     with atomic_folder(out) as temporary:
@@ -128,10 +129,6 @@ def check_export(folder: Path) -> None:
             raise UserError(f"{folder} lacks {name}; export the run again or copy the whole folder")
     if lacking := missing_file(folder / DETECTOR):
         raise UserError(f"{folder} lacks {DETECTOR}/{lacking}; export the run again or copy the whole folder")
-
-
-def _is_replaceable(out: Path) -> bool:
-    return out.is_dir() and (not any(out.iterdir()) or all((out / name).is_file() for name in (*FILES[:3], CARD)))
 
 
 def _model_card(

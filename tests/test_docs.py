@@ -6,17 +6,21 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer.main
 
 from dimvl.cli import app
-from dimvl.demo.config import DemoPaths
+from dimvl.demo.config import DemoPaths, load_demo_config, shipped_config
 from dimvl.errors import UserError
+from dimvl.files import read_json
 from dimvl.predictor import Answer, Explanation, Predictor, RegionDrop
 from dimvl.tasks import load_config
-from tools import write_configuration_docs
+from tests.exports import make_trained, write_run
+from tools import write_configuration_docs, write_results
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+EXPERIMENTS = ROOT / "docs" / "experiments.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(app)
@@ -57,12 +61,12 @@ def test_the_page_of_the_configuration_is_what_its_script_writes():
     assert written == write_configuration_docs.page(), "run python tools/write_configuration_docs.py"
 
 
-def test_every_command_of_the_command_line_stands_in_the_readme():
+def test_the_readme_names_every_command():
     assert {words[0] for words in named(README)} == set(COMMANDS.commands)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_call_of_the_command_line_is_one_that_it_takes(path):
+def test_every_call_of_the_command_line_is_valid(path):
     for words in called(path):
         command, words = command_of(words)
         command.make_context(words[0], words[1:])  # parses and checks without running anything
@@ -72,7 +76,7 @@ def test_every_call_of_the_command_line_is_one_that_it_takes(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_make_target_that_is_named_is_there(path):
+def test_every_make_target_that_is_named_exists(path):
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)) <= targets
 
@@ -84,7 +88,7 @@ def test_every_link_to_a_file_leads_to_one(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_file_that_is_named_is_there(path):
+def test_every_file_that_is_named_exists(path):
     names = re.findall(r"`([\w/]+(?:\.py|\.md|/))`", FENCE.sub("", path.read_text(encoding="utf-8")))
     assert not [name for name in names if not (ROOT / name).exists() and not (ROOT / "dimvl" / name).exists()]
 
@@ -109,7 +113,7 @@ def test_the_configurations_for_own_data_load(tmp_path, block):
         load_config(tmp_path / "run.yaml", ["training.step=1"])
 
 
-def test_the_python_of_the_readme_compiles_and_names_what_is_there():
+def test_the_python_of_the_readme_compiles_and_names_what_exists():
     (code,) = blocks(README, "python")
     tree = ast.parse(code)
     known = {name for kind in (Predictor, Answer, Explanation, RegionDrop) for name in dir(kind)}
@@ -118,17 +122,50 @@ def test_the_python_of_the_readme_compiles_and_names_what_is_there():
     assert len(code.strip().splitlines()) <= 12, "the first screen has about ten lines of Python"
 
 
-def test_the_python_of_the_readme_takes_what_the_demo_writes():
+def test_the_python_of_the_readme_uses_files_that_the_demo_writes():
     (code,) = blocks(README, "python")
     paths = DemoPaths(Path("runs/demo"))
-    (picture,) = re.findall(r'"(runs/demo/\S+\.png)"', code)
+    (image,) = re.findall(r'"(runs/demo/\S+\.png)"', code)
     exports = set(re.findall(r'"(runs/demo/exports/\w+)"', code))
-    assert Path(picture).parent == paths.scenes / "heldout" / "images"
-    assert re.fullmatch(r"0000020000\d\d\.png", Path(picture).name)
+    assert Path(image).parent == paths.scenes / "heldout" / "images"
+    assert re.fullmatch(r"0000020000\d\d\.png", Path(image).name)
     assert exports == {str(paths.exports / name) for name in ("vqa", "caption", "match")}
 
 
-def test_no_page_names_a_folder_of_somebodys_machine():
+def test_the_python_of_the_page_about_the_network_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "exports" / "vqa", make_trained())
+    found = {}
+    for code in blocks(ROOT / "docs" / "model.md", "python"):
+        exec(code, found)
+    model, same, new = found["model"], found["same"], found["new"]
+    assert found["logits"].shape == (2, 5) and found["loss"].isfinite() and found["rows"].shape == (10, 16)
+    assert model.answer_head.outer.weight.grad.any() and found["cls"].shape == (2, 16)
+    assert all(torch.equal(weight, same.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert new and all(name.startswith("answer_head.") for name in new)
+
+
+@pytest.mark.parametrize(
+    ("page", "mark", "demo"),
+    [
+        (README, "results", "demo"),
+        (EXPERIMENTS, "demo-times", "demo"),
+        (EXPERIMENTS, "full", "full"),
+        (EXPERIMENTS, "full-times", "full"),
+    ],
+)
+def test_the_results_of_the_demo_are_what_their_tool_writes(page, mark, demo):
+    written = re.search(f"<!-- {mark} -->\n(.*)\n<!-- /{mark} -->", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    source = re.search(r"`[^`]+`, seed .*?, \d{4}-\d\d-\d\d", written)[0]
+    results = read_json(ROOT / "docs" / "results" / f"{demo}.json")
+    if mark.endswith("times"):
+        assert written == write_results.times(results, source)
+    else:
+        minutes = load_demo_config(shipped_config(demo)).minutes
+        assert written == write_results.scores(results, source, minutes)
+
+
+def test_no_page_names_a_folder_of_one_machine():
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         assert not re.findall(r"(?<![\w.])/(?:work|tmp|home|root)\b|\bshared/", text), path

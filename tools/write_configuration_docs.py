@@ -3,7 +3,7 @@
 python tools/write_configuration_docs.py
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -21,8 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
 # Configuration of a run
 
-`tools/write_configuration_docs.py` writes this page from the configuration classes, and a test compares the two: change
-the classes, then run the script.
+`tools/write_configuration_docs.py` writes this page from the configuration classes; after changing them, run it again.
 
 `dimvl pretrain` and `dimvl finetune` take a YAML file, followed by overrides of the form `section.key=value`:
 
@@ -43,16 +42,13 @@ dimvl pretrain pretrain.yaml training.steps=2000 model.split=[qkv,ffn]
 def page() -> str:
     """Return the whole page."""
     free = ", ".join(f"`{name}`" for name in sorted(FREE))
-    parts = [
-        HEAD.format(free=free),
-        _tables("Every run", "", RunConfig, {"validation": RunConfig.model_fields["validation"]}),
-    ]
+    parts = [HEAD.format(free=free), _tables("Every run", "", RunConfig, {})]
     for name, task in TASKS.items():
-        parts.append(_tables(f"{task.title} (`task: {name}`)", "", task.config, dict(RunConfig.model_fields)))
+        parts.append(_tables(f"{task.title} (`task: {name}`)", "", task.config, RunConfig.model_fields))
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _tables(heading: str, prefix: str, model: type[BaseModel], known: dict[str, FieldInfo], level: int = 2) -> str:
+def _tables(heading: str, prefix: str, model: type[BaseModel], known: Mapping[str, FieldInfo], level: int = 2) -> str:
     """Return the table of a section and those of the sections inside it, without keys that are the same in `known`."""
     fields = {
         name: field
@@ -66,7 +62,9 @@ def _tables(heading: str, prefix: str, model: type[BaseModel], known: dict[str, 
         parts += ["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""]
     for name, section in sections.items():
         optional = "" if fields[name].default is not None else " (absent by default)"
-        parts.append(_tables(f"`{prefix}{name}`{optional}", f"{prefix}{name}.", section, {}, level + 1))
+        base = _section(known[name]) if name in known else None
+        inner = {} if base is None else base.model_fields
+        parts.append(_tables(f"`{prefix}{name}`{optional}", f"{prefix}{name}.", section, inner, level + 1))
     return "\n".join(parts)
 
 
@@ -87,7 +85,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    return ", ".join([_kind(field.annotation, _takes_one(field.metadata)), *_bounds(field)])
+    return ", ".join(filter(None, [_kind(field.annotation, _takes_one(field.metadata)), _bounds(field)]))
 
 
 def _takes_one(constraints: Sequence[Any]) -> bool:
@@ -108,16 +106,21 @@ def _kind(annotation: Any, takes_one: bool = False) -> str:
         return f"{_kind(arguments[0])}, or a list" if takes_one else f"list of {_kind(arguments[0])}"
     if get_origin(annotation) is dict:
         return "mapping"
-    plain = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}
+    plain = {int: "integer", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}
     return {**plain, NoneType: "`null`"}[annotation]
 
 
-def _bounds(field: FieldInfo) -> Iterator[str]:
-    signs = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
-    for constraint in field.metadata:
-        for name, sign in signs.items():
-            if (limit := getattr(constraint, name, None)) is not None:
-                yield sign.format(limit)
+def _bounds(field: FieldInfo) -> str:
+    limits = {
+        name: limit
+        for constraint in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if (limit := getattr(constraint, name, None)) is not None and limit != 2**63  # what a seed can be at all
+    }
+    if limits.keys() == {"ge", "le"}:
+        return f"{limits['ge']} to {limits['le']}"
+    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    return " ".join(f"{words[name]} {limit}" for name, limit in limits.items())
 
 
 def main() -> None:

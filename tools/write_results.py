@@ -101,7 +101,7 @@ def real_data(results: Mapping[str, Any]) -> str:
     lines = [
         f"`python tools/run_real_data.py`, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, one thread of a "
         f"{results['hardware']}, {results['date']}; scores are means over the seeds. Intervals are 95% "
-        "bootstrap intervals over images or questions: they show how a score depends on the sample, not on the seed.",
+        "bootstrap intervals over images or questions; they say nothing about the seed.",
         "",
         f"Captions of {caption['count']} images that were not trained on:",
         "",

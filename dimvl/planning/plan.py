@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 import torch
 
@@ -268,9 +267,10 @@ def _memory(
     """Yield the memory with the torch engine (only for one GPU) and with DeepSpeed at each stage."""
     engines = ([("torch", 0)] if cluster.gpus == 1 else []) + [("deepspeed", stage) for stage in range(4)]
     limit = (1 - FREE_SHARE) * cluster.gpu_memory * 1e9
-    memory = partial(stage_memory, ranks=cluster.gpus, feature_dtype=feature_dtype)
     for engine, stage in engines:
-        found = memory(model, config, step.micro_batch, engine=engine, stage=stage)
+        found = stage_memory(
+            model, config, step.micro_batch, engine=engine, stage=stage, ranks=cluster.gpus, feature_dtype=feature_dtype
+        )
         yield replace(found, fits=found.total <= limit)
 
 

@@ -32,9 +32,7 @@ def store_batches(
 
     """
     if not images:
-        raise UserError(
-            f"the annotations have nothing to evaluate with {store.path}; give annotations that are not empty"
-        )
+        raise UserError(f"there is nothing to evaluate with {store.path}; give annotations with at least one record")
     processor = trained.processor
     processor.check_extractor(store.extractor, str(store.path))
     reader, found = processor.reader(store), PrefixImages.find(store, images)

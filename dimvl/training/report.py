@@ -179,8 +179,9 @@ class RunLog(Log):
 
     def write_validation(self, step: int, found: ValidationScore, best: Best) -> None:
         """Log one validation as a line of its own, and the predictions for its sample."""
-        score = found.score
-        logger.info("validation after step %d: %.4f (best %.4f after step %d)", step, score, best.score, best.step)
+        score, shown = found.score, " ".join(f"{name}={value:.3f}" for name, value in found.parts.items())
+        text = "validation after step %d: %.4f%s (best %.4f after step %d)"
+        logger.info(text, step, score, f" [{shown}]" if shown else "", best.score, best.step)
         if found.predictions:
             with writing(self._predictions), self._predictions.open("a") as file:
                 file.write(json.dumps({"step": step, "predictions": list(found.predictions)}) + "\n")

@@ -12,7 +12,6 @@ from dimvl.data.examples import collate
 from dimvl.data.targets import Answers
 from dimvl.data.text_store import TextStore
 from dimvl.objectives import (
-    WordChanges,
     mask_tokens,
     normalise,
 )
@@ -35,12 +34,12 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), 8, empty=3)
 
 
-def make_source(data, objective=None, changes=None, **config):
+def make_source(data, objective=None, **config):
     processor = make_processor()
     shares = {name: float(objective in (None, name)) for name in SharesConfig.model_fields}
     settings = ObjectivesConfig(shares=SharesConfig(**shares)).model_copy(update=config)
     arguments = (caption_store(data, processor), image_reader(data, processor), settings, Seq2seqConfig(captions=2))
-    return PretrainSource(*arguments, processor.tokenizer, 1, changes)
+    return PretrainSource(*arguments, processor.tokenizer, 1)
 
 
 def make_task(**config):
@@ -97,10 +96,11 @@ def test_on_a_shared_prefix_each_text_has_its_own_label_and_last_row(data):
     assert min(labels[0.0], labels[1.0]) > 0.35 * labels.total()
 
 
-def test_word_change_negatives_differ_in_one_word_from_a_caption_of_the_image(data):
+def test_word_change_negatives_differ_in_one_word_from_a_caption_of_the_image(data, tmp_path):
     pairs = [("red", "blue"), ("small", "large"), ("circle", "star"), ("a", "two"), ("is", "above")]
-    changes = WordChanges([*pairs, *((new, old) for old, new in pairs)], TOKENIZER)
-    source = make_source(data, "matching", changes, negative_share=1.0, word_change_share=0.5)
+    changes = tmp_path / "changes.json"
+    changes.write_text(json.dumps([*pairs, *((new, old) for old, new in pairs)]))
+    source = make_source(data, "matching", negative_share=1.0, word_change_share=0.5, word_changes=changes)
     own, changed = captions_by_image(source), 0
     for epoch in range(50):
         for index in range(len(source)):
@@ -114,10 +114,10 @@ def test_word_change_negatives_differ_in_one_word_from_a_caption_of_the_image(da
 
 def write_captions(data, texts):
     """Replace the captions of each image by a list of texts."""
-    said = [(image, text) for image, own in enumerate(texts, start=1) for text in own]
+    captions = [(image, text) for image, own in enumerate(texts, start=1) for text in own]
     data.captions.write_text(
         json.dumps(
-            {"annotations": [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(said)]}
+            {"annotations": [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(captions)]}
         )
     )
 
@@ -126,8 +126,9 @@ def write_captions(data, texts):
 def test_a_repeated_text_of_the_same_image_is_not_a_negative(tmp_path, share):
     data = make_data(tmp_path, 4)
     write_captions(data, [["a red star", "a blue star"], ["a red star"], ["a blue star", "a star"], ["a red star"]])
-    changes = WordChanges([("red", "blue"), ("blue", "red")], TOKENIZER)
-    source = make_source(data, "matching", changes, negative_share=1.0, word_change_share=share)
+    changes = tmp_path / "changes.json"
+    changes.write_text(json.dumps([("red", "blue"), ("blue", "red")]))
+    source = make_source(data, "matching", negative_share=1.0, word_change_share=share, word_changes=changes)
     own, matches = captions_by_image(source), Counter()
     for epoch in range(50):
         for index in range(4):

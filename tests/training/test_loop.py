@@ -86,9 +86,9 @@ def test_the_learning_rate_of_each_step_is_logged(data, tmp_path):
 def test_a_non_finite_loss_stops_the_run_and_names_loss_step_and_images(data, tmp_path, monkeypatch):
     real = ImageReader.read
 
-    def read(self, positions):
-        found = real(self, positions)
-        for position, regions in zip(positions.tolist(), found, strict=True):
+    def read(self, images):
+        found = real(self, images)
+        for position, regions in zip(images.positions.tolist(), found, strict=True):
             if self.store.image_id(position) == "5":
                 regions.features[1, 2] = np.nan  # the store's writer would refuse this
         return found

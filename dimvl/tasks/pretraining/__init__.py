@@ -16,7 +16,7 @@ from dimvl.tasks.captioning.prediction import CAPTION
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.pretraining.config import ObjectivesConfig, PretrainConfig, SharesConfig
 from dimvl.tasks.pretraining.matching import MATCH
-from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource, word_changes
+from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.pretraining.validation import PretrainValidator
 from dimvl.tasks.task import Validator
 
@@ -51,9 +51,8 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
             UserError: the file of word changes is wrong.
 
         """
-        objectives, tokenizer = config.objectives, processor.tokenizer
-        changes = word_changes(objectives, tokenizer)
-        source = PretrainSource(texts, images, objectives, config.seq2seq, tokenizer, config.seed, changes)
+        objectives = config.objectives
+        source = PretrainSource(texts, images, objectives, config.seq2seq, processor.tokenizer, config.seed)
         return PretrainModule(model, processor, objectives), source
 
     def validator(self, config: PretrainConfig, module: TaskModule, store: RegionStore) -> Validator:

@@ -36,16 +36,6 @@ DRAWS = 10
 """Texts drawn for a negative before the pair stays a match."""
 
 
-def word_changes(config: ObjectivesConfig, tokenizer: Tokenizer) -> WordChanges | None:
-    """Read the word changes for negatives; None if there are none.
-
-    Raises:
-        UserError: the file is wrong.
-
-    """
-    return None if config.word_changes is None else WordChanges(read_json(config.word_changes), tokenizer)
-
-
 def target_specs(classes: int) -> dict[str, TargetSpec]:
     """Return the targets of the four objectives, for K classes of the extractor."""
     return {
@@ -111,7 +101,9 @@ class PretrainSource(ImageSource):
         seq2seq: variant, share of masked tokens and captions per prefix.
         tokenizer: the model's tokenizer.
         seed: seed of the run.
-        word_changes: changes for negatives that differ in one word.
+
+    Raises:
+        UserError: the file of word changes is wrong.
 
     """
 
@@ -123,11 +115,11 @@ class PretrainSource(ImageSource):
         seq2seq: Seq2seqConfig,
         tokenizer: Tokenizer,
         seed: int,
-        word_changes: WordChanges | None = None,
     ) -> None:
         super().__init__(captions, images)
         self.config, self.seq2seq, self.tokenizer, self.seed = config, seq2seq, tokenizer, seed
-        self.word_changes = word_changes
+        pairs = None if config.word_changes is None else read_json(config.word_changes)
+        self.word_changes = None if pairs is None else WordChanges(pairs, tokenizer)
         self.shares: Mapping[str, float] = config.shares.model_dump()
         self._matching_texts = seq2seq.captions if config.shared_prefix else 1
         self._longest = captions.longest()

@@ -13,7 +13,7 @@ from dimvl.data.examples import collate
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.pretraining.config import PretrainConfig, SharesConfig
-from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource, word_changes
+from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.task import ValidationScore, Validator
 from dimvl.tasks.validating import matched, subset
 
@@ -33,21 +33,13 @@ class PretrainValidator(Validator):
         texts = [LabelledText(r.caption_id, r.image_ids, r.text, times=r.times) for r in records if r.images in chosen]
         tokens = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, [section.captions], texts)
         images = processor.reader(store)
-        changes = word_changes(config.objectives, processor.tokenizer)
         shares = config.objectives.shares.model_dump()
         self.module, self.metric = module, section.metric
         self.sources = [
-            PretrainSource(
-                tokens,
-                images,
-                config.objectives.model_copy(update={"shares": only(objective)}),
-                config.seq2seq,
-                processor.tokenizer,
-                section.seed,
-                changes,
+            PretrainSource(tokens, images, objectives, config.seq2seq, processor.tokenizer, section.seed)
+            for objectives in (
+                config.objectives.model_copy(update={"shares": _only(name)}) for name, share in shares.items() if share
             )
-            for objective, share in shares.items()
-            if share
         ]
         self.images = tokens.num_groups
         self.costs = np.concatenate([source.costs(0, slice(0, self.images)) for source in self.sources])
@@ -74,6 +66,5 @@ class PretrainValidator(Validator):
         return ValidationScore(-loss if self.metric == "loss" else means["matching/accuracy"], means)
 
 
-def only(objective: str) -> SharesConfig:
-    """Return the shares with which all examples are of one objective."""
+def _only(objective: str) -> SharesConfig:
     return SharesConfig(**{name: float(name == objective) for name in SharesConfig.model_fields})
