@@ -8,7 +8,7 @@ first image. The training code is not needed.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 ImageInput = str | Path | Image.Image | Regions
 ImageInputs = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[ImageInput]
 Input = ImageInput | tuple[ImageInput, ...]
-Inputs = ImageInputs | list[tuple[ImageInput, ...]] | list[Input]
+Inputs = ImageInputs | list[tuple[Any, ...]] | list[Input]
+Texts = str | list[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
 Key = str | int
 AT_ONCE = 32  # images in one call of the detector
@@ -164,12 +165,7 @@ class Predictor:
             raise UserError("the numbers of times and images differ; give one time per image")
 
     def predict(
-        self,
-        verb: str,
-        images: Input | Inputs,
-        texts: str | list[str] | None = None,
-        times: Times = None,
-        **options: Any,
+        self, verb: str, images: Input | Inputs, texts: Texts | None = None, times: Times = None, **options: Any
     ) -> list[Any]:
         """Apply any ability of the model to images.
 
@@ -202,9 +198,7 @@ class Predictor:
     ) -> list[Answer]: ...
     @overload
     def answer(self, images: Inputs, questions: str, top: int = 5, times: Times = None) -> list[Answer]: ...
-    def answer(
-        self, images: Input | Inputs, questions: str | list[str], top: int = 5, times: Times = None
-    ) -> Answer | list[Answer]:
+    def answer(self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None) -> Any:
         """Answer a question about an image or a tuple of images, or several questions; two lists are taken in pairs.
 
         Regions are detected once per image. `top` is the number of answers to return for each question; `times` are as
@@ -237,7 +231,7 @@ class Predictor:
     def match(self, images: Input | Inputs, texts: list[str], times: Times = None) -> list[float]: ...
     @overload
     def match(self, images: Inputs, texts: str, times: Times = None) -> list[float]: ...
-    def match(self, images: Input | Inputs, texts: str | list[str], times: Times = None) -> float | list[float]:
+    def match(self, images: Input | Inputs, texts: Texts, times: Times = None) -> float | list[float]:
         """Return the probability that a text belongs to an image or a tuple, or several; two lists are taken in pairs.
 
         Raises:
@@ -295,16 +289,14 @@ class Predictor:
             )
         return best_regions(regions, self.trained.processor.max_regions)
 
-    def _of_images(
-        self, images: Input | Inputs, ability: Ability, options: Mapping[str, Any], times: Times
-    ) -> list[Any]:
+    def _of_images(self, images: Input | Inputs, ability: Ability, options: Any, times: Times) -> list[Any]:
         """Return the raw result of each input."""
         prefixes = self._prefixes(images, times)
         added = ability.rows(self.trained, **options)
         parts = _parts([_rows(prefix) + added for prefix in prefixes], ROWS_CACHED)
         return [one for part in parts for one in ability.apply(self.trained, prefixes[part], None, **options)]
 
-    def _of_pairs(self, images: Input | Inputs, texts: str | list[str], ability: Ability, times: Times) -> list[Any]:
+    def _of_pairs(self, images: Input | Inputs, texts: Texts, ability: Ability, times: Times) -> list[Any]:
         """Return the raw result of each pair; in any order of the pairs, the texts of an image share its prefix."""
         listed = _listed(images)
         words = self.trained.tokenise(texts if isinstance(texts, list) else [texts])  # refuses empty texts early
@@ -342,7 +334,8 @@ class Predictor:
         best = {id(regions): self._best(regions) for regions in found}
         every = iter([best[id(regions)] for regions in found])
         groups = [[next(every) for _ in _images(one)] for one in listed]
-        return [(group, None if seconds is None else tuple(seconds[n])) for n, group in enumerate(groups)]
+        own = [None] * len(groups) if seconds is None else map(tuple, seconds)
+        return list(zip(groups, own, strict=True))
 
     def _describe(self, images: Sequence[Regions], regions: PrefixRegions, place: int, drop: float) -> RegionDrop:
         extractor, number = self.trained.processor.extractor, int(regions.image_index[place])

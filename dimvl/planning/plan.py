@@ -127,11 +127,6 @@ class Plan:
         return self.step.examples / self.seconds
 
     @property
-    def images_per_second(self) -> float:
-        """Images per second that these examples have."""
-        return self.facts.images_per_prefix * self.examples_per_second
-
-    @property
     def fitting(self) -> StageMemory | None:
         """The first engine and lowest stage that fit; lower stages send less and do less work."""
         return next((memory for memory in self.memory if memory.fits), None)
