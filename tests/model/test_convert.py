@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_shape_is_refused_with_the_first_weight(changes,
 
 
 def test_a_checkpoint_with_times_does_not_fit_into_a_model_without():
-    with pytest.raises(UserError, match=r"has a weight regions\.time\.weight that the model lacks; use the .* inputs"):
+    with pytest.raises(UserError, match=r"has the weight regions\.time\.weight, which the model lacks; use .* inputs"):
         load_pretrained(make_model(), make_model(times=True).state_dict(), "the checkpoint")
 
 

@@ -121,7 +121,7 @@ def test_the_size_of_micro_batches_changes_self_critical_training_only_by_roundi
         ({"smoothing": 0.1}, "remove smoothing and drop_worst"),
         ({"drop_worst": {"after": 1, "share": 0.5}}, "remove smoothing and drop_worst"),
         ({"model": {"dropout": 0.1}}, r"set model\.dropout to 0"),
-        ({"seq2seq": {"variant": "masked"}}, "'causal' only"),
+        ({"seq2seq": {"variant": "masked"}}, "needs seq2seq.variant 'causal'"),
         ({"initial": None}, "name its run as initial"),
     ],
 )

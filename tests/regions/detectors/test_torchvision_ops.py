@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.regions.detectors.load import torchvision_ops
+from dimvl.regions.detectors import torchvision_ops
 
 torchvision = torchvision_ops.import_torchvision()
 
