@@ -12,7 +12,8 @@ import numpy as np
 import tokenizers
 import torch
 
-from dimvl.data.examples import BatchShape, ImageReader
+from dimvl.data.examples import BatchShape
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import ExampleSource, TrainingSteps
 from dimvl.data.text_store import LabelledText, TextStore, text_store

@@ -33,7 +33,8 @@ from benchmarks.data import VOCABULARY, ModelSize, part_modalities, random_boxes
 from benchmarks.harness import interleaved, speeds
 from dimvl.cpu.packed import pack_linears
 from dimvl.data.batch import Batch
-from dimvl.data.examples import BatchShape, Example, Prefix, collate
+from dimvl.data.examples import BatchShape, Example, collate
+from dimvl.data.prefixes import Prefix
 from dimvl.decoding import CachedDecoder, DecodingOptions, Hypothesis, NextWords, beam_search
 from dimvl.model.attention import attend
 from dimvl.model.model import DimvlModel

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.data import TEXTS, make_extractor, make_processor, steps_of, write_regions, write_texts
 from benchmarks.harness import in_fresh_process, memory
 from benchmarks.memory import WIDTH, write_narrow_regions
-from dimvl.data.examples import ImageReader
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.sampler import TrainingSteps, deal
 from dimvl.data.text_store import TextStore
 from dimvl.regions.store import RegionStore

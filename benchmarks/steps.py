@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from benchmarks.data import caption_steps, make_processor
 from benchmarks.formats import EXTRACTOR, SLOW, Reader, Store, all_readers
 from benchmarks.harness import interleaved, memory, speeds
-from dimvl.data.examples import ImageReader, PrefixImages, PrefixRegions, join_images
+from dimvl.data.prefixes import ImageReader, PrefixImages, PrefixRegions, join_images
 from dimvl.data.sampler import TrainingSteps
 from dimvl.regions.records import Detections
 from dimvl.regions.store import RegionStore

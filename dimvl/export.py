@@ -22,7 +22,7 @@ from dimvl.checkpoints import MODEL, ORIGIN, WEIGHTS, origin_of, run_arguments
 from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
-from dimvl.files import atomic_folder, read_json, write_json
+from dimvl.files import HUB_NAME, atomic_folder, read_json, write_json
 from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors.load import NO_DETECTOR, SCENES, load_detector, missing_file
 from dimvl.regions.records import Extractor
@@ -96,6 +96,25 @@ def _same_detector(own: Extractor, name: str | Path, weights: str | None, classe
             f"or {NO_DETECTOR} to export without one"
         )
     return found
+
+
+def find_export(name: str | Path) -> Path:
+    """Return the folder of an export; a model on the hub is downloaded once."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    # "exports/vqa" looks like a name on the hub, but a folder is meant if "exports" is one.
+    if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
+        raise UserError(f"{name} does not exist; give the folder of an export or a model's name on the hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{name} is neither a local folder nor a model on the hub ({reason}); check the name"
+        ) from error
 
 
 def check_export(folder: Path) -> None:

@@ -3,11 +3,12 @@
     predictor = Predictor.from_pretrained("exports/vqa")
     predictor.answer("image.png", "what color is the star?")
 
-The detector, and with it torchvision, is loaded with the first image. The training code is not needed.
+A list of images is a batch; a tuple of images is one input. The detector, and with it torchvision, is loaded with the
+first image. The training code is not needed.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -19,10 +20,9 @@ from PIL import Image
 
 from dimvl.callbacks import Progress
 from dimvl.data.answers import Answer
-from dimvl.data.examples import Prefix, best_regions, make_prefix
+from dimvl.data.prefixes import Prefix, PrefixRegions, best_regions, join_images, make_prefix
 from dimvl.errors import UserError
-from dimvl.export import DETECTOR, check_export
-from dimvl.files import HUB_NAME
+from dimvl.export import DETECTOR, check_export, find_export
 from dimvl.regions.detectors.base import RegionDetector
 from dimvl.regions.detectors.load import load_detector
 from dimvl.regions.extract import detect_files
@@ -36,6 +36,10 @@ from dimvl.trained_model import TrainedModel, choose_device, load_model
 logger = logging.getLogger(__name__)
 ImageInput = str | Path | Image.Image | Regions
 ImageInputs = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[ImageInput]
+Input = ImageInput | tuple[ImageInput, ...]
+Inputs = ImageInputs | list[tuple[Any, ...]] | list[Input]
+Texts = str | list[str]
+Times = Sequence[float] | Sequence[Sequence[float]] | None
 Key = str | int
 AT_ONCE = 32  # images in one call of the detector
 ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
@@ -52,6 +56,7 @@ class RegionDrop(NamedTuple):
         attributes: attributes in reading order.
         score: probability of the class.
         probability_drop: probability of the answer minus its probability without the region and its tags.
+        image: number of its image in a tuple of several, from 0.
 
     """
 
@@ -60,6 +65,7 @@ class RegionDrop(NamedTuple):
     attributes: tuple[str, ...]
     score: float
     probability_drop: float
+    image: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class Predictor:
             UserError: it does not exist, a file is missing or damaged, or the device is not available.
 
         """
-        folder = _local_folder(name)
+        folder = find_export(name)
         check_export(folder)
         return cls(load_model(folder, choose_device(device)).for_prediction(), folder / DETECTOR)
 
@@ -145,82 +151,97 @@ class Predictor:
                 if progress is not None:
                     progress(done, len(files))
 
+    def check(self, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
+        """Refuse inputs with more images than the model takes, times that it does not use, or not one per image."""
+        processor, counts = self.trained.processor, [len(_images(one)) for one in inputs]
+        if wrong := [count for count in counts if not 1 <= count <= processor.max_images]:
+            raise UserError(
+                f"an input has {wrong[0]} images but the model takes 1 to {processor.max_images}; change the number of "
+                "images, or train with a larger inputs.max_images"
+            )
+        if times is not None and not processor.times:
+            raise UserError("the model does not use times; omit them, or train with inputs.times=true")
+        if times is not None and counts != [len(seconds) for seconds in times]:
+            raise UserError("the numbers of times and images differ; give one time per image")
+
     def predict(
-        self, verb: str, images: ImageInput | ImageInputs, texts: str | list[str] | None = None, **options: Any
+        self, verb: str, images: Input | Inputs, texts: Texts | None = None, times: Times = None, **options: Any
     ) -> list[Any]:
         """Apply any ability of the model to images.
 
         Args:
             verb: name of the ability, such as `answer`, `caption` or `match`; a task may define others.
-            images: one image or a list.
+            images: one image, a tuple of several as one input, or a list of these.
             texts: one text or a list, for an ability that takes texts; two lists are taken in pairs.
+            times: seconds of each image of the tuple or, for a list, one sequence per item.
             options: options of the ability.
 
         Returns:
             One result per image or pair.
 
         Raises:
-            UserError: the model lacks the ability, an image cannot be read, or a text is empty.
+            UserError: the model lacks the ability, an image cannot be read, or a text is empty; or as `check`.
 
         """
         ability = self._ability(verb)
         if ability.takes_text:
-            raw = self._of_pairs(images, texts if texts is not None else [], ability)
+            raw = self._of_pairs(images, texts if texts is not None else [], ability, times)
         else:
-            raw = self._of_images(images, ability, options)
+            raw = self._of_images(images, ability, options, times)
         return [ability.result(self.trained, one, **options) for one in raw]
 
     @overload
-    def answer(self, images: ImageInput, questions: str, top: int = 5) -> Answer: ...
+    def answer(self, images: Input, questions: str, top: int = 5, times: Times = None) -> Answer: ...
     @overload
-    def answer(self, images: ImageInput | ImageInputs, questions: list[str], top: int = 5) -> list[Answer]: ...
-    @overload
-    def answer(self, images: ImageInputs, questions: str, top: int = 5) -> list[Answer]: ...
     def answer(
-        self, images: ImageInput | ImageInputs, questions: str | list[str], top: int = 5
-    ) -> Answer | list[Answer]:
-        """Answer a question about an image, or several; two lists are taken in pairs.
+        self, images: Input | Inputs, questions: list[str], top: int = 5, times: Times = None
+    ) -> list[Answer]: ...
+    @overload
+    def answer(self, images: Inputs, questions: str, top: int = 5, times: Times = None) -> list[Answer]: ...
+    def answer(self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None) -> Any:
+        """Answer a question about an image or a tuple of images, or several questions; two lists are taken in pairs.
 
-        Regions are detected once per image. `top` is the number of answers to return for each question.
+        Regions are detected once per image. `top` is the number of answers to return for each question; `times` are as
+        in `predict`.
 
         Raises:
             UserError: an empty question, an image that cannot be read, or a model that cannot answer.
 
         """
-        answers = self.predict("answer", images, questions, top=top)
+        answers = self.predict("answer", images, questions, times, top=top)
         return answers if isinstance(images, list) or isinstance(questions, list) else answers[0]
 
     @overload
-    def caption(self, images: ImageInput, beams: int = 3) -> str: ...
+    def caption(self, images: Input, beams: int = 3, times: Times = None) -> str: ...
     @overload
-    def caption(self, images: ImageInputs, beams: int = 3) -> list[str]: ...
-    def caption(self, images: ImageInput | ImageInputs, beams: int = 3) -> str | list[str]:
-        """Caption an image or a list of images, by beam search of width `beams` (1 is greedy).
+    def caption(self, images: Inputs, beams: int = 3, times: Times = None) -> list[str]: ...
+    def caption(self, images: Input | Inputs, beams: int = 3, times: Times = None) -> str | list[str]:
+        """Caption an image, a tuple of images or a list, by beam search of width `beams` (1 is greedy).
 
         Raises:
             UserError: an image that cannot be read, or a model that cannot caption.
 
         """
-        captions = self.predict("caption", images, beams=beams)
+        captions = self.predict("caption", images, None, times, beams=beams)
         return captions if isinstance(images, list) else captions[0]
 
     @overload
-    def match(self, images: ImageInput, texts: str) -> float: ...
+    def match(self, images: Input, texts: str, times: Times = None) -> float: ...
     @overload
-    def match(self, images: ImageInput | ImageInputs, texts: list[str]) -> list[float]: ...
+    def match(self, images: Input | Inputs, texts: list[str], times: Times = None) -> list[float]: ...
     @overload
-    def match(self, images: ImageInputs, texts: str) -> list[float]: ...
-    def match(self, images: ImageInput | ImageInputs, texts: str | list[str]) -> float | list[float]:
-        """Return the probability that a text belongs to an image, or several; two lists are taken in pairs.
+    def match(self, images: Inputs, texts: str, times: Times = None) -> list[float]: ...
+    def match(self, images: Input | Inputs, texts: Texts, times: Times = None) -> float | list[float]:
+        """Return the probability that a text belongs to an image or a tuple, or several; two lists are taken in pairs.
 
         Raises:
             UserError: an empty text, an image that cannot be read, or a model that cannot match.
 
         """
-        probabilities = self.predict("match", images, texts)
+        probabilities = self.predict("match", images, texts, times)
         return probabilities if isinstance(images, list) or isinstance(texts, list) else probabilities[0]
 
-    def explain(self, image: ImageInput, question: str, top: int = 5) -> Explanation:
+    def explain(self, image: Input, question: str, top: int = 5, times: Sequence[float] | None = None) -> Explanation:
         """Answer a question, and return by how much the answer's probability drops without each region.
 
         Each region in turn is removed, together with the tags that only it has. `top` is the number of answers to
@@ -232,14 +253,15 @@ class Predictor:
         """
         ability = self._ability("answer")
         words = self.trained.tokenise([question])[0]
-        regions = self._best(self.regions(image))
+        [(group, seconds)] = self._groups([image], times and [times])
+        regions = join_images(group, seconds)
         without = [_without(regions, place) for place in range(len(regions))]
         prefixes = [make_prefix(each, self._tags) for each in (regions, *without)]
         probabilities = ability.apply(self.trained, prefixes, [words] * len(prefixes))
         answer = ability.result(self.trained, probabilities[0], top=top)
         best = probabilities[:, int(probabilities[0].argmax())]
         drops = (best[0] - best[1:]).tolist()
-        described = [self._describe(regions, place, drop) for place, drop in enumerate(drops)]
+        described = [self._describe(group, regions, place, drop) for place, drop in enumerate(drops)]
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
 
     def _ability(self, verb: str) -> Ability:
@@ -267,14 +289,14 @@ class Predictor:
             )
         return best_regions(regions, self.trained.processor.max_regions)
 
-    def _of_images(self, images: ImageInput | ImageInputs, ability: Ability, options: Mapping[str, Any]) -> list[Any]:
-        """Return the raw result of each image."""
-        prefixes = self._prefixes(self.regions(_listed(images)))
+    def _of_images(self, images: Input | Inputs, ability: Ability, options: Any, times: Times) -> list[Any]:
+        """Return the raw result of each input."""
+        prefixes = self._prefixes(images, times)
         added = ability.rows(self.trained, **options)
         parts = _parts([_rows(prefix) + added for prefix in prefixes], ROWS_CACHED)
         return [one for part in parts for one in ability.apply(self.trained, prefixes[part], None, **options)]
 
-    def _of_pairs(self, images: ImageInput | ImageInputs, texts: str | list[str], ability: Ability) -> list[Any]:
+    def _of_pairs(self, images: Input | Inputs, texts: Texts, ability: Ability, times: Times) -> list[Any]:
         """Return the raw result of each pair; in any order of the pairs, the texts of an image share its prefix."""
         listed = _listed(images)
         words = self.trained.tokenise(texts if isinstance(texts, list) else [texts])  # refuses empty texts early
@@ -283,7 +305,7 @@ class Predictor:
         count = len(words) if len(listed) == 1 else len(listed)
         if not count:
             return []
-        prefixes = self._prefixes(self.regions(listed)) * (count if len(listed) == 1 else 1)
+        prefixes = self._prefixes(images, times) * (count if len(listed) == 1 else 1)
         words = words * (count if len(words) == 1 else 1)
         first: dict[int, int] = {}  # id of a prefix -> place of its first pair
         for place, prefix in enumerate(prefixes):
@@ -296,14 +318,29 @@ class Predictor:
         found = [one for part in parts for one in ability.apply(self.trained, prefixes[part], words[part])]
         return [found[place] for place in np.argsort(order)]
 
-    def _prefixes(self, images: Sequence[Regions]) -> list[Prefix]:
-        """Make a prefix of the regions of each image; the same object gets the same prefix."""
-        made = {id(regions): make_prefix(self._best(regions), self._tags) for regions in images}
-        return [made[id(regions)] for regions in images]
+    def _prefixes(self, images: Input | Inputs, times: Times) -> list[Prefix]:
+        """Make a prefix of each input; the same images and times get the same prefix."""
+        groups = self._groups(images, times)
+        keys = [(*map(id, regions), own) for regions, own in groups]
+        made = {key: make_prefix(join_images(*group), self._tags) for key, group in zip(keys, groups, strict=True)}
+        return [made[key] for key in keys]
 
-    def _describe(self, regions: Regions, place: int, drop: float) -> RegionDrop:
-        extractor = self.trained.processor.extractor
-        box = fractions_to_pixels(regions.boxes[place], regions.width, regions.height).tolist()
+    def _groups(self, images: Input | Inputs, times: Any) -> list[tuple[list[Regions], tuple[float, ...] | None]]:
+        """Return the regions and times of the images of each input; the same image is the same object."""
+        listed = _listed(images)
+        seconds = times if times is None or isinstance(images, list) else [times]
+        self.check(listed, seconds)
+        found = self.regions([image for one in listed for image in _images(one)])
+        best = {id(regions): self._best(regions) for regions in found}
+        every = iter([best[id(regions)] for regions in found])
+        groups = [[next(every) for _ in _images(one)] for one in listed]
+        own = [None] * len(groups) if seconds is None else map(tuple, seconds)
+        return list(zip(groups, own, strict=True))
+
+    def _describe(self, images: Sequence[Regions], regions: PrefixRegions, place: int, drop: float) -> RegionDrop:
+        extractor, number = self.trained.processor.extractor, int(regions.image_index[place])
+        image = images[number]
+        box = fractions_to_pixels(regions.boxes[place], image.width, image.height).tolist()
         class_ids = regions.class_ids[place]
         known = bool(len(class_ids)) and class_ids[0] >= 0
         return RegionDrop(
@@ -312,11 +349,16 @@ class Predictor:
             attributes=tuple(extractor.attributes[index] for index in regions.attribute_ids[place] if index >= 0),
             score=float(regions.class_scores[place][0]) if known else 0.0,
             probability_drop=drop,
+            image=number,
         )
 
 
-def _listed(images: ImageInput | ImageInputs) -> list[ImageInput]:
+def _listed(images: Input | Inputs) -> list[Any]:
     return list(images) if isinstance(images, list) else [images]
+
+
+def _images(one: Any) -> tuple[Any, ...]:
+    return one if isinstance(one, tuple) else (one,)
 
 
 def _rows(prefix: Prefix) -> int:
@@ -343,27 +385,8 @@ def _open(image: str | Path | Image.Image) -> Image.Image:
     return upright_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))
 
 
-def _without(regions: Regions, place: int) -> Regions:
+def _without(regions: PrefixRegions, place: int) -> PrefixRegions:
     arrays: dict[str, Any] = {
         name: np.delete(value, place, axis=0) for name, value in vars(regions).items() if isinstance(value, np.ndarray)
     }
     return replace(regions, **arrays)
-
-
-def _local_folder(name: str | Path) -> Path:
-    """Return the folder of an export; a model on the hub is downloaded once."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    # "exports/vqa" looks like a name on the hub, but a folder is meant if "exports" is one.
-    if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
-        raise UserError(f"{name} does not exist; give the folder of an export or a model's name on the hub")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name))
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{name} is neither a local folder nor a model on the hub ({reason}); check the name"
-        ) from error

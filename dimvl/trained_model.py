@@ -17,7 +17,8 @@ from dimvl import cpu
 from dimvl.checkpoints import MODEL, WEIGHTS, best_checkpoint
 from dimvl.cpu.packed import pack_linears
 from dimvl.data.batch import Batch
-from dimvl.data.examples import BatchShape, Example, Prefix, collate
+from dimvl.data.examples import BatchShape, Example, collate
+from dimvl.data.prefixes import Prefix
 from dimvl.data.processor import Processor
 from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images

@@ -64,6 +64,8 @@ def model_arguments(processor: Processor) -> dict[str, object]:
         "inner_width": 32,
         "split": ["qkv"],
         "max_positions": processor.max_positions,
+        "max_images": processor.max_images,
+        "times": processor.times,
         "word_head": processor.captions,
         "match_head": processor.matches,
         "answers": len(processor.answers),

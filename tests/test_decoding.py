@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.data.examples import BatchShape, Example, collate, make_prefix
+from dimvl.data.examples import BatchShape, Example, collate
+from dimvl.data.prefixes import make_prefix
 from dimvl.decoding import CachedDecoder, DecodingOptions, beam_search, caption_prefixes, sample
 from dimvl.tasks.base import plain_text
 from tests.factories import FEATURE_WIDTH, make_model, make_processor, make_regions

@@ -10,7 +10,7 @@ import torch
 import dimvl.tasks.captioning.prediction
 import dimvl.tasks.inference
 from dimvl.data.annotations import Question
-from dimvl.data.examples import ImageReader, PrefixImages
+from dimvl.data.prefixes import ImageReader, PrefixImages
 from dimvl.data.scenes import SceneOptions, read_worlds, write_scenes
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError

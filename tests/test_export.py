@@ -9,7 +9,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 import dimvl.export
-from dimvl.data.examples import make_prefix
+from dimvl.data.prefixes import make_prefix
 from dimvl.data.processor import Processor
 from dimvl.errors import UserError
 from dimvl.export import FILES, check_export, export

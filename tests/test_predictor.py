@@ -12,7 +12,7 @@ from PIL import Image
 
 import dimvl.predictor
 from dimvl.data.annotations import Question
-from dimvl.data.examples import make_prefix
+from dimvl.data.prefixes import make_prefix
 from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.predictor import Predictor

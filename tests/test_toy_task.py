@@ -19,8 +19,9 @@ import yaml
 from dimvl.config import RunConfig, ValidationConfig
 from dimvl.cpu.linear import Linear
 from dimvl.data.annotations import read_questions
-from dimvl.data.examples import Example, PrefixImages, collate
+from dimvl.data.examples import Example, collate
 from dimvl.data.matching import in_store, match_file, match_files
+from dimvl.data.prefixes import PrefixImages
 from dimvl.data.targets import Targets, TargetSpec
 from dimvl.data.text_store import LabelledText
 from dimvl.errors import UserError

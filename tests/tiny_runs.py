@@ -9,7 +9,7 @@ import numpy as np
 from dimvl.config import RunConfig
 from dimvl.data.annotations import read_captions
 from dimvl.data.epoch_plan import ExampleSource
-from dimvl.data.examples import ImageReader
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore

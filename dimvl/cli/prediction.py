@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dimvl.predictor import Predictor
     from dimvl.regions.records import Regions
     from dimvl.tasks.answering.prediction import Answer
+
+Together = Annotated[bool, typer.Option("--together", help="Treat the images as one input, in order.")]
 
 
 @app.command()
@@ -59,6 +62,7 @@ def caption(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE...")],
     model: Model,
     beams: Annotated[int, typer.Option(min=1, max=100, help="Width of the beam search; 1 is greedy.")] = 3,
+    together: Together = False,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -75,9 +79,9 @@ def caption(
     set_threads(threads)
     files = _image_files(images)
     predictor = Predictor.from_pretrained(model, device)
-    if files == images and len(files) == 1:
-        text = predictor.caption(files[0], beams)
-        print(json.dumps({"image": str(files[0]), "caption": text}) if as_json else text)
+    if together or (files == images and len(files) == 1):
+        text = predictor.caption(tuple(files) if together else files[0], beams)
+        print(json.dumps({**_named(files, together), "caption": text}) if as_json else text)
         return
     with _many(predictor, files, images) as batches:
         for regions in batches:
@@ -89,7 +93,7 @@ def caption(
 @app.command()
 def answer(
     image: Annotated[
-        Path, typer.Argument(help='Image, folder of images, or .jsonl file of {"image": ..., "question": ...}.')
+        Path, typer.Argument(help='Image, folder, or .jsonl file of {"image" or "images": ..., "question": ...}.')
     ],
     model: Model,
     questions: Annotated[list[str] | None, typer.Argument(help="Questions.", metavar="[QUESTION]...")] = None,
@@ -113,20 +117,40 @@ def answer(
 
     set_threads(threads)
     records = _questions(image, questions or [])
-    single = len(records) == 1 and image in records and len(records[image]) == 1
+    single = [(group, len(some)) for group, some in records.items()] == [((image,), 1)]
     if explain and not single:
         raise UserError("--explain needs one image and one question; omit it")
     predictor = Predictor.from_pretrained(model, device)
     if single:
-        _answer_one(predictor, image, records[image][0]["question"], top, explain, as_json)
+        _answer_one(predictor, image, records[image,][0]["question"], top, explain, as_json)
         return
-    with _many(predictor, list(records), [image]) as batches:
-        for regions in batches:
-            pairs = [(seen, record) for seen in regions for record in records[Path(seen.image_id)]]
+    timed = any("times" in record for some in records.values() for record in some)
+    predictor.check(list(records), [[0.0] * len(group) for group in records] if timed else None)
+    with _many(predictor, list({file: None for group in records for file in group}), [image]) as batches:
+        for groups in _complete(batches, list(records)):
+            pairs = [(regions, record) for group, regions in groups.items() for record in records[group]]
+            times = [record.get("times", [0.0] * len(images)) for images, record in pairs] if timed else None
             texts = [record["question"] for _, record in pairs]
-            found = predictor.answer([seen for seen, _ in pairs], texts, top)
+            found = predictor.answer([images for images, _ in pairs], texts, top, times)
             for (_, record), answer in zip(pairs, found, strict=True):
                 print(json.dumps({**record, **_fields(answer)}), flush=True)
+
+
+def _complete(
+    batches: Iterator[list["Regions"]], groups: Sequence[tuple[Path, ...]]
+) -> Iterator[dict[tuple[Path, ...], tuple["Regions", ...]]]:
+    """Yield groups of images when the regions of all are found; only regions that later groups need are kept."""
+    order = {file: place for place, file in enumerate({file: None for group in groups for file in group})}
+    uses, by_last = Counter(file for group in groups for file in group), defaultdict(list)
+    kept: dict[Path, Regions] = {}
+    for group in groups:
+        by_last[max(group, key=lambda file: order[file])].append(group)
+    for batch in batches:
+        kept |= {Path(regions.image_id): regions for regions in batch}
+        ready = [group for regions in batch for group in by_last[Path(regions.image_id)] if kept.keys() >= {*group}]
+        yield {group: tuple(kept[file] for file in group) for group in ready}
+        uses.subtract(file for group in ready for file in group)
+        kept = {file: regions for file, regions in kept.items() if uses[file]}
 
 
 def _answer_one(predictor: "Predictor", image: Path, question: str, top: int, explain: bool, as_json: bool) -> None:
@@ -148,12 +172,16 @@ def _answer_one(predictor: "Predictor", image: Path, question: str, top: int, ex
         print(f"{region.probability_drop:+.3f}  {name} ({region.score:.2f}) at {box}")
 
 
+def _named(files: Sequence[Path], together: bool) -> dict[str, Any]:
+    return {"images": list(map(str, files))} if together else {"image": str(files[0])}
+
+
 def _fields(answer: "Answer") -> dict[str, Any]:
     return {"answer": answer.text, "probability": answer.probability, "top": answer.top}
 
 
-def _questions(image: Path, questions: Sequence[str]) -> dict[Path, list[dict[str, Any]]]:
-    """Return records with `image` and `question` for each image file.
+def _questions(image: Path, questions: Sequence[str]) -> dict[tuple[Path, ...], list[dict[str, Any]]]:
+    """Return records with `image` or `images`, and `question`, for each group of image files.
 
     Raises:
         UserError: no question, questions besides those of a file, or as `jsonl_questions`.
@@ -163,15 +191,17 @@ def _questions(image: Path, questions: Sequence[str]) -> dict[Path, list[dict[st
         if not questions:
             raise UserError(f"{image} has no question; give one, or a .jsonl file of images and questions")
         files = _image_files([image])
-        return {file: [{"image": str(file), "question": question} for question in questions] for file in files}
+        return {(file,): [{"image": str(file), "question": question} for question in questions] for file in files}
     if questions:
         raise UserError(f"{image} has its own questions; omit {questions[0]!r}")
     from dimvl.data.annotations.jsonl import jsonl_questions
 
-    records: dict[Path, list[dict[str, Any]]] = {}
+    records: dict[tuple[Path, ...], list[dict[str, Any]]] = {}
     for found in jsonl_questions(image):
-        record = {"image": found.image_id, "question_id": found.question_id, "question": found.text}
-        records.setdefault(image.parent / found.image_id, []).append(record)
+        ids, times = found.image_ids, {"times": found.times} if found.times else {}
+        named = {"image": ids[0]} if len(ids) == 1 else {"images": ids}
+        record = {**named, **times, "question_id": found.question_id, "question": found.text}
+        records.setdefault(tuple(image.parent / name for name in ids), []).append(record)
     if not records:
         raise UserError(f"{image} has no question; give one per line")
     return records
@@ -203,20 +233,24 @@ def _many(predictor: "Predictor", files: Sequence[Path], named: Sequence[Path]) 
 
 @app.command()
 def match(
-    image: Annotated[Path, typer.Argument(help="Image.")],
+    images: Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGE...")],
     text: Annotated[str, typer.Argument(help="Text.")],
     model: Model,
+    together: Together = False,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Print the probability that a text belongs to an image.
+    """Print the probability that a text belongs to an image, for each image or --together.
 
     Example: dimvl match photo.png "a red circle above a blue star" --model exports/pretrain
     """
     from dimvl.predictor import Predictor
 
     set_threads(threads)
-    probability = Predictor.from_pretrained(model, device).match(image, text)
-    record = {"image": str(image), "text": text, "probability": probability}
-    print(json.dumps(record) if as_json else f"{probability:.3f}")
+    groups = [images] if together else [[image] for image in images]
+    found = Predictor.from_pretrained(model, device).match([tuple(group) for group in groups], text)
+    for group, probability in zip(groups, found, strict=True):
+        record = {**_named(group, together), "text": text, "probability": probability}
+        name = f"{group[0]}: " if len(groups) > 1 else ""
+        print(json.dumps(record) if as_json else f"{name}{probability:.3f}")

@@ -134,11 +134,11 @@ def score_caption(
     """
     from dimvl.data.annotations import read_captions
     from dimvl.metrics.captions import caption_scores
-    from dimvl.metrics.predictions import read_predicted_captions
+    from dimvl.metrics.predictions import images_of, official_images, read_predicted_captions
 
     references: dict[str, list[str]] = {}
     for caption in read_captions(annotations, split or ()):
-        references.setdefault(caption.image_id, []).append(caption.text)
+        references.setdefault(images_of(official_images(caption.images)), []).append(caption.text)
     scores = caption_scores(read_predicted_captions(predictions, references), references, tokenised)
     if as_json:
         counts = {"count": scores.count, "references": scores.references}

@@ -16,8 +16,8 @@ import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations.records import ImageKey, name_images
-from dimvl.data.examples import PrefixImages
 from dimvl.data.layout import ranges
+from dimvl.data.prefixes import PrefixImages
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import atomic_folder, atomic_path, locked, read_json, sha256, write_json, writing

@@ -1,15 +1,17 @@
 """Read prediction files in the official submission formats.
 
-VQA: `[{"question_id": 1, "answer": "red"}, ...]`. Captions: `[{"image_id": 1, "caption": "a red star"}, ...]`. Every
-question or image has exactly one record; further fields are ignored.
+VQA: `[{"question_id": 1, "answer": "red"}, ...]`. Captions: `[{"image_id": 1, "caption": "a red star"}, ...]`, or with
+`images` (a list) instead of `image_id` and optional `times`, as dimvl writes captions of several images. Every question
+or image has exactly one record; further fields are ignored.
 """
 
 import reprlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dimvl.data.annotations.records import ImageKey
 from dimvl.errors import UserError
 from dimvl.files import read_json
 
@@ -23,25 +25,41 @@ def read_answers(path: Path, question_ids: Collection[int]) -> dict[int, str]:
         UserError: not a VQA v2 submission, or questions are missing, repeated or unknown.
 
     """
-    answers = _read(path, "question_id", "answer")
+    answers = [(record["question_id"], record["answer"]) for record in _read(path, "question_id", "answer")]
     if wrong := [question_id for question_id, _ in answers if not isinstance(question_id, int)]:
         raise UserError(f"{path}: question_id {wrong[0]!r} is not a whole number; give the question's own")
     return _one_each(path, answers, question_ids, "question")
 
 
-def read_predicted_captions(path: Path, image_ids: Collection[str]) -> dict[str, str]:
-    """Read exactly one caption per image, by image id as text, in the order of `image_ids`.
+def official_images(images: ImageKey) -> dict[str, Any]:
+    """Return images as a prediction names them: `image_id`, or `images` for several, and their `times` if any.
+
+    Whole numbers are written as such.
+    """
+    ids = [int(name) if name.isdecimal() and name == str(int(name)) else name for name in images[0]]
+    times = [int(time) if time.is_integer() else time for time in images[1]]
+    return ({"image_id": ids[0]} if len(ids) == 1 else {"images": ids}) | ({"times": times} if times else {})
+
+
+def images_of(prediction: Mapping[str, Any]) -> str:
+    """Return one text for the image or images that `official_images` names; for one without times it is its id."""
+    name = str(prediction["image_id"] if "image_id" in prediction else list(map(str, prediction["images"])))
+    return f"{name} at {prediction['times']}" if prediction.get("times") else name
+
+
+def read_predicted_captions(path: Path, images: Collection[str]) -> dict[str, str]:
+    """Read exactly one caption per image, by the text of `images_of`, in the order of `images`.
 
     Raises:
         UserError: not a COCO caption submission, or images are missing, repeated or unknown.
 
     """
-    captions = [(str(image_id), text) for image_id, text in _read(path, "image_id", "caption")]
-    return _one_each(path, captions, image_ids, "image")
+    captions = [(images_of(record), record["caption"]) for record in _read(path, "image_id", "caption")]
+    return _one_each(path, captions, images, "image")
 
 
-def _read(path: Path, key: str, text: str) -> list[tuple[Any, str]]:
-    """Return the two fields of each record, an id (int or str) and a text."""
+def _read(path: Path, key: str, text: str) -> list[dict[str, Any]]:
+    """Return records with an id (int or str) or, for images, a list of ids, and with a text."""
     form = f'[{{"{key}": ..., "{text}": "..."}}, ...]'
     content = read_json(path)
     if not isinstance(content, list):
@@ -51,16 +69,19 @@ def _read(path: Path, key: str, text: str) -> list[tuple[Any, str]]:
     for place, record in enumerate(content):
         if not isinstance(record, dict):
             raise UserError(f"{path}: item {place} is a {type(record).__name__}, not a mapping; write it as {form}")
-        for field in (key, text):
+        several = key == "image_id" and key not in record and isinstance(record.get("images"), list)
+        name = "images" if several else key
+        for field in (name, text):
             if field not in record:
                 raise UserError(f"{path}: item {place} has no field {field!r}; write the file as {form}")
-        if isinstance(record[key], bool) or not isinstance(record[key], int | str):
-            value = reprlib.repr(record[key])
-            raise UserError(f"{path}: item {place} has {key} {value}, which is not an id; give the official one")
+        for one in record[name] if several else [record[name]]:
+            if isinstance(one, bool) or not isinstance(one, int | str):
+                value = reprlib.repr(one)
+                raise UserError(f"{path}: item {place} has {name} {value}, which is not an id; give the official one")
         if not isinstance(record[text], str):
             value = reprlib.repr(record[text])
-            raise UserError(f"{path}: the {text} of {key} {record[key]} is {value}, not a text; put it in quotes")
-    return [(record[key], record[text]) for record in content]
+            raise UserError(f"{path}: the {text} of {name} {record[name]} is {value}, not a text; put it in quotes")
+    return content
 
 
 def _one_each(path: Path, found: Sequence[tuple[Any, str]], wanted: Collection[Any], noun: str) -> dict[Any, str]:

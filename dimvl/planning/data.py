@@ -89,7 +89,7 @@ def _of_texts(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -> 
     stores = (TextStore(path.parent) for path in sorted(config.texts_folder.glob("*/manifest.json")))
     largest = max(stores, key=len, default=None)
     if largest is not None:
-        facts = replace(facts, images=overrides.images or len(largest.groups) - 1)
+        facts = _of_prefixes(config, overrides, facts, largest)
         if overrides.words is None and overrides.texts is None:
             return replace(facts, texts=_of_store(largest, limit_per_prefix))
     limit = config.inputs.text_tokens
@@ -104,6 +104,22 @@ def _of_texts(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -> 
     words, texts = overrides.words or words, overrides.texts or texts
     drawn = min(texts, limit_per_prefix)
     return replace(facts, texts=TextFacts(words, float(limit), words, texts, drawn, drawn * (words + 1)))
+
+
+def _of_prefixes(config: RunConfig, overrides: DataOverrides, facts: DataFacts, texts: TextStore) -> DataFacts:
+    images, members, regions = len(texts.image_offsets) - 1, texts.group_images, facts.regions
+    count = texts.num_groups if members is None else len(members)
+    if members is not None and all((path / "manifest.json").exists() for path in config.regions):
+        store = RegionStore(config.regions)
+        used = np.minimum(store.num_regions(store.positions(texts.image_ids())), config.inputs.max_regions)
+        regions = float(used[members].mean())
+    return replace(
+        facts,
+        images=overrides.images or images,
+        images_per_prefix=count / texts.num_groups,
+        prefixes_per_image=texts.num_groups / images,
+        regions=regions * count / texts.num_groups,
+    )
 
 
 def _of_store(texts: TextStore, limit_per_prefix: int) -> TextFacts:

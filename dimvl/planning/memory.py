@@ -169,8 +169,9 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
 
 
 def batch_bytes(model: DimvlModel, work: Work, feature_dtype: FeatureDtype) -> float:
-    """Bytes of a micro-batch itself: features in the type of the store, fp32 geometry, 64-bit ids, targets."""
-    region = feature_bytes(model.regions.feature.in_features, feature_dtype) + 4 * 7 + 8 + 1
+    """Bytes of a micro-batch: features in the type of the store, fp32 geometry and times, 64-bit ids, targets."""
+    times = 4 * (model.regions.time is not None)
+    region = feature_bytes(model.regions.feature.in_features, feature_dtype) + 4 * 7 + times + 8 + 1
     targets = sum((8 + head.label_bytes) * work.heads.get(name, 0.0) for name, head in heads_of(model).items())
     return region * work.vision + 24 * work.language + targets
 
@@ -211,4 +212,5 @@ def _embedding_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     element, embedding = numbers.element, numbers.embedding
     stream = embedding + numbers.mask(embedding)
     vision = features * element + 7 * element * (element == 2) + width * (2 * element + stream)
+    vision += 0 if model.regions.time is None else model.regions.time.in_features * element
     return work.vision * (vision + 6 * embedding) + work.language * (width * stream + 2 * embedding)

@@ -152,7 +152,8 @@ def make_plan(config: RunConfig, cluster: Cluster, overrides: DataOverrides | No
     reached = cluster.gpus * peak * 1e12 * cluster.utilisation
     epochs = None
     if facts.images is not None:
-        epochs = config.training.steps * step.examples / (facts.images * example.per_image)
+        epoch = facts.images * facts.prefixes_per_image * example.per_prefix
+        epochs = config.training.steps * step.examples / epoch
     return Plan(
         cluster=cluster,
         precision=config.training.precision,
@@ -233,6 +234,8 @@ def meta_model(config: RunConfig, facts: DataFacts) -> DimvlModel:
     arguments = {
         **config.model.model_dump(exclude={"bert"}),
         "vocabulary": facts.vocabulary,
+        "max_images": config.inputs.max_images,
+        "times": config.inputs.times,
         "feature_width": facts.feature_width,
         "max_positions": facts.max_positions,
         **task_of(config).heads(config, facts.classes, facts.answers),
@@ -327,7 +330,7 @@ def _bucket(section: DeepSpeedConfig) -> int:
 def _store_bytes(images: int, facts: DataFacts, dtype: FeatureDtype, index: bool = True) -> int:
     whole = estimated_bytes(
         images,
-        facts.regions,
+        facts.regions / facts.images_per_prefix,
         facts.feature_width,
         feature_dtype=dtype,
         class_columns=facts.class_columns,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dimvl.data.batch import Batch
-from dimvl.data.examples import BatchShape, Example, ImageReader, PrefixImages, PrefixRegions, Text
+from dimvl.data.examples import BatchShape, Example, Text
+from dimvl.data.prefixes import ImageReader, PrefixImages, PrefixRegions
 from dimvl.data.processor import Processor, Variant
 from dimvl.data.targets import TargetSpec
 from dimvl.data.text_store import TextStore

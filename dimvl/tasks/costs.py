@@ -9,7 +9,7 @@ from dimvl.regions.store.format import FeatureDtype
 
 
 class TextFacts(NamedTuple):
-    """Sizes of tokenised texts.
+    """Sizes of tokenised texts. Where a text has several images, all of these together count as its image.
 
     Attributes:
         words: mean word pieces per text.
@@ -35,7 +35,9 @@ class DataFacts:
 
     Attributes:
         images: number of training images; None if unknown.
-        regions: mean number of regions used per image.
+        images_per_prefix: mean number of images in a prefix.
+        prefixes_per_image: number of different prefixes divided by `images`.
+        regions: mean number of regions in a prefix.
         feature_width: F.
         classes: K of the extractor.
         feature_dtype: type of the features in the store.
@@ -50,6 +52,8 @@ class DataFacts:
     """
 
     images: int | None = None
+    images_per_prefix: float = 1.0
+    prefixes_per_image: float = 1.0
     regions: float = 0.0
     feature_width: int = 2048
     classes: int = 1600
@@ -74,13 +78,13 @@ class AverageExample:
     Attributes:
         work: its rows and targets.
         cost: rows that the sampler counts for it, an upper bound.
-        per_image: number of examples per image and epoch.
+        per_prefix: number of examples per prefix and epoch.
 
     """
 
     work: Work
     cost: float
-    per_image: float = 1.0
+    per_prefix: float = 1.0
 
 
 def planned_work(

@@ -1,12 +1,11 @@
-"""Batches of a region store's images for a trained model, and the names of images in annotation files."""
+"""Batches of a region store's images for a trained model."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from dimvl.data.annotations import ImageKey
-from dimvl.data.examples import Prefix, PrefixImages
+from dimvl.data.prefixes import Prefix, PrefixImages
 from dimvl.data.sampler import in_order
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
@@ -45,9 +44,3 @@ def store_batches(
 def one_image(image_id: str) -> ImageKey:
     """Return the key of a single image."""
     return (image_id,), ()
-
-
-def official_images(image_ids: Sequence[str]) -> dict[str, Any]:
-    """Return images as in submissions and annotation files: `image_id`, or `images` for several, numbers as numbers."""
-    ids = [int(name) if name.isdecimal() and name == str(int(name)) else name for name in image_ids]
-    return {"image_id": ids[0]} if len(ids) == 1 else {"images": ids}

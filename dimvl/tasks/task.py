@@ -16,7 +16,7 @@ import numpy as np
 from dimvl.callbacks import Progress
 from dimvl.config import Missing, RunConfig, Section
 from dimvl.data.annotations import Caption, Question
-from dimvl.data.examples import ImageReader
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
 from dimvl.errors import UserError

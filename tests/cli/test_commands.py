@@ -237,7 +237,7 @@ def test_predictions_are_printed_as_text_or_as_json(run: Run, image_file: Path, 
     record = json.loads(run("answer", image_file, "is it red", *options, "--json", "--explain", "--top", 2).out)
     assert record["answer"] == answer.text and record["probability"] == pytest.approx(answer.probability)
     assert len(record["top"]) == 2
-    assert {"box", "name", "attributes", "score", "probability_drop"} == set(record["regions"][0])
+    assert {"box", "name", "attributes", "score", "probability_drop", "image"} == set(record["regions"][0])
     plain = run("answer", image_file, "is it red", *options, "--explain").out
     assert "probability drop when the region is removed:" in plain
     assert len(plain.splitlines()) == 3 + len(record["regions"])

@@ -1,7 +1,8 @@
 import numpy as np
 import torch
 
-from dimvl.data.examples import BatchShape, Example, Text, best_regions, collate, keyed_generator, make_prefix
+from dimvl.data.examples import BatchShape, Example, Text, collate, keyed_generator
+from dimvl.data.prefixes import best_regions, make_prefix
 from dimvl.data.targets import (
     Answers,
     AnswerTargets,

@@ -8,18 +8,9 @@ import torch
 
 from dimvl.checkpoints import latest_checkpoint
 from dimvl.data.answers import label_ids
-from dimvl.data.examples import (
-    BatchShape,
-    Example,
-    ImageReader,
-    Prefix,
-    PrefixImages,
-    best_regions,
-    collate,
-    join_images,
-    make_prefix,
-)
+from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.layout import ranges
+from dimvl.data.prefixes import ImageReader, Prefix, PrefixImages, best_regions, join_images, make_prefix
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.data.trained_on import read_trained_on, trained_images
 from dimvl.regions.store import RegionStore

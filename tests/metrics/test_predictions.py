@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dimvl.errors import UserError
-from dimvl.metrics.predictions import read_answers, read_predicted_captions
+from dimvl.metrics.predictions import images_of, official_images, read_answers, read_predicted_captions
 
 QUESTIONS = (7, 3, 9)
 
@@ -30,6 +30,19 @@ def test_answers_are_in_the_order_of_the_questions(tmp_path: Path) -> None:
 def test_image_ids_are_numbers_or_texts(tmp_path: Path) -> None:
     path = write(tmp_path, [{"image_id": 5, "caption": "a star"}, {"image_id": "b", "caption": "two stars"}])
     assert read_predicted_captions(path, ["b", "5"]) == {"b": "two stars", "5": "a star"}
+
+
+def test_captions_of_several_images_are_told_apart_by_order_and_times(tmp_path: Path) -> None:
+    keys = [(("1", "b"), ()), (("b", "1"), ()), (("1", "b"), (0.0, 2.5)), (("1",), ()), (("1",), (3.0,))]
+    records = [official_images(key) for key in keys]
+    assert records[2:4] == [{"images": [1, "b"], "times": [0, 2.5]}, {"image_id": 1}]
+    path = write(tmp_path, [{**record, "caption": str(place)} for place, record in enumerate(records)])
+    found = read_predicted_captions(path, [images_of(record) for record in records])
+    assert list(found.values()) == ["0", "1", "2", "3", "4"] and "1" in found
+    with pytest.raises(UserError, match=r"has 4 images \(\['1', 'b'\], .*\) that the annotations lack"):
+        read_predicted_captions(path, ["1"])
+    with pytest.raises(UserError, match=r"item 0 has images \[1\], which is not an id"):
+        read_predicted_captions(write(tmp_path, [{"images": [[1], 2], "caption": "a"}]), ["1"])
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,17 @@ from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.cli.calls import call
 from tests.planning.runs import SPLITS, all_batches
-from tests.tiny_runs import make_config, make_data
+from tests.tiny_runs import make_config, make_data, make_several
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), 40)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    return make_several(make_data(tmp_path_factory.mktemp("several"), 40), 40, times=True)
 
 
 # --- against real runs
@@ -58,21 +63,26 @@ def test_before_a_run_only_facts_about_its_texts_are_assumed(data, tmp_path, tas
     assert after.vocabulary == read_json(config.output / "config.json")["vocabulary"]
 
 
+@pytest.mark.parametrize("images", ["data", "several"])
 @pytest.mark.parametrize(
     ("task", "changes"),
     [
-        ("pretrain", {}),
-        ("pretrain", {"objectives": {"shared_prefix": True, "shares": {"matching": 2}}}),
+        ("pretrain", {"objectives": {"region_share": 0.5}}),
+        ("pretrain", {"objectives": {"region_share": 0.5, "shared_prefix": True, "shares": {"matching": 2}}}),
         ("vqa", {}),
         ("vqa", {"shared_prefix": True}),
         ("caption", {}),
         ("caption", {"seq2seq": {"captions": 3, "variant": "masked"}}),
     ],
 )
-def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(data, tmp_path, task, changes):
-    # Tags fill their whole budget in a plan, so they are given none here; texts of other lengths than the mean
-    # round their number of masks otherwise, and small batches have few examples of each objective.
-    config = make_config(data, tmp_path / "run", task, **{"inputs": {"tag_tokens": 0}, **changes})
+def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(request, tmp_path, images, task, changes):
+    # Tags fill their whole budget in a plan, so they are given none here. Half of the regions are to be predicted, as
+    # rounding makes a small share of few regions larger. Texts of other lengths than the mean round their number of
+    # masks otherwise, and small batches have few examples of each objective.
+    inputs = {"tag_tokens": 0, "max_images": 5, "times": images == "several"}
+    if images == "several" and task == "vqa":
+        changes = {"annotations": [], **changes}
+    config = make_config(request.getfixturevalue(images), tmp_path / "run", task, **{"inputs": inputs, **changes})
     run_training(config)
     facts = gather(config, DataOverrides())
     batches, examples = all_batches(config, epochs=40 if task == "pretrain" else 4)
@@ -86,7 +96,9 @@ def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(data, tmp_pa
             rows, rel=0.2 if name in ("word_head", "object_head") else 0.06
         )
     assert planned.work.attention.pairs == pytest.approx(real.attention.pairs, rel=0.15)
-    assert planned.per_image == pytest.approx(examples / len(batches) / facts.images)
+    prefixes = facts.images * facts.prefixes_per_image
+    assert planned.per_prefix == pytest.approx(examples / len(batches) / prefixes)
+    assert facts.images == 40 and (facts.images_per_prefix > 2) == (images == "several")
 
 
 def test_a_planned_step_has_the_operations_of_real_steps(data, tmp_path):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dimvl.data.answers import label_ids
-from dimvl.data.examples import ImageReader, collate
+from dimvl.data.examples import collate
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.training import QuestionSource, VqaModule, answer_logits, question_example

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dimvl.checkpoints import latest_checkpoint
-from dimvl.data.examples import collate, make_prefix
+from dimvl.data.examples import collate
+from dimvl.data.prefixes import make_prefix
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks.captioning import Seq2seqConfig
 from dimvl.tasks.pretraining import ObjectivesConfig, SharesConfig

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.data.examples import BatchShape, Example, collate, make_prefix
+from dimvl.data.examples import BatchShape, Example, collate
+from dimvl.data.prefixes import make_prefix
 from dimvl.data.targets import Draws
 from dimvl.metrics.cider import CiderD
 from dimvl.tasks.captioning.self_critical import (

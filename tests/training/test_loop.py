@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dimvl.checkpoints import check_checkpoint, latest_checkpoint
-from dimvl.data.examples import ImageReader
+from dimvl.data.prefixes import ImageReader
 from dimvl.errors import NotFiniteError, UserError
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter

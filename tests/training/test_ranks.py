@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dimvl.checkpoints import check_checkpoint, latest_checkpoint
-from dimvl.data.examples import ImageReader
+from dimvl.data.prefixes import ImageReader
 from dimvl.errors import OtherRankError, UserError
 from dimvl.training import run_folder
 from dimvl.training.loading import prefetch

@@ -9,8 +9,8 @@ from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH, MODEL
 from dimvl.data.annotations import Question, read_questions
 from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
-from dimvl.data.examples import ImageReader
 from dimvl.data.matching import match_files
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
 from dimvl.errors import UserError
@@ -116,7 +116,7 @@ class Answering(Task[VqaConfig]):
         """Count one question, or all questions of an image on its shared prefix."""
         texts = facts.texts.number if config.shared_prefix else 1.0
         work = planned_work(config, facts, texts, config.shared_prefix, answer_head=texts)
-        return AverageExample(work=work, cost=work.rows, per_image=facts.texts.number / texts)
+        return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
 
     def planned_answers(self, config: VqaConfig) -> tuple[int, str]:
         """Return the number of answers of the run, the configuration or its answer list."""

@@ -13,15 +13,16 @@ from torch import Tensor
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Question, describe_file, read_questions
 from dimvl.data.answers import Answer
-from dimvl.data.examples import Prefix, PrefixImages
 from dimvl.data.matching import in_store, match_file
+from dimvl.data.prefixes import Prefix, PrefixImages
 from dimvl.errors import UserError
+from dimvl.metrics.predictions import official_images
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
 from dimvl.tasks.base import TaskModule
-from dimvl.tasks.inference import official_images, store_batches
+from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
 from dimvl.tasks.validating import matched, sample, subset
 from dimvl.trained_model import TrainedModel
@@ -110,7 +111,7 @@ def evaluate_questions(
     match.check(store, options.missing, "--skip-missing")
     questions = list(in_store(read, match))
     answers = answer_questions(trained, store, questions, progress=progress)
-    names = {question.question_id: question.image_ids for question in read}  # as in the file, not in the store
+    names = {question.question_id: question.images for question in read}  # as in the file, not in the store
     items = []
     for question in questions:
         answer, images = answers[question.question_id], official_images(names[question.question_id])

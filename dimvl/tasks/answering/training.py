@@ -7,7 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from dimvl.data.batch import Batch
-from dimvl.data.examples import Example, ImageReader, Prefix
+from dimvl.data.examples import Example
+from dimvl.data.prefixes import ImageReader, Prefix
 from dimvl.data.processor import Processor
 from dimvl.data.targets import Answers, AnswerTargets, TargetSpec
 from dimvl.data.text_store import TextStore

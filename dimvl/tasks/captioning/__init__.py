@@ -8,8 +8,8 @@ from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH
 from dimvl.config import RunConfig
 from dimvl.data.annotations import Caption, read_captions
-from dimvl.data.examples import ImageReader
 from dimvl.data.matching import match_files
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
 from dimvl.metrics.cider import CiderD

@@ -8,15 +8,17 @@ from typing import Any
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import ImageKey, describe_file, read_captions
-from dimvl.data.examples import Example, Prefix
+from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
+from dimvl.data.prefixes import Prefix
 from dimvl.data.scenes import World, read_worlds, score_captions
 from dimvl.decoding import AllRanks, DecodingOptions, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
+from dimvl.metrics.predictions import images_of, official_images
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
-from dimvl.tasks.inference import official_images, one_image, store_batches
+from dimvl.tasks.inference import one_image, store_batches
 from dimvl.tasks.task import Ability, Evaluation
 from dimvl.trained_model import TrainedModel
 
@@ -132,7 +134,7 @@ def evaluate_captions(
     scenes = _scenes(options, truth, singles) if truth and len(singles) == len(references) else None
     written = caption_groups(trained, store, list(stored.values()), options.decoding, progress)
     found = {key: written[images] for key, images in stored.items()}
-    names = {key: official_images(key[0]) for key in found}
+    names = {key: official_images(key) for key in found}
     records = [{**names[key], "caption": caption} for key, caption in found.items()]
     items = [{**names[key], "prediction": text, "references": references[key]} for key, text in found.items()]
     scores = {"task": "caption", "data": describe_file(path), "count": len(found)}
@@ -178,7 +180,7 @@ def with_official_scores(evaluation: Evaluation) -> Evaluation:
 
     The reasons for missing scores are under `left_out`.
     """
-    names = [str(item.get("image_id", item.get("images"))) for item in evaluation.items]
+    names = [images_of(item) for item in evaluation.items]
     predictions = {name: item["prediction"] for name, item in zip(names, evaluation.items, strict=True)}
     references = {name: item["references"] for name, item in zip(names, evaluation.items, strict=True)}
     try:

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dimvl.data.batch import Batch
-from dimvl.data.examples import Example, ImageReader, keyed_generator
+from dimvl.data.examples import Example, keyed_generator
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.targets import Draws, SampleTargets, TargetSpec
 from dimvl.data.text_store import TextStore

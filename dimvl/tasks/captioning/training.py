@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dimvl.data.batch import Batch
-from dimvl.data.examples import Example, ImageReader, Prefix, keyed_generator
+from dimvl.data.examples import Example, keyed_generator
+from dimvl.data.prefixes import ImageReader, Prefix
 from dimvl.data.processor import Processor
 from dimvl.data.targets import CaptionTargets, DropWorst, TargetSpec
 from dimvl.data.text_store import TextStore

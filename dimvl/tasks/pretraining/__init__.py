@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dimvl.data.annotations import Caption
-from dimvl.data.examples import ImageReader
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.model.model import DimvlModel

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dimvl.callbacks import Progress
-from dimvl.data.examples import Example, Prefix
+from dimvl.data.examples import Example
+from dimvl.data.prefixes import Prefix
 from dimvl.data.targets import Matches, MatchTargets, TargetSpec
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import plain_text

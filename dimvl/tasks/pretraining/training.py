@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from dimvl.data.batch import Batch
-from dimvl.data.examples import Example, ImageReader, KeyedUniform, PrefixRegions, keyed_generator
+from dimvl.data.examples import Example, KeyedUniform, keyed_generator
+from dimvl.data.prefixes import ImageReader, PrefixRegions
 from dimvl.data.processor import Processor
 from dimvl.data.targets import HiddenObjects, Matches, MatchTargets, ObjectTargets, TargetSpec, WordTargets
 from dimvl.data.text_store import TextStore
