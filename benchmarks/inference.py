@@ -35,7 +35,7 @@ from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import SCENES, load_detector
-from dimvl.regions.extract import pictures_of_folder
+from dimvl.regions.extract import image_files_in
 from dimvl.regions.records import Extractor, Regions
 from dimvl.trained_model import TrainedModel
 
@@ -113,7 +113,7 @@ def ask(predictor: Predictor, regions: Regions, count: int, name: str, device: s
 
 def folders(folder: Path, images: Path, device: str, rounds: int) -> dict[str, Any]:
     """Measure captions and answers of a folder, as the command line writes them, against image by image."""
-    detector, files = load_detector(SCENES), pictures_of_folder(images)
+    detector, files = load_detector(SCENES), image_files_in(images)
     detector.save(folder / "detector")
     found: dict[str, Any] = {"images": len(files)}
     for name in ("captions", "answers"):
@@ -199,5 +199,5 @@ def run(device: str, rounds: int, small: bool, folder: Path) -> dict[str, Any]:
     return {
         "questions": questions(sizes, device, rounds),
         "folders": folders(folder, images, device, rounds),
-        "cold_start": cold_start(folder, pictures_of_folder(images)[0], rounds),
+        "cold_start": cold_start(folder, image_files_in(images)[0], rounds),
     }

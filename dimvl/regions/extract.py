@@ -131,10 +131,10 @@ def detect_files(
 
 def images_of_folder(folder: Path) -> list[tuple[str, Path]]:
     """Image ids (file names without suffix) and files of a folder; a `UserError` if it has none or duplicates."""
-    return _without_duplicates([(file.stem, file) for file in pictures_of_folder(folder)])
+    return _without_duplicates([(file.stem, file) for file in image_files_in(folder)])
 
 
-def pictures_of_folder(folder: Path) -> list[Path]:
+def image_files_in(folder: Path) -> list[Path]:
     """Image files of a folder, without its subfolders, sorted by name; a `UserError` if it has none."""
     if not folder.is_dir():
         raise UserError(f"image folder {folder} does not exist or is not a folder; check the path")
