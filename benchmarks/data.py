@@ -23,7 +23,7 @@ from dimvl.model.model import DimvlModel
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
-from dimvl.tasks.captioning import Seq2seqConfig
+from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 
 REGIONS, WIDTH, VOCABULARY = 36, 2048, 30_522

@@ -37,9 +37,9 @@ from dimvl.profiling import profile
 from dimvl.profiling.table import as_values
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
-from dimvl.tasks.captioning import CaptionConfig
+from dimvl.tasks.captioning.config import CaptionConfig
 from dimvl.tasks.captioning.training import CaptionSource
-from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training.build import build_task
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loading import prefetch

@@ -23,8 +23,8 @@ from dimvl.data.prefixes import ImageReader
 from dimvl.data.sampler import TrainingSteps, deal
 from dimvl.data.text_store import TextStore
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.captioning import Seq2seqConfig
-from dimvl.tasks.pretraining import ObjectivesConfig
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainSource, target_specs
 
 ROWS_PER_STEP, ROWS_PER_GPU = 65_536, 8192

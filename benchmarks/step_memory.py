@@ -31,7 +31,7 @@ from dimvl.planning.data import DataOverrides, gather
 from dimvl.planning.plan import meta_model, stage_memory
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
-from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training import engine as engines
 from dimvl.training.build import build_task
 from dimvl.training.deepspeed_engine import checked_options

@@ -7,9 +7,9 @@ from dimvl.config import ModelConfig, Section, read_yaml, validate
 from dimvl.demo.config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
 from dimvl.tasks import load_config
-from dimvl.tasks.answering import VqaConfig
-from dimvl.tasks.captioning import CaptionConfig
-from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.tasks.answering.config import VqaConfig
+from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRETRAIN = {"output": "runs/a", "regions": "regions", "captions": "c.json", "training": {"steps": 10}}

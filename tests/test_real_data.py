@@ -12,7 +12,7 @@ import pytest
 import dimvl.cli
 from dimvl.files import read_json
 from dimvl.tasks import load_config
-from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from tests.test_docs import blocks
 from tools import run_real_data, write_results
 

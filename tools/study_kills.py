@@ -36,7 +36,7 @@ from dimvl.checkpoints import WEIGHTS, check_checkpoint, latest_checkpoint
 from dimvl.errors import Interrupted, OtherRankError
 from dimvl.export import check_export, export
 from dimvl.files import sha256, write_json
-from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 

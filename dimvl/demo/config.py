@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from dimvl.config import InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
 from dimvl.data.scenes import SceneOptions
 from dimvl.errors import UserError
-from dimvl.tasks.captioning import Seq2seqConfig
-from dimvl.tasks.pretraining import ObjectivesConfig
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 
 
 class ScenesConfig(Section):

@@ -3,9 +3,9 @@
 from typing import Any
 
 from dimvl.demo.config import DemoConfig, DemoPaths
-from dimvl.tasks.answering import VqaConfig
-from dimvl.tasks.captioning import CaptionConfig, SelfCriticalConfig
-from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.tasks.answering.config import VqaConfig
+from dimvl.tasks.captioning.config import CaptionConfig, SelfCriticalConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 
 
 def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfig | VqaConfig | CaptionConfig:

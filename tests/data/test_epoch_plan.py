@@ -13,8 +13,8 @@ from dimvl.data.epoch_plan import EpochPlans, plan_epoch
 from dimvl.data.examples import KeyedUniform, keyed_generator
 from dimvl.data.sampler import TrainingSteps
 from dimvl.errors import UserError
-from dimvl.tasks.captioning import Seq2seqConfig
-from dimvl.tasks.pretraining import ObjectivesConfig
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainSource
 from tests.at_once import at_once
 from tests.factories import make_processor

@@ -5,8 +5,8 @@ from torch.utils.data import DataLoader
 
 from dimvl.data.examples import collate
 from dimvl.data.sampler import TrainingSteps, deal, in_order
-from dimvl.tasks.captioning import Seq2seqConfig
-from dimvl.tasks.pretraining import ObjectivesConfig
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from tests.factories import CLASSES, make_model, make_processor
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data

@@ -15,10 +15,10 @@ from dimvl.data.text_store import LabelledText, text_store
 from dimvl.data.trained_on import read_trained_on, trained_images
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.training import QuestionSource
-from dimvl.tasks.captioning import Seq2seqConfig
+from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.self_critical import SampleSource
 from dimvl.tasks.captioning.training import CaptionSource
-from dimvl.tasks.pretraining import ObjectivesConfig, SharesConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainSource
 from dimvl.training.run import run_training
 from tests.factories import FEATURE_WIDTH, TEXTS, make_model, make_processor, make_regions, make_store

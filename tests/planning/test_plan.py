@@ -17,7 +17,7 @@ from dimvl.planning.data import gather
 from dimvl.planning.plan import average_example, average_step, meta_model, parameters_by_part
 from dimvl.tasks import load_config
 from dimvl.tasks.costs import DataFacts, TextFacts
-from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.cli.calls import call

@@ -10,7 +10,7 @@ from dimvl.data.targets import DropWorst
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.objectives import normalise
 from dimvl.tasks.base import seq2seq_text
-from dimvl.tasks.captioning import DropWorstConfig, Seq2seqConfig
+from dimvl.tasks.captioning.config import DropWorstConfig, Seq2seqConfig
 from dimvl.tasks.captioning.training import OBJECTIVE, CaptionModule, CaptionSource
 from tests.factories import make_model, make_processor
 from tests.tiny_runs import caption_store, image_reader, make_data

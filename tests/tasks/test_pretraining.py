@@ -16,8 +16,8 @@ from dimvl.objectives import (
     normalise,
 )
 from dimvl.tasks.answering.training import QuestionSource, VqaModule, answer_logits
-from dimvl.tasks.captioning import Seq2seqConfig
-from dimvl.tasks.pretraining import ObjectivesConfig, SharesConfig
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from tests.factories import ATTRIBUTES, CLASSES, make_model, make_processor, make_tokenizer
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data

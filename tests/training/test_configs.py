@@ -6,8 +6,8 @@ import pytest
 
 from dimvl.errors import UserError
 from dimvl.tasks import load_config
-from dimvl.tasks.answering import VqaConfig
-from dimvl.tasks.captioning import CaptionConfig
+from dimvl.tasks.answering.config import VqaConfig
+from dimvl.tasks.captioning.config import CaptionConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))

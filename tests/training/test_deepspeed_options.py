@@ -4,7 +4,7 @@ import pytest
 
 from dimvl.config import DeepSpeedConfig, TrainingConfig, validate
 from dimvl.errors import UserError
-from dimvl.tasks.pretraining import PretrainConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training.deepspeed_options import check_known, deepspeed_options
 
 

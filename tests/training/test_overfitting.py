@@ -8,7 +8,7 @@ from dimvl.config import TrainingConfig
 from dimvl.data.examples import collate
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
-from dimvl.tasks.pretraining import SharesConfig
+from dimvl.tasks.pretraining.config import SharesConfig
 from dimvl.training.build import build_task
 from dimvl.training.engine import TorchEngine
 from tests.tiny_runs import make_config

@@ -25,7 +25,6 @@ from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.task import Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
-__all__ = ["Answering", "VqaConfig"]
 logger = logging.getLogger(__name__)
 
 

@@ -16,13 +16,7 @@ from dimvl.metrics.cider import CiderD
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
-from dimvl.tasks.captioning.config import (
-    CaptionConfig,
-    CaptionEvaluation,
-    DropWorstConfig,
-    SelfCriticalConfig,
-    Seq2seqConfig,
-)
+from dimvl.tasks.captioning.config import CaptionConfig, CaptionEvaluation, Seq2seqConfig
 from dimvl.tasks.captioning.prediction import CAPTION, evaluate_captions, with_official_scores
 from dimvl.tasks.captioning.self_critical import SampleSource, SelfCriticalModule, token_references
 from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
@@ -30,8 +24,6 @@ from dimvl.tasks.captioning.validation import caption_validator
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.task import Config, Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
-
-__all__ = ["CaptionConfig", "CaptionDataTask", "Captioning", "DropWorstConfig", "SelfCriticalConfig", "Seq2seqConfig"]
 
 
 class CaptionDataTask(Task[Config], abstract=True):

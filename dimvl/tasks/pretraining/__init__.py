@@ -14,13 +14,11 @@ from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning import CaptionDataTask, average_captions
 from dimvl.tasks.captioning.prediction import CAPTION
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
-from dimvl.tasks.pretraining.config import ObjectivesConfig, PretrainConfig, SharesConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.pretraining.validation import PretrainValidator
 from dimvl.tasks.task import Validator
-
-__all__ = ["ObjectivesConfig", "PretrainConfig", "Pretraining", "SharesConfig"]
 
 
 class Pretraining(CaptionDataTask[PretrainConfig]):
