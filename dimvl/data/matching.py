@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from dimvl.config import Missing
+from dimvl.config import InputsConfig, Missing
 from dimvl.data.annotations import Caption, Question
 from dimvl.errors import UserError
 from dimvl.files import write_json
 from dimvl.regions.store import RegionStore
+
+if TYPE_CHECKING:
+    from dimvl.data.processor import Processor
 
 logger = logging.getLogger(__name__)
 Record = TypeVar("Record", Caption, Question)
@@ -29,20 +32,6 @@ EXAMPLES = 3
 
 _ENDING = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", re.IGNORECASE)
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)[0-9]{4}_)?([0-9]{12})", re.IGNORECASE)
-
-
-class Limits(Protocol):
-    """What a model accepts: `InputsConfig` when a run starts, the `Processor` of a trained model later."""
-
-    @property
-    def max_images(self) -> int:
-        """Largest number of images in a record."""
-        ...
-
-    @property
-    def times(self) -> bool:
-        """Whether the model uses the times of images."""
-        ...
 
 
 def without_ending(file: str) -> str:
@@ -131,7 +120,9 @@ class FileMatch:
         logger.warning("%s; %d of %d texts are dropped", lacks, self.texts_missing, self.texts)
 
 
-def match_file(path: Path, records: Sequence[Record], store: RegionStore, limits: Limits) -> FileMatch:
+def match_file(
+    path: Path, records: Sequence[Record], store: RegionStore, limits: "InputsConfig | Processor"
+) -> FileMatch:
     """Find the images of an annotation file in the store.
 
     Args:
@@ -171,7 +162,7 @@ def match_file(path: Path, records: Sequence[Record], store: RegionStore, limits
 def match_files(
     files: Sequence[tuple[Path, Sequence[Record]]],
     store: RegionStore,
-    limits: Limits,
+    limits: "InputsConfig | Processor",
     missing: Missing,
     report: Path,
     dropped: Mapping[str, int] | None = None,

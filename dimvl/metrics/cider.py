@@ -12,6 +12,7 @@ sorted tables that are built once from the references.
 Letters: M candidates, P pairs of a candidate and a reference of its image, N n-grams of one order, of all texts.
 """
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -197,3 +198,11 @@ def _compare(
     ours, theirs = np.minimum(counts, table.counts[entries]) * weights, table.counts[entries] * weights
     dots = np.bincount(first_pair[owners] + table.references[entries], ours * theirs, num_pairs)
     return dots, norms
+
+
+def plain_words(text: str) -> list[str]:
+    """Split a text into lower-case words without punctuation.
+
+    For scores during training only: the official ones use PTB tokens, so CIDEr-D on these words is close but not equal.
+    """
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())

@@ -152,25 +152,19 @@ class HeadEntry(NamedTuple):
 
 HEADS: dict[str, HeadEntry] = {
     "word_head": HeadEntry(
-        "word_head",
-        lambda value, sizes: WordHead(sizes.word, sizes.activation, sizes.norm_eps),
-        "words to predict",
-        "head: words",
+        "word_head", lambda _, s: WordHead(s.word, s.activation, s.norm_eps), "words to predict", "head: words"
     ),
     "object_head": HeadEntry(
         "classes",
-        lambda value, sizes: ObjectHead(sizes.width, value, sizes.feature_width, sizes.activation, sizes.norm_eps),
+        lambda classes, s: ObjectHead(s.width, classes, s.feature_width, s.activation, s.norm_eps),
         "hidden regions to predict",
         "head: objects",
     ),
     "match_head": HeadEntry(
-        "match_head", lambda value, sizes: MatchHead(sizes.width), "image-text pairs to judge", "head: matching"
+        "match_head", lambda _, s: MatchHead(s.width), "image-text pairs to judge", "head: matching"
     ),
     "answer_head": HeadEntry(
-        "answers",
-        lambda value, sizes: AnswerHead(sizes.width, value, sizes.norm_eps),
-        "last tokens of questions",
-        "head: answers",
+        "answers", lambda size, s: AnswerHead(s.width, size, s.norm_eps), "last tokens of questions", "head: answers"
     ),
 }
 """Attribute of the model -> head. Weights are initialised in this order, so add new heads at the end."""

@@ -39,8 +39,3 @@ def store_batches(
     trained.refuse_trained([image_id for image_ids, _ in images for image_id in image_ids])
     for indices in in_order(reader.rows(found) + np.array(text_rows), ROW_BUDGET):
         yield indices, reader.prefixes(found[indices])
-
-
-def one_image(image_id: str) -> ImageKey:
-    """Return the key of a single image."""
-    return (image_id,), ()

@@ -91,10 +91,7 @@ def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
 def claim(config: RunConfig, description: dict[str, Any], held: ExitStack | None) -> bool:
     """Check that the folder is free or holds this run; return whether the run is new.
 
-    Args:
-        config: the run's configuration.
-        description: the result of `describe`.
-        held: on rank 0, keeps the folder locked and removes plans at the end; None on other ranks.
+    `description` is the result of `describe`. On rank 0, `held` keeps the folder locked and removes plans at the end.
 
     Raises:
         UserError: another process trains in the folder, or it holds another run, another model or other data of dimvl.

@@ -36,15 +36,9 @@ def tokenised(
     initial: TrainedModel | None,
     progress: NamedProgress,
 ) -> TextStore:
-    """Tokenise texts, and record in the run's folder where they are and which images the model is trained on.
+    """Tokenise the texts of the annotation files `sources`.
 
-    Args:
-        config: the run's configuration.
-        processor: the run's processor.
-        sources: the annotation files.
-        texts: the texts in these files.
-        initial: the initial model, whose training images are included.
-        progress: called while texts are tokenised.
+    The run's folder records where the tokens are and which images the model is trained on, those of `initial` included.
 
     Raises:
         UserError: there are no texts.

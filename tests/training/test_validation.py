@@ -11,9 +11,8 @@ from dimvl.data.annotations import read_captions, read_questions
 from dimvl.data.trained_on import NOTHING
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import NotFiniteError, UserError
-from dimvl.metrics.cider import CiderD
+from dimvl.metrics.cider import CiderD, plain_words
 from dimvl.metrics.vqa import vqa_accuracy
-from dimvl.metrics.words import plain_words
 from dimvl.model.convert import read_weights
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.prediction import answer_questions

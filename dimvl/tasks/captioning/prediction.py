@@ -18,7 +18,7 @@ from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import images_of, official_images
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
-from dimvl.tasks.inference import one_image, store_batches
+from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability, Evaluation
 from dimvl.trained_model import TrainedModel
 
@@ -72,7 +72,7 @@ def caption_images(
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Caption single images, by image id; arguments as in `caption_groups`."""
-    images = list(map(one_image, image_ids))
+    images = [((image_id,), ()) for image_id in image_ids]
     found = caption_groups(trained, store, images, options, progress)
     return {image_ids[0]: caption for (image_ids, _), caption in found.items()}
 

@@ -14,8 +14,7 @@ from dimvl.data.prefixes import PrefixImages
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
-from dimvl.metrics.cider import CiderD
-from dimvl.metrics.words import plain_words
+from dimvl.metrics.cider import CiderD, plain_words
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.captioning.config import CaptionConfig

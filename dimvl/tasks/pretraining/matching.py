@@ -12,7 +12,7 @@ from dimvl.data.prefixes import Prefix
 from dimvl.data.targets import Matches, MatchTargets, TargetSpec
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import plain_text
-from dimvl.tasks.inference import one_image, store_batches
+from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel
 
@@ -63,7 +63,7 @@ def match_pairs(
     MATCH.check(trained)
     result, done = np.zeros(len(pairs), dtype=np.float32), 0
     words = trained.tokenise([text for _, text in pairs])
-    images, rows = [one_image(image_id) for image_id, _ in pairs], [len(text) + 1 for text in words]
+    images, rows = [((image_id,), ()) for image_id, _ in pairs], [len(text) + 1 for text in words]
     for chosen, prefixes in store_batches(trained, store, images, rows):
         result[chosen] = match_probabilities(trained, prefixes, [words[place] for place in chosen]).numpy()
         done += len(chosen)

@@ -33,13 +33,14 @@ class PretrainValidator(Validator):
         texts = [LabelledText(r.caption_id, r.image_ids, r.text, times=r.times) for r in records if r.images in chosen]
         tokens = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, [section.captions], texts)
         images = processor.reader(store)
-        shares = config.objectives.shares.model_dump()
         self.module, self.metric = module, section.metric
+        wanted = [name for name, share in config.objectives.shares if share]
+        alone = [
+            SharesConfig(**{other: float(other == name) for other in SharesConfig.model_fields}) for name in wanted
+        ]
         self.sources = [
             PretrainSource(tokens, images, objectives, config.seq2seq, processor.tokenizer, section.seed)
-            for objectives in (
-                config.objectives.model_copy(update={"shares": _only(name)}) for name, share in shares.items() if share
-            )
+            for objectives in [config.objectives.model_copy(update={"shares": shares}) for shares in alone]
         ]
         self.images = tokens.num_groups
         self.costs = np.concatenate([source.costs(0, slice(0, self.images)) for source in self.sources])
@@ -64,7 +65,3 @@ class PretrainValidator(Validator):
         means = {name: sum(s[name][0] for s in every) / sum(s[name][1] for s in every) for name in names}
         loss = sum(self.module.weights[name] * mean for name, mean in means.items() if name != "matching/accuracy")
         return ValidationScore(-loss if self.metric == "loss" else means["matching/accuracy"], means)
-
-
-def _only(objective: str) -> SharesConfig:
-    return SharesConfig(**{name: float(name == objective) for name in SharesConfig.model_fields})
