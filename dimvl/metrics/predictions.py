@@ -45,12 +45,12 @@ def _read(path: Path, key: str, text: str) -> list[tuple[Any, str]]:
     form = f'[{{"{key}": ..., "{text}": "..."}}, ...]'
     content = read_json(path)
     if not isinstance(content, list):
-        raise UserError(f"{path} is a {type(content).__name__}, not a list; write it as {form}")
+        raise UserError(f"{path} does not contain a JSON list; write it as {form}")
     if not content:
         raise UserError(f"{path} is an empty list; write it as {form}")
     for place, record in enumerate(content):
         if not isinstance(record, dict):
-            raise UserError(f"{path}: item {place} is a {type(record).__name__}, not a mapping; write it as {form}")
+            raise UserError(f"{path}: item {place} is not a JSON object; write the file as {form}")
         for field in (key, text):
             if field not in record:
                 raise UserError(f"{path}: item {place} has no field {field!r}; write the file as {form}")
