@@ -70,7 +70,7 @@ def test_an_export_opens_through_the_model_mixin_of_the_hub(run: Path, trained: 
 def test_tied_weights_are_written_once(run: Path, trained: TrainedModel) -> None:
     out = export_tiny(run, run.parent / "out")
     with safe_open(out / "model.safetensors", "pt") as file:
-        written = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
+        written = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is not a mapping
     statistics = trained.model.regions.feature_mean, trained.model.regions.feature_std
     wanted = [*trained.model.parameters(), *statistics]
     assert written == sum(tensor.numel() for tensor in wanted)

@@ -139,9 +139,9 @@ def test_a_damaged_store_is_told_and_written_again(tmp_path, source, caplog, dam
 
 def test_processes_that_need_the_same_texts_at_once_tokenise_them_once(tmp_path, source):
     def ask():
-        told, tokenizer = [], make_tokenizer()
-        store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT, lambda *done: told.append(done))
-        return len(told), store.text_ids.tolist()
+        reported, tokenizer = [], make_tokenizer()
+        store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT, lambda *done: reported.append(done))
+        return len(reported), store.text_ids.tolist()
 
     found = at_once(ask)
     assert sorted(found) == [(0, [7, 6, 5])] * 3 + [(1, [7, 6, 5])]

@@ -11,9 +11,9 @@ from tests.data.annotations.files import (
     COCO,
     COMMAS,
     CONCEPTUAL,
+    IMAGES,
     KARPATHY,
     LINES,
-    PICTURES,
     SPLITS,
     TEXTS,
     TOKEN,
@@ -41,10 +41,10 @@ def test_every_format_gives_the_same_captions(tmp_path, name):
     assert sorted(caption.text for caption in captions) == sorted(TEXTS)
     assert len({caption.caption_id for caption in captions}) == 4
     by_text = {caption.text: caption.image_id for caption in captions}
-    pictures = ("12", "9", "9", "12") if "json" in name[-4:] and name != "own.jsonl" else sorted(PICTURES * 2)
+    images = ("12", "9", "9", "12") if "json" in name[-4:] and name != "own.jsonl" else sorted(IMAGES * 2)
     if name == "conceptual.tsv":
-        pictures = [f"cc/{picture}" for picture in pictures]
-    assert [by_text[text] for text in TEXTS] == list(pictures)
+        images = [f"cc/{image}" for image in images]
+    assert [by_text[text] for text in TEXTS] == list(images)
 
 
 @pytest.mark.parametrize("name", CAPTION_FILES)
@@ -74,11 +74,11 @@ def test_splits_of_karpathy_are_read_as_asked_and_restval_joins_train_only_on_re
 
 def test_without_a_coco_id_an_image_of_karpathy_is_its_file_name(tmp_path):
     content = copy.deepcopy(KARPATHY)
-    for image, name in zip(content["images"], PICTURES, strict=True):
+    for image, name in zip(content["images"], IMAGES, strict=True):
         del image["cocoid"], image["filepath"]
         image["filename"] = name
     captions = read_captions(write(tmp_path / "dataset_flickr30k.json", content), ["train"])
-    assert {(caption.image_ids, caption.file_names) for caption in captions} == {(PICTURES[:1], PICTURES[:1])}
+    assert {(caption.image_ids, caption.file_names) for caption in captions} == {(IMAGES[:1], IMAGES[:1])}
 
 
 def test_a_split_must_be_named_where_there_are_some_be_there_and_not_be_named_elsewhere(tmp_path):
@@ -180,7 +180,7 @@ def karpathy(**changes):
         ("karpathy.json", karpathy(split=["train"]), "no split 'train'"),
         ("results.token", TOKEN + "a.jpg#0 a star\n", "line 5 is not of the form FILE#NUMBER"),
         ("results.token", TOKEN + "a.jpg\ta star\n", "line 5 is not of the form FILE#NUMBER"),
-        ("results.token", TOKEN + f"{PICTURES[0]}#1\ta star\n", f"caption '{PICTURES[0]}#1' appears twice"),
+        ("results.token", TOKEN + f"{IMAGES[0]}#1\ta star\n", f"caption '{IMAGES[0]}#1' appears twice"),
         ("results.token", TOKEN + "a.jpg#x\ta star\n", "'x' is not a whole number"),
         ("results.token", TOKEN + "a.jpg#0\t \n", r"line 5: caption of image a\.jpg is empty"),
         ("results.token", TOKEN.encode() + b"a.jpg#0\t\xff\n", "is not UTF-8 text"),
