@@ -105,9 +105,9 @@ INTERFACE = {"dimvl.tasks", "dimvl.tasks.base", "dimvl.tasks.costs", "dimvl.task
 
 
 def test_what_serves_every_task_imports_the_interface_of_tasks_only():
-    rooms = {"training", "planning", "profiling", "export", "predictor", "evaluation"}
+    packages = {"training", "planning", "profiling", "export", "predictor", "evaluation"}
     for path in FILES:
-        if package_of(path) in rooms:
+        if package_of(path) in packages:
             names = {name for name, _ in imported_modules(path) if name.startswith("dimvl.tasks")}
             assert names <= INTERFACE, f"{path} imports {sorted(names - INTERFACE)}"
 

@@ -160,7 +160,7 @@ def test_the_model_card_has_data_configuration_revision_and_scores(run: Path) ->
     assert yaml.safe_load(metadata)["pipeline_tag"] == "visual-question-answering"
     for fact in ("| vqa / heldout | 0.8125 |", "| questions | 300 |", "abc123", "questions.json", "task: vqa"):
         assert fact in body
-    assert str(run.parent) not in text, "where files lay on a machine is nobody's business"
+    assert str(run.parent) not in text, "an export must not name paths of the machine"
 
 
 @pytest.mark.parametrize(

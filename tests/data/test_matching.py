@@ -78,7 +78,7 @@ def test_one_rule_serves_the_whole_file_the_one_that_finds_most(tmp_path):
     assert list(RULES).index(match_file(FILE, captions(*names), make_store(tmp_path, "1", "a"), INPUTS).rule) == 0
 
 
-def test_a_rule_that_makes_two_images_one_is_not_used_and_alone_it_is_refused(tmp_path):
+def test_a_rule_that_maps_two_images_to_one_is_not_used_and_if_the_only_one_refused(tmp_path):
     twins = [("train/12.jpg", "train/12.jpg"), ("val/12.jpg", "val/12.jpg")]
     match = match_file(FILE, captions(*twins), make_store(tmp_path, "12", "train/12"), INPUTS)
     assert match.store_ids == {"train/12.jpg": "train/12"}

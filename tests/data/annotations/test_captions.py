@@ -92,7 +92,7 @@ def test_a_split_must_be_named_where_there_are_some_be_there_and_not_be_named_el
             read_captions(write(tmp_path / name, CAPTION_FILES[name]), ["train"])
 
 
-def test_the_row_of_flickr_that_lacks_a_bar_is_mended_and_only_a_row_like_it(tmp_path):
+def test_a_flickr_row_that_lacks_a_bar_is_repaired_and_no_other_row_is(tmp_path):
     assert read(tmp_path, "results.csv")[3].text == TEXTS[3]
     with pytest.raises(UserError, match=r"line 2 is not of the form image\| number\| caption"):
         read(tmp_path, "results.csv", "image_name| comment_number| comment\na.jpg| a red star\n")
@@ -104,7 +104,7 @@ def test_only_line_feeds_end_a_line(tmp_path):
     assert [caption.text for caption in captions] == [text]
 
 
-def test_the_header_of_conceptual_captions_is_no_caption_and_a_caption_like_it_is(tmp_path):
+def test_the_header_of_conceptual_captions_is_skipped_but_a_caption_like_it_is_read(tmp_path):
     content = "caption\turl\na red star\thttp://some.org/a.jpg?w=5\ncaption\turl\n"
     captions = read(tmp_path, "conceptual.tsv", content)
     assert [(c.caption_id, c.image_id, c.text) for c in captions] == [
@@ -113,7 +113,7 @@ def test_the_header_of_conceptual_captions_is_no_caption_and_a_caption_like_it_i
     ]
 
 
-def test_a_format_is_told_by_the_first_line_whatever_the_file_is_called(tmp_path):
+def test_the_format_is_recognised_from_the_first_line_not_from_the_file_name(tmp_path):
     for name in ("results.token", "results.csv", "captions.txt", "conceptual.tsv"):
         assert len(read_captions(write(tmp_path / "file", CAPTION_FILES[name]))) == 4
 
