@@ -55,10 +55,10 @@ def evaluate(
     if unknown := [name for name in values if name not in fields]:
         raise UserError(
             f"--{unknown[0]} {values[unknown[0]]} does not apply to {model}, a model of task {task.name!r}; "
-            f"give --{' and --'.join(required)}"
+            f"remove it, and give --{' and --'.join(required)}"
         )
     if missing := [name for name in required if name not in values]:
-        raise UserError(f"{model} has nothing to predict for; give --{missing[0]}")
+        raise UserError(f"{model} needs an annotation file to predict for; give --{missing[0]}")
     options = validate(task.evaluation, dict(values), f"evaluation of {model}")
     found = task.evaluate(trained, store, options, progress)
     write_json(folder / PREDICTIONS, found.predictions, indent=None)

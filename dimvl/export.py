@@ -126,9 +126,9 @@ def check_export(folder: Path) -> None:
     """
     for name in FILES:
         if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}; export the run again or copy the whole folder")
+            raise UserError(f"{folder} lacks {name}; run `dimvl export`, or copy the whole export")
     if lacking := missing_file(folder / DETECTOR):
-        raise UserError(f"{folder} lacks {DETECTOR}/{lacking}; export the run again or copy the whole folder")
+        raise UserError(f"{folder} lacks {DETECTOR}/{lacking}; run `dimvl export`, or copy the whole export")
 
 
 def _model_card(

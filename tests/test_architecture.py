@@ -10,18 +10,18 @@ from dimvl.model.heads import HEADS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dimvl"
-# A room imports from rooms to its left only. Files of the package's top stand for themselves.
+# A package imports only from packages to its left. Each module of the top level counts as a package.
 ORDER = (
     *("errors", "callbacks", "files", "cpu", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
     *("export", "predictor", "evaluation", "drawing", "progress", "demo", "cli", "__main__"),
 )
-# Rooms that a finished model must do without.
+# Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}
 HEAVY = ("torchvision", "transformers", "wandb", "deepspeed", "matplotlib", "pandas", "scipy", "pycocoevalcap")
 
 
-def room_of(path):
+def package_of(path):
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -50,19 +50,19 @@ def is_function(node):
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def test_every_file_belongs_to_a_room():
-    assert {room_of(path) for path in FILES} <= set(ORDER), "give a new room its place in ORDER"
+def test_every_file_belongs_to_a_package():
+    assert {package_of(path) for path in FILES} <= set(ORDER), "give a new package its place in ORDER"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_one_way(path):
-    own = ORDER.index(room_of(path))
+    own = ORDER.index(package_of(path))
     for name, _ in imported_modules(path):
         if name.split(".")[0] == "dimvl" and len(name.split(".")) > 1:
-            assert ORDER.index(name.split(".")[1]) <= own, f"{name} stands above {path.relative_to(ROOT)}"
+            assert ORDER.index(name.split(".")[1]) <= own, f"{name} comes after {path.relative_to(ROOT)}"
 
 
-def test_only_the_detection_room_imports_torchvision_and_only_when_it_is_called():
+def test_only_the_detection_package_imports_torchvision_and_only_when_it_is_called():
     for path in FILES:
         for name, at_import in imported_modules(path):
             if name.split(".")[0] == "torchvision":
@@ -86,7 +86,7 @@ def test_no_part_of_a_finished_model_imports_the_training_code():
             for file in (module.with_suffix(".py"), module / "__init__.py"):
                 if name.startswith("dimvl.") and file.exists() and file not in seen:
                     todo.append(file)
-    assert len(seen) > 10 and not NOT_FOR_PREDICTION & {room_of(path) for path in seen}
+    assert len(seen) > 10 and not NOT_FOR_PREDICTION & {package_of(path) for path in seen}
 
 
 TASK_NAMES = re.compile(
@@ -96,7 +96,7 @@ TASK_NAMES = re.compile(
 
 def test_only_the_rooms_of_the_tasks_ask_which_task_a_run_has():
     for path in FILES:
-        if room_of(path) != "tasks":
+        if package_of(path) != "tasks":
             found = TASK_NAMES.findall(path.read_text(encoding="utf-8"))
             assert not found, f"{path}: {found}; ask the interface of the task instead"
 
@@ -105,9 +105,9 @@ INTERFACE = {"dimvl.tasks", "dimvl.tasks.base", "dimvl.tasks.costs", "dimvl.task
 
 
 def test_what_serves_every_task_imports_the_interface_of_tasks_only():
-    rooms = {"training", "planning", "profiling", "export", "predictor", "evaluation"}
+    packages = {"training", "planning", "profiling", "export", "predictor", "evaluation"}
     for path in FILES:
-        if room_of(path) in rooms:
+        if package_of(path) in packages:
             names = {name for name, _ in imported_modules(path) if name.startswith("dimvl.tasks")}
             assert names <= INTERFACE, f"{path} imports {sorted(names - INTERFACE)}"
 

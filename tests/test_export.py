@@ -70,7 +70,7 @@ def test_an_export_opens_through_the_model_mixin_of_the_hub(run: Path, trained: 
 def test_tied_weights_are_written_once(run: Path, trained: TrainedModel) -> None:
     out = export_tiny(run, run.parent / "out")
     with safe_open(out / "model.safetensors", "pt") as file:
-        written = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
+        written = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is not a mapping
     statistics = trained.model.regions.feature_mean, trained.model.regions.feature_std
     wanted = [*trained.model.parameters(), *statistics]
     assert written == sum(tensor.numel() for tensor in wanted)
@@ -160,7 +160,7 @@ def test_the_model_card_has_data_configuration_revision_and_scores(run: Path) ->
     assert yaml.safe_load(metadata)["pipeline_tag"] == "visual-question-answering"
     for fact in ("| vqa / heldout | 0.8125 |", "| questions | 300 |", "abc123", "questions.json", "task: vqa"):
         assert fact in body
-    assert str(run.parent) not in text, "where files lay on a machine is nobody's business"
+    assert str(run.parent) not in text, "an export must not name paths of the machine"
 
 
 @pytest.mark.parametrize(

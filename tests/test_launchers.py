@@ -1,4 +1,4 @@
-"""The files that launchers are given: read by the shell and by DeepSpeed's own reader, and told in the page on it."""
+"""Files for launchers are read as expected by the shell and by DeepSpeed's own reader, and match their page."""
 
 import re
 import subprocess

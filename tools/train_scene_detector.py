@@ -144,8 +144,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the detector of the synthetic scenes.")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, settings and scores.json")
     parser.add_argument("--steps", type=int, default=2600, help=f"steps of {BATCH_SIZE} images")
-    parser.add_argument("--pictures", type=int, default=8000, help="number of different training images")
-    parser.add_argument("--scored-pictures", type=int, default=500, help="images of each scored split")
+    parser.add_argument("--images", type=int, default=8000, help="number of different training images")
+    parser.add_argument("--scored-images", type=int, default=500, help="images of each scored split")
     parser.add_argument("--grey", type=float, default=0.25, help="share of the images shown without colour")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -154,12 +154,12 @@ def main() -> None:
 
     start = time.monotonic()
     detector = Detector.initialise(DetectorSettings(classes=SHAPES, attributes=ATTRIBUTES), arguments.seed)
-    train(detector.network, arguments.steps, arguments.pictures, arguments.seed, arguments.grey)
+    train(detector.network, arguments.steps, arguments.images, arguments.seed, arguments.grey)
     Detector(detector.network).save(arguments.out)
     seconds = time.monotonic() - start
 
     shipped = Detector.load(arguments.out)  # the scored weights are the written ones, in float16
-    scores = {split: score(shipped, split, arguments.scored_pictures, arguments.seed) for split in SCORED_SPLITS}
+    scores = {split: score(shipped, split, arguments.scored_images, arguments.seed) for split in SCORED_SPLITS}
     report = {
         "synthetic": True,
         "command": shlex.join(["python", *sys.argv]),

@@ -32,7 +32,7 @@ dimvl pretrain pretrain.yaml training.steps=2000 model.split=[qkv,ffn]
 - `include: [other.yaml]` reads other files first, relative to the file itself. The file takes precedence over what it
   includes, and overrides take precedence over everything. `configs/models/` has four model sizes to include.
 - All other paths are relative to the current folder.
-- Every key is checked: an unknown key or a bad value is one sentence that names it, and exit code 2.
+- Every key is checked: an unknown key or a bad value ends in one sentence that names it, and exit code 2.
 - `task` selects the kind of run: a file has the keys of every run and those of its task.
 - The same command resumes a run. The folder of a run belongs to its configuration; only these keys may change when it
   resumes: {free}.
@@ -103,7 +103,7 @@ def _kind(annotation: Any, takes_one: bool = False) -> str:
     if get_origin(annotation) is Annotated:
         return _kind(arguments[0], _takes_one(arguments[1:]))
     if get_origin(annotation) is list:
-        return f"{_kind(arguments[0])}, or a list" if takes_one else f"list of {_kind(arguments[0])}"
+        return f"{_kind(arguments[0])} or a list" if takes_one else f"list of {_kind(arguments[0])}"
     if get_origin(annotation) is dict:
         return "mapping"
     plain = {int: "integer", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}

@@ -42,15 +42,15 @@ DetectorName = Annotated[
 DetectorWeights = Annotated[
     str | None,
     typer.Option(
-        "--weights", help="For torchvision: the name of weights, or a .pth or .safetensors file; default DEFAULT."
+        "--weights", help="For torchvision: a name of its weights, or a .pth or .safetensors file; default DEFAULT."
     ),
 ]
 DetectorClasses = Annotated[
     Path | None,
-    typer.Option("--classes", help="Class names for a weights file, one per line; not needed for COCO classes."),
+    typer.Option("--classes", help="File of class names, one per line; needed for other than COCO classes."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that override those of the file.")
+    list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that override those of the file.")
 ]
 Config = Annotated[Path, typer.Argument(help="Configuration (YAML file).")]
 

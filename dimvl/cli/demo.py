@@ -11,9 +11,9 @@ from dimvl.errors import UserError
 
 @app.command()
 def demo(
-    config: Annotated[Path | None, typer.Option(help="YAML file of another demo.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file such as configs/scenes/demo.yaml.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller demo, in under three minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a smaller demo, in under three minutes.")] = False,
     threads: Threads = 0,
 ) -> None:
     """Run the demo on synthetic scenes.

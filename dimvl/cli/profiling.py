@@ -20,7 +20,7 @@ def profile_command(
     config: Config,
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to profile.")] = 5,
-    warmup: Annotated[int, typer.Option(min=1, help="Warm-up steps before them.")] = 2,
+    warmup: Annotated[int, typer.Option(min=1, help="Warm-up steps before the profiled steps.")] = 2,
     out: Annotated[
         Path | None, typer.Option(help="Folder for trace.json and profile.json; by default a temporary one.")
     ] = None,

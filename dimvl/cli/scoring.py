@@ -26,7 +26,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a run or of an export.")],
     regions: Annotated[list[Path], typer.Option(help="Region store of the images; repeat it to use several as one.")],
     values: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Files and settings of other tasks.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Files and settings of other tasks.")
     ] = None,
     questions: Annotated[Path | None, typer.Option(help="Questions in any format of docs/annotations.md.")] = None,
     annotations: Answers = None,
@@ -75,12 +75,12 @@ def evaluate(
 
 
 score = typer.Typer(
-    help="Score a file of predictions by the official protocol, without a model.",
+    help="Score predictions by the official protocol, without a model.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(score, name="score")
-Predictions = Annotated[Path, typer.Option(help="Predictions in the official submission format.")]
+Predictions = Annotated[Path, typer.Option(help="JSON file of predictions in the official submission format.")]
 
 
 @score.command("vqa")

@@ -33,20 +33,20 @@ def scenes(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     train: Annotated[int | None, typer.Option(help="Training images.")] = None,
     heldout: Annotated[int | None, typer.Option(help="Images of the held-out split.")] = None,
-    compositional: Annotated[int | None, typer.Option(help="Images with unseen combinations.")] = None,
+    compositional: Annotated[int | None, typer.Option(help="Images with unseen shape-colour pairs.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
     min_objects: Annotated[int | None, typer.Option(help="Minimum number of objects per scene.")] = None,
     max_objects: Annotated[int | None, typer.Option(help="Maximum number of objects per scene.")] = None,
-    noise: Annotated[float | None, typer.Option(help="Standard deviation of the pixel noise, of 255.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Standard deviation of pixel noise, from 0 to 255.")] = None,
     clutter: Annotated[int | None, typer.Option(help="Background marks per image.")] = None,
     max_overlap: Annotated[float | None, typer.Option(help="Maximum share of an object that others cover.")] = None,
     captions_per_image: Annotated[int | None, typer.Option(help="Captions per image.")] = None,
     questions_per_image: Annotated[int | None, typer.Option(help="Questions per image.")] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
 ) -> None:
     """Write synthetic scenes.
 
-    Images with COCO boxes, COCO captions and VQA v2 questions. Resumes if interrupted.
+    Writes images with COCO boxes, COCO captions and VQA v2 questions. Resumes if interrupted.
 
     Example: dimvl scenes data/scenes --train 3000 --seed 1
     """
@@ -74,15 +74,13 @@ def extract(
         Path | None, typer.Option(help="COCO file of boxes to describe in place of the detector's own.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Minimum score of a region.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep this many best regions per image, whatever their score.")
-    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep this many highest-scoring regions per image.")] = None,
     min_regions: Annotated[
         int | None, typer.Option(help="Minimum number of regions per image, reached with scores below the threshold.")
     ] = None,
     max_regions: Annotated[int | None, typer.Option(help="Maximum number of regions per image.")] = None,
     nms: Annotated[
-        float | None, typer.Option(help="Overlap above which the worse of two regions of a class is dropped; 1: never.")
+        float | None, typer.Option(help="IoU above which the lower-scoring region of a class is dropped; 1: never.")
     ] = None,
     whole_image: Annotated[bool, typer.Option("--whole-image", help="Append the whole image as a region.")] = False,
     shortest_side: Annotated[
@@ -185,22 +183,22 @@ def import_(
         str | None,
         typer.Option(
             "--format",
-            help="lxmert-tsv, oscar-tsv, npz, uniter-npz, uniter-lmdb or vlp-hdf5; by default it is recognised.",
+            help="lxmert-tsv, oscar-tsv, npz, uniter-npz, uniter-lmdb or vlp-hdf5; recognised if omitted.",
         ),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Class names, one per line; without them there are no classes and no tags.")
+        Path | None, typer.Option(help="File of class names, one per line; without it, no classes and no tags.")
     ] = None,
-    attributes: Annotated[Path | None, typer.Option(help="Attribute names, one per line.")] = None,
+    attributes: Annotated[Path | None, typer.Option(help="File of attribute names, one per line.")] = None,
     extractor: Annotated[
         str | None,
-        typer.Option(help="Name of the features' extractor; equal names mean comparable. By default SOURCE's name."),
+        typer.Option(help="Extractor's name; stores with the same name may be combined. By default SOURCE's name."),
     ] = None,
     sizes: Annotated[
         Path | None, typer.Option(help="COCO file with the sizes of the images, for formats without them.")
     ] = None,
     coco_ids: Annotated[
-        bool, typer.Option("--coco-ids", help="Use the number at the end of an id as the id, as in COCO and VQA.")
+        bool, typer.Option("--coco-ids", help="Use only the number at the end of each image id, as in COCO and VQA.")
     ] = False,
     part: Part = None,
     dtype: Dtype = "float16",
@@ -227,7 +225,7 @@ def import_(
 def inspect(store: Annotated[Path, typer.Argument(help="Region store.")], as_json: AsJson = False) -> None:
     """Show what a region store contains.
 
-    Counts, sizes, extractor, vocabulary, and the distributions of regions per image and of scores.
+    Prints counts, sizes, extractor, vocabulary, and the distributions of regions per image and of scores.
 
     Example: dimvl inspect data/regions
     """

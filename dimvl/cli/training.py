@@ -33,7 +33,7 @@ def finetune(
     ] = False,
     threads: Threads = 0,
 ) -> None:
-    """Fine-tune a model for a task, such as question answering or captioning.
+    """Fine-tune a model to answer questions or to caption images.
 
     The same command resumes a run that stopped.
 

@@ -51,9 +51,9 @@ def read_yaml(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; check the path of the configuration") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a readable YAML file ({reason}); fix it") from None
+        raise UserError(f"{path} is not a readable YAML file ({reason}); correct it or give another") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold sections and keys, not a {type(content).__name__}")
+        raise UserError(f"{path} must contain sections and keys, not one value or a list")
     merged: dict[str, Any] = {}
     others = content.pop("include", [])
     if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
@@ -83,7 +83,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name:
-            raise UserError(f"override {override!r} is not of the form section.key=value")
+            raise UserError(f"override {override!r} is not of the form section.key=value; write, say, seed=1")
         try:
             value: Any = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -141,7 +141,7 @@ def validate(
             raise UserError(f"{source}: unknown key {name!r}; {_hint(model, place, others or {})}") from None
         if first["type"] == "missing":
             raise UserError(f"{source}: {name!r} is missing; give it in the file or as {name}=VALUE") from None
-        message = first["msg"].removeprefix("Value error, ")
+        message = "set keys inside it" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
         where = f"{source}: {name}{shown}" if name else source  # a rule about several keys names them itself
         raise UserError(f"{where}: {message[0].lower()}{message[1:]}") from None

@@ -31,7 +31,7 @@ class RunConfig(Section):
     cache: Path | None = Field(None, description="folder of tokenised texts; null puts it inside the run")
     initial: Path | None = Field(None, description="a run or an export to start from; null starts from scratch")
     new_extractor: bool = Field(
-        False, description="accept regions of another extractor than that of initial: the region projection starts anew"
+        False, description="accept regions of a new extractor, not initial's; newly initialises the region projection"
     )
     inputs: InputsConfig = InputsConfig()
     model: ModelConfig = ModelConfig()

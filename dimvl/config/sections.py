@@ -73,7 +73,7 @@ class ModelConfig(Section):
     split: Annotated[list[Split], AfterValidator(_distinct)] = Field(
         ["qkv"], description="sublayers with separate weights for vision and language"
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="after embeddings and sublayers; attention has none")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout after embeddings and sublayers; none in attention")
     activation: Literal["gelu", "relu", "silu"] = Field(
         "gelu", description="in feed-forward sublayers, word head and object head"
     )
@@ -125,9 +125,9 @@ class TrainingConfig(Section):
 
     steps: int = Field(ge=1, le=10**9, description="number of optimiser steps")
     rows_per_step: int = Field(
-        4096, ge=1, le=10**9, description="most rows (regions, tags and words) in an optimiser step, over all ranks"
+        4096, ge=1, le=10**9, description="maximum rows (regions, tags, words) in an optimiser step, over all ranks"
     )
-    rows_per_micro_batch: int = Field(4096, ge=1, le=10**9, description="most rows in one forward pass")
+    rows_per_micro_batch: int = Field(4096, ge=1, le=10**9, description="maximum rows in one forward pass")
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate, reached after the warmup")
     muon_rate: float | None = Field(
         None, gt=0, description="peak learning rate of Muon for the encoder's matrices; null uses AdamW for everything"

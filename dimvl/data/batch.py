@@ -1,4 +1,4 @@
-"""The ragged batch: examples laid out as one matrix of rows, without padding.
+"""The ragged batch: examples stored as one matrix of rows, without padding.
 
 The rows are in three blocks: the regions of all prefixes, then the contexts of all prefixes, then all texts. All visual
 rows come first, so a projection for one modality is a slice. The `Layout` alone says which rows belong together.

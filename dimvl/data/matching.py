@@ -103,7 +103,7 @@ class FileMatch:
         """
         images = len(self.store_ids) + len(self.missing)
         logger.info(
-            "%s: %d texts on %d images; %d of these are in the store by %s, %d are not",
+            "%s: %d texts on %d images; %d of these are in the store (each found by %s), %d are not",
             *(self.path, self.texts, images, len(self.store_ids), self.rule, len(self.missing)),
         )
         if self.times_ignored:
@@ -249,7 +249,7 @@ def _find(path: Path, files: Mapping[str, str], store: RegionStore) -> tuple[str
     ours = ", ".join(repr(store.image_id(place)) for place in range(min(EXAMPLES, len(store)))) or "nothing"
     raise UserError(
         f"none of the {len(files):,} images of {path} is in the region store {store.path}: the file has {theirs}, "
-        f"the store {ours}; give files that belong together, docs/annotations.md says how images are found"
+        f"the store {ours}; give files that belong together (docs/annotations.md says how images are matched)"
     )
 
 

@@ -115,4 +115,4 @@ class Processor:
                 "the images again with that detector, or fine-tune with new_extractor=true"
             )
         if deviations := own.deviations(extractor):
-            logger.warning("%s has regions selected differently than in training: %s", place, "; ".join(deviations))
+            logger.warning("%s has regions selected differently from training: %s", place, "; ".join(deviations))

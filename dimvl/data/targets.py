@@ -1,9 +1,9 @@
-"""What a batch is to predict: one class for each kind of target, which gathers itself from examples and counts itself.
+"""What a batch has to predict: one class per kind of target, which collects targets from examples and counts them.
 
 An example carries the payload of its kind (`Example.target`); `gather` turns the payloads of all examples with one
-objective into tensors. A kind names the head that runs on its rows, so that FLOPs, memory and profile count it.
+objective into tensors. A kind names the head that runs on its rows, so that FLOPs, memory and profiles include it.
 
-Letters: M targets, R regions, T texts, P prefixes, K classes, A answers, S captions drawn of an image, L words.
+Letters: M targets, R regions, T texts, P prefixes, K classes, A answers, S captions drawn for an image, L words.
 """
 
 from abc import ABC, abstractmethod
@@ -27,9 +27,9 @@ class Chosen:
     """The examples of a batch that have one objective.
 
     Attributes:
-        layout: of the whole batch.
+        layout: the layout of the whole batch.
         examples: all examples of the batch.
-        indices: the chosen ones, ascending.
+        indices: indices of the chosen examples, ascending.
 
     """
 
@@ -194,7 +194,7 @@ class HiddenObjects(NamedTuple):
 
     Attributes:
         regions: (M,) the regions of the prefix to predict.
-        class_probabilities: (M, K + 1) the detector's classes, the mass of all others last.
+        class_probabilities: (M, K + 1) the detector's classes; the probability of all others comes last.
 
     """
 
@@ -207,7 +207,7 @@ class ObjectTargets(Targets):
     """Regions to predict.
 
     Attributes:
-        rows: (M,) of the regions, whose features the batch has.
+        rows: (M,) the rows of these regions, whose features the batch has.
         class_probabilities: (M, K + 1), in the last column the mass of background and of classes that the store
             did not keep.
 
@@ -236,8 +236,8 @@ class Matches(NamedTuple):
 class MatchTargets(Targets):
     """Pairs to judge: labels (M,) float, 1 if the text belongs to the image.
 
-    They are judged from [CLS] or, in a sequence-to-sequence example, whose [CLS] has not seen the text, from the text's
-    last row.
+    A pair is judged from [CLS]; in a sequence-to-sequence example [CLS] has not seen the text, so the text's last row
+    is used instead.
     """
 
     labels: Tensor
@@ -282,10 +282,10 @@ def lengths(items: Sequence[Sequence[object] | np.ndarray]) -> np.ndarray:
 
 
 def join(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    """Concatenate arrays, also none of them."""
+    """Concatenate arrays; no arrays give an empty one."""
     return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
 
 
 def _stack(arrays: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """Stack (., width) arrays to float32, also none of them."""
+    """Concatenate (., width) arrays as float32; no arrays give (0, width)."""
     return np.concatenate([np.zeros((0, width), np.float32), *arrays]).astype(np.float32, copy=False)

@@ -58,11 +58,11 @@ def read_trained_on(folder: Path) -> np.ndarray:
     try:
         hashes = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{folder} lacks {FILE}; export the run again or copy the whole folder") from None
+        raise UserError(f"{folder} lacks {FILE}; run `dimvl export`, or copy the whole export") from None
     except (OSError, ValueError, EOFError):
         hashes = None
     if not isinstance(hashes, np.ndarray) or hashes.dtype != np.uint64 or hashes.ndim != 1:
-        raise UserError(f"{path} is damaged; export the run again or copy the whole folder")
+        raise UserError(f"{path} is damaged; run `dimvl export`, or copy the whole export")
     return hashes
 
 

@@ -63,12 +63,12 @@ def _read(path: Path, key: str, text: str) -> list[dict[str, Any]]:
     form = f'[{{"{key}": ..., "{text}": "..."}}, ...]'
     content = read_json(path)
     if not isinstance(content, list):
-        raise UserError(f"{path} is a {type(content).__name__}, not a list; write it as {form}")
+        raise UserError(f"{path} does not contain a JSON list; write it as {form}")
     if not content:
         raise UserError(f"{path} is an empty list; write it as {form}")
     for place, record in enumerate(content):
         if not isinstance(record, dict):
-            raise UserError(f"{path}: item {place} is a {type(record).__name__}, not a mapping; write it as {form}")
+            raise UserError(f"{path}: item {place} is not a JSON object; write the file as {form}")
         several = key == "image_id" and key not in record and isinstance(record.get("images"), list)
         name = "images" if several else key
         for field in (name, text):

@@ -81,7 +81,7 @@ class RegionEmbeddings(nn.Module):
             geometry: (Nv, 7) fractions of the image.
             hidden: (Nv,) bool, True where the learned vector replaces the feature.
             image_index: (Nv,) number of the region's image in its prefix, from 0.
-            times: (Nv,) seconds, ignored by a model without `times`; None stands for 0.
+            times: (Nv,) seconds, ignored by a model without `times`; None means 0.
 
         """
         kind = self.hidden_feature.dtype

@@ -1,4 +1,4 @@
-"""Prediction heads, and the one table of them, `HEADS`.
+"""Prediction heads and their table, `HEADS`.
 
 A head runs on the rows that have a target of its kind (`Targets.head` in `dimvl/data/targets.py`), possibly none. The
 model, checkpoint conversion, the optimiser, FLOP counting, memory planning and the profile all read the table.
@@ -33,7 +33,7 @@ class Transform(nn.Module):
 
 
 class Head(nn.Module):
-    """Rows to a prediction.
+    """Layers from selected rows to a prediction.
 
     Attributes:
         outputs: numbers predicted per row.
@@ -107,7 +107,7 @@ class MatchHead(Head):
 class AnswerHead(Head):
     """Answer logits from the question's last token, which has seen image and question: (M, D) -> (M, A).
 
-    VLP multiplies that row with [CLS]; here [CLS] need not have seen the question.
+    VLP multiplies that row by [CLS]; here [CLS] need not have seen the question.
     """
 
     def __init__(self, width: int, answers: int, norm_eps: float) -> None:

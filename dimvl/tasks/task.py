@@ -39,7 +39,7 @@ class Ability:
         available: processor -> whether its model was trained for this.
         apply: (trained model, prefixes, token ids of a text for each, **options) -> a sequence or tensor with one raw
             result per prefix. The texts are None for an ability that takes none.
-        result: (trained model, raw result, **options) -> the result for the user.
+        result: (trained model, raw result, **options) -> what the predictor returns.
         takes_text: whether each prefix has a text.
         rows: (trained model, **options) -> rows per prefix that decoding adds, for an ability without texts.
         example: a line of Python for the model card that uses `predictor`.
@@ -62,7 +62,7 @@ class Ability:
 
         """
         if not self.available(trained.processor):
-            raise UserError(f"the model {trained.weights.parent} cannot {self.verb}; give one that was trained to")
+            raise UserError(f"the model {trained.weights.parent} cannot {self.verb}; give one trained to {self.verb}")
 
 
 class EvaluationOptions(Section):
@@ -75,7 +75,7 @@ class EvaluationOptions(Section):
         return {name: value for name, value in self if isinstance(value, Path)}
 
     def settings(self) -> dict[str, Any]:
-        """Return everything that the predictions depend on, except files."""
+        """Return the options other than files, which the predictions depend on."""
         return {name: value for name, value in self if not isinstance(value, Path | None)}
 
 
@@ -142,7 +142,7 @@ class Task(ABC, Generic[Config]):
         evaluation: class of the options of `evaluate`.
         abilities: abilities of a model trained on it.
         pipeline_tag: kind of model on the Hugging Face hub.
-        texts_per_image: assumption of `dimvl plan` if no texts exist yet.
+        texts_per_image: what `dimvl plan` assumes if no texts exist yet.
         draws_in_steps: whether training steps decode captions, which plan and profile do not cover.
 
     """
@@ -183,7 +183,7 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def annotation_files(self, config: Config) -> dict[str, list[Path]]:
-        """Return the annotation files of a run by name; those of the validation are named `validation NAME`."""
+        """Return the annotation files of a run by name; those for validation are named `validation NAME`."""
 
     @abstractmethod
     def read(self, config: Config, store: RegionStore) -> Sequence[Record]:
@@ -206,7 +206,7 @@ class Task(ABC, Generic[Config]):
     def heads(self, config: Config, classes: int, answers: int) -> dict[str, Any]:
         """Return the arguments of the heads that the task needs, as in `dimvl.model.heads.HEADS`.
 
-        The extractor has K `classes` and the vocabulary A `answers`.
+        `classes` is the number K of the extractor's classes, `answers` the number A of answers.
         """
 
     @abstractmethod
@@ -222,10 +222,10 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def validator(self, config: Config, module: TaskModule, store: RegionStore) -> Validator:
-        """Prepare the validation of `config.validation`, which is not None, on a store of the validation images.
+        """Prepare the validation of `config.validation`, which is not None, with the store of its images.
 
         Raises:
-            UserError: annotations that do not fit the store.
+            UserError: the annotations do not fit the store.
 
         """
 
@@ -242,7 +242,7 @@ class Task(ABC, Generic[Config]):
             progress: called with (predictions made, predictions in total).
 
         Raises:
-            UserError: annotations, store and model do not fit together.
+            UserError: the annotations, store and model do not fit together.
 
         """
 

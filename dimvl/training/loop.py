@@ -33,6 +33,7 @@ from dimvl.training.validation import Best, Validation
 
 logger = logging.getLogger(__name__)
 SHOWN = 8  # examples named in a message
+REMEDY = "lower training.learning_rate or check these examples"
 Report = Callable[[StepReport], None]
 """Called with each logged step."""
 
@@ -70,9 +71,9 @@ def train(
         return
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
     meter = Meter(ranks, None if task_of(config).draws_in_steps else _ideal_seconds(engine, settings.precision))
-    coming = closing(prefetch(data, first, settings.workers, engine.device, meter, ranks))
+    loader = closing(prefetch(data, first, settings.workers, engine.device, meter, ranks))
     memory = _enough_memory(settings)
-    with opened as log, _stop_signals(first, last) as request, dead_workers(), memory, saving as saver, coming as steps:
+    with opened as log, _stop_signals(first, last) as request, dead_workers(), memory, saving as saver, loader as steps:
         for done, step in zip(range(first + 1, last + 1), steps, strict=True):
             update = optimise(engine, step, config.seed, done - 1)
             request.to_save = True
@@ -174,7 +175,7 @@ def optimise(engine: Engine, step: Step, seed: int, number: int) -> Update:
     for place, batch in enumerate(step.micro_batches):
         seed_dropout(seed, number, place, ranks.rank)
         losses = engine.losses(batch)
-        stacked = torch.stack([loss.detach().float() for loss in losses.values()])  # one wait for the device
+        stacked = torch.stack([loss.detach().float() for loss in losses.values()])  # one transfer from the device
         values = dict(zip(losses, stacked.tolist(), strict=True))
         _check_finite(ranks, values, number, batch.sources)
         engine.backward(normalise(losses, counts, engine.task.weights), is_last=place == last)
@@ -184,7 +185,7 @@ def optimise(engine: Engine, step: Step, seed: int, number: int) -> Update:
         images = [source for batch in step.micro_batches for source in batch.sources]
         images = [source for part in ranks.gather(images[:SHOWN]) for source in part]
         raise NotFiniteError(
-            f"the gradient is not finite at step {number + 1}, in {_shorten(images)}; nothing was saved"
+            f"the gradient is not finite at step {number + 1}, in {_shorten(images)}; nothing was saved; {REMEDY}"
         )
     return Update(sums, counts, norm, rate)
 
@@ -209,11 +210,11 @@ def _check_finite(ranks: Ranks, losses: Mapping[str, float], step: int, sources:
     messages = ranks.gather(own)
     rank = next(rank for rank, text in enumerate(messages) if text)
     where = f" (rank {rank})" if ranks.size > 1 else ""
-    raise NotFiniteError(f"{messages[rank]}{where}; nothing was saved")
+    raise NotFiniteError(f"{messages[rank]}{where}; nothing was saved; {REMEDY}")
 
 
 def _validate(validation: Validation, best: Best | None, done: int, log: Log) -> Best:
-    """Score the weights and log it; return the best so far."""
+    """Score the weights and log the score; return the best so far."""
     found = validation.score()
     if not math.isfinite(found.score):
         raise NotFiniteError(f"the validation score is not finite after step {done}; this step was not saved")

@@ -1,4 +1,4 @@
-"""Trains a run from its configuration: agreement of the ranks, task, engine and loop."""
+"""Trains a run from its configuration: compares the ranks, prepares task and engine, and runs the training loop."""
 
 import os
 from contextlib import ExitStack

@@ -30,7 +30,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
 from dimvl.training.ranks import Ranks, check_same
 
-PLANS = ".plans"  # removed at the end, so a name that users hardly choose
+PLANS = ".plans"  # hidden, since this folder is removed at the end
 PATIENCE = 10.0
 """Seconds to wait for the folder's lock, which loader processes of a killed run hold for a second or two."""
 OTHERS = {"scenes.json": "scenes", "manifest.json": "a region store", "demo.json": "a demo"}
@@ -66,7 +66,7 @@ def check_ranks(ranks: Ranks, config: RunConfig, description: dict[str, Any]) ->
     """Compare configuration, data, packages and code of all ranks before anything is written.
 
     Raises:
-        UserError: something differs.
+        UserError: one of them differs.
 
     """
     values = {key: value for key, value in description["config"].items() if key not in PATHS}
@@ -115,7 +115,7 @@ def record(run: Path, description: dict[str, Any]) -> None:
 
 
 def release(run: Path) -> None:
-    """Free the folder of a run that has trained nothing, for a corrected configuration."""
+    """Free the folder of a run that has trained nothing, so that a corrected configuration can use it."""
     for name in (RUN, TOKENIZER):
         (run / name).unlink(missing_ok=True)
 
@@ -127,13 +127,13 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
                 f"{run} holds an export or another model, which training would overwrite; give another output"
             )
         if other := next((what for name, what in OTHERS.items() if (run / name).exists()), None):
-            raise UserError(f"{run} holds {other}, which training would write into; give another output")
+            raise UserError(f"{run} holds {other}, where training must not write; give another output")
         return
     old = run_arguments(run)
     changed = [
         *_differences(_with_defaults(old["config"], type(config)), description["config"]),
         *_differences(old.get("data", {}), description["data"]),
-        *(["content of the region store"] if old.get("stores") != description["stores"] else []),
+        *(["region store (its content differs)"] if old.get("stores") != description["stores"] else []),
     ]
     if changed:
         raise UserError(

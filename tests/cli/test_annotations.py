@@ -63,7 +63,7 @@ def test_a_missing_image_ends_training_before_it_starts_unless_it_may_be_skipped
     assert json.loads((folder / "match.json").read_text())["files"][0]["missing_examples"] == ["77"]
     result = run("pretrain", config, "missing=skip")
     assert result.code == 0 and "1 texts are dropped: image not in the store" in caplog.messages
-    assert "6 of these are in the store by its id, 1 are not" in caplog.text
+    assert "6 of these are in the store (each found by its id), 1 are not" in caplog.text
     assert latest_checkpoint(folder) is not None, "the folder can be used again once the mistake is fixed"
 
 
@@ -112,7 +112,7 @@ def test_questions_in_json_lines_train_with_an_answer_list(
     ("overrides", "words"),
     [
         (["annotations=[]"], "no question has an answer"),
-        (["questions=[{q},{q2}]", "annotations=[{a},{a}]"], "as another file does"),
+        (["questions=[{q},{q2}]", "annotations=[{a},{a}]"], "and another file both have question"),
         (["answers=none.json"], "none.json does not exist"),
     ],
 )

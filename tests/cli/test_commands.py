@@ -215,8 +215,10 @@ def test_evaluate_writes_the_official_formats_and_the_scores(
     assert {record["image_id"] for record in captions} == set(range(1, 7))
     assert "Java" in json.loads((tmp_path / "captions" / "scores.json").read_text())["left_out"]["official"]
     caption = ("evaluate", tmp_path / "runs" / "caption", *place)
-    refused(run(*caption), "has nothing to predict for; give --captions")
-    refused(run(*caption, *files), "--questions", "does not apply to", "a model of task 'caption'", "give --captions")
+    refused(run(*caption), "needs an annotation file to predict for; give --captions")
+    refused(
+        run(*caption, *files), "--questions", "does not apply to", "a model of task 'caption'", "and give --captions"
+    )
     both = ("--captions", data.captions, "--annotations", data.annotations)
     refused(run(*caption, *both), "--annotations", "a model of task 'caption'")
     worlds = ("evaluate", tmp_path / "runs" / "vqa", *place, *files, "--worlds", data.captions)

@@ -186,7 +186,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_one_before(
     assert "No space left on device; free space" in result.err
     assert latest_checkpoint(tmp_path / "runs" / "pretrain").name == "step-00000002"
     assert load_model(tmp_path / "runs" / "pretrain").processor.captions
-    assert run("pretrain", config).code == 0, "with space it goes on from there"
+    assert run("pretrain", config).code == 0, "with space it resumes from there"
     assert latest_checkpoint(tmp_path / "runs" / "pretrain").name == "step-00000006"
 
 
@@ -198,7 +198,7 @@ def test_an_export_with_a_missing_file_is_one_sentence(
         if file != name:
             (tmp_path / "broken" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "broken" / file).write_bytes((model / file).read_bytes())
-    refused(run("caption", image_file, "--model", tmp_path / "broken"), f"lacks {name}", "export the run again")
+    refused(run("caption", image_file, "--model", tmp_path / "broken"), f"lacks {name}", "copy the whole export")
 
 
 @pytest.mark.parametrize("damage", ["[]", '{"config": 3}', '{"config": {"seed": 0'])

@@ -173,7 +173,7 @@ def test_of_epochs_before_the_last_one_only_the_number_of_steps_is_kept(source, 
     assert kept == {"epoch-2", "epoch-3"} == {path.parent.name for path in (tmp_path / "plans").glob("*/costs.npy")}
     later = EpochPlans(source, 1, BUDGET, tmp_path / "plans")
     assert [later.num_steps(epoch) for epoch in range(4)] == lengths and planned(source) == [0, 1, 2, 3]
-    assert steps_of(later[0]) == cut_one_by_one(source, 0, seed=1)  # and whoever needs one all the same gets it
+    assert steps_of(later[0]) == cut_one_by_one(source, 0, seed=1)  # a removed plan is made again when needed
 
 
 def test_a_plan_that_was_not_finished_is_none(source, tmp_path, monkeypatch):

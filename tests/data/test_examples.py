@@ -157,7 +157,7 @@ def test_text_does_not_move_when_tags_come_and_go():
     assert placed[0] == placed[1]
 
 
-def test_the_first_word_stands_at_the_same_position_with_and_without_a_start_row():
+def test_the_first_word_has_the_same_position_with_and_without_a_start_row():
     random = np.random.default_rng(0)
     causal, masked = (seq2seq_text(words(0), random, TOKENIZER, variant, 0.5) for variant in ("causal", "masked"))
     batch = collate([Example(source="", objective="", prefix=prefix(1), texts=[causal, masked], seq2seq=True)], SHAPE)

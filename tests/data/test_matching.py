@@ -60,7 +60,7 @@ def test_each_rule_finds_the_images_that_it_is_for(tmp_path, image, stored, rule
 @pytest.mark.parametrize(
     ("image", "stored"),
     [
-        ("img_12.jpg", "12"),  # digits at the end are no number of COCO
+        ("img_12.jpg", "12"),  # digits at the end are not a COCO number
         ("0000000012.jpg", "12"),  # ten digits neither
         ("row 12", "12"),
         ("b.v2", "b"),  # not every dot begins an ending
@@ -78,7 +78,7 @@ def test_one_rule_serves_the_whole_file_the_one_that_finds_most(tmp_path):
     assert list(RULES).index(match_file(FILE, captions(*names), make_store(tmp_path, "1", "a"), INPUTS).rule) == 0
 
 
-def test_a_rule_that_makes_two_images_one_is_not_used_and_alone_it_is_refused(tmp_path):
+def test_a_rule_that_maps_two_images_to_one_is_not_used_and_if_the_only_one_refused(tmp_path):
     twins = [("train/12.jpg", "train/12.jpg"), ("val/12.jpg", "val/12.jpg")]
     match = match_file(FILE, captions(*twins), make_store(tmp_path, "12", "train/12"), INPUTS)
     assert match.store_ids == {"train/12.jpg": "train/12"}
@@ -116,8 +116,8 @@ def test_the_report_tells_what_was_found_and_what_not_before_missing_images_are_
         UserError, match=r"lacks image '77' and 1 others of the 4 of dir/a\.json; extract .* missing=skip"
     ):
         match_files(files, store, INPUTS, "error", report)
-    told = json.loads(report.read_text())
-    assert told == {
+    written = json.loads(report.read_text())
+    assert written == {
         "files": [
             {
                 "file": "a.json",
@@ -147,7 +147,7 @@ def test_the_report_tells_what_was_found_and_what_not_before_missing_images_are_
     assert any("lacks image '77' and 1 others" in line and "2 of 5 texts are dropped" in line for line in said)
     assert any("3 texts are dropped: unanswered" in line for line in said)
     assert any(
-        "5 texts on 4 images; 2 of these are in the store by its id, 2 are not" in line for line in caplog.messages
+        "5 texts on 4 images; 2 of these are in the store (each found by its id), 2" in line for line in caplog.messages
     )
 
 

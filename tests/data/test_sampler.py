@@ -87,12 +87,12 @@ def test_the_examples_of_a_step_do_not_depend_on_ranks_or_micro_batches(source, 
             for batch in (batch for step in dealt for batch in step.micro_batches):
                 for name, count in batch.counts().items():
                     total[name] += count
-            # the same masks, captions and negatives, whoever builds them
+            # the same masks, captions and negatives, on whichever rank or worker
             assert total == whole[number].micro_batches[0].counts()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_every_image_comes_once_in_every_epoch(source, shape, ranks):
+def test_every_image_is_used_once_in_every_epoch(source, shape, ranks):
     seen = {}
     for rank in range(ranks):
         steps = make_steps(source, shape, rank=rank, ranks=ranks)
@@ -129,7 +129,7 @@ def test_steps_depend_on_seed_and_epoch(source, shape):
     assert first[0] != first[1] and first[0] != other[0]
 
 
-def test_starting_at_any_step_gives_what_going_through_from_the_start_gives(source, shape):
+def test_starting_at_any_step_gives_the_same_steps_as_starting_at_the_first(source, shape):
     through = make_steps(source, shape)
     wanted = [through[number] for number in range(len(through))]
     for number in (8, 3, 0, 5):
@@ -138,7 +138,7 @@ def test_starting_at_any_step_gives_what_going_through_from_the_start_gives(sour
         assert all(map(same, fresh.micro_batches, wanted[number].micro_batches))
 
 
-def test_the_same_image_is_drawn_anew_in_every_epoch(source):
+def test_the_same_image_gives_different_examples_in_each_epoch(source):
     drawn = [source.build(epoch, 0).objective for epoch in range(30)]
     assert len(set(drawn)) == 4
     texts = {tuple(source.build(epoch, 0).texts[0].token_ids.tolist()) for epoch in range(30)}

@@ -330,7 +330,7 @@ def test_times_change_nothing_at_first_and_matter_once_learned():
     with torch.no_grad():
         timed.regions.time.weight.normal_()
     zero = make_prefix(join_images(regions, [0, 0]), PROCESSOR.tags)
-    assert torch.equal(rows_of(timed, zero)[0], rows_of(timed, none)[0]), "no times stand for 0"
+    assert torch.equal(rows_of(timed, zero)[0], rows_of(timed, none)[0]), "missing times mean 0"
     assert not torch.allclose(rows_of(timed, early)[0], rows_of(timed, late)[0], atol=1e-3)
 
 

@@ -33,7 +33,7 @@ def test_attributes_stand_before_their_class_and_make_it_another_tag():
     assert text == "small red star small blue star"
 
 
-def test_what_scores_below_the_limit_or_is_not_there_gives_no_word():
+def test_a_missing_class_or_one_that_scores_below_the_limit_gives_no_word():
     assert write([2, 0, 1, -1], [0.9, 0.25, 0.3, 0.9], [[0, 2], [0, 2], [-1, 3], [0, 0]], [[0.25, 0.5]] * 4) == (
         "red star blue square"
     )

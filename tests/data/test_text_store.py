@@ -90,7 +90,7 @@ def test_another_tokenizer_source_limit_or_label_makes_another_store(tmp_path, s
     assert write() == 5
 
 
-def test_a_half_written_store_is_written_anew(tmp_path, source):
+def test_a_half_written_store_is_written_again(tmp_path, source):
     text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)
     [name] = folders(tmp_path)
     (tmp_path / "cache" / name / "manifest.json").unlink()
@@ -118,7 +118,7 @@ def test_writing_in_pieces_gives_the_same_files(tmp_path, source, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
-def test_a_damaged_store_is_told_and_written_again(tmp_path, source, caplog, damage):
+def test_a_damaged_store_is_reported_and_written_again(tmp_path, source, caplog, damage):
     path = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT).path
     whole = {file.name: file.read_bytes() for file in path.iterdir()}
     for name in sorted(whole) if damage != "manifest" else ["manifest.json"]:
@@ -139,9 +139,9 @@ def test_a_damaged_store_is_told_and_written_again(tmp_path, source, caplog, dam
 
 def test_processes_that_need_the_same_texts_at_once_tokenise_them_once(tmp_path, source):
     def ask():
-        told, tokenizer = [], make_tokenizer()
-        store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT, lambda *done: told.append(done))
-        return len(told), store.text_ids.tolist()
+        reported, tokenizer = [], make_tokenizer()
+        store = text_store(tmp_path / "cache", tokenizer, 20, [source], TEXT, lambda *done: reported.append(done))
+        return len(reported), store.text_ids.tolist()
 
     found = at_once(ask)
     assert sorted(found) == [(0, [7, 6, 5])] * 3 + [(1, [7, 6, 5])]
@@ -180,7 +180,7 @@ def test_the_longest_text_is_found_in_any_piece(tmp_path, source, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no checksum"])
-def test_damaged_positions_are_told_and_looked_up_anew(tmp_path, source, caplog, damage):
+def test_damaged_positions_are_reported_and_looked_up_again(tmp_path, source, caplog, damage):
     regions = RegionStore(make_store(tmp_path / "regions", 3))
 
     def positions():
@@ -287,7 +287,7 @@ def test_texts_are_grouped_by_their_images_in_order_and_by_their_times(tmp_path,
         assert make_tokenizer().decode(texts.tokens(place).tolist()) == SEVERAL[number - 1].text
 
 
-def test_groups_that_share_an_image_are_told(tmp_path, source):
+def test_groups_that_share_an_image_are_recognised(tmp_path, source):
     texts = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], SEVERAL)
     assert [[texts.share_images(a, b) for b in range(5)] for a in (0, 2)] == [[1, 1, 0, 1, 0], [0, 0, 1, 0, 1]]
     plain = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], TEXT)

@@ -49,9 +49,9 @@ def test_captions_of_several_images_are_told_apart_by_order_and_times(tmp_path: 
     ("content", "message"),
     [
         ("[{", "is not valid JSON"),
-        ({"answers": []}, r"is a dict, not a list; write it as \[\{\"question_id\": \.\.\., \"answer\""),
+        ({"answers": []}, r"does not contain a JSON list; write it as \[\{\"question_id\": \.\.\., \"answer\""),
         ([], "is an empty list"),
-        ([["question_id"]], "item 0 is a list, not a mapping"),
+        ([["question_id"]], "item 0 is not a JSON object"),
         ([{"question_id": 7}], "item 0 has no field 'answer'"),
         ([{"answer": "yes"}], "item 0 has no field 'question_id'"),
         ([{"question_id": 7, "answer": 2}], "the answer of question_id 7 is 2, not a text"),

@@ -239,7 +239,7 @@ def test_the_input_of_a_hidden_region_does_not_depend_on_its_class(data):
         before.targets["masked_object"].class_probabilities, after.targets["masked_object"].class_probabilities
     )
     assert all(torch.equal(a, b) for a, b in zip(inputs(before)[1:], inputs(after)[1:], strict=True))
-    assert torch.equal(task.model(before), task.model(after)), "not even the features, which stand in the batch"
+    assert torch.equal(task.model(before), task.model(after)), "not even the features, which are in the batch"
 
 
 def test_answers_change_no_input(data, monkeypatch):

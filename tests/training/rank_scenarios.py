@@ -1,7 +1,7 @@
 """What the ranks do in the tests of DeepSpeed; run as `python -m tests.training.rank_scenarios FOLDER NAME...`.
 
 All scenarios run in one start of the ranks, since a start costs many seconds. Each rank writes what it saw to
-FOLDER/NAME.RANK.json; the tests read it. A scenario that fails writes its traceback there, and the others go on.
+FOLDER/NAME.RANK.json; the tests read it. A scenario that fails writes its traceback there, and the others continue.
 """
 
 import errno

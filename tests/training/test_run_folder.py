@@ -131,7 +131,7 @@ def test_a_different_configuration_in_the_same_folder_is_refused(data, tmp_path,
 @pytest.mark.parametrize("name", ["scenes.json", "manifest.json", "demo.json"])
 def test_a_folder_that_holds_something_else_is_refused_and_unchanged(data, tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=f"{tmp_path} holds .*, which training would write into; give another output"):
+    with pytest.raises(UserError, match=f"{tmp_path} holds .*, where training must not write; give another output"):
         run_training(make_config(data, tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
@@ -174,6 +174,6 @@ def test_a_changed_region_store_under_the_same_path_is_refused(data, tmp_path):
     with RegionStoreWriter(store, other) as writer:
         for found in regions:
             writer.add(replace(found, features=-found.features))
-    with pytest.raises(UserError, match="another content of the region store"):
+    with pytest.raises(UserError, match="another region store \\(its content differs\\)"):
         run_training(config)
     assert bytes_of(tmp_path / "run") == before

@@ -226,8 +226,8 @@ class RegionStoreWriter:
         manifest = read_manifest(self.path)
         if difference := first_difference(manifest.extractor, extractor):
             raise UserError(
-                f"region store {self.path} was made by another extractor: there and here, {difference}; "
-                "choose another folder or the same detector"
+                f"region store {self.path} was made by another extractor: {difference}, in the store and in this "
+                "command; choose another folder, or use the same detector and settings"
             )
         if manifest.feature_dtype != feature_dtype:
             raise UserError(

@@ -52,8 +52,8 @@ class Answering(Task[VqaConfig]):
         """Read the questions that have an answer, and match them with the store.
 
         Raises:
-            UserError: as `read_questions` and `match_files`, no question of a file has an answer, or two files have the
-                same question id.
+            UserError: as in `read_questions` and `match_files`; or no question of a file has an answer, or two files
+                have the same question id.
 
         """
         files, unanswered, seen = [], 0, set[int]()
@@ -61,11 +61,11 @@ class Answering(Task[VqaConfig]):
         for path, annotation_file in zip(config.questions, annotations, strict=True):
             questions = read_questions(path, annotation_file)
             if twice := [question.question_id for question in questions if question.question_id in seen]:
-                raise UserError(f"{path} has question {twice[0]}, as another file does; renumber the questions")
+                raise UserError(f"{path} and another file both have question {twice[0]}; renumber the questions")
             seen.update(question.question_id for question in questions)
             answered = [question for question in questions if question.answers]
             if questions and not answered:
-                raise UserError(f"{path}: no question has an answer; name its answer file in annotations")
+                raise UserError(f"{path}: no question has an answer; give its answer file in annotations")
             unanswered += len(questions) - len(answered)
             files.append((path, answered))
         skipped = {"question without an answer": unanswered}

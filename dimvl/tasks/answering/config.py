@@ -44,14 +44,14 @@ class VqaConfig(RunConfig):
     def _annotations_fit(self) -> "VqaConfig":
         if self.annotations and len(self.annotations) != len(self.questions):
             raise ValueError(
-                f"annotations names {len(self.annotations)} files but questions {len(self.questions)}; give one per "
-                "question file, null for a file with its own answers"
+                f"annotations names {len(self.annotations)} files and questions {len(self.questions)}; give one per "
+                "question file, or null where it has its own answers"
             )
         return self
 
 
 class VqaEvaluation(EvaluationOptions):
-    """A question file to answer, and its annotations where they are published."""
+    """The question file to answer, and its annotations if they are published."""
 
     questions: Path
     annotations: Path | None = None

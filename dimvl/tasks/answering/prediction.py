@@ -52,7 +52,7 @@ def best_answer(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> A
     """Return the best answers to one question, from the probabilities (A,) of all answers."""
     answers = trained.processor.answers
     best = probabilities.topk(min(top, len(answers)))
-    ranked = [(answers[place], value) for value, place in zip(*(part.tolist() for part in best), strict=True)]
+    ranked = [(answers[index], value) for value, index in zip(*(part.tolist() for part in best), strict=True)]
     return Answer(*ranked[0], ranked)
 
 
@@ -74,7 +74,7 @@ def answer_questions(
     If the model's prefixes do not depend on the question, an image is computed once for all its questions.
 
     Raises:
-        UserError: no question, an image that the store lacks, or a store of another extractor.
+        UserError: the list is empty, the store lacks an image, or the store is of another extractor.
 
     """
     ANSWER.check(trained)
@@ -103,7 +103,7 @@ def evaluate_questions(
     """Answer a question file and, if it has annotations, score the answers by the official VQA accuracy.
 
     Raises:
-        UserError: as `answer_questions`, `read_questions` and `match_file`.
+        UserError: as in `answer_questions`, `read_questions` and `match_file`.
 
     """
     read = read_questions(options.questions, options.annotations)
@@ -161,13 +161,13 @@ class AccuracyValidator(Validator):
         """Score the best answer of each question."""
         names = self.trained.processor.answers
         best = {int(item): order for items, (orders, _) in parts for item, order in zip(items, orders, strict=True)}
-        sure = {int(item): values for items, (_, every) in parts for item, values in zip(items, every, strict=True)}
+        values = {int(item): row for items, (_, rows) in parts for item, row in zip(items, rows, strict=True)}
         predictions = [
             {
                 "question_id": self.questions[item].question_id,
                 "image_id": ", ".join(self.questions[item].image_ids),
                 "question": self.questions[item].text,
-                "answers": [[names[answer], round(p, 4)] for answer, p in zip(best[item], sure[item], strict=True)],
+                "answers": [[names[answer], round(p, 4)] for answer, p in zip(best[item], values[item], strict=True)],
                 "truth": [answer for answer, _ in Counter(self.questions[item].answers).most_common()],
             }
             for item in self.shown

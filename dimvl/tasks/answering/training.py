@@ -59,7 +59,7 @@ def question_example(
     """Build an example of one question about a prefix, or of several if they share it.
 
     Args:
-        source: name of the example in messages.
+        source: the example's name in error messages.
         prefix: images and context.
         questions: token ids of each question.
         tokenizer: the model's tokenizer.
@@ -94,7 +94,7 @@ class QuestionSource(ImageSource):
         return super().__len__() if self.processor.shared_prefix else len(self.texts)
 
     def groups(self, examples: np.ndarray) -> np.ndarray:
-        """Return the image of the texts that each example is on: (B,) -> (B,)."""
+        """Return the group of texts (one image) that each example belongs to: (B,) -> (B,)."""
         if self.processor.shared_prefix:
             return examples
         return np.searchsorted(self.texts.groups, examples, side="right") - 1

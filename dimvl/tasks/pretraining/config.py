@@ -45,7 +45,7 @@ class ObjectivesConfig(Section):
     max_cover: float = Field(
         0.5, ge=0, le=1, description="maximum share of a target's area that a visible box may cover"
     )
-    negative_share: float = Field(0.5, ge=0, le=1, description="share of mismatched pairs in matching")
+    negative_share: float = Field(0.5, ge=0, le=1, description="share of pairs in matching that are mismatched")
     word_change_share: float = Field(0.0, ge=0, le=1, description="share of the negatives that differ in one word")
     word_changes: Path | None = Field(None, description="JSON list of [old word, new word]")
     shared_prefix: bool = Field(
@@ -60,7 +60,7 @@ class ObjectivesConfig(Section):
 
 
 class PretrainValidationConfig(ValidationConfig):
-    """Validate every objective with a share on all images, with the same masks each time."""
+    """Validate every objective whose share is above 0, on all images, with the same masks each time."""
 
     captions: Path = Field(description="held-out captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")

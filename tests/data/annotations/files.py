@@ -43,28 +43,24 @@ KARPATHY = {
     ],
     "dataset": "coco",
 }
-PICTURES = ("1000092795.jpg", "10002456.jpg")
+IMAGES = ("1000092795.jpg", "10002456.jpg")
 TEXTS = ("a red star", "two blue circles, one small", 'a "sign" | with words', "ein großer Würfel")
-TOKEN = (
-    f"{PICTURES[0]}#0\t{TEXTS[0]}\n{PICTURES[0]}#1\t{TEXTS[1]} \n"
-    f"{PICTURES[1]}#0\t{TEXTS[2]}\n{PICTURES[1]}#1\t{TEXTS[3]}\n"
-)
+TOKEN = f"{IMAGES[0]}#0\t{TEXTS[0]}\n{IMAGES[0]}#1\t{TEXTS[1]} \n{IMAGES[1]}#0\t{TEXTS[2]}\n{IMAGES[1]}#1\t{TEXTS[3]}\n"
 BARS = (
-    f"image_name| comment_number| comment\n{PICTURES[0]}| 0| {TEXTS[0]}\n{PICTURES[0]}| 1| {TEXTS[1]}\n"
-    f"{PICTURES[1]}| 0| {TEXTS[2]}\n{PICTURES[1]}| 1   {TEXTS[3]}\n"
+    f"image_name| comment_number| comment\n{IMAGES[0]}| 0| {TEXTS[0]}\n{IMAGES[0]}| 1| {TEXTS[1]}\n"
+    f"{IMAGES[1]}| 0| {TEXTS[2]}\n{IMAGES[1]}| 1   {TEXTS[3]}\n"
 )
 COMMAS = (
-    f"image_name,comment_number,comment\n{PICTURES[0]},0,{TEXTS[0]}\n"
-    f'{PICTURES[0]},1,{TEXTS[1]}\n{PICTURES[1]},0,"a ""sign"" | with words"\n{PICTURES[1]},1,{TEXTS[3]}\n'
+    f"image_name,comment_number,comment\n{IMAGES[0]},0,{TEXTS[0]}\n"
+    f'{IMAGES[0]},1,{TEXTS[1]}\n{IMAGES[1]},0,"a ""sign"" | with words"\n{IMAGES[1]},1,{TEXTS[3]}\n'
 )
 SHORT_COMMAS = (
-    f'image,caption\n{PICTURES[0]},{TEXTS[0]}\n{PICTURES[0]},"{TEXTS[1]}"\n'
-    f'{PICTURES[1]},"a ""sign"" | with words"\n{PICTURES[1]},{TEXTS[3]}\n'
+    f'image,caption\n{IMAGES[0]},{TEXTS[0]}\n{IMAGES[0]},"{TEXTS[1]}"\n'
+    f'{IMAGES[1]},"a ""sign"" | with words"\n{IMAGES[1]},{TEXTS[3]}\n'
 )
-CONCEPTUAL = "".join(f"{text}\tcc/{picture}\n" for text, picture in zip(TEXTS, sorted(PICTURES * 2), strict=True))
+CONCEPTUAL = "".join(f"{text}\tcc/{image}\n" for text, image in zip(TEXTS, sorted(IMAGES * 2), strict=True))
 LINES = "".join(
-    json.dumps({"image": picture, "caption": text}) + "\n"
-    for text, picture in zip(TEXTS, sorted(PICTURES * 2), strict=True)
+    json.dumps({"image": image, "caption": text}) + "\n" for text, image in zip(TEXTS, sorted(IMAGES * 2), strict=True)
 )
 QUESTIONS = {
     "data_type": "mscoco",

@@ -11,9 +11,9 @@ from tests.data.annotations.files import (
     COCO,
     COMMAS,
     CONCEPTUAL,
+    IMAGES,
     KARPATHY,
     LINES,
-    PICTURES,
     SPLITS,
     TEXTS,
     TOKEN,
@@ -41,10 +41,10 @@ def test_every_format_gives_the_same_captions(tmp_path, name):
     assert sorted(caption.text for caption in captions) == sorted(TEXTS)
     assert len({caption.caption_id for caption in captions}) == 4
     by_text = {caption.text: caption.image_id for caption in captions}
-    pictures = ("12", "9", "9", "12") if "json" in name[-4:] and name != "own.jsonl" else sorted(PICTURES * 2)
+    images = ("12", "9", "9", "12") if "json" in name[-4:] and name != "own.jsonl" else sorted(IMAGES * 2)
     if name == "conceptual.tsv":
-        pictures = [f"cc/{picture}" for picture in pictures]
-    assert [by_text[text] for text in TEXTS] == list(pictures)
+        images = [f"cc/{image}" for image in images]
+    assert [by_text[text] for text in TEXTS] == list(images)
 
 
 @pytest.mark.parametrize("name", CAPTION_FILES)
@@ -74,11 +74,11 @@ def test_splits_of_karpathy_are_read_as_asked_and_restval_joins_train_only_on_re
 
 def test_without_a_coco_id_an_image_of_karpathy_is_its_file_name(tmp_path):
     content = copy.deepcopy(KARPATHY)
-    for image, name in zip(content["images"], PICTURES, strict=True):
+    for image, name in zip(content["images"], IMAGES, strict=True):
         del image["cocoid"], image["filepath"]
         image["filename"] = name
     captions = read_captions(write(tmp_path / "dataset_flickr30k.json", content), ["train"])
-    assert {(caption.image_ids, caption.file_names) for caption in captions} == {(PICTURES[:1], PICTURES[:1])}
+    assert {(caption.image_ids, caption.file_names) for caption in captions} == {(IMAGES[:1], IMAGES[:1])}
 
 
 def test_a_split_must_be_named_where_there_are_some_be_there_and_not_be_named_elsewhere(tmp_path):
@@ -92,7 +92,7 @@ def test_a_split_must_be_named_where_there_are_some_be_there_and_not_be_named_el
             read_captions(write(tmp_path / name, CAPTION_FILES[name]), ["train"])
 
 
-def test_the_row_of_flickr_that_lacks_a_bar_is_mended_and_only_a_row_like_it(tmp_path):
+def test_a_flickr_row_that_lacks_a_bar_is_repaired_and_no_other_row_is(tmp_path):
     assert read(tmp_path, "results.csv")[3].text == TEXTS[3]
     with pytest.raises(UserError, match=r"line 2 is not of the form image\| number\| caption"):
         read(tmp_path, "results.csv", "image_name| comment_number| comment\na.jpg| a red star\n")
@@ -104,7 +104,7 @@ def test_only_line_feeds_end_a_line(tmp_path):
     assert [caption.text for caption in captions] == [text]
 
 
-def test_the_header_of_conceptual_captions_is_no_caption_and_a_caption_like_it_is(tmp_path):
+def test_the_header_of_conceptual_captions_is_skipped_but_a_caption_like_it_is_read(tmp_path):
     content = "caption\turl\na red star\thttp://some.org/a.jpg?w=5\ncaption\turl\n"
     captions = read(tmp_path, "conceptual.tsv", content)
     assert [(c.caption_id, c.image_id, c.text) for c in captions] == [
@@ -113,7 +113,7 @@ def test_the_header_of_conceptual_captions_is_no_caption_and_a_caption_like_it_i
     ]
 
 
-def test_a_format_is_told_by_the_first_line_whatever_the_file_is_called(tmp_path):
+def test_the_format_is_recognised_from_the_first_line_not_from_the_file_name(tmp_path):
     for name in ("results.token", "results.csv", "captions.txt", "conceptual.tsv"):
         assert len(read_captions(write(tmp_path / "file", CAPTION_FILES[name]))) == 4
 
@@ -180,7 +180,7 @@ def karpathy(**changes):
         ("karpathy.json", karpathy(split=["train"]), "no split 'train'"),
         ("results.token", TOKEN + "a.jpg#0 a star\n", "line 5 is not of the form FILE#NUMBER"),
         ("results.token", TOKEN + "a.jpg\ta star\n", "line 5 is not of the form FILE#NUMBER"),
-        ("results.token", TOKEN + f"{PICTURES[0]}#1\ta star\n", f"caption '{PICTURES[0]}#1' appears twice"),
+        ("results.token", TOKEN + f"{IMAGES[0]}#1\ta star\n", f"caption '{IMAGES[0]}#1' appears twice"),
         ("results.token", TOKEN + "a.jpg#x\ta star\n", "'x' is not a whole number"),
         ("results.token", TOKEN + "a.jpg#0\t \n", r"line 5: caption of image a\.jpg is empty"),
         ("results.token", TOKEN.encode() + b"a.jpg#0\t\xff\n", "is not UTF-8 text"),
