@@ -59,7 +59,7 @@ def export(
 
 @app.command()
 def caption(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE...")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE")],
     model: Model,
     beams: Annotated[int, typer.Option(min=1, max=100, help="Width of the beam search; 1 is greedy.")] = 3,
     together: Together = False,
@@ -96,7 +96,7 @@ def answer(
         Path, typer.Argument(help='Image, folder, or .jsonl file of {"image" or "images": ..., "question": ...}.')
     ],
     model: Model,
-    questions: Annotated[list[str] | None, typer.Argument(help="Questions.", metavar="[QUESTION]...")] = None,
+    questions: Annotated[list[str] | None, typer.Argument(help="Questions.", metavar="QUESTION")] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of answers to print.")] = 1,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print how much the answer's probability drops without each region.")
@@ -233,7 +233,7 @@ def _many(predictor: "Predictor", files: Sequence[Path], named: Sequence[Path]) 
 
 @app.command()
 def match(
-    images: Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGE...")],
+    images: Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGE")],
     text: Annotated[str, typer.Argument(help="Text.")],
     model: Model,
     together: Together = False,

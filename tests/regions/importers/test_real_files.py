@@ -80,7 +80,7 @@ def test_tags_of_bottom_up_make_sense(tmp_path):
     read = {}
     for image_id, regions in by_id(tmp_path / "out").items():
         arrays = (regions.class_ids, regions.class_scores, regions.attribute_ids, regions.attribute_scores)
-        read[image_id] = tokenizer.decode(writer.context(*arrays).tolist())
+        read[image_id] = tokenizer.decode(writer.context([arrays]).tolist())
     assert read["COCO_train2014_000000084002"].startswith("bed headboard white pillow blue wall window curtain")
     assert read["COCO_train2014_000000201446"].startswith("carrot onion wood table cutting board")
     assert read["COCO_train2014_000000131486"].startswith("blue sky white helmet hand black pants ski yellow jacket")
