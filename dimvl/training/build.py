@@ -21,7 +21,7 @@ from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks import task_of
 from dimvl.tasks.base import ImageSource, TaskModule
-from dimvl.tasks.task import Record
+from dimvl.tasks.task import VALIDATION, Record
 from dimvl.trained_model import TrainedModel, load_model
 from dimvl.training.texts import tokenised
 
@@ -54,7 +54,7 @@ def build_task(
     else:
         processor = _processor(config, store, records, initial, task.capabilities(config, records))
         annotations = task.annotation_files(config).items()
-        files = [file for name, paths in annotations for file in paths if " " not in name]  # not of the validation
+        files = [file for name, paths in annotations for file in paths if not name.startswith(VALIDATION)]
         known = tokenised(config, processor, files, task.labelled_texts(records, processor), initial, progress)
     heads = task.heads(config, len(store.extractor.classes), len(processor.answers))
     model = _model(config, processor, store, initial, heads)
