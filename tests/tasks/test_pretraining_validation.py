@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from dimvl.checkpoints import best_checkpoint
 from dimvl.errors import UserError
@@ -43,9 +45,29 @@ def test_a_validation_logs_each_loss_and_matching_accuracy_and_its_score_is_minu
     assert logged[-1]["validation"] > logged[0]["validation"]
 
 
-def test_masks_and_negatives_are_the_same_at_every_validation(data, tmp_path):
-    first, *others = validations(run_training(config_of(data, tmp_path / "run", {"learning_rate": 1e-12})))
-    assert all(other["validation_parts"] == pytest.approx(first["validation_parts"], rel=1e-6) for other in others)
+def test_masks_and_negatives_are_the_same_at_every_validation_and_in_every_run(data, tmp_path):
+    runs = [run_training(config_of(data, tmp_path / name, {"learning_rate": 1e-12})) for name in ("a", "b")]
+    first, *others = [line["validation_parts"] for run in runs for line in validations(run)]
+    assert all(other == pytest.approx(first, rel=1e-6) for other in others)
+
+
+def test_matching_accuracy_is_the_share_of_pairs_judged_right(data, tmp_path):
+    config = config_of(data, tmp_path / "run")
+    config = config.model_copy(update={"objectives": config.objectives.model_copy(update={"negative_share": 0.25})})
+    store = RegionStore(config.regions)
+    config.output.mkdir()
+    module, _ = build_task(config, store, task_of(config).read(config, store))
+    validator, rates = task_of(config).validator(config, module, store), []
+    everything = np.arange(len(validator.costs))
+    matching = list(config.objectives.shares.model_dump()).index("matching")
+    pairs = validator.sources[matching].build_all(0, np.arange(validator.images))
+    with torch.inference_mode():
+        for bias in (5.0, -5.0):  # every pair, or none, is called a match
+            module.model.match_head.score.weight.zero_()
+            module.model.match_head.score.bias.fill_(bias)
+            rates.append(validator.result([(everything, validator.run(everything))]).parts["matching/accuracy"])
+    positive = float(np.mean([pair.target.labels[0] for pair in pairs]))
+    assert rates == pytest.approx([positive, 1 - positive]) and 0 < positive < 1 and positive != 0.5
 
 
 def test_matching_accuracy_chooses_the_best_checkpoint_on_request(data, tmp_path):
