@@ -12,7 +12,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dimvl"
 # A package imports only from packages to its left. Each module of the top level counts as a package.
 ORDER = (
-    *("errors", "callbacks", "files", "cpu", "config", "regions", "data", "metrics", "model", "objectives", "decoding"),
+    *(
+        "errors",
+        "callbacks",
+        "showing",
+        "files",
+        "cpu",
+        "config",
+        "regions",
+        "data",
+        "metrics",
+        "model",
+        "objectives",
+        "decoding",
+    ),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
     *("export", "predictor", "evaluation", "drawing", "progress", "demo", "cli", "__main__"),
 )

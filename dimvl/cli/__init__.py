@@ -14,6 +14,7 @@ import time
 from dimvl import cpu
 from dimvl.cli.app import app
 from dimvl.errors import Interrupted, NotFiniteError, OtherRankError, UserError
+from dimvl.showing import visible
 
 # The order of `dimvl --help`.
 # isort: off
@@ -27,6 +28,7 @@ import dimvl.cli.prediction  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]
+LONGEST = 2000
 
 
 def main() -> None:
@@ -36,10 +38,10 @@ def main() -> None:
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also passes it as an option
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
     prefix = "" if rank == "0" else f"rank {rank}: "
-    logging.basicConfig(
-        format=f"{prefix}%(levelname)s: %(message)s",
-        level=logging.ERROR if prefix else logging.WARNING,  # all ranks have the same data and warnings
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine(f"{prefix}%(levelname)s: %(message)s"))
+    level = logging.ERROR if prefix else logging.WARNING  # all ranks have the same data and warnings
+    logging.basicConfig(handlers=[handler], level=level)
     try:
         _run(prefix)
     except SystemExit as done:
@@ -49,6 +51,13 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(done.code if isinstance(done.code, int) else int(done.code is not None))
+
+
+class _OneLine(logging.Formatter):
+    """Messages may contain names from outside; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that logging gives it
+        return visible(super().formatMessage(record))
 
 
 def _run(prefix: str) -> None:
@@ -68,5 +77,11 @@ def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code
     if prefix and error.reported:
         time.sleep(1)  # rank 0 reports it, and a launcher kills all ranks once one has exited
     else:
-        print(f"error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {prefix}{visible(_cut(str(error)))}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _cut(message: str) -> str:
+    """Put a message on one line, of no more than a screen."""
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

@@ -1,24 +1,23 @@
-"""Atomic writes, locks, JSON, checksums and the revision of the code."""
+"""Atomic writes, locks and the revision of the code.
+
+Files get the mode that the user's umask asks for, whatever library wrote them.
+"""
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
-import re
+import secrets
 import shutil
+import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dimvl.errors import UserError
-
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-"""A name on the Hugging Face hub, without a revision: owner/name."""
 
 
 @contextmanager
@@ -42,13 +41,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-            os.close(handle)
-            temporary = Path(name)
-            temporary.chmod(0o644)  # mkstemp makes the file private
+            temporary = _temporary(path)
+            temporary.touch(exist_ok=False)
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _finish(temporary, mode)
             os.replace(temporary, path)
     finally:
         if temporary is not None:
@@ -71,13 +68,13 @@ def atomic_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+            temporary = _temporary(path)
+            temporary.mkdir()
+            mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as stream:
-                        os.fsync(stream.fileno())
-            temporary.chmod(0o755)
+                    _finish(file, mode)
             if replace and path.exists():
                 old = temporary.with_suffix(".old")
                 os.replace(path, old)
@@ -92,6 +89,27 @@ def atomic_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _finish(file: Path, mode: int) -> None:
+    """Flush a written file to disk, and give it the mode of a new file: libraries that write by renaming make 600."""
+    file.chmod(mode)
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def open_own(path: Path, mode: str) -> IO[Any]:
+    """Open a file inside a folder of dimvl for writing; a link there is never followed.
+
+    Raises:
+        OSError: it is a link, or cannot be written.
+
+    """
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 @contextmanager
@@ -153,29 +171,6 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     with atomic_path(path) as temporary:
         text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate pair becomes \udce9
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file, with or without a byte order mark.
-
-    Raises:
-        UserError: the file is missing or is not JSON.
-
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, an endless number, nested too deep
-        raise UserError(f"{path} is not valid JSON ({error}); check that it is the right file") from None
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_revision() -> str | None:

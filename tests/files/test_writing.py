@@ -2,9 +2,11 @@ import errno
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_folder, atomic_path
+from dimvl.files import atomic_folder, atomic_path, open_own
 
 
 def test_a_file_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
@@ -40,3 +42,26 @@ def test_a_folder_can_be_kept_if_it_exists_and_a_full_disk_is_still_reported(tmp
     with pytest.raises(UserError, match=sentence), atomic_folder(tmp_path / "other", replace=False):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_files_follow_the_umask_whatever_library_wrote_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "file") as temporary:
+            save_file({"a": torch.zeros(1)}, temporary)  # writes to a private file of its own and renames it
+        with atomic_folder(tmp_path / "folder") as temporary:
+            save_file({"a": torch.zeros(1)}, temporary / "inside")
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
+    assert modes == {"file": "0o640", "folder": "0o750", "inside": "0o640"}
+
+
+def test_a_link_inside_a_folder_of_dimvl_is_never_written_through(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "index.bin").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic"), open_own(tmp_path / "index.bin", "r+b"):
+        pass
+    with atomic_path(tmp_path / "index.bin") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "precious").read_text() == "mine" and (tmp_path / "index.bin").read_text() == "new"

@@ -1,0 +1,30 @@
+"""Text from outside (answers, captions, names of files and classes) on a terminal or in a message.
+
+A terminal obeys escape sequences, a line feed forges a line, and some characters reorder the text around them; here
+they become visible. JSON output stays exact and does not need this.
+"""
+
+import re
+import reprlib
+
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_NAMES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def visible(text: str) -> str:
+    r"""Write characters that a terminal obeys, or that cannot be seen or encoded, as escapes such as `\x1b`."""
+    return _OBEYED.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return _NAMES.get(found[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 100, 40, 100
+
+
+def short(value: object) -> str:
+    """Represent a value from outside in a message: no long text or number, no deep or wide nesting."""
+    return _SHORT.repr(value)

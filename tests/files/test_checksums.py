@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from dimvl.errors import UserError
+from dimvl.files import CHECKSUMS, check_folder, read_sealed, seal_folder, write_json, write_sealed
+
+
+def test_every_flipped_bit_of_a_sealed_file_is_noticed(tmp_path):
+    path = tmp_path / "sealed.json"
+    write_sealed(path, {"name": "katze 猫", "checksum of": [1, 2]})
+    assert read_sealed(path, "") == {"name": "katze 猫", "checksum of": [1, 2]}
+    assert list(json.loads(path.read_text()))[-1] == "checksum"
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"sealed.json is damaged: .*; copy it again"):
+            read_sealed(path, "copy it again")
+
+
+def test_a_folder_is_compared_with_its_checksums(tmp_path):
+    (tmp_path / "detector").mkdir()
+    for name in ("a.bin", "detector/b.bin"):
+        (tmp_path / name).write_bytes(name.encode())
+    seal_folder(tmp_path, ["a.bin", "detector/b.bin"])
+    check_folder(tmp_path, "")
+    (tmp_path / "detector/b.bin").write_bytes(b"Detector/b.bin")
+    check_folder(tmp_path, "", ["a.bin"])
+    with pytest.raises(UserError, match=r"b.bin is damaged: it does not match its checksum; copy it again"):
+        check_folder(tmp_path, "copy it again")
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(UserError, match=r"lacks a.bin; copy it again"):
+        check_folder(tmp_path, "copy it again")
+    with pytest.raises(UserError, match=r"c.bin has no checksum"):
+        check_folder(tmp_path, "", ["c.bin"])
+
+
+@pytest.mark.parametrize("name", ["/etc/hosts", "../outside", "a/../../outside", ""])
+def test_checksums_name_no_file_outside_their_folder(tmp_path, name):
+    write_sealed(tmp_path / CHECKSUMS, {"files": {name: {"num_bytes": 1, "sha256": "0" * 64}}})
+    with pytest.raises(UserError, match=r"which is not a file in its folder"):
+        check_folder(tmp_path, "")
+
+
+def test_checksums_of_another_form_are_one_sentence(tmp_path):
+    write_json(tmp_path / CHECKSUMS, {"files": {}})
+    with pytest.raises(UserError, match=r"does not match the checksum at its end"):
+        check_folder(tmp_path, "")
+    write_sealed(tmp_path / CHECKSUMS, {"files": {"a": 1}})
+    with pytest.raises(UserError, match=r"files.a is 1"):
+        check_folder(tmp_path, "")
