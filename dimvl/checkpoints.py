@@ -1,17 +1,21 @@
 """The files of a run and its checkpoints: their names, the newest and the best checkpoint, and their checksums."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import read_json, sha256
+from dimvl.files import read_json, read_lines, sha256
 
+logger = logging.getLogger(__name__)
 MODEL = "config.json"
 RUN = "run.json"
 MATCH = "match.json"
 TEXTS = "texts.json"
 ORIGIN = "training.json"
+LOG = "log.jsonl"
+PREDICTIONS = "predictions.jsonl"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
 OPTIMISER = "optimiser.safetensors"
@@ -97,3 +101,20 @@ def run_arguments(run: Path) -> dict[str, Any]:
     if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
         raise UserError(f"{run / RUN} is damaged; restore it, or give another run")
     return described
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the log or the logged predictions of a run, also while it trains; each record has a `step`.
+
+    A warning counts damaged lines, which are left out. A record of a validation has `validation`, others have `losses`.
+
+    Raises:
+        UserError: the file cannot be read, or has no whole line among damaged ones.
+
+    """
+    records, damaged = read_lines(path, "step")
+    if damaged and not records:
+        raise UserError(f"{path} is not the log of a run; check that it is the right file")
+    if damaged:
+        logger.warning("%s: %d of %d lines are damaged and left out", path, len(damaged), len(damaged) + len(records))
+    return records

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import TEXTS, image_id, write_regions
-from dimvl.checkpoints import WEIGHTS, check_checkpoint, latest_checkpoint
+from dimvl.checkpoints import LOG, WEIGHTS, check_checkpoint, latest_checkpoint, read_log
 from dimvl.errors import Interrupted, OtherRankError
 from dimvl.export import check_export, export
 from dimvl.files import sha256, write_json
@@ -178,7 +178,7 @@ def outcome(run: Path) -> tuple[str, list[str]]:
     """Checksum of the weights, and what was logged at each step except times."""
     newest = latest_checkpoint(run)
     assert newest is not None
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = read_log(run / LOG)
     logged = [json.dumps({name: value for name, value in line.items() if name not in TIMES}) for line in lines]
     return sha256(newest / WEIGHTS), logged
 

@@ -1,7 +1,6 @@
 """The losses of a training run as curves: read from its log, drawn as SVG. The same log gives the same bytes."""
 
 import io
-import json
 import re
 from collections.abc import Sequence
 from html import escape
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dimvl.checkpoints import read_log
 from dimvl.errors import UserError
 
 LINE_COLOURS = ("#2f7fb8", "#d0743c", "#3d9970", "#a25fb5", "#c2527f", "#9a8a35", "#6b7f96", "#c94f4f")
@@ -45,16 +45,13 @@ def read_losses(path: Path) -> list[Series]:
     """
     points: dict[str, list[tuple[int, float]]] = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            report = json.loads(line)
+        for report in read_log(path):
             if "validation" in report:
                 continue
             for name, value in report["losses"].items():
                 if report["counts"][name.partition("/")[0]]:
                     points.setdefault(name, []).append((report["step"], value))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the training that writes it") from None
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError) as error:  # a line of an older version has no checksum
         raise UserError(f"{path} is not the log of a run ({error!r}); check that it is the right file") from None
     result = []
     for name, pairs in points.items():

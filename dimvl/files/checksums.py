@@ -1,10 +1,11 @@
-"""Checksums: of a file, of a JSON file in itself, and of all files of a folder.
+"""Checksums: of a file, of a JSON file or a line of JSON in itself, and of all files of a folder.
 
 Stores, exports, runs and checkpoints use these, so that a flipped bit anywhere is an error and never another result.
 """
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dimvl.files.writing import atomic_path
 CHECKSUMS = "checksums.json"
 _KEY = b'"checksum": "'
 _ZEROS = b"0" * 64
+_CRC = ', "crc": "'
 
 
 class FileChecksum(Strict):
@@ -69,6 +71,47 @@ def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: it does not match the checksum at its end; {remedy}")
     values = parse_json(data, path)
     return {name: value for name, value in values.items() if name != "checksum"}
+
+
+def sealed_line(values: Mapping[str, Any]) -> str:
+    """Return a line of JSON whose last key, `crc`, is the CRC-32 of the line without it."""
+    text = json.dumps(values)
+    return f'{text[:-1]}{_CRC}{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def read_lines(path: Path, number: str) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Read lines from `sealed_line`, or plain JSON objects that do not end in a text, as older versions wrote.
+
+    Args:
+        path: the file.
+        number: a key of every object, whose value is a whole number.
+
+    Returns:
+        The objects without `crc`, and the damaged lines; a last line that a kill or a full disk cut off is neither.
+
+    Raises:
+        UserError: as `open_regular`.
+
+    """
+    lines = read_bytes(path).split(b"\n")
+    if _parse_line(lines[-1][:-1], number):  # its line feed is damaged
+        lines = [*lines[:-1], lines[-1][:-1], b""]
+    parsed = [_parse_line(line, number) for line in lines]
+    damaged = [line for line, values in zip(lines[:-1], parsed, strict=False) if values is None]
+    return [values for values in parsed if values is not None], damaged
+
+
+def _parse_line(line: bytes, number: str) -> dict[str, Any] | None:
+    if line.endswith(b'"}'):
+        before, _, crc = line.rpartition(_CRC.encode())
+        line = before + b"}"
+        if crc != f'{zlib.crc32(line):08x}"}}'.encode():
+            return None
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and type(values.get(number)) is int else None
 
 
 def seal_folder(folder: Path, names: Iterable[str]) -> None:

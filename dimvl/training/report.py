@@ -1,6 +1,5 @@
 """What a run reports: a progress line, a JSONL file always, and wandb on request."""
 
-import json
 import logging
 import resource
 import time
@@ -8,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
+from dimvl.checkpoints import LOG, PREDICTIONS
 from dimvl.config import RunConfig
 from dimvl.data.sampler import Step
-from dimvl.files import atomic_path, writing
+from dimvl.files import atomic_path, open_own, read_lines, sealed_line, writing
 from dimvl.model.work import Work
 from dimvl.tasks.task import ValidationScore
 from dimvl.training.ranks import Ranks, fail_together
@@ -23,8 +23,6 @@ from dimvl.training.validation import Best
 from dimvl.training.wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
-LOG = "log.jsonl"
-PREDICTIONS = "predictions.jsonl"
 TIMES = ("examples_per_second", "rows_per_second", "data_wait", "rank_wait", "utilisation", "memory_gb", "seconds_left")
 """Fields of a report that depend on the machine; all others are the same in every run of a configuration."""
 
@@ -151,7 +149,7 @@ def open_log(run: Path, config: RunConfig, step: int, ranks: Ranks) -> Iterator[
 class RunLog(Log):
     """`log.jsonl` and `predictions.jsonl` of a run, and wandb on request; `UserError` if the disk is full.
 
-    When a run resumes, lines logged after its checkpoint are removed.
+    When a run resumes, lines logged after its checkpoint are removed, and damaged ones moved to another file.
     """
 
     def __init__(self, run: Path, config: RunConfig, step: int) -> None:
@@ -162,7 +160,7 @@ class RunLog(Log):
             self._to_wandb(line, predicted.get(line["step"], []))
         self._log, self._predictions = run / LOG, run / PREDICTIONS
         with writing(self._log):
-            self._file: TextIO = self._log.open("a")
+            self._file = open_own(self._log, "a")
 
     def __enter__(self) -> "RunLog":
         return self
@@ -183,15 +181,15 @@ class RunLog(Log):
         text = "validation after step %d: %.4f%s (best %.4f after step %d)"
         logger.info(text, step, score, f" [{shown}]" if shown else "", best.score, best.step)
         if found.predictions:
-            with writing(self._predictions), self._predictions.open("a") as file:
-                file.write(json.dumps({"step": step, "predictions": list(found.predictions)}) + "\n")
+            with writing(self._predictions), open_own(self._predictions, "a") as file:
+                file.write(sealed_line({"step": step, "predictions": list(found.predictions)}))
         line = {"step": step, "validation": score, "best": best.score, "best_step": best.step}
         parts = {"validation_parts": dict(found.parts)} if found.parts else {}
         self._write(line | parts, found.predictions)
 
     def _write(self, record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]] = ()) -> None:
         with writing(self._log):
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(sealed_line(record))
             self._file.flush()
         self._to_wandb(record, predictions)
 
@@ -208,14 +206,16 @@ class RunLog(Log):
 
 
 def _cut_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the lines that were written after a step from a file, and return the others."""
+    """Remove the lines that were written after a step, and damaged ones, from a file; return the others."""
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # a kill or a full disk truncates the last line
-            if (record := json.loads(line))["step"] <= step:
-                kept.append((line, record))
+    records, damaged = read_lines(path, "step")
+    if damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        logger.warning("%s: %d damaged lines are moved to %s", path, len(damaged), aside.name)
+        with writing(aside), open_own(aside, "ab") as file:
+            file.write(b"\n".join([*damaged, b""]))
+    kept = [record for record in records if record["step"] <= step]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line, _ in kept))
-    return [record for _, record in kept]
+        temporary.write_text("".join(map(sealed_line, kept)))
+    return kept

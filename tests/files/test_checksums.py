@@ -3,7 +3,16 @@ import json
 import pytest
 
 from dimvl.errors import UserError
-from dimvl.files import CHECKSUMS, check_folder, read_sealed, seal_folder, write_json, write_sealed
+from dimvl.files import (
+    CHECKSUMS,
+    check_folder,
+    read_lines,
+    read_sealed,
+    seal_folder,
+    sealed_line,
+    write_json,
+    write_sealed,
+)
 
 
 def test_every_flipped_bit_of_a_sealed_file_is_noticed(tmp_path):
@@ -51,3 +60,20 @@ def test_checksums_of_another_form_are_one_sentence(tmp_path):
     write_sealed(tmp_path / CHECKSUMS, {"files": {"a": 1}})
     with pytest.raises(UserError, match=r"files.a is 1"):
         check_folder(tmp_path, "")
+
+
+def test_every_flipped_bit_of_a_file_of_lines_costs_at_most_two_lines_and_is_noticed(tmp_path):
+    path, values = tmp_path / "log.jsonl", [{"step": n, "loss": 1 / n, "losses": {"words": 2.5}} for n in (1, 2, 3)]
+    data = "".join(map(sealed_line, values)).encode()
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        found, damaged = read_lines(path, "step")
+        assert all(line in values for line in found) and (len(found) == 3 or (found and damaged)), bit
+
+
+def test_lines_of_older_versions_are_read_and_one_that_is_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": null}\n[1]\n' + sealed_line({"step": 2})[:-9])
+    assert read_lines(path, "step") == ([{"step": 1, "loss": 2.0}], [b'{"step": null}', b"[1]"])

@@ -1,13 +1,12 @@
 """What the tests of whole runs share: reading a run's results, and stopping a run at a step."""
 
-import json
 import os
 import signal
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from dimvl.checkpoints import latest_checkpoint
+from dimvl.checkpoints import latest_checkpoint, read_log
 from dimvl.training.report import TIMES
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +25,7 @@ def weights_of(run):
 
 def log_of(run):
     """What was logged, without times."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_log(run / "log.jsonl")]
 
 
 def at_step(step, action):

@@ -49,6 +49,21 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_bit_for_bit(data, tmp_pat
     assert log_of(config.output) == log_of(undisturbed), "each step is logged once"
 
 
+def test_a_damaged_line_of_the_log_is_set_aside_and_the_run_resumes(data, tmp_path, undisturbed, caplog):
+    config = make_config(data, tmp_path / "run", training={"steps": 8, "save_every": 3})
+    with pytest.raises(Killed):
+        run_training(config, at_step(5, kill))
+    log = config.output / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"2", b"3", 1)
+    log.write_bytes(b"".join(lines))
+    run_training(config)
+    assert "log.jsonl: 1 damaged lines are moved to log.jsonl.damaged" in caplog.text
+    assert (config.output / "log.jsonl.damaged").read_bytes() == lines[1]
+    assert bytes_of(config.output) == bytes_of(undisturbed)
+    assert log_of(config.output) == [line for line in log_of(undisturbed) if line["step"] != 2]
+
+
 def test_a_killed_run_with_muon_resumes_bit_for_bit(data, tmp_path):
     settings = {"steps": 8, "save_every": 3, "muon_rate": 0.01}
     whole = run_training(make_config(data, tmp_path / "whole", training=settings))

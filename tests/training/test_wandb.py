@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from dimvl.checkpoints import read_log
 from dimvl.errors import UserError
 from dimvl.training.report import Log, open_log
 from dimvl.training.run import run_training
@@ -32,7 +33,7 @@ def config_of(data, output, task="pretrain", mode="offline", steps=8, **changes)
 
 
 def lines(run, name="log.jsonl"):
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return read_log(run / name)
 
 
 def records(run):
