@@ -96,8 +96,8 @@ def _describe(
         "model": {
             "folder": model.name,
             "weights": str(trained.weights.relative_to(model)),
-            "sha256": sha256(trained.weights),
-            "trained_by": {name: origin.get(name) for name in ("git_revision", "data")},
+            "sha256": trained.weights_sha256 or sha256(trained.weights),
+            "trained_by": {name: origin.get(name) for name in ("git_revision", "data", "initial", "bert")},
         },
         "seed": origin.get("seed"),
         "regions": [

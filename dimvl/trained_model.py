@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dimvl import cpu
-from dimvl.checkpoints import MODEL, WEIGHTS, best_checkpoint
+from dimvl.checkpoints import MODEL, WEIGHTS, read_best_checkpoint
 from dimvl.cpu.packed import pack_linears
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, collate
@@ -37,7 +37,8 @@ class TrainedModel:
     Attributes:
         model: the network.
         processor: tokenizer, extractor, limits, answer vocabulary.
-        weights: the file of the weights.
+        weights: the file of the weights; a run may have removed this checkpoint since.
+        weights_sha256: checksum of the file, if it was read from a checkpoint.
         trained_on: hashes of the images that it was trained on, see `dimvl/data/trained_on.py`.
 
     """
@@ -46,6 +47,7 @@ class TrainedModel:
     processor: Processor
     weights: Path
     trained_on: np.ndarray = field(default_factory=NOTHING.copy)
+    weights_sha256: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -139,12 +141,13 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
-    weights = folder / WEIGHTS
-    if not weights.exists():
-        checkpoint = best_checkpoint(folder)
-        if checkpoint is None:
-            raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
-        weights = checkpoint / WEIGHTS
+    weights, digest = folder / WEIGHTS, None
+    if weights.exists():
+        state = read_weights(weights)
+    elif found := read_best_checkpoint(folder, lambda at, digest: (at / WEIGHTS, digest, read_weights(at / WEIGHTS))):
+        weights, digest, state = found
+    else:
+        raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
     processor = Processor.load(folder)
     arguments = read_json(folder / MODEL)
     try:
@@ -153,7 +156,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
         raise UserError(
             f"{folder / MODEL} does not fit this version of dimvl ({error}); export the run again"
         ) from None
-    load_pretrained(model, state := read_weights(weights), str(weights))
+    load_pretrained(model, state, str(weights))
     if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
         raise UserError(f"{weights} lacks the weight {lacking[0]}; copy or export it again")
-    return TrainedModel(model.to(device).eval(), processor, weights, read_trained_on(folder))
+    return TrainedModel(model.to(device).eval(), processor, weights, read_trained_on(folder), digest)

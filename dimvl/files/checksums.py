@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from dimvl.errors import UserError
-from dimvl.files.reading import SMALL, Strict, check_values, open_regular, parse_json, read_bytes
+from dimvl.files.reading import SMALL, Model, Strict, check_values, open_regular, parse_json, read_bytes, read_json
 from dimvl.files.writing import atomic_path
 
 CHECKSUMS = "checksums.json"
@@ -71,6 +71,17 @@ def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: it does not match the checksum at its end; {remedy}")
     values = parse_json(data, path)
     return {name: value for name, value in values.items() if name != "checksum"}
+
+
+def read_sealed_as(path: Path, model: type[Model], remedy: str) -> Model:
+    """Read a JSON file of a known form, sealed, or by an older version and without a checksum.
+
+    Raises:
+        UserError: as `read_sealed` and `read_json_as`.
+
+    """
+    sealed = _KEY in read_bytes(path, SMALL)
+    return check_values(read_sealed(path, remedy) if sealed else read_json(path, SMALL), model, path, remedy)
 
 
 def sealed_line(values: Mapping[str, Any]) -> str:

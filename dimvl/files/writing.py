@@ -13,7 +13,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -150,6 +150,36 @@ def _lock(descriptor: int, busy: str | None, until: float) -> None:
         except OSError:
             pass  # a file system without locks
         return
+
+
+@contextmanager
+def pinned(folder: Path) -> Iterator[None]:
+    """Keep `remove_unpinned` of any process from removing a folder; does nothing on a file system without locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # whoever reads in it says what is wrong
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_unpinned(folder: Path) -> None:
+    """Remove a folder with its files, unless a process has pinned it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # without locks, nothing is pinned
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+        shutil.rmtree(folder)
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(folder: Path) -> None:

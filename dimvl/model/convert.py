@@ -15,6 +15,8 @@ from dimvl.model.encoder import ACTIVATIONS
 from dimvl.model.heads import is_head
 from dimvl.model.model import DimvlModel, copy_language_to_vision
 
+BERT_WEIGHTS = "model.safetensors"
+"""The file of the weights in the folder of a BERT checkpoint."""
 RENAMED = {"regions.feature_deviation": "regions.feature_std"}
 """Name of a weight before version 0.2 -> its present name."""
 
@@ -133,7 +135,7 @@ def load_bert(model: DimvlModel, folder: Path) -> None:
         UserError: a weight is missing or has another shape.
 
     """
-    weights = {_present_name(name): value for name, value in read_weights(folder / "model.safetensors").items()}
+    weights = {_present_name(name): value for name, value in read_weights(folder / BERT_WEIGHTS).items()}
     own = model.state_dict()
     with torch.no_grad():
         for name, sources in _bert_names(model).items():

@@ -16,7 +16,7 @@ from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import write_json
-from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read_weights
+from dimvl.model.convert import bert_arguments, load_bert, load_pretrained
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks import task_of
@@ -185,7 +185,7 @@ def _same_network(arguments: dict[str, Any], initial: TrainedModel) -> dict[str,
 
 def _load_initial(model: DimvlModel, initial: TrainedModel, new: Processor | None) -> None:
     """Load the initial weights, without the region projection if `new` is a processor with a new extractor."""
-    weights = read_weights(initial.weights)
+    weights = initial.model.state_dict()
     if new is not None:
         logger.warning("the region projection is newly initialised for the extractor %s", new.extractor.name)
         weights |= {name: value for name, value in model.state_dict().items() if name.startswith("regions.feature")}

@@ -14,7 +14,7 @@ from threading import Thread
 from types import TracebackType
 
 from dimvl.checkpoints import STATE, checkpoint_folder, checkpoint_folders
-from dimvl.files import atomic_folder, sha256, write_json
+from dimvl.files import atomic_folder, remove_unpinned, sha256, write_sealed
 from dimvl.training.engine import Engine
 from dimvl.training.ranks import fail_together
 from dimvl.training.state import State, write_state
@@ -100,9 +100,9 @@ def write_checkpoint(run: Path, state: State, step: int, keep: int, best: Best |
         write_state(temporary, state)
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         found = {} if best is None else {"best": best._asdict()}
-        write_json(temporary / STATE, {"step": step, "ranks": ranks, "checksums": checksums, **found})
+        write_sealed(temporary / STATE, {"step": step, "ranks": ranks, "checksums": checksums, **found})
     for old in checkpoint_folders(run)[:-keep]:
         if best is None or old != checkpoint_folder(run, best.step):
-            shutil.rmtree(old)
+            remove_unpinned(old)  # one that another process reads is removed after the next save
     for left in (run / "checkpoints").glob(".step-*"):  # left by a killed process
         shutil.rmtree(left, ignore_errors=True)

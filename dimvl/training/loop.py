@@ -67,8 +67,11 @@ def train(
     """
     settings, ranks, last = config.training, engine.ranks, config.training.steps
     first, best = _resume(engine, run)
-    if validation is not None and validation.gives_up(best):
+    if first == last or (validation is not None and validation.gives_up(best)):
+        logger.info("%s is finished, after step %d of %d; to train again, give another output", run, first, last)
         return
+    if first:
+        logger.info("resuming %s from step %d of %d", run, first, last)
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
     meter = Meter(ranks, None if task_of(config).draws_in_steps else _ideal_seconds(engine, settings.precision))
     loader = closing(prefetch(data, first, settings.workers, engine.device, meter, ranks))

@@ -11,7 +11,7 @@ RUN/run.json             configuration, versions and git revision
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from dimvl.checkpoints import MATCH, MODEL, RUN, TEXTS, run_arguments
+from dimvl.checkpoints import MATCH, MODEL, RUN, TEXTS, initial_of, latest_checkpoint, run_arguments
 from dimvl.config import RunConfig
 from dimvl.data.annotations import describe_file
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.errors import UserError
-from dimvl.files import git_revision, locked, sha256, write_json
+from dimvl.files import git_revision, locked, sha256, write_sealed
+from dimvl.model.convert import BERT_WEIGHTS
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
 from dimvl.training.ranks import Ranks, check_same
@@ -59,7 +60,13 @@ def describe(config: RunConfig) -> dict[str, Any]:
     packages = {name: version(name) for name in names}
     values = config.model_dump(mode="json")
     stores = [sha256(folder.path / "manifest.json") for folder in RegionStore(config.regions).folders]
-    return {"config": values, "data": data, "stores": stores, "versions": packages, "git_revision": git_revision()}
+    revision, bert = git_revision(), config.model.bert
+    described = {"config": values, "data": data, "stores": stores, "versions": packages, "git_revision": revision}
+    if config.initial is not None:
+        described["initial"] = initial_of(config.initial)
+    if bert is not None:
+        described["bert"] = {"folder": bert.resolve().name, "sha256": sha256(bert / BERT_WEIGHTS)}
+    return described
 
 
 def check_ranks(ranks: Ranks, config: RunConfig, description: dict[str, Any]) -> None:
@@ -75,6 +82,7 @@ def check_ranks(ranks: Ranks, config: RunConfig, description: dict[str, Any]) ->
     facts |= {f"file of {name}": value for name, value in flat(description["data"])}
     facts |= {f"version of {name}": value for name, value in description["versions"].items()}
     facts |= {"git revision of dimvl": description["git_revision"]}
+    facts |= {f"{name} (checksum of its weights)": weights for name, weights in _starts(description).items()}
     # Other instructions select other kernels (`dimvl/cpu/linear.py`), whose gradients round differently.
     check_same(ranks, facts | {"kind of CPU (vector instructions)": torch.backends.cpu.get_cpu_capability()})
 
@@ -111,7 +119,7 @@ def claim(config: RunConfig, description: dict[str, Any], held: ExitStack | None
 def record(run: Path, description: dict[str, Any]) -> None:
     """Write `run.json` of a new run, which claims the folder."""
     (run / TEXTS).unlink(missing_ok=True)
-    write_json(run / RUN, description)
+    write_sealed(run / RUN, description)
 
 
 def release(run: Path) -> None:
@@ -135,10 +143,19 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
         *_differences(old.get("data", {}), description["data"]),
         *(["region store (its content differs)"] if old.get("stores") != description["stores"] else []),
     ]
+    if latest_checkpoint(run) is None and _starts(old) != _starts(description):
+        changed += ["initial model (its weights differ)"]
     if changed:
         raise UserError(
             f"{run} holds a run with another {changed[0]}; give another output, or remove this folder to start again"
         )
+
+
+def _starts(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checksums of the weights that a run starts from, where they are known."""
+    initial, bert = description.get("initial") or {}, description.get("bert") or {}
+    weights = {"initial": initial.get("weights_sha256"), "model.bert": bert.get("sha256")}
+    return {name: value for name, value in weights.items() if value is not None}
 
 
 def _with_defaults(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The texts of a run, tokenised at its first start and reopened at later ones."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+from pydantic import Field
 
 from dimvl.callbacks import NamedProgress
 from dimvl.checkpoints import TEXTS
@@ -11,19 +14,30 @@ from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, open_text_store, text_store
 from dimvl.data.trained_on import NOTHING, read_trained_on, write_trained_on
 from dimvl.errors import UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import Strict, read_sealed_as, write_sealed
 from dimvl.trained_model import TrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+class Texts(Strict):
+    """The content of `texts.json`: the name of the text store."""
+
+    store: str = Field(pattern="^[0-9a-f]{20}$")
 
 
 def known_texts(config: RunConfig) -> TextStore | None:
-    """Open the texts that an earlier start or rank 0 has tokenised; return None if they are missing or damaged.
+    """Open the texts that an earlier start or rank 0 has tokenised; None if missing or, with a warning, damaged.
 
     The caller must have checked that the annotations have not changed.
     """
+    if not (config.output / TEXTS).exists():
+        return None
     try:
-        name = str(read_json(config.output / TEXTS)["store"])
+        name = read_sealed_as(config.output / TEXTS, Texts, "").store
         read_trained_on(config.output)
-    except (UserError, TypeError, KeyError):
+    except UserError as error:
+        logger.warning("%s; it is written again", str(error).partition(";")[0])
         return None
     return open_text_store(config.texts_folder / name)
 
@@ -48,5 +62,5 @@ def tokenised(
     write_trained_on(config.output, images, NOTHING if initial is None else initial.trained_on)
     show = partial(progress, "texts tokenised")
     store = text_store(config.texts_folder, processor.tokenizer, processor.text_tokens, sources, texts, show)
-    write_json(config.output / TEXTS, {"store": store.path.name})
+    write_sealed(config.output / TEXTS, {"store": store.path.name})
     return store

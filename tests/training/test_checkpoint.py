@@ -93,7 +93,7 @@ def test_a_run_without_checkpoints_has_no_latest_one(tmp_path):
 KILLED_AT = {
     "between the files": (SmallEngine, "fail"),
     "before the checksums": (checkpoint, "sha256"),
-    "before state.json": (checkpoint, "write_json"),
+    "before state.json": (checkpoint, "write_sealed"),
     "before the rename": (os, "replace"),
     "before old ones are removed": (checkpoint, "checkpoint_folders"),
     "while old ones are removed": (checkpoint.shutil, "rmtree"),

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dimvl.checkpoints import check_checkpoint, latest_checkpoint
+from dimvl.files import read_sealed, write_sealed
 from tests.tiny_runs import make_data
 from tests.training.launch import ROOT, environment, finish, free_port, start_ranks
 from tests.training.rank_scenarios import TRAINING
@@ -107,9 +108,9 @@ def test_a_killed_rank_ends_the_others_soon_and_the_run_resumes_from_its_checkpo
     assert "rank 0 lost another rank" in line and "resume from the last checkpoint" in line
     step = check_checkpoint(latest_checkpoint(run))["step"]
     shutil.rmtree(run / "texts")  # is rebuilt
-    saved = json.loads((run / "run.json").read_text())
+    saved = read_sealed(run / "run.json", "")
     saved["config"]["training"]["steps"] = step + 1
-    (run / "run.json").write_text(json.dumps(saved))
+    write_sealed(run / "run.json", saved)
     results = finish(started(config, f"training.steps={step + 1}"))
     assert [code for code, _, _ in results] == [0, 0], results
     assert check_checkpoint(latest_checkpoint(run))["step"] == step + 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dimvl.errors import UserError
-from dimvl.files import locked
+from dimvl.files import locked, read_sealed, write_sealed
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training import run_folder
@@ -150,9 +150,9 @@ def test_changed_annotations_under_the_same_name_are_refused(data, tmp_path, und
     run, moved = tmp_path / "run", tmp_path / "data"
     shutil.copytree(undisturbed, run)
     shutil.copytree(data.captions.parent, moved)
-    described = json.loads((run / "run.json").read_text())
+    described = read_sealed(run / "run.json", "")
     described["config"]["captions"] = [str(moved / "c.json")]
-    (run / "run.json").write_text(json.dumps(described))
+    write_sealed(run / "run.json", described)
     copied = type(data)(moved / "regions", moved / "c.json", moved / "q.json", moved / "a.json")
     config = make_config(copied, run, training={"steps": 8})
     run_training(config)
