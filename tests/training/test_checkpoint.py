@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import resource
 import threading
@@ -10,9 +11,17 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from dimvl.checkpoints import best_checkpoint, check_checkpoint, checkpoint_folder, latest_checkpoint
+from dimvl import checkpoints
+from dimvl.checkpoints import (
+    best_checkpoint,
+    check_checkpoint,
+    checkpoint_folder,
+    latest_checkpoint,
+    read_best_checkpoint,
+)
 from dimvl.config import TrainingConfig
 from dimvl.errors import UserError
+from dimvl.files import sha256
 from dimvl.model.convert import read_weights
 from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainModule
@@ -126,7 +135,7 @@ def test_a_save_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path, mome
     assert names(tmp_path) == ["step-00000003"], "nothing is left of the killed one"
 
 
-def full():
+def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -204,6 +213,50 @@ def test_a_restored_engine_continues_like_the_saved_one(tmp_path):
     assert loaded.learning_rate == saved.learning_rate
     for one, other in zip(*(engine.task.model.state_dict().values() for engine in (saved, loaded)), strict=True):
         assert torch.equal(one, other)
+
+
+# --- while another process reads
+
+
+def test_a_checkpoint_that_is_being_read_is_removed_after_it_was_read(tmp_path):
+    save_checkpoint(tmp_path, SmallEngine(1), 1, keep=1)
+
+    def read(folder, digest):
+        save_checkpoint(tmp_path, SmallEngine(2), 2, keep=1)
+        assert sha256(folder / "model.safetensors") == digest
+        return number_in(folder)
+
+    assert read_best_checkpoint(tmp_path, read) == 1
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    save_checkpoint(tmp_path, SmallEngine(3), 3, keep=1)
+    assert names(tmp_path) == ["step-00000003"]
+
+
+@pytest.mark.parametrize("moment", ["chosen", "described", "checked"])
+def test_where_nothing_can_be_pinned_the_next_checkpoint_is_read(tmp_path, monkeypatch, moment):
+    """The run replaces the first checkpoint after it was chosen, after its state was read, or after its check."""
+    monkeypatch.setattr(fcntl, "flock", full)
+    save_checkpoint(tmp_path, SmallEngine(1), 1, keep=1)
+    calls, real = [], checkpoints.check_checkpoint
+
+    def check(*arguments):
+        place = len(calls)
+        calls.append(arguments)
+        if place == {"chosen": 0, "described": 1}.get(moment):
+            save_checkpoint(tmp_path, SmallEngine(2), 2, keep=1)
+        found = real(*arguments)
+        if place == 1 and moment == "checked":
+            save_checkpoint(tmp_path, SmallEngine(2), 2, keep=1)
+        return found
+
+    monkeypatch.setattr(checkpoints, "check_checkpoint", check)
+    assert read_best_checkpoint(tmp_path, lambda folder, digest: number_in(folder)) == 2
+
+
+def test_a_checkpoint_that_is_damaged_is_not_read_again_and_again(tmp_path):
+    (save_checkpoint(tmp_path, SmallEngine(), 1, keep=1) / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks model\.safetensors"):
+        best_checkpoint(tmp_path)
 
 
 # --- while training continues
@@ -340,7 +393,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes):
         restore(make_engine(**changes), folder)
 
 
-def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+def test_nothing_in_a_checkpoint_is_pickled_and_colleagues_can_read_it(tmp_path):
     engine = make_engine()
     take_steps(engine, 1)
     folder = save_checkpoint(tmp_path, engine, 1, keep=1)
@@ -349,4 +402,5 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
         "optimiser.safetensors",
         "state.json",
     ]
-    assert oct(folder.stat().st_mode)[-3:] == "755" and oct((folder / "state.json").stat().st_mode)[-3:] == "644"
+    assert oct(folder.stat().st_mode)[-3:] == "755"
+    assert {oct(file.stat().st_mode)[-3:] for file in folder.iterdir()} == {"644"}

@@ -1,15 +1,22 @@
 """Options of fine-tuning through whole runs: frozen weights, layer-wise rates, self-critical training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from dimvl.checkpoints import latest_checkpoint
+from dimvl.checkpoints import WEIGHTS, latest_checkpoint, origin_of, run_arguments
 from dimvl.errors import UserError
+from dimvl.evaluation import evaluate
+from dimvl.export import export
+from dimvl.files import read_json, sha256, write_sealed
 from dimvl.model.convert import read_weights
+from dimvl.regions.store import RegionStore
+from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
+from dimvl.training.run_folder import describe
 from tests.tiny_runs import make_config
 from tests.training.runs import Killed, at_step, bytes_of, kill
 
@@ -28,6 +35,42 @@ MODEL = {"layers": 3, "dropout": 0.0, "split": ["qkv"]}
 
 def losses_of(run):
     return [json.loads(line)["losses"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_its_export_and_an_evaluation_name_all_that_the_model_started_from(data, tmp_path, captioner):
+    short = {"model": MODEL, "training": {"steps": 1}}
+    answering = run_training(make_config(data, tmp_path / "vqa", "vqa", initial=captioner, **short))
+    out = export(answering, tmp_path / "export", "none")
+    first = {"folder": "captioner", "weights_sha256": sha256(latest_checkpoint(captioner) / WEIGHTS), "bert": None}
+    first |= {"data": run_arguments(captioner)["data"], "initial": None}
+    assert run_arguments(answering)["initial"] == origin_of(out)["initial"] == first
+    last = run_training(make_config(data, tmp_path / "last", "caption", initial=out, **short))
+    second = run_arguments(last)["initial"]
+    assert second["initial"] == first and second["data"]["questions"]["sha256"] == sha256(data.questions)
+    assert second["weights_sha256"] == sha256(out / WEIGHTS)
+    files = {"questions": data.questions, "annotations": data.annotations}
+    evaluate(out, load_model(out).without_guard(), RegionStore(data.regions), files, tmp_path / "scores")
+    assert read_json(tmp_path / "scores" / "manifest.json")["model"]["trained_by"]["initial"] == first
+
+
+def test_the_encoder_of_another_project_is_recorded_by_its_checksum(data, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    described = describe(make_config(data, tmp_path / "run", model={**MODEL, "bert": tmp_path}))
+    assert described["bert"] == {"folder": tmp_path.name, "sha256": sha256(tmp_path / "model.safetensors")}
+
+
+def test_a_run_without_a_checkpoint_does_not_restart_from_other_weights(data, tmp_path, captioner):
+    changing = shutil.copytree(captioner, tmp_path / "initial")
+    config = make_config(data, tmp_path / "run", "caption", model=MODEL, initial=changing)
+    with pytest.raises(Killed):
+        run_training(config, at_step(2, kill))
+    resumed = make_config(data, changing, "caption", model=MODEL, training={"steps": 31, "learning_rate": 2e-2})
+    described = run_arguments(changing)
+    described["config"]["training"]["steps"] = 31
+    write_sealed(changing / "run.json", described)
+    run_training(resumed)
+    with pytest.raises(UserError, match=r"another initial model \(its weights differ\); give another output"):
+        run_training(config)
 
 
 # --- frozen weights, layer-wise rates

@@ -24,15 +24,20 @@ def test_two_identical_runs_have_the_same_weights_and_log_bit_for_bit(data, tmp_
     assert bytes_of(runs[0]) == bytes_of(runs[1]) and log_of(runs[0]) == log_of(runs[1])
 
 
-def test_a_stopped_run_saves_and_resumes_bit_for_bit(data, tmp_path, undisturbed):
+def test_a_stopped_run_saves_and_resumes_bit_for_bit(data, tmp_path, undisturbed, caplog):
+    caplog.set_level("INFO")
     config = make_config(data, tmp_path / "run", training={"steps": 8})
     with pytest.raises(Interrupted, match="stopped at step 4 of 8; run the same command") as caught:
         run_training(config, at_step(4, terminate))
     assert caught.value.signal_number == signal.SIGTERM
     assert check_checkpoint(latest_checkpoint(config.output))["step"] == 4 and len(log_of(config.output)) == 4
+    assert "resuming" not in caplog.text
     run_training(config)
+    assert f"resuming {config.output} from step 4 of 8" in caplog.text and "finished" not in caplog.text
     assert bytes_of(config.output) == bytes_of(undisturbed)
     assert log_of(config.output) == log_of(undisturbed)
+    run_training(config)
+    assert f"{config.output} is finished, after step 8 of 8; to train again, give another output" in caplog.text
     assert [line["step"] for line in log_of(config.output)] == list(range(1, 9))
 
 
