@@ -20,7 +20,16 @@ from dimvl.data.layout import ranges
 from dimvl.data.prefixes import PrefixImages
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.files import atomic_folder, atomic_path, locked, read_json, sha256, write_json, writing
+from dimvl.files import (
+    Strict,
+    atomic_folder,
+    atomic_path,
+    locked,
+    read_sealed_as,
+    sha256,
+    write_sealed,
+    writing,
+)
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.format import decode_id, encode_id
 
@@ -44,6 +53,24 @@ class LabelledText:
     def images(self) -> ImageKey:
         """What texts of one group have in common."""
         return self.image_ids, self.times
+
+
+class TextManifest(Strict):
+    """The content of `manifest.json`; `sha256` has the checksum of each array by name."""
+
+    format: int
+    tokenizer: str
+    max_tokens: int
+    texts: int
+    texts_cut: int
+    sources: list[str]
+    sha256: dict[str, str]
+
+
+class Positions(Strict):
+    """The content of the file beside the positions of the images in a region store: their checksum."""
+
+    sha256: str
 
 
 class TextStore:
@@ -74,9 +101,9 @@ class TextStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = read_json(path / "manifest.json")
+        self.manifest = read_sealed_as(path / "manifest.json", TextManifest, "remove this folder; it is written again")
         self.group_offsets = self.group_images = self.group_times = None
-        grouped = self.GROUP_ARRAYS[0] in self.manifest.get("sha256", {})
+        grouped = self.GROUP_ARRAYS[0] in self.manifest.sha256
         for name in (*self.ARRAYS, *(self.GROUP_ARRAYS if grouped else ())):
             mapped = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             setattr(self, name, np.asarray(mapped))  # the same memory; slices of the subclass take three times as long
@@ -225,7 +252,7 @@ def text_store(
         if store is None:
             _write(path, tokenizer, max_tokens, sources, texts, progress or (lambda done, total: None))
             store = TextStore(path)
-    if cut := store.manifest["texts_cut"]:
+    if cut := store.manifest.texts_cut:
         logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(store), max_tokens)
     return store
 
@@ -246,13 +273,13 @@ def _write_positions(file: Path, positions: np.ndarray) -> None:
     with atomic_path(file) as temporary:
         with temporary.open("wb") as opened:
             np.save(opened, positions, allow_pickle=False)
-        write_json(file.with_suffix(".json"), {"sha256": sha256(temporary)})
+        write_sealed(file.with_suffix(".json"), {"sha256": sha256(temporary)})
 
 
 def _matches(positions: Path) -> bool:
     try:
-        return bool(read_json(positions.with_suffix(".json"))["sha256"] == sha256(positions))
-    except (UserError, OSError, KeyError, TypeError):
+        return read_sealed_as(positions.with_suffix(".json"), Positions, "").sha256 == sha256(positions)
+    except UserError:
         return False
 
 
@@ -260,12 +287,11 @@ def _is_sound(path: Path) -> bool:
     if not (path / "manifest.json").exists():
         return False
     try:
-        manifest = read_json(path / "manifest.json")
-        names = manifest["sha256"].keys()
-        sound = names in ({*TextStore.ARRAYS}, {*TextStore.ARRAYS, *TextStore.GROUP_ARRAYS})
-        sound = sound and all(sha256(path / f"{name}.npy") == manifest["sha256"][name] for name in names)
-        sound = sound and isinstance(manifest["texts_cut"], int)
-    except (UserError, OSError, AttributeError, KeyError, TypeError):
+        checksums = read_sealed_as(path / "manifest.json", TextManifest, "").sha256
+        names = ({*TextStore.ARRAYS}, {*TextStore.ARRAYS, *TextStore.GROUP_ARRAYS})
+        sound = checksums.keys() in names
+        sound = sound and all(sha256(path / f"{name}.npy") == value for name, value in checksums.items())
+    except UserError:
         sound = False
     if not sound:
         logger.warning("the tokenised texts in %s are damaged; they are written again", path)
@@ -312,7 +338,7 @@ def _write(
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         checksums = {name: sha256(temporary / f"{name}.npy") for name in arrays}
-        write_json(temporary / "manifest.json", manifest | {"sha256": checksums})
+        write_sealed(temporary / "manifest.json", manifest | {"sha256": checksums})
 
 
 def _image_arrays(groups: Collection[ImageKey]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dimvl.checkpoints import MODEL
 from dimvl.config import RunConfig
-from dimvl.data.text_store import TextStore
+from dimvl.data.text_store import TextStore, open_text_store
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.files import read_json
@@ -86,8 +86,8 @@ def _mean_regions(store: RegionStore, limit: int) -> float:
 def _of_texts(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -> DataFacts:
     task = task_of(config)
     limit_per_prefix = task.texts_per_prefix(config)
-    stores = (TextStore(path.parent) for path in sorted(config.texts_folder.glob("*/manifest.json")))
-    largest = max(stores, key=len, default=None)
+    stores = map(open_text_store, sorted(path.parent for path in config.texts_folder.glob("*/manifest.json")))
+    largest = max((store for store in stores if store is not None), key=len, default=None)
     if largest is not None:
         facts = _of_prefixes(config, overrides, facts, largest)
         if overrides.words is None and overrides.texts is None:

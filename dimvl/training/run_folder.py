@@ -111,6 +111,8 @@ def claim(config: RunConfig, description: dict[str, Any], held: ExitStack | None
     _check_claim(run, config, description)
     is_new = not (run / RUN).exists()
     if held is not None:
+        if (run / PLANS).is_symlink():
+            (run / PLANS).unlink()
         shutil.rmtree(run / PLANS, ignore_errors=True)  # left by a killed run, perhaps of another version
         held.callback(shutil.rmtree, run / PLANS, ignore_errors=True)
     return is_new

@@ -13,7 +13,7 @@ from typing import Any
 
 from dimvl.config import RunConfig
 from dimvl.errors import UserError
-from dimvl.files import git_revision
+from dimvl.files import atomic_path, git_revision, read_text
 from dimvl.training.wandb_files import offline_rows
 
 IDENTITY = "wandb_id"
@@ -77,7 +77,7 @@ def _start(run: Path, config: RunConfig) -> Any:
     mode: Any = config.training.wandb
     values = config.model_dump(mode="json")
     record = run / IDENTITY
-    identity = record.read_text().strip() if record.exists() else uuid.uuid4().hex[:12]
+    identity = read_text(record).strip() if record.exists() else uuid.uuid4().hex[:12]
     try:
         import wandb
 
@@ -104,5 +104,6 @@ def _start(run: Path, config: RunConfig) -> Any:
             f"training.wandb is {mode!r} but wandb does not start ({reason}); run `wandb login` and check the network, "
             "or set training.wandb=offline and send the log later with `wandb sync`"
         ) from None
-    record.write_text(identity)
+    with atomic_path(record) as temporary:
+        temporary.write_text(identity)
     return started

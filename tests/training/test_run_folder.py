@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import threading
@@ -30,6 +31,27 @@ def test_a_second_process_is_refused_a_run_folder_in_use(data, tmp_path, monkeyp
 
     run_training(config, at_step(2, again))
     assert len(refused) == 1 and bytes_of(tmp_path) == bytes_of(undisturbed)
+
+
+def test_colleagues_read_all_files_of_a_run_and_links_in_it_are_not_written_through(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("dimvl.data.epoch_plan.PIECE", 4)  # so that plans are files
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    (outside / "plans").mkdir(parents=True)
+    (outside / "plans" / "mine").write_text("mine")
+    (outside / "file").write_text("mine\n")
+    run.mkdir()
+    (run / ".plans").symlink_to(outside / "plans")
+    for name in ("log.jsonl", "texts.json", "trained_on.npy", "processor.json"):
+        (run / name).symlink_to(outside / "file")
+    before = os.umask(0o027)
+    try:
+        run_training(make_config(data, run, training={"steps": 4, "save_every": 1, "keep": 9}))
+    finally:
+        os.umask(before)
+    assert [file.name for file in (outside / "plans").iterdir()] == ["mine"]
+    assert (outside / "file").read_text() == "mine\n"
+    modes = {(path.is_dir(), oct(path.lstat().st_mode)[-3:]) for path in run.rglob("*")}
+    assert modes == {(True, "750"), (False, "640")}
 
 
 def test_a_run_that_waited_for_a_folder_still_checks_whose_it_is(data, tmp_path):
