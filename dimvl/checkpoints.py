@@ -1,21 +1,119 @@
-"""The files of a run and its checkpoints: their names, the newest and the best checkpoint, and their checksums."""
+"""The files of a run and its checkpoints: names, forms and checksums, the newest and the best checkpoint."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from dimvl.data.processor import FILE as PROCESSOR
+from dimvl.data.tokenizer import CONFIG as TOKENIZER_CONFIG
+from dimvl.data.tokenizer import FILE as TOKENIZER
+from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.errors import UserError
-from dimvl.files import read_json, sha256
+from dimvl.files import (
+    CHECKSUMS,
+    RESTORE,
+    Strict,
+    check_folder,
+    check_values,
+    folder_checksums,
+    read_json,
+    read_json_as,
+    read_sealed,
+    seal_folder,
+    sha256,
+)
 
+logger = logging.getLogger(__name__)
 MODEL = "config.json"
 RUN = "run.json"
+VALIDATION = "validation "  # begins the names of annotation files that are not trained on
 MATCH = "match.json"
 TEXTS = "texts.json"
 ORIGIN = "training.json"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
 OPTIMISER = "optimiser.safetensors"
+CARD = "README.md"
 REMEDY = "remove this checkpoint to continue from the one before it, or from the start if there is none"
+SEALED = (RUN, MATCH, TEXTS, MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, TRAINED_ON)
+"""The files that training writes at its start and nothing changes later; `checksums.json` has their checksums."""
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class BestState(Strict):
+    """The best validation so far."""
+
+    score: float
+    step: Count
+    misses: Count
+
+
+class CheckpointState(Strict):
+    """The form of `state.json`."""
+
+    step: Count
+    checksums: dict[str, Sha256]
+    ranks: Annotated[int, Field(ge=1)] = 1
+    best: BestState | None = None
+
+
+class DataFile(Strict):
+    """An annotation file that a model was trained on."""
+
+    file: str
+    sha256: Sha256
+    description: str
+    synthetic: bool
+
+
+class Start(Strict):
+    """What a run started from: a model of dimvl, or an encoder, by name and the SHA-256 of its weights.
+
+    `data` and `start` are those of the model, as in `Origin`.
+    """
+
+    name: str
+    sha256: Sha256
+    encoder: bool = False
+    data: dict[str, DataFile] = Field(default_factory=dict)
+    start: "Start | None" = None
+
+
+class Origin(Strict):
+    """The form of an export's `training.json`: how its model was trained."""
+
+    seed: int | None = None
+    git_revision: str | None = None
+    data: dict[str, DataFile] = Field(default_factory=dict)
+    start: Start | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether all images of the training, the initial models' included, were synthetic scenes."""
+        files, start = trained_files(self.data), self.start
+        while start is not None:
+            files, start = [*files, *trained_files(start.data)], start.start
+        return bool(files) and all(file.synthetic for file in files)
+
+
+class RunDescription(Strict):
+    """The form of a run's `run.json`; versions before 0.2 have no `start`."""
+
+    config: dict[str, Any]
+    data: dict[str, DataFile]
+    stores: list[str] = Field(default_factory=list)
+    versions: dict[str, str]
+    git_revision: str | None
+    start: Start | None = None
+
+
+def trained_files(data: Mapping[str, DataFile]) -> list[DataFile]:
+    """Return the files that are not only for validation."""
+    return [file for name, file in data.items() if not name.startswith(VALIDATION)]
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -51,6 +149,21 @@ def best_checkpoint(run: Path) -> Path | None:
     return best
 
 
+def weights_file(folder: Path) -> Path:
+    """Return the weights of an export, or of the best checkpoint of a run.
+
+    Raises:
+        UserError: there are none; or as `best_checkpoint`.
+
+    """
+    if (folder / WEIGHTS).exists():
+        return folder / WEIGHTS
+    checkpoint = best_checkpoint(folder)
+    if checkpoint is None:
+        raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
+    return checkpoint / WEIGHTS
+
+
 def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) -> dict[str, Any]:
     """Return a checkpoint's `state.json` after verifying the checksums of `files`.
 
@@ -61,27 +174,52 @@ def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) 
     for name in (STATE, *files):
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}; {REMEDY}")
-    state = read_json(folder / STATE)
-    try:
-        step, checksums = int(state["step"]), {name: str(state["checksums"][name]) for name in (WEIGHTS, OPTIMISER)}
-        if "best" in state:
-            _ = float(state["best"]["score"]), int(state["best"]["step"]), int(state["best"]["misses"])
-    except (KeyError, TypeError, ValueError):
-        step, checksums = -1, {}
-    if step != int(folder.name.rpartition("-")[2]):
-        raise UserError(f"{folder / STATE} is damaged; {REMEDY}")
+    path = folder / STATE
+    values = read_json(path)
+    if isinstance(values, dict) and "checksum" in values:  # not in checkpoints of version 0.1
+        values = read_sealed(path, REMEDY)
+    state = check_values(values, CheckpointState, path, REMEDY)
+    if state.step != int(folder.name.rpartition("-")[2]) or not {WEIGHTS, OPTIMISER} <= state.checksums.keys():
+        raise UserError(f"{path} is damaged; {REMEDY}")
     for name in files:
-        if sha256(folder / name) != checksums[name]:
+        if sha256(folder / name) != state.checksums[name]:
             raise UserError(f"{folder / name} is damaged; {REMEDY}")
-    return dict(state)
+    return dict(values)
 
 
-def origin_of(folder: Path) -> dict[str, Any]:
-    """Return how the model of a run or an export was trained: seed, git revision and data files."""
-    if not (folder / RUN).exists():
-        return dict(read_json(folder / ORIGIN)) if (folder / ORIGIN).exists() else {}
-    run = run_arguments(folder)
-    return {"seed": run["config"].get("seed"), "git_revision": run.get("git_revision"), "data": run.get("data")}
+def seal_run(run: Path) -> None:
+    """Write the checksums of the files of a run that stay as they are; call it once they are written."""
+    seal_folder(run, [name for name in SEALED if (run / name).exists()])
+
+
+def check_seal(folder: Path) -> None:
+    """Compare the files of a run or an export with its checksums.
+
+    Versions before 0.2 wrote none, which a warning says. The model card may be edited.
+
+    Raises:
+        UserError: a file is missing or damaged.
+
+    """
+    if not (folder / CHECKSUMS).exists():
+        logger.warning("%s has no %s, so damage to its files cannot be noticed", folder, CHECKSUMS)
+        return
+    check_folder(folder, RESTORE, [name for name in folder_checksums(folder, RESTORE) if name != CARD])
+
+
+def origin_of(folder: Path) -> Origin:
+    """Return how the model of a run or an export was trained; an empty record if the export does not say.
+
+    Raises:
+        UserError: the description is damaged.
+
+    """
+    if (folder / RUN).exists():
+        run = run_arguments(folder)
+        known = {name: run[name] for name in ("git_revision", "data", "start") if name in run}
+        return check_values({"seed": run["config"].get("seed"), **known}, Origin, folder / RUN, RESTORE)
+    path = folder / ORIGIN
+    return read_json_as(path, Origin, RESTORE) if path.exists() else Origin()
 
 
 def run_arguments(run: Path) -> dict[str, Any]:
@@ -91,9 +229,7 @@ def run_arguments(run: Path) -> dict[str, Any]:
         UserError: the folder is not a run, or the file is damaged.
 
     """
-    if not (run / RUN).exists():
+    path = run / RUN
+    if not path.exists():
         raise UserError(f"{run} is not a run of dimvl (it has no {RUN}); give the folder of a run")
-    described = read_json(run / RUN)
-    if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
-        raise UserError(f"{run / RUN} is damaged; restore it, or give another run")
-    return described
+    return read_json_as(path, RunDescription, RESTORE).model_dump(exclude_unset=True)

@@ -97,9 +97,9 @@ def _describe(
             "folder": model.name,
             "weights": str(trained.weights.relative_to(model)),
             "sha256": sha256(trained.weights),
-            "trained_by": {name: origin.get(name) for name in ("git_revision", "data")},
+            "trained_by": origin.model_dump(mode="json", include={"git_revision", "data", "start"}, exclude_unset=True),
         },
-        "seed": origin.get("seed"),
+        "seed": origin.seed,
         "regions": [
             {
                 "store": folder.path.name,

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step-00000100/   model.safetensors, optimiser.safetensors, state.json
 
-`state.json` holds the step, the checksums, the number of ranks that wrote it and, in a run that validates, the best
+`state.json` holds the step, the checksums (also its own), the number of ranks that wrote it and, in a run that validates, the best
 score so far. A folder is renamed into place after everything in it is on disk, so every folder of that name is
 complete. A thread of rank 0 writes it from a copy of the state while the next steps train.
 """
@@ -14,7 +14,7 @@ from threading import Thread
 from types import TracebackType
 
 from dimvl.checkpoints import STATE, checkpoint_folder, checkpoint_folders
-from dimvl.files import atomic_folder, sha256, write_json
+from dimvl.files import atomic_folder, sha256, write_sealed
 from dimvl.training.engine import Engine
 from dimvl.training.ranks import fail_together
 from dimvl.training.state import State, write_state
@@ -100,7 +100,7 @@ def write_checkpoint(run: Path, state: State, step: int, keep: int, best: Best |
         write_state(temporary, state)
         checksums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         found = {} if best is None else {"best": best._asdict()}
-        write_json(temporary / STATE, {"step": step, "ranks": ranks, "checksums": checksums, **found})
+        write_sealed(temporary / STATE, {"step": step, "ranks": ranks, "checksums": checksums, **found})
     for old in checkpoint_folders(run)[:-keep]:
         if best is None or old != checkpoint_folder(run, best.step):
             shutil.rmtree(old)

@@ -1,11 +1,12 @@
 """The folder of a run: claimed for one configuration, locked by one process, released if nothing was trained.
 
-RUN/run.json             configuration, versions and git revision
+RUN/run.json             configuration, data, what it starts from, versions and git revision
     texts.json           name of the tokenised texts
     match.json           images of the annotations that are in the region store
     trained_on.npy       hashes of the training images, see `dimvl/data/trained_on.py`
     config.json          the model's arguments
     processor.json, tokenizer.json, tokenizer_config.json
+    checksums.json       of the files above, which stay as they are
     checkpoints/, log.jsonl, texts/
     .plans/              during training: the examples of each step, see `dimvl/data/epoch_plan.py`
 """
@@ -20,12 +21,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from dimvl.checkpoints import MATCH, MODEL, RUN, TEXTS, run_arguments
+from dimvl.checkpoints import MATCH, MODEL, RUN, TEXTS, Start, origin_of, run_arguments, weights_file
 from dimvl.config import RunConfig
 from dimvl.data.annotations import describe_file
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.errors import UserError
-from dimvl.files import git_revision, locked, sha256, write_json
+from dimvl.files import CHECKSUMS, git_revision, locked, sha256, write_json
+from dimvl.model.convert import BERT_WEIGHTS
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
 from dimvl.training.ranks import Ranks, check_same
@@ -108,15 +110,32 @@ def claim(config: RunConfig, description: dict[str, Any], held: ExitStack | None
     return is_new
 
 
-def record(run: Path, description: dict[str, Any]) -> None:
-    """Write `run.json` of a new run, which claims the folder."""
-    (run / TEXTS).unlink(missing_ok=True)
-    write_json(run / RUN, description)
+def record(config: RunConfig, description: dict[str, Any]) -> None:
+    """Write `run.json` of a new run, which claims the folder; besides `description`, it says what the run starts from.
+
+    Raises:
+        UserError: the initial model or encoder is missing or damaged.
+
+    """
+    for name in (TEXTS, CHECKSUMS):
+        (config.output / name).unlink(missing_ok=True)
+    start = _start(config)
+    found = {} if start is None else {"start": start.model_dump(mode="json", exclude_unset=True)}
+    write_json(config.output / RUN, {**description, **found})
+
+
+def _start(config: RunConfig) -> Start | None:
+    if config.initial is not None:
+        origin, name = origin_of(config.initial), config.initial.resolve().name
+        return Start(name=name, sha256=sha256(weights_file(config.initial)), data=origin.data, start=origin.start)
+    if (bert := config.model.bert) is not None:
+        return Start(name=bert.resolve().name, sha256=sha256(bert / BERT_WEIGHTS), encoder=True)
+    return None
 
 
 def release(run: Path) -> None:
     """Free the folder of a run that has trained nothing, so that a corrected configuration can use it."""
-    for name in (RUN, TOKENIZER):
+    for name in (RUN, TOKENIZER, CHECKSUMS):
         (run / name).unlink(missing_ok=True)
 
 
