@@ -38,7 +38,7 @@ WEIGHTS = "model.safetensors"
 OPTIMISER = "optimiser.safetensors"
 CARD = "README.md"
 REMEDY = "remove this checkpoint to continue from the one before it, or from the start if there is none"
-SEALED = (RUN, MATCH, TEXTS, MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, TRAINED_ON)
+SEALED = (MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, TRAINED_ON)
 """The files that training writes at its start and nothing changes later; `checksums.json` has their checksums."""
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -192,8 +192,8 @@ def seal_run(run: Path) -> None:
     seal_folder(run, [name for name in SEALED if (run / name).exists()])
 
 
-def check_seal(folder: Path) -> None:
-    """Compare the files of a run or an export with its checksums.
+def check_seal(folder: Path, but: str = CARD) -> None:
+    """Compare the files of a run or an export, except `but`, with its checksums.
 
     Versions before 0.2 wrote none, which a warning says. The model card may be edited.
 
@@ -204,7 +204,7 @@ def check_seal(folder: Path) -> None:
     if not (folder / CHECKSUMS).exists():
         logger.warning("%s has no %s, so damage to its files cannot be noticed", folder, CHECKSUMS)
         return
-    check_folder(folder, RESTORE, [name for name in folder_checksums(folder, RESTORE) if name != CARD])
+    check_folder(folder, RESTORE, [name for name in folder_checksums(folder, RESTORE) if name != but])
 
 
 def origin_of(folder: Path) -> Origin:

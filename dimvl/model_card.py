@@ -82,8 +82,8 @@ def model_card(
 
 
 SYNTHETIC = (
-    "**This model knows synthetic scenes only**: the images that it was trained on are generated, none is a photograph. "
-    "What it says about photographs means nothing."
+    "**This model knows synthetic scenes only**: it was trained on generated images, and what it says about "
+    "photographs means nothing."
 )
 
 

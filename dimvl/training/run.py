@@ -13,6 +13,7 @@ from dimvl.checkpoints import check_seal, latest_checkpoint, seal_run
 from dimvl.config import RunConfig, TrainingConfig
 from dimvl.data.epoch_plan import ExampleSource
 from dimvl.data.sampler import TrainingSteps
+from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.errors import NotFiniteError, OtherRankError, UserError
 from dimvl.files import CHECKSUMS
 from dimvl.regions.store import RegionStore
@@ -100,7 +101,7 @@ def _prepare(
     run = config.output
     is_new = claim(config, description, held if ranks.rank == 0 else None)
     if not is_new:
-        check_seal(run)
+        check_seal(run, but=TRAINED_ON)  # texts and images are prepared again if they are damaged
     store = RegionStore(config.regions, config.training.check_reads)
     known = None if is_new else known_texts(config)
     records = () if known is not None else task_of(config).read(config, store)

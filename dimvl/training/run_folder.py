@@ -6,7 +6,7 @@ RUN/run.json             configuration, data, what it starts from, versions and 
     trained_on.npy       hashes of the training images, see `dimvl/data/trained_on.py`
     config.json          the model's arguments
     processor.json, tokenizer.json, tokenizer_config.json
-    checksums.json       of the files above, which stay as they are
+    checksums.json       of the three lines above, which stay as they are
     checkpoints/, log.jsonl, texts/
     .plans/              during training: the examples of each step, see `dimvl/data/epoch_plan.py`
 """

@@ -9,9 +9,10 @@ from dimvl.checkpoints import TEXTS
 from dimvl.config import RunConfig
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, open_text_store, text_store
+from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.data.trained_on import NOTHING, read_trained_on, write_trained_on
 from dimvl.errors import UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import CHECKSUMS, RESTORE, check_folder, read_json, write_json
 from dimvl.trained_model import TrainedModel
 
 
@@ -23,6 +24,8 @@ def known_texts(config: RunConfig) -> TextStore | None:
     try:
         name = str(read_json(config.output / TEXTS)["store"])
         read_trained_on(config.output)
+        if (config.output / CHECKSUMS).exists():
+            check_folder(config.output, RESTORE, [TRAINED_ON])
     except (UserError, TypeError, KeyError):
         return None
     return open_text_store(config.texts_folder / name)
