@@ -3,10 +3,12 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,9 +27,12 @@ from dimvl.model.model import DimvlModel
 from dimvl.regions.detectors.scenes import Detector
 from dimvl.tasks import abilities_of
 from dimvl.tasks.answering.prediction import answer_probabilities
+from dimvl.tasks.captioning import prediction as captioning
 from dimvl.trained_model import TrainedModel, load_model
+from tests.cli.calls import call
 from tests.exports import ANSWERS, all_abilities, make_detector, make_trained, write_run
 from tests.factories import make_regions
+from tests.tiny_runs import make_data
 
 
 @pytest.fixture(scope="module")
@@ -418,17 +423,68 @@ def test_the_model_card_has_data_configuration_revision_and_scores(run: Path) ->
     assert str(run.parent) not in text, "an export must not name paths of the machine"
 
 
-@pytest.mark.parametrize(
-    ("description", "synthetic"), [("dimvl synthetic scenes", True), ("VQA v2.0 train2014", False)]
-)
-def test_the_model_card_names_synthetic_data_and_only_that(
-    tmp_path: Path, trained: TrainedModel, detector: Detector, description: str, synthetic: bool
+def test_names_descriptions_and_scores_are_escaped_in_the_model_card(
+    tmp_path: Path, trained: TrainedModel, detector: Detector
 ) -> None:
     detector.save(tmp_path / "detector")
-    run = write_run(tmp_path / "runs" / "run", trained, description=description)
-    text = (export_tiny(run, tmp_path / "out") / "README.md").read_text()
-    assert ("synthetic" in text) is synthetic
-    assert description in text
+    hostile = "<script>alert(1)</script> [x](javascript:alert(2)) a|b `c` \x1b[2J\n# Heading"
+    run = write_run(tmp_path / "runs" / "run", trained, description=hostile)
+    described = json.loads((run / "run.json").read_text())
+    described["config"] |= {"captions": "x\n```\n<img src=y>\n", "initial": "runs/`a`<b>|"}
+    described["data"]["questions"]["file"] = "`q`|\n.json"
+    (run / "run.json").write_text(json.dumps(described))
+    text = (export_tiny(run, tmp_path / "out", scores={"a|<b>": "c\n| d", "e": {"`f": 1.0}}) / "README.md").read_text()
+    before, fenced, after = re.split("^````(?:yaml)?$", text, flags=re.MULTILINE)
+    outside = before + after
+    prose = re.sub("(`+).*?\\1", "", outside)
+    assert "<img" in fenced and not any(character in prose for character in ("<", ">", "\x1b"))
+    assert r"\[x\](javascript:alert(2)) a\|b \`c\` \\x1b\[2J # Heading, SHA" in outside
+    assert r"| a\|&lt;b&gt; | c \| d |" in outside and r"| e / \`f | 1.0000 |" in outside
+    assert "- questions: `` `q`| .json ``, &lt;script" in outside
+    assert "- started from: `` `a`<b>| ``" in outside
+    assert [line for line in outside.splitlines() if line.startswith("#")][1:] == [
+        "## Data",
+        "## Scores",
+        "## Configuration",
+    ]
+
+
+@pytest.mark.parametrize("real", [None, "questions", "validation questions", "start"])
+def test_a_model_knows_synthetic_scenes_only_if_no_training_image_was_real(run: Path, real: str | None) -> None:
+    described = json.loads((run / "run.json").read_text())
+    entry = described["data"]["questions"]
+    described["data"] |= {"validation questions": entry, "annotations": entry}
+    described["start"] = {"name": "pretrain", "sha256": "0" * 64, "data": {"captions": entry}}
+    other = {**entry, "synthetic": False, "description": "photographs"}
+    if real == "start":
+        described["start"]["data"]["captions"] = other
+    elif real:
+        described["data"][real] = other
+    (run / "run.json").write_text(json.dumps(described))
+    out = export_tiny(run, run.parent / "out")
+    only = real in (None, "validation questions")
+    assert load_model(run).synthetic is load_model(out).synthetic is only
+    card = (out / "README.md").read_text()
+    assert ("knows synthetic scenes only" in card) is ("- synthetic-data" in card) is only
+
+
+def test_the_command_in_the_card_of_an_export_without_a_detector_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path / "data")
+    monkeypatch.setattr(captioning, "caption_scores", Mock(side_effect=UserError("no Java")))
+    for task in ("vqa", "caption", "pretrain"):
+        run = write_run(tmp_path / task / "run", make_trained(all_abilities(task=task)))
+        out = export_tiny(run, tmp_path / task / "out", detector="none")
+        (command,) = re.findall("^dimvl evaluate .*", (out / "README.md").read_text(), re.MULTILINE)
+        given = {"FOLDER": out, "STORE": data.regions, "QUESTIONS": data.questions, "CAPTIONS": data.captions}
+        words = [str(given.get(word, word)) for word in re.split("[ =]", command)[1:]]
+        words = " ".join(words).replace(f"questions {data.questions}", f"questions={data.questions}")
+        words = words.replace(f"captions {data.captions}", f"captions={data.captions}").split()
+        result = call(monkeypatch, capfd, *words)
+        assert result.code == 0, result.err
+        assert (out / "evaluation" / "predictions.json").exists()
+        load_model(out)
 
 
 def test_a_checkpoint_with_a_flipped_bit_is_not_exported(run: Path) -> None:
