@@ -202,7 +202,7 @@ def check_seal(folder: Path, but: str = CARD) -> None:
 
     """
     if not (folder / CHECKSUMS).exists():
-        logger.warning("%s has no %s, so damage to its files cannot be noticed", folder, CHECKSUMS)
+        logger.warning("%s has no %s, as before version 0.2: damage to its files cannot be noticed", folder, CHECKSUMS)
         return
     check_folder(folder, RESTORE, [name for name in folder_checksums(folder, RESTORE) if name != but])
 

@@ -274,7 +274,7 @@ def test_an_export_without_checksums_opens_with_a_warning(run: Path, caplog: pyt
     (out / "checksums.json").unlink()
     assert not caplog.text
     load_model(out)
-    assert "out has no checksums.json, so damage to its files cannot be noticed" in caplog.text
+    assert "out has no checksums.json, as before version 0.2: damage to its files cannot be noticed" in caplog.text
 
 
 def test_an_export_that_is_replaced_while_it_is_read_is_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

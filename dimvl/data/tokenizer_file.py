@@ -81,8 +81,10 @@ def _fault_of_parts(section: str, value: Any) -> str:
     names = [part["type"] for part in parts]
     if unknown := [name for name in names if name not in KINDS[section]]:
         return f"its {section} has a part {short(unknown[0])}"
-    if len(names) > MOST_PARTS or names.count("ByteLevel") > 1:
-        return f"its {section} has {len(names)} parts, {names.count('ByteLevel')} of them ByteLevel"
+    if len(names) > MOST_PARTS:
+        return f"its {section} has {len(names)} parts"
+    if names.count("ByteLevel") > 1:
+        return f"its {section} encodes bytes twice"
     growth = 1.0
     for part in parts:
         if part["type"] == "TemplateProcessing" and max(len(part["single"]), len(part["pair"])) > MOST_PARTS:

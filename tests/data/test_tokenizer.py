@@ -137,7 +137,10 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
         ({"normalizer": {**DOUBLED, "pattern": {"Regex": "(a+)+$"}}}, r"its normalizer replaces '\(a\+\)\+\$'"),
         ({"normalizer": {**DOUBLED, "pattern": {"String": ""}}}, "its normalizer replaces ''"),
         ({"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}}, "prepends more than 100 characters"),
-        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 2}}, "2 of them ByteLevel"),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 2}},
+            "its pre_tokenizer encodes bytes twice",
+        ),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}}}, "has a part 'Split'"),
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Sequence"}]}}, "has a part 'Sequence'"),
         ({"post_processor": {"type": "TemplateProcessing", "single": [{}] * 9, "pair": []}}, "more than 8 pieces"),

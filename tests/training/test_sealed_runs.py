@@ -46,7 +46,7 @@ def test_a_run_without_checksums_opens_with_a_warning_and_gets_them_when_it_resu
     before = (run / "checksums.json").read_bytes()
     (run / "checksums.json").unlink()
     load_model(run)
-    assert "run has no checksums.json, so damage to its files cannot be noticed" in caplog.text
+    assert "run has no checksums.json, as before version 0.2: damage to its files cannot be noticed" in caplog.text
     run_training(make_config(data, run, training={"steps": 8}))
     assert (run / "checksums.json").read_bytes() == before
 
