@@ -1,18 +1,35 @@
-"""The files of a run and its checkpoints: their names, the newest and the best checkpoint, and their checksums."""
+"""The files of a run and its checkpoints: names, forms and checksums, the newest and the best checkpoint."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
+from dimvl.data.processor import FILE as PROCESSOR
+from dimvl.data.tokenizer import CONFIG as TOKENIZER_CONFIG
+from dimvl.data.tokenizer import FILE as TOKENIZER
+from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.errors import UserError
-from dimvl.files import Strict, pinned, read_lines, read_sealed_as, sha256
+from dimvl.files import (
+    CHECKSUMS,
+    RESTORE,
+    Strict,
+    check_folder,
+    check_values,
+    folder_checksums,
+    pinned,
+    read_lines,
+    read_sealed_as,
+    seal_folder,
+    sha256,
+)
 
 logger = logging.getLogger(__name__)
 MODEL = "config.json"
 RUN = "run.json"
+VALIDATION = "validation "  # begins the names of annotation files that are not trained on
 MATCH = "match.json"
 TEXTS = "texts.json"
 ORIGIN = "training.json"
@@ -21,30 +38,34 @@ PREDICTIONS = "predictions.jsonl"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
 OPTIMISER = "optimiser.safetensors"
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Result = TypeVar("Result")
+CARD = "README.md"
 REMEDY = "remove this checkpoint to continue from the one before it, or from the start if there is none"
+SEALED = (MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, TRAINED_ON)
+"""The files that training writes at its start and nothing changes later; `checksums.json` has their checksums."""
+Result = TypeVar("Result")
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class BestScore(Strict):
-    """The best validation score so far, its step, and the number of validations since then."""
+class BestState(Strict):
+    """The best validation so far."""
 
     score: float
-    step: int = Field(ge=0)
-    misses: int = Field(ge=0)
+    step: Count
+    misses: Count
 
 
 class CheckpointState(Strict):
-    """The content of `state.json`: step, number of ranks, checksums by file, and the best score of a validated run."""
+    """The form of `state.json`."""
 
-    step: int = Field(ge=0)
-    ranks: int = Field(1, ge=1)
+    step: Count
     checksums: dict[str, Sha256] = Field(min_length=2)
-    best: BestScore | None = None
+    ranks: Annotated[int, Field(ge=1)] = 1
+    best: BestState | None = None
 
 
 class DataFile(Strict):
-    """An annotation file; see `describe_file`."""
+    """An annotation file that a model was trained on."""
 
     file: str
     sha256: Sha256
@@ -52,43 +73,50 @@ class DataFile(Strict):
     synthetic: bool
 
 
-class Bert(Strict):
-    """The BERT checkpoint that an encoder started from: name of its folder and checksum of its weights."""
+class Start(Strict):
+    """What a run started from: a model of dimvl, or an encoder, by name and the SHA-256 of its weights.
 
-    folder: str
-    sha256: Sha256
+    `data` and `start` are those of the model, as in `Origin`. Of the start of runs before 0.2 only the name is known.
+    """
 
-
-class Initial(Strict):
-    """The run or export that a run started from, with what that one was trained on; None where it is not known."""
-
-    folder: str
-    weights_sha256: Sha256 | None = None
-    data: dict[str, DataFile] | None = None
-    initial: "Initial | None" = None
-    bert: Bert | None = None
+    name: str
+    sha256: Sha256 | None = None
+    encoder: bool = False
+    data: dict[str, DataFile] = Field(default_factory=dict)
+    start: "Start | None" = None
 
 
 class Origin(Strict):
-    """The content of `training.json` in an export: how its model was trained."""
+    """The form of an export's `training.json`: how its model was trained."""
 
     seed: int | None = None
     git_revision: str | None = None
-    data: dict[str, DataFile] | None = None
-    initial: Initial | None = None
-    bert: Bert | None = None
+    data: dict[str, DataFile] = Field(default_factory=dict)
+    start: Start | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether all images of the training, the initial models' included, were synthetic scenes."""
+        files, start = trained_files(self.data), self.start
+        while start is not None:
+            files, start = [*files, *trained_files(start.data)], start.start
+        return bool(files) and all(file.synthetic for file in files)
 
 
 class RunDescription(Strict):
-    """The content of `run.json`; `stores` are the checksums of the manifests of the region stores."""
+    """The form of a run's `run.json`; versions before 0.2 have no `start`."""
 
     config: dict[str, Any]
-    data: dict[str, DataFile] = Field(default_factory=dict)
-    stores: list[str] | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
-    git_revision: str | None = None
-    initial: Initial | None = None
-    bert: Bert | None = None
+    data: dict[str, DataFile]
+    stores: list[str] = Field(default_factory=list)
+    versions: dict[str, str]
+    git_revision: str | None
+    start: Start | None = None
+
+
+def trained_files(data: Mapping[str, DataFile]) -> list[DataFile]:
+    """Return the files that are not only for validation."""
+    return [file for name, file in data.items() if not name.startswith(VALIDATION)]
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -166,23 +194,43 @@ def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) 
     return state.model_dump(exclude_none=True)
 
 
-def origin_of(folder: Path) -> dict[str, Any]:
-    """Return how the model of a run or an export was trained, by the keys of `Origin`; empty if that is not recorded.
+def seal_run(run: Path) -> None:
+    """Write the checksums of the files of a run that stay as they are; call it once they are written."""
+    seal_folder(run, [name for name in SEALED if (run / name).exists()])
+
+
+def check_seal(folder: Path, but: str = CARD) -> None:
+    """Compare the files of a run or an export, except `but`, with its checksums.
+
+    Versions before 0.2 wrote none, which a warning says. The model card may be edited.
 
     Raises:
-        UserError: the record is damaged.
+        UserError: a file is missing or damaged.
+
+    """
+    if not (folder / CHECKSUMS).exists():
+        logger.warning("%s has no %s, as before version 0.2: damage to its files cannot be noticed", folder, CHECKSUMS)
+        return
+    check_folder(folder, RESTORE, [name for name in folder_checksums(folder, RESTORE) if name != but])
+
+
+def origin_of(folder: Path) -> Origin:
+    """Return how the model of a run or an export was trained; an empty record if the export does not say.
+
+    Raises:
+        UserError: the description is damaged.
 
     """
     if (folder / RUN).exists():
         run = run_arguments(folder)
-        return {"seed": run["config"].get("seed"), **{name: run[name] for name in Origin.model_fields if name in run}}
-    if not (folder / ORIGIN).exists():
-        return {}
-    return read_sealed_as(folder / ORIGIN, Origin, "copy the whole export again").model_dump()
+        known = {name: run[name] for name in ("git_revision", "data", "start") if name in run}
+        return check_values({"seed": run["config"].get("seed"), **known}, Origin, folder / RUN, RESTORE)
+    path = folder / ORIGIN
+    return read_sealed_as(path, Origin, RESTORE) if path.exists() else Origin()
 
 
-def initial_of(folder: Path) -> dict[str, Any]:
-    """Describe the model that a run starts from, by the keys of `Initial`.
+def start_of(folder: Path) -> Start:
+    """Describe a model that a run starts from.
 
     Raises:
         UserError: it has no weights, or a file is damaged.
@@ -193,22 +241,24 @@ def initial_of(folder: Path) -> dict[str, Any]:
     if digest is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
     origin = origin_of(folder)
-    known = {name: origin.get(name) for name in ("data", "initial", "bert")}
-    return {"folder": folder.resolve().name, "weights_sha256": digest, **known}
+    return Start(name=folder.resolve().name, sha256=digest, data=origin.data, start=origin.start)
 
 
 def run_arguments(run: Path) -> dict[str, Any]:
-    """Return the content of a run's `run.json` by the keys of `RunDescription`.
+    """Return the content of a run's `run.json`: configuration, data, versions and git revision.
 
     Raises:
         UserError: the folder is not a run, or the file is damaged.
 
     """
-    if not (run / RUN).exists():
+    path = run / RUN
+    if not path.exists():
         raise UserError(f"{run} is not a run of dimvl (it has no {RUN}); give the folder of a run")
-    found = read_sealed_as(run / RUN, RunDescription, "restore it, or give another run").model_dump()
-    if found["initial"] is None and (earlier := found["config"].get("initial")):  # by version 0.1
-        found["initial"] = Initial(folder=Path(str(earlier)).name).model_dump()
+    found = read_sealed_as(path, RunDescription, RESTORE).model_dump(exclude_unset=True)
+    if "start" not in found:  # by version 0.1, if it had one
+        initial, bert = found["config"].get("initial"), (found["config"].get("model") or {}).get("bert")
+        if name := initial or bert:
+            found["start"] = {"name": Path(str(name)).name, "encoder": not initial}
     return found
 
 

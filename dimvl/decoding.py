@@ -8,6 +8,7 @@ Letters: B images, K beams, P longest prefix, R cached rows of an image, Q new w
 V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ from torch import Tensor
 from dimvl.data.batch import Batch
 from dimvl.data.layout import ranges
 from dimvl.data.processor import Processor
+from dimvl.errors import NotFinitePredictionError
 from dimvl.model.model import DimvlModel
 from dimvl.model.plan import plan_attention
 
@@ -84,6 +86,9 @@ def beam_search(
     Returns:
         For each image at most `wanted` hypotheses, best first.
 
+    Raises:
+        NotFinitePredictionError: a log-probability is not a number.
+
     """
     wanted = options.beams if wanted is None else wanted
     log_probabilities = model.start().float()
@@ -95,6 +100,8 @@ def beam_search(
         _block_ngrams(log_probabilities, texts, options.block_ngrams)
         totals = log_probabilities.add_(scores[..., None])
         for image, hypotheses, ended in zip(live, texts, totals[..., end].tolist(), strict=True):
+            if any(map(math.isnan, ended)):
+                raise NotFinitePredictionError
             _collect_finished(finished[image], hypotheses, ended, length, options)
         if length == options.max_tokens:
             break

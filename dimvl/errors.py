@@ -14,6 +14,16 @@ class UserError(Exception):
     reported = False
 
 
+class NotFinitePredictionError(UserError):
+    """A prediction is not a finite number, for damaged weights or regions."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's predictions are not finite numbers; check that the features of the regions are, and restore "
+            "the model from a copy of its folder"
+        )
+
+
 class NotFiniteError(Exception):
     """A loss or gradient is not finite: every rank stops without saving. The command line exits with code 1."""
 

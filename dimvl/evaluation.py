@@ -97,9 +97,9 @@ def _describe(
             "folder": model.name,
             "weights": str(trained.weights.relative_to(model)),
             "sha256": trained.weights_sha256 or sha256(trained.weights),
-            "trained_by": {name: origin.get(name) for name in ("git_revision", "data", "initial", "bert")},
+            "trained_by": origin.model_dump(mode="json", include={"git_revision", "data", "start"}, exclude_unset=True),
         },
-        "seed": origin.get("seed"),
+        "seed": origin.seed,
         "regions": [
             {
                 "store": folder.path.name,

@@ -5,33 +5,53 @@ model.safetensors     the weights
 processor.json        extractor, limits, answer vocabulary
 tokenizer.json, tokenizer_config.json
 trained_on.npy        hashes of the images that it was trained on
-training.json         seed, data and code revision of the run
+training.json         seed, data and code revision of the run, and what it started from
 detector/             the detector of the regions that the model was trained with
-README.md             model card: data, configuration, code revision, measured scores
+README.md             model card: data, configuration, code revision, measured scores; people may edit it
+checksums.json        of all these files; an export owns the files that it names, and no others in its folder
 """
 
+import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import save_model
-
-from dimvl.checkpoints import MODEL, ORIGIN, WEIGHTS, origin_of, run_arguments
+from dimvl.checkpoints import CARD, MODEL, ORIGIN, RUN, WEIGHTS, Origin, origin_of, run_arguments
+from dimvl.data.processor import FILE as PROCESSOR
+from dimvl.data.tokenizer import CONFIG as TOKENIZER_CONFIG
+from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
-from dimvl.files import HUB_NAME, atomic_folder, read_json, write_json
+from dimvl.files import (
+    CHECKSUMS,
+    HUB_NAME,
+    RESTORE,
+    atomic_folder,
+    folder_checksums,
+    locked,
+    read_json,
+    seal_folder,
+    sha256,
+    write_json,
+    write_sealed,
+    writing,
+)
+from dimvl.files.weights import save_weights
+from dimvl.model.convert import saved_tensors
+from dimvl.model_card import model_card
 from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
-from dimvl.regions.detectors.load import NO_DETECTOR, SCENES, load_detector, missing_file
+from dimvl.regions.detectors.load import KINDS, NO_DETECTOR, SCENES, load_detector, missing_file
 from dimvl.regions.records import Extractor
-from dimvl.tasks import abilities_of, task_of_model
 from dimvl.trained_model import TrainedModel, load_model
 
-CARD = "README.md"
+logger = logging.getLogger(__name__)
 DETECTOR = "detector"
-FILES = (MODEL, WEIGHTS, "processor.json", "tokenizer.json", TRAINED_ON, f"{DETECTOR}/detector.json")
+FILES = (MODEL, WEIGHTS, PROCESSOR, TOKENIZER, TRAINED_ON, f"{DETECTOR}/{SETTINGS}")
+NEW = ".new-export"
+"""Folder inside an existing one, where the new export is written before its files replace the old ones."""
 
 
 def export(
@@ -43,11 +63,14 @@ def export(
     weights: str | None = None,
     classes: Path | None = None,
 ) -> Path:
-    """Write a run's best checkpoint (without validation the newest) as an export, completely or not at all.
+    """Write a run's best checkpoint (without validation the newest) as an export.
+
+    A folder that is new appears complete. In an existing one the files of an older export are replaced and all others
+    stay; cut off in between, it cannot be opened, and exporting again completes it.
 
     Args:
         run: folder of the run.
-        out: folder to write; an older export there is replaced.
+        out: folder to write, or a link to it.
         detector: the detector of the run's regions, as in `load_detector`; it gets the settings that the regions were
             made with. With `none`, the export takes regions but no images.
         scores: measured scores for the model card: names to numbers, or to such mappings.
@@ -61,28 +84,108 @@ def export(
         UserError: `run` is not a run, `out` holds something else, or the detector is not that of the run.
 
     """
-    arguments = run_arguments(run)
+    arguments, origin = run_arguments(run), origin_of(run)
     trained = load_model(run)
-    is_export = all((out / name).is_file() for name in (*FILES[:3], CARD))
-    if out.exists() and not (is_export or (out.is_dir() and not any(out.iterdir()))):
-        raise UserError(f"{out} is not empty and not an export; choose another folder")
+    folder = Path(os.path.realpath(out)) if out.is_symlink() else out
+    owned = _owned(folder)
     found = None if detector == NO_DETECTOR else _same_detector(trained.processor.extractor, detector, weights, classes)
-    with atomic_folder(out) as temporary:
-        write_json(temporary / MODEL, read_json(run / MODEL))
+    card = model_card(trained, arguments, origin, scores or {}, found is not None)
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            _write(temporary, read_json(run / MODEL), trained, origin, found, card)
+        return out
+    with locked(folder, f"another process writes an export to {folder}; wait for it"):
         try:
-            save_model(trained.model, str(temporary / WEIGHTS))
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(str(error)) from error
-        trained.processor.save(temporary)
-        copy_trained_on(temporary, trained.trained_on)
-        write_json(temporary / ORIGIN, origin_of(run))
-        if found is None:
-            write_json(temporary / DETECTOR / SETTINGS, {KIND: NO_DETECTOR})
-        else:
-            found.save(temporary / DETECTOR)
-        card = _model_card(trained, arguments, scores or {}, found is not None)
-        (temporary / CARD).write_text(card, encoding="utf-8")
+            with atomic_folder(folder / NEW) as temporary:
+                _write(temporary, read_json(run / MODEL), trained, origin, found, card)
+            _replace(folder, owned)
+        finally:
+            shutil.rmtree(folder / NEW, ignore_errors=True)
     return out
+
+
+def _write(
+    folder: Path,
+    arguments: Mapping[str, Any],
+    trained: TrainedModel,
+    origin: Origin,
+    detector: RegionDetector | None,
+    card: str,
+) -> None:
+    """Write all files of an export into an empty folder."""
+    write_json(folder / MODEL, arguments)
+    save_weights(folder / WEIGHTS, saved_tensors(trained.model))
+    trained.processor.save(folder)
+    copy_trained_on(folder, trained.trained_on)
+    write_sealed(folder / ORIGIN, origin.model_dump(mode="json", exclude_unset=True))
+    if detector is None:
+        write_json(folder / DETECTOR / SETTINGS, {KIND: NO_DETECTOR})
+    else:
+        (folder / DETECTOR).mkdir()
+        detector.save(folder / DETECTOR)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    files = (file for file in folder.rglob("*") if file.is_file())
+    seal_folder(folder, sorted(file.relative_to(folder).as_posix() for file in files))
+
+
+def _owned(folder: Path) -> set[str]:
+    """Return the names of the files of an older export in a folder, which a new one may replace.
+
+    Raises:
+        UserError: the folder holds something else than an export and hidden files, such as those of git.
+
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if {MODEL, WEIGHTS, PROCESSOR} <= names and RUN not in names:
+        try:
+            return set(folder_checksums(folder, RESTORE))
+        except UserError:  # of a version before 0.2, or damaged
+            detectors = {name for kind in KINDS.values() for name in (SETTINGS, *kind.files)}
+            return {*FILES, TOKENIZER_CONFIG, ORIGIN, CARD, *(f"{DETECTOR}/{name}" for name in detectors)}
+    if CHECKSUMS in names and {MODEL, WEIGHTS} <= folder_checksums(folder, RESTORE).keys():
+        return set(folder_checksums(folder, RESTORE))  # one that was cut off
+    if (folder.exists() and not folder.is_dir()) or any(not name.startswith(".") for name in names):
+        raise UserError(f"{folder} is not empty and not an export; choose another folder")
+    return set()
+
+
+def _replace(folder: Path, owned: set[str]) -> None:
+    """Move the files of a complete new export from `NEW` to the folder itself, and remove other files in `owned`.
+
+    The new checksums come first: until all files are in place, the folder does not match them and cannot be opened.
+    """
+    new = folder / NEW
+    names, detector = folder_checksums(new, RESTORE).keys(), folder / DETECTOR
+    blocked = [folder / name for name in (*names, CHECKSUMS) if (folder / name).is_dir()]
+    if detector.is_symlink() or (detector.exists() and not detector.is_dir()):
+        blocked.append(detector)
+    if blocked:
+        raise UserError(f"{blocked[0]} is in the way of the export; move it, or choose another folder")
+    with writing(folder):
+        _keep_edited_card(folder)
+        os.replace(new / CHECKSUMS, folder / CHECKSUMS)
+        for name in owned - names:
+            (folder / name).unlink(missing_ok=True)
+        detector.mkdir(exist_ok=True)
+        for name in names:
+            os.replace(new / name, folder / name)
+
+
+def _keep_edited_card(folder: Path) -> None:
+    """Rename the model card of an older export if someone may have edited it."""
+    card = folder / CARD
+    if not card.exists() or card.read_bytes() == (folder / NEW / CARD).read_bytes():
+        return
+    try:
+        if folder_checksums(folder, RESTORE)[CARD].sha256 == sha256(card):
+            return
+    except (UserError, KeyError):
+        pass  # unknown
+    number = 1
+    while (kept := card.with_suffix(f".old{number}.md")).exists():
+        number += 1
+    os.replace(card, kept)
+    logger.warning("%s was edited since it was exported and is now %s", card, kept.name)
 
 
 def _same_detector(own: Extractor, name: str | Path, weights: str | None, classes: Path | None) -> RegionDetector:
@@ -121,87 +224,13 @@ def check_export(folder: Path) -> None:
     """Check that an export has all its files.
 
     Raises:
-        UserError: one is missing.
+        UserError: one is missing, or the folder is a run.
 
     """
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}; run `dimvl export`, or copy the whole export")
-    if lacking := missing_file(folder / DETECTOR):
-        raise UserError(f"{folder} lacks {DETECTOR}/{lacking}; run `dimvl export`, or copy the whole export")
-
-
-def _model_card(
-    trained: TrainedModel, arguments: Mapping[str, Any], scores: Mapping[str, Any], has_detector: bool
-) -> str:
-    """Return the model card (hub metadata, usage, data, scores, configuration); `arguments` is the run's `run.json`."""
-    config, data = arguments["config"], arguments["data"]
-    synthetic = any(entry["synthetic"] for entry in data.values())
-    processor, task = trained.processor, task_of_model(trained.processor)
-    tags = ["dimvl", task.name, *(["synthetic-data"] if synthetic else [])]
-    metadata = {"library_name": "dimvl", "pipeline_tag": task.pipeline_tag, "tags": tags}
-    parameters = sum(weight.numel() for weight in trained.model.parameters())
-    origin, versions = config.get("initial"), ", ".join(map(" ".join, arguments["versions"].items()))
-    begin = ["```python", "from dimvl import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
-    usage = [*begin, *(ability.example for ability in abilities_of(processor).values()), "```"]
-    lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False).strip(),
-        "---",
-        f"# dimvl: {task.name}",
-        "",
-        f"A region-based vision-language model with modality-decoupled attention ({parameters / 1e6:.2f} million "
-        "weights). "
-        + (
-            "The folder includes the detector, so it takes images."
-            if has_detector
-            else "The folder has no detector: it takes the regions of a store, not images."
-        ),
-        "",
-        *(usage if has_detector else ["```", "dimvl evaluate FOLDER --regions STORE", "```"]),
-        "",
-        "## Data",
-        "",
-        *(["**The training data is synthetic**: generated scenes, no photographs.", ""] if synthetic else []),
-        *(_data_line(name, entry) for name, entry in data.items()),
-        f"- regions: `{processor.extractor.name}`, fingerprint `{processor.extractor.fingerprint}`",
-        f"- started from: {f'`{Path(origin).name}`' if origin else 'random weights'}",
-        "",
-        "## Scores",
-        "",
-        *(_score_table(scores) if scores else ["The model was exported without scores."]),
-        "",
-        "## Configuration",
-        "",
-        "```yaml",
-        yaml.safe_dump(_without_folders(config), sort_keys=False).strip(),
-        "```",
-        "",
-        f"Code: git revision {arguments['git_revision'] or 'unknown'}; {versions}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _data_line(name: str, entry: Mapping[str, Any]) -> str:
-    description = f", {entry['description']}" if entry["description"] else ""
-    return f"- {name}: `{entry['file']}`{description}, SHA-256 `{entry['sha256']}`"
-
-
-def _score_table(scores: Mapping[str, Any], place: str = "") -> list[str]:
-    rows = [] if place else ["| score | value |", "|---|---|"]
-    for name, value in scores.items():
-        if isinstance(value, Mapping):
-            rows += _score_table(value, f"{place}{name} / ")
-        else:
-            rows.append(f"| {place}{name} | {f'{value:.4f}' if isinstance(value, float) else value} |")
-    return rows
-
-
-def _without_folders(value: Any) -> Any:
-    """Reduce paths to their last part, so that the card names no folders of the machine."""
-    if isinstance(value, Mapping):
-        return {name: _without_folders(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+    if (folder / RUN).exists():
+        raise UserError(f"{folder} is a run; write an export with `dimvl export {folder} OUT` and give OUT")
+    lacking = [name for name in FILES if not (folder / name).is_file()]
+    if not lacking and (name := missing_file(folder / DETECTOR)):
+        lacking = [f"{DETECTOR}/{name}"]
+    if lacking:
+        raise UserError(f"{folder} lacks {lacking[0]}; {RESTORE}, or give the folder of an export")

@@ -91,12 +91,13 @@ class Predictor:
         self._tags = trained.processor.tags
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto") -> "Predictor":
+    def from_pretrained(cls, name: str | Path, device: str = "auto", check: bool = True) -> "Predictor":
         """Open an export.
 
         Args:
             name: a folder, or the name of a model on the Hugging Face hub (`owner/model`).
             device: `auto` (CUDA if available), `cpu` or `cuda`.
+            check: whether to compare all files with their checksums first.
 
         Raises:
             UserError: it does not exist, a file is missing or damaged, or the device is not available.
@@ -104,7 +105,7 @@ class Predictor:
         """
         folder = find_export(name)
         check_export(folder)
-        return cls(load_model(folder, choose_device(device)).for_prediction(), folder / DETECTOR)
+        return cls(load_model(folder, choose_device(device), check).for_prediction(), folder / DETECTOR)
 
     @overload
     def regions(self, images: ImageInput) -> Regions: ...

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dimvl import cpu
-from dimvl.checkpoints import MODEL, WEIGHTS, read_best_checkpoint
+from dimvl.checkpoints import MODEL, WEIGHTS, check_seal, latest_checkpoint, origin_of, read_best_checkpoint
 from dimvl.cpu.packed import pack_linears
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, collate
@@ -23,8 +23,9 @@ from dimvl.data.processor import Processor
 from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.errors import UserError
-from dimvl.files import read_json
-from dimvl.model.convert import load_pretrained, read_weights
+from dimvl.files import CHECKSUMS, RESTORE, read_bytes
+from dimvl.model.convert import load_trained
+from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class TrainedModel:
         weights: the file of the weights; a run may have removed this checkpoint since.
         weights_sha256: checksum of the file, if it was read from a checkpoint.
         trained_on: hashes of the images that it was trained on, see `dimvl/data/trained_on.py`.
+        synthetic: whether it was trained on synthetic scenes only.
 
     """
 
@@ -47,6 +49,7 @@ class TrainedModel:
     processor: Processor
     weights: Path
     trained_on: np.ndarray = field(default_factory=NOTHING.copy)
+    synthetic: bool = False
     weights_sha256: str | None = None
 
     @property
@@ -130,8 +133,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_model(folder: Path | str, device: torch.device | str = "cpu") -> TrainedModel:
+def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bool = True) -> TrainedModel:
     """Load an export, or the best checkpoint of a run (without validation the newest), for inference.
+
+    Args:
+        folder: the export or the run.
+        device: where the weights go.
+        check: whether to compare all files of an export with their checksums, which reads them once more; the files of
+            a run are always compared.
 
     Raises:
         UserError: the folder is neither, or a file is missing or damaged.
@@ -141,22 +150,53 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
-    weights, digest = folder / WEIGHTS, None
-    if weights.exists():
-        state = read_weights(weights)
-    elif found := read_best_checkpoint(folder, lambda at, digest: (at / WEIGHTS, digest, read_weights(at / WEIGHTS))):
-        weights, digest, state = found
-    else:
+    is_export = (folder / WEIGHTS).exists()
+    if not is_export and latest_checkpoint(folder) is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
+    seal = _seal(folder)
+    if check or not is_export:
+        check_seal(folder)
     processor = Processor.load(folder)
-    arguments = read_json(folder / MODEL)
-    try:
-        model = DimvlModel(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / MODEL} does not fit this version of dimvl ({error}); export the run again"
-        ) from None
-    load_pretrained(model, state, str(weights))
-    if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
-        raise UserError(f"{weights} lacks the weight {lacking[0]}; copy or export it again")
-    return TrainedModel(model.to(device).eval(), processor, weights, read_trained_on(folder), digest)
+
+    def load(at: Path, digest: str | None) -> tuple[Path, str | None, DimvlModel]:
+        return at / WEIGHTS, digest, load_trained(folder / MODEL, at / WEIGHTS)
+
+    found = load(folder, None) if is_export else read_best_checkpoint(folder, load)
+    if found is None:
+        raise UserError(f"{folder} has lost its checkpoints; train the run again")
+    weights, digest, model = found
+    _check_fit(folder, processor, model)
+    trained_on, origin = read_trained_on(folder), origin_of(folder)
+    if _seal(folder) != seal:
+        raise UserError(f"{folder} was written anew while it was read; open it again")
+    return TrainedModel(model.to(device).eval(), processor, weights, trained_on, origin.synthetic, digest)
+
+
+def _seal(folder: Path) -> bytes | None:
+    return read_bytes(folder / CHECKSUMS) if (folder / CHECKSUMS).exists() else None
+
+
+def _check_fit(folder: Path, processor: Processor, model: DimvlModel) -> None:
+    """Check that token ids, answers, regions and texts of a processor are those of the model.
+
+    Raises:
+        UserError: they are not.
+
+    """
+    heads = heads_of(model)
+    numbers = {
+        "features of a region": (processor.extractor.feature_width, model.regions.hidden_feature.numel()),
+        "images": (processor.max_images, model.regions.image_index.num_embeddings),
+        "times": (processor.times, model.regions.time is not None),
+        "answers": (len(processor.answers), heads["answer_head"].outputs if "answer_head" in heads else 0),
+    }
+    found = [(name, own, other) for name, (own, other) in numbers.items() if own != other]
+    limits = {
+        "tokens": (len(processor.tokenizer), model.tokens.word.num_embeddings),
+        "token positions": (processor.max_positions, model.tokens.position.num_embeddings),
+        "heads for words": (int(processor.captions), int("word_head" in heads)),
+        "heads for matching": (int(processor.matches), int("match_head" in heads)),
+    }
+    found += [(name, own, other) for name, (own, other) in limits.items() if own > other]
+    for name, own, other in found:
+        raise UserError(f"{folder}: processor and tokenizer have {own} {name} but the model has {other}; {RESTORE}")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_model
 
-from dimvl.checkpoints import MODEL, OPTIMISER, RUN, STATE, WEIGHTS
+from dimvl.checkpoints import MODEL, OPTIMISER, RUN, STATE, WEIGHTS, seal_run
 from dimvl.data.processor import Processor
 from dimvl.data.trained_on import copy_trained_on
 from dimvl.files import sha256, write_json
@@ -99,4 +99,5 @@ def write_run(folder: Path, trained: TrainedModel, step: int = 3, description: s
     save_model(trained.model, str(checkpoint / WEIGHTS))
     checksums = {WEIGHTS: sha256(checkpoint / WEIGHTS), OPTIMISER: "0" * 64}  # an export does not read this file
     write_json(checkpoint / STATE, {"step": step, "checksums": checksums})
+    seal_run(folder)
     return folder

@@ -1,21 +1,24 @@
 """Everything between images and words on one side and the model on the other; saved with every checkpoint."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field, create_model
 
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import RESTORE, Strict, read_json_as, write_json
 from dimvl.regions.records import Extractor
 from dimvl.regions.store import RegionStore
 
 logger = logging.getLogger(__name__)
 FILE = "processor.json"
 Variant = Literal["causal", "masked"]
+Count = Annotated[int, Field(ge=0, le=2**20)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +45,16 @@ class Processor:
 
     tokenizer: Tokenizer
     extractor: Extractor
-    max_regions: int
-    tag_tokens: int
-    tag_score: float
-    text_tokens: int
+    max_regions: Count
+    tag_tokens: Count
+    tag_score: Annotated[float, Field(ge=0, le=1)]
+    text_tokens: Count
     variant: Variant = "causal"
     answers: tuple[str, ...] = ()
     shared_prefix: bool = False
     captions: bool = False
     matches: bool = False
-    max_images: int = 4
+    max_images: Annotated[Count, Field(ge=1)] = 4
     times: bool = False
     task: str = ""
 
@@ -89,17 +92,8 @@ class Processor:
             UserError: a file is missing or not of this form.
 
         """
-        values = read_json(folder / FILE)
-        try:
-            extractor = values.pop("extractor")
-            extractor |= {name: tuple(extractor[name]) for name in ("classes", "attributes")}
-            answers = tuple(values.pop("answers"))
-            tokenizer = Tokenizer.load(folder)
-            return cls(tokenizer=tokenizer, extractor=Extractor(**extractor), answers=answers, **values)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder / FILE} is damaged or of another version ({error}); export the run again"
-            ) from None
+        values = vars(read_json_as(folder / FILE, _form(), RESTORE))
+        return cls(tokenizer=Tokenizer.load(folder), **values)
 
     def check_extractor(self, extractor: Extractor, place: str) -> None:
         """Refuse regions that the model cannot take; warn about those selected with other thresholds.
@@ -116,3 +110,14 @@ class Processor:
             )
         if deviations := own.deviations(extractor):
             logger.warning("%s has regions selected differently from training: %s", place, "; ".join(deviations))
+
+
+def _form() -> type[Strict]:
+    """The form of `processor.json`: the fields of `Processor` except the tokenizer."""
+    hints = get_type_hints(Processor, include_extras=True)
+    own: dict[str, Any] = {
+        field.name: (hints[field.name], ... if field.default is MISSING else field.default)
+        for field in fields(Processor)
+        if field.name != "tokenizer"
+    }
+    return create_model("Processor", __base__=Strict, **own)

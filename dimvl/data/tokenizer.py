@@ -1,6 +1,7 @@
 """WordPiece tokenizers: trained on the training texts, or read from a `tokenizer.json` of the Hugging Face hub."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from dimvl.data.tokenizer_file import read_tokenizer_file
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, write_json
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
 
 
 class Tokenizer:
@@ -68,25 +71,27 @@ class Tokenizer:
         """Read a `tokenizer.json`, or the one in a folder.
 
         Raises:
-            UserError: it is missing, or not a tokenizer with BERT's special tokens.
+            UserError: it is missing, or not a tokenizer with BERT's special tokens; see `tokenizer_file.py`.
 
         """
         path = path / FILE if path.is_dir() else path
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; give a {FILE} or a folder that contains one")
+        values = read_tokenizer_file(path)
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:
-            if isinstance(error, UserError):
+            inner = tokenizers.Tokenizer.from_str(json.dumps(values))
+        except BaseException as error:  # also a panic of the library, which is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            raise UserError(f"{path} is not a tokenizer file ({error}); give a {FILE} of the hub's format") from None
+            raise UserError(
+                f"{path} is not a tokenizer file that can be used ({error}); give another, or restore it"
+            ) from None
+        return cls(inner)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and the file that `transformers` needs to read it."""
         with atomic_path(folder / FILE) as temporary:
             temporary.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
         names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+        write_json(folder / CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", **names})
 
     def __len__(self) -> int:
         """Return the number of tokens V."""

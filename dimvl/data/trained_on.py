@@ -5,6 +5,7 @@ inherit it. Images are identified by their ids in the store, normalised by `cano
 with the same id count as one image.
 """
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from dimvl.data.matching import coco_number, without_ending
 from dimvl.errors import UserError
-from dimvl.files import atomic_path
+from dimvl.files import RESTORE, atomic_path, read_bytes
 from dimvl.regions.store.format import encode_id, hash_of_id
 
 FILE = "trained_on.npy"
@@ -43,8 +44,14 @@ def write_trained_on(folder: Path, image_ids: Iterable[str], earlier: np.ndarray
 
 def copy_trained_on(folder: Path, hashes: np.ndarray) -> None:
     """Write hashes that are already sorted."""
-    with atomic_path(folder / FILE) as temporary, temporary.open("wb") as file:
-        np.save(file, hashes, allow_pickle=False)
+    with atomic_path(folder / FILE) as temporary:
+        temporary.write_bytes(_as_file(hashes))
+
+
+def _as_file(hashes: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, hashes, allow_pickle=False)
+    return content.getvalue()
 
 
 def read_trained_on(folder: Path) -> np.ndarray:
@@ -54,16 +61,13 @@ def read_trained_on(folder: Path) -> np.ndarray:
         UserError: the file is missing or damaged.
 
     """
-    path = folder / FILE
-    try:
-        hashes = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{folder} lacks {FILE}; run `dimvl export`, or copy the whole export") from None
-    except (OSError, ValueError, EOFError):
-        hashes = None
-    if not isinstance(hashes, np.ndarray) or hashes.dtype != np.uint64 or hashes.ndim != 1:
-        raise UserError(f"{path} is damaged; run `dimvl export`, or copy the whole export")
-    return hashes
+    content = read_bytes(folder / FILE)
+    header = len(_as_file(NOTHING))
+    if len(content) >= header and len(content) % NOTHING.itemsize == 0:
+        hashes = np.frombuffer(content, NOTHING.dtype, offset=header)
+        if _as_file(hashes) == content:
+            return hashes
+    raise UserError(f"{folder / FILE} is damaged: it is not a list of hashes; {RESTORE}")
 
 
 def trained_images(image_ids: Sequence[str], hashes: np.ndarray) -> list[str]:

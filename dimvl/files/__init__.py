@@ -3,10 +3,12 @@
 reading.py    the opener of every file that comes from outside: regular, of bounded size, checked
 writing.py    atomic writes and locks
 checksums.py  JSON files that carry their own checksum, and the checksums of a folder
+weights.py    safetensors; imported on its own, since it needs torch
 """
 
 from dimvl.files.checksums import (
     CHECKSUMS,
+    RESTORE,
     check_folder,
     folder_checksums,
     read_lines,
@@ -43,6 +45,7 @@ from dimvl.files.writing import (
 __all__ = [
     "CHECKSUMS",
     "HUB_NAME",
+    "RESTORE",
     "Strict",
     "atomic_folder",
     "atomic_path",

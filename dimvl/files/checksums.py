@@ -17,6 +17,8 @@ from dimvl.files.reading import SMALL, Model, Strict, check_values, open_regular
 from dimvl.files.writing import atomic_path
 
 CHECKSUMS = "checksums.json"
+RESTORE = "restore it from a copy of the folder"
+"""What can be done about a damaged file of a run or an export."""
 _KEY = b'"checksum": "'
 _ZEROS = b"0" * 64
 _CRC = ', "crc": "'

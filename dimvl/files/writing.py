@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -19,6 +20,9 @@ from typing import IO, Any
 
 from dimvl.errors import UserError
 
+_PARTIAL = re.compile(r"\.([^/]+)\.[0-9a-f]{8}\.part(?=/|$)")
+"""A temporary name of `atomic_path` and `atomic_folder`; messages name what it becomes."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -26,7 +30,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or choose another path") from error
+        shown = _PARTIAL.sub(r"\1", str(path))
+        raise UserError(
+            f"cannot write {shown}: {error.strerror or error}; free space or choose another path"
+        ) from error
 
 
 @contextmanager

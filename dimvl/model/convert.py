@@ -1,24 +1,32 @@
-"""Loading of BERT checkpoints, and of dimvl checkpoints into models with another split or other heads."""
+"""Loading of weights: exactly into a trained model, and of BERT or dimvl checkpoints into models with other heads."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dimvl.errors import UserError
-from dimvl.model.encoder import ACTIVATIONS
+from dimvl.files import RESTORE, Strict, check_values, read_json
+from dimvl.files.reading import SMALL
+from dimvl.files.weights import load_weights, weight_shapes
 from dimvl.model.heads import is_head
-from dimvl.model.model import DimvlModel, copy_language_to_vision
+from dimvl.model.model import Activation, DimvlModel, Size, copy_language_to_vision, read_arguments
+from dimvl.showing import short
 
 BERT_WEIGHTS = "model.safetensors"
 """The file of the weights in the folder of a BERT checkpoint."""
 RENAMED = {"regions.feature_deviation": "regions.feature_std"}
 """Name of a weight before version 0.2 -> its present name."""
+BERT_WEIGHTS = "model.safetensors"
+
+
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights and buffers of a model by name; a tied weight occurs once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -28,16 +36,58 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UserError: it is missing or damaged.
 
     """
-    try:
-        return {RENAMED.get(name, name): weight for name, weight in load_file(path).items()}
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check that the folder is complete") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or export it again") from None
+    return {RENAMED.get(name, name): weight for name, weight in load_weights(path, RESTORE).items()}
+
+
+def load_trained(config: Path, file: Path) -> DimvlModel:
+    """Build the model of a `config.json` with the weights of a file, which must be exactly the model's.
+
+    The header of the file is compared before anything large is built.
+
+    Args:
+        config: the model's arguments.
+        file: its weights.
+
+    Raises:
+        UserError: one of the files is missing or damaged, or the weights are not those of this model.
+
+    """
+    arguments = read_arguments(config, RESTORE)
+    shapes = {RENAMED.get(name, name): shape for name, shape in weight_shapes(file, RESTORE).items()}
+    found = len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")})
+    if arguments["layers"] != found:
+        raise UserError(f"{config} has {arguments['layers']} layers but {file} has {found}; {RESTORE}")
+    with _Unfilled(), torch.device("meta"):
+        try:
+            expected = {name: tuple(value.shape) for name, value in saved_tensors(DimvlModel(**arguments)).items()}
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{config} does not describe a model ({error}); {RESTORE}") from None
+    for name in (*expected, *shapes):
+        if shapes.get(name) != expected.get(name):
+            raise UserError(
+                f"{file} does not fit {config}: {name} is {shapes.get(name, 'missing')} in the file and "
+                f"{expected.get(name, 'missing')} in the model; {RESTORE}"
+            )
+    with _Unfilled():
+        model = DimvlModel(**arguments)
+    model.load_state_dict(read_weights(file), strict=False)  # a tied weight has two names there and one in the file
+    return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights unfilled, because those of a file replace them."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Load a checkpoint into a model that may have other heads and a wider split.
+    """Load a checkpoint into a model to fine-tune, which may have other heads and a wider split.
 
     Where the model has separate visual weights and the checkpoint has shared ones, these are copied: a shared
     checkpoint becomes a decoupled one that computes the same function (DiMBERT: the module plugs into other models).
@@ -96,36 +146,79 @@ def _grown(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
     return grown
 
 
+class BertConfig(Strict):
+    """What is read of the `config.json` of a BERT checkpoint in the layout of `transformers`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    position_embedding_type: Literal["absolute"] = "absolute"
+    hidden_act: Activation
+    vocab_size: Size
+    num_hidden_layers: Size
+    hidden_size: Size
+    num_attention_heads: Size
+    intermediate_size: Size
+    max_position_embeddings: Size
+    layer_norm_eps: float = Field(gt=0, lt=1)
+
+
 def bert_arguments(folder: Path) -> dict[str, Any]:
     """Return the model arguments of a BERT checkpoint in the layout of `transformers`.
 
     Raises:
-        UserError: the configuration is missing, or the model is of another type.
+        UserError: the configuration is missing or damaged, or the model is of another type.
 
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{folder} has no readable config.json; give a folder with a transformers checkpoint") from None
-    if config.get("model_type") != "bert":
-        raise UserError(f"{folder} holds a model of type {config.get('model_type')!r}; only 'bert' can be loaded")
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{folder} uses {config['position_embedding_type']!r} positions; only 'absolute' can be loaded")
-    if (activation := config.get("hidden_act")) not in ACTIVATIONS:
-        raise UserError(f"{folder} uses activation {activation!r}; only {', '.join(ACTIVATIONS)} can be loaded")
-    names = {
-        "vocabulary": "vocab_size",
-        "layers": "num_hidden_layers",
-        "width": "hidden_size",
-        "heads": "num_attention_heads",
-        "inner_width": "intermediate_size",
-        "max_positions": "max_position_embeddings",
-        "activation": "hidden_act",
-        "norm_eps": "layer_norm_eps",
+    file, remedy = folder / "config.json", "give a folder with a BERT checkpoint of transformers"
+    values = read_json(file, SMALL)
+    if isinstance(values, dict) and values.get("model_type") != "bert":
+        raise UserError(f"{folder} holds a model of type {short(values.get('model_type'))}; only 'bert' can be loaded")
+    found = check_values(values, BertConfig, file, remedy)
+    if found.hidden_size % found.num_attention_heads:
+        raise UserError(
+            f"{file}: hidden_size {found.hidden_size} is not a multiple of num_attention_heads "
+            f"{found.num_attention_heads}; {remedy}"
+        )
+    return {
+        "vocabulary": found.vocab_size,
+        "layers": found.num_hidden_layers,
+        "width": found.hidden_size,
+        "heads": found.num_attention_heads,
+        "inner_width": found.intermediate_size,
+        "max_positions": found.max_position_embeddings,
+        "activation": found.hidden_act,
+        "norm_eps": found.layer_norm_eps,
     }
-    if missing := [name for name in names.values() if name not in config]:
-        raise UserError(f"{folder}: config.json lacks {missing[0]}; give a folder with a transformers checkpoint")
-    return {own: config[name] for own, name in names.items()}
+
+
+def check_bert(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Compare the result of `bert_arguments` with the header of the weights, before a model is built.
+
+    Raises:
+        UserError: the weights are missing, damaged or of another size.
+
+    """
+    file = folder / BERT_WEIGHTS
+    shapes = {_present_name(name): shape for name, shape in weight_shapes(file, "give a complete checkpoint").items()}
+    width, layers = arguments["width"], {name.split(".")[2] for name in shapes if name.startswith("encoder.layer.")}
+    wanted = {
+        "embeddings.word_embeddings.weight": (arguments["vocabulary"], width),
+        "embeddings.position_embeddings.weight": (arguments["max_positions"], width),
+        "encoder.layer.0.intermediate.dense.weight": (arguments["inner_width"], width),
+    }
+    if len(layers) != arguments["layers"]:
+        raise UserError(
+            f"{file} has {len(layers)} layers but config.json says {arguments['layers']}; copy both from the same "
+            "checkpoint"
+        )
+    for name, shape in wanted.items():
+        if name not in shapes:
+            raise UserError(f"{file} lacks the weight {name}; give a complete BERT checkpoint")
+        if shapes[name] != shape:
+            raise UserError(
+                f"{file}: {name} has shape {shapes[name]} but config.json says {shape}; copy both from the same "
+                "checkpoint"
+            )
 
 
 def load_bert(model: DimvlModel, folder: Path) -> None:

@@ -1,24 +1,34 @@
 """The whole network: embeddings, encoder and the heads of its task."""
 
+import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from dimvl.data.batch import Batch
+from dimvl.files import Strict, read_json_as
 from dimvl.model.embeddings import RegionEmbeddings, TokenEmbeddings, sinusoids
 from dimvl.model.encoder import SPLITS, Encoder, PerModality
 from dimvl.model.heads import HEADS, AnswerHead, MatchHead, ObjectHead, Sizes, WordHead
 from dimvl.model.plan import plan_attention
 
+Size = Annotated[int, Field(ge=1, le=2**24)]
+Layers = Annotated[int, Field(ge=0, le=10**4)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Activation = Literal["gelu", "relu", "silu"]
+
 
 class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url=None):
     """One stacked Transformer over regions, tags and text (DiMBERT, TKDD 2021), with the requested heads.
 
-    Arguments are plain values; an export stores them in `config.json`.
+    Arguments are plain values; a run or export stores them in `config.json`, which `read_arguments` checks against the
+    annotations of `__init__`.
 
     Args:
         vocabulary: number of tokens V.
@@ -47,19 +57,19 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
     def __init__(
         self,
         *,
-        vocabulary: int,
-        feature_width: int,
-        layers: int,
-        width: int,
-        heads: int,
-        inner_width: int,
+        vocabulary: Size,
+        feature_width: Size,
+        layers: Layers,
+        width: Size,
+        heads: Size,
+        inner_width: Size,
         split: Sequence[str] = ("qkv",),
-        max_positions: int = 512,
-        max_images: int = 4,
+        max_positions: Size = 512,
+        max_images: Size = 4,
         times: bool = False,
-        dropout: float = 0.1,
-        activation: str = "gelu",
-        norm_eps: float = 1e-12,
+        dropout: Share = 0.1,
+        activation: Activation = "gelu",
+        norm_eps: Share = 1e-12,
         **requested: Any,
     ) -> None:
         super().__init__()
@@ -93,6 +103,25 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
     def forward(self, batch: Batch) -> Tensor:
         """Embed and encode a batch: (N, D)."""
         return self.encoder(self.embed(batch), plan_attention(batch.layout, batch.token_ids.device))
+
+
+def read_arguments(path: Path, remedy: str) -> dict[str, Any]:
+    """Read the arguments of a model from its `config.json`.
+
+    Raises:
+        UserError: one is missing, unknown, of another type or out of range.
+
+    """
+    hints = get_type_hints(DimvlModel.__init__, include_extras=True)
+    parameters = inspect.signature(DimvlModel.__init__).parameters.values()
+    own: dict[str, Any] = {
+        given.name: (hints[given.name], ... if given.default is given.empty else given.default)
+        for given in parameters
+        if given.kind is given.KEYWORD_ONLY
+    }
+    requested: dict[str, Any] = {entry.argument: (bool | Size | Literal[0], 0) for entry in HEADS.values()}
+    form = create_model("ModelArguments", __base__=Strict, **own, **requested)
+    return read_json_as(path, form, remedy).model_dump(exclude_unset=True)
 
 
 def initialise(model: DimvlModel) -> None:

@@ -3,16 +3,24 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from dimvl.data.annotations import ImageKey
 from dimvl.data.prefixes import Prefix, PrefixImages
 from dimvl.data.sampler import in_order
-from dimvl.errors import UserError
+from dimvl.errors import NotFinitePredictionError, UserError
 from dimvl.regions.store import RegionStore
 from dimvl.trained_model import TrainedModel
 
 ROW_BUDGET = 8192
 """Maximum number of rows of one forward pass."""
+
+
+def finite(probabilities: Tensor) -> Tensor:
+    """Return predictions unchanged; a `NotFinitePredictionError` if one is not a finite number."""
+    if not probabilities.isfinite().all():
+        raise NotFinitePredictionError
+    return probabilities
 
 
 def store_batches(

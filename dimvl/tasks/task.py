@@ -28,7 +28,6 @@ from dimvl.trained_model import TrainedModel
 
 Config = TypeVar("Config", bound=RunConfig)
 Record = Caption | Question
-VALIDATION = "validation "  # begins the names of annotation files that are not trained on
 
 
 @dataclass(frozen=True, kw_only=True)

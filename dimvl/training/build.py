@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dimvl.callbacks import NamedProgress
-from dimvl.checkpoints import MODEL
+from dimvl.checkpoints import MODEL, VALIDATION
 from dimvl.config import RunConfig
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
@@ -16,12 +16,12 @@ from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import write_json
-from dimvl.model.convert import bert_arguments, load_bert, load_pretrained
+from dimvl.model.convert import bert_arguments, check_bert, load_bert, load_pretrained
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks import task_of
 from dimvl.tasks.base import ImageSource, TaskModule
-from dimvl.tasks.task import VALIDATION, Record
+from dimvl.tasks.task import Record
 from dimvl.trained_model import TrainedModel, load_model
 from dimvl.training.texts import tokenised
 
@@ -159,6 +159,7 @@ def _model(
 def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
     """Return the model arguments of a BERT checkpoint; refuse one without an embedding for every token and position."""
     arguments = bert_arguments(folder)
+    check_bert(folder, arguments)
     if (tokens := len(processor.tokenizer)) > arguments["vocabulary"]:
         raise UserError(
             f"model.bert {folder} has {arguments['vocabulary']} word embeddings but the tokenizer has {tokens} tokens; "
@@ -191,4 +192,5 @@ def _load_initial(model: DimvlModel, initial: TrainedModel, new: Processor | Non
         weights |= {name: value for name, value in model.state_dict().items() if name.startswith("regions.feature")}
         weights["regions.hidden_feature"] = model.regions.hidden_feature.detach()
     if fresh := load_pretrained(model, weights, str(initial.weights)):
-        logger.info("%d weights of heads are newly initialised", len(fresh))
+        heads = ", ".join(dict.fromkeys(name.partition(".")[0] for name in fresh))
+        logger.info("newly initialised, since %s has none of this size: %s", initial.weights, heads)

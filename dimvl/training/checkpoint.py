@@ -2,9 +2,9 @@
 
     RUN/checkpoints/step-00000100/   model.safetensors, optimiser.safetensors, state.json
 
-`state.json` holds the step, the checksums, the number of ranks that wrote it and, in a run that validates, the best
-score so far. A folder is renamed into place after everything in it is on disk, so every folder of that name is
-complete. A thread of rank 0 writes it from a copy of the state while the next steps train.
+`state.json` holds the step, the checksums (also its own), the number of ranks that wrote it and, in a run that
+validates, the best score so far. A folder is renamed into place after everything in it is on disk, so every folder of
+that name is complete. A thread of rank 0 writes it from a copy of the state while the next steps train.
 """
 
 import logging

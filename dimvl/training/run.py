@@ -9,11 +9,13 @@ import torch
 
 from dimvl import cpu
 from dimvl.callbacks import NamedProgress
-from dimvl.checkpoints import latest_checkpoint
+from dimvl.checkpoints import check_seal, latest_checkpoint, seal_run
 from dimvl.config import RunConfig, TrainingConfig
 from dimvl.data.epoch_plan import ExampleSource
 from dimvl.data.sampler import TrainingSteps
+from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.errors import NotFiniteError, OtherRankError, UserError
+from dimvl.files import CHECKSUMS
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
 from dimvl.tasks.base import TaskModule
@@ -98,6 +100,8 @@ def _prepare(
     """Claim the run's folder, and build model, losses, examples and validation in it."""
     run = config.output
     is_new = claim(config, description, held if ranks.rank == 0 else None)
+    if not is_new:
+        check_seal(run, but=TRAINED_ON)  # texts and images are prepared again if they are damaged
     store = RegionStore(config.regions, config.training.check_reads)
     known = None if is_new else known_texts(config)
     records = () if known is not None else task_of(config).read(config, store)
@@ -105,7 +109,11 @@ def _prepare(
         record(run, description)
     torch.manual_seed(config.seed)
     try:
+        if ranks.rank == 0:
+            (run / CHECKSUMS).unlink(missing_ok=True)  # a later version may write other descriptions
         module, source = build_task(config, store, records, known, progress)
+        if ranks.rank == 0:
+            seal_run(run)
         return module, source, build_validation(config, module, store, ranks, progress)
     except UserError:
         if is_new:

@@ -1,11 +1,12 @@
 """The folder of a run: claimed for one configuration, locked by one process, released if nothing was trained.
 
-RUN/run.json             configuration, versions and git revision
+RUN/run.json             configuration, data, what it starts from, versions and git revision
     texts.json           name of the tokenised texts
     match.json           images of the annotations that are in the region store
     trained_on.npy       hashes of the training images, see `dimvl/data/trained_on.py`
     config.json          the model's arguments
     processor.json, tokenizer.json, tokenizer_config.json
+    checksums.json       of the three lines above, which stay as they are
     checkpoints/, log.jsonl, texts/
     .plans/              during training: the examples of each step, see `dimvl/data/epoch_plan.py`
 """
@@ -20,12 +21,12 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from dimvl.checkpoints import MATCH, MODEL, RUN, TEXTS, initial_of, latest_checkpoint, run_arguments
+from dimvl.checkpoints import MATCH, MODEL, RUN, TEXTS, Start, latest_checkpoint, run_arguments, start_of
 from dimvl.config import RunConfig
 from dimvl.data.annotations import describe_file
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.errors import UserError
-from dimvl.files import git_revision, locked, sha256, write_sealed
+from dimvl.files import CHECKSUMS, git_revision, locked, sha256, write_sealed
 from dimvl.model.convert import BERT_WEIGHTS
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
@@ -60,13 +61,18 @@ def describe(config: RunConfig) -> dict[str, Any]:
     packages = {name: version(name) for name in names}
     values = config.model_dump(mode="json")
     stores = [sha256(folder.path / "manifest.json") for folder in RegionStore(config.regions).folders]
-    revision, bert = git_revision(), config.model.bert
-    described = {"config": values, "data": data, "stores": stores, "versions": packages, "git_revision": revision}
+    described = {"config": values, "data": data, "stores": stores, "versions": packages}
+    start = _start(config)
+    started = {} if start is None else {"start": start.model_dump(mode="json", exclude_defaults=True)}
+    return {**described, "git_revision": git_revision(), **started}
+
+
+def _start(config: RunConfig) -> Start | None:
     if config.initial is not None:
-        described["initial"] = initial_of(config.initial)
-    if bert is not None:
-        described["bert"] = {"folder": bert.resolve().name, "sha256": sha256(bert / BERT_WEIGHTS)}
-    return described
+        return start_of(config.initial)
+    if (bert := config.model.bert) is not None:
+        return Start(name=bert.resolve().name, sha256=sha256(bert / BERT_WEIGHTS), encoder=True)
+    return None
 
 
 def check_ranks(ranks: Ranks, config: RunConfig, description: dict[str, Any]) -> None:
@@ -82,7 +88,7 @@ def check_ranks(ranks: Ranks, config: RunConfig, description: dict[str, Any]) ->
     facts |= {f"file of {name}": value for name, value in flat(description["data"])}
     facts |= {f"version of {name}": value for name, value in description["versions"].items()}
     facts |= {"git revision of dimvl": description["git_revision"]}
-    facts |= {f"{name} (checksum of its weights)": weights for name, weights in _starts(description).items()}
+    facts |= {"initial model (checksum of its weights)": _start_checksum(description)}
     # Other instructions select other kernels (`dimvl/cpu/linear.py`), whose gradients round differently.
     check_same(ranks, facts | {"kind of CPU (vector instructions)": torch.backends.cpu.get_cpu_capability()})
 
@@ -120,13 +126,14 @@ def claim(config: RunConfig, description: dict[str, Any], held: ExitStack | None
 
 def record(run: Path, description: dict[str, Any]) -> None:
     """Write `run.json` of a new run, which claims the folder."""
-    (run / TEXTS).unlink(missing_ok=True)
+    for name in (TEXTS, CHECKSUMS):
+        (run / name).unlink(missing_ok=True)
     write_sealed(run / RUN, description)
 
 
 def release(run: Path) -> None:
     """Free the folder of a run that has trained nothing, so that a corrected configuration can use it."""
-    for name in (RUN, TOKENIZER):
+    for name in (RUN, TOKENIZER, CHECKSUMS):
         (run / name).unlink(missing_ok=True)
 
 
@@ -145,7 +152,7 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
         *_differences(old.get("data", {}), description["data"]),
         *(["region store (its content differs)"] if old.get("stores") != description["stores"] else []),
     ]
-    if latest_checkpoint(run) is None and _starts(old) != _starts(description):
+    if latest_checkpoint(run) is None and _start_checksum(old) != _start_checksum(description):
         changed += ["initial model (its weights differ)"]
     if changed:
         raise UserError(
@@ -153,11 +160,8 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
         )
 
 
-def _starts(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return the checksums of the weights that a run starts from, where they are known."""
-    initial, bert = description.get("initial") or {}, description.get("bert") or {}
-    weights = {"initial": initial.get("weights_sha256"), "model.bert": bert.get("sha256")}
-    return {name: value for name, value in weights.items() if value is not None}
+def _start_checksum(description: Mapping[str, Any]) -> str | None:
+    return description.get("start", {}).get("sha256")
 
 
 def _with_defaults(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:

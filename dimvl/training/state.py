@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dimvl.checkpoints import OPTIMISER, WEIGHTS
 from dimvl.errors import UserError
-from dimvl.model.convert import read_weights
+from dimvl.files.weights import save_weights
+from dimvl.model.convert import read_weights, saved_tensors
 
 SCHEDULE = "schedule"
 
@@ -30,11 +29,6 @@ class State(NamedTuple):
     weights: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor]
     steps: int
-
-
-def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights and buffers of a model by name; a tied weight occurs once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,13 +42,9 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Write both files; raises `OSError` if the disk is full."""
-    try:
-        save_file({name: weight.contiguous() for name, weight in state.weights.items()}, folder / WEIGHTS)
-        flat = {name: value.contiguous() for name, value in state.optimiser.items()}
-        save_file({**flat, SCHEDULE: torch.tensor(state.steps)}, folder / OPTIMISER)
-    except SafetensorError as error:  # what safetensors raises for a full disk
-        raise OSError(f"{error}") from error
+    """Write both files; a `UserError` if the disk is full."""
+    save_weights(folder / WEIGHTS, state.weights)
+    save_weights(folder / OPTIMISER, {**state.optimiser, SCHEDULE: torch.tensor(state.steps)})
 
 
 def read_state(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:

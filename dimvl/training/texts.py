@@ -12,9 +12,10 @@ from dimvl.checkpoints import TEXTS
 from dimvl.config import RunConfig
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, open_text_store, text_store
+from dimvl.data.trained_on import FILE as TRAINED_ON
 from dimvl.data.trained_on import NOTHING, read_trained_on, write_trained_on
 from dimvl.errors import UserError
-from dimvl.files import Strict, read_sealed_as, write_sealed
+from dimvl.files import CHECKSUMS, RESTORE, Strict, check_folder, read_sealed_as, write_sealed
 from dimvl.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ def known_texts(config: RunConfig) -> TextStore | None:
     try:
         name = read_sealed_as(config.output / TEXTS, Texts, "").store
         read_trained_on(config.output)
+        if (config.output / CHECKSUMS).exists():
+            check_folder(config.output, RESTORE, [TRAINED_ON])
     except UserError as error:
         logger.warning("%s; it is written again", str(error).partition(";")[0])
         return None

@@ -198,7 +198,11 @@ def test_an_export_with_a_missing_file_is_one_sentence(
         if file != name:
             (tmp_path / "broken" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "broken" / file).write_bytes((model / file).read_bytes())
-    refused(run("caption", image_file, "--model", tmp_path / "broken"), f"lacks {name}", "copy the whole export")
+    refused(
+        run("caption", image_file, "--model", tmp_path / "broken"),
+        f"lacks {name}",
+        "restore it from a copy of the folder",
+    )
 
 
 @pytest.mark.parametrize("damage", ["[]", '{"config": 3}', '{"config": {"seed": 0'])

@@ -38,7 +38,7 @@ def test_an_image_is_known_under_other_file_names_of_coco(tmp_path, trained, ask
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not an array"])
 def test_a_missing_or_damaged_file_is_one_sentence(tmp_path, content):
-    with pytest.raises(UserError, match=f"lacks {FILE}"):
+    with pytest.raises(UserError, match=f"{FILE} does not exist"):
         read_trained_on(tmp_path)
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):

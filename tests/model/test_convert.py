@@ -162,8 +162,12 @@ def test_an_encoder_without_its_language_head_gets_a_newly_initialised_one(trans
     [
         ({"model_type": "roberta"}, "type 'roberta'; only 'bert'"),
         ({"model_type": None}, "type None"),
-        ({"position_embedding_type": "relative_key"}, "'relative_key' positions"),
-        ({"hidden_act": "gelu_new"}, "activation 'gelu_new'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new': input should be 'gelu', 'relu' or 'silu'"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
+        ({"hidden_size": -24}, "hidden_size is -24"),
+        ({"layer_norm_eps": None}, "layer_norm_eps is None"),
     ],
 )
 def test_checkpoints_that_are_not_plain_bert_are_refused_by_name(bert, tmp_path, change, says):
@@ -174,12 +178,12 @@ def test_checkpoints_that_are_not_plain_bert_are_refused_by_name(bert, tmp_path,
 
 
 def test_a_bert_folder_with_something_missing_is_named(bert, tmp_path):
-    with pytest.raises(UserError, match=r"no readable config\.json"):
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
         bert_arguments(tmp_path)
     config = json.loads((bert[1] / "config.json").read_text())
     del config["intermediate_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="lacks intermediate_size"):
+    with pytest.raises(UserError, match="intermediate_size: field required"):
         bert_arguments(tmp_path)
     (tmp_path / "config.json").write_text((bert[1] / "config.json").read_text())
     with pytest.raises(UserError, match=r"model\.safetensors does not exist"):

@@ -41,22 +41,23 @@ def test_a_run_its_export_and_an_evaluation_name_all_that_the_model_started_from
     short = {"model": MODEL, "training": {"steps": 1}}
     answering = run_training(make_config(data, tmp_path / "vqa", "vqa", initial=captioner, **short))
     out = export(answering, tmp_path / "export", "none")
-    first = {"folder": "captioner", "weights_sha256": sha256(latest_checkpoint(captioner) / WEIGHTS), "bert": None}
-    first |= {"data": run_arguments(captioner)["data"], "initial": None}
-    assert run_arguments(answering)["initial"] == origin_of(out)["initial"] == first
+    weights = sha256(latest_checkpoint(captioner) / WEIGHTS)
+    first = {"name": "captioner", "sha256": weights, "data": run_arguments(captioner)["data"]}
+    assert run_arguments(answering)["start"] == origin_of(out).start.model_dump(exclude_unset=True) == first
     last = run_training(make_config(data, tmp_path / "last", "caption", initial=out, **short))
-    second = run_arguments(last)["initial"]
-    assert second["initial"] == first and second["data"]["questions"]["sha256"] == sha256(data.questions)
-    assert second["weights_sha256"] == sha256(out / WEIGHTS)
+    second = run_arguments(last)["start"]
+    assert second["start"] == first and second["data"]["questions"]["sha256"] == sha256(data.questions)
+    assert second["sha256"] == sha256(out / WEIGHTS)
     files = {"questions": data.questions, "annotations": data.annotations}
     evaluate(out, load_model(out).without_guard(), RegionStore(data.regions), files, tmp_path / "scores")
-    assert read_json(tmp_path / "scores" / "manifest.json")["model"]["trained_by"]["initial"] == first
+    assert read_json(tmp_path / "scores" / "manifest.json")["model"]["trained_by"]["start"] == first
 
 
 def test_the_encoder_of_another_project_is_recorded_by_its_checksum(data, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     described = describe(make_config(data, tmp_path / "run", model={**MODEL, "bert": tmp_path}))
-    assert described["bert"] == {"folder": tmp_path.name, "sha256": sha256(tmp_path / "model.safetensors")}
+    start = {"name": tmp_path.name, "sha256": sha256(tmp_path / "model.safetensors"), "encoder": True}
+    assert described["start"] == start
 
 
 def test_a_run_without_a_checkpoint_does_not_restart_from_other_weights(data, tmp_path, captioner):

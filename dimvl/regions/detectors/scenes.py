@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dimvl.errors import UserError
 from dimvl.files import read_json, write_json
+from dimvl.files.weights import save_weights
 from dimvl.regions.detectors.base import (
     CLASSES_KEPT,
     KIND,
@@ -29,7 +30,7 @@ from dimvl.regions.detectors.base import (
     whole_number,
 )
 from dimvl.regions.detectors.network import STRIDE, DetectorNetwork, DetectorSettings
-from dimvl.regions.detectors.weights import fingerprint, read_weights, save_weights
+from dimvl.regions.detectors.weights import fingerprint, read_weights
 
 LONGEST_TO_SHORTEST = 4  # a longer image is scaled down further, so that a panorama costs no more than four squares
 SCENES_FOLDER = Path(__file__).parents[1] / "weights" / "scenes"
@@ -76,7 +77,7 @@ class Detector(RegionDetector):
 
     def save(self, folder: Path) -> None:
         """Write settings and float16 weights."""
-        save_weights(self._stored_weights(), folder / WEIGHTS)
+        save_weights(folder / WEIGHTS, self._stored_weights())
         write_json(folder / SETTINGS, {KIND: "scenes", **asdict(self.settings)})
 
     def configure(self, options: Mapping[str, Any]) -> "Detector":

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dimvl.errors import UserError
 from dimvl.files import read_json, write_json
+from dimvl.files.weights import save_weights
 from dimvl.regions.detectors.base import (
     CLASSES_KEPT,
     KIND,
@@ -33,7 +34,7 @@ from dimvl.regions.detectors.base import (
 )
 from dimvl.regions.detectors.selection import Selection, label_first, select
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
-from dimvl.regions.detectors.weights import fingerprint, read_weights, save_weights
+from dimvl.regions.detectors.weights import fingerprint, read_weights
 
 FAMILIES = ("fasterrcnn_", "maskrcnn_", "keypointrcnn_")  # those with a box head
 SMALLEST_SIDE = 1e-2  # pixels; torchvision drops smaller boxes
@@ -119,7 +120,7 @@ class TorchvisionDetector(RegionDetector):
 
     def save(self, folder: Path) -> None:
         """Write settings, class names and weights."""
-        save_weights(self.network.state_dict(), folder / WEIGHTS)
+        save_weights(folder / WEIGHTS, self.network.state_dict())
         settings = {KIND: "torchvision", "name": self.architecture, "classes": list(self.classes), **self.parameters}
         write_json(folder / SETTINGS, settings)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dimvl.errors import UserError
 from dimvl.files import read_json, write_json
+from dimvl.files.weights import full_disk
 from dimvl.regions.detectors.base import (
     CLASSES_KEPT,
     KIND,
@@ -84,7 +85,8 @@ class TransformersDetector(RegionDetector):
 
     def save(self, folder: Path) -> None:
         """Write settings and what `save_pretrained` of transformers writes."""
-        self.network.save_pretrained(folder)
+        with full_disk():
+            self.network.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         write_json(folder / SETTINGS, {KIND: "transformers", "name": self.name, **self.parameters})
 

@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path
+from dimvl.files import open_regular
+from dimvl.files.weights import LARGEST, load_weights
 
 
 def fingerprint(weights: Mapping[str, Tensor], *more: str) -> str:
@@ -23,12 +23,6 @@ def fingerprint(weights: Mapping[str, Tensor], *more: str) -> str:
     return digest.hexdigest()
 
 
-def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    """Write named weights as safetensors, whole or not at all."""
-    with atomic_path(file) as temporary:
-        safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, temporary)
-
-
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Read named weights: safetensors, or `.pth` without pickle.
 
@@ -36,11 +30,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         UserError: the file is missing or damaged, or holds something else.
 
     """
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; check the path, or copy the detector's whole folder")
+    if file.suffix == ".safetensors":
+        return load_weights(file, "replace the file, or copy the detector's whole folder")
+    open_regular(file, LARGEST).close()
     try:
-        if file.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(file))
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a forbidden pickle, a torn archive, a wrong header: many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -22,7 +22,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
 from dimvl.tasks.base import TaskModule
-from dimvl.tasks.inference import store_batches
+from dimvl.tasks.inference import finite, store_batches
 from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
 from dimvl.tasks.validating import matched, sample, subset
 from dimvl.trained_model import TrainedModel
@@ -45,7 +45,7 @@ def answer_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], word
         for prefix, texts in trained.by_prefix(prefixes, words)
     ]
     batch = trained.batch(examples, answer_spec(processor))
-    return answer_logits(trained.model, batch).float().sigmoid().cpu()
+    return finite(answer_logits(trained.model, batch).float().sigmoid().cpu())
 
 
 def best_answer(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> Answer:

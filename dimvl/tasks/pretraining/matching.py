@@ -12,7 +12,7 @@ from dimvl.data.prefixes import Prefix
 from dimvl.data.targets import Matches, MatchTargets, TargetSpec
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import plain_text
-from dimvl.tasks.inference import store_batches
+from dimvl.tasks.inference import finite, store_batches
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel
 
@@ -38,7 +38,7 @@ def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words
     batch = trained.batch(examples, {"matching": TargetSpec(MatchTargets)})
     assert trained.model.match_head is not None
     rows = trained.model(batch)[batch.targets["matching"].rows]
-    return trained.model.match_head(rows).float().sigmoid().cpu()
+    return finite(trained.model.match_head(rows).float().sigmoid().cpu())
 
 
 MATCH = Ability(
