@@ -23,7 +23,7 @@ from dimvl.data.processor import Processor
 from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.errors import UserError
-from dimvl.files import CHECKSUMS, RESTORE, read_bytes
+from dimvl.files import CHECKSUMS, RESTORE, check_readable, read_bytes
 from dimvl.model.convert import load_trained
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
@@ -146,8 +146,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
     """
     cpu.configure()
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
+    check_readable(folder, "give the folder of a run or of an export")
     weights = weights_file(folder)
     seal = _seal(folder)
     if check or weights.parent != folder:
