@@ -30,6 +30,7 @@ from dimvl.files import (
     HUB_NAME,
     RESTORE,
     atomic_folder,
+    check_readable,
     folder_checksums,
     locked,
     read_json,
@@ -227,6 +228,7 @@ def check_export(folder: Path) -> None:
         UserError: one is missing, or the folder is a run.
 
     """
+    check_readable(folder, "give the folder of an export")
     if (folder / RUN).exists():
         raise UserError(f"{folder} is a run; write an export with `dimvl export {folder} OUT` and give OUT")
     lacking = [name for name in FILES if not (folder / name).is_file()]

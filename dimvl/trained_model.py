@@ -23,7 +23,7 @@ from dimvl.data.processor import Processor
 from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.errors import UserError
-from dimvl.files import CHECKSUMS, RESTORE, read_bytes
+from dimvl.files import CHECKSUMS, RESTORE, check_readable, read_bytes
 from dimvl.model.convert import load_trained
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
@@ -148,8 +148,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
     """
     cpu.configure()
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; give the folder of a run or of an export")
+    check_readable(folder, "give the folder of a run or of an export")
     is_export = (folder / WEIGHTS).exists()
     if not is_export and latest_checkpoint(folder) is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")

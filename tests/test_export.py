@@ -161,6 +161,11 @@ def test_an_export_is_written_into_an_empty_clone_and_into_the_folder_behind_a_l
         assert export_tiny(run, link) == link and link.is_symlink()
         check_export(clone)
     assert {path.name for path in clone.iterdir()} >= {".git", "model.safetensors", "checksums.json"}
+    dangling = run.parent / "dangling"
+    dangling.symlink_to("later")
+    export_tiny(run, dangling)
+    assert dangling.is_symlink()
+    check_export(run.parent / "later")
 
 
 def test_an_export_writes_through_no_link_inside_its_folder(run: Path) -> None:
@@ -310,6 +315,7 @@ def test_an_export_that_is_replaced_while_it_is_read_is_an_error(run: Path, monk
         ({"feature_width": None}, "feature_width is None"),
         ({"split": ["qkv", "all"]}, r"split \['all'\] is unknown"),
         ({"depth": 2}, "depth is 2: extra inputs"),
+        ({"answers": True}, "does not describe a model"),
     ],
 )
 def test_a_model_that_the_weights_are_not_of_is_an_error_before_it_is_built(
@@ -388,6 +394,15 @@ def test_a_folder_that_cannot_be_read_is_one_sentence_and_modes_follow_the_umask
         with as_another_user(out), pytest.raises(UserError, match=f"{name} cannot be read .Permission denied"):
             load_model(out, check=False)
         (out / name).chmod(0o644)
+    parent = out.parent
+    for mode in (0o700, 0o744):
+        with as_another_user(parent):
+            os.seteuid(0)
+            out.chmod(mode)
+            os.seteuid(65534)
+            for read in (load_model, check_export):
+                with pytest.raises(UserError, match=r"out cannot be read \(Permission denied\); ask its owner"):
+                    read(out)
 
 
 @contextlib.contextmanager

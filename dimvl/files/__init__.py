@@ -22,6 +22,7 @@ from dimvl.files.checksums import (
 from dimvl.files.reading import (
     HUB_NAME,
     Strict,
+    check_readable,
     check_values,
     open_regular,
     read_bytes,
@@ -50,6 +51,7 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "check_folder",
+    "check_readable",
     "check_values",
     "check_writable",
     "folder_checksums",

@@ -60,7 +60,7 @@ def load_trained(config: Path, file: Path) -> DimvlModel:
     with _Unfilled(), torch.device("meta"):
         try:
             expected = {name: tuple(value.shape) for name, value in saved_tensors(DimvlModel(**arguments)).items()}
-        except (ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{config} does not describe a model ({error}); {RESTORE}") from None
     for name in (*expected, *shapes):
         if shapes.get(name) != expected.get(name):
