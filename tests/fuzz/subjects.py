@@ -16,7 +16,15 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from dimvl.checkpoints import OPTIMISER, check_checkpoint, latest_checkpoint, origin_of, read_log, run_arguments
+from dimvl.checkpoints import (
+    OPTIMISER,
+    WEIGHTS,
+    check_checkpoint,
+    latest_checkpoint,
+    origin_of,
+    read_log,
+    run_arguments,
+)
 from dimvl.config import RunConfig
 from dimvl.config.reading import read_run
 from dimvl.data.annotations import read_captions, read_questions
@@ -151,16 +159,21 @@ def _run(folder: Path, data: TinyData) -> Subject:
         found = read_state(newest, shapes)
         return repr((state, found.steps, {name: value.numpy().tobytes() for name, value in found.optimiser.items()}))
 
+    def again(place: Path) -> Any:
+        run_training(config.model_copy(update={"output": place}))
+        newest = latest_checkpoint(place)
+        return newest and (newest.name, (newest / WEIGHTS).read_bytes(), (newest / OPTIMISER).read_bytes())
+
     stages = {
         "log.jsonl": (lambda place: read_log(place / "log.jsonl"),),
-        "texts/*": (texts,),
-        "texts.json": (texts,),
-        "trained_on.npy": (texts, predict),
+        "texts/*": (texts, again),
+        "texts.json": (texts, again),
+        "trained_on.npy": (texts, predict, again),
         "checkpoints/step-00000002/*": (),
-        "*/state.json": (predict, resume),
-        f"*/{OPTIMISER}": (resume,),
+        "*/state.json": (predict, resume, again),
+        f"*/{OPTIMISER}": (resume, again),
         "match.json": (),
-        "*": (predict,),
+        "*": (predict, again),
     }
     return Subject("run", run, stages, ("*",))
 
