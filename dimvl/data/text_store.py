@@ -11,6 +11,7 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from dimvl.files import (
     atomic_folder,
     atomic_path,
     locked,
+    open_regular,
     read_sealed_as,
     sha256,
     write_sealed,
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 POSITIONS = "positions-"
 TEXTS_AT_ONCE = 10_000
+LARGEST = 2**40
+"""Bytes of an array: that many tokens of a text store are more than any corpus of captions has."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class TextStore:
     )
     GROUP_ARRAYS = ("group_offsets", "group_images", "group_times")
     """Only in the folder if a group has several images, or times."""
+    DTYPES: ClassVar = {
+        **{"token_ids": np.int32, "image_bytes": np.uint8, "label_ids": np.int32},
+        **{"label_scores": np.float32, "group_times": np.float32},
+    }
+    """Types of the arrays; int64 where none is given."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,8 +114,7 @@ class TextStore:
         self.group_offsets = self.group_images = self.group_times = None
         grouped = self.GROUP_ARRAYS[0] in self.manifest.sha256
         for name in (*self.ARRAYS, *(self.GROUP_ARRAYS if grouped else ())):
-            mapped = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            setattr(self, name, np.asarray(mapped))  # the same memory; slices of the subclass take three times as long
+            setattr(self, name, _mapped(path / f"{name}.npy", self.DTYPES.get(name, np.int64)))
         self._positions: dict[str, np.ndarray] = {}
 
     token_ids: np.ndarray
@@ -193,7 +201,7 @@ class TextStore:
             except UserError as error:
                 logger.warning("%s; each process keeps them in its own memory", error)
                 return positions
-        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        return _mapped(file, np.int64)
 
     def describe(self, group: int) -> str:
         """Name the images of a group in a message: `image 17`, or `images 17, 18`."""
@@ -206,6 +214,23 @@ class TextStore:
     def image_ids(self) -> Iterator[str]:
         """Ids of all images, one at a time."""
         return map(self.image_id, range(len(self.image_offsets) - 1))
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the arrays fit together, so that no index leads outside of them."""
+        parts = [(self.offsets, self.token_ids), (self.groups, self.text_ids), (self.image_offsets, self.image_bytes)]
+        parts += [(self.label_offsets, self.label_ids), (self.label_offsets, self.label_scores)]
+        owners = [(self.offsets, len(self)), (self.label_offsets, len(self))]
+        images = np.arange(self.num_groups)
+        if self.group_offsets is not None and self.group_images is not None and self.group_times is not None:
+            parts += [(self.group_offsets, self.group_images), (self.group_offsets, self.group_times)]
+            owners, images = [*owners, (self.group_offsets, self.num_groups)], self.group_images
+        return (
+            all(len(starts) and starts[0] == 0 and starts[-1] == len(values) for starts, values in parts)
+            and all((np.diff(starts) >= 0).all() for starts, _ in parts)
+            and all(len(starts) == number + 1 for starts, number in owners)
+            and (not len(images) or (images.min() >= 0 and images.max() < len(self.image_offsets) - 1))
+        )
 
     def _images(self, group: int) -> list[int]:
         if self.group_offsets is None or self.group_images is None:
@@ -259,14 +284,14 @@ def text_store(
 
 def open_text_store(path: Path) -> TextStore | None:
     """Open a store if every file is as it was written; None if it is missing or, with a warning, damaged."""
-    if not _is_sound(path):
+    if not (path / "manifest.json").exists() or (store := _sound_store(path)) is None:
         return None
     for file in path.glob(f"{POSITIONS}*.npy"):
         if not _matches(file):
             logger.warning("%s is damaged; it is written again", file)
             with writing(file):
                 file.unlink(missing_ok=True)  # another process may have removed it
-    return TextStore(path)
+    return store
 
 
 def _write_positions(file: Path, positions: np.ndarray) -> None:
@@ -283,19 +308,29 @@ def _matches(positions: Path) -> bool:
         return False
 
 
-def _is_sound(path: Path) -> bool:
-    if not (path / "manifest.json").exists():
-        return False
+def _sound_store(path: Path) -> TextStore | None:
     try:
-        checksums = read_sealed_as(path / "manifest.json", TextManifest, "").sha256
-        names = ({*TextStore.ARRAYS}, {*TextStore.ARRAYS, *TextStore.GROUP_ARRAYS})
-        sound = checksums.keys() in names
-        sound = sound and all(sha256(path / f"{name}.npy") == value for name, value in checksums.items())
+        store = TextStore(path)
+        names, checksums = (*TextStore.ARRAYS, *TextStore.GROUP_ARRAYS), store.manifest.sha256
+        complete = checksums.keys() in ({*names}, {*TextStore.ARRAYS}) and store.is_consistent
+        if complete and all(sha256(path / f"{name}.npy") == value for name, value in checksums.items()):
+            return store
     except UserError:
-        sound = False
-    if not sound:
-        logger.warning("the tokenised texts in %s are damaged; they are written again", path)
-    return sound
+        pass
+    logger.warning("the tokenised texts in %s are damaged; they are written again", path)
+    return None
+
+
+def _mapped(file: Path, dtype: type) -> np.ndarray:
+    """Map an array (L,) of a file; a `UserError` if that holds something else."""
+    open_regular(file, LARGEST).close()
+    try:
+        array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))  # slices of the subclass are slow
+    except Exception as error:  # numpy's parser of headers raises many types
+        raise UserError(f"{file} is damaged ({error}); remove its folder, and it is written again") from None
+    if array.dtype != dtype or array.ndim != 1:
+        raise UserError(f"{file} is damaged: it has other values than expected; remove its folder")
+    return array
 
 
 def _write(
