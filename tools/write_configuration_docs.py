@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from dimvl.config import RunConfig
+from dimvl.config import CONFIGS, RunConfig
 from dimvl.tasks import TASKS
 from dimvl.training.run_folder import FREE
 
@@ -44,7 +44,7 @@ def page() -> str:
     free = ", ".join(f"`{name}`" for name in sorted(FREE))
     parts = [HEAD.format(free=free), _tables("Every run", "", RunConfig, {})]
     for name, task in TASKS.items():
-        parts.append(_tables(f"{task.title} (`task: {name}`)", "", task.config, RunConfig.model_fields))
+        parts.append(_tables(f"{task.title} (`task: {name}`)", "", CONFIGS[name], RunConfig.model_fields))
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -30,12 +30,12 @@ def plan(
 
     Example: dimvl plan pretrain.yaml --gpus 8 --gpu-memory 80 --images 3000000 training.rows_per_step=65536
     """
+    from dimvl.config import load_config
+
+    loaded = load_config(config, overrides or [])
     from dimvl.planning import Cluster, DataOverrides, make_plan
     from dimvl.planning.table import as_values, describe
-    from dimvl.tasks import load_config
 
     cluster = Cluster(gpus=gpus, gpu_memory=gpu_memory, peak=peak, utilisation=utilisation)
-    made = make_plan(
-        load_config(config, overrides or []), cluster, DataOverrides(images=images, words=words, texts=texts)
-    )
+    made = make_plan(loaded, cluster, DataOverrides(images=images, words=words, texts=texts))
     print(json.dumps(as_values(made)) if as_json else "\n".join(describe(made)))

@@ -35,16 +35,18 @@ def profile_command(
 
     Example: dimvl profile pretrain.yaml --steps 10 training.precision=bf16
     """
+    from dimvl.config import load_config
+
+    loaded = load_config(config, [*(overrides or []), *([f"training.threads={threads}"] if threads else [])])
+    loaded.check_inputs()
     from rich.console import Console
 
     from dimvl.files import write_json
     from dimvl.profiling import profile
     from dimvl.profiling.measure import TRACE
     from dimvl.profiling.table import as_values, table, title
-    from dimvl.tasks import load_config
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages when the profiler starts and stops
-    loaded = load_config(config, [*(overrides or []), *([f"training.threads={threads}"] if threads else [])])
     folder = out or Path(tempfile.gettempdir()) / f"dimvl-profile-{os.getpid()}"
     with progress("steps") as show:
         found = profile(loaded, folder, steps=steps, warmup=warmup, progress=show)

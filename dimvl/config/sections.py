@@ -17,6 +17,7 @@ from pydantic import (
 
 Split = Literal["qkv", "out", "norm", "ffn"]
 Missing = Literal["error", "skip"]
+Variant = Literal["causal", "masked"]
 List = TypeVar("List", bound=Sequence[Any])
 
 

@@ -3,8 +3,8 @@
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
+from dimvl.config import Variant
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
@@ -15,7 +15,6 @@ from dimvl.regions.store import RegionStore
 
 logger = logging.getLogger(__name__)
 FILE = "processor.json"
-Variant = Literal["causal", "masked"]
 
 
 @dataclass(frozen=True, kw_only=True)

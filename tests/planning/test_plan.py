@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 
+from dimvl.config import load_config
+from dimvl.config.pretraining import PretrainConfig
 from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.model.flops import Flops, flops_by_part
@@ -15,9 +17,7 @@ from dimvl.model.work import Work, example_work
 from dimvl.planning import Cluster, DataOverrides, make_plan
 from dimvl.planning.data import gather
 from dimvl.planning.plan import average_example, average_step, meta_model, parameters_by_part
-from dimvl.tasks import load_config
 from dimvl.tasks.costs import DataFacts, TextFacts
-from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.cli.calls import call

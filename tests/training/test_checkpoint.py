@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 from dimvl.checkpoints import best_checkpoint, check_checkpoint, checkpoint_folder, latest_checkpoint
 from dimvl.config import TrainingConfig
+from dimvl.config.pretraining import ObjectivesConfig
 from dimvl.errors import UserError
 from dimvl.model.convert import read_weights
-from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainModule
 from dimvl.training import checkpoint
 from dimvl.training.checkpoint import Saver
