@@ -141,7 +141,7 @@ class AccuracyValidator(Validator):
         if unanswered := [question for question in self.questions if not question.answers]:
             raise UserError(
                 f"question {unanswered[0].question_id} of {section.questions} has no answers to compare with; give "
-                "validation.annotations"
+                "their annotations as validation.annotations, or remove the questions without answers"
             )
         self.trained = TrainedModel(module.model, module.processor, section.questions)
         self.words = self.trained.tokenise([question.text for question in self.questions])
