@@ -46,7 +46,7 @@ CALLS = [
     ("demo", "--config", "none.yaml"),
     ("pretrain", "file.yaml"),
     ("profile", "file.yaml"),
-    ("finetune", "file.yaml", "task=vqa", "questions=none.json"),
+    ("finetune", "vqa.yaml", "answers=none.json"),
 ]
 
 
@@ -57,6 +57,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "dangling.png").symlink_to("nowhere")
     (tmp_path / "file.yaml").write_text(
         "output: run\nregions: none\ncaptions: [none.json, none.csv]\ntraining: {steps: 1}\n"
+    )
+    (tmp_path / "vqa.yaml").write_text(
+        "task: vqa\noutput: run\nregions: folder\nquestions: file.yaml\ntraining: {steps: 1}\n"
     )
     return tmp_path
 
