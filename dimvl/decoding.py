@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dimvl.config import DecodingOptions
 from dimvl.data.batch import Batch
 from dimvl.data.layout import ranges
 from dimvl.data.processor import Processor
@@ -40,16 +41,6 @@ class NextWords(Protocol):
     def keep(self, images: Tensor) -> None:
         """Keep only the images with these indices (B',), in this order."""
         ...
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """Options of beam search."""
-
-    beams: int = 3  # K; 1 is greedy
-    max_tokens: int = 40  # longest text including the final [SEP], the only token allowed in the last place
-    length_penalty: float = 1.0  # hypotheses are compared by log-probability / length ** penalty; [SEP] is counted
-    block_ngrams: int = 0  # no n-gram of this many tokens occurs twice in a text; 0 allows all
 
 
 @dataclass(frozen=True)

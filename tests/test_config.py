@@ -1,15 +1,15 @@
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dimvl.config import ModelConfig, Section, read_yaml, validate
+from dimvl.config import ModelConfig, Section, load_config, read_yaml, validate
+from dimvl.config.answering import VqaConfig, VqaEvaluation
+from dimvl.config.captioning import CaptionConfig
+from dimvl.config.pretraining import PretrainConfig
 from dimvl.demo.config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
-from dimvl.tasks import load_config
-from dimvl.tasks.answering.config import VqaConfig
-from dimvl.tasks.captioning.config import CaptionConfig
-from dimvl.tasks.pretraining.config import PretrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRETRAIN = {"output": "runs/a", "regions": "regions", "captions": "c.json", "training": {"steps": 10}}
@@ -57,15 +57,15 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, overrid
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("training.steps=0", r"training\.steps is 0: input should be greater than or equal to 1"),
+        ("training.steps=0", r"training\.steps is 0; it must be at least 1"),
         ("training.steps=many", r"training\.steps is 'many'"),
         ("training.learning_rate=-1e-4", r"training\.learning_rate is -0\.0001"),
-        ("training.schedule=step", r"training\.schedule is 'step': input should be 'linear', 'cosine' or 'constant'"),
+        ("training.schedule=step", r"training\.schedule is 'step'; it must be 'linear', 'cosine' or 'constant'"),
         ("model.split=[qkv,foo]", r"model\.split\.1 is 'foo'"),
         ("model.split=[qkv,out,qkv]", r"model\.split is .*: qkv is named twice; name each one once"),
-        ("training.steps=true", r"training\.steps is True: give a number"),
-        ("training.muon_rate=false", r"training\.muon_rate is False: give a number"),
-        ("deepspeed.stage=true", r"deepspeed\.stage is True: give a number"),
+        ("training.steps=true", r"training\.steps is true: give a number"),
+        ("training.muon_rate=false", r"training\.muon_rate is false: give a number"),
+        ("deepspeed.stage=true", r"deepspeed\.stage is true: give a number"),
         ("model.heads=7", "width 768 is not a multiple of heads 7"),
         ("model=5", "model is 5"),
         ("model.dropout=1", r"model\.dropout is 1"),
@@ -74,9 +74,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, overrid
         ("objectives.word_changes=pairs.json", "word_change_share and word_changes belong together"),
         ("inputs.vocabulary=2.5", r"inputs\.vocabulary is 2\.5"),
         ("seed=-1", "seed is -1"),
-        ("seed=9223372036854775808", "seed is 9223372036854775808: input should be less than 9223372036854775808"),
-        ("training.learning_rate=.inf", "learning_rate is inf: input should be a finite number"),
-        ("objectives.weights.matching=.nan", "matching is nan: input should be a finite number"),
+        ("seed=9223372036854775808", "seed is 9223372036854775808; it must be below 9223372036854775808"),
+        ("training.learning_rate=.inf", "learning_rate is inf; it must be a finite number"),
+        ("objectives.weights.matching=.nan", "matching is nan; it must be a finite number"),
     ],
 )
 def test_a_bad_value_is_one_sentence_with_file_key_and_value(pretrain, override, says):
@@ -117,10 +117,10 @@ def test_annotation_files_and_splits_may_be_one_or_several(pretrain):
     ("overrides", "says"),
     [
         (["answers=1"], "answers is 1: keep at least 2"),
-        (["answers=true"], "answers is True: give a number"),
+        (["answers=true"], "answers is true: give a number"),
         (["answers=[yes,no]"], "give a number of answers or a JSON file"),
         (["questions=[a.json,b.json]"], "annotations names 1 files and questions 2"),
-        (["missing=drop"], "missing is 'drop': input should be 'error' or 'skip'"),
+        (["missing=drop"], "missing is 'drop'; it must be 'error' or 'skip'"),
     ],
 )
 def test_bad_answers_and_annotations_are_one_sentence(tmp_path, overrides, says):
@@ -132,11 +132,141 @@ def test_bad_answers_and_annotations_are_one_sentence(tmp_path, overrides, says)
         load_config(path, overrides)
 
 
-def test_a_missing_key_is_named(tmp_path):
+def test_all_missing_keys_are_named_at_once_with_a_remedy_of_that_command(tmp_path):
     with pytest.raises(
         UserError, match=r"'training\.steps' is missing; give it in the file or as training\.steps=VALUE"
     ):
         load_config(write(tmp_path / "run.yaml", {**PRETRAIN, "training": {}}))
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path / "run.yaml", "seed: 1"))
+    keys = ("output", "regions", "training", "captions")
+    assert all(f"{key!r}" in str(caught.value) and f"{key}=VALUE" in str(caught.value) for key in keys)
+    with pytest.raises(UserError, match=r"'scenes', 'inputs', .*are missing; give them in the file$"):
+        load_demo_config(write(tmp_path / "demo.yaml", "seed: 1"))  # `demo` takes no overrides
+    with pytest.raises(UserError, match="include works in files only"):
+        load_config(write(tmp_path / "run.yaml", PRETRAIN), ["include=[other.yaml]"])
+
+
+AS_WRITTEN = [
+    "2026-11-28",
+    "2026-99-99",
+    "1:30",
+    "1_000",
+    "yes",
+    "on",
+    "a#1",
+    "a%b",
+    "C:\\runs",
+    "=",
+    "0b11",
+    "~x",
+    "1.2.3",
+]
+CHANGED = [
+    ("runs/a #1", "'#1' begins a comment; put it in quotes"),
+    ("0123", "may be an octal number; put it in quotes"),
+    ("0o17", "may be an octal number; put it in quotes"),
+    ("!x y", "'!' begins a tag; put it in quotes"),
+    ("!!timestamp 2026-99-99", "'!' begins a tag"),
+    ("!!int many", "'!' begins a tag"),
+    ("&a b", "nothing refers to '&a'; put it in quotes"),
+    ("*a", "undefined alias 'a'.; put it in quotes"),
+    ("@x", "put it in quotes"),
+    ("9" * 5000, "has 5,000 digits; put it in quotes"),
+    ("[" * 5000, "more than 20 sections or lists are inside each other"),
+    ("{steps: 1, steps: 2}", "'steps' appears twice"),
+    ("a\n  b", "'a b' covers several lines; put it in quotes"),
+    ("{[a]: b}", "a key is a list or a section"),
+]
+
+
+@pytest.mark.parametrize("text", AS_WRITTEN)
+def test_text_that_yaml_1_1_takes_otherwise_stays_as_written(tmp_path, pretrain, text):
+    assert load_config(pretrain, [f"output={text}", f"split=[{text}]"]).output == Path(text)
+    config = load_config(write(tmp_path / "other.yaml", yaml.safe_dump(PRETRAIN) + f"split: [{text}]\ncache: {text}"))
+    assert config.split == [text] and config.cache == Path(text)
+
+
+@pytest.mark.parametrize(("text", "says"), CHANGED, ids=[text[:12] for text, _ in CHANGED])
+def test_what_yaml_would_drop_or_change_is_refused_in_files_and_overrides(tmp_path, pretrain, text, says):
+    for path, overrides in (
+        (pretrain, [f"output={text}"]),
+        (write(tmp_path / "other.yaml", yaml.safe_dump(PRETRAIN) + f"cache: {text}"), []),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            load_config(path, overrides)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["", "#1", "a # note", "a: b", "- a", "---"])
+def test_an_override_without_a_value_or_with_more_than_one_is_refused(pretrain, text):
+    with pytest.raises(UserError, match=r"override 'output=.*(it has no value|put it in quotes)"):
+        load_config(pretrain, [f"output={text}"])
+    assert load_config(pretrain, [f"output={json.dumps(text or 'a')}"]).output == Path(text or "a"), "the remedy works"
+
+
+def test_a_comment_in_a_file_is_no_mistake(tmp_path):
+    commented = "#!shebang\n#steps\n" + yaml.safe_dump(PRETRAIN) + "seed: 3 # not 4\ncache: a#b ## why"
+    config = load_config(write(tmp_path / "run.yaml", commented))
+    assert (config.seed, config.cache) == (3, Path("a#b"))
+
+
+def test_references_work_within_bounds(tmp_path):
+    shared = "model: &one {layers: 3, width: 24, heads: 2}\n"
+    with pytest.raises(UserError, match="nothing refers to '&one'"):
+        load_config(write(tmp_path / "run.yaml", yaml.safe_dump(PRETRAIN) + shared))
+    used = "first: &a {x: 1, y: 2}\nsecond: {y: 3, <<: *a}\nthird: {<<: [*a, {z: 4}], x: 0}\n"
+    assert read_yaml(write(tmp_path / "used.yaml", used)) == {
+        "first": {"x": 1, "y": 2},
+        "second": {"x": 1, "y": 3},
+        "third": {"x": 0, "y": 2, "z": 4},
+    }
+
+
+NINE = ", ".join(["*aJ"] * 9)
+BOMBS = {
+    "aliases": ["a0: &a0 [x]", *[f"aI: &aI [{NINE}]"] * 8, "z: *aJ"],
+    "merges": ["a0: &a0 {x: 1}", *["aI: &aI {<<: [" + NINE + "]}"] * 8, "z: *aJ"],
+    "itself": ["a: &a [*a]"],
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_few_bytes_that_expand_to_gigabytes_are_refused(tmp_path, name):
+    lines = [line.replace("I", str(place)).replace("J", str(place - 1)) for place, line in enumerate(BOMBS[name])]
+    with pytest.raises(UserError, match=r"more than 20,000 values|more than 20 sections"):
+        read_yaml(write(tmp_path / "bomb.yaml", "\n".join(lines)))
+
+
+def test_the_number_of_files_and_their_size_are_bounded(tmp_path):
+    for number in range(1100):
+        write(tmp_path / f"{number}.yaml", f"include: [{number + 1}.yaml]\n")
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for number in range(20):
+        write(twice / f"{number}.yaml", f"include: [{number + 1}.yaml, {number + 1}.yaml]\n")
+    write(twice / "20.yaml", "seed: 1")
+    for path in (tmp_path / "0.yaml", twice / "0.yaml"):
+        with pytest.raises(UserError, match=r"is included after 32 other files; include fewer"):
+            read_yaml(path)
+    with pytest.raises(UserError, match="characters; give a configuration"):
+        read_yaml(write(tmp_path / "large.yaml", "#" * 70_000))
+
+
+def test_a_home_folder_is_replaced_in_paths_of_files_overrides_and_options_and_variables_are_refused(
+    tmp_path, pretrain, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = {**PRETRAIN, "output": "~/runs", "captions": ["~/c.json", "d.json"]}
+    config = load_config(write(tmp_path / "home.yaml", values), ["cache=~"])
+    assert config.output == tmp_path / "runs" and config.captions == [tmp_path / "c.json", Path("d.json")]
+    assert config.cache is None, "null, as YAML has it"
+    assert VqaEvaluation(questions="~/q.json").questions == tmp_path / "q.json"
+    for text in ("$HOME/runs", "${HOME}/runs", "a/$USER", '""'):
+        with pytest.raises(UserError, match=r"is not replaced here; write out its value|give a path, or \."):
+            load_config(pretrain, [f"output={text}"])
+    (tmp_path / "$odd").mkdir()
+    assert load_config(pretrain, [f"output={tmp_path}/$odd"]).output.name == "$odd", "a folder of that name exists"
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
@@ -182,8 +312,8 @@ def test_included_files_are_relative_to_the_file_whose_values_take_precedence(tm
         ({"include": ["run.yaml"]}, r"run\.yaml includes itself"),
         ("", "must contain sections and keys"),
         ("- a", "must contain sections and keys, not one value or a list"),
-        ("a: [", "not a readable YAML file"),
-        ("a: !!python/object/apply:os.getcwd []", "not a readable YAML file"),
+        ("a: [", "line 1: not readable as YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "'!' begins a tag"),
         ("training: {steps: 1}\ntraining: {workers: 2}", "'training' appears twice; keep one of them"),
         ("training: {steps: 1, steps: 2}", "'steps' appears twice"),
     ],
@@ -197,7 +327,7 @@ def test_a_bad_file_is_one_sentence(tmp_path, content, says):
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"run\.yaml does not exist"):
         load_config(tmp_path / "run.yaml")
-    with pytest.raises(UserError, match="not a readable YAML file"):
+    with pytest.raises(UserError, match="is a folder; give a file"):
         load_config(tmp_path)
 
 

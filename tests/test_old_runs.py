@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dimvl.checkpoints import best_checkpoint
-from dimvl.config import RunConfig
+from dimvl.config import CONFIGS, RunConfig
 from dimvl.export import check_export, export
-from dimvl.tasks import TASKS, abilities_of
+from dimvl.tasks import abilities_of
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_data
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(run: Path) -> RunConfig:
     values = json.loads((run / "run.json").read_text())["config"]
-    return TASKS[values["task"]].config.model_validate(values)
+    return CONFIGS[values["task"]].model_validate(values)
 
 
 def losses(lines: str) -> list[float]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from dimvl.config import RunConfig, ValidationConfig
+from dimvl.config import CONFIGS, EvaluationOptions, RunConfig, ValidationConfig
 from dimvl.cpu.linear import Linear
 from dimvl.data.annotations import read_questions
 from dimvl.data.examples import Example, collate
@@ -34,7 +34,7 @@ from dimvl.tasks import TASKS, Task
 from dimvl.tasks.base import ImageSource, TaskModule, plain_text
 from dimvl.tasks.costs import AverageExample, planned_work
 from dimvl.tasks.inference import store_batches
-from dimvl.tasks.task import Ability, Evaluation, EvaluationOptions, ValidationScore, Validator
+from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
 from tests.cli.calls import call
 from tests.exports import make_detector, make_image
 
@@ -151,7 +151,7 @@ class CountValidator(Validator):
 
 class Count(Task[CountConfig]):
     name, title, pipeline_tag = "count", "Training to count regions", "image-classification"
-    config, evaluation, abilities = CountConfig, CountEvaluation, (COUNT,)
+    evaluation, abilities = CountEvaluation, (COUNT,)
 
     def annotation_files(self, config):
         return {"counts": [config.counts]}
@@ -193,6 +193,7 @@ class Count(Task[CountConfig]):
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
     """Images, their regions and counts, and a configuration that learns them; the task is known while a test runs."""
+    monkeypatch.setitem(CONFIGS, "count", CountConfig)
     monkeypatch.setitem(TASKS, "count", Count())
     entry = HeadEntry("largest_count", lambda value, sizes: CountHead(sizes.width, value), "[CLS]", "head: counts")
     monkeypatch.setitem(HEADS, "count_head", entry)
@@ -274,7 +275,7 @@ def test_an_incomplete_task_fails_where_it_is_defined():
     with pytest.raises(TypeError, match=r"task Half lacks evaluation, abilities, pipeline_tag, .*validator"):
 
         class Half(Task[CountConfig]):
-            name, title, config = "half", "Half a task", CountConfig
+            name, title = "half", "Half a task"
 
             def read(self, config, store):
                 return []

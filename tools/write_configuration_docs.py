@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from dimvl.config import RunConfig
+from dimvl.config import CONFIGS, RunConfig
 from dimvl.tasks import TASKS
 from dimvl.training.run_folder import FREE
 
@@ -31,7 +31,12 @@ dimvl pretrain pretrain.yaml training.steps=2000 model.split=[qkv,ffn]
 
 - `include: [other.yaml]` reads other files first, relative to the file itself. The file takes precedence over what it
   includes, and overrides take precedence over everything. `configs/models/` has four model sizes to include.
-- All other paths are relative to the current folder.
+- All other paths are relative to the current folder. `~` at the start of a path is replaced by the home folder;
+  `$HOME` and other variables are refused, as nothing replaces them.
+- Values are YAML, read as written: dates, `1:30`, `yes` and `on` stay text unless the key wants `true` or `false`, and
+  `1e-4` is a number. What YAML would drop or change needs quotes, and an error says so: ` #` begins a comment, `0123`
+  is octal to some readers, `!`, `&`, `*`, `@` and `: ` have meanings of their own. In a shell:
+  `'output="runs/a #1"'`.
 - Every key is checked: an unknown key or a bad value ends in one sentence that names it, and exit code 2.
 - `task` selects the kind of run: a file has the keys of every run and those of its task.
 - The same command resumes a run. The folder of a run belongs to its configuration; only these keys may change when it
@@ -44,7 +49,7 @@ def page() -> str:
     free = ", ".join(f"`{name}`" for name in sorted(FREE))
     parts = [HEAD.format(free=free), _tables("Every run", "", RunConfig, {})]
     for name, task in TASKS.items():
-        parts.append(_tables(f"{task.title} (`task: {name}`)", "", task.config, RunConfig.model_fields))
+        parts.append(_tables(f"{task.title} (`task: {name}`)", "", CONFIGS[name], RunConfig.model_fields))
     return "\n".join(parts).rstrip() + "\n"
 
 

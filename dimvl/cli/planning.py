@@ -1,11 +1,14 @@
 """The `plan` command: a run's memory, compute and I/O, estimated."""
 
 import json
+import logging
 from typing import Annotated
 
 import typer
 
 from dimvl.cli.app import AsJson, Config, Overrides, app
+
+logger = logging.getLogger(__name__)
 
 
 @app.command()
@@ -26,16 +29,23 @@ def plan(
     """Estimate a run's memory, compute and I/O.
 
     Prints parameters, memory by ZeRO stage, operations and time of a step, and the rate at which the region store must
-    be read. Needs only the configuration: data that does not exist yet is assumed, and each assumption is printed.
+    be read; for one GPU on a machine without any, also the time on its CPU, measured for a second. Needs only the
+    configuration: data that does not exist yet is assumed, and each assumption is printed.
 
     Example: dimvl plan pretrain.yaml --gpus 8 --gpu-memory 80 --images 3000000 training.rows_per_step=65536
     """
-    from dimvl.planning import Cluster, DataOverrides, make_plan
+    from dimvl.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    import torch
+
+    from dimvl.planning import Cluster, DataOverrides, estimate_cpu, make_plan
     from dimvl.planning.table import as_values, describe
-    from dimvl.tasks import load_config
 
     cluster = Cluster(gpus=gpus, gpu_memory=gpu_memory, peak=peak, utilisation=utilisation)
-    made = make_plan(
-        load_config(config, overrides or []), cluster, DataOverrides(images=images, words=words, texts=texts)
-    )
-    print(json.dumps(as_values(made)) if as_json else "\n".join(describe(made)))
+    made = make_plan(loaded, cluster, DataOverrides(images=images, words=words, texts=texts))
+    for remark in made.remarks:
+        logger.warning("%s", remark)
+    only_cpu = gpus == 1 and (loaded.training.device == "cpu" or not torch.cuda.is_available())
+    cpu = estimate_cpu(loaded, made) if only_cpu else None
+    print(json.dumps(as_values(made, cpu)) if as_json else "\n".join(describe(made, cpu)))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Config, Overrides, Threads, app
+from dimvl.cli.app import AsJson, Config, Overrides, Threads, any_path, app
 from dimvl.progress import progress
 
 WIDTH = 110  # of the table when stdout is not a terminal
@@ -22,7 +22,8 @@ def profile_command(
     steps: Annotated[int, typer.Option(min=1, help="Steps to profile.")] = 5,
     warmup: Annotated[int, typer.Option(min=1, help="Warm-up steps before the profiled steps.")] = 2,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for trace.json and profile.json; by default a temporary one.")
+        Path | None,
+        typer.Option(parser=any_path, help="Folder for trace.json and profile.json; by default a temporary one."),
     ] = None,
     threads: Threads = 0,
     as_json: AsJson = False,
@@ -34,16 +35,18 @@ def profile_command(
 
     Example: dimvl profile pretrain.yaml --steps 10 training.precision=bf16
     """
+    from dimvl.config import load_config
+
+    loaded = load_config(config, [*(overrides or []), *([f"training.threads={threads}"] if threads else [])])
+    loaded.check_inputs()
     from rich.console import Console
 
     from dimvl.files import write_json
     from dimvl.profiling import profile
     from dimvl.profiling.measure import TRACE
     from dimvl.profiling.table import as_values, table, title
-    from dimvl.tasks import load_config
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages when the profiler starts and stops
-    loaded = load_config(config, [*(overrides or []), *([f"training.threads={threads}"] if threads else [])])
     folder = out or Path(tempfile.gettempdir()) / f"dimvl-profile-{os.getpid()}"
     with progress("steps") as show:
         found = profile(loaded, folder, steps=steps, warmup=warmup, progress=show)

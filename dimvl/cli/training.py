@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dimvl.checkpoints import RUN
 from dimvl.cli.app import Config, Overrides, Threads, app
 from dimvl.errors import UserError
 from dimvl.progress import training_progress
@@ -44,11 +45,14 @@ def finetune(
 
 
 def _train(path: Path, overrides: list[str], threads: int, command: str) -> None:
-    from dimvl.tasks import load_config, task_of
+    from dimvl.config import load_config
 
     config = load_config(path, overrides + ([f"training.threads={threads}"] if threads else []))
-    if (right := task_of(config).command) != command:
-        raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {right}`; use that command")
+    if config.command != command:
+        raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {config.command}`; use that command")
+    # A run that resumes needs fewer files. Several processes agree on a mistake later, so that it is printed once.
+    if "RANK" not in os.environ and not (config.output / RUN).exists():
+        config.check_inputs()
     from dimvl.training.run import run_training
 
     if os.environ.get("RANK", "0") != "0":

@@ -1,65 +1,56 @@
 """YAML files and `section.key=value` overrides to a checked configuration; each mistake is one sentence."""
 
 import difflib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from dimvl.config.run import RunConfig
+from dimvl.config.yaml_values import DEEPEST, LONGEST, QUOTE, parse_yaml
 from dimvl.errors import UserError
+from dimvl.files import local_path, read_text
+from dimvl.showing import short
 
 Model = TypeVar("Model", bound=BaseModel)
+MOST_FILES = 32
+"""Files that one configuration may consist of."""
+LARGEST = 4 * LONGEST
+"""Bytes of a configuration file, with up to 4 per character."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys: of two sections of one name YAML silently drops the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make a mapping, refusing duplicate keys."""
-        seen = set[Any]()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge" else None
-            if name is not None and name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{name!r} appears twice; keep one of them", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file and the files it includes; its own values take precedence.
 
     Args:
         path: the file.
-        includers: the files that led to it.
 
     Raises:
-        UserError: the file is missing, is not YAML, has a key twice, is not a mapping, or includes itself.
+        UserError: a file is missing, is not such YAML as `parse_yaml` accepts, or is not a mapping; a file includes
+            itself; or there are too many.
 
     """
+    return _read(path, [], iter(range(MOST_FILES)))
+
+
+def _read(path: Path, includers: Sequence[Path], left: Iterator[int]) -> dict[str, Any]:
     if path.resolve() in includers:
         raise UserError(f"{path} includes itself; remove one include")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path of the configuration") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a readable YAML file ({reason}); correct it or give another") from None
+    if next(left, None) is None:
+        raise UserError(f"{path} is included after {MOST_FILES} other files; include fewer")
+    content = parse_yaml(read_text(path, LARGEST), str(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path} must contain sections and keys, not one value or a list")
+        raise UserError(f"{path} must contain sections and keys, not one value or a list; write, say, seed: 1")
     merged: dict[str, Any] = {}
     others = content.pop("include", [])
     if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
-        raise UserError(f"{path}: include is {others!r}; it must be a list of files, such as [other.yaml]")
+        raise UserError(f"{path}: include is {short(others)}; it must be a list of files, such as [other.yaml]")
     for other in others:
-        merged = merge(merged, read_yaml(path.parent / other, [*includers, path.resolve()]))
+        merged = merge(merged, _read(path.parent / local_path(other), [*includers, path.resolve()], left))
     return merge(merged, content)
 
 
@@ -76,21 +67,20 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Turn `section.key=value` into nested mappings; values are read as YAML.
 
     Raises:
-        UserError: an override without `=`.
+        UserError: an override without `=`, or a value that `parse_yaml` refuses.
 
     """
     result: dict[str, Any] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
-        if not equals or not name:
-            raise UserError(f"override {override!r} is not of the form section.key=value; write, say, seed=1")
+        if not equals or not all(name.split(".")) or name.count(".") > DEEPEST:
+            raise UserError(f"override {short(override)} is not of the form section.key=value; write, say, seed=1")
         try:
-            value: Any = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"override {override!r}: the value is not readable as YAML; put it in quotes") from None
-        if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-            with suppress(ValueError):
-                value = float(value)
+            value = parse_yaml(text, f"override {short(override)}", one_line=True)
+        except UserError as error:
+            quoted = shlex.quote(f"{name}={json.dumps(text, ensure_ascii=False)}")
+            whole = len(text) < 100 and text[:1] not in ("[", "{")
+            raise UserError(str(error).replace(QUOTE, f"{QUOTE}: {quoted}") if whole else str(error)) from None
         for key in reversed(name.split(".")):
             value = {key: value}
         result = merge(result, value)
@@ -109,15 +99,23 @@ def read_run(path: Path, kinds: Mapping[str, type[RunConfig]], overrides: Sequen
         UserError: any mistake in it, with the nearest valid name.
 
     """
-    content = merge(read_yaml(path), parse_overrides(overrides))
+    given = parse_overrides(overrides)
+    if "include" in given:
+        raise UserError("include works in files only; write it into the file, or give the values as overrides")
+    content = merge(read_yaml(path), given)
     task = content.setdefault("task", next(iter(kinds)))
     if not isinstance(task, str) or task not in kinds:
-        raise UserError(f"{path}: task is {task!r}; it must be one of {', '.join(kinds)}")
-    return validate(kinds[task], content, str(path), kinds)
+        raise UserError(f"{path}: task is {short(task)}; it must be one of {', '.join(kinds)}")
+    return validate(kinds[task], content, str(path), others=kinds, overridable=True)
 
 
 def validate(
-    model: type[Model], content: Any, source: str, others: Mapping[str, type[BaseModel]] | None = None
+    model: type[Model],
+    content: Any,
+    source: str,
+    *,
+    others: Mapping[str, type[BaseModel]] | None = None,
+    overridable: bool = False,
 ) -> Model:
     """Check values against a configuration class.
 
@@ -126,9 +124,10 @@ def validate(
         content: the values.
         source: where they come from, for messages.
         others: task -> its class, to recognise a key of another task.
+        overridable: the command takes `section.key=value`.
 
     Raises:
-        UserError: one sentence on the first mistake.
+        UserError: one sentence on the first mistake, or on all missing keys.
 
     """
     try:
@@ -138,13 +137,49 @@ def validate(
         place = [str(part) for part in first["loc"]]
         name = ".".join(place)
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{source}: unknown key {name!r}; {_hint(model, place, others or {})}") from None
+            raise UserError(f"{source}: unknown key {short(name)}; {_hint(model, place, others or {})}") from None
         if first["type"] == "missing":
-            raise UserError(f"{source}: {name!r} is missing; give it in the file or as {name}=VALUE") from None
-        message = "set keys inside it" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
+            names = [".".join(map(str, each["loc"])) for each in error.errors() if each["type"] == "missing"]
+            verb, pronoun = ("is", "it") if len(names) == 1 else ("are", "them")
+            remedy = f" or as {' '.join(f'{name}=VALUE' for name in names)}" if overridable else ""
+            raise UserError(
+                f"{source}: {', '.join(map(repr, names))} {verb} missing; give {pronoun} in the file{remedy}"
+            ) from None
+        shown = " is a section" if isinstance(first["input"], dict) else f" is {_as_written(first['input'])}"
         where = f"{source}: {name}{shown}" if name else source  # a rule about several keys names them itself
-        raise UserError(f"{where}: {message[0].lower()}{message[1:]}") from None
+        raise UserError(f"{where}{_rule(first)}") from None
+
+
+def _as_written(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else short(value)
+
+
+RULES = {
+    "greater_than_equal": "it must be at least {ge}",
+    "greater_than": "it must be above {gt}",
+    "less_than_equal": "it must be at most {le}",
+    "less_than": "it must be below {lt}",
+    "finite_number": "it must be a finite number",
+    "literal_error": "it must be {expected}",
+    "too_short": "give at least {min_length}",
+    "model_type": "set keys inside it",
+    "dict_type": "it must be a mapping, such as {{key: value}}",
+    "list_type": "it must be a list, such as [a, b]",
+    "string_type": "it must be text; put a number in quotes",
+    "path_type": "it must be the path of a file or folder; put a number in quotes",
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "it must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
+}
+"""Kind of a mistake in pydantic -> the rule in plain words."""
+
+
+def _rule(mistake: Any) -> str:
+    """Return the end of a message: the rule that a value breaks."""
+    if mistake["type"] == "value_error":
+        return f": {mistake['ctx']['error']}"
+    rule = RULES.get(mistake["type"])
+    return f"; {mistake['msg'].lower() if rule is None else rule.format(**mistake.get('ctx', {}))}"
 
 
 def _first_mistake(error: ValidationError) -> Any:

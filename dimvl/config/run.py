@@ -1,10 +1,13 @@
-"""What the configuration of every run has, whatever its task; a task adds its own keys in `dimvl/tasks/`."""
+"""What the configuration of every run has, whatever its task; a task adds its own keys in a module beside this one."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from dimvl.config.sections import DeepSpeedConfig, Files, InputsConfig, Missing, ModelConfig, Section, TrainingConfig
+from dimvl.errors import UserError
 
 
 class ValidationConfig(Section):
@@ -17,9 +20,14 @@ class ValidationConfig(Section):
     regions: Files | None = Field(None, description="region store of these images; null uses that of training")
 
 
+WRITTEN = {"output", "cache"}
+"""Keys of paths that a run writes; it reads all others."""
+
+
 class RunConfig(Section):
     """Keys that every run has."""
 
+    command: ClassVar[str] = "finetune"  # of `dimvl`, which trains it
     task: str
     output: Path = Field(description="folder of the run")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
@@ -43,6 +51,17 @@ class RunConfig(Section):
     def texts_folder(self) -> Path:
         """Folder of the tokenised texts."""
         return self.cache or self.output / "texts"
+
+    def check_inputs(self) -> None:
+        """Check that the files and folders to read exist.
+
+        Raises:
+            UserError: one or more do not.
+
+        """
+        read = [(key, path) for key, path in _paths(self) if key not in WRITTEN]
+        if absent := [f"{path} does not exist ({key})" for key, path in read if not path.exists()]:
+            raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
 
     @model_validator(mode="after")
     def _muon_has_whole_matrices(self) -> "RunConfig":
@@ -70,3 +89,26 @@ class RunConfig(Section):
                 "learning; remove one of them"
             )
         return self
+
+
+class EvaluationOptions(Section):
+    """Options of an evaluation; a task adds its annotation files and settings."""
+
+    missing: Missing = "error"
+
+    def files(self) -> dict[str, Path]:
+        """Return the annotation files, by name."""
+        return {name: value for name, value in self if isinstance(value, Path)}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options other than files, which the predictions depend on."""
+        return {name: value for name, value in self if not isinstance(value, Path | None)}
+
+
+def _paths(section: Section, place: str = "") -> Iterator[tuple[str, Path]]:
+    for name, value in section:
+        if isinstance(value, Section):
+            yield from _paths(value, f"{place}{name}.")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Path):
+                yield f"{place}{name}", item

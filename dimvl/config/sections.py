@@ -15,8 +15,12 @@ from pydantic import (
     model_validator,
 )
 
+from dimvl.errors import UserError
+from dimvl.files import local_path
+
 Split = Literal["qkv", "out", "norm", "ffn"]
 Missing = Literal["error", "skip"]
+Variant = Literal["causal", "masked"]
 List = TypeVar("List", bound=Sequence[Any])
 
 
@@ -41,12 +45,25 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _paths_are_as_a_shell_reads_them(cls, value: Any) -> Any:
+        """Replace `~` in paths."""
+        try:
+            if isinstance(value, list):
+                return [local_path(item) if isinstance(item, Path) else item for item in value]
+            return local_path(value) if isinstance(value, Path) else value
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {int, float} & {kind, *get_args(kind), *map(type, get_args(kind))}:
             raise ValueError("give a number")
+        if value == "" and Path in {kind, *get_args(kind)}:
+            raise ValueError("give a path, or . for the current folder")
         return value
 
 

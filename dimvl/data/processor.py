@@ -3,10 +3,11 @@
 import logging
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field, create_model
 
+from dimvl.config import Variant
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
@@ -17,7 +18,6 @@ from dimvl.regions.store import RegionStore
 
 logger = logging.getLogger(__name__)
 FILE = "processor.json"
-Variant = Literal["causal", "masked"]
 Count = Annotated[int, Field(ge=0, le=2**20)]
 
 

@@ -4,7 +4,7 @@ Bytes on each of N ranks for P parameters, of which T are trained (Rajbhandari e
 DeepSpeed 0.19 implements it: gradients are summed in fp32, and from stage 1 on even fp32 weights have fp32 masters).
 Muon keeps one moment instead of two.
 
-                        weights     gradients     optimizer states
+                        weights     gradients     optimiser states
     torch and stage 0   4 P         4 T           8 T (two moments); bf16 is autocast there
     stage 1             w P         s T           12 T / N (fp32 masters and two moments)
     stage 2             w P         4 T / N       12 T / N
@@ -91,14 +91,14 @@ class StateBytes:
     Attributes:
         weights: kept between steps; 0 where they are offloaded to the CPU.
         gradients: gradients of the trained weights.
-        optimizer: states, including fp32 master weights; 0 where they are offloaded to the CPU.
+        optimiser: states, including fp32 master weights; 0 where they are offloaded to the CPU.
         buffers: gradients to reduce, and weights that stage 3 gathers.
 
     """
 
     weights: float
     gradients: float
-    optimizer: float
+    optimiser: float
     buffers: float
 
 
@@ -111,7 +111,7 @@ def arithmetic_of(precision: Literal["fp32", "bf16"], stage: int) -> Arithmetic:
 
 def torch_state_bytes(parameters: int, trained: int, muon: int) -> StateBytes:
     """Bytes with the torch engine for P parameters, of which T are trained, `muon` of these with one moment."""
-    return StateBytes(weights=4 * parameters, gradients=4 * trained, optimizer=8 * trained - 4 * muon, buffers=0)
+    return StateBytes(weights=4 * parameters, gradients=4 * trained, optimiser=8 * trained - 4 * muon, buffers=0)
 
 
 def zero_state_bytes(
@@ -142,7 +142,7 @@ def zero_state_bytes(
     return StateBytes(
         weights=weight * parameters / (ranks if stage == 3 else 1),
         gradients=gradients[stage],
-        optimizer=12 * trained / ranks,
+        optimiser=12 * trained / ranks,
         buffers=buffers[stage],
     )
 

@@ -30,6 +30,8 @@ from dimvl.training.deepspeed_options import deepspeed_options
 from dimvl.training.optimiser import freeze
 
 DTYPES: tuple[FeatureDtype, ...] = ("float16", "int8")
+MANY_EPOCHS = 300
+"""More epochs are a mistake in most configurations; published ones have at most 200."""
 FREE_SHARE = 0.1
 """Share of a GPU's memory reserved for the CUDA context, fragmentation and libraries."""
 
@@ -74,7 +76,7 @@ class StageMemory(StateBytes):
     @property
     def total(self) -> float:
         """All bytes in memory."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.batch + self.buffers
+        return self.weights + self.gradients + self.optimiser + self.activations + self.batch + self.buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,18 @@ class Plan:
         return self.step.examples / self.seconds
 
     @property
+    def remarks(self) -> list[str]:
+        """What is unusual about the number of steps."""
+        if self.epochs is None or 1 <= self.epochs <= MANY_EPOCHS:
+            return []
+        share = f"{self.epochs:.0%}" if self.epochs < 1 else f"{self.epochs:,.0f} epochs"
+        verb = "raise" if self.epochs < 1 else "lower"
+        return [
+            f"{self.steps:,} steps see {share} of {self.facts.images:,} images, and one epoch has "
+            f"{max(1, self.steps / self.epochs):,.0f}; {verb} training.steps, unless this is meant"
+        ]
+
+    @property
     def fitting(self) -> StageMemory | None:
         """The first engine and lowest stage that fit; lower stages send less and do less work."""
         return next((memory for memory in self.memory if memory.fits), None)
@@ -175,7 +189,7 @@ def make_plan(config: RunConfig, cluster: Cluster, overrides: DataOverrides | No
 
 def _check(cluster: Cluster) -> None:
     if not 0 < cluster.utilisation <= 1:
-        raise UserError(f"--utilisation {cluster.utilisation:g} must be above 0 and at most 1")
+        raise UserError(f"--utilisation is {cluster.utilisation:g}; it must be above 0 and at most 1")
     for name in ("gpu_memory", "peak"):
         value = getattr(cluster, name)
         if value is not None and not 0 < value < float("inf"):
@@ -192,7 +206,8 @@ def average_example(config: RunConfig, facts: DataFacts) -> AverageExample:
     task = task_of(config)
     if task.draws_in_steps:
         raise UserError(
-            "self_critical draws captions in every step, which the plan does not count; plan its initial run instead"
+            "self_critical draws captions in every step, which the plan does not count; plan without drawing, by "
+            "self_critical=null"
         )
     return task.average_example(config, facts)
 
@@ -303,7 +318,7 @@ def stage_memory(
     else:
         states = zero_state_bytes(*counts, arithmetic=arithmetic, stage=stage, ranks=ranks, bucket=_bucket(section))
         if section.offload_optimizer and stage:
-            states = replace(states, optimizer=0.0)
+            states = replace(states, optimiser=0.0)
         if section.offload_parameters and stage == 3:
             states = replace(states, weights=0.0)
     recompute, dropout = training.checkpoint_activations, model.tokens.dropout.p > 0

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dimvl.planning.cpu import CpuEstimate
 from dimvl.planning.plan import FREE_SHARE, Plan
 
 GB = 1e9
 FORMULAE = (
-    "bytes per parameter, weights + gradients + optimizer: 4 + 4 + 8 in fp32 and under autocast (torch, stage 0). "
+    "bytes per parameter, weights + gradients + optimiser: 4 + 4 + 8 in fp32 and under autocast (torch, stage 0). "
     "Stages 1 to 3 divide 12 (fp32 masters and states) by N; in bf16, weights take 2 and stage 1's gradients 6. "
     "Gradients take 4 / N at stages 2 and 3; stage 3 also divides weights by N. Buffers hold gradients to reduce, and "
     "at stage 3 gathered weights",
@@ -18,8 +19,8 @@ FORMULAE = (
 )
 
 
-def describe(plan: Plan) -> Iterator[str]:
-    """Yield lines for a terminal."""
+def describe(plan: Plan, cpu: CpuEstimate | None = None) -> Iterator[str]:
+    """Yield lines for a terminal; `cpu` is the estimate for this machine's CPU, if any."""
     yield from _parameters(plan)
     yield ""
     yield from _step(plan)
@@ -27,6 +28,11 @@ def describe(plan: Plan) -> Iterator[str]:
     yield from _memory(plan)
     yield ""
     yield from _rates(plan)
+    if cpu is not None:
+        yield (
+            f"on this CPU instead: about {_duration(plan.steps * cpu.seconds)}, {cpu.seconds:,.2g} s per step "
+            f"({cpu.threads} threads, {cpu.gflops:,.0f} GFLOP/s measured on one block of the encoder)"
+        )
     yield ""
     for title, sentences in (("assumed", plan.facts.assumed), ("formulae", FORMULAE)):
         if sentences:
@@ -56,7 +62,7 @@ def _step(plan: Plan) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Iterator[str]:
     yield f"memory per GPU in GB, {plan.precision}:"
-    parts = ("weights", "gradients", "optimizer", "buffers", "activations", "batch", "total")
+    parts = ("weights", "gradients", "optimiser", "buffers", "activations", "batch", "total")
     rows: list[tuple[str, ...]] = [("", *parts, "")]
     for memory in plan.memory:
         name = "torch" if memory.engine == "torch" else f"ZeRO {memory.stage}"
@@ -83,7 +89,7 @@ def _rates(plan: Plan) -> Iterator[str]:
     yield (
         f"time: {seconds * 1e3:,.1f} ms of compute per step at {cluster.utilisation:.0%} of "
         f"{plan.peak:g} TFLOP/s per GPU (assumed), {plan.examples_per_second:,.0f} examples/s; "
-        f"{plan.steps:,} steps take {plan.steps * seconds / 3600:,.1f} hours"
+        f"{plan.steps:,} steps take {_duration(plan.steps * seconds)}"
         + ("" if plan.epochs is None else f", {plan.epochs:,.1f} epochs of {plan.facts.images:,} images")
     )
     for dtype, size in plan.image_bytes.items():
@@ -95,6 +101,12 @@ def _rates(plan: Plan) -> Iterator[str]:
         )
 
 
+def _duration(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:,.1f} minutes"
+    return f"{seconds / 3600:,.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:,.1f} days"
+
+
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield rows as aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -103,8 +115,8 @@ def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(["  " + f"{first:<{widths[0]}}", *cells]).rstrip()
 
 
-def as_values(plan: Plan) -> dict[str, Any]:
-    """Convert a plan to plain values in bytes, operations and seconds."""
+def as_values(plan: Plan, cpu: CpuEstimate | None = None) -> dict[str, Any]:
+    """Convert a plan to plain values in bytes, operations and seconds; `cpu` as in `describe`."""
     values = asdict(plan)
     for name in ("memory", "flops"):
         own = getattr(plan, name)
@@ -118,5 +130,7 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "examples_per_second": plan.examples_per_second,
         "peak_tflops": plan.peak,
         "store_bytes_per_second": {dtype: size * images_per_second for dtype, size in plan.image_bytes.items()},
+        "remarks": plan.remarks,
+        "cpu": None if cpu is None else asdict(cpu),
         "fits": None if best is None else {"engine": best.engine, "stage": best.stage},
     }

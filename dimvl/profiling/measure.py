@@ -166,8 +166,8 @@ def _check(config: RunConfig) -> None:
         )
     if task_of(config).draws_in_steps:
         raise UserError(
-            "self_critical draws captions in every step, which the profile cannot separate; profile its initial run "
-            "instead"
+            "self_critical draws captions in every step, which the profile cannot separate; profile without "
+            "drawing, by self_critical=null"
         )
 
 

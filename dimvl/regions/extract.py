@@ -186,7 +186,9 @@ def _loaded(
         try:
             return _Loaded(image_id, path, *image.size, detector.prepare(image), boxes)
         except (ValueError, RuntimeError, OverflowError, MemoryError, ZeroDivisionError) as error:
-            return UserError(f"image {path} of {image.width} x {image.height} pixels cannot be scaled ({error})")
+            return UserError(
+                f"image {path} of {image.width} x {image.height} pixels cannot be scaled ({error}); resize it"
+            )
 
     waiting: deque[tuple[Path, Future[_Loaded | UserError]]] = deque()
     pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="image")

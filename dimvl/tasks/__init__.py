@@ -1,10 +1,8 @@
 """Tasks: pretraining, question answering and captioning, each a package behind the interface `Task`."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dimvl.config import RunConfig, read_run
+from dimvl.config import RunConfig
 from dimvl.data.processor import Processor
 from dimvl.errors import UserError
 from dimvl.tasks.answering import Answering
@@ -12,24 +10,10 @@ from dimvl.tasks.captioning import Captioning
 from dimvl.tasks.pretraining import Pretraining
 from dimvl.tasks.task import Ability, Task
 
-__all__ = ["TASKS", "Ability", "Task", "abilities_of", "load_config", "task_of", "task_of_model"]
+__all__ = ["TASKS", "Ability", "Task", "abilities_of", "task_of", "task_of_model"]
 
 TASKS: dict[str, Task[Any]] = {task.name: task for task in (Pretraining(), Answering(), Captioning())}
-"""Value of `task` in a configuration -> task. The first is the default."""
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the configuration of a run.
-
-    Args:
-        path: a YAML file; its key `task` selects the configuration class.
-        overrides: `section.key=value`; these take precedence.
-
-    Raises:
-        UserError: any mistake in it.
-
-    """
-    return read_run(path, {name: task.config for name, task in TASKS.items()}, overrides)
+"""Value of `task` in a configuration -> task; the keys of its runs are in `dimvl.config.CONFIGS`."""
 
 
 def task_of(config: RunConfig) -> Task[Any]:

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dimvl.config import Variant
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, Text
 from dimvl.data.prefixes import ImageReader, PrefixImages, PrefixRegions
-from dimvl.data.processor import Processor, Variant
+from dimvl.data.processor import Processor
 from dimvl.data.targets import TargetSpec
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer

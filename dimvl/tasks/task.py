@@ -1,8 +1,8 @@
 """The interface of a task, through which all other code uses pretraining, question answering and captioning.
 
-A task defines its configuration section, how annotations are read and matched, heads, examples and losses, how a
+A task defines how annotations are read and matched, heads, examples and losses, how a
 trained model is applied and scored, and the cost of an average example. A new task is a subclass of `Task` in its own
-module, added to `dimvl.tasks.TASKS`.
+module, added to `dimvl.tasks.TASKS`; the keys of its runs are a class in `dimvl.config.CONFIGS`.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.config import Missing, RunConfig, Section
+from dimvl.config import EvaluationOptions, RunConfig
 from dimvl.data.annotations import Caption, Question
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
@@ -63,20 +63,6 @@ class Ability:
         """
         if not self.available(trained.processor):
             raise UserError(f"the model {trained.weights.parent} cannot {self.verb}; give one trained to {self.verb}")
-
-
-class EvaluationOptions(Section):
-    """Options of an evaluation; a task adds its annotation files and settings."""
-
-    missing: Missing = "error"
-
-    def files(self) -> dict[str, Path]:
-        """Return the annotation files, by name."""
-        return {name: value for name, value in self if isinstance(value, Path)}
-
-    def settings(self) -> dict[str, Any]:
-        """Return the options other than files, which the predictions depend on."""
-        return {name: value for name, value in self if not isinstance(value, Path | None)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +123,6 @@ class Task(ABC, Generic[Config]):
     Attributes:
         name: value of `task` in a configuration.
         title: heading in the documentation of the configuration.
-        command: the command of `dimvl` that trains it.
-        config: class of its configuration.
         evaluation: class of the options of `evaluate`.
         abilities: abilities of a model trained on it.
         pipeline_tag: kind of model on the Hugging Face hub.
@@ -149,11 +133,9 @@ class Task(ABC, Generic[Config]):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    config: ClassVar[type[RunConfig]]
     evaluation: ClassVar[type[EvaluationOptions]]
     abilities: ClassVar[Sequence[Ability]]
     pipeline_tag: ClassVar[str]
-    command: ClassVar[str] = "finetune"
     texts_per_image: ClassVar[float] = 1.0
     draws_in_steps: ClassVar[bool] = False
 
@@ -171,7 +153,7 @@ class Task(ABC, Generic[Config]):
         super().__init_subclass__(**arguments)
         if abstract:
             return
-        attributes = ("name", "title", "config", "evaluation", "abilities", "pipeline_tag")
+        attributes = ("name", "title", "evaluation", "abilities", "pipeline_tag")
         missing = [name for name in attributes if not hasattr(cls, name)]
         missing += [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
         if missing:

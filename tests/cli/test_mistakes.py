@@ -96,7 +96,7 @@ def test_captions_longer_than_the_limit_are_cut_with_a_warning_that_counts(
         ("training.step=3", "did you mean 'training.steps'?"),
         ("traning.steps=3", "did you mean 'training'?"),
         ("training.learning_rate=-1", "training.learning_rate is -1"),
-        ("training.workers=100000", "training.workers is 100000: input should be less than or equal to 256"),
+        ("training.workers=100000", "training.workers is 100000; it must be at most 256"),
         ("model.heads=3", "width 16 is not a multiple of heads 3"),
         ("training.steps", "not of the form section.key=value"),
         ("task=describe", "must be one of pretrain, vqa, caption"),

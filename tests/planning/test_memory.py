@@ -94,7 +94,7 @@ def test_planned_bytes_per_weight_on_two_ranks_are_those_measured(precision, sta
     # The copy to reduce from (stage 1, bf16) and gathered weights (stage 3) are freed by then.
     freed = states.buffers if (precision, stage) == ("bf16", 1) else 0
     freed = 2 * weights if stage == 3 and precision == "bf16" else 4 * weights if stage == 3 else freed
-    total = states.weights + states.gradients + states.optimizer + states.buffers - freed
+    total = states.weights + states.gradients + states.optimiser + states.buffers - freed
     assert total / weights == pytest.approx(measured, rel=0.03)
 
 
@@ -107,4 +107,4 @@ def test_weights_that_muon_trains_have_one_moment(data, tmp_path):
     optimiser.step()
     held = sum(v.nbytes for state in optimiser.state.values() for v in state.values() if v.ndim)
     states = torch_state_bytes(total, total, sum(p.numel() for p in muon))
-    assert states.optimizer == held
+    assert states.optimiser == held

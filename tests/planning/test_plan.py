@@ -6,19 +6,21 @@ import shutil
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from dimvl.config import load_config
+from dimvl.config.pretraining import PretrainConfig
 from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.model.flops import Flops, flops_by_part
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work, example_work
-from dimvl.planning import Cluster, DataOverrides, make_plan
+from dimvl.planning import Cluster, DataOverrides, estimate_cpu, make_plan
 from dimvl.planning.data import gather
 from dimvl.planning.plan import average_example, average_step, meta_model, parameters_by_part
-from dimvl.tasks import load_config
 from dimvl.tasks.costs import DataFacts, TextFacts
-from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.trained_model import load_model
+from dimvl.training.optimiser import orthogonalise
 from dimvl.training.run import run_training
 from tests.cli.calls import call
 from tests.planning.runs import SPLITS, all_batches
@@ -178,7 +180,7 @@ def test_more_gpus_share_the_step_and_the_memory(config_file):
     assert one.step.micro_batch == eight.step.micro_batch
     assert [m.engine for m in one.memory] == ["torch", *["deepspeed"] * 4] and len(eight.memory) == 4
     three = eight.memory[3]
-    assert three.weights == pytest.approx(2 * eight.trained / 8) and three.optimizer == pytest.approx(
+    assert three.weights == pytest.approx(2 * eight.trained / 8) and three.optimiser == pytest.approx(
         1.5 * eight.trained
     )
 
@@ -201,8 +203,8 @@ def test_activation_checkpointing_keeps_less_and_computes_more(config_file):
 
 def test_offloaded_states_are_not_on_the_gpu(config_file):
     plan = planned(config_file, "deepspeed={stage: 3, offload_optimizer: true, offload_parameters: true}")
-    assert plan.configured == 3 and plan.memory[0].optimizer > 0
-    assert plan.memory[1].optimizer == 0 and plan.memory[1].weights > 0 and plan.memory[3].weights == 0
+    assert plan.configured == 3 and plan.memory[0].optimiser > 0
+    assert plan.memory[1].optimiser == 0 and plan.memory[1].weights > 0 and plan.memory[3].weights == 0
 
 
 def test_the_bucket_of_the_configuration_is_counted(config_file):
@@ -218,15 +220,55 @@ def test_given_values_replace_assumed_ones(config_file):
     assert given.step.examples < plain.step.examples and len(given.facts.assumed) == len(plain.facts.assumed) - 2
 
 
-def test_a_frozen_part_has_no_gradients_and_no_optimizer_state(config_file):
+def test_a_frozen_part_has_no_gradients_and_no_optimiser_state(config_file):
     whole = planned(config_file)
     frozen = planned(config_file, "training.freeze.layers=6", "training.freeze.embeddings=true")
     assert frozen.trained < whole.trained and frozen.flops_per_step < whole.flops_per_step
     assert frozen.memory[0].weights == whole.memory[0].weights
-    assert frozen.memory[0].optimizer / whole.memory[0].optimizer == pytest.approx(frozen.trained / whole.trained)
+    assert frozen.memory[0].optimiser / whole.memory[0].optimiser == pytest.approx(frozen.trained / whole.trained)
+
+
+def test_unusual_numbers_of_epochs_are_remarked_with_the_steps_of_one(config_file):
+    few, many = (planned(config_file, given=DataOverrides(images=images)) for images in (100_000_000, 100))
+    (little,), (much,) = few.remarks, many.remarks
+    assert f"1,000 steps see {few.epochs:.0%} of 100,000,000 images" in little and "raise training.steps" in little
+    assert f"1,000 steps see {many.epochs:,.0f} epochs of 100 images" in much and "lower training.steps" in much
+    assert f"one epoch has {1000 / few.epochs:,.0f};" in little
+    assert not planned(config_file, given=DataOverrides(images=100_000)).remarks and not planned(config_file).remarks
+
+
+def test_the_time_on_a_cpu_follows_from_the_measured_time_of_a_block(config_file, monkeypatch):
+    seen = []
+    monkeypatch.setattr("dimvl.planning.cpu._seconds", lambda *arguments: seen.append(arguments) or 2.0)
+    overrides = ("training.device=cpu", "training.precision=fp32")
+    config, plan = load_config(config_file, overrides), planned(config_file, *overrides, gpus=1)
+    estimate = estimate_cpu(config, plan)
+    *_, number, vision, language = seen[0]
+    assert vision == 36 and 1024 < number * (vision + language) <= 2048
+    work = example_work(regions=vision, context=0, texts=1, text_rows=language, shared_prefix=False) * number
+    block = {name: part.total for name, part in flops_by_part(base_model(layers=1, split=[]), work).items()}
+    # Its input needs a gradient, as that of all blocks of a model.
+    assert estimate.gflops == pytest.approx((block["encoder shared"] + block["attention scores"]) / 2 / 1e9)
+    assert estimate.seconds == pytest.approx(plan.flops_per_step / estimate.gflops / 1e9)
+    muon = estimate_cpu(load_config(config_file, ["training.muon_rate=0.001"]), plan)
+    with FlopCounterMode(display=False) as counted:
+        for matrix in base_model(layers=1).encoder.parameters():
+            if matrix.ndim > 1:
+                orthogonalise(matrix)
+    more = (muon.seconds - estimate.seconds) * estimate.gflops * 1e9
+    assert more == pytest.approx(12 * counted.get_total_flops(), rel=1e-3)
+    assert estimate_cpu(load_config(config_file, ["model.inner_width=8192"]), plan) is None, "takes too long"
 
 
 # --- the command
+
+
+def test_the_command_tells_the_time_on_this_cpu_only_where_it_would_be_used(monkeypatch, capsys, config_file):
+    monkeypatch.setattr("dimvl.planning.cpu._seconds", lambda *arguments: 1.0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    out = call(monkeypatch, capsys, "plan", config_file, "--images", 10).out
+    assert "on this CPU instead: about " in out and " days" in out and f"({torch.get_num_threads()} threads" in out
+    assert "on this CPU" not in call(monkeypatch, capsys, "plan", config_file, "--gpus", 8).out
 
 
 def test_the_command_prints_what_fits_the_assumptions_and_the_formulae(monkeypatch, capsys, config_file):
@@ -255,7 +297,7 @@ def test_planning_writes_nothing(monkeypatch, capsys, config_file):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--utilisation", 1.5], "--utilisation 1.5 must be above 0 and at most 1"),
+        (["--utilisation", 1.5], "--utilisation is 1.5; it must be above 0 and at most 1"),
         (["--gpu-memory", -1], "--gpu-memory is -1; it must be above 0"),
         (["training.rows_per_step=50"], "rows_per_step 50 is below the"),
         (["--gpus", 10_000_000], "fewer than --gpus 10000000, so some GPUs would be idle"),

@@ -3,8 +3,8 @@ import re
 import pytest
 
 from dimvl.config import DeepSpeedConfig, TrainingConfig, validate
+from dimvl.config.pretraining import PretrainConfig
 from dimvl.errors import UserError
-from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training.deepspeed_options import check_known, deepspeed_options
 
 
@@ -101,7 +101,7 @@ def test_keys_that_deepspeed_would_ignore_are_refused_with_the_nearest_name():
         ({"deepspeed": {"stage": 0, "offload_optimizer": True}}, "offload_optimizer needs a split optimiser state"),
         ({"deepspeed": {"stage": 2, "offload_parameters": True}}, "offload_parameters needs stage 3"),
         ({"deepspeed": {"stage": 3, "offload_parameters": True}}, "offload_parameters needs stage 3 and offload_opt"),
-        ({"deepspeed": {"stage": 4}}, "input should be 0, 1, 2 or 3"),
+        ({"deepspeed": {"stage": 4}}, "it must be 0, 1, 2 or 3"),
         ({"deepspeed": {"stages": 1}}, "unknown key 'deepspeed.stages'; did you mean 'deepspeed.stage'?"),
         ({"deepspeed": {"timeout": 0}}, "deepspeed.timeout is 0"),
         (

@@ -148,7 +148,9 @@ def _open(place: str | Path) -> tuple[Any, Any]:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
         from transformers.utils import logging as transformers_logging
     except ImportError:
-        raise UserError("detectors of transformers need the package: pip install 'dimvl[detectors]'") from None
+        raise UserError(
+            "detectors of transformers need the package transformers; pip install 'dimvl[detectors]'"
+        ) from None
     transformers_logging.disable_progress_bar()
     try:
         family = AutoConfig.from_pretrained(_fetched(place, "*.json")).model_type

@@ -7,6 +7,7 @@ from typing import Any
 
 from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH, MODEL
+from dimvl.config.answering import VqaConfig, VqaEvaluation
 from dimvl.data.annotations import Question, read_questions
 from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
 from dimvl.data.matching import match_files
@@ -17,7 +18,6 @@ from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.prediction import ANSWER, AccuracyValidator, evaluate_questions
 from dimvl.tasks.answering.training import QuestionSource, VqaModule
 from dimvl.tasks.base import ImageSource, TaskModule
@@ -33,7 +33,6 @@ class Answering(Task[VqaConfig]):
 
     name = "vqa"
     title = "Fine-tuning for question answering"
-    config = VqaConfig
     evaluation = VqaEvaluation
     pipeline_tag = "visual-question-answering"
     abilities = (ANSWER,)

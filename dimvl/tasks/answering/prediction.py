@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dimvl.callbacks import Progress
+from dimvl.config.answering import VqaConfig, VqaEvaluation
 from dimvl.data.annotations import Question, describe_file, read_questions
 from dimvl.data.answers import Answer
 from dimvl.data.matching import in_store, match_file
@@ -19,7 +20,6 @@ from dimvl.errors import UserError
 from dimvl.metrics.predictions import official_images
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.inference import finite, store_batches
@@ -141,7 +141,7 @@ class AccuracyValidator(Validator):
         if unanswered := [question for question in self.questions if not question.answers]:
             raise UserError(
                 f"question {unanswered[0].question_id} of {section.questions} has no answers to compare with; give "
-                "validation.annotations"
+                "their annotations as validation.annotations, or remove the questions without answers"
             )
         self.trained = TrainedModel(module.model, module.processor, section.questions)
         self.words = self.trained.tokenise([question.text for question in self.questions])

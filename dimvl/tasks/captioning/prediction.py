@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.callbacks import Progress
+from dimvl.config.captioning import CaptionEvaluation
 from dimvl.data.annotations import ImageKey, describe_file, read_captions
 from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
@@ -17,7 +18,6 @@ from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import images_of, official_images
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.captioning.config import CaptionEvaluation
 from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability, Evaluation
 from dimvl.trained_model import TrainedModel

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from dimvl.config.pretraining import PretrainConfig
 from dimvl.data.annotations import Caption
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
@@ -14,7 +15,6 @@ from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning import CaptionDataTask, average_captions
 from dimvl.tasks.captioning.prediction import CAPTION
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
-from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.pretraining.validation import PretrainValidator
@@ -26,8 +26,6 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
 
     name = "pretrain"
     title = "Pretraining"
-    command = "pretrain"
-    config = PretrainConfig
     pipeline_tag = "feature-extraction"
     abilities = (CAPTION, MATCH)
 

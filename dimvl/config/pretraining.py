@@ -5,8 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dimvl.config import Files, Names, RunConfig, Section, ValidationConfig
-from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.config.captioning import Seq2seqConfig
+from dimvl.config.run import RunConfig, ValidationConfig
+from dimvl.config.sections import Files, Names, Section
 
 
 class SharesConfig(Section):
@@ -72,6 +73,7 @@ class PretrainValidationConfig(ValidationConfig):
 class PretrainConfig(RunConfig):
     """Pretraining from captions."""
 
+    command = "pretrain"
     task: Literal["pretrain"] = "pretrain"
     captions: Files = Field(description="captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dimvl.config import Files, Names, RunConfig, Section, ValidationConfig
-from dimvl.data.processor import Variant
-from dimvl.decoding import DecodingOptions
-from dimvl.tasks.task import EvaluationOptions
+from dimvl.config.decoding import DecodingOptions
+from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
+from dimvl.config.sections import Files, Names, Section, Variant
 
 
 class Seq2seqConfig(Section):

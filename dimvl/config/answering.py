@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dimvl.config import Files, FilesOrNone, RunConfig, ValidationConfig
-from dimvl.tasks.task import EvaluationOptions
+from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
+from dimvl.config.sections import Files, FilesOrNone
 
 
 def _number_or_file(value: Any) -> Any:

@@ -1,0 +1,57 @@
+"""Advice in errors can be followed: what a message names exists. Whether it helps is read by a person."""
+
+import re
+
+from pydantic import BaseModel
+
+from dimvl.config import CONFIGS
+from dimvl.demo.config import DemoConfig
+from tests.test_docs import COMMANDS, ROOT
+from tools.list_errors import messages
+
+MESSAGES = list(messages())
+IN_CONFIGURATIONS = "|".join(sorted({name for kind in CONFIGS.values() for name in kind.model_fields}))
+KEY = re.compile(rf"(?<![\w./-])(?:{IN_CONFIGURATIONS})\.[a-z_]+(?:\.[a-z_]+)*(?![\w(])")
+FILES = (".json", ".jsonl", ".safetensors", ".yaml", ".png", ".npy", ".bin")
+
+
+def commands(group, prefix=""):
+    for name, command in group.commands.items():
+        yield f"{prefix}{name}", command
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+
+
+ALL = dict(commands(COMMANDS))
+OPTIONS = {option for command in ALL.values() for parameter in command.params for option in parameter.opts}
+OPTIONS |= {"--master_port", "--nproc_per_node", "--num_gpus"}  # of launchers
+
+
+def keys(section, prefix=""):
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from keys(kind, f"{prefix}{name}.")
+
+
+KEYS = {key for kind in (*CONFIGS.values(), DemoConfig) for key in keys(kind)}
+
+
+def test_every_message_ends_with_a_remedy():
+    for place, text in MESSAGES:
+        # A rule of a configuration follows "KEY is VALUE: " and may be a remedy alone.
+        whole = "/config/" not in place and not text.endswith("}")
+        assert re.search(r"; \S", text) or not whole, f"{place}: what can be done about it? {text}"
+
+
+def test_options_keys_commands_and_pages_that_a_message_names_exist():
+    for place, text in MESSAGES:
+        plain = re.sub(r"\{[^}]*\}", "X", text)
+        options = set(re.findall(r"(?<!\w)--[a-z][\w-]*", plain))
+        names = {name for name in KEY.findall(plain) if not name.endswith(FILES)}
+        keys = {"deepspeed.options" if name.startswith("deepspeed.options") else name for name in names}
+        unknown = options - OPTIONS | keys - KEYS | set(re.findall(r"`dimvl ([a-z]+)", plain)) - ALL.keys()
+        pages = [page for page in re.findall(r"docs/[\w-]+\.md", plain) if not (ROOT / page).exists()]
+        assert not unknown and not pages, f"{place}: {sorted(unknown)} {pages} {text}"
+    assert len(MESSAGES) > 300
