@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from dimvl.config import InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
 from dimvl.data.scenes import SceneOptions
+from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.pretraining.config import ObjectivesConfig
@@ -25,14 +26,6 @@ class ScenesConfig(Section):
     compositional: int
     captions_per_image: int = 5
     questions_per_image: int = 10
-
-
-class DecodingConfig(Section):
-    """How captions are decoded; see `DecodingOptions`."""
-
-    beams: int = Field(3, ge=1)
-    length_penalty: float = 1.0
-    block_ngrams: int = Field(0, ge=0)
 
 
 class PhaseConfig(Section):
@@ -76,7 +69,7 @@ class DemoConfig(Section):
         None, description="self-critical training after captioning; null: captioning is the last run"
     )
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
-    decoding: DecodingConfig = DecodingConfig()
+    decoding: DecodingOptions = DecodingOptions()
     seconds: dict[str, float] = Field(description="expected seconds of each stage")
     minutes: float = Field(12, gt=0, description="goal for the wall-clock time of the whole demo on 2 cores")
     note: str = Field("", description="remark printed beside the scores")
