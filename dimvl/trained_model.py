@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dimvl import cpu
-from dimvl.checkpoints import MODEL, WEIGHTS, best_checkpoint
+from dimvl.checkpoints import MODEL, WEIGHTS, best_checkpoint, origin_of
 from dimvl.cpu.packed import pack_linears
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, collate
@@ -39,6 +39,7 @@ class TrainedModel:
         processor: tokenizer, extractor, limits, answer vocabulary.
         weights: the file of the weights.
         trained_on: hashes of the images that it was trained on, see `dimvl/data/trained_on.py`.
+        synthetic: whether it was trained on synthetic scenes only.
 
     """
 
@@ -46,11 +47,17 @@ class TrainedModel:
     processor: Processor
     weights: Path
     trained_on: np.ndarray = field(default_factory=NOTHING.copy)
+    synthetic: bool = False
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.model.parameters()).device
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters; weights that modules share count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def for_prediction(self) -> "TrainedModel":
         """Pack the linear layers if the model is on a CPU; it can no longer be trained."""
@@ -156,4 +163,10 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
     load_pretrained(model, state := read_weights(weights), str(weights))
     if lacking := [name for name in model.state_dict() if name not in state and name != "word_head.decoder.weight"]:
         raise UserError(f"{weights} lacks the weight {lacking[0]}; copy or export it again")
-    return TrainedModel(model.to(device).eval(), processor, weights, read_trained_on(folder))
+    return TrainedModel(model.to(device).eval(), processor, weights, read_trained_on(folder), _is_synthetic(folder))
+
+
+def _is_synthetic(folder: Path) -> bool:
+    """Return whether all files that a run or an export was trained on are synthetic scenes."""
+    data = origin_of(folder).get("data") or {}
+    return bool(data) and all(entry.get("synthetic", False) for entry in data.values())

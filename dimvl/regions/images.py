@@ -76,11 +76,6 @@ def quiet_decoders() -> Iterator[None]:
         yield
 
 
-def load_image_in_thread(path: Path) -> Image.Image:
-    """Do what `load_image` does, within `quiet_decoders`."""
-    return image_in_thread(path, f"image {path}")
-
-
 def image_in_thread(source: object, name: str) -> Image.Image:
     """Do what `image_from` does, within `quiet_decoders`."""
     if isinstance(source, str | Path):

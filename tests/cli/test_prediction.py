@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import dimvl.predictor
+import dimvl.image_inputs
 from dimvl.predictor import Predictor
 from tests.cli.calls import Result, Run
 from tests.exports import make_image
@@ -45,7 +45,7 @@ def test_a_folder_is_captioned_in_parts_and_a_truncated_image_is_named_counted_a
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(dimvl.predictor, "AT_ONCE", 2)
+    monkeypatch.setattr(dimvl.image_inputs, "AT_ONCE", 2)
     good = [file for file in images if file != images[1]]
     captions = [predictor.caption(file) for file in good]
     result = predict("caption", images[0].parent)
@@ -71,7 +71,7 @@ def test_an_unreadable_image_on_the_command_line_does_not_stop_the_others(
 def test_results_printed_before_a_failure_are_kept(
     predict: Run, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dimvl.predictor, "AT_ONCE", 1)
+    monkeypatch.setattr(dimvl.image_inputs, "AT_ONCE", 1)
     caption = Predictor.caption
 
     def interrupted(self: Predictor, regions: list, beams: int) -> list[str]:
