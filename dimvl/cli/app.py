@@ -1,11 +1,13 @@
 """The typer application, and options shared by several commands."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import dimvl
+from dimvl.files import existing, existing_file, existing_folder, folder_or_hub_name, local_path
 
 app = typer.Typer(
     name="dimvl",
@@ -32,27 +34,80 @@ def _options(
     pass
 
 
+class PathParser:
+    """Turns an argument into a path, and refuses one that is not what the command needs before torch is imported."""
+
+    def __init__(self, name: str, check: Callable[[Path], Path] = lambda path: path) -> None:
+        self.__name__ = name  # what help shows
+        self.check = check
+
+    def __call__(self, text: str | Path) -> Path:
+        """Parse an argument; raises `UserError`."""
+        return self.check(local_path(text))
+
+
+any_path = PathParser("path")
+input_file = PathParser("file", existing_file)
+input_folder = PathParser("folder", existing_folder)
+file_or_folder = PathParser("path", existing)
+
+
+def some_exist(paths: Sequence[Path]) -> Sequence[Path]:
+    """Refuse a list of paths of which none exists; a command that takes many skips and names the others."""
+    if not any(path.exists() for path in paths):
+        existing(paths[0])
+    return paths
+
+
+def model_name(text: str) -> str:
+    """Parse the folder of an export, or a name on the hub."""
+    return str(folder_or_hub_name(text, "an export") or text)
+
+
+def file_or_name(text: str) -> str:
+    """Parse something that may be a name or a path; only `~` shows which."""
+    return str(local_path(text)) if text.startswith("~") else text
+
+
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 uses torch's default.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
-Model = Annotated[str, typer.Option(help="Folder of an export, or the name of a model on the Hugging Face hub.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        parser=model_name, metavar="MODEL", help="Folder of an export, or the name of a model on the Hugging Face hub."
+    ),
+]
 DetectorName = Annotated[
-    str, typer.Option("--detector", help="scenes, a folder, or a detector of torchvision or the Hugging Face hub.")
+    str,
+    typer.Option(
+        "--detector",
+        parser=file_or_name,
+        metavar="NAME",
+        help="scenes, a folder, or a detector of torchvision or the Hugging Face hub.",
+    ),
 ]
 DetectorWeights = Annotated[
     str | None,
     typer.Option(
-        "--weights", help="For torchvision: a name of its weights, or a .pth or .safetensors file; default DEFAULT."
+        "--weights",
+        parser=file_or_name,
+        metavar="NAME",
+        help="For torchvision: a name of its weights, or a .pth or .safetensors file; default DEFAULT.",
     ),
 ]
 DetectorClasses = Annotated[
     Path | None,
-    typer.Option("--classes", help="File of class names, one per line; needed for other than COCO classes."),
+    typer.Option(
+        "--classes",
+        parser=input_file,
+        help="File of class names, one per line; needed for other than COCO classes.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that override those of the file.")
 ]
-Config = Annotated[Path, typer.Argument(help="Configuration (YAML file).")]
+Config = Annotated[Path, typer.Argument(parser=input_file, help="Configuration (YAML file).")]
 
 
 def set_threads(threads: int) -> None:

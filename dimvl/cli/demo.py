@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import Threads, app, set_threads
+from dimvl.cli.app import Threads, any_path, app, input_file, set_threads
 from dimvl.errors import UserError
 
 
 @app.command()
 def demo(
-    config: Annotated[Path | None, typer.Option(help="YAML file such as configs/scenes/demo.yaml.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo"),
+    config: Annotated[
+        Path | None, typer.Option(parser=input_file, help="YAML file such as configs/scenes/demo.yaml.")
+    ] = None,
+    out: Annotated[Path, typer.Option(parser=any_path, help="Folder to write.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Run a smaller demo, in under three minutes.")] = False,
     threads: Threads = 0,
 ) -> None:

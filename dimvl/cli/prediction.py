@@ -18,8 +18,13 @@ from dimvl.cli.app import (
     Device,
     Model,
     Threads,
+    any_path,
     app,
+    file_or_folder,
+    input_file,
+    input_folder,
     set_threads,
+    some_exist,
 )
 from dimvl.errors import UserError
 from dimvl.progress import progress
@@ -34,12 +39,14 @@ Together = Annotated[bool, typer.Option("--together", help="Treat the images as 
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run.")],
+    out: Annotated[Path, typer.Argument(parser=any_path, help="Folder to write.")],
     detector: DetectorName = "scenes",
     weights: DetectorWeights = None,
     classes: DetectorClasses = None,
-    scores: Annotated[Path | None, typer.Option(help="JSON file of scores for the model card.")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(parser=input_file, help="JSON file of scores for the model card.")
+    ] = None,
 ) -> None:
     """Write one folder with everything that predictions need.
 
@@ -59,7 +66,10 @@ def export(
 
 @app.command()
 def caption(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(parser=any_path, callback=some_exist, help="Images, or folders of images.", metavar="IMAGE"),
+    ],
     model: Model,
     beams: Annotated[int, typer.Option(min=1, max=100, help="Width of the beam search; 1 is greedy.")] = 3,
     together: Together = False,
@@ -93,7 +103,10 @@ def caption(
 @app.command()
 def answer(
     image: Annotated[
-        Path, typer.Argument(help='Image, folder, or .jsonl file of {"image" or "images": ..., "question": ...}.')
+        Path,
+        typer.Argument(
+            parser=file_or_folder, help='Image, folder, or .jsonl file of {"image" or "images": ..., "question": ...}.'
+        ),
     ],
     model: Model,
     questions: Annotated[list[str] | None, typer.Argument(help="Questions.", metavar="QUESTION")] = None,
@@ -233,7 +246,9 @@ def _many(predictor: "Predictor", files: Sequence[Path], named: Sequence[Path]) 
 
 @app.command()
 def match(
-    images: Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGE")],
+    images: Annotated[
+        list[Path], typer.Argument(parser=any_path, callback=some_exist, help="Images.", metavar="IMAGE")
+    ],
     text: Annotated[str, typer.Argument(help="Text.")],
     model: Model,
     together: Together = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Config, Overrides, Threads, app
+from dimvl.cli.app import AsJson, Config, Overrides, Threads, any_path, app
 from dimvl.progress import progress
 
 WIDTH = 110  # of the table when stdout is not a terminal
@@ -22,7 +22,8 @@ def profile_command(
     steps: Annotated[int, typer.Option(min=1, help="Steps to profile.")] = 5,
     warmup: Annotated[int, typer.Option(min=1, help="Warm-up steps before the profiled steps.")] = 2,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for trace.json and profile.json; by default a temporary one.")
+        Path | None,
+        typer.Option(parser=any_path, help="Folder for trace.json and profile.json; by default a temporary one."),
     ] = None,
     threads: Threads = 0,
     as_json: AsJson = False,

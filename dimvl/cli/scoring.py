@@ -7,35 +7,47 @@ from typing import Annotated, Any
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Threads, app, set_threads
+from dimvl.cli.app import AsJson, Device, Threads, any_path, app, input_file, input_folder, set_threads
 from dimvl.files import check_writable
 from dimvl.progress import progress
 
 Worlds = Annotated[
-    Path | None, typer.Option(help="worlds.jsonl of scenes, to score facts in captions; default: beside the captions.")
+    Path | None,
+    typer.Option(
+        parser=input_file, help="worlds.jsonl of scenes, to score facts in captions; default: beside the captions."
+    ),
 ]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Skip images that the store lacks, with a warning.")]
 AllowTrained = Annotated[
     bool, typer.Option("--allow-trained-images", help="Allow images that the model was trained on.")
 ]
-Answers = Annotated[Path | None, typer.Option(help="VQA v2 annotations; without them, nothing is scored.")]
+Answers = Annotated[
+    Path | None, typer.Option(parser=input_file, help="VQA v2 annotations; without them, nothing is scored.")
+]
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a run or of an export.")],
-    regions: Annotated[list[Path], typer.Option(help="Region store of the images; repeat it to use several as one.")],
+    model: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run or of an export.")],
+    regions: Annotated[
+        list[Path],
+        typer.Option(parser=input_folder, help="Region store of the images; repeat it to use several as one."),
+    ],
     values: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Files and settings of other tasks.")
     ] = None,
-    questions: Annotated[Path | None, typer.Option(help="Questions in any format of docs/annotations.md.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(parser=input_file, help="Questions in any format of docs/annotations.md.")
+    ] = None,
     annotations: Answers = None,
     captions: Annotated[
-        Path | None, typer.Option(help="Captions in any format; the model captions their images.")
+        Path | None, typer.Option(parser=input_file, help="Captions in any format; the model captions their images.")
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="Split of a file in Karpathy's format; repeatable.")] = None,
     worlds: Worlds = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default MODEL/evaluation.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=any_path, help="Folder to write; default MODEL/evaluation.")
+    ] = None,
     beams: Annotated[int | None, typer.Option(min=1, max=100, help="Beam width for captions; default 3.")] = None,
     skip_missing: SkipMissing = False,
     allow_trained_images: AllowTrained = False,
@@ -80,14 +92,18 @@ score = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(score, name="score")
-Predictions = Annotated[Path, typer.Option(help="JSON file of predictions in the official submission format.")]
+Predictions = Annotated[
+    Path, typer.Option(parser=input_file, help="JSON file of predictions in the official submission format.")
+]
 
 
 @score.command("vqa")
 def score_vqa(
-    questions: Annotated[Path, typer.Option(help="VQA v2 questions, or JSON lines with their answers.")],
+    questions: Annotated[
+        Path, typer.Option(parser=input_file, help="VQA v2 questions, or JSON lines with their answers.")
+    ],
     predictions: Predictions,
-    annotations: Annotated[Path | None, typer.Option(help="VQA v2 annotations.")] = None,
+    annotations: Annotated[Path | None, typer.Option(parser=input_file, help="VQA v2 annotations.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score answers as the VQA evaluator does.
@@ -117,7 +133,9 @@ def score_vqa(
 
 @score.command("caption")
 def score_caption(
-    annotations: Annotated[Path, typer.Option(help="Reference captions in any format of docs/annotations.md.")],
+    annotations: Annotated[
+        Path, typer.Option(parser=input_file, help="Reference captions in any format of docs/annotations.md.")
+    ],
     predictions: Predictions,
     split: Annotated[list[str] | None, typer.Option(help="Split of a file in Karpathy's format; repeatable.")] = None,
     tokenised: Annotated[

@@ -10,7 +10,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from dimvl.cli.app import AsJson, DetectorClasses, DetectorName, DetectorWeights, Device, Threads, app, set_threads
+from dimvl.cli.app import (
+    AsJson,
+    DetectorClasses,
+    DetectorName,
+    DetectorWeights,
+    Device,
+    Threads,
+    any_path,
+    app,
+    file_or_folder,
+    input_file,
+    input_folder,
+    set_threads,
+)
 from dimvl.errors import UserError
 from dimvl.progress import progress
 
@@ -29,7 +42,7 @@ TYPED = {"score_threshold": "threshold", "nms_threshold": "nms"}
 
 @app.command()
 def scenes(
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    out: Annotated[Path, typer.Argument(parser=any_path, help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     train: Annotated[int | None, typer.Option(help="Training images.")] = None,
     heldout: Annotated[int | None, typer.Option(help="Images of the held-out split.")] = None,
@@ -62,16 +75,20 @@ def scenes(
 
 @app.command()
 def extract(
-    images: Annotated[Path, typer.Argument(help="Folder of images.")],
-    out: Annotated[Path, typer.Argument(help="Region store to create or continue.")],
+    images: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of images.")],
+    out: Annotated[Path, typer.Argument(parser=any_path, help="Region store to create or continue.")],
     coco: Annotated[
-        Path | None, typer.Option(help="COCO file that lists the images and their ids; by default file names are ids.")
+        Path | None,
+        typer.Option(
+            parser=input_file, help="COCO file that lists the images and their ids; by default file names are ids."
+        ),
     ] = None,
     detector: DetectorName = "scenes",
     weights: DetectorWeights = None,
     classes: DetectorClasses = None,
     boxes: Annotated[
-        Path | None, typer.Option(help="COCO file of boxes to describe in place of the detector's own.")
+        Path | None,
+        typer.Option(parser=input_file, help="COCO file of boxes to describe in place of the detector's own."),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Minimum score of a region.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep this many highest-scoring regions per image.")] = None,
@@ -177,8 +194,10 @@ def _detector_options(given: dict[str, float | None], boxes: Path | None) -> dic
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="File or folder of region features from another project.")],
-    out: Annotated[Path, typer.Argument(help="Region store to create or continue.")],
+    source: Annotated[
+        Path, typer.Argument(parser=file_or_folder, help="File or folder of region features from another project.")
+    ],
+    out: Annotated[Path, typer.Argument(parser=any_path, help="Region store to create or continue.")],
     format_name: Annotated[
         str | None,
         typer.Option(
@@ -187,15 +206,19 @@ def import_(
         ),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="File of class names, one per line; without it, no classes and no tags.")
+        Path | None,
+        typer.Option(parser=input_file, help="File of class names, one per line; without it, no classes and no tags."),
     ] = None,
-    attributes: Annotated[Path | None, typer.Option(help="File of attribute names, one per line.")] = None,
+    attributes: Annotated[
+        Path | None, typer.Option(parser=input_file, help="File of attribute names, one per line.")
+    ] = None,
     extractor: Annotated[
         str | None,
         typer.Option(help="Extractor's name; stores with the same name may be combined. By default SOURCE's name."),
     ] = None,
     sizes: Annotated[
-        Path | None, typer.Option(help="COCO file with the sizes of the images, for formats without them.")
+        Path | None,
+        typer.Option(parser=input_file, help="COCO file with the sizes of the images, for formats without them."),
     ] = None,
     coco_ids: Annotated[
         bool, typer.Option("--coco-ids", help="Use only the number at the end of each image id, as in COCO and VQA.")
@@ -222,7 +245,9 @@ def import_(
 
 
 @app.command()
-def inspect(store: Annotated[Path, typer.Argument(help="Region store.")], as_json: AsJson = False) -> None:
+def inspect(
+    store: Annotated[Path, typer.Argument(parser=input_folder, help="Region store.")], as_json: AsJson = False
+) -> None:
     """Show what a region store contains.
 
     Prints counts, sizes, extractor, vocabulary, and the distributions of regions per image and of scores.
@@ -247,7 +272,7 @@ def inspect(store: Annotated[Path, typer.Argument(help="Region store.")], as_jso
 
 
 @app.command()
-def verify(store: Annotated[Path, typer.Argument(help="Region store.")]) -> None:
+def verify(store: Annotated[Path, typer.Argument(parser=input_folder, help="Region store.")]) -> None:
     """Compare a region store with its checksums.
 
     Names damaged files and the images lost with them; then the exit code is 1.

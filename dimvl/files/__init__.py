@@ -1,5 +1,6 @@
 """Files: read with care, written whole, sealed with checksums.
 
+paths.py      paths that a user gives: `~`, and what must exist
 reading.py    the opener of every file that comes from outside: regular, of bounded size, checked
 writing.py    atomic writes and locks
 checksums.py  JSON files that carry their own checksum, and the checksums of a folder
@@ -14,6 +15,7 @@ from dimvl.files.checksums import (
     sha256,
     write_sealed,
 )
+from dimvl.files.paths import existing, existing_file, existing_folder, folder_or_hub_name, local_path
 from dimvl.files.reading import (
     HUB_NAME,
     Strict,
@@ -44,8 +46,13 @@ __all__ = [
     "check_folder",
     "check_values",
     "check_writable",
+    "existing",
+    "existing_file",
+    "existing_folder",
     "folder_checksums",
+    "folder_or_hub_name",
     "git_revision",
+    "local_path",
     "locked",
     "open_own",
     "open_regular",
