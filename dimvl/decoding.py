@@ -15,10 +15,9 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from dimvl.config import Section
+from dimvl.config import DecodingOptions
 from dimvl.data.batch import Batch
 from dimvl.data.layout import ranges
 from dimvl.data.processor import Processor
@@ -40,21 +39,6 @@ class NextWords(Protocol):
     def keep(self, images: Tensor) -> None:
         """Keep only the images with these indices (B',), in this order."""
         ...
-
-
-class DecodingOptions(Section):
-    """Options of beam search."""
-
-    beams: int = Field(3, ge=1, le=100, description="K, hypotheses kept at each step; 1 is greedy")
-    max_tokens: int = Field(
-        40, ge=1, le=10_000, description="longest text with its final [SEP], the only token allowed in the last place"
-    )
-    length_penalty: float = Field(
-        1.0, ge=-10, le=10, description="texts are compared by log-probability / length ** penalty; [SEP] is counted"
-    )
-    block_ngrams: int = Field(
-        0, ge=0, le=100, description="no n-gram of this many tokens occurs twice in a text; 0 allows all"
-    )
 
 
 @dataclass(frozen=True)

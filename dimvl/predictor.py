@@ -65,7 +65,7 @@ class Explanation:
 
 
 class CaptionOptions(TypedDict, total=False):
-    """How captions are decoded, beside the width of the beam search; see `dimvl.decoding.DecodingOptions`."""
+    """How captions are decoded, beside the width of the beam search; see `dimvl.config.DecodingOptions`."""
 
     max_tokens: int
     length_penalty: float

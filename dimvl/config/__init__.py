@@ -4,6 +4,7 @@ A file may begin with `include: [other.yaml]`; its own values take precedence. E
 an error that suggests the nearest valid name. The keys of a task, and `load_config`, are in `dimvl/tasks/`.
 """
 
+from dimvl.config.decoding import DecodingOptions
 from dimvl.config.reading import merge, parse_overrides, read_run, read_yaml, validate
 from dimvl.config.run import RunConfig, ValidationConfig
 from dimvl.config.sections import (
@@ -21,6 +22,7 @@ from dimvl.config.sections import (
 )
 
 __all__ = [
+    "DecodingOptions",
     "DeepSpeedConfig",
     "Files",
     "FilesOrNone",

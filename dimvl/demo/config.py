@@ -4,9 +4,8 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from dimvl.config import InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
+from dimvl.config import DecodingOptions, InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
 from dimvl.data.scenes import SceneOptions
-from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.pretraining.config import ObjectivesConfig

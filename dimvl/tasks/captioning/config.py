@@ -5,9 +5,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dimvl.config import Files, Names, RunConfig, Section, ValidationConfig
+from dimvl.config import DecodingOptions, Files, Names, RunConfig, Section, ValidationConfig
 from dimvl.data.processor import Variant
-from dimvl.decoding import DecodingOptions
 from dimvl.tasks.task import EvaluationOptions
 
 

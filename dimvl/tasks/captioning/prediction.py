@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.callbacks import Progress
-from dimvl.config import validate
+from dimvl.config import DecodingOptions, validate
 from dimvl.data.annotations import ImageKey, describe_file, read_captions
 from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.prefixes import Prefix
 from dimvl.data.scenes import World, read_worlds, score_captions
-from dimvl.decoding import AllRanks, DecodingOptions, caption_prefixes
+from dimvl.decoding import AllRanks, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import images_of, official_images
