@@ -16,7 +16,7 @@ from torch import Tensor
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
 from dimvl.regions.detectors.base import RegionDetector
-from dimvl.regions.detectors.load import load_detector
+from dimvl.regions.detectors.load import is_no_detector, load_detector
 from dimvl.regions.extract import Skip, detect_images, skipping
 from dimvl.regions.images import quiet_decoders
 from dimvl.regions.records import Regions
@@ -71,6 +71,11 @@ class RegionFinder:
             UserError: it cannot be loaded, or is not the one that the model was trained with.
 
         """
+        if is_no_detector(self._folder):
+            raise UserError(
+                f"{self._folder.parent} has no detector, so it takes no images; give the regions of a store as "
+                "--regions or, in Python, as Regions"
+            )
         detector = load_detector(self._folder)
         self._trained.processor.check_extractor(detector.extractor, str(self._folder))
         return detector.to(self._trained.device)

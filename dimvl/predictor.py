@@ -21,9 +21,10 @@ from dimvl.data.answers import Answer
 from dimvl.data.prefixes import Prefix, PrefixRegions, best_regions, join_images, make_prefix
 from dimvl.errors import UserError
 from dimvl.export import DETECTOR, check_export, find_export
-from dimvl.image_inputs import ImageInput, Input, Inputs, RegionFinder, Skipped, images_of, is_batch, listed
+from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder, Skipped, images_of, is_batch, listed
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.records import Regions
+from dimvl.regions.store import RegionStore
 from dimvl.tasks import abilities_of
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
@@ -143,6 +144,27 @@ class Predictor:
 
         """
         yield from self._finder.of_files(files, skipped, progress)
+
+    def regions_of_store(
+        self, store: RegionStore, image_ids: Sequence[str], progress: Progress | None = None
+    ) -> Iterator[list[Regions]]:
+        """Read the regions of images of a store, in order, a few at a time.
+
+        Args:
+            store: the regions.
+            image_ids: ids in the store.
+            progress: called with (images read, images in total).
+
+        Raises:
+            UserError: the store lacks an image, is damaged, or is of another extractor than the model.
+
+        """
+        self.trained.processor.check_extractor(store.extractor, str(store.path))
+        positions = store.positions(image_ids).tolist()
+        for start in range(0, len(positions), AT_ONCE):
+            yield [store.read(position) for position in positions[start : start + AT_ONCE]]
+            if progress is not None:
+                progress(min(start + AT_ONCE, len(positions)), len(positions))
 
     def check(self, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
         """Refuse inputs with more images than the model takes, times that it does not use, or not one per image."""

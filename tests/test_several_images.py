@@ -93,7 +93,7 @@ def folder(tmp_path_factory):
     detector = make_detector()
     detector.save(place / "detector")
     trained = make_trained(all_abilities(detector.extractor, max_images=3, times=True))
-    export(write_run(place / "run", trained), place / "export", place / "detector")
+    export(write_run(place / "run", trained, description="photographs"), place / "export", place / "detector")
     for number in (1, 2, 3):
         make_image(number).save(place / f"{number}.png")
     return place

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Config, Overrides, app
+from dimvl.cli.app import AsJson, Config, Overrides, app, print_text
 
 
 @app.command()
@@ -38,4 +38,8 @@ def plan(
     made = make_plan(
         load_config(config, overrides or []), cluster, DataOverrides(images=images, words=words, texts=texts)
     )
-    print(json.dumps(as_values(made)) if as_json else "\n".join(describe(made)))
+    if as_json:
+        print(json.dumps(as_values(made)))
+        return
+    for line in describe(made):
+        print_text(line)
