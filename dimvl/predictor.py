@@ -7,62 +7,28 @@ A tuple of images is one input; a list or any other sequence of inputs is a batc
 detector, and with it torchvision, is loaded with the first image. The training code is not needed.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack, overload
-
-import numpy as np
+from typing import Any, TypedDict, Unpack, overload
 
 from dimvl.callbacks import Progress
 from dimvl.data.answers import Answer
-from dimvl.data.prefixes import Prefix, PrefixRegions, best_regions, join_images, make_prefix
+from dimvl.data.prefixes import Prefix, best_regions, join_images, make_prefix
 from dimvl.errors import UserError
+from dimvl.explanation import Explanation, describe, without
 from dimvl.export import DETECTOR, check_export, find_export
 from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder, Skipped, images_of, is_batch, listed
-from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import abilities_of
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
 
-logger = logging.getLogger(__name__)
 Texts = str | Sequence[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
 ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
 ROWS_CACHED = 8192  # rows of captions decoded together, including their prefixes
-
-
-class RegionDrop(NamedTuple):
-    """A region and how much an answer depends on it.
-
-    Attributes:
-        box: x1, y1, x2, y2 in pixels of the upright image.
-        name: class of the region; empty if unknown.
-        attributes: attributes in reading order.
-        score: probability of the class.
-        probability_drop: probability of the answer minus its probability without the region and its tags.
-        image: number of its image in a tuple of several, from 0.
-
-    """
-
-    box: tuple[float, float, float, float]
-    name: str
-    attributes: tuple[str, ...]
-    score: float
-    probability_drop: float
-    image: int = 0
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """An answer and the probability drop when each region is removed, the largest drop first."""
-
-    answer: Answer
-    regions: list[RegionDrop]
 
 
 class CaptionOptions(TypedDict, total=False):
@@ -313,13 +279,14 @@ class Predictor:
         words = self.trained.tokenise([question])[0]
         [(group, seconds)] = self._groups([image], None if times is None else [times], None)
         regions = join_images(group, seconds)
-        without = [_without(regions, place) for place in range(len(regions))]
-        prefixes = [make_prefix(each, self._tags) for each in (regions, *without)]
+        fewer = [without(regions, place) for place in range(len(regions))]
+        prefixes = [make_prefix(each, self._tags) for each in (regions, *fewer)]
         probabilities = ability.apply(self.trained, prefixes, [words] * len(prefixes))
         answer = ability.result(self.trained, probabilities[0], top=top)
         best = probabilities[:, int(probabilities[0].argmax())]
         drops = (best[0] - best[1:]).tolist()
-        described = [self._describe(group, regions, place, drop) for place, drop in enumerate(drops)]
+        extractor = self.trained.processor.extractor
+        described = [describe(extractor, group, regions, place, drop) for place, drop in enumerate(drops)]
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
 
     def _ability(self, verb: str) -> Ability:
@@ -405,21 +372,6 @@ class Predictor:
         own = [None] * len(groups) if times is None else map(tuple, times)
         return list(zip(groups, own, strict=True))
 
-    def _describe(self, images: Sequence[Regions], regions: PrefixRegions, place: int, drop: float) -> RegionDrop:
-        extractor, number = self.trained.processor.extractor, int(regions.image_index[place])
-        image = images[number]
-        box = fractions_to_pixels(regions.boxes[place], image.width, image.height).tolist()
-        class_ids = regions.class_ids[place]
-        known = bool(len(class_ids)) and class_ids[0] >= 0
-        return RegionDrop(
-            box=(box[0], box[1], box[2], box[3]),
-            name=extractor.classes[class_ids[0]] if known else "",
-            attributes=tuple(extractor.attributes[index] for index in regions.attribute_ids[place] if index >= 0),
-            score=float(regions.class_scores[place][0]) if known else 0.0,
-            probability_drop=drop,
-            image=number,
-        )
-
 
 def _rows(prefix: Prefix) -> int:
     return len(prefix.features) + len(prefix.context)
@@ -434,10 +386,3 @@ def _parts(rows: Sequence[int], limit: int) -> list[slice]:
             total = 0
         total += count
     return [slice(*ends) for ends in pairwise([*starts, len(rows)])] if rows else []
-
-
-def _without(regions: PrefixRegions, place: int) -> PrefixRegions:
-    arrays: dict[str, Any] = {
-        name: np.delete(value, place, axis=0) for name, value in vars(regions).items() if isinstance(value, np.ndarray)
-    }
-    return replace(regions, **arrays)

@@ -27,7 +27,18 @@ ORDER = (
         "decoding",
     ),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
-    *("export", "image_inputs", "predictor", "evaluation", "drawing", "progress", "demo", "cli", "__main__"),
+    *(
+        "export",
+        "image_inputs",
+        "explanation",
+        "predictor",
+        "evaluation",
+        "drawing",
+        "progress",
+        "demo",
+        "cli",
+        "__main__",
+    ),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from dimvl.cli import app
 from dimvl.cli.app import PathParser
 from dimvl.demo.config import DemoPaths, load_demo_config, shipped_config
 from dimvl.errors import UserError
+from dimvl.explanation import Explanation, RegionDrop
 from dimvl.files import read_json
-from dimvl.predictor import Answer, Explanation, Predictor, RegionDrop
+from dimvl.predictor import Answer, Predictor
 from dimvl.tasks import load_config
 from tests.exports import make_trained, write_run
 from tools import write_configuration_docs, write_results
@@ -69,8 +71,9 @@ def test_the_readme_names_every_command():
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_call_of_the_command_line_is_valid(path, monkeypatch):
     monkeypatch.setattr(PathParser, "__call__", lambda self, text: Path(text))  # the files of the examples do not exist
-    monkeypatch.setattr("dimvl.cli.app.existing", Path)
-    monkeypatch.setattr("dimvl.cli.app.folder_or_hub_name", lambda name, what: Path(name))
+    options = sys.modules[PathParser.__module__]
+    monkeypatch.setattr(options, "existing", Path)
+    monkeypatch.setattr(options, "folder_or_hub_name", lambda name, what: Path(name))
     for words in called(path):
         command, words = command_of(words)
         command.make_context(words[0], words[1:])  # parses and checks without running anything
