@@ -23,6 +23,10 @@ from dimvl.trained_model import TrainedModel
 
 PACKAGES = ("dimvl", "torch", "tokenizers", "numpy", "pycocoevalcap")
 PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
+OPTIONS = frozenset(
+    ("questions", "annotations", "captions", "split", "worlds", "beams", "max_tokens", "length_penalty", "block_ngrams")
+)
+"""Files and settings that are options of `dimvl evaluate`; others are given as KEY=VALUE."""
 
 
 def evaluate(
@@ -53,12 +57,11 @@ def evaluate(
     fields = task.evaluation.model_fields
     required = [name for name, field in fields.items() if field.is_required()]
     if unknown := [name for name in values if name not in fields]:
-        raise UserError(
-            f"--{unknown[0]} {values[unknown[0]]} does not apply to {model}, a model of task {task.name!r}; "
-            f"remove it, and give --{' and --'.join(required)}"
-        )
+        given = _typed(unknown[0], values[unknown[0]])
+        needed = "".join(f", and give {_typed(name, 'FILE')}" for name in required if name not in values)
+        raise UserError(f"{given} does not apply to {model}, a model of task {task.name!r}; remove it{needed}")
     if missing := [name for name in required if name not in values]:
-        raise UserError(f"{model} needs an annotation file to predict for; give --{missing[0]}")
+        raise UserError(f"{model} needs an annotation file to predict for; give {_typed(missing[0], 'FILE')}")
     options = validate(task.evaluation, dict(values), f"evaluation of {model}")
     found = task.evaluate(trained, store, options, progress)
     write_json(folder / PREDICTIONS, found.predictions, indent=None)
@@ -74,6 +77,24 @@ def evaluate(
     manifest = _describe(model, trained, store, {**options.files(), **found.files}, everything)
     write_json(folder / MANIFEST, {**manifest, "predictions_sha256": sha256(folder / PREDICTIONS)})
     return found
+
+
+def _typed(name: str, value: Any) -> str:
+    """Write a file or setting as it is typed."""
+    return f"--{name.replace('_', '-')} {value}" if name in OPTIONS else f"{name}={value}"
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder is free for an evaluation, or holds one.
+
+    Raises:
+        UserError: it holds something else.
+
+    """
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    others = sorted(found - {PREDICTIONS, ITEMS, SCORES, MANIFEST})
+    if others and not {PREDICTIONS, MANIFEST} <= found:
+        raise UserError(f"{folder} holds {others[0]!r} and is not an evaluation; give another folder as --out")
 
 
 def _task_for(trained: TrainedModel, values: Mapping[str, Any]) -> Task[Any]:

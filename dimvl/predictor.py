@@ -3,77 +3,40 @@
     predictor = Predictor.from_pretrained("exports/vqa")
     predictor.answer("image.png", "what color is the star?")
 
-A list of images is a batch; a tuple of images is one input. The detector, and with it torchvision, is loaded with the
-first image. The training code is not needed.
+A tuple of images is one input; a list or any other sequence of inputs is a batch, with one result for each. The
+detector, and with it torchvision, is loaded with the first image. The training code is not needed.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, overload
-
-import numpy as np
-from PIL import Image
+from typing import Any, TypedDict, Unpack, overload
 
 from dimvl.callbacks import Progress
 from dimvl.data.answers import Answer
-from dimvl.data.prefixes import Prefix, PrefixRegions, best_regions, join_images, make_prefix
+from dimvl.data.prefixes import Prefix, best_regions, join_images, make_prefix
 from dimvl.errors import UserError
+from dimvl.explanation import Explanation, describe, without
 from dimvl.export import DETECTOR, check_export, find_export
-from dimvl.regions.detectors.base import RegionDetector
-from dimvl.regions.detectors.load import load_detector
-from dimvl.regions.extract import detect_files
-from dimvl.regions.geometry import fractions_to_pixels
-from dimvl.regions.images import load_image, quiet_decoders, upright_rgb
+from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder, Skipped, images_of, is_batch, listed
 from dimvl.regions.records import Regions
+from dimvl.regions.store import RegionStore
 from dimvl.tasks import abilities_of
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
 
-logger = logging.getLogger(__name__)
-ImageInput = str | Path | Image.Image | Regions
-ImageInputs = list[str] | list[Path] | list[Image.Image] | list[Regions] | list[ImageInput]
-Input = ImageInput | tuple[ImageInput, ...]
-Inputs = ImageInputs | list[tuple[Any, ...]] | list[Input]
-Texts = str | list[str]
+Texts = str | Sequence[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
-Key = str | int
-AT_ONCE = 32  # images in one call of the detector
 ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
 ROWS_CACHED = 8192  # rows of captions decoded together, including their prefixes
-READERS = 2  # threads that read images ahead
 
 
-class RegionDrop(NamedTuple):
-    """A region and how much an answer depends on it.
+class CaptionOptions(TypedDict, total=False):
+    """How captions are decoded, beside the width of the beam search; see `dimvl.config.DecodingOptions`."""
 
-    Attributes:
-        box: x1, y1, x2, y2 in pixels of the upright image.
-        name: class of the region; empty if unknown.
-        attributes: attributes in reading order.
-        score: probability of the class.
-        probability_drop: probability of the answer minus its probability without the region and its tags.
-        image: number of its image in a tuple of several, from 0.
-
-    """
-
-    box: tuple[float, float, float, float]
-    name: str
-    attributes: tuple[str, ...]
-    score: float
-    probability_drop: float
-    image: int = 0
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """An answer and the probability drop when each region is removed, the largest drop first."""
-
-    answer: Answer
-    regions: list[RegionDrop]
+    max_tokens: int
+    length_penalty: float
+    block_ngrams: int
 
 
 class Predictor:
@@ -87,7 +50,7 @@ class Predictor:
 
     def __init__(self, trained: TrainedModel, detector: Path) -> None:
         self.trained = trained
-        self._detector_folder = detector
+        self._finder = RegionFinder(trained, detector)
         self._tags = trained.processor.tags
 
     @classmethod
@@ -107,30 +70,33 @@ class Predictor:
         check_export(folder)
         return cls(load_model(folder, choose_device(device), check).for_prediction(), folder / DETECTOR)
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of the model, without its detector."""
+        return self.trained.num_parameters
+
     @overload
-    def regions(self, images: ImageInput) -> Regions: ...
+    def regions(self, images: ImageInput) -> Regions: ...  # type: ignore[overload-overlap]
     @overload
-    def regions(self, images: ImageInputs) -> list[Regions]: ...
-    def regions(self, images: ImageInput | ImageInputs) -> Regions | list[Regions]:
+    def regions(self, images: Sequence[ImageInput], skipped: None = None) -> list[Regions]: ...
+    @overload
+    def regions(self, images: Sequence[ImageInput], skipped: Skipped) -> list[Regions | None]: ...
+    def regions(self, images: ImageInput | Sequence[ImageInput], skipped: Skipped | None = None) -> Any:
         """Find the regions of an image or a list of images; pass these instead of the images to save time.
 
         Args:
-            images: paths, PIL images or regions; an image that occurs twice is processed once.
+            images: one image or several; an image that occurs twice is processed once.
+            skipped: for a list, receives the place of each image that cannot be read or on which the detector fails,
+                with the reason; its result is None. Without it, such an image is an error.
 
         Raises:
             UserError: an image cannot be read, or the detector does not belong to the model.
 
         """
-        listed = _listed(images)
-        found = {_key(image): image for image in listed if isinstance(image, Regions)}
-        others = {_key(image): image for image in listed if not isinstance(image, Regions)}
-        for start in range(0, len(others), AT_ONCE):
-            keys = list(others)[start : start + AT_ONCE]
-            opened = [_open(others[key]) for key in keys]
-            for key, image, seen in zip(keys, opened, self._detector.detect(opened), strict=True):
-                found[key] = Regions(image_id=str(key), width=image.width, height=image.height, **vars(seen))
-        result = [found[_key(image)] for image in listed]
-        return result if isinstance(images, list) else result[0]
+        found = [
+            group[0] if group else None for group in self._finder.find([(one,) for one in listed(images)], skipped)
+        ]
+        return found if is_batch(images) else found[0]
 
     def regions_of_files(
         self, files: Sequence[Path], skipped: list[tuple[Path, str]], progress: Progress | None = None
@@ -144,17 +110,32 @@ class Predictor:
             progress: called with (images processed, images in total).
 
         """
-        with quiet_decoders():
-            images = [(str(file), file) for file in files]
-            for done, regions in detect_files(images, self._detector, skipped, AT_ONCE, READERS):
-                if regions:
-                    yield regions
-                if progress is not None:
-                    progress(done, len(files))
+        yield from self._finder.of_files(files, skipped, progress)
+
+    def regions_of_store(
+        self, store: RegionStore, image_ids: Sequence[str], progress: Progress | None = None
+    ) -> Iterator[list[Regions]]:
+        """Read the regions of images of a store, in order, a few at a time.
+
+        Args:
+            store: the regions.
+            image_ids: ids in the store.
+            progress: called with (images read, images in total).
+
+        Raises:
+            UserError: the store lacks an image, is damaged, or is of another extractor than the model.
+
+        """
+        self.trained.processor.check_extractor(store.extractor, str(store.path))
+        positions = store.positions(image_ids).tolist()
+        for start in range(0, len(positions), AT_ONCE):
+            yield [store.read(position) for position in positions[start : start + AT_ONCE]]
+            if progress is not None:
+                progress(min(start + AT_ONCE, len(positions)), len(positions))
 
     def check(self, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
         """Refuse inputs with more images than the model takes, times that it does not use, or not one per image."""
-        processor, counts = self.trained.processor, [len(_images(one)) for one in inputs]
+        processor, counts = self.trained.processor, [len(images_of(one)) for one in inputs]
         if wrong := [count for count in counts if not 1 <= count <= processor.max_images]:
             raise UserError(
                 f"an input has {wrong[0]} images but the model takes 1 to {processor.max_images}; change the number of "
@@ -166,7 +147,13 @@ class Predictor:
             raise UserError("the numbers of times and images differ; give one time per image")
 
     def predict(
-        self, verb: str, images: Input | Inputs, texts: Texts | None = None, times: Times = None, **options: Any
+        self,
+        verb: str,
+        images: Input | Inputs,
+        texts: Texts | None = None,
+        times: Times = None,
+        skipped: Skipped | None = None,
+        **options: Any,
     ) -> list[Any]:
         """Apply any ability of the model to images.
 
@@ -175,10 +162,13 @@ class Predictor:
             images: one image, a tuple of several as one input, or a list of these.
             texts: one text or a list, for an ability that takes texts; two lists are taken in pairs.
             times: seconds of each image of the tuple or, for a list, one sequence per item.
+            skipped: receives the place of each input with an image that cannot be read or on which the detector fails,
+                and the reason; the results of that input are None, and the others are as without it. By default, such
+                an image is an error, which names the image.
             options: options of the ability.
 
         Returns:
-            One result per image or pair.
+            One result per input or pair.
 
         Raises:
             UserError: the model lacks the ability, an image cannot be read, or a text is empty; or as `check`.
@@ -186,61 +176,95 @@ class Predictor:
         """
         ability = self._ability(verb)
         if ability.takes_text:
-            raw = self._of_pairs(images, texts if texts is not None else [], ability, times)
+            raw = self._of_pairs(images, texts if texts is not None else [], ability, times, skipped)
         else:
-            raw = self._of_images(images, ability, options, times)
-        return [ability.result(self.trained, one, **options) for one in raw]
+            raw = self._of_images(images, ability, options, times, skipped)
+        return [None if one is None else ability.result(self.trained, one, **options) for one in raw]
 
     @overload
-    def answer(self, images: Input, questions: str, top: int = 5, times: Times = None) -> Answer: ...
+    def answer(self, images: Input, questions: str, top: int = 5, times: Times = None) -> Answer: ...  # type: ignore[overload-overlap]
+    @overload
+    def answer(self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None) -> list[Answer]: ...
     @overload
     def answer(
-        self, images: Input | Inputs, questions: list[str], top: int = 5, times: Times = None
-    ) -> list[Answer]: ...
-    @overload
-    def answer(self, images: Inputs, questions: str, top: int = 5, times: Times = None) -> list[Answer]: ...
-    def answer(self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None) -> Any:
+        self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None, *, skipped: Skipped
+    ) -> list[Answer | None]: ...
+    def answer(
+        self,
+        images: Input | Inputs,
+        questions: Texts,
+        top: int = 5,
+        times: Times = None,
+        skipped: Skipped | None = None,
+    ) -> Any:
         """Answer a question about an image or a tuple of images, or several questions; two lists are taken in pairs.
 
-        Regions are detected once per image. `top` is the number of answers to return for each question; `times` are as
-        in `predict`.
+        Regions are detected once per image. `top` is the number of answers to return for each question; `times` and
+        `skipped` are as in `predict`.
 
         Raises:
             UserError: an empty question, an image that cannot be read, or a model that cannot answer.
 
         """
-        answers = self.predict("answer", images, questions, times, top=top)
-        return answers if isinstance(images, list) or isinstance(questions, list) else answers[0]
+        answers = self.predict("answer", images, questions, times, skipped, top=top)
+        return answers[0] if isinstance(questions, str) and not is_batch(images) else answers
 
     @overload
-    def caption(self, images: Input, beams: int = 3, times: Times = None) -> str: ...
+    def caption(  # type: ignore[overload-overlap]
+        self, images: Input, beams: int = 3, times: Times = None, **decoding: Unpack[CaptionOptions]
+    ) -> str: ...
     @overload
-    def caption(self, images: Inputs, beams: int = 3, times: Times = None) -> list[str]: ...
-    def caption(self, images: Input | Inputs, beams: int = 3, times: Times = None) -> str | list[str]:
+    def caption(
+        self, images: Inputs, beams: int = 3, times: Times = None, **decoding: Unpack[CaptionOptions]
+    ) -> list[str]: ...
+    @overload
+    def caption(
+        self,
+        images: Inputs,
+        beams: int = 3,
+        times: Times = None,
+        *,
+        skipped: Skipped,
+        **decoding: Unpack[CaptionOptions],
+    ) -> list[str | None]: ...
+    def caption(
+        self,
+        images: Input | Inputs,
+        beams: int = 3,
+        times: Times = None,
+        skipped: Skipped | None = None,
+        **decoding: Unpack[CaptionOptions],
+    ) -> Any:
         """Caption an image, a tuple of images or a list, by beam search of width `beams` (1 is greedy).
 
+        `times` and `skipped` are as in `predict`.
+
         Raises:
-            UserError: an image that cannot be read, or a model that cannot caption.
+            UserError: an image that cannot be read, a model that cannot caption, or options that it does not allow.
 
         """
-        captions = self.predict("caption", images, None, times, beams=beams)
-        return captions if isinstance(images, list) else captions[0]
+        captions = self.predict("caption", images, None, times, skipped, beams=beams, **decoding)
+        return captions if is_batch(images) else captions[0]
 
     @overload
-    def match(self, images: Input, texts: str, times: Times = None) -> float: ...
+    def match(self, images: Input, texts: str, times: Times = None) -> float: ...  # type: ignore[overload-overlap]
     @overload
-    def match(self, images: Input | Inputs, texts: list[str], times: Times = None) -> list[float]: ...
+    def match(self, images: Input | Inputs, texts: Texts, times: Times = None) -> list[float]: ...
     @overload
-    def match(self, images: Inputs, texts: str, times: Times = None) -> list[float]: ...
-    def match(self, images: Input | Inputs, texts: Texts, times: Times = None) -> float | list[float]:
+    def match(
+        self, images: Input | Inputs, texts: Texts, times: Times = None, *, skipped: Skipped
+    ) -> list[float | None]: ...
+    def match(self, images: Input | Inputs, texts: Texts, times: Times = None, skipped: Skipped | None = None) -> Any:
         """Return the probability that a text belongs to an image or a tuple, or several; two lists are taken in pairs.
+
+        `times` and `skipped` are as in `predict`.
 
         Raises:
             UserError: an empty text, an image that cannot be read, or a model that cannot match.
 
         """
-        probabilities = self.predict("match", images, texts, times)
-        return probabilities if isinstance(images, list) or isinstance(texts, list) else probabilities[0]
+        probabilities = self.predict("match", images, texts, times, skipped)
+        return probabilities[0] if isinstance(texts, str) and not is_batch(images) else probabilities
 
     def explain(self, image: Input, question: str, top: int = 5, times: Sequence[float] | None = None) -> Explanation:
         """Answer a question, and return by how much the answer's probability drops without each region.
@@ -254,15 +278,16 @@ class Predictor:
         """
         ability = self._ability("answer")
         words = self.trained.tokenise([question])[0]
-        [(group, seconds)] = self._groups([image], times and [times])
+        [(group, seconds)] = self._groups([image], None if times is None else [times], None)
         regions = join_images(group, seconds)
-        without = [_without(regions, place) for place in range(len(regions))]
-        prefixes = [make_prefix(each, self._tags) for each in (regions, *without)]
+        fewer = [without(regions, place) for place in range(len(regions))]
+        prefixes = [make_prefix(each, self._tags) for each in (regions, *fewer)]
         probabilities = ability.apply(self.trained, prefixes, [words] * len(prefixes))
         answer = ability.result(self.trained, probabilities[0], top=top)
         best = probabilities[:, int(probabilities[0].argmax())]
         drops = (best[0] - best[1:]).tolist()
-        described = [self._describe(group, regions, place, drop) for place, drop in enumerate(drops)]
+        extractor = self.trained.processor.extractor
+        described = [describe(extractor, group, regions, place, drop) for place, drop in enumerate(drops)]
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
 
     def _ability(self, verb: str) -> Ability:
@@ -274,12 +299,6 @@ class Predictor:
             )
         return able[verb]
 
-    @cached_property
-    def _detector(self) -> RegionDetector:
-        detector = load_detector(self._detector_folder)
-        self.trained.processor.check_extractor(detector.extractor, str(self._detector_folder))
-        return detector.to(self.trained.device)
-
     def _best(self, regions: Regions) -> Regions:
         """Return the regions with the highest scores, as many as the model takes."""
         width, found = self.trained.processor.extractor.feature_width, regions.features.shape[1]
@@ -290,76 +309,69 @@ class Predictor:
             )
         return best_regions(regions, self.trained.processor.max_regions)
 
-    def _of_images(self, images: Input | Inputs, ability: Ability, options: Any, times: Times) -> list[Any]:
-        """Return the raw result of each input."""
-        prefixes = self._prefixes(images, times)
+    def _of_images(
+        self, images: Input | Inputs, ability: Ability, options: Any, times: Times, skipped: Skipped | None
+    ) -> list[Any]:
+        """Return the raw result of each input; None for one that is skipped."""
+        every = self._prefixes(images, times, skipped)
+        prefixes = [prefix for prefix in every if prefix is not None]
         added = ability.rows(self.trained, **options)
         parts = _parts([_rows(prefix) + added for prefix in prefixes], ROWS_CACHED)
-        return [one for part in parts for one in ability.apply(self.trained, prefixes[part], None, **options)]
+        found = (one for part in parts for one in ability.apply(self.trained, prefixes[part], None, **options))
+        return [None if prefix is None else next(found) for prefix in every]
 
-    def _of_pairs(self, images: Input | Inputs, texts: Texts, ability: Ability, times: Times) -> list[Any]:
-        """Return the raw result of each pair; in any order of the pairs, the texts of an image share its prefix."""
-        listed = _listed(images)
-        words = self.trained.tokenise(texts if isinstance(texts, list) else [texts])  # refuses empty texts early
-        if len(listed) != len(words) and 1 not in (len(listed), len(words)):
-            raise UserError(f"{len(listed)} images and {len(words)} texts do not pair up; give as many of each")
-        count = len(words) if len(listed) == 1 else len(listed)
+    def _of_pairs(
+        self, images: Input | Inputs, texts: Texts, ability: Ability, times: Times, skipped: Skipped | None
+    ) -> list[Any]:
+        """Return the raw result of each pair, None for one of a skipped input.
+
+        In any order of the pairs, the texts of an image share its prefix.
+        """
+        inputs = len(listed(images))
+        words = self.trained.tokenise([texts] if isinstance(texts, str) else texts)  # refuses empty texts early
+        if inputs != len(words) and 1 not in (inputs, len(words)):
+            raise UserError(f"{inputs} images and {len(words)} texts do not pair up; give as many of each")
+        count = len(words) if inputs == 1 else inputs
         if not count:
             return []
-        prefixes = self._prefixes(images, times) * (count if len(listed) == 1 else 1)
+        every = self._prefixes(images, times, skipped) * (count if inputs == 1 else 1)
         words = words * (count if len(words) == 1 else 1)
+        pairs = {place: (prefix, words[place]) for place, prefix in enumerate(every) if prefix is not None}
         first: dict[int, int] = {}  # id of a prefix -> place of its first pair
-        for place, prefix in enumerate(prefixes):
+        for place, (prefix, _) in pairs.items():
             first.setdefault(id(prefix), place)
-        order = sorted(range(count), key=lambda place: first[id(prefixes[place])])
-        prefixes, words = [prefixes[place] for place in order], [words[place] for place in order]
+        order = sorted(pairs, key=lambda place: first[id(every[place])])
+        prefixes, words = [pairs[place][0] for place in order], [pairs[place][1] for place in order]
         is_new = [not (self.trained.processor.shared_prefix and one is other) for one, other in pairwise(prefixes)]
-        rows = [_rows(prefix) * new for prefix, new in zip(prefixes, [True, *is_new], strict=True)]
+        rows = [_rows(prefix) * new for prefix, new in zip(prefixes, [True, *is_new], strict=bool(prefixes))]
         parts = _parts([prefix + len(text) + 1 for prefix, text in zip(rows, words, strict=True)], ROWS_AT_ONCE)
         found = [one for part in parts for one in ability.apply(self.trained, prefixes[part], words[part])]
-        return [found[place] for place in np.argsort(order)]
+        results = dict(zip(order, found, strict=True))
+        return [results.get(place) for place in range(count)]
 
-    def _prefixes(self, images: Input | Inputs, times: Times) -> list[Prefix]:
-        """Make a prefix of each input; the same images and times get the same prefix."""
-        groups = self._groups(images, times)
+    def _prefixes(self, images: Input | Inputs, times: Times, skipped: Skipped | None) -> list[Prefix | None]:
+        """Make a prefix of each input, None for one that is skipped; the same images and times get the same prefix."""
+        groups = self._groups(listed(images), times if times is None or is_batch(images) else [times], skipped)
         keys = [(*map(id, regions), own) for regions, own in groups]
-        made = {key: make_prefix(join_images(*group), self._tags) for key, group in zip(keys, groups, strict=True)}
+        made = {
+            key: make_prefix(join_images(*group), self._tags) if group[0] else None
+            for key, group in zip(keys, groups, strict=True)
+        }
         return [made[key] for key in keys]
 
-    def _groups(self, images: Input | Inputs, times: Any) -> list[tuple[list[Regions], tuple[float, ...] | None]]:
-        """Return the regions and times of the images of each input; the same image is the same object."""
-        listed = _listed(images)
-        seconds = times if times is None or isinstance(images, list) else [times]
-        self.check(listed, seconds)
-        found = self.regions([image for one in listed for image in _images(one)])
-        best = {id(regions): self._best(regions) for regions in found}
-        every = iter([best[id(regions)] for regions in found])
-        groups = [[next(every) for _ in _images(one)] for one in listed]
-        own = [None] * len(groups) if seconds is None else map(tuple, seconds)
+    def _groups(
+        self, inputs: Sequence[Any], times: Any, skipped: Skipped | None
+    ) -> list[tuple[list[Regions], tuple[float, ...] | None]]:
+        """Return the regions and times of the images of each input; the same image is the same object.
+
+        An input that is skipped has no regions.
+        """
+        self.check(inputs, times)
+        found = self._finder.find([images_of(one) for one in inputs], skipped)
+        best = {id(regions): self._best(regions) for group in found for regions in group}
+        groups = [[best[id(regions)] for regions in group] for group in found]
+        own = [None] * len(groups) if times is None else map(tuple, times)
         return list(zip(groups, own, strict=True))
-
-    def _describe(self, images: Sequence[Regions], regions: PrefixRegions, place: int, drop: float) -> RegionDrop:
-        extractor, number = self.trained.processor.extractor, int(regions.image_index[place])
-        image = images[number]
-        box = fractions_to_pixels(regions.boxes[place], image.width, image.height).tolist()
-        class_ids = regions.class_ids[place]
-        known = bool(len(class_ids)) and class_ids[0] >= 0
-        return RegionDrop(
-            box=(box[0], box[1], box[2], box[3]),
-            name=extractor.classes[class_ids[0]] if known else "",
-            attributes=tuple(extractor.attributes[index] for index in regions.attribute_ids[place] if index >= 0),
-            score=float(regions.class_scores[place][0]) if known else 0.0,
-            probability_drop=drop,
-            image=number,
-        )
-
-
-def _listed(images: Input | Inputs) -> list[Any]:
-    return list(images) if isinstance(images, list) else [images]
-
-
-def _images(one: Any) -> tuple[Any, ...]:
-    return one if isinstance(one, tuple) else (one,)
 
 
 def _rows(prefix: Prefix) -> int:
@@ -375,19 +387,3 @@ def _parts(rows: Sequence[int], limit: int) -> list[slice]:
             total = 0
         total += count
     return [slice(*ends) for ends in pairwise([*starts, len(rows)])] if rows else []
-
-
-def _key(image: ImageInput) -> Key:
-    """Return a key that is equal for inputs that are the same image."""
-    return str(image) if isinstance(image, str | Path) else id(image)
-
-
-def _open(image: str | Path | Image.Image) -> Image.Image:
-    return upright_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))
-
-
-def _without(regions: PrefixRegions, place: int) -> PrefixRegions:
-    arrays: dict[str, Any] = {
-        name: np.delete(value, place, axis=0) for name, value in vars(regions).items() if isinstance(value, np.ndarray)
-    }
-    return replace(regions, **arrays)

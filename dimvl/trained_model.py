@@ -57,6 +57,11 @@ class TrainedModel:
         """The device of the weights."""
         return next(self.model.parameters()).device
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters; weights that modules share count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def for_prediction(self) -> "TrainedModel":
         """Pack the linear layers if the model is on a CPU; it can no longer be trained."""
         pack_linears(self.model)

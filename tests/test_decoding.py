@@ -412,9 +412,8 @@ def test_the_longest_trained_text_can_be_decoded(variant):
     with torch.no_grad():
         model.word_head.decoder.bias[processor.tokenizer.sep] = -100  # never ends
     longest = processor.text_tokens + 1
-    [found] = caption_prefixes(
-        model, processor, prefix_batch(processor, make_prefixes(processor)[:1]), DecodingOptions(2, longest)
-    )
+    options = DecodingOptions(beams=2, max_tokens=longest)
+    [found] = caption_prefixes(model, processor, prefix_batch(processor, make_prefixes(processor)[:1]), options)
     assert len(found[0].token_ids) == processor.text_tokens
 
 

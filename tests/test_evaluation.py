@@ -87,8 +87,10 @@ def test_progress_ends_with_everything_done(
 
 def test_a_caption_is_never_longer_than_the_positions_allow(store: RegionStore) -> None:
     trained = make_trained(all_abilities(text_tokens=3))
-    captions = caption_images(trained, store, IMAGES, DecodingOptions(beams=1, max_tokens=40))
+    captions = caption_images(trained, store, IMAGES, DecodingOptions(beams=1))
     assert 0 < max(len(caption.split()) for caption in captions.values()) <= 3
+    with pytest.raises(UserError, match=r"max_tokens is 5 but .* at most 4 tokens"):
+        caption_images(trained, store, IMAGES, DecodingOptions(beams=1, max_tokens=5))
 
 
 def test_a_store_of_another_extractor_is_refused_with_both_names(tmp_path: Path, trained: TrainedModel) -> None:

@@ -1,8 +1,9 @@
+import io
 import itertools
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dimvl.image_inputs
 import dimvl.predictor
 from dimvl.data.annotations import Question
 from dimvl.data.prefixes import make_prefix
+from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.predictor import Predictor
@@ -22,9 +25,10 @@ from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.answering.prediction import answer_probabilities, answer_questions
-from dimvl.tasks.captioning.prediction import caption_images
+from dimvl.tasks.captioning.prediction import caption_images, captions
 from dimvl.tasks.pretraining.matching import match_pairs
 from dimvl.trained_model import load_model
+from tests import typed_predictor
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 
 QUESTION = "is the star above a circle"
@@ -52,13 +56,13 @@ def predictor(folder: Path) -> Predictor:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of images in each call of the detector."""
     calls: list[int] = []
-    detect = Detector.detect
+    detect = Detector.detect_prepared
 
-    def counted(self: Detector, images: Sequence[Image.Image], boxes: None = None) -> object:
-        calls.append(len(images))
-        return detect(self, images, boxes)
+    def counted(self: Detector, arrays: Sequence[np.ndarray], boxes: None = None) -> object:
+        calls.append(len(arrays))
+        return detect(self, arrays, boxes)
 
-    monkeypatch.setattr(Detector, "detect", counted)
+    monkeypatch.setattr(Detector, "detect_prepared", counted)
     return calls
 
 
@@ -142,7 +146,7 @@ def test_images_of_a_long_list_are_read_ahead_and_a_bad_one_is_skipped(
     torn, missing = tmp_path / "torn.png", tmp_path / "missing.png"
     torn.write_bytes((folder / "1.png").read_bytes()[:200])
     files = [folder / "1.png", torn, folder / "2.png", missing, folder / "3.png"]
-    monkeypatch.setattr(dimvl.predictor, "AT_ONCE", 2)
+    monkeypatch.setattr(dimvl.image_inputs, "AT_ONCE", 2)
     skipped: list[tuple[Path, str]] = []
     shown: list[tuple[int, int]] = []
     found = list(predictor.regions_of_files(files, skipped, lambda *done: shown.append(done)))
@@ -165,12 +169,102 @@ def test_a_long_list_is_processed_in_parts_with_the_same_results(
     answers, captions = predictor.answer(images, QUESTION), predictor.caption(images)
     matches = predictor.match(images, QUESTION)
     assert seen == [3, 3, 3]
-    monkeypatch.setattr(dimvl.predictor, "AT_ONCE", 2)
+    monkeypatch.setattr(dimvl.image_inputs, "AT_ONCE", 2)
     seen.clear()
     assert [answer.text for answer in predictor.answer(images, QUESTION)] == [answer.text for answer in answers]
     assert seen == [2, 1]
     assert predictor.caption(images) == captions
     assert predictor.match(images, QUESTION) == pytest.approx(matches, abs=1e-5)
+
+
+def test_an_image_gives_the_same_caption_from_every_kind_of_source_and_in_every_sequence(
+    folder: Path, predictor: Predictor
+) -> None:
+    files = [folder / f"{number}.png" for number in (1, 2, 3)]
+    wanted = [predictor.caption(file) for file in files]
+    assert len(set(wanted)) == 3
+    assert set(typed_predictor.captions_of_one_image_of_any_kind(predictor, files[0])) == {wanted[0]}
+    for found in typed_predictor.captions_of_every_sequence(predictor, files):
+        assert found == wanted
+    with pytest.raises(UserError, match=r"image 1 of 1 is an array of shape \(3, 70, 90, 3\)"):
+        predictor.caption(np.stack([np.asarray(Image.open(file)) for file in files]))
+    with pytest.raises(UserError, match=r"image 2 of 2 is 7 of type int; give a path"):
+        predictor.caption([files[0], 7])  # type: ignore[list-item]
+
+
+def torn_image(path: Path) -> Image.Image:
+    """An open image whose file ends early: it fails when its pixels are needed."""
+    return Image.open(io.BytesIO(path.read_bytes()[:300]))
+
+
+def test_a_torn_image_in_memory_is_named_and_with_skipped_costs_only_itself(folder: Path, predictor: Predictor) -> None:
+    images = [Image.open(io.BytesIO((folder / f"{number}.png").read_bytes())) for number in (1, 2, 3)]
+    whole, images[1] = [images[0], images[2]], torn_image(folder / "2.png")
+    with pytest.raises(UserError, match="image 1 of 1 cannot be read"):
+        predictor.caption(images[1])
+    with pytest.raises(UserError, match="image 2 of 3 cannot be read"):
+        predictor.caption(images)
+    with pytest.raises(UserError, match="image 2 of 3 in input 2 of 2 cannot be read"):
+        predictor._finder.find([images[:1], images], None)
+    skipped: list[tuple[int, str]] = []
+    regions, *results = typed_predictor.results_without_torn_images(predictor, images, QUESTION, skipped)
+    assert [place for place, _ in skipped] == [1] * 4
+    assert all(reason.startswith("image 2 of 3 cannot be read") for _, reason in skipped)
+    assert [one and len(one) for one in regions] == [
+        len(predictor.regions(whole[0])),
+        None,
+        len(predictor.regions(whole[1])),
+    ]
+    wanted = [predictor.caption(whole), predictor.answer(whole, QUESTION), predictor.match(whole, QUESTION)]
+    assert results == [[first, None, last] for first, last in wanted]
+    assert predictor.match([folder / "no.png"], ["a star", "two"], skipped=skipped) == [None, None]
+    assert skipped[-1][0] == 0 and "does not exist" in skipped[-1][1]
+
+
+def test_an_image_on_which_the_detector_fails_costs_only_itself(
+    folder: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect, bad = Detector.detect_prepared, predictor._finder.detector.prepare(Image.open(folder / "2.png"))
+
+    def failing(self: Detector, arrays: Sequence[np.ndarray], boxes: None = None) -> object:
+        if any(np.array_equal(array, bad) for array in arrays):
+            raise RuntimeError("no memory")
+        return detect(self, arrays, boxes)
+
+    images = [folder / f"{number}.png" for number in (1, 2, 3)]
+    wanted = predictor.caption([images[0], images[2]])
+    monkeypatch.setattr(Detector, "detect_prepared", failing)
+    skipped: list[tuple[int, str]] = []
+    assert predictor.caption(images, skipped=skipped) == [wanted[0], None, wanted[1]]
+    assert skipped == [(1, f"image {images[1]}: the detector fails on it (no memory)")]
+
+
+def test_a_predictor_has_as_many_parameters_as_its_model_card_says(folder: Path, predictor: Predictor) -> None:
+    plain = load_model(folder / "export")
+    assert predictor.num_parameters == plain.num_parameters == sum(p.numel() for p in plain.model.parameters())
+    card = (folder / "export" / "README.md").read_text(encoding="utf-8")
+    assert f"({predictor.num_parameters / 1e6:.2f} million weights)" in card
+
+
+def test_captions_are_decoded_as_asked(folder: Path, predictor: Predictor) -> None:
+    images = [folder / f"{number}.png" for number in (1, 2, 3)]
+    store = captions_of(predictor, images)
+    short = predictor.caption(images, 2, max_tokens=4)
+    assert all(len(text.split()) <= 3 for text in short) and short != predictor.caption(images, 2)
+    for options in ({}, {"length_penalty": 3.0}, {"block_ngrams": 1}, {"max_tokens": 4}):
+        assert predictor.caption(images, 2, **options) == store(DecodingOptions(beams=2, **options))
+    for options, words in [
+        ({"block_ngrams": -1}, "block_ngrams is -1"),
+        ({"max_tokens": 40}, "max_tokens is 40 but .* at most 17"),
+        ({"length": 2}, "unknown key 'length'"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            predictor.caption(images, **options)
+
+
+def captions_of(predictor: Predictor, images: Sequence[Path]) -> Callable[[DecodingOptions], list[str]]:
+    prefixes = [make_prefix(regions, predictor.trained.processor.tags) for regions in predictor.regions(images)]
+    return lambda options: captions(predictor.trained, prefixes, options)
 
 
 def test_regions_in_place_of_an_image_are_not_detected_again(

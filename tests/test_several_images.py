@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import yaml
 
-import dimvl.predictor
+import dimvl.image_inputs
 from dimvl.data.prefixes import join_images, make_prefix
 from dimvl.errors import UserError
 from dimvl.export import export
@@ -93,7 +93,7 @@ def folder(tmp_path_factory):
     detector = make_detector()
     detector.save(place / "detector")
     trained = make_trained(all_abilities(detector.extractor, max_images=3, times=True))
-    export(write_run(place / "run", trained), place / "export", place / "detector")
+    export(write_run(place / "run", trained, description="photographs"), place / "export", place / "detector")
     for number in (1, 2, 3):
         make_image(number).save(place / f"{number}.png")
     return place
@@ -135,8 +135,8 @@ def test_a_list_of_tuples_and_images_gives_what_its_items_give_one_by_one(folder
 
 def test_an_image_of_several_tuples_is_processed_once(folder, predictor, monkeypatch):
     seen = []
-    detect = predictor._detector.detect
-    monkeypatch.setattr(predictor._detector, "detect", lambda images: seen.append(len(images)) or detect(images))
+    detector, detect = predictor._finder.detector, predictor._finder.detector.detect_prepared
+    monkeypatch.setattr(detector, "detect_prepared", lambda *arrays: seen.append(len(arrays[0])) or detect(*arrays))
     one, two, three = (folder / f"{number}.png" for number in (1, 2, 3))
     predictor.caption([(one, two), (two, three), one])
     assert seen == [3]
@@ -172,7 +172,7 @@ def test_wrong_numbers_of_images_or_times_are_one_sentence(folder, predictor):
 def test_questions_of_a_file_about_several_images_are_answered_as_soon_as_their_images_are_read(
     run, folder, predictor, monkeypatch
 ):
-    monkeypatch.setattr(dimvl.predictor, "AT_ONCE", 1)
+    monkeypatch.setattr(dimvl.image_inputs, "AT_ONCE", 1)
     records = [
         {"images": ["1.png", "3.png"], "question": QUESTION, "times": [0, 2]},
         {"image": "2.png", "question": "a star"},

@@ -1,13 +1,16 @@
 """The typer application, and options shared by several commands."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import dimvl
 from dimvl.files import existing, existing_file, existing_folder, folder_or_hub_name, local_path
+from dimvl.showing import visible
 
 app = typer.Typer(
     name="dimvl",
@@ -54,7 +57,7 @@ file_or_folder = PathParser("path", existing)
 
 def some_exist(paths: Sequence[Path]) -> Sequence[Path]:
     """Refuse a list of paths of which none exists; a command that takes many skips and names the others."""
-    if not any(path.exists() for path in paths):
+    if not any(map(os.path.exists, paths)):
         existing(paths[0])
     return paths
 
@@ -108,6 +111,37 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that override those of the file.")
 ]
 Config = Annotated[Path, typer.Argument(parser=input_file, help="Configuration (YAML file).")]
+
+
+Beams = Annotated[int | None, typer.Option(min=1, max=100, help="Beam width for captions; 1 is greedy. Default 3.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Maximum tokens of a caption, the end token included. Default 40.")
+]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option(
+        min=-10,
+        max=10,
+        help="Captions are compared by log-probability / tokens ** PENALTY; above 1 favours long ones. Default 1.",
+    ),
+]
+BlockNgrams = Annotated[
+    int | None,
+    typer.Option(min=0, max=100, help="No sequence of this many tokens occurs twice in a caption. Default 0: allowed."),
+]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given; the others keep the defaults of the library."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def print_text(text: str, error: bool = False) -> None:
+    """Print a line that may hold text from outside, to stdout or stderr; what a terminal obeys becomes visible.
+
+    JSON is printed by `print`, since it must stay exact and escapes such characters itself.
+    """
+    print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def set_threads(threads: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Config, Overrides, app
+from dimvl.cli.app import AsJson, Config, Overrides, app, print_text
 
 logger = logging.getLogger(__name__)
 
@@ -48,4 +48,8 @@ def plan(
         logger.warning("%s", remark)
     only_cpu = gpus == 1 and (loaded.training.device == "cpu" or not torch.cuda.is_available())
     cpu = estimate_cpu(loaded, made) if only_cpu else None
-    print(json.dumps(as_values(made, cpu)) if as_json else "\n".join(describe(made, cpu)))
+    if as_json:
+        print(json.dumps(as_values(made, cpu)))
+        return
+    for line in describe(made, cpu):
+        print_text(line)

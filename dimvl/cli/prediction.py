@@ -1,10 +1,8 @@
 """Export of a run, and predictions on images: export, caption, answer, match."""
 
 import json
-import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,29 +10,37 @@ import typer
 
 from dimvl.cli.app import (
     AsJson,
+    Beams,
+    BlockNgrams,
     DetectorClasses,
     DetectorName,
     DetectorWeights,
     Device,
+    LengthPenalty,
+    MaxTokens,
     Model,
     Threads,
     any_path,
     app,
     file_or_folder,
+    given,
     input_file,
     input_folder,
-    set_threads,
-    some_exist,
+    print_text,
 )
+from dimvl.cli.inputs import Group, Groups, Ids, Images, Stores, Together, check_inputs, named, open_model
 from dimvl.errors import UserError
-from dimvl.progress import progress
+from dimvl.files import read_text
 
 if TYPE_CHECKING:
+    from dimvl.data.answers import Answer
+    from dimvl.image_inputs import Input
     from dimvl.predictor import Predictor
-    from dimvl.regions.records import Regions
-    from dimvl.tasks.answering.prediction import Answer
 
-Together = Annotated[bool, typer.Option("--together", help="Treat the images as one input, in order.")]
+ImagePaths = Annotated[
+    list[Path] | None,
+    typer.Argument(parser=any_path, help="Images, or folders of images.", metavar="IMAGE"),
+]
 
 
 @app.command()
@@ -61,55 +67,62 @@ def export(
     measured = None if scores is None else read_json(scores)
     if measured is not None and not isinstance(measured, dict):
         raise UserError(f"{scores} is a {type(measured).__name__}; it must be an object with scores by name")
-    print(f"exported: {export_run(run, out, detector, measured, weights=weights, classes=classes)}")
+    print_text(f"exported: {export_run(run, out, detector, measured, weights=weights, classes=classes)}")
 
 
 @app.command()
 def caption(
-    images: Annotated[
-        list[Path],
-        typer.Argument(parser=any_path, callback=some_exist, help="Images, or folders of images.", metavar="IMAGE"),
-    ],
     model: Model,
-    beams: Annotated[int, typer.Option(min=1, max=100, help="Width of the beam search; 1 is greedy.")] = 3,
+    images: ImagePaths = None,
+    regions: Stores = None,
+    ids: Ids = None,
+    beams: Beams = None,
+    max_tokens: MaxTokens = None,
+    length_penalty: LengthPenalty = None,
+    block_ngrams: BlockNgrams = None,
     together: Together = False,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Caption images.
+    """Caption images, or the regions of a store.
 
     Captions of several images are printed as they are ready. An image that cannot be read is reported and skipped; the
     exit code is then 1, or 2 if that image was named on the command line.
 
     Example: dimvl caption photos --model exports/caption --json
-    """
-    from dimvl.predictor import Predictor
 
-    set_threads(threads)
-    files = _image_files(images)
-    predictor = Predictor.from_pretrained(model, device)
-    if together or (files == images and len(files) == 1):
-        text = predictor.caption(tuple(files) if together else files[0], beams)
-        print(json.dumps({**_named(files, together), "caption": text}) if as_json else text)
+    Example: dimvl caption --regions stores/val --images 17 --images 18 --model exports/caption
+    """
+    looked = Images(images or [], regions, ids)
+    groups = looked.groups([None], together)
+    decoding = given(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty, block_ngrams=block_ngrams)
+    predictor = open_model(model, device, threads)
+    check_inputs(predictor, groups)
+    if together or looked.is_single(groups):
+        [group] = groups
+        text = predictor.caption(looked.single(predictor, groups), **decoding)
+        _print({**named(group, together), "caption": text}, text, as_json)
         return
-    with _many(predictor, files, images) as batches:
-        for regions in batches:
-            for seen, text in zip(regions, predictor.caption(regions, beams), strict=True):
-                record = {"image": seen.image_id, "caption": text}
-                print(json.dumps(record) if as_json else f"{seen.image_id}: {text}", flush=True)
+    with looked.regions(predictor, groups) as batches:
+        for found in batches:
+            for (name,), text in zip(found, predictor.caption(list(found.values()), **decoding), strict=True):
+                _print({"image": name, "caption": text}, f"{name}: {text}", as_json)
 
 
 @app.command()
 def answer(
-    image: Annotated[
-        Path,
-        typer.Argument(
-            parser=file_or_folder, help='Image, folder, or .jsonl file of {"image" or "images": ..., "question": ...}.'
-        ),
-    ],
     model: Model,
-    questions: Annotated[list[str] | None, typer.Argument(help="Questions.", metavar="QUESTION")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE QUESTION",
+            help='Image or folder, and questions; or a .jsonl file of {"image" or "images": ..., "question": ...}. '
+            "With --regions, only questions or such a file.",
+        ),
+    ] = None,
+    regions: Stores = None,
+    ids: Ids = None,
     top: Annotated[int, typer.Option(min=1, help="Number of answers to print.")] = 1,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print how much the answer's probability drops without each region.")
@@ -118,154 +131,197 @@ def answer(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Answer questions about images.
+    """Answer questions about images, or about the regions of a store.
 
-    One question about one image prints the answer. Several questions, a folder or a .jsonl file print one JSON object
-    per line as they are ready; paths in the file are relative to its folder. An image that cannot be read is reported
-    and skipped; the exit code is then 1, or 2 if that image was named on the command line.
+    One question about one image prints the answer. Several questions, a folder, a .jsonl file or several images of a
+    store print one JSON object per line as they are ready. The file names images by paths relative to its folder, or,
+    with --regions, by their ids in the store. An image that cannot be read is reported and skipped; the exit code is
+    then 1, or 2 if that image was named on the command line.
 
     Example: dimvl answer photo.png "what color is the star?" --model exports/vqa --explain
-    """
-    from dimvl.predictor import Predictor
 
-    set_threads(threads)
-    records = _questions(image, questions or [])
-    single = [(group, len(some)) for group, some in records.items()] == [((image,), 1)]
+    Example: dimvl answer "what color is the star?" --regions stores/val --images 17 --model exports/vqa
+
+    Example: dimvl answer asked.jsonl --regions stores/val --model exports/vqa
+    """
+    looked, groups = _asked(arguments or [], regions, ids)
+    single = looked.is_single(groups)
     if explain and not single:
         raise UserError("--explain needs one image and one question; omit it")
-    predictor = Predictor.from_pretrained(model, device)
+    predictor = open_model(model, device, threads)
     if single:
-        _answer_one(predictor, image, records[image,][0]["question"], top, explain, as_json)
+        check_inputs(predictor, groups)
+        [[record]] = groups.values()
+        _answer_one(predictor, looked.single(predictor, groups), record, top, explain, as_json)
         return
-    timed = any("times" in record for some in records.values() for record in some)
-    predictor.check(list(records), [[0.0] * len(group) for group in records] if timed else None)
-    with _many(predictor, list({file: None for group in records for file in group}), [image]) as batches:
-        for groups in _complete(batches, list(records)):
-            pairs = [(regions, record) for group, regions in groups.items() for record in records[group]]
-            times = [record.get("times", [0.0] * len(images)) for images, record in pairs] if timed else None
+    timed = sum("times" in record for records in groups.values() for record in records)
+    used = timed and predictor.trained.processor.times
+    check_inputs(predictor, groups, [[0.0] * len(group) for group in groups] if used else None)
+    if timed and not used:  # as in an evaluation: a fact of the file, which other models may use
+        print_text(f"the times of {timed} texts are ignored; train with inputs.times=true to use them", error=True)
+    with looked.regions(predictor, groups, "questions") as batches:
+        for found in batches:
+            pairs = [(images, record) for group, images in found.items() for record in groups[group]]
+            times = [record.get("times", [0.0] * len(images)) for images, record in pairs] if used else None
             texts = [record["question"] for _, record in pairs]
-            found = predictor.answer([images for images, _ in pairs], texts, top, times)
-            for (_, record), answer in zip(pairs, found, strict=True):
-                print(json.dumps({**record, **_fields(answer)}), flush=True)
+            answers = predictor.answer([images for images, _ in pairs], texts, top, times)
+            for (_, record), one in zip(pairs, answers, strict=True):
+                print(json.dumps({**record, **_fields(one)}), flush=True)
 
 
-def _complete(
-    batches: Iterator[list["Regions"]], groups: Sequence[tuple[Path, ...]]
-) -> Iterator[dict[tuple[Path, ...], tuple["Regions", ...]]]:
-    """Yield groups of images when the regions of all are found; only regions that later groups need are kept."""
-    order = {file: place for place, file in enumerate({file: None for group in groups for file in group})}
-    uses, by_last = Counter(file for group in groups for file in group), defaultdict(list)
-    kept: dict[Path, Regions] = {}
-    for group in groups:
-        by_last[max(group, key=lambda file: order[file])].append(group)
-    for batch in batches:
-        kept |= {Path(regions.image_id): regions for regions in batch}
-        ready = [group for regions in batch for group in by_last[Path(regions.image_id)] if kept.keys() >= {*group}]
-        yield {group: tuple(kept[file] for file in group) for group in ready}
-        uses.subtract(file for group in ready for file in group)
-        kept = {file: regions for file, regions in kept.items() if uses[file]}
+def _asked(
+    arguments: Sequence[str], regions: Sequence[Path] | None, ids: Sequence[str] | None
+) -> tuple[Images, Groups]:
+    """Return the images, and groups of them with records of `image` or `images`, and `question`.
+
+    Raises:
+        UserError: no question, questions besides those of a file, or as `jsonl_questions` and `Images`.
+
+    """
+    first, *rest = arguments or [""]
+    if Path(first).suffix == ".jsonl":
+        if rest:
+            raise UserError(f"{first} has its own questions; omit {rest[0]!r}")
+        if ids:
+            raise UserError(f"{first} names its own images; omit --images")
+        return _asked_in(input_file(first), regions)
+    looked = Images([file_or_folder(first)] if first and not regions else [], regions, ids)
+    questions = arguments if regions else rest
+    if not questions:
+        subject = f"{first} has" if first else "there is"
+        raise UserError(f"{subject} no question; give one, or a .jsonl file of images and questions")
+    _refuse_empty(questions)
+    if looked.store is not None and (image := next((text for text in questions if text in looked.store), None)):
+        raise UserError(f"{image!r} is an image of the region store, not a question; give it as --images {image}")
+    if path := next(filter(os.path.exists, questions), None):
+        raise UserError(f"{path} is a file or a folder, not a question; give one image, one folder or a region store")
+    return looked, {(name,): [{"image": name, "question": question} for question in questions] for name in looked.names}
 
 
-def _answer_one(predictor: "Predictor", image: Path, question: str, top: int, explain: bool, as_json: bool) -> None:
-    explanation = predictor.explain(image, question, top) if explain else None
-    found = explanation.answer if explanation else predictor.answer(image, question, top)
+def _asked_in(file: Path, regions: Sequence[Path] | None) -> tuple[Images, Groups]:
+    """Do what `_asked` does for a .jsonl file."""
+    from dimvl.data.annotations.jsonl import jsonl_questions
+
+    looked = Images([file], None, None) if not regions else Images([], regions, None)
+    groups: dict[Group, list[dict[str, Any]]] = {}
+    for asked in jsonl_questions(file):
+        group = asked.image_ids if regions else tuple(str(file.parent / name) for name in asked.image_ids)
+        times = {"times": asked.times} if asked.times else {}
+        record = {**named(asked.image_ids, len(group) > 1), **times, "question_id": asked.question_id}
+        groups.setdefault(group, []).append({**record, "question": asked.text})
+    if not groups:
+        raise UserError(f"{file} has no question; give one per line")
+    looked.check({name: None for group in groups for name in group})
+    return looked, groups
+
+
+def _answer_one(
+    predictor: "Predictor", image: "Input", record: Mapping[str, Any], top: int, explain: bool, as_json: bool
+) -> None:
+    explanation = predictor.explain(image, record["question"], top) if explain else None
+    found = explanation.answer if explanation else predictor.answer(image, record["question"], top)
     if as_json:
-        regions = {} if explanation is None else {"regions": [region._asdict() for region in explanation.regions]}
-        print(json.dumps({"image": str(image), "question": question, **_fields(found), **regions}))
+        described = {} if explanation is None else {"regions": [region._asdict() for region in explanation.regions]}
+        print(json.dumps({**record, **_fields(found), **described}))
         return
     for text, probability in found.top:
-        print(text if top == 1 else f"{text} ({probability:.3f})")
+        print_text(text if top == 1 else f"{text} ({probability:.3f})")
     if explanation is None:
         return
-    print(f"probability of {found.text!r}: {found.probability:.3f}")
-    print("probability drop when the region is removed:")
+    print_text(f"probability of {found.text!r}: {found.probability:.3f}")
+    print_text("probability drop when the region is removed:")
     for region in explanation.regions:
         name = " ".join((*region.attributes, region.name)) or "unnamed region"
         box = ", ".join(f"{side:.0f}" for side in region.box)
-        print(f"{region.probability_drop:+.3f}  {name} ({region.score:.2f}) at {box}")
-
-
-def _named(files: Sequence[Path], together: bool) -> dict[str, Any]:
-    return {"images": list(map(str, files))} if together else {"image": str(files[0])}
+        print_text(f"{region.probability_drop:+.3f}  {name} ({region.score:.2f}) at {box}")
 
 
 def _fields(answer: "Answer") -> dict[str, Any]:
     return {"answer": answer.text, "probability": answer.probability, "top": answer.top}
 
 
-def _questions(image: Path, questions: Sequence[str]) -> dict[tuple[Path, ...], list[dict[str, Any]]]:
-    """Return records with `image` or `images`, and `question`, for each group of image files.
-
-    Raises:
-        UserError: no question, questions besides those of a file, or as `jsonl_questions`.
-
-    """
-    if image.suffix != ".jsonl":
-        if not questions:
-            raise UserError(f"{image} has no question; give one, or a .jsonl file of images and questions")
-        files = _image_files([image])
-        return {(file,): [{"image": str(file), "question": question} for question in questions] for file in files}
-    if questions:
-        raise UserError(f"{image} has its own questions; omit {questions[0]!r}")
-    from dimvl.data.annotations.jsonl import jsonl_questions
-
-    records: dict[tuple[Path, ...], list[dict[str, Any]]] = {}
-    for found in jsonl_questions(image):
-        ids, times = found.image_ids, {"times": found.times} if found.times else {}
-        named = {"image": ids[0]} if len(ids) == 1 else {"images": ids}
-        record = {**named, **times, "question_id": found.question_id, "question": found.text}
-        records.setdefault(tuple(image.parent / name for name in ids), []).append(record)
-    if not records:
-        raise UserError(f"{image} has no question; give one per line")
-    return records
-
-
-def _image_files(paths: Sequence[Path]) -> list[Path]:
-    """Replace each folder by its images."""
-    if not any(path.is_dir() for path in paths):
-        return list(paths)
-    from dimvl.regions.extract import image_files_in
-
-    return [file for path in paths for file in (image_files_in(path) if path.is_dir() else [path])]
-
-
-@contextmanager
-def _many(predictor: "Predictor", files: Sequence[Path], named: Sequence[Path]) -> Iterator[Iterator[list["Regions"]]]:
-    """Yield the regions of images a few at a time; afterwards, report how many were skipped and set the exit code.
-
-    Progress is shown unless results go to the same terminal.
-    """
-    skipped: list[tuple[Path, str]] = []
-    show = nullcontext() if sys.stdout.isatty() else progress("images")
-    with show as shown:
-        yield predictor.regions_of_files(files, skipped, shown)
-    print(f"{len(files) - len(skipped)} images done, {len(skipped)} skipped", file=sys.stderr)
-    if skipped:
-        raise typer.Exit(2 if {path for path, _ in skipped} & set(named) else 1)
-
-
 @app.command()
 def match(
-    images: Annotated[
-        list[Path], typer.Argument(parser=any_path, callback=some_exist, help="Images.", metavar="IMAGE")
-    ],
-    text: Annotated[str, typer.Argument(help="Text.")],
     model: Model,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE TEXT",
+            help="Images or folders, then a text unless --text or --texts gives it. With --regions, only the text.",
+        ),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text; repeatable.")] = None,
+    texts: Annotated[Path | None, typer.Option(parser=input_file, help="File of texts, one per line.")] = None,
+    regions: Stores = None,
+    ids: Ids = None,
     together: Together = False,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Print the probability that a text belongs to an image, for each image or --together.
+    """Print the probability that a text belongs to an image, for each image and text.
+
+    Several texts, a folder, or all images of a store print one JSON object per line as they are ready. An image that
+    cannot be read is reported and skipped; the exit code is then 1, or 2 if that image was named on the command line.
 
     Example: dimvl match photo.png "a red circle above a blue star" --model exports/pretrain
-    """
-    from dimvl.predictor import Predictor
 
-    set_threads(threads)
-    groups = [images] if together else [[image] for image in images]
-    found = Predictor.from_pretrained(model, device).match([tuple(group) for group in groups], text)
-    for group, probability in zip(groups, found, strict=True):
-        record = {**_named(group, together), "text": text, "probability": probability}
-        name = f"{group[0]}: " if len(groups) > 1 else ""
-        print(json.dumps(record) if as_json else f"{name}{probability:.3f}")
+    Example: dimvl match photos --text "a dog" --text "a cat" --model exports/pretrain
+
+    Example: dimvl match --regions stores/val --texts texts.txt --model exports/pretrain
+    """
+    paths, wanted = _texts(arguments or [], text or [], texts)
+    looked = Images(paths, regions, ids)
+    groups = looked.groups(wanted, together)
+    predictor = open_model(model, device, threads)
+    check_inputs(predictor, groups)
+    if looked.is_single(groups):
+        [group] = groups
+        probability = predictor.match(looked.single(predictor, groups), wanted[0])
+        record = {**named(group, together), "text": wanted[0], "probability": probability}
+        _print(record, f"{probability:.3f}", as_json)
+        return
+    as_json = as_json or len(wanted) > 1 or not {*looked.names} <= {*looked.named}
+    with looked.regions(predictor, groups, "pairs of image and text") as batches:
+        for found in batches:
+            pairs = [(group, one) for group in found for one in groups[group]]
+            probabilities = predictor.match([found[group] for group, _ in pairs], [one for _, one in pairs])
+            for (group, one), probability in zip(pairs, probabilities, strict=True):
+                record = {**named(group, together), "text": one, "probability": probability}
+                _print(record, f"{group[0]}: {probability:.3f}", as_json)
+
+
+def _texts(arguments: Sequence[str], texts: Sequence[str], file: Path | None) -> tuple[list[Path], list[str]]:
+    """Return the images and the texts of `match`.
+
+    Raises:
+        UserError: no text, an empty one, or the last argument is a file.
+
+    """
+    images, wanted = list(arguments), list(texts)
+    if file is not None:
+        wanted += [line.strip() for line in read_text(file).splitlines() if line.strip()]
+        if not wanted:
+            raise UserError(f"{file} has no text; give one per line")
+    elif not wanted:
+        if not images:
+            raise UserError("no text is given; give it last, or by --text or --texts")
+        wanted = [images.pop()]
+        if os.path.exists(wanted[0]):
+            raise UserError(f"{wanted[0]} is a file or a folder, not a text; give a text last, or by --text or --texts")
+    _refuse_empty(wanted)
+    return [any_path(image) for image in images], list(dict.fromkeys(wanted))
+
+
+def _refuse_empty(texts: Sequence[str]) -> None:
+    """Do early what the model's tokenizer does."""
+    if empty := [place for place, text in enumerate(texts, start=1) if not text.strip()]:
+        raise UserError(f"text {empty[0]} of {len(texts)} is empty; give some words")
+
+
+def _print(record: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """Print a result, as soon as it is ready."""
+    if as_json:
+        print(json.dumps(record), flush=True)
+    else:
+        print_text(text)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Config, Overrides, Threads, any_path, app
+from dimvl.cli.app import AsJson, Config, Overrides, Threads, any_path, app, print_text
 from dimvl.progress import progress
 
 WIDTH = 110  # of the table when stdout is not a terminal
@@ -58,4 +58,4 @@ def profile_command(
         for line in title(found):
             console.print(line, soft_wrap=True)
         console.print(table(found))
-    print(f"{folder / TRACE}: open it in https://ui.perfetto.dev or chrome://tracing", file=sys.stderr)
+    print_text(f"{folder / TRACE}: open it in https://ui.perfetto.dev or chrome://tracing", error=True)

@@ -1,13 +1,27 @@
 """The commands evaluate and score."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Threads, any_path, app, input_file, input_folder, set_threads
+from dimvl.cli.app import (
+    AsJson,
+    Beams,
+    BlockNgrams,
+    Device,
+    LengthPenalty,
+    MaxTokens,
+    Threads,
+    any_path,
+    app,
+    given,
+    input_file,
+    input_folder,
+    print_text,
+    set_threads,
+)
 from dimvl.files import check_writable
 from dimvl.progress import progress
 
@@ -48,7 +62,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(parser=any_path, help="Folder to write; default MODEL/evaluation.")
     ] = None,
-    beams: Annotated[int | None, typer.Option(min=1, max=100, help="Beam width for captions; default 3.")] = None,
+    beams: Beams = None,
+    max_tokens: MaxTokens = None,
+    length_penalty: LengthPenalty = None,
+    block_ngrams: BlockNgrams = None,
     skip_missing: SkipMissing = False,
     allow_trained_images: AllowTrained = False,
     device: Device = "auto",
@@ -64,26 +81,28 @@ def evaluate(
     from dimvl.config import parse_overrides
 
     options: dict[str, Any] = {"questions": questions, "annotations": annotations, "captions": captions}
-    options |= {"split": split, "worlds": worlds, "beams": beams}
-    named = parse_overrides(values or []) | {name: value for name, value in options.items() if value is not None}
+    options |= {"split": split, "worlds": worlds, "beams": beams, "max_tokens": max_tokens}
+    options |= {"length_penalty": length_penalty, "block_ngrams": block_ngrams}
+    named = parse_overrides(values or []) | given(**options)
     from dimvl import evaluation
     from dimvl.regions.store import RegionStore
     from dimvl.trained_model import choose_device, load_model
 
     set_threads(threads)
+    folder = out or model / "evaluation"
+    evaluation.check_folder(folder)
+    check_writable(folder)
     store = RegionStore(regions, check=True)
     trained = load_model(model, choose_device(device)).for_prediction()
-    folder = out or model / "evaluation"
-    check_writable(folder)
     if allow_trained_images:
         trained = trained.without_guard()
     named |= {"missing": "skip" if skip_missing else "error"}
-    with progress("predictions") as show:
+    with progress("predictions") as shown:
         settings = {"allow_trained_images": allow_trained_images}
-        found = evaluation.evaluate(model, trained, store, named, folder, settings, show)
+        found = evaluation.evaluate(model, trained, store, named, folder, settings, shown)
     if found.scores:
         print(json.dumps(found.scores, indent=2))
-    print(f"{len(found.predictions)} predictions written to {folder}", file=sys.stderr)
+    print_text(f"{len(found.predictions)} predictions written to {folder}", error=True)
 
 
 score = typer.Typer(
@@ -122,13 +141,13 @@ def score_vqa(
         print(json.dumps({"task": "vqa", **vars(scores)}))
         return
     for remark in scores.remarks():
-        print(remark, file=sys.stderr)
-    print(f"questions: {scores.count}")
-    print(f"overall: {scores.official['overall']:.2f}")
+        print_text(remark, error=True)
+    print_text(f"questions: {scores.count}")
+    print_text(f"overall: {scores.official['overall']:.2f}")
     for group in ("perAnswerType", "perQuestionType"):
-        print(f"{group}:")
+        print_text(f"{group}:")
         for name, value in scores.official[group].items():
-            print(f"  {name or '(none)'}: {value:.2f}")
+            print_text(f"  {name or '(none)'}: {value:.2f}")
 
 
 @score.command("caption")
@@ -162,8 +181,8 @@ def score_caption(
         counts = {"count": scores.count, "references": scores.references}
         print(json.dumps({"task": "caption", **counts, "official": scores.corpus, "left_out": scores.left_out}))
         return
-    print(f"images: {scores.count}, reference captions: {scores.references}")
+    print_text(f"images: {scores.count}, reference captions: {scores.references}")
     for name, value in scores.corpus.items():
-        print(f"{name}: {value:.4f}")
+        print_text(f"{name}: {value:.4f}")
     for name, reason in scores.left_out.items():
-        print(f"{name} is missing: {reason}", file=sys.stderr)
+        print_text(f"{name} is missing: {reason}", error=True)

@@ -22,6 +22,7 @@ from dimvl.cli.app import (
     file_or_folder,
     input_file,
     input_folder,
+    print_text,
     set_threads,
 )
 from dimvl.errors import UserError
@@ -70,7 +71,7 @@ def scenes(
         options = SceneOptions(**given)
     with progress("images") as show:
         write_scenes(out, options, show, workers)
-    print(f"synthetic scenes written to {out}")
+    print_text(f"synthetic scenes written to {out}")
 
 
 @app.command()
@@ -143,7 +144,7 @@ def extract(
 
 
 def _finish(done: int, already: int, skipped: int, out: Path) -> None:
-    print(f"{done} images done, {already} already there, {skipped} skipped: {out}")
+    print_text(f"{done} images done, {already} already there, {skipped} skipped: {out}")
     if skipped:
         raise typer.Exit(1)
 
@@ -266,9 +267,10 @@ def inspect(
             continue
         if isinstance(value, dict):
             value = [f"{key}={number}" for key, number in value.items()]
-        print(f"{name}: {', '.join(value) if isinstance(value, list | tuple) else value}")
+        print_text(f"{name}: {', '.join(value) if isinstance(value, list | tuple) else value}")
     for name, bins in histograms.items():
-        print("\n".join([f"{name}:", *bar_chart(bins)]))
+        for line in (f"{name}:", *bar_chart(bins)):
+            print_text(line)
 
 
 @app.command()
@@ -285,7 +287,7 @@ def verify(store: Annotated[Path, typer.Argument(parser=input_folder, help="Regi
     with progress("shards") as show:
         problems = verify_store(store, show)
     for problem in problems:
-        print(problem)
+        print_text(problem)
     if problems:
         raise typer.Exit(1)
-    print(f"{store} is sound: {len(RegionStore(store)):,} images")
+    print_text(f"{store} is sound: {len(RegionStore(store)):,} images")

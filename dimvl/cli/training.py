@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dimvl.checkpoints import RUN
-from dimvl.cli.app import Config, Overrides, Threads, app
+from dimvl.cli.app import Config, Overrides, Threads, app, print_text
 from dimvl.errors import UserError
 from dimvl.progress import training_progress
 
@@ -61,4 +61,4 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
     logging.getLogger("dimvl").setLevel(logging.INFO)
     with training_progress() as (show, working):
         run = run_training(config, show, working)
-    print(f"trained: {run}")
+    print_text(f"trained: {run}")

@@ -1,8 +1,7 @@
 """Configuration of captioning and of the sequence-to-sequence language model, which pretraining also uses."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -83,19 +82,14 @@ class CaptionConfig(RunConfig):
         return self
 
 
-class CaptionEvaluation(EvaluationOptions):
+class CaptionEvaluation(EvaluationOptions, DecodingOptions):
     """A caption file whose images are captioned, and the decoding."""
 
     captions: Path
     split: Names = Field([])
     worlds: Path | None = None
-    beams: int = Field(3, ge=1, le=100)
 
     @property
     def decoding(self) -> DecodingOptions:
         """How captions are decoded."""
-        return DecodingOptions(beams=self.beams)
-
-    def settings(self) -> dict[str, Any]:
-        """Return everything that the captions depend on, except files."""
-        return {"missing": self.missing, "split": self.split, **asdict(self.decoding)}
+        return DecodingOptions(**self.model_dump(include=set(DecodingOptions.model_fields), exclude_unset=True))

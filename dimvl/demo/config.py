@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from dimvl.config import InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
+from dimvl.config import DecodingOptions, InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
 from dimvl.config.captioning import Seq2seqConfig
 from dimvl.config.pretraining import ObjectivesConfig
 from dimvl.data.scenes import SceneOptions
@@ -25,14 +25,6 @@ class ScenesConfig(Section):
     compositional: int
     captions_per_image: int = 5
     questions_per_image: int = 10
-
-
-class DecodingConfig(Section):
-    """How captions are decoded; see `DecodingOptions`."""
-
-    beams: int = Field(3, ge=1)
-    length_penalty: float = 1.0
-    block_ngrams: int = Field(0, ge=0)
 
 
 class PhaseConfig(Section):
@@ -76,7 +68,7 @@ class DemoConfig(Section):
         None, description="self-critical training after captioning; null: captioning is the last run"
     )
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
-    decoding: DecodingConfig = DecodingConfig()
+    decoding: DecodingOptions = DecodingOptions()
     seconds: dict[str, float] = Field(description="expected seconds of each stage")
     minutes: float = Field(12, gt=0, description="goal for the wall-clock time of the whole demo on 2 cores")
     note: str = Field("", description="remark printed beside the scores")

@@ -17,7 +17,6 @@ from dimvl.data.scenes import (
     score_captions,
     word_change_pairs,
 )
-from dimvl.decoding import DecodingOptions
 from dimvl.demo.config import DemoConfig, DemoPaths
 from dimvl.files import read_json, write_json
 from dimvl.metrics.vqa import question_accuracy
@@ -107,7 +106,7 @@ def _score_split_captions(
     trained: TrainedModel, config: DemoConfig, paths: DemoPaths, split: str, progress: Progress
 ) -> tuple[dict[str, Any], dict[int, str]]:
     """Scores of the captions of a split, and the captions by image."""
-    options = DecodingOptions(max_tokens=config.inputs.text_tokens + 1, **config.decoding.model_dump())
+    options = config.decoding.model_copy(update={"max_tokens": config.inputs.text_tokens + 1})
     folder = paths.scenes / split
     references: dict[int, list[str]] = {}
     for caption in read_captions(folder / "captions.json"):

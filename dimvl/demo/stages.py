@@ -159,7 +159,7 @@ def _predict(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
     for done, file in enumerate(files, start=1):
         image = str(int(file.stem))
         explained = [_explain(answering, file, question) for question in _one_of_each_kind(questions[image])]
-        caption = captioning.caption(str(file), beams=config.decoding.beams)
+        caption = captioning.caption(str(file), **config.decoding.model_dump(exclude_unset=True))
         examples.append({"picture": file.name, "image_id": image, "caption": caption, "questions": explained})
         progress(done, len(files))
     write_json(paths.scores / "examples.json", examples)

@@ -7,11 +7,11 @@ neither threads nor interruptions change the batches, nor a bit of the store.
 
 import logging
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.regions.detectors.base import RegionDetector
 from dimvl.regions.detectors.given_boxes import GivenBoxes
-from dimvl.regions.images import load_image_in_thread, quiet_decoders
+from dimvl.regions.images import image_in_thread, quiet_decoders
 from dimvl.regions.records import Regions
 from dimvl.regions.store.writer import RegionStoreWriter
 
@@ -46,9 +46,13 @@ class ExtractReport:
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
+Skip = Callable[[Any, str], None]
+"""What to do with a source that cannot be read or processed, and the reason; what it raises ends the work."""
+
+
 class _Loaded(NamedTuple):
     image_id: str
-    path: Path
+    source: object
     width: int
     height: int
     array: np.ndarray
@@ -90,7 +94,7 @@ def extract(
     if progress is not None:
         progress(already, len(images))
     with quiet_decoders():
-        for processed, regions in detect_files(todo, detector, skipped, batch_size, workers, given):
+        for processed, regions in detect_images(todo, detector, skipping(skipped), batch_size, workers, given):
             if regions and not done:
                 writer.check_space(len(todo), regions)
             pending = _write(regions, writer, pending)
@@ -100,32 +104,47 @@ def extract(
     return ExtractReport(done=done, already=already, skipped=skipped)
 
 
-def detect_files(
-    images: Sequence[tuple[str, Path]],
+def skipping(skipped: list[tuple[Path, str]]) -> Skip:
+    """Return what logs a file that is skipped, and appends it to `skipped` with the reason."""
+
+    def skip(file: Path, reason: str) -> None:
+        log.warning("skipped: %s", reason)
+        skipped.append((file, reason))
+
+    return skip
+
+
+def detect_images(
+    images: Sequence[tuple[str, object]],
     detector: RegionDetector,
-    skipped: list[tuple[Path, str]],
+    skip: Skip,
     batch_size: int,
     workers: int,
     given: GivenBoxes | None = None,
 ) -> Iterator[tuple[int, list[Regions]]]:
     """Find the regions of images, batch by batch, in their order; call it within `quiet_decoders`.
 
-    The arguments are those of `extract`; `skipped` receives each image that cannot be read or processed, with the
-    reason.
+    Args:
+        images: the id of each image, and its source: a file or another that `image_from` takes.
+        detector: finds the regions.
+        skip: called with the source of an image that cannot be read or processed, and the reason.
+        batch_size: images per forward pass.
+        workers: threads that decode images ahead.
+        given: boxes to be described in place of the detector's own.
 
     Yields:
         After each image, the number of processed images, and the regions of the batch that it completes, if any.
 
     """
     batch: list[_Loaded] = []
-    for number, (path, loaded) in enumerate(_loaded(images, detector, given, workers, batch_size), start=1):
+    for number, (source, loaded) in enumerate(_loaded(images, detector, given, workers, batch_size), start=1):
         regions: list[Regions] = []
         if isinstance(loaded, UserError):
-            _skip(path, str(loaded), skipped)
+            skip(source, str(loaded))
         else:
             batch.append(loaded)
         if len(batch) == batch_size or (batch and number == len(images)):
-            regions, batch = _regions(batch, detector, given, skipped), []
+            regions, batch = _regions(batch, detector, given, skip), []
         yield number - len(batch), regions
 
 
@@ -173,41 +192,38 @@ def _write(batch: list[Regions], writer: RegionStoreWriter, pending: int) -> int
 
 
 def _loaded(
-    images: Sequence[tuple[str, Path]], detector: RegionDetector, given: GivenBoxes | None, workers: int, ahead: int
-) -> Iterator[tuple[Path, _Loaded | UserError]]:
+    images: Sequence[tuple[str, object]], detector: RegionDetector, given: GivenBoxes | None, workers: int, ahead: int
+) -> Iterator[tuple[object, _Loaded | UserError]]:
     """Read images in threads, in order; at most `ahead` and one per thread wait to be processed."""
 
-    def load(image_id: str, path: Path) -> _Loaded | UserError:
+    def load(image_id: str, source: object) -> _Loaded | UserError:
         try:
-            image = load_image_in_thread(path)
+            image = image_in_thread(source, _name(image_id, source))
             boxes = None if given is None else given.of(image_id, *image.size)
         except UserError as error:
             return error
         try:
-            return _Loaded(image_id, path, *image.size, detector.prepare(image), boxes)
+            return _Loaded(image_id, source, *image.size, detector.prepare(image), boxes)
         except (ValueError, RuntimeError, OverflowError, MemoryError, ZeroDivisionError) as error:
-            return UserError(
-                f"image {path} of {image.width} x {image.height} pixels cannot be scaled ({error}); resize it"
-            )
+            name = _name(image_id, source)
+            return UserError(f"{name} of {image.width} x {image.height} pixels cannot be scaled ({error}); resize it")
 
-    waiting: deque[tuple[Path, Future[_Loaded | UserError]]] = deque()
+    waiting: deque[tuple[object, Future[_Loaded | UserError]]] = deque()
     pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="image")
     try:
-        for image_id, path in images:
-            waiting.append((path, pool.submit(load, image_id, path)))
+        for image_id, source in images:
+            waiting.append((source, pool.submit(load, image_id, source)))
             if len(waiting) > ahead + workers:
-                path, future = waiting.popleft()
-                yield path, future.result()
+                source, future = waiting.popleft()
+                yield source, future.result()
         while waiting:
-            path, future = waiting.popleft()
-            yield path, future.result()
+            source, future = waiting.popleft()
+            yield source, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _regions(
-    batch: Sequence[_Loaded], detector: RegionDetector, given: GivenBoxes | None, skipped: list[tuple[Path, str]]
-) -> list[Regions]:
+def _regions(batch: Sequence[_Loaded], detector: RegionDetector, given: GivenBoxes | None, skip: Skip) -> list[Regions]:
     """Process a batch; if that fails, process each image alone and skip those on which the detector fails."""
     boxes = None if given is None else [image.boxes for image in batch if image.boxes is not None]
     try:
@@ -219,9 +235,10 @@ def _regions(
         ) from None
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         if len(batch) == 1:
-            _skip(batch[0].path, f"image {batch[0].path}: the detector fails on it ({error})", skipped)
+            [image] = batch
+            skip(image.source, f"{_name(image.image_id, image.source)}: the detector fails on it ({error})")
             return []
-        return [regions for image in batch for regions in _regions([image], detector, given, skipped)]
+        return [regions for image in batch for regions in _regions([image], detector, given, skip)]
     results = []
     for image, seen in zip(batch, found, strict=True):
         named = seen if given is None else given.named(image.image_id, seen)
@@ -229,9 +246,9 @@ def _regions(
     return results
 
 
-def _skip(path: Path, reason: str, skipped: list[tuple[Path, str]]) -> None:
-    log.warning("skipped: %s", reason)
-    skipped.append((path, reason))
+def _name(image_id: str, source: object) -> str:
+    """Return what messages call an image."""
+    return f"image {source if isinstance(source, str | Path) else image_id}"
 
 
 def _without_duplicates(images: list[tuple[str, Path]]) -> list[tuple[str, Path]]:

@@ -23,9 +23,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("model")
     detector = make_detector()
     detector.save(place / "detector")
-    return export(
-        write_run(place / "run", make_trained(all_abilities(detector.extractor))), place / "export", place / "detector"
+    run = write_run(
+        place / "run", make_trained(all_abilities(detector.extractor, max_images=3)), description="photographs"
     )
+    return export(run, place / "export", place / "detector")
 
 
 @pytest.fixture

@@ -224,6 +224,11 @@ def test_evaluate_writes_the_official_formats_and_the_scores(
     refused(run(*caption, *both), "--annotations", "a model of task 'caption'")
     worlds = ("evaluate", tmp_path / "runs" / "vqa", *place, *files, "--worlds", data.captions)
     refused(run(*worlds), "--worlds", "a model of task 'vqa'")
+    refused(run(*worlds[:-2], "foo=3"), "foo=3 does not apply to", "remove it")
+    for other in (tmp_path / "runs" / "vqa", data.regions, data.captions.parent):
+        before = sorted(other.iterdir())
+        refused(run(*worlds[:-2], "--out", other), "is not an evaluation; give another folder as --out")
+        assert sorted(other.iterdir()) == before
     out = ("--out", data.captions / "here")
     refused(run("evaluate", tmp_path / "runs" / "vqa", *place, *files, *out), "cannot write", "is not a folder")
 
@@ -233,7 +238,7 @@ def test_predictions_are_printed_as_text_or_as_json(run: Run, image_file: Path, 
     options = ("--model", model, "--device", "cpu")
     text = predictor.caption(image_file)
     assert run("caption", image_file, *options).out == f"{text}\n"
-    assert run("caption", image_file, image_file, *options).out == f"{image_file}: {text}\n" * 2
+    assert run("caption", image_file, image_file, *options).out == f"{text}\n", "an image named twice is one"
     assert json.loads(run("caption", image_file, *options, "--json").out) == {"image": str(image_file), "caption": text}
     answer = predictor.answer(image_file, "is it red")
     assert run("answer", image_file, "is it red", *options).out == f"{answer.text}\n"

@@ -193,10 +193,10 @@ def test_an_export_without_a_detector_accepts_regions_and_rejects_images(run: Ru
 
     assert run("extract", place / "images", tmp_path / "store", *detector_of(place, "mine")).code == 0
     store = RegionStore(tmp_path / "store")
-    trained = write_run(tmp_path / "run", make_trained(all_abilities(store.extractor)))
+    trained = write_run(tmp_path / "run", make_trained(all_abilities(store.extractor)), description="photographs")
     assert run("export", trained, tmp_path / "out", "--detector", "none").code == 0
     assert Predictor.from_pretrained(tmp_path / "out", "cpu").caption(store.read(0))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "has no detector" in card and "photo.png" not in card
     image_file = place / "images" / "1.png"
-    refused(run("caption", image_file, "--model", tmp_path / "out"), "was exported without a detector; give it regions")
+    refused(run("caption", image_file, "--model", tmp_path / "out"), "give the regions of a store as --regions")

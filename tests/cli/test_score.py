@@ -153,11 +153,14 @@ def test_captions_record_how_they_were_decoded_and_replace_old_scores(
     out = tmp_path / "out"
     place = ("evaluate", trained, "--regions", data.regions, "--out", out)
     assert run(*place, "--questions", data.questions, "--annotations", data.annotations)[0] == 0
-    code, out_text, _ = run(*place, "--captions", data.captions, "--beams", 2)
+    decoding = {"beams": 2, "max_tokens": 6, "length_penalty": 0.5, "block_ngrams": 2}
+    typed = [word for name, value in decoding.items() for word in (f"--{name.replace('_', '-')}", value)]
+    code, out_text, _ = run(*place, "--captions", data.captions, *typed)
     assert code == 0 and "Java is not on PATH" in json.loads(out_text)["left_out"]["official"]
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["settings"]["beams"] == 2 and set(manifest["data"]) == {"captions"}
+    assert manifest["settings"].items() >= decoding.items() and set(manifest["data"]) == {"captions"}
     items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
     assert len(items) == 6 and set(items[0]) == {"image_id", "prediction", "references"}
+    assert max(len(item["prediction"].split()) for item in items) <= 5
     assert run(*place, "--questions", data.questions)[0] == 0
     assert not (out / "scores.json").exists(), "scores of other predictions are removed"

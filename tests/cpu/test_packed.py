@@ -10,14 +10,16 @@ pytestmark = pytest.mark.skipif(not onednn_is_faster(), reason="needs a CPU with
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (33, 7), (0, 7), (2, 5, 7)])
-def test_a_packed_layer_equals_the_plain_one_and_keeps_only_its_bias(shape):
+def test_a_packed_layer_equals_the_plain_one_and_keeps_its_own_weights(shape):
     plain = nn.Linear(7, 11)
     packed = PackedLinear(plain)
     with torch.inference_mode():
         rows = torch.randn(shape)
         # sums in another order
         torch.testing.assert_close(packed(rows), plain(rows), atol=1e-6, rtol=1e-5)
-    assert [name for name, _ in packed.named_parameters()] == ["bias"]
+    assert {name: weight.shape for name, weight in packed.named_parameters()} == {
+        name: weight.shape for name, weight in plain.named_parameters()
+    }
     before = packed(torch.ones(1, 7))
     plain.weight.data.zero_()
     assert torch.equal(packed(torch.ones(1, 7)), before), "the packed weight is a copy"
@@ -25,13 +27,14 @@ def test_a_packed_layer_equals_the_plain_one_and_keeps_only_its_bias(shape):
 
 @pytest.mark.parametrize("split", [[], ["qkv"], ["qkv", "out", "norm", "ffn"]])
 def test_a_packed_model_computes_the_same_rows_and_heads(split):
-    options = {"width": 192, "heads": 4, "inner_width": 384, "split": split, "answers": 200, "word_head": True}
+    options = {"width": 192, "heads": 4, "inner_width": 384, "split": split, "answers": 200}
+    options |= {"word_head": True, "vocabulary": 200}
     plain, packed = make_model(3, **options), make_model(3, **options)
     pack_linears(packed)
     kinds = {name: type(module) for name, module in packed.named_modules()}
     assert kinds["encoder.layers.0.qkv.language"] is kinds["answer_head.outer"] is PackedLinear
     assert issubclass(kinds["regions.geometry"], nn.Linear), "too small to be packed"
-    assert issubclass(kinds["word_head.decoder"], nn.Linear) and kinds["word_head.transform.dense"] is PackedLinear
+    assert kinds["word_head.decoder"] is kinds["word_head.transform.dense"] is PackedLinear
     batch = make_batch(make_layout(1))
     with torch.inference_mode():
         rows, expected = packed(batch), plain(batch)
@@ -39,6 +42,11 @@ def test_a_packed_model_computes_the_same_rows_and_heads(split):
         torch.testing.assert_close(packed.answer_head(rows), plain.answer_head(expected), atol=1e-4, rtol=0)
         torch.testing.assert_close(packed.word_head(rows), plain.word_head(expected), atol=1e-4, rtol=0)
     assert expected.abs().max() > 0.1
+    assert count_parameters(packed) == count_parameters(plain), "the words' embedding and decoder are one"
+
+
+def count_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_layers_that_are_not_float32_are_not_packed():

@@ -109,12 +109,12 @@ def test_a_shard_ends_where_a_batch_ends_so_that_a_killed_extraction_resumes_wit
 
 def test_at_most_a_batch_and_one_image_per_thread_are_decoded_ahead(images, monkeypatch, tmp_path):
     decoded, started, counts = [], threading.Lock(), []
-    load = dimvl.regions.extract.load_image_in_thread
+    load = dimvl.regions.extract.image_in_thread
 
-    def counted(path):
+    def counted(path, name):
         with started:
             decoded.append(path)
-        return load(path)
+        return load(path, name)
 
     class Slow:
         def prepare(self, image):
@@ -124,7 +124,7 @@ def test_at_most_a_batch_and_one_image_per_thread_are_decoded_ahead(images, monk
             counts.append(len(decoded))
             raise UserError("enough")
 
-    monkeypatch.setattr(dimvl.regions.extract, "load_image_in_thread", counted)
+    monkeypatch.setattr(dimvl.regions.extract, "image_in_thread", counted)
     many = [(f"{number}", images[0][1]) for number in range(100)]
     with pytest.raises(UserError, match="enough"):
         run(many, Wrapped(Slow()), tmp_path / "store", workers=2)

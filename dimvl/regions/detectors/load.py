@@ -73,6 +73,11 @@ def missing_file(folder: Path) -> str | None:
     return next((name for name in KINDS[kind].files if not (folder / name).is_file()), None) if kind in KINDS else None
 
 
+def is_no_detector(folder: Path) -> bool:
+    """Return whether a folder stands for the detector of an export without one."""
+    return (folder / SETTINGS).is_file() and _kind(folder) == NO_DETECTOR
+
+
 def _kind(folder: Path) -> str | None:
     settings = read_json(folder / SETTINGS)
     kind = settings.get(KIND) if isinstance(settings, dict) else None
@@ -84,7 +89,7 @@ def _open_folder(folder: Path) -> RegionDetector:
         return TransformersDetector.load(folder)
     kind = _kind(folder)
     if kind == NO_DETECTOR:
-        raise UserError(f"{folder.parent} was exported without a detector; give it regions, or export it with one")
+        raise UserError(f"{folder.parent} was exported without a detector; give another, or export it with one")
     if kind not in KINDS:
         raise not_a_detector(folder, f"its {KIND!r} is {kind!r}")
     return KINDS[kind].load(folder)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.callbacks import Progress
+from dimvl.config import DecodingOptions, validate
 from dimvl.config.captioning import CaptionEvaluation
 from dimvl.data.annotations import ImageKey, describe_file, read_captions
 from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.prefixes import Prefix
 from dimvl.data.scenes import World, read_worlds, score_captions
-from dimvl.decoding import AllRanks, DecodingOptions, caption_prefixes
+from dimvl.decoding import AllRanks, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import images_of, official_images
@@ -33,24 +34,40 @@ def captions(
     Args:
         trained: a model that captions.
         prefixes: images and context.
-        options: how to decode; `max_tokens` is lowered to what the model's positions allow.
+        options: how to decode; by default a text is no longer than the model's positions allow.
         all_ranks: as in `beam_search`.
 
+    Raises:
+        UserError: the options ask for longer texts than the model's positions allow.
+
     """
-    processor = trained.processor
-    options = replace(options, max_tokens=min(options.max_tokens, processor.text_tokens + 1))
+    processor, options = trained.processor, _within_positions(trained, options)
     examples = [Example(source="image", objective="", prefix=prefix, texts=[], seq2seq=True) for prefix in prefixes]
     found = caption_prefixes(trained.model, processor, trained.batch(examples, {}), options, all_ranks, wanted=1)
     return [processor.tokenizer.decode(hypotheses[0].token_ids) for hypotheses in found]
 
 
 def text_rows(trained: TrainedModel, options: DecodingOptions) -> int:
-    """Return the rows that decoding adds to a prefix, of all beams."""
-    return options.beams * min(options.max_tokens, trained.processor.text_tokens + 1)
+    """Return the rows that decoding adds to a prefix, of all beams; raises as `captions`."""
+    return options.beams * _within_positions(trained, options).max_tokens
+
+
+def _within_positions(trained: TrainedModel, options: DecodingOptions) -> DecodingOptions:
+    longest = trained.processor.text_tokens + 1
+    if options.max_tokens > longest and "max_tokens" in options.model_fields_set:
+        raise UserError(
+            f"max_tokens is {options.max_tokens} but {trained.weights.parent} was trained for texts of at most "
+            f"{longest} tokens, the final [SEP] included; give at most {longest}"
+        )
+    return options.model_copy(update={"max_tokens": min(options.max_tokens, longest)})
 
 
 def _caption(trained: TrainedModel, prefixes: Sequence[Prefix], words: None, **options: Any) -> list[str]:
-    return captions(trained, prefixes, DecodingOptions(**options))
+    return captions(trained, prefixes, _decoding(options))
+
+
+def _decoding(options: Mapping[str, Any]) -> DecodingOptions:
+    return validate(DecodingOptions, options, "options of captions")
 
 
 CAPTION = Ability(
@@ -60,7 +77,7 @@ CAPTION = Ability(
     result=lambda trained, text, **options: text,
     takes_text=False,
     example='predictor.caption("image.png")',
-    rows=lambda trained, **options: text_rows(trained, DecodingOptions(**options)),
+    rows=lambda trained, **options: text_rows(trained, _decoding(options)),
 )
 
 
@@ -90,11 +107,11 @@ def caption_groups(
         trained: a model that captions.
         store: regions of the images.
         images: the groups, each once.
-        options: how to decode; `max_tokens` is lowered to what the model's positions allow.
+        options: how to decode, as in `captions`.
         progress: called with (groups captioned, groups in total).
 
     Raises:
-        UserError: no image, an image that the store lacks, or a store of another extractor.
+        UserError: no image, an image that the store lacks, or a store of another extractor; or as `captions`.
 
     """
     CAPTION.check(trained)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from dimvl.config import DecodingOptions
 from dimvl.config.captioning import CaptionConfig
 from dimvl.data.annotations import Caption, ImageKey, read_captions
 from dimvl.data.examples import collate
 from dimvl.data.prefixes import PrefixImages
 from dimvl.data.text_store import LabelledText, text_store
-from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.metrics.cider import CiderD, plain_words
 from dimvl.regions.store import RegionStore

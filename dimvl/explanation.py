@@ -1,0 +1,68 @@
+"""The regions behind an answer: by how much its probability drops without each of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dimvl.data.answers import Answer
+from dimvl.data.prefixes import PrefixRegions
+from dimvl.regions.geometry import fractions_to_pixels
+from dimvl.regions.records import Extractor, Regions
+
+
+class RegionDrop(NamedTuple):
+    """A region and how much an answer depends on it.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the upright image.
+        name: class of the region; empty if unknown.
+        attributes: attributes in reading order.
+        score: probability of the class.
+        probability_drop: probability of the answer minus its probability without the region and its tags.
+        image: number of its image in a tuple of several, from 0.
+
+    """
+
+    box: tuple[float, float, float, float]
+    name: str
+    attributes: tuple[str, ...]
+    score: float
+    probability_drop: float
+    image: int = 0
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An answer and the probability drop when each region is removed, the largest drop first."""
+
+    answer: Answer
+    regions: list[RegionDrop]
+
+
+def without(regions: PrefixRegions, place: int) -> PrefixRegions:
+    """Remove a region."""
+    arrays: dict[str, Any] = {
+        name: np.delete(value, place, axis=0) for name, value in vars(regions).items() if isinstance(value, np.ndarray)
+    }
+    return replace(regions, **arrays)
+
+
+def describe(
+    extractor: Extractor, images: Sequence[Regions], regions: PrefixRegions, place: int, drop: float
+) -> RegionDrop:
+    """Describe a region and the probability drop without it; `regions` are those of `images`, joined."""
+    number = int(regions.image_index[place])
+    image = images[number]
+    box = fractions_to_pixels(regions.boxes[place], image.width, image.height).tolist()
+    class_ids = regions.class_ids[place]
+    known = bool(len(class_ids)) and class_ids[0] >= 0
+    return RegionDrop(
+        box=(box[0], box[1], box[2], box[3]),
+        name=extractor.classes[class_ids[0]] if known else "",
+        attributes=tuple(extractor.attributes[index] for index in regions.attribute_ids[place] if index >= 0),
+        score=float(regions.class_scores[place][0]) if known else 0.0,
+        probability_drop=drop,
+        image=number,
+    )
