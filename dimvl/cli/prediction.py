@@ -23,6 +23,7 @@ from dimvl.cli.app import (
 )
 from dimvl.errors import UserError
 from dimvl.progress import progress
+from dimvl.showing import counted
 
 if TYPE_CHECKING:
     from dimvl.predictor import Predictor
@@ -226,7 +227,7 @@ def _many(predictor: "Predictor", files: Sequence[Path], named: Sequence[Path]) 
     show = nullcontext() if sys.stdout.isatty() else progress("images")
     with show as shown:
         yield predictor.regions_of_files(files, skipped, shown)
-    print(f"{len(files) - len(skipped)} images done, {len(skipped)} skipped", file=sys.stderr)
+    print(f"{counted(len(files) - len(skipped), 'image')} done, {len(skipped)} skipped", file=sys.stderr)
     if skipped:
         raise typer.Exit(2 if {path for path, _ in skipped} & set(named) else 1)
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from dimvl.cli.app import AsJson, Device, Threads, app, set_threads
-from dimvl.files import check_writable
 from dimvl.progress import progress
+from dimvl.showing import counted
 
 Worlds = Annotated[
     Path | None, typer.Option(help="worlds.jsonl of scenes, to score facts in captions; default: beside the captions.")
@@ -55,6 +55,7 @@ def evaluate(
     options |= {"split": split, "worlds": worlds, "beams": beams}
     named = parse_overrides(values or []) | {name: value for name, value in options.items() if value is not None}
     from dimvl import evaluation
+    from dimvl.files import check_writable
     from dimvl.regions.store import RegionStore
     from dimvl.trained_model import choose_device, load_model
 
@@ -71,7 +72,7 @@ def evaluate(
         found = evaluation.evaluate(model, trained, store, named, folder, settings, show)
     if found.scores:
         print(json.dumps(found.scores, indent=2))
-    print(f"{len(found.predictions)} predictions written to {folder}", file=sys.stderr)
+    print(f"{counted(len(found.predictions), 'prediction')} written to {folder}", file=sys.stderr)
 
 
 score = typer.Typer(

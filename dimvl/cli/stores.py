@@ -13,6 +13,7 @@ import typer
 from dimvl.cli.app import AsJson, DetectorClasses, DetectorName, DetectorWeights, Device, Threads, app, set_threads
 from dimvl.errors import UserError
 from dimvl.progress import progress
+from dimvl.showing import counted
 
 Dtype = Annotated[
     Literal["float16", "int8"],
@@ -126,7 +127,7 @@ def extract(
 
 
 def _finish(done: int, already: int, skipped: int, out: Path) -> None:
-    print(f"{done} images done, {already} already there, {skipped} skipped: {out}")
+    print(f"{counted(done, 'image')} done, {already} already there, {skipped} skipped: {out}")
     if skipped:
         raise typer.Exit(1)
 
@@ -263,4 +264,4 @@ def verify(store: Annotated[Path, typer.Argument(help="Region store.")]) -> None
         print(problem)
     if problems:
         raise typer.Exit(1)
-    print(f"{store} is sound: {len(RegionStore(store)):,} images")
+    print(f"{store} is sound: {counted(len(RegionStore(store)), 'image')}")
