@@ -10,8 +10,8 @@ import torch
 
 from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.prefixes import make_prefix
-from dimvl.data.targets import Draws
 from dimvl.data.sampler import Step
+from dimvl.data.targets import Draws
 from dimvl.metrics.cider import CiderD
 from dimvl.tasks.captioning.self_critical import (
     OBJECTIVE,
