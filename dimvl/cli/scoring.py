@@ -129,7 +129,7 @@ def score_caption(
     """Score captions as the COCO evaluation does.
 
     Prints BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens, and SPICE where its files are installed. Reports scores that
-    cannot be computed.
+    cannot be computed; if the program of one failed, the exit code is 1.
 
     Example: dimvl score caption --annotations captions.json --predictions predictions.json
     """
@@ -144,9 +144,11 @@ def score_caption(
     if as_json:
         counts = {"count": scores.count, "references": scores.references}
         print(json.dumps({"task": "caption", **counts, "official": scores.corpus, "left_out": scores.left_out}))
-        return
-    print(f"images: {scores.count}, reference captions: {scores.references}")
-    for name, value in scores.corpus.items():
-        print(f"{name}: {value:.4f}")
-    for name, reason in scores.left_out.items():
-        print(f"{name} is missing: {reason}", file=sys.stderr)
+    else:
+        print(f"images: {scores.count}, reference captions: {scores.references}")
+        for name, value in scores.corpus.items():
+            print(f"{name}: {value:.4f}")
+        for name, reason in scores.left_out.items():
+            print(f"{name} is missing: {reason}", file=sys.stderr)
+    if scores.failed:
+        raise typer.Exit(1)
