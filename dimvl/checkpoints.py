@@ -1,17 +1,21 @@
 """The files of a run and its checkpoints: their names, the newest and the best checkpoint, and their checksums."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import read_json, sha256
+from dimvl.files import read_json, read_text, sha256
 
 MODEL = "config.json"
 RUN = "run.json"
 MATCH = "match.json"
 TEXTS = "texts.json"
 ORIGIN = "training.json"
+LOG = "log.jsonl"
+PREDICTIONS = "predictions.jsonl"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
 OPTIMISER = "optimiser.safetensors"
@@ -97,3 +101,19 @@ def run_arguments(run: Path) -> dict[str, Any]:
     if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
         raise UserError(f"{run / RUN} is damaged; restore it, or give another run")
     return described
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the log or the logged predictions of a run, also while it trains; each record has a `step`.
+
+    A record of a validation has `validation`, others have `losses`.
+
+    Raises:
+        UserError: the file cannot be read.
+
+    """
+    records = []
+    for line in read_text(path).splitlines():
+        with suppress(json.JSONDecodeError):  # a kill or a full disk truncates the last line
+            records.append(json.loads(line))
+    return records

@@ -27,7 +27,7 @@ ORDER = (
         "decoding",
     ),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
-    *("export", "predictor", "evaluation", "drawing", "progress", "demo", "cli", "__main__"),
+    *("export", "predictor", "evaluation", "drawing", "progress", "report", "demo", "cli", "__main__"),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

@@ -25,6 +25,7 @@ import dimvl.cli.stores
 import dimvl.cli.planning
 import dimvl.cli.profiling
 import dimvl.cli.training
+import dimvl.cli.reporting
 import dimvl.cli.scoring
 import dimvl.cli.prediction  # noqa: F401
 # isort: on

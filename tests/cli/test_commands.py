@@ -26,6 +26,7 @@ COMMANDS = [
     "verify",
     "pretrain",
     "finetune",
+    "report",
     "evaluate",
     "export",
     "caption",

@@ -42,13 +42,14 @@ COMMANDS = {
         "overall: ",
     ),
     "score caption": (["--annotations", "{captions}", "--predictions", "{captioned}", "--tokenised"], "CIDEr: "),
+    "report": (["{run}"], "report: "),
     "export": (["{run}", "{new}", "--detector", "none"], "exported: "),
     "caption": (["{images}", "--model", "{model}", "--json"], '2.png", "caption": "'),
     "answer": (["{images}", "what is it?", "--model", "{model}"], '2.png", "question": "what is it\\?", "answer"'),
     "match": (["{images}/1.png", "a star", "--model", "{model}"], r"0\.\d"),
 }
 """Of every command: arguments, and something that its results contain."""
-QUIET = {"inspect", "plan", "score vqa", "score caption", "export", "match"}
+QUIET = {"inspect", "plan", "report", "score vqa", "score caption", "export", "match"}
 """Commands that show no progress."""
 
 
