@@ -28,7 +28,7 @@ def standard_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     for stream in before:
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # the terminal may not know all characters of a caption
+            stream.reconfigure(errors="backslashreplace")  # its encoding may lack a character of a caption
     sys.stdout, sys.stderr = _Stream(before[0], _refuse), _Stream(before[1], _ignore)
     try:
         yield

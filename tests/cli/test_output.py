@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -162,6 +163,12 @@ def test_results_that_a_full_disk_does_not_take_are_an_error(places: dict[str, P
             ended = dimvl_process(*arguments, stdout=full, stderr=subprocess.PIPE, env=environment)
             expected = "error: standard output cannot be written (No space left on device); "
             assert ended.returncode == 2 and ended.stderr.startswith(expected) and ended.stderr.count("\n") == 1
+
+
+def test_a_character_that_the_encoding_of_the_output_lacks_is_escaped(places: dict[str, Path], tmp_path: Path) -> None:
+    store = shutil.copytree(places["regions"], tmp_path / "caf\xe9")
+    ended = dimvl_process("verify", store, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert ended.returncode == 0 and r"caf\xe9 is sound" in ended.stdout
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly() -> None:
