@@ -36,7 +36,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["dimvl", "dimvl.*"]),
-    package_data={"dimvl": ["py.typed", "demo/*.jinja", "regions/weights/*/*"]},
+    package_data={"dimvl": ["py.typed", "demo/*.jinja", "report/*.jinja", "regions/weights/*/*"]},
     install_requires=[
         "torch>=2.11",  # tensors, autograd, optimisers
         "torchvision>=0.26",  # detectors
@@ -49,8 +49,8 @@ setup(
         "safetensors>=0.5",  # weights and feature shards
         "huggingface_hub>=1.0",  # sharing of exported models
         "tokenizers>=0.22",  # WordPiece
-        "matplotlib>=3.9",  # curves of the demo's report
-        "jinja2>=3.1",  # page of the demo's report; torch needs it too
+        "matplotlib>=3.9",  # curves of reports
+        "jinja2>=3.1",  # pages of reports; torch needs it too
     ],
     extras_require={
         **EXTRAS,

@@ -28,3 +28,8 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 100, 40,
 def short(value: object) -> str:
     """Represent a value from outside in a message: no long text or number, no deep or wide nesting."""
     return _SHORT.repr(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, such as `1 image` and `2,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -27,8 +27,8 @@ ORDER = (
         "decoding",
     ),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
-    *("model_card", "export", "image_inputs", "explanation", "predictor", "evaluation", "drawing", "progress", "demo"),
-    *("cli", "__main__"),
+    *("model_card", "export", "image_inputs", "explanation", "predictor", "evaluation", "drawing", "progress"),
+    *("report", "demo", "cli", "__main__"),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

@@ -13,8 +13,8 @@ def test_only_work_that_takes_time_is_shown_with_its_speed(monkeypatch):
         clock[0] += 2
         report("texts tokenised", 100 * done, 800)
     assert shown == [
-        "400 of 800 texts tokenised, 50.0/s, 0:00:08 left",
-        "700 of 800 texts tokenised, 50.0/s, 0:00:02 left",
+        "400 of 800 texts tokenised, 50.0 texts/s, 0:00:08 left",
+        "700 of 800 texts tokenised, 50.0 texts/s, 0:00:02 left",
     ]
     clock[0] += 100
     report("batches validated", 1, 3)
@@ -22,4 +22,4 @@ def test_only_work_that_takes_time_is_shown_with_its_speed(monkeypatch):
     report("batches validated", 1, 3)  # the next validation
     clock[0] += 6
     report("batches validated", 2, 3)
-    assert shown[2] == "2 of 3 batches validated, 0.2/s, 0:00:06 left"
+    assert shown[2] == "2 of 3 batches validated, 0.2 batches/s, 0:00:06 left"

@@ -2,17 +2,19 @@
 
 Heavy modules are imported inside the commands, so that `dimvl --help` is fast. Results go to stdout, progress and
 messages to stderr. Exit codes: 0 success; 1 something was skipped or found damaged; 2 an error in the command or its
-files; 130 and 143 interrupted. In a run with several processes rank 0 prints; errors that only another rank knows are
-printed with its number.
+files; 130 and 143 interrupted; 141 the reader of stdout closed it. In a run with several processes rank 0 prints;
+errors that only another rank knows are printed with its number.
 """
 
 import logging
 import os
+import signal
 import sys
 import time
 
 from dimvl import cpu
 from dimvl.cli.app import app
+from dimvl.cli.output import OutputClosed, standard_streams
 from dimvl.errors import Interrupted, NotFiniteError, OtherRankError, UserError
 from dimvl.showing import visible
 
@@ -23,6 +25,7 @@ import dimvl.cli.stores
 import dimvl.cli.planning
 import dimvl.cli.profiling
 import dimvl.cli.training
+import dimvl.cli.reporting
 import dimvl.cli.scoring
 import dimvl.cli.prediction  # noqa: F401
 # isort: on
@@ -38,19 +41,27 @@ def main() -> None:
     if "LOCAL_RANK" in os.environ:  # DeepSpeed's launcher also passes it as an option
         sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
     prefix = "" if rank == "0" else f"rank {rank}: "
-    handler = logging.StreamHandler()
+    handler = _Messages()
     handler.setFormatter(_OneLine(f"{prefix}%(levelname)s: %(message)s"))
     level = logging.ERROR if prefix else logging.WARNING  # all ranks have the same data and warnings
     logging.basicConfig(handlers=[handler], level=level)
-    try:
-        _run(prefix)
-    except SystemExit as done:
-        if "RANK" not in os.environ:
-            raise
-        # Threads of torch's process group may abort an exiting Python, and the exit code would be lost.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(done.code if isinstance(done.code, int) else int(done.code is not None))
+    with standard_streams():
+        try:
+            _run(prefix)
+        except SystemExit as done:
+            if "RANK" not in os.environ:
+                raise
+            # Threads of torch's process group may abort an exiting Python, and the exit code would be lost.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(done.code if isinstance(done.code, int) else int(done.code is not None))
+
+
+class _Messages(logging.Handler):
+    """Writes to what standard error is at that time: progress shown in place puts lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _OneLine(logging.Formatter):
@@ -62,7 +73,12 @@ class _OneLine(logging.Formatter):
 
 def _run(prefix: str) -> None:
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # all results are written, or it is an error
+    except OutputClosed:
+        sys.exit(128 + signal.SIGPIPE)  # as a program that this signal ends
     except UserError as error:
         _fail(error, 2, prefix)
     except OtherRankError as error:

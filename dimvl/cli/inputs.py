@@ -17,6 +17,7 @@ import typer
 from dimvl.cli.app import input_folder, print_text, set_threads, some_exist
 from dimvl.errors import UserError
 from dimvl.progress import progress
+from dimvl.showing import counted
 
 if TYPE_CHECKING:
     from dimvl.image_inputs import Input
@@ -126,7 +127,7 @@ class Images:
                 yield _complete(predictor.regions_of_store(self.store, names, shown), groups)
         lost = {str(path) for path, _ in skipped}
         without = sum(len(requests) for group, requests in groups.items() if lost & {*group})
-        counts = f"{len(names) - len(skipped)} images done, {len(skipped)} skipped"
+        counts = f"{counted(len(names) - len(skipped), 'image')} done, {len(skipped)} skipped"
         print_text(counts + (f", {without} {left_out} left out" if left_out and without else ""), error=True)
         if skipped:
             raise typer.Exit(2 if lost & {*self.named} else 1)

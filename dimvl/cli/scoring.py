@@ -22,8 +22,8 @@ from dimvl.cli.app import (
     print_text,
     set_threads,
 )
-from dimvl.files import check_writable
 from dimvl.progress import progress
+from dimvl.showing import counted
 
 Worlds = Annotated[
     Path | None,
@@ -85,6 +85,7 @@ def evaluate(
     options |= {"length_penalty": length_penalty, "block_ngrams": block_ngrams}
     named = parse_overrides(values or []) | given(**options)
     from dimvl import evaluation
+    from dimvl.files import check_writable
     from dimvl.regions.store import RegionStore
     from dimvl.trained_model import choose_device, load_model
 
@@ -102,7 +103,7 @@ def evaluate(
         found = evaluation.evaluate(model, trained, store, named, folder, settings, shown)
     if found.scores:
         print(json.dumps(found.scores, indent=2))
-    print_text(f"{len(found.predictions)} predictions written to {folder}", error=True)
+    print_text(f"{counted(len(found.predictions), 'prediction')} written to {folder}", error=True)
 
 
 score = typer.Typer(
@@ -165,7 +166,7 @@ def score_caption(
     """Score captions as the COCO evaluation does.
 
     Prints BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens, and SPICE where its files are installed. Reports scores that
-    cannot be computed.
+    cannot be computed; if the program of one failed, the exit code is 1.
 
     Example: dimvl score caption --annotations captions.json --predictions predictions.json
     """
@@ -180,9 +181,11 @@ def score_caption(
     if as_json:
         counts = {"count": scores.count, "references": scores.references}
         print(json.dumps({"task": "caption", **counts, "official": scores.corpus, "left_out": scores.left_out}))
-        return
-    print_text(f"images: {scores.count}, reference captions: {scores.references}")
-    for name, value in scores.corpus.items():
-        print_text(f"{name}: {value:.4f}")
-    for name, reason in scores.left_out.items():
-        print_text(f"{name} is missing: {reason}", error=True)
+    else:
+        print_text(f"images: {scores.count}, reference captions: {scores.references}")
+        for name, value in scores.corpus.items():
+            print_text(f"{name}: {value:.4f}")
+        for name, reason in scores.left_out.items():
+            print_text(f"{name} is missing: {reason}", error=True)
+    if scores.failed:
+        raise typer.Exit(1)

@@ -27,6 +27,7 @@ from dimvl.cli.app import (
 )
 from dimvl.errors import UserError
 from dimvl.progress import progress
+from dimvl.showing import counted
 
 Dtype = Annotated[
     Literal["float16", "int8"],
@@ -144,7 +145,7 @@ def extract(
 
 
 def _finish(done: int, already: int, skipped: int, out: Path) -> None:
-    print_text(f"{done} images done, {already} already there, {skipped} skipped: {out}")
+    print_text(f"{counted(done, 'image')} done, {already} already there, {skipped} skipped: {out}")
     if skipped:
         raise typer.Exit(1)
 
@@ -290,4 +291,4 @@ def verify(store: Annotated[Path, typer.Argument(parser=input_folder, help="Regi
         print_text(problem)
     if problems:
         raise typer.Exit(1)
-    print_text(f"{store} is sound: {len(RegionStore(store)):,} images")
+    print_text(f"{store} is sound: {counted(len(RegionStore(store)), 'image')}")

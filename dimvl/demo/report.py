@@ -1,26 +1,21 @@
 """The page and the table that the demo ends with: scores beside their goals, baselines, losses, examples.
 
-`write_report` fills `report.html.jinja`, which escapes every text, into one HTML file that needs no other: images and
-curves are inside it.
+`write_report` fills `report.html.jinja`; images and curves are inside the page.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from dimvl.demo.curves import line_colour, loss_svg, read_losses
 from dimvl.drawing import Box, draw_heat, draw_regions, png_data_uri
-from dimvl.files import atomic_path
 from dimvl.regions.images import load_image
-
-_ABBREVIATIONS = {"vqa", "ap50", "lm", "kl", "gb"}
+from dimvl.report.curves import read_losses
+from dimvl.report.page import drawn_curves, number, words, write_page
 
 
 @dataclass(frozen=True)
@@ -115,24 +110,17 @@ def write_report(path: Path, report: Report) -> None:
         UserError: a log or an image cannot be read, or the page cannot be written.
 
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": _percent, "words": words}
     groups = {name: values for name, values in report.results.items() if isinstance(values, Mapping)}
     groups.pop("seconds", None)  # they have their own section
-    page = environment.get_template("report.html.jinja").render(
+    write_page(
+        path,
+        Path(__file__).with_name("report.html.jinja"),
+        title=report.title,
         report=report,
         score_tables={name: list(_tables(values)) for name, values in groups.items()},
-        curves=[_curves(name, log) for name, log in report.logs.items()],
+        curves=[drawn_curves(name, f"Losses of {name}", read_losses(log)) for name, log in report.logs.items()],
         examples=[_drawn(example) for example in report.examples],
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def summary_table(results: Mapping[str, Any], goals: Sequence[Goal]) -> Table:
@@ -154,23 +142,6 @@ def summary_table(results: Mapping[str, Any], goals: Sequence[Goal]) -> Table:
     return result
 
 
-def number(value: Any) -> str:
-    """Three decimals for fractions, fewer for larger numbers, words as they are."""
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
-    return "not measured" if value is None else str(value)
-
-
-def words(name: str) -> str:
-    """A key of the results as words, abbreviations in capitals."""
-    text = " ".join(part.upper() if part in _ABBREVIATIONS else part for part in re.split(r"[_/ ]+", name))
-    return text[:1].upper() + text[1:]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
-
-
 def _tables(values: Mapping[str, Any], title: str = "") -> Iterator[dict[str, Any]]:
     """Tables of a group of scores: single values, then groups side by side, then each deeper group on its own."""
     groups = {name: value for name, value in values.items() if isinstance(value, Mapping)}
@@ -185,14 +156,6 @@ def _tables(values: Mapping[str, Any], title: str = "") -> Iterator[dict[str, An
     for name, group in groups.items():
         if name not in flat:
             yield from _tables(group, words(name))
-
-
-def _curves(run: str, log: Path) -> dict[str, Any]:
-    """The curves of one run, and a line of words for each."""
-    series = read_losses(log)
-    ends = [f"{words(name)} {smooth[0]:.3g} → {smooth[-1]:.3g}" for name, _, _, smooth in series]
-    svg = loss_svg(series, f"Losses of {run}: {'; '.join(ends)}") if series else ""
-    return {"run": run, "svg": svg, "keys": [(line_colour(index), end) for index, end in enumerate(ends)]}
 
 
 def _drawn(example: Example) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from dimvl.demo.config import DemoConfig, DemoPaths, load_demo_config, shipped_config
@@ -29,6 +28,7 @@ from dimvl.demo.results import collect_results, demo_report, goals_of
 from dimvl.demo.stages import Stage, all_stages
 from dimvl.errors import Interrupted, UserError
 from dimvl.files import read_json, write_json
+from dimvl.progress import newest_line
 from dimvl.training.report import format_seconds
 
 POLL = 0.25  # seconds between two checks of the running stages
@@ -57,7 +57,7 @@ def run_demo(config_path: Path | None, out: Path, quick: bool = False) -> None:
     console.print(budget_table(config, stages))
     start, earlier = time.monotonic(), read_json(paths.wall)["seconds"] if paths.wall.exists() else 0.0
     try:
-        run_stages(config, paths, stages, console)
+        run_stages(config, paths, stages)
     finally:
         write_json(paths.wall, {"seconds": round(earlier + time.monotonic() - start, 1)})
     option = f" --config {config_path}" if config_path else " --quick" if quick else ""
@@ -99,13 +99,13 @@ class Running:
     start: float
 
 
-def run_stages(config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage], console: Console) -> None:
+def run_stages(config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage]) -> None:
     """Run the unfinished stages, `lanes` at a time, each as soon as the stages it needs have finished."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dimvl.demo.stages"])
     done = {stage.name for stage in stages if (paths.stages / f"{stage.name}.json").exists()}
     running: list[Running] = []
-    with _stop_signals() as signals, _display(console) as show:
+    with _stop_signals() as signals, newest_line(PLAIN_EVERY) as show:
         try:
             while len(done) < len(stages):
                 started = done | {item.stage.name for item in running}
@@ -122,7 +122,7 @@ def run_stages(config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage], co
                     running.remove(item)
                     _check(item, paths)
                     done.add(item.stage.name)
-                show(_status(config, paths, stages, running, done))
+                show(_status(config, paths, stages, running, done), False)
         finally:
             for item in running:
                 item.process.terminate()  # a training stage saves a checkpoint first
@@ -223,24 +223,6 @@ def _status(
         parts.append(f"{item.stage.name} {share:.0%} ({format_seconds(time.monotonic() - item.start)})")
     left = format_seconds(seconds_left(config, paths, stages, done))
     return f"{len(done)}/{len(stages)} stages, now {', '.join(parts) or 'starting'}, about {left} left"
-
-
-@contextmanager
-def _display(console: Console) -> Iterator[Callable[[str], None]]:
-    """Show the newest line: in place on a terminal, elsewhere a line every `PLAIN_EVERY` seconds."""
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=4) as live:
-            yield live.update
-        return
-    due = 0.0
-
-    def show(line: str) -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            due = time.monotonic() + PLAIN_EVERY
-            print(line, flush=True)
-
-    yield show
 
 
 def finish(config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage], command: str, console: Console) -> None:

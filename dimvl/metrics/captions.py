@@ -2,12 +2,16 @@
 
 The scores are computed by pycocoevalcap (Chen et al., "Microsoft COCO Captions", 2015), from the extra `metrics`. Its
 Java programs are started here instead of by its wrappers: nothing is written to its folder, which may be read-only, and
-a program that dies is one clear error instead of an endless wait.
+a program that dies is one clear error instead of an endless wait. They run in one locale and encoding, whatever those
+of the user are.
 """
 
+import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
@@ -15,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
+from dimvl.showing import short
 
+_UTF_8 = ("-Duser.language=en", *(f"-D{name}.encoding=UTF-8" for name in ("file", "stdin", "stdout", "sun.stdout")))
 _JAVA = "Java is not on PATH, which the PTB tokeniser and METEOR need; install Java 8 or newer"
 _SPICE_LIBRARY = "stanford-corenlp-3.6.0"
 
@@ -28,6 +34,7 @@ class CaptionScores:
         corpus: Bleu_1 to Bleu_4, METEOR, ROUGE_L and SPICE from 0 to 1, CIDEr from 0 to 10.
         per_image: the same for each image; not all corpus scores are means of these.
         left_out: for each missing score, why it is missing.
+        failed: those of `left_out` whose program failed.
         count: number of images.
         references: number of reference captions.
 
@@ -36,6 +43,7 @@ class CaptionScores:
     corpus: dict[str, float]
     per_image: dict[str, dict[str, float]]
     left_out: dict[str, str]
+    failed: tuple[str, ...]
     count: int
     references: int
 
@@ -51,7 +59,8 @@ def caption_scores(
         tokenised: all texts are already PTB tokens separated by spaces. METEOR is then omitted if Java is missing.
 
     Raises:
-        UserError: pycocoevalcap or Java is missing, or a Java program failed.
+        UserError: pycocoevalcap or Java is missing, or the PTB tokeniser failed. Another program that fails leaves out
+            its score only.
 
     """
     if find_spec("pycocoevalcap") is None:
@@ -73,17 +82,21 @@ def caption_scores(
         raise UserError("no reference caption has a word; give annotations with captions")
     bleu, bleu_of_images = Bleu(4).compute_score(truth, found, verbose=0)
     scores = {f"Bleu_{size}": each for size, each in enumerate(zip(bleu, bleu_of_images, strict=True), start=1)}
-    left_out = {}
-    if shutil.which("java") is None:
-        left_out["METEOR"] = _JAVA
-    else:
-        scores["METEOR"] = _meteor(truth, found)
-    scores["ROUGE_L"] = Rouge().compute_score(truth, found)
-    scores["CIDEr"] = Cider().compute_score(truth, found)
-    if reason := _missing_for_spice():
-        left_out["SPICE"] = reason
-    else:
-        scores["SPICE"] = _spice(truth, found)
+    left_out, failed = {}, []
+    for name, compute, missing in (
+        ("METEOR", _meteor, _JAVA if shutil.which("java") is None else None),
+        ("ROUGE_L", Rouge().compute_score, None),
+        ("CIDEr", Cider().compute_score, None),
+        ("SPICE", _spice, _missing_for_spice()),
+    ):
+        if missing is not None:
+            left_out[name] = missing
+            continue
+        try:
+            scores[name] = compute(truth, found)
+        except UserError as error:
+            left_out[name] = str(error)
+            failed.append(name)
     return CaptionScores(
         corpus={name: float(corpus) for name, (corpus, _) in scores.items()},
         per_image={
@@ -91,6 +104,7 @@ def caption_scores(
             for place, image in enumerate(images)
         },
         left_out=left_out,
+        failed=tuple(failed),
         count=len(images),
         references=sum(map(len, truth.values())),
     )
@@ -111,12 +125,13 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    command = ["java", *_UTF_8, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command += ["-preserveLines", "-lowerCase"]
     lines = "".join(f"{_line(text)}\n" for text in texts).encode(errors="replace")  # lone surrogates cannot be written
-    result = subprocess.run(command, input=lines, capture_output=True)
+    result = subprocess.run(command, input=lines, capture_output=True, env=_environment())
     found = result.stdout.decode(errors="replace").removesuffix("\n").split("\n")
     if result.returncode or len(found) != len(texts):
-        raise _failed("the PTB tokeniser")
+        raise _failed("the PTB tokeniser", result.stderr)
     removed = frozenset(ptbtokenizer.PUNCTUATIONS)
     return [" ".join(token for token in line.rstrip().split(" ") if token not in removed) for line in found]
 
@@ -125,32 +140,41 @@ def _meteor(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> t
     """Return METEOR of the corpus and of each image: a line of statistics for each image, then all scores."""
     from pycocoevalcap.meteor import meteor
 
-    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", meteor.METEOR_JAR]
-    command += ["-", "-", "-stdio", "-l", "en", "-norm"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    folder = Path(meteor.__file__).parent
-    try:
-        with subprocess.Popen(command, cwd=folder, **pipes, encoding="utf-8", errors="replace") as process:
-            requests, replies = process.stdin, process.stdout
-            assert requests is not None and replies is not None
-            try:
-                statistics = []
-                for image, (text,) in found.items():
-                    clean = text.replace("|||", "").replace("  ", " ")
-                    print("SCORE", *truth[image], clean, sep=" ||| ", file=requests, flush=True)
-                    statistics.append(replies.readline().strip())
-                print("EVAL", *statistics, sep=" ||| ", file=requests, flush=True)
-                values = [float(replies.readline()) for _ in range(len(found) + 1)]
-            finally:
-                process.kill()  # it would wait for more lines
-    except (OSError, ValueError):  # it ended too early: the pipe is broken, or there is no number to read
-        raise _failed("METEOR") from None
+    command = ["java", "-Xmx2G", *_UTF_8, "-jar", meteor.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+    options: dict[str, Any] = {"cwd": Path(meteor.__file__).parent, "env": _environment(), "errors": "replace"}
+    with tempfile.TemporaryFile() as messages:
+        try:
+            with subprocess.Popen(command, stderr=messages, **pipes, **options) as process:
+                requests, replies = process.stdin, process.stdout
+                assert requests is not None and replies is not None
+                try:
+                    statistics = []
+                    for image, (text,) in found.items():
+                        clean = text.replace("|||", "").replace("  ", " ")
+                        print("SCORE", *truth[image], clean, sep=" ||| ", file=requests, flush=True)
+                        statistics.append(replies.readline().strip())
+                    print("EVAL", *statistics, sep=" ||| ", file=requests, flush=True)
+                    values = [float(replies.readline()) for _ in range(len(found) + 1)]
+                finally:
+                    process.kill()  # it would wait for more lines
+        except (OSError, ValueError):  # it ended too early: the pipe is broken, or there is no number to read
+            messages.seek(0)
+            raise _failed("METEOR", messages.read()) from None
     return values[-1], values[:-1]
 
 
-def _failed(program: str) -> UserError:
+def _environment() -> dict[str, str]:
+    """Variables for a Java program, without options that would override its locale and encoding."""
+    return {name: value for name, value in os.environ.items() if name != "_JAVA_OPTIONS"} | {"LC_ALL": "C.UTF-8"}
+
+
+def _failed(program: str, messages: bytes) -> UserError:
+    lines = [line for line in messages.decode(errors="replace").splitlines() if not line.startswith("Picked up ")]
+    cause = f" ({short(lines[0])})" if lines else ""
     return UserError(
-        f"the Java program of {program} failed; check that `java -version` works and that 2 GB of memory are free"
+        f"the Java program of {program} failed{cause}; check that `java -version` works and that 2 GB of memory are "
+        "free"
     )
 
 
@@ -168,8 +192,26 @@ def _spice(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> tu
     from pycocoevalcap.spice.spice import Spice
 
     try:
-        corpus, values = Spice().compute_score(truth, found)
+        with _java_variables():
+            corpus, values = Spice().compute_score(truth, found)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         raise UserError(f"SPICE failed ({error}); check or remove its files in pycocoevalcap/spice/lib") from None
     by_image = {image: value["All"]["f"] for image, value in zip(sorted(truth), values, strict=True)}
     return corpus, [by_image[image] for image in truth]
+
+
+@contextmanager
+def _java_variables() -> Iterator[None]:
+    """Set the variables of Java programs in this process, for one that is started elsewhere."""
+    before = dict(os.environ)
+    _replace_variables(_environment())
+    try:
+        yield
+    finally:
+        _replace_variables(before)
+
+
+def _replace_variables(variables: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)

@@ -28,6 +28,7 @@ class TaskModule(nn.Module):
         objectives: objective -> kind and width of its targets.
         weights: loss name (`objective` or `objective/part`) -> weight.
         all_ranks: logical AND over ranks, for loops in which all ranks must call modules equally often.
+        drawn_rows: rows of texts that this module has drawn and trained on so far; they are not in its batches.
 
     """
 
@@ -39,6 +40,7 @@ class TaskModule(nn.Module):
         self.model = model
         self.processor = processor
         self.all_ranks: Callable[[bool], bool] = bool
+        self.drawn_rows = 0
 
     @property
     def device(self) -> torch.device:

@@ -73,7 +73,8 @@ def train(
     if first:
         logger.info("resuming %s from step %d of %d", run, first, last)
     opened, saving = open_log(run, config, first, ranks), Saver(run, engine, settings.keep)
-    meter = Meter(ranks, None if task_of(config).draws_in_steps else _ideal_seconds(engine, settings.precision))
+    ideal = None if task_of(config).draws_in_steps else _ideal_seconds(engine, settings.precision)
+    meter = Meter(ranks, ideal, lambda: engine.task.drawn_rows)
     loader = closing(prefetch(data, first, settings.workers, engine.device, meter, ranks))
     memory = _enough_memory(settings)
     with opened as log, _stop_signals(first, last) as request, dead_workers(), memory, saving as saver, loader as steps:

@@ -44,7 +44,7 @@ class StepReport:
     gradient_norm: float  # before clipping
     learning_rate: float  # of this step
     examples_per_second: float  # since the last report
-    rows_per_second: float  # likewise; only attention pads rows, and padding is not counted
+    rows_per_second: float  # likewise, with those of drawn captions, without the padding of attention
     data_wait: float  # share of the time spent waiting for batches, mean over ranks
     rank_wait: float  # share of the time that a rank spent waiting for others, mean over ranks; 0 for one process
     utilisation: float | None  # see the class; None if it is not counted
@@ -86,15 +86,22 @@ class Meter:
         ranks: the ranks of the run.
         ideal_seconds: time that some work would take on this rank's device at its peak; None if the work of a step is
             not known from its batches.
+        drawn_rows: returns `drawn_rows` of this rank's `TaskModule`.
 
     """
 
-    def __init__(self, ranks: Ranks, ideal_seconds: Callable[[Work], float] | None = None) -> None:
-        self.ranks, self.ideal_seconds = ranks, ideal_seconds
+    def __init__(
+        self,
+        ranks: Ranks,
+        ideal_seconds: Callable[[Work], float] | None = None,
+        drawn_rows: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.ranks, self.ideal_seconds, self.drawn_rows = ranks, ideal_seconds, drawn_rows
         self._reset()
 
     def _reset(self) -> None:
         self.start, self.waited_before = time.perf_counter(), self.ranks.waited
+        self.drawn_before = self.drawn_rows()
         self.wait, self.work = 0.0, Work()
         self.examples = self.rows = self.steps = 0
 
@@ -107,7 +114,8 @@ class Meter:
     def rates(self) -> dict[str, float | None]:
         """Return the rates of `StepReport` and `seconds_per_step`, and reset; every rank must call this."""
         ideal = 0.0 if self.ideal_seconds is None else self.ideal_seconds(self.work)
-        own = np.array([self.rows, self.wait, self.ranks.waited - self.waited_before, ideal], dtype=np.float64)
+        rows = self.rows + self.drawn_rows() - self.drawn_before
+        own = np.array([rows, self.wait, self.ranks.waited - self.waited_before, ideal], dtype=np.float64)
         rows, wait, waited, ideal = self.ranks.sum(own).tolist()
         seconds = max(time.perf_counter() - self.start, 1e-9)
         result = {

@@ -26,6 +26,7 @@ COMMANDS = [
     "verify",
     "pretrain",
     "finetune",
+    "report",
     "evaluate",
     "export",
     "caption",
@@ -156,7 +157,7 @@ def test_extract_writes_what_it_can_read_names_the_rest_and_ends_with_exit_code_
     assert "2.png cannot be read" in caplog.text
     (images / "2.png").write_bytes(whole)
     result = run(*arguments)
-    assert result.code == 0 and "1 images done, 2 already there, 0 skipped" in result.out
+    assert result.code == 0 and "1 image done, 2 already there, 0 skipped" in result.out
     assert len(RegionStore(tmp_path / "regions")) == 3
 
 

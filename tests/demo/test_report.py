@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dimvl.demo.curves import read_losses
 from dimvl.demo.report import Baseline, Example, Goal, Question, Region, Report, summary_table, write_report
 from dimvl.errors import UserError
+from dimvl.report.curves import read_losses
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 RESULTS = {

@@ -32,12 +32,12 @@ def refuse(config, paths, progress):
 
 
 def test_finished_stages_are_not_repeated_and_stages_after_a_failed_one_do_not_start(config, tmp_path):
-    paths, console = DemoPaths(tmp_path), Console(quiet=True)
+    paths = DemoPaths(tmp_path)
     one, three = Stage("one", record_call, (), ""), Stage("three", record_call, ("two",), "")
     for _ in range(2):
         with pytest.raises(UserError, match="stage two: the image is missing; draw it"):
-            run_stages(config, paths, [one, Stage("two", refuse, ("one",), ""), three], console)
+            run_stages(config, paths, [one, Stage("two", refuse, ("one",), ""), three])
     assert (tmp_path / "calls").read_text() == "x"
-    run_stages(config, paths, [one, Stage("two", record_call, ("one",), ""), three], console)
+    run_stages(config, paths, [one, Stage("two", record_call, ("one",), ""), three])
     assert (tmp_path / "calls").read_text() == "xxx"
     assert read_json(paths.stages / "three.json")["seconds"] >= 0

@@ -1,6 +1,10 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,16 +106,38 @@ def make_java(folder: Path, script: str) -> None:
 
 
 @pytest.mark.parametrize("script", ["exit 3", "read line; echo 1 2 3; exit 0", "read line; echo 1; read line; echo no"])
-def test_a_java_program_that_dies_is_an_error_and_not_an_endless_wait(
+def test_a_java_program_that_dies_is_named_with_its_cause_and_leaves_the_other_scores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str
 ) -> None:
-    make_java(tmp_path / "bin", script)
+    messages = "echo Picked up options >&2; echo java.lang.OutOfMemoryError: heap >&2"
+    make_java(tmp_path / "bin", f"{messages}; {script}")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     texts = {str(image): "a star" for image in range(3)}
-    with pytest.raises(UserError, match="PTB tokeniser failed; check that `java -version` works"):
-        caption_scores(texts, {image: [text] for image, text in texts.items()})
-    with pytest.raises(UserError, match="METEOR failed"):
-        caption_scores(texts, {image: [text] for image, text in texts.items()}, tokenised=True)
+    references = {image: [text] for image, text in texts.items()}
+    cause = "OutOfMemoryError: heap'); check that `java -version` works"
+    with pytest.raises(UserError, match="PTB tokeniser failed") as refused:
+        caption_scores(texts, references)
+    assert cause in str(refused.value)
+    scores = caption_scores(texts, references, tokenised=True)
+    assert scores.failed == ("METEOR",) and cause in scores.left_out["METEOR"]
+    assert scores.corpus["Bleu_2"] == pytest.approx(1) and {"ROUGE_L", "CIDEr"} <= scores.corpus.keys()
+
+
+def test_java_programs_run_in_one_locale_and_encoding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_java(tmp_path / "bin", f'echo "$LC_ALL [$_JAVA_OPTIONS] $*" >> {tmp_path}/calls; cat')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("LC_ALL", "tr_TR.ISO-8859-9")
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Dfile.encoding=ISO-8859-9")
+    monkeypatch.setattr(captions, "_missing_for_spice", lambda: None)
+    spice = SimpleNamespace(Spice=lambda: SimpleNamespace(compute_score=lambda *_: subprocess.run(["java", "spice"])))
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", spice)
+    with pytest.raises(TypeError):  # this program computes nothing
+        caption_scores({"1": "a star"}, {"1": ["a star"]})
+    programs = ("PTBTokenizer", "meteor", "spice")
+    for call, program in zip((tmp_path / "calls").read_text().splitlines(), programs, strict=True):
+        assert call.startswith("C.UTF-8 [] ") and program in call
+        assert program == "spice" or all(word in call for word in ("user.language=en", "-Dfile.encoding=UTF-8"))
+    assert os.environ["LC_ALL"] == "tr_TR.ISO-8859-9" and "_JAVA_OPTIONS" in os.environ
 
 
 def test_references_without_a_word_are_refused() -> None:
@@ -136,5 +162,5 @@ def test_spice_is_reported_by_image_if_its_files_are_installed(monkeypatch: pyte
         raise OSError("read-only")
 
     monkeypatch.setattr(Spice, "compute_score", fail)
-    with pytest.raises(UserError, match=r"SPICE failed \(read-only\)"):
-        caption_scores({"1": "a"}, {"1": ["a"]}, tokenised=True)
+    scores = caption_scores({"1": "a"}, {"1": ["a"]}, tokenised=True)
+    assert "SPICE failed (read-only)" in scores.left_out["SPICE"] and scores.failed == ("SPICE",)

@@ -1,4 +1,5 @@
 import itertools
+import time
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import torch
 
 from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.prefixes import make_prefix
+from dimvl.data.sampler import Step
 from dimvl.data.targets import Draws
 from dimvl.metrics.cider import CiderD
 from dimvl.tasks.captioning.self_critical import (
@@ -20,6 +22,8 @@ from dimvl.tasks.captioning.self_critical import (
     self_critical_loss,
     token_references,
 )
+from dimvl.training.ranks import SingleProcess
+from dimvl.training.report import Meter
 from tests.factories import FEATURE_WIDTH, make_model, make_processor, make_regions
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
 
@@ -218,3 +222,16 @@ def test_the_final_sep_is_rewarded(data):
     whole = references[2][0]
     reward = CiderD(references).scores([whole, whole[:-1], whole[:-2]], [2, 2, 2])
     assert reward[0] > reward[1] > reward[2]
+
+
+def test_the_speed_counts_the_rows_of_drawn_captions(source):
+    task, passed = make_task(), []
+    task.model.register_forward_pre_hook(lambda model, arguments: passed.append(arguments[0].layout.num_rows))
+    batch = whole_batch(source, task)
+    meter = Meter(SingleProcess(), drawn_rows=lambda: task.drawn_rows)
+    task(batch)
+    meter.add(Step(0, [batch], len(source), batch.layout.num_rows))
+    meter.start = time.perf_counter() - 10
+    assert max(passed) >= batch.layout.num_rows + len(source)  # a caption has at least its end
+    assert meter.rates()["rows_per_second"] == pytest.approx(max(passed) / 10, rel=1e-2)
+    assert meter.rates()["rows_per_second"] == 0, "the next report starts from zero"

@@ -1,28 +1,27 @@
 """The only import of torchvision, with operators in PyTorch where its compiled ones do not load.
 
 torchvision's compiled operators belong to one build of torch. With another build (a CUDA torchvision and a CPU-only
-torch, for example) they do not load, and even `import torchvision` fails. Detection needs three of them to exist and
-two to work, `nms` and `roi_align`; this module then defines them before the first import. Where the builds match it
-only imports. The replacement lacks roi_pool, the position-sensitive and deformable operators and torchvision's own
-image decoders.
+torch, for example) they do not load, and `import torchvision` fails. Detection needs three of them to exist and two to
+work, `nms` and `roi_align`; this module then defines them and imports again. Where the builds match it only imports.
+The replacement lacks roi_pool, the position-sensitive and deformable operators and torchvision's own image decoders.
 
 Letters: N boxes or RoIs, B images, C channels, P bins along an axis, G samples of a bin along an axis.
 """
 
 import functools
 import importlib
-import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dimvl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -39,23 +38,38 @@ _libraries: list[torch.library.Library] = []  # torch forgets a library's operat
 
 @functools.cache
 def import_torchvision() -> ModuleType:
-    """Import torchvision, replacing its compiled operators first where they do not load.
+    """Import torchvision, replacing its compiled operators where they do not load.
+
+    torchvision loads them itself, under whatever name its release gives them; a second definition of an operator that
+    loads later would abort the process. So operators are defined here only after that, where there are none.
 
     Raises:
         ImportError: torchvision is not installed.
+        UserError: it does not fit torch in another way.
 
     """
-    if compiled_operators_load():
-        return importlib.import_module("torchvision")
-    logger.info("torchvision's compiled operators do not fit this torch; using PyTorch ones for nms and roi_align")
-    _define_operators()
     with _without_compiler():
+        try:
+            torchvision = importlib.import_module("torchvision")
+        except RuntimeError as error:  # "operator torchvision::nms does not exist"
+            if compiled_operators_load():
+                raise UserError(f"torchvision does not fit torch ({error}); install the release that matches") from None
+        else:
+            if compiled_operators_load():
+                return torchvision
+        logger.info("torchvision's compiled operators do not fit this torch; using PyTorch ones for nms and roi_align")
+        _define_operators()
         torchvision = importlib.import_module("torchvision")
     # torchvision calls these before each operator; left alone, they send roi_align through torch.compile, for minutes.
     # The second module is hidden behind the function of the same name in torchvision.ops.
     for name in ("torchvision.extension", "torchvision.ops.roi_align"):
         sys.modules[name]._has_ops = lambda: True  # type: ignore[attr-defined]
     return torchvision
+
+
+def compiled_operators_load() -> bool:
+    """Whether an import of torchvision has loaded its compiled operators."""
+    return hasattr(torch.ops.torchvision, "nms") and not _libraries
 
 
 @contextmanager
@@ -79,23 +93,6 @@ def _without_compiler() -> Iterator[None]:
     finally:
         for name in stand_ins:
             del sys.modules[name]
-
-
-@functools.cache
-def compiled_operators_load() -> bool:
-    """Whether torchvision's own compiled operators load with this torch; an `ImportError` without torchvision."""
-    specification = importlib.util.find_spec("torchvision")  # finds the folder without running anything
-    if specification is None or specification.origin is None:
-        raise ImportError("torchvision is not installed; install the release that matches torch")
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        library = Path(specification.origin).with_name(f"_C{suffix}")
-        if library.exists():
-            try:
-                torch.ops.load_library(str(library))
-            except OSError:
-                return False
-            return True
-    return False
 
 
 def _define_operators() -> None:

@@ -65,6 +65,7 @@ class SelfCriticalModule(TaskModule):
         assert isinstance(targets, SampleTargets)
         owners = targets.rows.cpu().numpy()
         texts = [drawn.token_ids for drawn in self.draw(batch)]
+        self.drawn_rows += sum(map(len, texts))
         rewards = np.asarray(self.reward(texts, targets.images.cpu().numpy()), dtype=np.float64)
         log_probabilities = self.log_probabilities(batch, texts, owners)
         loss = self_critical_loss(log_probabilities, rewards, owners)

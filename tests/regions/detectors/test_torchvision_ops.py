@@ -1,5 +1,6 @@
 """The replacement operators equal obvious ones, and the compiled ones where those load."""
 
+import os
 import subprocess
 import sys
 
@@ -160,3 +161,25 @@ print(import_torchvision().ops.nms(torch.tensor([[0.0, 0, 2, 2]]), torch.ones(1)
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[0]"
+
+
+@pytest.mark.slow
+def test_no_operator_is_defined_before_torchvision_has_loaded_its_own(tmp_path):
+    (tmp_path / "torchvision.py").write_text("""
+import torch
+assert not hasattr(torch.ops.torchvision, "nms"), "in compiled code, a second definition aborts the process"
+library = torch.library.Library("torchvision", "DEF")  # releases name their compiled libraries differently
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+library.impl("nms", lambda dets, scores, iou_threshold: torch.tensor([7]), "CPU")
+""")
+    code = """
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
+import torch
+import_torchvision()
+print(torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5).item())
+"""
+    places = os.pathsep.join([str(tmp_path), *sys.path])
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": places}
+    )
+    assert answer.stdout.strip() == "7", answer.stderr

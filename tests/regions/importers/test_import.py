@@ -268,7 +268,7 @@ def test_the_command_imports_resumes_and_names_what_it_skips(tmp_path):
     with source.open("a") as file:
         file.write(lxmert_line(replace(image_of(1), image_id="new")) + "\ncut\t4\n")
     code, out, err = dimvl("import", source, tmp_path / "out", *names, "--extractor", "mine")
-    assert (code, out.strip()) == (1, f"1 images done, 6 already there, 1 skipped: {tmp_path / 'out'}"), err
+    assert (code, out.strip()) == (1, f"1 image done, 6 already there, 1 skipped: {tmp_path / 'out'}"), err
     assert "skipped: line 8 (image 'cut') has 2 columns" in err and "Traceback" not in err
     got = by_id(tmp_path / "out")["new"]
     assert_same(got, replace(by_id(tmp_path / "out")["17"], image_id="new"))

@@ -1,4 +1,4 @@
-"""The losses of a training run as curves: read from its log, drawn as SVG. The same log gives the same bytes."""
+"""The numbers of a training run as curves: read from its log, drawn as SVG. The same log gives the same bytes."""
 
 import io
 import re
@@ -20,12 +20,12 @@ _SMOOTHING = 15  # the running mean covers at most 1/15 of a curve
 
 
 class Series(NamedTuple):
-    """One loss of one run.
+    """One number of one run, such as a loss.
 
     Attributes:
         name: as logged.
         steps: (n,) optimiser steps.
-        values: (n,) mean loss per target, as logged.
+        values: (n,) as logged; of a loss, its mean per target.
         smooth: (n,) running mean of `values`; its window is cut at both ends.
 
     """
@@ -60,6 +60,25 @@ def read_losses(path: Path) -> list[Series]:
     return result
 
 
+def read_scores(path: Path) -> list[Series]:
+    """Read the validation scores of a run's `log.jsonl`, and their parts where there are some; not smoothed.
+
+    Raises:
+        UserError: as `read_losses`.
+
+    """
+    points: dict[str, list[tuple[int, float]]] = {}
+    try:
+        for record in read_log(path):
+            if "validation" in record:
+                for name, value in {"score": record["validation"], **record.get("validation_parts", {})}.items():
+                    points.setdefault(name, []).append((record["step"], float(value)))
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the log of a run ({error!r}); check that it is the right file") from None
+    columns = {name: [np.array(column) for column in zip(*pairs, strict=True)] for name, pairs in points.items()}
+    return [Series(name, steps, values, values) for name, (steps, values) in columns.items()]
+
+
 def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
     """Mean of each value and up to `reach` values before and after it."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -73,12 +92,13 @@ def line_colour(index: int) -> str:
     return LINE_COLOURS[index % len(LINE_COLOURS)]
 
 
-def loss_svg(series: Sequence[Series], label: str) -> str:
-    """Draw curves on a logarithmic axis as an `<svg>` element in the text colour of its page.
+def curve_svg(series: Sequence[Series], label: str, logarithmic: bool = True) -> str:
+    """Draw curves as an `<svg>` element in the text colour of its page.
 
     Args:
         series: drawn in `LINE_COLOURS`: the running mean, and in a pale tone the values as logged.
         label: describes the curves in words, for readers who do not see them.
+        logarithmic: whether the vertical axis is.
 
     """
     import matplotlib
@@ -97,9 +117,11 @@ def loss_svg(series: Sequence[Series], label: str) -> str:
         axes = figure.add_subplot()
         for index, (_, steps, values, smooth) in enumerate(series):
             axes.plot(steps, values, color=line_colour(index), alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth, color=line_colour(index), linewidth=1.8, solid_capstyle="round")
-        axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            marker = "o" if len(steps) == 1 else None  # a line needs two points
+            axes.plot(steps, smooth, marker=marker, color=line_colour(index), linewidth=1.8, solid_capstyle="round")
+        if logarithmic:
+            axes.set_yscale("log", nonpositive="mask")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(which="both", length=0)

@@ -1,0 +1,24 @@
+"""The command `report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dimvl.cli.app import app
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; default RUN/report.html.")] = None,
+) -> None:
+    """Write a page about a run: learning curves, validation scores, sample predictions.
+
+    One HTML file that needs no other. Works while the run trains; run it again for newer numbers.
+
+    Example: dimvl report runs/vqa
+    """
+    from dimvl.report.run import write_run_report
+
+    print(f"report: {write_run_report(run, out)}")

@@ -1,0 +1,1 @@
+"""Pages about runs: their parts, which the demo shares, and the page of one run."""
