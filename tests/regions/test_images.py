@@ -1,15 +1,18 @@
 """Images of every kind are loaded upright and as RGB; bad ones end in one sentence."""
 
+import io
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dimvl.errors import UserError
-from dimvl.regions.images import MAX_PIXELS, load_image
+from dimvl.regions.images import MAX_PIXELS, image_from, load_image
 
 
 def save(tmp_path: Path, image: Image.Image, name: str = "image.png", **options: object) -> Path:
@@ -83,7 +86,7 @@ def test_a_rotated_photograph_becomes_upright(tmp_path):
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png does not exist; check the path"):
         load_image(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match="is a folder; name the images in it"):
+    with pytest.raises(UserError, match="is a folder; give a file"):
         load_image(tmp_path)
 
 
@@ -92,20 +95,20 @@ def test_a_truncated_image_is_named(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = save(tmp_path, Image.fromarray(noise), f"cut.{suffix}")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=rf"cut\.{suffix} cannot be read .*; replace the file or remove it"):
+    with pytest.raises(UserError, match=rf"cut\.{suffix} cannot be read .*; replace it or remove it"):
         load_image(path)
 
 
 def test_a_text_file_named_png_is_named(tmp_path):
     path = tmp_path / "notes.png"
     path.write_text("not an image at all")
-    with pytest.raises(UserError, match=r"notes\.png is not an image; convert it"):
+    with pytest.raises(UserError, match=r"notes\.png is not an image of a known format"):
         load_image(path)
 
 
 def test_a_folder_named_png_is_named(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UserError, match=r"folder\.png is a folder; name the images in it"):
+    with pytest.raises(UserError, match=r"folder\.png is a folder; give a file"):
         load_image(tmp_path / "folder.png")
 
 
@@ -119,3 +122,100 @@ def test_a_bomb_is_rejected_by_its_header(tmp_path, size):
 
 def test_images_of_large_cameras_are_accepted():
     assert MAX_PIXELS > 9504 * 6336  # 61 megapixels, full frame
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+"""An image (H, W, 3) whose values are exact as fractions of 255 in every float type below."""
+
+
+def encoded() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG")
+    return file.getvalue()
+
+
+SOURCES = {
+    "bytes": encoded,
+    "an open file": lambda: io.BytesIO(encoded()),
+    "an open PIL image": lambda: Image.open(io.BytesIO(encoded())),
+    "an array": lambda: PIXELS,
+    "an array that is not contiguous": lambda: np.asfortranarray(PIXELS)[::-1][::-1],
+    "fractions": lambda: PIXELS / 255,
+    "fractions in float16": lambda: (PIXELS / 255).astype(np.float16),
+    "a tensor": lambda: torch.from_numpy(PIXELS).permute(2, 0, 1),
+    "a tensor of fractions with a gradient": lambda: (torch.from_numpy(PIXELS).permute(2, 0, 1) / 255).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_an_image_is_the_same_whatever_it_comes_as(kind):
+    np.testing.assert_array_equal(np.asarray(image_from(SOURCES[kind](), "it")), PIXELS)
+
+
+def test_a_path_as_text_is_a_path(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded())
+    assert image_from(str(tmp_path / "a.png"), "it").tobytes() == load_image(tmp_path / "a.png").tobytes()
+
+
+@pytest.mark.parametrize(
+    "grey", [PIXELS[..., 0], torch.from_numpy(PIXELS[..., 0]), torch.from_numpy(PIXELS[..., 0])[None]]
+)
+def test_two_dimensions_are_greyscale(grey):
+    np.testing.assert_array_equal(np.asarray(image_from(grey, "it")), np.repeat(PIXELS[..., :1], 3, axis=2))
+
+
+def test_a_pil_image_is_turned_upright_and_stays_unchanged():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG", exif=exif)
+    given = Image.open(file)
+    assert image_from(given, "it").size == (4, 6) and given.size == (6, 4)
+    plain = Image.fromarray(PIXELS)
+    image_from(plain, "it").putpixel((0, 0), (1, 2, 3))
+    np.testing.assert_array_equal(np.asarray(plain), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (None, "is None of type NoneType; give a path, the bytes"),
+        ([1, 2], r"is \[1, 2\] of type list; give a path"),
+        (PIXELS.astype(np.int64), "is an array of int64; give uint8 from 0 to 255"),
+        (PIXELS.astype(np.float32), "has values from 1 to 248; give floats from 0 to 1"),
+        (torch.full((3, 2, 2), torch.nan), "has values from nan to nan; give floats"),
+        (torch.zeros(4, 6, 3), r"is a tensor of shape \(4, 6, 3\); give \(3, height, width\)"),
+        (PIXELS.transpose(2, 0, 1), r"is an array of shape \(3, 4, 6\); give \(height, width, 3\)"),
+        (np.zeros((0, 5), np.uint8), "is an array of shape .*, without a pixel"),
+        (np.broadcast_to(np.uint8(0), (9000, 9000)), "has more than 67,108,864 pixels"),
+        (io.StringIO("text"), "is a file that is open for text; open it with mode 'rb'"),
+        (io.BytesIO(), "is a file without content from where it stands; rewind it"),
+        (b"not an image", "is not an image of a known format"),
+        (encoded()[:60], "cannot be read"),
+        (Image.new("1", (8193, 8192)), "has more than 67,108,864 pixels"),
+    ],
+)
+def test_what_is_not_an_image_is_named_with_what_to_give(source, problem):
+    with pytest.raises(UserError, match=f"^image 2 {problem}"):
+        image_from(source, "image 2")
+
+
+def test_a_torn_pil_image_is_named():
+    noise = Image.effect_noise((64, 64), 99)
+    file = io.BytesIO()
+    noise.save(file, "PNG")
+    torn = Image.open(io.BytesIO(file.getvalue()[:2000]))
+    with pytest.raises(UserError, match=r"^image 2 cannot be read \(.*\); replace it or remove it"):
+        image_from(torn, "image 2")
+
+
+def test_only_listed_formats_are_opened(tmp_path):
+    (tmp_path / "postscript.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    with pytest.raises(UserError, match=r"postscript\.png is not an image of a known format \(JPEG, PNG, WEBP, "):
+        load_image(tmp_path / "postscript.png")
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is a pipe or a device"):
+        load_image(tmp_path / "pipe.png")
