@@ -299,9 +299,9 @@ def test_images_and_texts_that_do_not_pair_up_are_refused(folder: Path, predicto
 def test_regions_of_another_width_are_refused(folder: Path, predictor: Predictor) -> None:
     regions: Regions = predictor.regions(folder / "1.png")
     wide = replace(regions, features=np.concatenate([regions.features, regions.features], axis=1))
-    with pytest.raises(UserError, match="features of width 12 but the model takes 6"):
+    with pytest.raises(UserError, match="features of width 12 but those of tiny are 6 wide"):
         predictor.answer(wide, QUESTION)
-    with pytest.raises(UserError, match="features of width 12 but the model takes 6"):
+    with pytest.raises(UserError, match="features of width 12 but those of tiny are 6 wide"):
         predictor.explain(wide, QUESTION)
 
 
