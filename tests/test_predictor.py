@@ -17,7 +17,8 @@ from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.scenes import Detector
-from dimvl.regions.extract import extract, images_of_folder
+from dimvl.regions.extract import extract
+from dimvl.regions.listing import images_of_folder
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter

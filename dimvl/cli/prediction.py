@@ -211,7 +211,7 @@ def _image_files(paths: Sequence[Path]) -> list[Path]:
     """Replace each folder by its images."""
     if not any(path.is_dir() for path in paths):
         return list(paths)
-    from dimvl.regions.extract import image_files_in
+    from dimvl.regions.listing import image_files_in
 
     return [file for path in paths for file in (image_files_in(path) if path.is_dir() else [path])]
 
