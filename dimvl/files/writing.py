@@ -26,6 +26,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{error.filename} is a symbolic link, which is not written through; remove it") from error
         raise UserError(f"cannot write {path}: {error.strerror or error}; free space or choose another path") from error
 
 

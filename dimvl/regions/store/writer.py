@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, locked, writing
+from dimvl.files import atomic_path, locked, open_own, writing
 from dimvl.regions.records import ARRAYS, Extractor, Regions, check_array
 from dimvl.regions.store.folder import StoreFolder
 from dimvl.regions.store.format import (
@@ -313,7 +313,7 @@ def _converted(regions: Regions, name: str, dtype: np.dtype, columns: int) -> np
 
 def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Hash") -> FileEntry:
     """Write after the committed part of a file, over the rest of an interrupted commit."""
-    with file.open("r+b") as stream:
+    with open_own(file, "r+b") as stream:
         stream.seek(committed.num_bytes)
         stream.write(data)
         stream.truncate()
@@ -326,9 +326,10 @@ def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Ha
 def _truncate(file: Path, committed: FileEntry) -> "hashlib._Hash":
     """Cut a growing file to its committed length and hash it; create it if nothing is committed."""
     if not committed.num_bytes:
-        file.write_bytes(b"")
+        open_own(file, "wb").close()
     elif file.is_file() and file.stat().st_size > committed.num_bytes:
-        os.truncate(file, committed.num_bytes)
+        with open_own(file, "r+b") as stream:
+            stream.truncate(committed.num_bytes)
     running = hashlib.sha256()
     if file.is_file():
         with file.open("rb") as stream:
