@@ -22,8 +22,9 @@ from dimvl.data.scenes import SceneOptions, render, sample_world
 from dimvl.regions.detectors.base import RegionDetector
 from dimvl.regions.detectors.load import load_detector
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
-from dimvl.regions.extract import extract, images_of_folder
+from dimvl.regions.extract import extract
 from dimvl.regions.images import load_image
+from dimvl.regions.listing import images_of_folder
 from dimvl.regions.store.writer import RegionStoreWriter
 
 BATCH, WORKERS = 16, 2

@@ -35,7 +35,7 @@ from dimvl.files import sha256, write_json
 from dimvl.model.model import DimvlModel
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import SCENES, load_detector
-from dimvl.regions.extract import image_files_in
+from dimvl.regions.listing import image_files_in
 from dimvl.regions.records import Extractor, Regions
 from dimvl.trained_model import TrainedModel
 

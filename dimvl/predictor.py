@@ -301,13 +301,8 @@ class Predictor:
 
     def _best(self, regions: Regions) -> Regions:
         """Return the regions with the highest scores, as many as the model takes."""
-        width, found = self.trained.processor.extractor.feature_width, regions.features.shape[1]
-        if found != width:
-            raise UserError(
-                f"the regions of {regions.image_id} have features of width {found} but the model takes {width}; give "
-                "the image itself"
-            )
-        return best_regions(regions, self.trained.processor.max_regions)
+        processor = self.trained.processor
+        return best_regions(regions.checked(processor.extractor), processor.max_regions)
 
     def _of_images(
         self, images: Input | Inputs, ability: Ability, options: Any, times: Times, skipped: Skipped | None

@@ -20,7 +20,8 @@ from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.scenes import Detector
-from dimvl.regions.extract import extract, images_of_folder
+from dimvl.regions.extract import extract
+from dimvl.regions.listing import images_of_folder
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
@@ -393,9 +394,9 @@ def test_images_and_texts_that_do_not_pair_up_are_refused(folder: Path, predicto
 def test_regions_of_another_width_are_refused(folder: Path, predictor: Predictor) -> None:
     regions: Regions = predictor.regions(folder / "1.png")
     wide = replace(regions, features=np.concatenate([regions.features, regions.features], axis=1))
-    with pytest.raises(UserError, match="features of width 12 but the model takes 6"):
+    with pytest.raises(UserError, match="features of width 12 but those of tiny are 6 wide"):
         predictor.answer(wide, QUESTION)
-    with pytest.raises(UserError, match="features of width 12 but the model takes 6"):
+    with pytest.raises(UserError, match="features of width 12 but those of tiny are 6 wide"):
         predictor.explain(wide, QUESTION)
 
 

@@ -163,7 +163,7 @@ def _image_files(paths: Sequence[Path]) -> list[Path]:
         raise UserError("no images are given; give image files or folders, or a region store as --regions")
     if not any(map(os.path.isdir, some_exist(paths))):
         return list(paths)
-    from dimvl.regions.extract import image_files_in
+    from dimvl.regions.listing import image_files_in
 
     return [file for path in paths for file in (image_files_in(path) if os.path.isdir(path) else [path])]
 

@@ -46,17 +46,17 @@ TYPED = {"score_threshold": "threshold", "nms_threshold": "nms"}
 def scenes(
     out: Annotated[Path, typer.Argument(parser=any_path, help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    train: Annotated[int | None, typer.Option(help="Training images.")] = None,
-    heldout: Annotated[int | None, typer.Option(help="Images of the held-out split.")] = None,
-    compositional: Annotated[int | None, typer.Option(help="Images with unseen shape-colour pairs.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
-    min_objects: Annotated[int | None, typer.Option(help="Minimum number of objects per scene.")] = None,
-    max_objects: Annotated[int | None, typer.Option(help="Maximum number of objects per scene.")] = None,
-    noise: Annotated[float | None, typer.Option(help="Standard deviation of pixel noise, from 0 to 255.")] = None,
-    clutter: Annotated[int | None, typer.Option(help="Background marks per image.")] = None,
-    max_overlap: Annotated[float | None, typer.Option(help="Maximum share of an object that others cover.")] = None,
-    captions_per_image: Annotated[int | None, typer.Option(help="Captions per image.")] = None,
-    questions_per_image: Annotated[int | None, typer.Option(help="Questions per image.")] = None,
+    train: Annotated[int, typer.Option(help="Training images.")] = 3000,
+    heldout: Annotated[int, typer.Option(help="Images of the held-out split.")] = 300,
+    compositional: Annotated[int, typer.Option(help="Images with unseen shape-colour pairs.")] = 300,
+    image_size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 160,
+    min_objects: Annotated[int, typer.Option(help="Minimum number of objects per scene.")] = 2,
+    max_objects: Annotated[int, typer.Option(help="Maximum number of objects per scene.")] = 5,
+    noise: Annotated[float, typer.Option(help="Standard deviation of pixel noise, from 0 to 255.")] = 5.0,
+    clutter: Annotated[int, typer.Option(help="Background marks per image.")] = 8,
+    max_overlap: Annotated[float, typer.Option(help="Maximum share of an object that others cover.")] = 0.3,
+    captions_per_image: Annotated[int, typer.Option(help="Captions per image.")] = 5,
+    questions_per_image: Annotated[int, typer.Option(help="Questions per image.")] = 10,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
 ) -> None:
     """Write synthetic scenes.
@@ -65,7 +65,7 @@ def scenes(
 
     Example: dimvl scenes data/scenes --train 3000 --seed 1
     """
-    given = {name: value for name, value in locals().items() if name not in ("out", "workers") and value is not None}
+    given = {name: value for name, value in locals().items() if name not in ("out", "workers")}
     from dimvl.data.scenes import SceneOptions, write_scenes
 
     with _named_as_typed(given):
@@ -85,7 +85,7 @@ def extract(
             parser=input_file, help="COCO file that lists the images and their ids; by default file names are ids."
         ),
     ] = None,
-    detector: DetectorName = "scenes",
+    detector: DetectorName = "",
     weights: DetectorWeights = None,
     classes: DetectorClasses = None,
     boxes: Annotated[
@@ -115,24 +115,30 @@ def extract(
 ) -> None:
     """Turn images into a region store.
 
-    Resumes if interrupted. Images that cannot be read are named and skipped; then the exit code is 1.
+    Resumes if interrupted. Images that cannot be read are named and skipped; then, and if folders in IMAGES have
+    images, the exit code is 1.
 
-    Example: dimvl extract data/scenes/train/images data/regions --coco data/scenes/train/instances.json
+    Example: dimvl extract photos stores/photos --detector fasterrcnn_resnet50_fpn_v2
     """
+    if not detector:
+        raise UserError(
+            "--detector is missing; give fasterrcnn_resnet50_fpn_v2 or another detector of torchvision, owner/name of "
+            "the Hugging Face hub, the folder of a detector, or scenes for images of `dimvl scenes`"
+        )
     limits = {"top_k": top_k, "min_regions": min_regions, "max_regions": max_regions}
     sizes = {"shortest_side": shortest_side, "longest_side": longest_side, "whole_image": whole_image or None}
     options = _detector_options({"threshold": threshold, "nms": nms, **limits, **sizes}, boxes)
     from dimvl.regions.detectors.given_boxes import GivenBoxes
     from dimvl.regions.detectors.load import load_detector
     from dimvl.regions.extract import extract as extract_regions
-    from dimvl.regions.extract import images_of_coco, images_of_folder
+    from dimvl.regions.listing import PassedOver, images_of_coco, images_of_folder
     from dimvl.regions.store.writer import RegionStoreWriter
     from dimvl.trained_model import choose_device
 
     set_threads(threads)
     _log_estimates()
-    listing, chosen = coco or boxes, _part(part)
-    files = (images_of_folder(images) if listing is None else images_of_coco(listing, images))[chosen]
+    listing, chosen, passed = coco or boxes, _part(part), PassedOver()
+    files = (images_of_folder(images, passed) if listing is None else images_of_coco(listing, images))[chosen]
     given = None if boxes is None else GivenBoxes.read(boxes)
     with _named_as_typed(options):
         found = load_detector(detector, options, weights=weights, classes=classes).to(choose_device(device))
@@ -141,12 +147,14 @@ def extract(
         report = extract_regions(
             files, found, writer, batch_size=batch_size, workers=workers, progress=show, boxes=given
         )
-    _finish(report.done, report.already, len(report.skipped), out)
+    if str(passed):
+        print(passed)
+    _finish(report.done, report.already, len(report.skipped), out, left_out=bool(passed.folders))
 
 
-def _finish(done: int, already: int, skipped: int, out: Path) -> None:
+def _finish(done: int, already: int, skipped: int, out: Path, left_out: bool = False) -> None:
     print_text(f"{counted(done, 'image')} done, {already} already there, {skipped} skipped: {out}")
-    if skipped:
+    if skipped or left_out:
         raise typer.Exit(1)
 
 

@@ -20,8 +20,9 @@ from dimvl.export import export
 from dimvl.files import read_json, write_json
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.scenes import load_scene_detector
-from dimvl.regions.extract import extract, images_of_coco
+from dimvl.regions.extract import extract
 from dimvl.regions.geometry import xywh_to_corners
+from dimvl.regions.listing import images_of_coco
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.run import run_training
 

@@ -30,6 +30,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{error.filename} is a symbolic link, which is not written through; remove it") from error
         shown = _PARTIAL.sub(r"\1", str(path))
         raise UserError(
             f"cannot write {shown}: {error.strerror or error}; free space or choose another path"

@@ -18,7 +18,6 @@ import torch
 
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
-from dimvl.files import read_json
 from dimvl.regions.detectors.base import RegionDetector
 from dimvl.regions.detectors.given_boxes import GivenBoxes
 from dimvl.regions.images import image_in_thread, quiet_decoders
@@ -26,8 +25,6 @@ from dimvl.regions.records import Regions
 from dimvl.regions.store.writer import RegionStoreWriter
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +68,8 @@ def extract(
 ) -> ExtractReport:
     """Write the regions of images that the store does not have yet.
 
-    Images that cannot be read, or on which the detector fails, are logged and skipped.
+    Images that cannot be read, or on which the detector fails, are logged and skipped. It is logged if the detector
+    knows nothing in most images.
 
     Args:
         images: image ids and files.
@@ -89,7 +87,7 @@ def extract(
     """
     given = boxes if boxes is None or isinstance(boxes, GivenBoxes) else GivenBoxes(boxes=boxes)
     todo = [(image_id, path) for image_id, path in images if image_id not in writer]
-    already, done, pending = len(images) - len(todo), 0, 0
+    already, done, unknown, pending = len(images) - len(todo), 0, 0, 0
     skipped: list[tuple[Path, str]] = []
     if progress is not None:
         progress(already, len(images))
@@ -99,8 +97,14 @@ def extract(
                 writer.check_space(len(todo), regions)
             pending = _write(regions, writer, pending)
             done += len(regions)
+            unknown += sum(not (found.class_ids >= 0).any() for found in regions)
             if progress is not None:
                 progress(already + processed, len(images))
+    if unknown * 2 > done:
+        log.warning(
+            "%s found no object of its %d classes in %d of %d images; check that it is made for such images",
+            *(writer.manifest.extractor.name, len(writer.manifest.extractor.classes), unknown, done),
+        )
     return ExtractReport(done=done, already=already, skipped=skipped)
 
 
@@ -146,36 +150,6 @@ def detect_images(
         if len(batch) == batch_size or (batch and number == len(images)):
             regions, batch = _regions(batch, detector, given, skip), []
         yield number - len(batch), regions
-
-
-def images_of_folder(folder: Path) -> list[tuple[str, Path]]:
-    """Image ids (file names without suffix) and files of a folder; a `UserError` if it has none or duplicates."""
-    return _without_duplicates([(file.stem, file) for file in image_files_in(folder)])
-
-
-def image_files_in(folder: Path) -> list[Path]:
-    """Image files of a folder, without its subfolders, sorted by name; a `UserError` if it has none."""
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist or is not a folder; check the path")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}); check the path")
-    return files
-
-
-def images_of_coco(annotations: Path, image_folder: Path) -> list[tuple[str, Path]]:
-    """Image ids (integers as text) and files that a COCO file lists; a `UserError` if there are none or duplicates."""
-    value = read_json(annotations)
-    try:
-        listed = [(str(int(image["id"])), image_folder / image["file_name"]) for image in value["images"]]
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(
-            f'{annotations} has no list "images" with an integer "id" and a "file_name" each; '
-            "give a COCO annotation file"
-        ) from None
-    if not listed:
-        raise UserError(f"{annotations} lists no images; give another file")
-    return _without_duplicates(listed)
 
 
 def _write(batch: list[Regions], writer: RegionStoreWriter, pending: int) -> int:
@@ -249,12 +223,3 @@ def _regions(batch: Sequence[_Loaded], detector: RegionDetector, given: GivenBox
 def _name(image_id: str, source: object) -> str:
     """Return what messages call an image."""
     return f"image {source if isinstance(source, str | Path) else image_id}"
-
-
-def _without_duplicates(images: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    seen: dict[str, Path] = {}
-    for image_id, path in images:
-        if image_id in seen:
-            raise UserError(f"images {seen[image_id]} and {path} have the same id {image_id!r}; rename one")
-        seen[image_id] = path
-    return images

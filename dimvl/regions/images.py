@@ -8,6 +8,7 @@ Letters: H height, W width.
 """
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ from dimvl.errors import UserError
 from dimvl.files import open_regular
 from dimvl.showing import short
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """The formats that are read, recognised by content; of several frames the first."""
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """The usual endings of their files, by which images are found in a folder."""
 MAX_PIXELS = 2**26
 """The largest image that is decoded, about 67 megapixels: above full-frame cameras (61), below a decompression bomb.
@@ -31,6 +32,10 @@ As RGB it takes 200 MB."""
 MAX_FILE_BYTES = 2**29
 """The largest file that is opened: `MAX_PIXELS` of 16-bit RGB without compression, and some more."""
 WEBP_PIXELS = MAX_PIXELS // 2  # its decoder holds four to five copies of an image
+MAX_TIFF_PARTS = 2**18
+"""The most strips or tiles of a TIFF, of which PIL makes a Python object each."""
+TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
+TIFF_BYTES = (1, 2, 6, 7)  # types of values that PIL keeps as bytes
 SIDE_AT_ONCE = 1024  # pixels; arithmetic that needs much memory per pixel goes by squares of this size
 
 
@@ -106,9 +111,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def _decoded(file: Any, name: str) -> Image.Image:
     """Decode an image file of one of `FORMATS`."""
+    with _named(name):
+        _check_tiff(file, name)
     with _named(name), Image.open(file, formats=FORMATS) as image:
         # From the header, before any pixel is decoded.
         _check_size(name, *image.size, WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
+        tags = getattr(image, "tag_v2", {})
+        _check_size(name, tags.get(TIFF_TILE_WIDTH, 1), tags.get(TIFF_TILE_HEIGHT, 1))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # without a copy of an upright image
         return _rgb(image)
@@ -134,6 +143,22 @@ def _named(name: str) -> Iterator[None]:
 def _check_size(name: str, width: int, height: int, limit: int = MAX_PIXELS) -> None:
     if width * height > limit:
         raise UserError(f"{name} has more than {limit:,} pixels; make it smaller")
+
+
+def _check_tiff(file: Any, name: str) -> None:
+    """Refuse a TIFF with too many parts, by its directory, before PIL reads it; leave other files to PIL."""
+    head = file.read(16)
+    if head[:2] in (b"II", b"MM") and 42 <= max(head[2:4]) <= 43:
+        order, large = "<" if head[:2] == b"II" else ">", 43 in head[2:4]
+        (place,) = struct.unpack_from(order + ("8xQ" if large else "4xI"), head)
+        file.seek(place)
+        (number,) = struct.unpack(order + ("Q" if large else "H"), file.read(8 if large else 2))
+        entry = struct.Struct(order + ("HHQ8x" if large else "HHI4x"))
+        entries = file.read(min(number, 2**16) * entry.size)
+        for _, kind, count in entry.iter_unpack(entries[: len(entries) // entry.size * entry.size]):
+            if kind not in TIFF_BYTES and count > MAX_TIFF_PARTS:
+                raise UserError(f"{name} has a list of {count:,} numbers; write it again with fewer strips, or as PNG")
+    file.seek(0)
 
 
 def _content(file: Any, name: str) -> io.BytesIO:

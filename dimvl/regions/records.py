@@ -5,6 +5,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from dimvl.errors import UserError
+
+BOX_TOLERANCE = 0.01
+"""How far a box may reach beyond its image, as a fraction: enough for rounding, too little for boxes in pixels."""
+
 SIZES = ("side", "shortest_side", "longest_side", "height", "width")
 """The parameters of an extractor that set the size images are scaled to: they change the feature of a given box."""
 
@@ -78,6 +83,82 @@ class Regions(Detections):
     image_id: str
     width: int
     height: int
+
+    def check(self, extractor: "Extractor") -> None:
+        """Compare the values with what the attributes say, and with the extractor.
+
+        Raises:
+            UserError: the size is not in pixels; a value is not finite or of another type; a box has swapped corners or
+                is in pixels; an id is not in the vocabulary; or a score is not a probability.
+
+        """
+        for name in ("width", "height"):
+            if not 1 <= (side := getattr(self, name)) < 2**32 or side != int(side):
+                raise UserError(f"image {self.image_id!r} has {name} {side!r}; give its size in pixels, at least 1")
+        for name, array in self.arrays.items():
+            check_array(np.asarray(array), len(self), f"image {self.image_id!r} has {name}", whole=name.endswith("ids"))
+        if self.features.shape[1] != extractor.feature_width:
+            raise UserError(
+                f"image {self.image_id!r} has features of width {self.features.shape[1]} but those of {extractor.name} "
+                f"are {extractor.feature_width} wide; give regions of that detector, or the image itself"
+            )
+        if self.features.dtype.kind != ("f" if self.feature_scales is None else "i"):
+            raise UserError(
+                f"image {self.image_id!r} has features of {self.features.dtype}; give float16 or float32, or int8 with "
+                "feature_scales"
+            )
+        check_boxes(self.boxes, f"image {self.image_id!r}")
+        for kind, vocabulary in (("class", extractor.classes), ("attribute", extractor.attributes)):
+            self._check_names(kind, len(vocabulary))
+
+    def checked(self, extractor: "Extractor") -> Self:
+        """Return a copy with the dtypes that the attributes say; raises as `check`."""
+        self.check(extractor)
+        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in self.arrays.items()}
+        for name, dtype in (("boxes", "f4"), ("class_ids", "i2"), ("attribute_ids", "i2"), ("features", "f4")):
+            if name != "features" or arrays[name].dtype == np.float64:
+                arrays[name] = arrays[name].astype(dtype, copy=False)
+        return replace(self, **arrays)
+
+    def _check_names(self, kind: str, vocabulary: int) -> None:
+        """Refuse ids that are not in the vocabulary and scores that are not probabilities."""
+        ids, scores = getattr(self, f"{kind}_ids"), getattr(self, f"{kind}_scores")
+        if (wrong := (ids < -1) | (ids >= vocabulary)).any():
+            raise UserError(
+                f"image {self.image_id!r} has {kind} id {ids[wrong][0]} but the extractor has {vocabulary} names, "
+                "numbered from 0; give the vocabulary of the detector, or -1 for none"
+            )
+        if (wrong := (scores < 0) | (scores > 1)).any():
+            raise UserError(
+                f"image {self.image_id!r} has {kind} score {scores[wrong][0]:g}; give probabilities from 0 to 1, not "
+                "logits"
+            )
+
+
+def check_array(array: np.ndarray, rows: int, name: str, *, whole: bool = False) -> None:
+    """Refuse an array that does not have two dimensions and so many rows of finite numbers, `whole` ones for ids."""
+    if array.dtype.kind not in "fiu" or array.ndim != 2 or len(array) != rows:
+        raise UserError(f"{name} of shape {array.shape} and {array.dtype}; give ({rows}, columns) of numbers")
+    with np.errstate(invalid="ignore"):
+        if whole and not np.array_equal(array.astype(np.int16), array):
+            raise UserError(f"{name} that are not 16-bit integers; check the detector")
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} that are not finite in {array.dtype}; check the detector")
+
+
+def check_boxes(boxes: np.ndarray, name: str) -> None:
+    """Refuse boxes that are not (R, 4) fractions with x1 <= x2 and y1 <= y2. A side of 0 is valid."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise UserError(f"{name} has boxes of shape {boxes.shape}; give (regions, 4) corners x1, y1, x2, y2")
+    swapped = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    outside = ~((boxes >= -BOX_TOLERANCE) & (boxes <= 1 + BOX_TOLERANCE)).all(axis=1)  # also NaN
+    for wrong, problem in (
+        (swapped, "whose corners are swapped; give x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"),
+        (outside, "which is outside the image; give fractions of its width and height, not pixels"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise UserError(f"{name} has box {row}, {boxes[row].tolist()}, {problem}")
 
 
 @dataclass(frozen=True, kw_only=True)

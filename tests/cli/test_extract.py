@@ -1,6 +1,7 @@
 """`dimvl extract` and `dimvl export` with every kind of detector, in this process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,9 @@ def test_every_kind_of_detector_writes_a_store_with_the_given_settings(
 
 @pytest.mark.parametrize("option", ["--threshold", "--nms", "--max-regions", "--shortest-side"])
 def test_a_setting_out_of_range_is_named_as_its_option(run: Run, place: Path, tmp_path: Path, option: str) -> None:
-    refused(run("extract", place / "images", tmp_path / "out", option, -5), f"error: {option} is -5")
+    refused(
+        run("extract", place / "images", tmp_path / "out", "--detector", "scenes", option, -5), f"error: {option} is -5"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -101,6 +104,20 @@ def test_separate_stores_of_the_parts_of_a_folder_equal_the_whole(
         assert result.code == 2 and f"--part is {wrong}; give K/N" in result.err
 
 
+def test_what_a_folder_has_beside_images_is_told_and_folders_of_images_give_exit_code_1(
+    run: Run, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(place / "images", tmp_path / "photos")
+    (tmp_path / "photos" / "notes.txt").touch()
+    result = run("extract", tmp_path / "photos", tmp_path / "one", *detector_of(place, "mine"))
+    assert result.code == 0 and "passed over: 1 not images\n3 images done" in result.out
+    shutil.copytree(place / "images", tmp_path / "photos" / "more")
+    (tmp_path / "photos" / "4.png").symlink_to("nowhere.png")
+    result = run("extract", tmp_path / "photos", tmp_path / "two", *detector_of(place, "mine"))
+    assert result.code == 1 and "folders with images (more; give them one by one)\n3 images done" in result.out
+    assert ", 1 skipped" in result.out and "4.png is a link to a file that does not exist" in caplog.text
+
+
 def test_an_int8_store_is_continued_only_as_int8(run: Run, place: Path, tmp_path: Path) -> None:
     arguments = ("extract", place / "images", tmp_path / "out", *detector_of(place, "torchvision"))
     assert run(*arguments, "--dtype", "int8").code == 0
@@ -127,6 +144,7 @@ def test_options_that_would_be_ignored_are_rejected_before_anything_is_written(
 ) -> None:
     begin = ("extract", place / "images", tmp_path / "out")
     for arguments, words in [
+        ((), ("--detector is missing; give fasterrcnn_resnet50_fpn_v2 or another", "or scenes for")),
         (("--top-k", 3, "--threshold", 0.2), ("--top-k sets", "omit --threshold")),
         (("--top-k", 3, "--max-regions", 2), ("omit --max-regions",)),
         (("--top-k", 0), ("--top-k is 0; give 1 or more",)),
@@ -139,7 +157,8 @@ def test_options_that_would_be_ignored_are_rejected_before_anything_is_written(
         (("--detector", "yolo"), ("neither a folder here nor one of torchvision's",)),
         (("--detector", place / "images"), ("detector.json does not exist",)),
     ]:
-        refused(run(*begin, *arguments), *words)
+        detector = () if not arguments or "--detector" in arguments else ("--detector", "scenes")
+        refused(run(*begin, *detector, *arguments), *words)
         assert not (tmp_path / "out").exists(), arguments
 
 

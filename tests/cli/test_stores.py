@@ -1,13 +1,16 @@
 """Region stores in commands and runs: inspected, verified, several as one, and read with checks."""
 
+import inspect
 import json
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dimvl.cli.stores import scenes
+from dimvl.data.scenes import SceneOptions
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
@@ -153,3 +156,9 @@ def test_features_are_finite_numbers_from_a_store_of_int8(data: TinyData, tmp_pa
     ]
     np.testing.assert_allclose(both[0], both[1], rtol=0.02)  # features differ by up to .4% of their row's largest
     assert both[0] != both[1]
+
+
+def test_the_defaults_that_the_help_of_scenes_shows_are_those_of_the_scenes() -> None:
+    shown = {name: option.default for name, option in inspect.signature(scenes).parameters.items()}
+    wanted = {option.name: option.default for option in fields(SceneOptions)}
+    assert wanted.items() <= shown.items()

@@ -1,15 +1,15 @@
 """Extraction into a store: what is skipped, continued and rejected."""
 
-import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dimvl.errors import UserError
 from dimvl.regions.detectors.base import Detections
-from dimvl.regions.extract import extract, images_of_coco, images_of_folder
+from dimvl.regions.extract import extract
+from dimvl.regions.listing import images_of_folder
 from dimvl.regions.records import Extractor
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
@@ -112,39 +112,14 @@ def test_given_boxes_are_described_in_their_own_image(folder, tmp_path):
         np.testing.assert_array_equal(store.read(store.position(name)).boxes, wanted)
 
 
-def test_a_folder_lists_its_images_sorted_by_name(folder):
-    (folder / "notes.txt").write_text("")
-    (folder / "inner").mkdir()
-    (folder / "a.png").rename(folder / "f.PNG")
-    assert [image_id for image_id, _ in images_of_folder(folder)] == ["b", "c", "d", "e", "f"]
+def test_a_detector_that_knows_nothing_in_most_images_is_told(folder, tmp_path, caplog):
+    class Blind(MeanColourDetector):
+        @staticmethod
+        def describe(image, boxes):
+            seen = MeanColourDetector.describe(image, boxes)
+            return replace(seen, class_ids=np.full((len(boxes), 1), -1 if image.max() else 0, dtype=np.int16))
 
-
-def test_a_folder_without_images_is_rejected(tmp_path):
-    with pytest.raises(UserError, match="has no images"):
-        images_of_folder(tmp_path)
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        images_of_folder(tmp_path / "nowhere")
-
-
-def test_two_images_with_one_id_are_rejected(folder):
-    Image.new("RGB", (1, 1)).save(folder / "a.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png have the same id 'a'; rename one"):
-        images_of_folder(folder)
-
-
-def test_coco_ids_are_integers_as_text(tmp_path):
-    path = tmp_path / "instances.json"
-    path.write_text(json.dumps({"images": [{"id": 42, "file_name": "000000000042.png"}]}))
-    assert images_of_coco(path, tmp_path / "images") == [("42", tmp_path / "images" / "000000000042.png")]
-
-
-INFINITE = '{"images": [{"id": Infinity, "file_name": "a.png"}]}'
-
-
-@pytest.mark.parametrize(
-    "content", ['{"images": []}', "{}", "[]", '{"images": [{"id": 1}]}', '{"images": [{"id": ', INFINITE]
-)
-def test_a_file_that_is_not_a_coco_file_of_images_is_rejected(tmp_path, content):
-    (tmp_path / "instances.json").write_text(content)
-    with pytest.raises(UserError, match=r"instances\.json"):
-        images_of_coco(tmp_path / "instances.json", tmp_path)
+    for number, expected in ((1, False), (2, False), (5, True)):
+        with RegionStoreWriter(tmp_path / str(number), EXTRACTOR) as writer:
+            extract(images_of_folder(folder)[:number], Blind(), writer)
+        assert ("fake found no object of its 1 classes in 4 of 5 images" in caplog.text) is expected

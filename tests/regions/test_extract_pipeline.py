@@ -11,8 +11,9 @@ from PIL import Image
 
 import dimvl.regions.extract
 from dimvl.errors import UserError
-from dimvl.regions.extract import extract, images_of_folder
+from dimvl.regions.extract import extract
 from dimvl.regions.images import load_image
+from dimvl.regions.listing import images_of_folder
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.format import read_manifest
 from dimvl.regions.store.writer import RegionStoreWriter

@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -219,3 +221,35 @@ def test_a_named_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(UserError, match=r"pipe\.png is a pipe or a device"):
         load_image(tmp_path / "pipe.png")
+
+
+def test_memory_is_bounded_by_the_pixels_of_an_image_whatever_its_depth(tmp_path):
+    side = 4096
+    deep = np.zeros((side, side), dtype=np.float32)
+    deep[0, 0] = 1
+    Image.fromarray(deep).save(tmp_path / "deep.tiff")
+    Image.new("RGBA", (side, side)).save(tmp_path / "clear.tiff")
+    program = (
+        "import resource, sys; from pathlib import Path; from dimvl.regions.images import load_image\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "for file in sys.argv[1:]: load_image(Path(file))\n"
+        "print(peak() - before)"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "deep.tiff", tmp_path / "clear.tiff"]
+    used = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert used < 12 * side * side  # 9 bytes per pixel and squares; whole images in float64 took 32
+
+
+def tiff(*more: tuple[int, int, int]) -> bytes:
+    """The directory of a grey TIFF of 16 x 16 pixels with more entries: tag, count and value."""
+    entries = [(256, 1, 16), (257, 1, 16), (258, 1, 8), (259, 1, 1), (262, 1, 1), *more]
+    body = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + body + bytes(4)
+
+
+def test_a_tiff_of_millions_of_strips_or_of_huge_tiles_is_refused_by_its_directory():
+    with pytest.raises(UserError, match=r"^image 2 has a list of 20,000,000 numbers"):
+        image_from(tiff((273, 20_000_000, 8)), "image 2")
+    with pytest.raises(UserError, match=r"^image 2 has more than 67,108,864 pixels"):
+        image_from(tiff((322, 1, 40_000), (323, 1, 40_000), (324, 1, 8), (325, 1, 9)), "image 2")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dimvl.errors import UserError
 from dimvl.regions.detectors.selection import Selection
-from dimvl.regions.records import ARRAYS, Detections, Extractor
+from dimvl.regions.records import ARRAYS, Detections, Extractor, check_boxes
 
 CLASSES_KEPT = 5
 AT_ONCE = 16  # images per forward pass in `detect`; a CPU gains nothing from more
@@ -183,7 +183,9 @@ class RegionDetector(ABC):
         return [results[index] for index in range(len(arrays))]
 
     def _given(self, boxes: Sequence[np.ndarray], scale: Tensor) -> list[Tensor]:
-        """Copy given boxes (R, 4) to the device, times `scale` (4,)."""
+        """Copy given boxes (R, 4) to the device, times `scale` (4,); a `UserError` if they are not fractions."""
+        for number, rows in enumerate(boxes):
+            check_boxes(np.reshape(rows, (-1, 4)), f"image {number}")
         return [torch.from_numpy(np.array(rows, np.float32).reshape(-1, 4)).to(self.device) * scale for rows in boxes]
 
     def _with_whole_image(self, boxes: Tensor, width: float = 1.0, height: float = 1.0) -> Tensor:

@@ -4,7 +4,7 @@ The detector then only describes them: features, and attributes where it has any
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,13 @@ from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.regions.detectors.base import RegionDetector
 from dimvl.regions.geometry import area, clip, pixels_to_fractions, xywh_to_corners
-from dimvl.regions.records import SIZES, Detections, Extractor
+from dimvl.regions.listing import id_of, listed_images, text_of
+from dimvl.regions.records import SIZES, Detections, Extractor, check_boxes
+from dimvl.showing import short
 
 log = logging.getLogger(__name__)
+
+FRACTION_SLACK = 0.005  # how far a box in fractions may reach beyond its image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +55,24 @@ class GivenBoxes:
 
         """
         value = read_json(file)
-        try:
-            categories = {int(category["id"]): str(category["name"]) for category in value["categories"]}
-            sizes = {str(int(image["id"])): (int(image["width"]), int(image["height"])) for image in value["images"]}
-            annotations = list(value["annotations"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{file} lacks COCO's lists images (id, width, height), annotations and categories (id, name) "
-                f"({type(error).__name__}: {error}); give a COCO annotation file"
-            ) from None
-        if bad := next((image for image, size in sizes.items() if min(size) < 1), None):
-            raise UserError(f"{file}: image {bad} is {sizes[bad][0]} x {sizes[bad][1]} pixels; correct its size")
+        sizes: dict[str, tuple[int, int]] = {}
+        for image_id, image, place in listed_images(value, file):
+            if image_id in sizes:
+                raise UserError(f"{place} has the id {image_id}, which another image has; correct one")
+            sizes[image_id] = _side(image, "width", place), _side(image, "height", place)
+        categories: dict[str, str] = {}
+        for category, place in _items(value, "categories", file):
+            category_id = id_of(category, "id", place)
+            if category_id in categories:
+                raise UserError(f"{place} has the id {category_id}, which another category has; correct one")
+            categories[category_id] = text_of(category, "name", place)
         label_of = {category: label for label, category in enumerate(categories)}
         rows: dict[str, list[tuple[np.ndarray, int, float]]] = {image: [] for image in sizes}
         skipped = 0
-        for annotation in annotations:
-            image, corners, label, score = _box(annotation, sizes, label_of, file)
+        for annotation, place in _items(value, "annotations", file):
+            image_id, corners, label, score = _box(annotation, sizes, label_of, place)
             if area(corners[None])[0] > 0 and not annotation.get("iscrowd"):
-                rows[image].append((corners, label, score))
+                rows[image_id].append((corners, label, score))
             else:
                 skipped += 1
         if skipped:
@@ -82,7 +86,12 @@ class GivenBoxes:
         )
 
     def of(self, image_id: str, width: int, height: int) -> np.ndarray:
-        """Boxes (R, 4) of an image of this size in pixels; a `UserError` if it has none or had another shape."""
+        """Boxes (R, 4) of an image of this size in pixels.
+
+        Raises:
+            UserError: it has none, they are not fractions, or were drawn on an image of another shape.
+
+        """
         if image_id not in self.boxes:
             raise UserError(f"no boxes are given for image {image_id!r}; add them or remove the image")
         drawn = self.sizes.get(image_id, (width, height))
@@ -91,6 +100,7 @@ class GivenBoxes:
                 f"image {image_id!r} is {width} x {height} pixels but its boxes were drawn at {drawn[0]} x {drawn[1]}; "
                 "give the image that they belong to, rotated as it was then"
             )
+        check_boxes(self.boxes[image_id], f"image {image_id!r}")
         return self.boxes[image_id]
 
     def named(self, image_id: str, found: Detections) -> Detections:
@@ -116,26 +126,46 @@ class GivenBoxes:
         )
 
 
+def _items(content: Any, name: str, file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the objects of a list of a COCO file, each with its place."""
+    items = content.get(name)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise UserError(f'{file} has no list "{name}" of objects; give a COCO annotation file')
+    for number, item in enumerate(items):
+        yield item, f"{file}: item {number} of {name}"
+
+
+def _side(image: Mapping[str, Any], name: str, place: str) -> int:
+    value = image.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**32 or value != int(value):
+        raise UserError(f"{place} has {name} {short(value)}; give its size in whole pixels")
+    return int(value)
+
+
 def _box(
-    annotation: Any, sizes: Mapping[str, tuple[int, int]], label_of: Mapping[int, int], file: Path
+    annotation: dict[str, Any], sizes: Mapping[str, tuple[int, int]], label_of: Mapping[str, int], place: str
 ) -> tuple[str, np.ndarray, int, float]:
     """Read one annotation: image id, corners (4,) as fractions, label and score."""
+    image, category = id_of(annotation, "image_id", place), id_of(annotation, "category_id", place)
+    place = f"{place}, of image {image}"
+    if image not in sizes:
+        raise UserError(f"{place}: the image is not listed; add it to images")
+    if category not in label_of:
+        raise UserError(f"{place}: category {category} is not listed; add it to categories")
     try:
-        image, category = str(int(annotation["image_id"])), int(annotation["category_id"])
         box = np.array([float(number) for number in annotation["bbox"]])
         score = float(annotation.get("score", 1.0))
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise UserError(
-            f"{file}: an annotation lacks image_id, category_id or bbox ({type(error).__name__}: {error}): "
-            f"{str(annotation)[:80]}; correct it"
-        ) from None
-    name = f"{file}: annotation {annotation.get('id', '')} of image {image}"
-    if image not in sizes:
-        raise UserError(f"{name}: the image is not listed; add it to images")
-    if category not in label_of:
-        raise UserError(f"{name}: category {category} is not listed; add it to categories")
+    except (KeyError, TypeError, ValueError, OverflowError):
+        box, score = np.zeros(0), 1.0
     if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
-        raise UserError(f"{name}: bbox {annotation['bbox']} is not x, y, width, height in pixels; correct it")
+        raise UserError(
+            f"{place}: bbox {short(annotation.get('bbox'))} is not x, y, width, height in pixels; correct it"
+        )
     if not 0 <= score <= 1:
-        raise UserError(f"{name}: score {score} is not a probability; correct it")
-    return image, clip(pixels_to_fractions(xywh_to_corners(box[None]), *sizes[image]))[0], label_of[category], score
+        raise UserError(f"{place}: score {score} is not a probability; correct it")
+    corners = xywh_to_corners(box[None])
+    if box[2:].all() and corners.min() >= 0 and corners.max() <= 1 + FRACTION_SLACK and max(sizes[image]) > 2:
+        raise UserError(
+            f"{place}: bbox {short(annotation['bbox'])} looks like fractions; give x, y, width, height in pixels"
+        )
+    return image, clip(pixels_to_fractions(corners, *sizes[image]))[0], label_of[category], score

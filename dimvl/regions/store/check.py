@@ -18,6 +18,7 @@ from dimvl.regions.store.format import (
     checksum_of_rows,
     decode_id,
     hash_of_id,
+    index_problem,
     read_manifest,
 )
 
@@ -62,9 +63,11 @@ class _Check:
             damaged = [n for n, record in enumerate(self.index) if checksum_of_record(record) != record["checksum"]]
             names = self._names([*damaged, *range(len(self.index), self.manifest.num_images)])
             problems.append(f"index.bin is damaged or cut off; lost images: {names}")
-        if not _sound(self.path / "ids.bin", self.manifest.ids):
-            names = self._names([n for n in range(self.manifest.num_images) if self._id(n) is None])
-            problems.append(f"ids.bin is damaged or cut off; lost images: {names}")
+        elif problem := index_problem(self.index, self.manifest):
+            return [f"index.bin describes {problem}; without it every image is lost"]
+        wrong = [n for n in range(len(self.index)) if self._id(n) is None]
+        if wrong or not _sound(self.path / "ids.bin", self.manifest.ids):
+            problems.append(f"ids.bin is damaged or cut off; lost images: {self._names(wrong)}")
         file, lookup = self.path / "lookup.bin", self.manifest.lookup
         if lookup is not None and file.exists() and not _sound(file, lookup):
             problems.append(
@@ -83,12 +86,13 @@ class _Check:
         file = self.path / entry.file
         if not file.is_file():
             return [f"{entry.file} is missing; lost images: {self._names(images)}"]
-        if sha256(file) == entry.sha256:
-            return []
+        sound = sha256(file) == entry.sha256
         try:
             shard = Shard(self.path, self.manifest, number)
         except UserError:
             return [f"{entry.file} has a damaged header or is cut off; lost images: {self._names(images)}"]
+        if sound:
+            return []
         damaged = [n for n in images if n >= len(self.index) or not self._rows_are_sound(shard, self.index[n])]
         # A damaged header that can still be read leads to correct rows, or to rows that do not match their checksums.
         return [f"{entry.file} is damaged; lost images: {self._names(damaged or images)}"]

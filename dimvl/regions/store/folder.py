@@ -6,16 +6,20 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from dimvl.errors import UserError
+from dimvl.files import Strict, check_values
 from dimvl.regions.store.format import (
     INDEX_DTYPE,
     FileEntry,
     Manifest,
     decode_id,
     hash_of_id,
+    index_problem,
     make_lookup,
     read_manifest,
 )
@@ -23,6 +27,16 @@ from dimvl.regions.store.format import (
 log = logging.getLogger(__name__)
 
 SAFETENSORS_NAMES = {"<f2": "F16", "<f4": "F32", "|i1": "I8"}
+LONGEST_HEADER = 2**16
+"""Bytes of a shard's header, which describes two arrays in about 200."""
+
+
+class _Array(Strict):
+    """An array in the header of a shard."""
+
+    dtype: str
+    shape: tuple[int, int]
+    data_offsets: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 
 class StoreFolder:
@@ -30,7 +44,6 @@ class StoreFolder:
 
     Args:
         path: the folder.
-        check: compare index, ids and lookup with their checksums first.
         max_open: maximum number of shards open at once.
 
     Attributes:
@@ -44,12 +57,14 @@ class StoreFolder:
 
     """
 
-    def __init__(self, path: Path, *, check: bool = False, max_open: int = 64) -> None:
+    def __init__(self, path: Path, *, max_open: int = 64) -> None:
         self.path = path
         self.manifest = read_manifest(path)
-        self.index = self._map("index.bin", self.manifest.index, INDEX_DTYPE, check)
-        self._ids = self._map("ids.bin", self.manifest.ids, np.dtype(np.uint8), check)
-        self.hashes, self.positions = self._open_lookup(check)
+        self.index = self._map("index.bin", self.manifest.index, INDEX_DTYPE)
+        self._ids = self._map("ids.bin", self.manifest.ids, np.dtype(np.uint8))
+        if problem := index_problem(self.index, self.manifest):
+            raise UserError(f"region store {path} is damaged: index.bin describes {problem}; extract it again")
+        self.hashes, self.positions = self._open_lookup()
         self._max_open = max_open
         self._shards: dict[int, Shard] = {}
 
@@ -88,24 +103,24 @@ class StoreFolder:
             shard = self._shards[number] = Shard(self.path, self.manifest, number)
         return shard
 
-    def _map(self, name: str, entry: FileEntry, dtype: np.dtype, check: bool) -> np.ndarray:
-        """Memory-map the committed part of a file."""
+    def _map(self, name: str, entry: FileEntry, dtype: np.dtype) -> np.ndarray:
+        """Memory-map the committed part of a file, after comparing it with its checksum."""
         file = self.path / name
         if not entry.num_bytes:  # an empty file cannot be mapped, and may not exist yet
             return np.empty(0, dtype=dtype)
         if not file.is_file() or file.stat().st_size < entry.num_bytes or entry.num_bytes % dtype.itemsize:
             raise UserError(f"region store {self.path} is damaged: {name} is missing or too short; extract it again")
         mapped = np.asarray(np.memmap(file, dtype=dtype, mode="r", shape=(entry.num_bytes // dtype.itemsize,)))
-        if check and hashlib.sha256(mapped.data).hexdigest() != entry.sha256:
+        if hashlib.sha256(mapped.data).hexdigest() != entry.sha256:
             raise UserError(f"{file} is damaged: its checksum differs; `dimvl verify {self.path}` names the images")
         return mapped
 
-    def _open_lookup(self, check: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _open_lookup(self) -> tuple[np.ndarray, np.ndarray]:
         file, entry = self.path / "lookup.bin", self.manifest.lookup
         if entry is None:
             log.info("region store %s is unfinished; it is read with its %d images", self.path, len(self))
         elif file.is_file() and file.stat().st_size == entry.num_bytes:
-            lookup = self._map("lookup.bin", entry, np.dtype("<u8"), check).reshape(2, len(self))
+            lookup = self._map("lookup.bin", entry, np.dtype("<u8")).reshape(2, len(self))
             return lookup[0], lookup[1]
         # Unfinished, or the lookup is missing. Only here does memory grow with the store: 16 bytes per image.
         lookup = make_lookup(self.index)
@@ -125,9 +140,9 @@ class Shard:
         self.file = folder / entry.file
         self.descriptor = -1
         try:
-            self.descriptor = os.open(self.file, os.O_RDONLY)
+            self.descriptor = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)
             self._places = self._read_header(manifest.layout, entry.num_regions)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
             raise UserError(
                 f"shard {self.file} is missing or damaged ({error}); `dimvl verify {folder}` names its images"
             ) from None
@@ -140,16 +155,16 @@ class Shard:
         """Return where each array starts in the file, and the bytes of one of its rows."""
         size = os.fstat(self.descriptor).st_size
         header_bytes = int.from_bytes(os.pread(self.descriptor, 8, 0), "little")
-        if header_bytes > size:
-            raise ValueError("its header is cut off")
+        if header_bytes > min(size, LONGEST_HEADER):
+            raise ValueError("its header is cut off or too long")
         header = json.loads(os.pread(self.descriptor, header_bytes, 8))
         places = {}
         for name, (dtype, columns) in layout.items():
-            entry = header[name]
-            start, end = entry["data_offsets"]
+            entry = check_values(header[name], _Array, self.file, "")
+            start, end = entry.data_offsets
             width = np.dtype(dtype).itemsize * columns
-            wanted = (SAFETENSORS_NAMES[dtype], [num_regions, columns])
-            if (entry["dtype"], entry["shape"]) != wanted:
+            wanted = (SAFETENSORS_NAMES[dtype], (num_regions, columns))
+            if (entry.dtype, entry.shape) != wanted:
                 raise ValueError(f"array {name} differs from the manifest")
             if end - start != num_regions * width or 8 + header_bytes + end > size:
                 raise ValueError(f"array {name} is cut off")

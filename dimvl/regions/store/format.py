@@ -1,17 +1,16 @@
 """The formats of a region store's files: manifest, index records, hashes of ids, checksums, int8 features."""
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path
+from dimvl.files import Strict, check_values, read_sealed, write_sealed
 from dimvl.regions.records import Extractor
 
 FeatureDtype = Literal["float16", "int8"]
@@ -32,27 +31,28 @@ INDEX_DTYPE = np.dtype(
 )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Count = Annotated[int, Field(ge=0, lt=2**48)]
+Columns = Annotated[int, Field(ge=0, lt=2**20)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class ShardEntry(_Strict):
+class ShardEntry(Strict):
     """One shard in the manifest."""
 
     file: str = Field(pattern=r"^shard-\d{5,}\.safetensors$")
-    num_images: int = Field(ge=0)
-    num_regions: int = Field(ge=0)
-    sha256: str
+    num_images: Count
+    num_regions: Count
+    sha256: Sha256
 
 
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """A growing file in the manifest: its committed length, and the checksum of these bytes."""
 
-    num_bytes: int = Field(ge=0)
-    sha256: str
+    num_bytes: Count
+    sha256: Sha256
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """The content of `manifest.json`.
 
     `class_columns` (K) and `attribute_columns` (A) are 0 until the first image is written; `lookup` exists once a
@@ -63,14 +63,32 @@ class Manifest(_Strict):
     version: Literal[2] = 2
     extractor: Extractor
     feature_dtype: FeatureDtype
-    class_columns: int = Field(ge=0)
-    attribute_columns: int = Field(ge=0)
-    num_images: int = Field(ge=0)
-    num_regions: int = Field(ge=0)
+    class_columns: Columns
+    attribute_columns: Columns
+    num_images: Count
+    num_regions: Count
     index: FileEntry
     ids: FileEntry
     lookup: FileEntry | None
     shards: tuple[ShardEntry, ...]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Counts must agree with each other, so that the sizes of the files show whether they are true."""
+        if not 1 <= self.extractor.feature_width < 2**20:
+            raise ValueError(f"a feature width of {self.extractor.feature_width}")
+        totals = {
+            "num_images": sum(shard.num_images for shard in self.shards),
+            "num_regions": sum(shard.num_regions for shard in self.shards),
+        }
+        wrong = [name for name, total in totals.items() if getattr(self, name) != total]
+        if self.index.num_bytes != self.num_images * INDEX_DTYPE.itemsize:
+            wrong.append("index")
+        if self.lookup is not None and self.lookup.num_bytes != self.num_images * 16:
+            wrong.append("lookup")
+        if wrong:
+            raise ValueError(f"{wrong[0]} does not agree with the other counts")
+        return self
 
     @property
     def layout(self) -> dict[str, tuple[str, int]]:
@@ -159,20 +177,24 @@ def make_lookup(index: np.ndarray) -> np.ndarray:
     return np.stack([index["hash"][order], order.astype(np.uint64)])
 
 
-NO_CHECKSUM = b"0" * 64
-CHECKSUM_KEY = b'"checksum": "'
+def index_problem(index: np.ndarray, manifest: Manifest) -> str | None:
+    """Say what an index (images,) describes that does not exist; None if it agrees with the manifest."""
+    if not len(index):
+        return None
+    if index["shard"].max() >= len(manifest.shards):
+        return "a shard that does not exist"
+    rows = np.array([shard.num_regions for shard in manifest.shards], dtype=np.uint64)[index["shard"]]
+    if (index["num_regions"] > rows).any() or (index["first_row"] > rows - index["num_regions"]).any():
+        return "regions that do not exist"
+    num_bytes = np.uint64(manifest.ids.num_bytes)
+    if (index["id_length"] > num_bytes).any() or (index["id_start"] > num_bytes - index["id_length"]).any():
+        return "ids that do not exist"
+    return None
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write the manifest of the store in folder `path`, whole or not at all.
-
-    Its last key is the SHA-256 of the file with 64 zeros in place of the checksum.
-    """
-    values = {**manifest.model_dump(mode="json"), "checksum": NO_CHECKSUM.decode()}
-    before, zeros, after = (json.dumps(values, indent=2) + "\n").encode().rpartition(NO_CHECKSUM)
-    checksum = hashlib.sha256(before + zeros + after).hexdigest().encode()
-    with atomic_path(path / "manifest.json") as temporary:
-        temporary.write_bytes(before + checksum + after)
+    """Write the manifest of the store in folder `path`, whole or not at all."""
+    write_sealed(path / "manifest.json", manifest.model_dump(mode="json"))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -180,30 +202,8 @@ def read_manifest(path: Path) -> Manifest:
     file = path / "manifest.json"
     if not file.is_file():
         raise UserError(f"{path} is not a region store (it has no manifest.json); make one with `dimvl extract`")
-    try:
-        data = file.read_bytes()
-        values = json.loads(data)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); check the path") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} is damaged ({error}); restore it from a copy, or extract the store again") from None
-    checksum = values.pop("checksum", None) if isinstance(values, dict) else None
-    try:
-        manifest = Manifest.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise UserError(
-            f"{file} is not the manifest of a region store of version 2 ({where}: {first['msg']}); "
-            "restore it, or extract the store again with this version of dimvl"
-        ) from None
-    before, key, after = data.rpartition(CHECKSUM_KEY)
-    if checksum != hashlib.sha256(before + key + NO_CHECKSUM + after[len(NO_CHECKSUM) :]).hexdigest():
-        raise UserError(
-            f"{file} is damaged: it does not match the checksum at its end; restore it from a copy, or extract the "
-            "store again"
-        )
-    return manifest
+    remedy = "restore it from a copy, or extract the store again with this version of dimvl"
+    return check_values(read_sealed(file, remedy), Manifest, file, remedy)
 
 
 def feature_bytes(feature_width: int, feature_dtype: FeatureDtype) -> int:

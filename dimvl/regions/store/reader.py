@@ -51,14 +51,14 @@ class PackedRegions(Detections):
 
 
 class RegionStore:
-    """Reads region stores. Cheap to open, pickled as its paths, safe in forked and spawned loader processes.
+    """Reads region stores. Fast to open, pickled as its paths, safe in forked and spawned loader processes.
 
     Several folders are read as one store of all their images, numbered from folder to folder.
 
     Args:
         path: the store's folder, or several.
-        check: compare with the checksums the index, once and now, and the rows of an image whenever they are read, so
-            that a damaged file never gives wrong rows.
+        check: compare the rows of an image with their checksum whenever they are read, so that a damaged file never
+            gives wrong rows. The index is always compared, once and now.
 
     Attributes:
         folders: the opened folders.
@@ -76,7 +76,7 @@ class RegionStore:
             raise UserError("no region store is given; give at least one folder")
         self.check = check
         max_open = max(1, MAX_OPEN_SHARDS // len(paths))
-        self.folders = tuple(StoreFolder(Path(folder), check=check, max_open=max_open) for folder in paths)
+        self.folders = tuple(StoreFolder(Path(folder), max_open=max_open) for folder in paths)
         self._ends = np.cumsum([len(folder) for folder in self.folders])
         self._manifest = _common_manifest(self.folders)
         _refuse_duplicates(self.folders)

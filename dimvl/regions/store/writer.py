@@ -21,8 +21,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, locked, writing
-from dimvl.regions.records import ARRAYS, Extractor, Regions
+from dimvl.files import atomic_path, locked, open_own, writing
+from dimvl.regions.records import ARRAYS, Extractor, Regions, check_array
 from dimvl.regions.store.folder import StoreFolder
 from dimvl.regions.store.format import (
     INDEX_DTYPE,
@@ -43,9 +43,6 @@ from dimvl.regions.store.format import (
 )
 
 log = logging.getLogger(__name__)
-
-BOX_TOLERANCE = 0.01
-"""How far a box may reach beyond its image, as a fraction: enough for rounding, too little for boxes in pixels."""
 
 
 class _Pending(NamedTuple):
@@ -290,68 +287,33 @@ class RegionStoreWriter:
 
 def _arrays(regions: Regions, manifest: Manifest) -> dict[str, np.ndarray]:
     """Check an image and copy its arrays to the store's dtypes."""
-    for name in ("width", "height"):
-        if not 0 < (side := getattr(regions, name)) < 2**32:
-            raise UserError(f"image {regions.image_id!r} has {name} {side!r}; give its size in pixels, at least 1")
     regions = regions.dequantised()
+    regions.check(manifest.extractor)
     quantised = manifest.feature_dtype == "int8"
     dtypes = {**manifest.details, "features": ("<f4" if quantised else "<f2", manifest.extractor.feature_width)}
-    arrays = {name: _checked(regions, name, np.dtype(dtypes[name][0]), dtypes[name][1]) for name in ARRAYS}
+    arrays = {name: _converted(regions, name, np.dtype(dtypes[name][0]), dtypes[name][1]) for name in ARRAYS}
     if quantised:
         arrays["features"], arrays["feature_scales"] = quantise(arrays["features"])
-    _check_boxes(regions.image_id, arrays["boxes"])
-    for kind, vocabulary in (("class", manifest.extractor.classes), ("attribute", manifest.extractor.attributes)):
-        _check_names(regions.image_id, kind, arrays[f"{kind}_ids"], arrays[f"{kind}_scores"], len(vocabulary))
     details = np.concatenate([arrays[name].astype("<f4") for name in manifest.details], axis=1)
     return {"features": arrays["features"], "details": details}
 
 
-def _checked(regions: Regions, name: str, dtype: np.dtype, columns: int) -> np.ndarray:
+def _converted(regions: Regions, name: str, dtype: np.dtype, columns: int) -> np.ndarray:
     """Copy one array of an image to the store's dtype."""
-    given = np.asarray(getattr(regions, name))
-    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float16 become infinite, which is refused below
-        array = given.astype(dtype, order="C")
-    if array.shape != (len(regions), columns):
+    with np.errstate(over="ignore"):  # values beyond float16 become infinite, which is refused below
+        array = np.asarray(getattr(regions, name)).astype(dtype, order="C")
+    if array.shape[1] != columns:
         raise UserError(
             f"image {regions.image_id!r} has {name} of shape {array.shape}, but this store holds "
             f"{(len(regions), columns)}; use the detector that the store was started with"
         )
-    if dtype.kind == "i" and not np.array_equal(array, given):  # int16 would change the number
-        raise UserError(f"image {regions.image_id!r} has {name} that are not 16-bit integers; check the detector")
-    if not np.isfinite(array).all():
-        raise UserError(f"image {regions.image_id!r} has {name} that are not finite in {dtype}; check the detector")
+    check_array(array, len(regions), f"image {regions.image_id!r} has {name}")
     return array
-
-
-def _check_boxes(image_id: str, boxes: np.ndarray) -> None:
-    """Refuse boxes with swapped corners and boxes that are not fractions. A side of 0 is valid."""
-    swapped = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-    outside = ((boxes < -BOX_TOLERANCE) | (boxes > 1 + BOX_TOLERANCE)).any(axis=1)
-    for wrong, problem in (
-        (swapped, "whose corners are swapped; give x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"),
-        (outside, "which is outside the image; give fractions of its width and height, not pixels"),
-    ):
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise UserError(f"image {image_id!r} has box {row}, {boxes[row].tolist()}, {problem}")
-
-
-def _check_names(image_id: str, kind: str, ids: np.ndarray, scores: np.ndarray, vocabulary: int) -> None:
-    """Refuse ids that are not in the vocabulary and scores that are not probabilities."""
-    if (wrong := (ids < -1) | (ids >= vocabulary)).any():
-        raise UserError(
-            f"image {image_id!r} has {kind} id {ids[wrong][0]} but the extractor has {vocabulary} names, numbered from "
-            "0; give the vocabulary of the detector, or -1 for none"
-        )
-    if (wrong := (scores < 0) | (scores > 1)).any():
-        raise UserError(
-            f"image {image_id!r} has {kind} score {scores[wrong][0]:g}; give probabilities from 0 to 1, not logits"
-        )
 
 
 def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Hash") -> FileEntry:
     """Write after the committed part of a file, over the rest of an interrupted commit."""
-    with file.open("r+b") as stream:
+    with open_own(file, "r+b") as stream:
         stream.seek(committed.num_bytes)
         stream.write(data)
         stream.truncate()
@@ -364,9 +326,10 @@ def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Ha
 def _truncate(file: Path, committed: FileEntry) -> "hashlib._Hash":
     """Cut a growing file to its committed length and hash it; create it if nothing is committed."""
     if not committed.num_bytes:
-        file.write_bytes(b"")
+        open_own(file, "wb").close()
     elif file.is_file() and file.stat().st_size > committed.num_bytes:
-        os.truncate(file, committed.num_bytes)
+        with open_own(file, "r+b") as stream:
+            stream.truncate(committed.num_bytes)
     running = hashlib.sha256()
     if file.is_file():
         with file.open("rb") as stream:

@@ -9,7 +9,8 @@ import pytest
 
 from dimvl.errors import UserError
 from dimvl.regions.detectors.given_boxes import GivenBoxes
-from dimvl.regions.extract import extract, images_of_coco
+from dimvl.regions.extract import extract
+from dimvl.regions.listing import images_of_coco
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from tests.exports import make_detector, make_image
@@ -93,14 +94,15 @@ def test_an_image_of_another_shape_than_its_boxes_were_drawn_at_is_skipped(image
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bbox": [1, 2, -3, 4]}, r"annotation 1 of image 1: bbox .* is not x, y, width, height"),
+        ({"bbox": [1, 2, -3, 4]}, r"item 0 of annotations, of image 1: bbox .* is not x, y, width, height"),
         ({"bbox": [1, 2, float("nan"), 4]}, "is not x, y, width, height"),
         ({"bbox": [1, 2, float("inf"), 4]}, "is not x, y, width, height"),
         ({"bbox": [1, 2, 3]}, "is not x, y, width, height"),
-        ({"bbox": "1234"}, None),
-        ({"bbox": None}, "lacks image_id, category_id or bbox"),
-        ({"category_id": float("inf")}, "lacks image_id, category_id or bbox"),
-        ({"bbox": ["a", 1, 1, 1]}, "lacks image_id, category_id or bbox"),
+        ({"bbox": None}, "bbox None is not x, y, width, height"),
+        ({"category_id": float("inf")}, "category_id inf; give text or a whole number"),
+        ({"bbox": ["a", 1, 1, 1]}, "is not x, y, width, height"),
+        ({"bbox": [0.1, 0.1, 0.5, 0.5]}, r"bbox \[0.1, .*\] looks like fractions; give .* in pixels"),
+        ({"bbox": [0, 0, 1, 1]}, "looks like fractions"),
         ({"image_id": 99}, "image 99: the image is not listed"),
         ({"category_id": 99}, "category 99 is not listed"),
         ({"score": 2}, r"score 2\.0 is not a probability"),
@@ -111,9 +113,6 @@ def test_an_invalid_annotation_is_named(tmp_path, change, message):
     annotations = copy.deepcopy(COCO["annotations"])
     annotations[0].update(change)
     file = written(tmp_path, annotations=annotations)
-    if message is None:  # each digit of the text is a number
-        assert GivenBoxes.read(file)
-        return
     with pytest.raises(UserError, match=message):
         GivenBoxes.read(file)
 
@@ -125,6 +124,9 @@ def test_an_invalid_annotation_is_named(tmp_path, change, message):
         {"categories": [{"id": 1}]},
         {"images": [{"id": 1, "file_name": "1.png"}]},
         {"images": [{"id": 1, "file_name": "1.png", "width": 0, "height": 5}]},
+        {"images": [{"id": 1, "file_name": "1.png", "width": 64.5, "height": 5}]},
+        {"images": [COCO["images"][0]] * 2},
+        {"categories": [{"id": 1, "name": "lamp"}, {"id": 1, "name": "cat"}]},
         {"images": [{"id": float("inf"), "file_name": "1.png", "width": 5, "height": 5}]},
         {"categories": [{"id": float("inf"), "name": "lamp"}]},
         {"images": 3},
@@ -136,6 +138,26 @@ def test_an_invalid_annotation_is_named(tmp_path, change, message):
 def test_a_file_of_another_form_is_rejected(tmp_path, changes):
     with pytest.raises(UserError, match=r"boxes\.json"):
         GivenBoxes.read(written(tmp_path, **changes))
+
+
+def test_ids_that_are_text_stay_that_text(tmp_path):
+    file = written(
+        tmp_path,
+        images=[{"id": name, "file_name": f"{name}.png", "width": 90, "height": 70} for name in ("0001", "1")],
+        categories=[{"id": "07", "name": "lamp"}],
+        annotations=[{"image_id": "0001", "category_id": "07", "bbox": [9, 7, 45, 35]}],
+    )
+    given = GivenBoxes.read(file)
+    assert {name: len(boxes) for name, boxes in given.boxes.items()} == {"0001": 1, "1": 0}
+
+
+def test_boxes_in_pixels_are_refused_where_python_takes_fractions(image_folder, tmp_path):
+    detector, pixels = make_detector(), np.array([[9, 7, 45, 35]])
+    with pytest.raises(UserError, match=r"image 0 has box 0, .* give fractions of its width and height, not pixels"):
+        detector.detect([make_image(1)], [pixels])
+    with RegionStoreWriter(tmp_path / "store", detector.extractor) as writer:
+        report = extract([("1", image_folder / "1.png")], detector, writer, boxes={"1": pixels})
+    assert "image '1' has box 0" in report.skipped[0][1]
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs the real images beside the checkout")

@@ -1,6 +1,5 @@
 """Reading a region store: images are read as they were written, and damage is found."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from dimvl.errors import UserError
+from dimvl.files import sha256, write_sealed
 from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.regions.store import folder as store_folder
@@ -282,20 +282,23 @@ def test_a_folder_without_a_manifest_is_not_a_store(tmp_path):
 
 
 def edit_manifest(path: Path, **changes: object) -> None:
-    values = (
-        json.loads((path / "manifest.json").read_text()) | changes | {"checksum": store_format.NO_CHECKSUM.decode()}
-    )
-    text = json.dumps(values)
-    checksum = hashlib.sha256(text.encode()).hexdigest()
-    (path / "manifest.json").write_text(text.replace(store_format.NO_CHECKSUM.decode(), checksum))
+    values = json.loads((path / "manifest.json").read_text()) | changes
+    write_sealed(path / "manifest.json", {name: value for name, value in values.items() if name != "checksum"})
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 1}, "version: Input should be 2"),
-        ({"format": "other"}, "format: Input should be 'dimvl-regions'"),
-        ({"num_images": -1}, "num_images: Input should be greater"),
+        ({"version": 1}, "version is 1: input should be 2"),
+        ({"format": "other"}, "format is 'other': input should be"),
+        ({"num_images": -1}, "num_images is -1: input should be greater"),
+        ({"num_images": 10**12}, "num_images does not agree with the other counts"),
+        ({"num_regions": 5}, "num_regions does not agree"),
+        ({"num_images": "23"}, "num_images is '23': input should be a valid integer"),
+        ({"index": {"num_bytes": 10**9, "sha256": "0" * 64}}, "index does not agree"),
+        ({"extractor": {**vars(EXTRACTOR), "feature_width": -5}}, "a feature width of -5"),
+        ({"extractor": {**vars(EXTRACTOR), "feature_width": 5.5}}, "extractor.feature_width is 5.5"),
+        ({"shards": {}}, "shards is {}"),
         ({"extractor": {}}, r"extractor\.name"),
         ({"shards": [{"file": "../x", "num_images": 1, "num_regions": 1, "sha256": ""}]}, r"shards\.0\.file"),
     ],
@@ -371,3 +374,68 @@ def test_without_two_different_regions_the_statistics_change_nothing(tmp_path):
                 writer.add(make_regions(number, str(number), 1))
         mean, std = feature_statistics(RegionStore(tmp_path / str(images)))
         assert not mean.any() and (std == 1).all()
+
+
+# Stores that lie: their checksums are right, their content is not
+
+
+def lie(path: Path, name: str, content: bytes) -> None:
+    """Write a file of a store, and its checksum into the manifest."""
+    (path / name).write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    entry = manifest[name.removesuffix(".bin")] if name.endswith(".bin") else manifest["shards"][0]
+    entry["sha256"] = sha256(path / name)
+    edit_manifest(path, **manifest)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("shard", 10**6, "a shard that does not exist"),
+        ("num_regions", 2**32 - 1, "regions that do not exist"),
+        ("first_row", 2**64 - 1, "regions that do not exist"),
+        ("id_start", 2**64 - 1, "ids that do not exist"),
+        ("id_length", 2**40, "ids that do not exist"),
+    ],
+)
+def test_an_index_of_what_does_not_exist_is_refused_before_memory_is_reserved(path, field, value, problem):
+    index = np.fromfile(path / "index.bin", dtype=store_format.INDEX_DTYPE)
+    index[field][7] = value
+    lie(path, "index.bin", index.tobytes())
+    with pytest.raises(UserError, match=f"index.bin describes {problem}; extract it again"):
+        RegionStore(path)
+    assert verify_store(path) == [f"index.bin describes {problem}; without it every image is lost"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"data_offsets": [-8, 40]},
+        {"data_offsets": [0.0, 40.0]},
+        {"data_offsets": [0]},
+        {"shape": [True, 5]},
+        {"dtype": 3},
+        {"deep": "[" * 20_000},
+        {"long": " " * 70_000},
+    ],
+    ids=["negative", "fractions", "one number", "true", "number", "deep", "long"],
+)
+def test_a_shard_whose_header_lies_is_damaged_although_its_checksum_is_right(path, header):
+    name = "shard-00000.safetensors"
+    data = (path / name).read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    values = json.loads(data[8:end])
+    values["features"].update(header)
+    text = json.dumps(values).replace('"' + "[" * 20_000 + '"', "[" * 20_000).encode()
+    lie(path, name, len(text).to_bytes(8, "little") + text + data[end:])
+    with pytest.raises(UserError, match=r"shard-00000\.safetensors is missing or damaged"):
+        RegionStore(path).read(1)
+    [problem] = verify_store(path)
+    assert problem.startswith(f"{name} has a damaged header or is cut off; lost images: ")
+
+
+@pytest.mark.parametrize("name", ["index.bin", "ids.bin", "lookup.bin"])
+def test_a_flipped_bit_of_an_index_is_found_on_opening(path, name):
+    flip_bit(path / name, 60)
+    with pytest.raises(UserError, match=rf"{name} is damaged: its checksum differs; `dimvl verify"):
+        RegionStore(path)
