@@ -92,7 +92,7 @@ def test_separate_stores_of_the_parts_of_a_folder_equal_the_whole(
     run("extract", place / "images", tmp_path / "whole", *arguments)
     for part in (1, 2):
         result = run("extract", place / "images", tmp_path / f"{part}", *arguments, "--part", f"{part}/2")
-        assert result.out.startswith(f"{3 - part} images done")
+        assert result.out.startswith(("2 images done", "1 image done")[part - 1])
         assert f" MB for {3 - part} images of" in caplog.text
     whole, parts = RegionStore(tmp_path / "whole"), RegionStore([tmp_path / "1", tmp_path / "2"])
     assert len(parts) == 3

@@ -139,20 +139,19 @@ def dimvl_process(*arguments: object, **options: object) -> subprocess.Completed
     return subprocess.run(command, text=True, timeout=60, **options)  # type: ignore[call-overload]
 
 
-@pytest.mark.slow
 def test_a_message_keeps_its_line_while_progress_is_shown(places: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for number in (1, 2):
-        make_image(number).save(tmp_path / "images" / f"{number}.png")
-    broken = tmp_path / "images" / f"{'long ' * 30}.png"
-    broken.write_bytes(b"")
-    arguments = ("extract", broken.parent, tmp_path / "out", "--detector", places["detector"], "--batch-size", 1)
+    name = "long " * 30
+    with shutil.copy(places["features"], tmp_path / "features.tsv").open("a") as file:
+        file.write(f"{name}\t4\n")
     with terminal() as (descriptor, written):
         environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
+        arguments = ("import", tmp_path / "features.tsv", tmp_path / "out")
         ended = dimvl_process(*arguments, stdout=subprocess.PIPE, stderr=descriptor, env=environment)
-    assert (ended.returncode, ended.stdout.split(":")[0]) == (1, "2 images done, 0 already there, 1 skipped")
+    assert (ended.returncode, ended.stdout.split(":")[0]) == (1, "6 images done, 0 already there, 1 skipped")
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(written).decode()).replace("\r", "\n").splitlines()
-    assert [line for line in lines if line.startswith("WARNING: ") and str(broken) in line]
+    messages = [line for line in lines if "INFO: " in line or "WARNING: " in line]
+    assert len(messages) == 3 and all(line.startswith(("INFO: ", "WARNING: ")) for line in messages), lines
+    assert name.strip() in messages[-1] and "2 columns" in messages[-1]
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
