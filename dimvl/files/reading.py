@@ -79,7 +79,7 @@ def check_readable(folder: Path, remedy: str) -> None:
         raise UserError(f"{folder} is not a folder that exists; {remedy}")
     try:
         os.listdir(folder)
-        (folder / ".").stat()
+        os.stat(f"{folder}/.")
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}); ask its owner, or {remedy}") from None
 
