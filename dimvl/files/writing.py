@@ -178,17 +178,23 @@ def pinned(folder: Path) -> Iterator[None]:
 
 
 def remove_unpinned(folder: Path) -> None:
-    """Remove a folder with its files, unless a process has pinned it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):  # without locks, nothing is pinned
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-        shutil.rmtree(folder)
-    finally:
-        os.close(descriptor)
+    """Remove a folder with its files, unless a process has pinned it.
+
+    Raises:
+        UserError: it cannot be removed.
+
+    """
+    with writing(folder), suppress(FileNotFoundError):  # somebody else removes it
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):  # without locks, nothing is pinned
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return
+            shutil.rmtree(folder)
+        finally:
+            os.close(descriptor)
 
 
 def check_writable(folder: Path) -> None:

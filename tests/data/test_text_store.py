@@ -13,6 +13,7 @@ from dimvl.data import text_store as text_store_module
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
+from dimvl.files import read_sealed, sha256, write_sealed
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from tests.at_once import at_once
@@ -324,6 +325,34 @@ def test_positions_are_looked_up_once_for_each_image_and_mapped(tmp_path, source
     again = pickle.loads(pickle.dumps(texts))
     monkeypatch.setattr(RegionStore, "positions", None)
     assert groups_of(again, regions, range(5)) == GROUPS and isinstance(again.positions_in(regions).base, np.memmap)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("offsets", [0, 1, 2, 10**6]),
+        ("groups", [0, 2]),
+        ("group_images", [0, 1, 99]),
+        ("text_ids", [1.5, 2.5]),
+        ("label_offsets", [[0, 0]]),
+        ("token_ids", None),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_written_again_although_their_checksums_fit(
+    tmp_path, source, caplog, name, values
+):
+    path = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], SEVERAL).path
+    file, manifest = path / f"{name}.npy", read_sealed(path / "manifest.json", "")
+    whole = file.read_bytes()
+    if values is None:
+        file.unlink()
+        os.mkfifo(file)  # opening it waits for a writer
+    else:
+        np.save(file, np.array(values, dtype=np.load(file).dtype if isinstance(values[-1], int) else None))
+        manifest["sha256"][name] = sha256(file)
+        write_sealed(path / "manifest.json", manifest)
+    text_store(tmp_path / "cache", make_tokenizer(), 20, [source], SEVERAL)
+    assert "are damaged; they are written again" in caplog.text and file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", TextStore.GROUP_ARRAYS)

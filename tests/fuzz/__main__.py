@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from tests.fuzz.subjects import Subject, make_subjects
-from tests.fuzz.trials import BAD, Trial, as_line, run_trial, run_trials, warm
+from tests.fuzz.trials import BAD, SUBJECTS, Trial, as_line, run_trial, run_trials, warm
 
 GOOD = ("error", "same", "warned", "edited")
 
@@ -37,17 +37,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trial", type=int, help="run only this one")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", choices=SUBJECTS, help="change only this kind of folder; numbers then mean others")
     parser.add_argument("--out", type=Path, help="file for the trials that fail, one line of JSON each")
     options = parser.parse_args()
     if options.trial is not None:
-        with prepared() as (subjects, _):
+        with prepared(options.only) as (subjects, _):
             place = Path(tempfile.mkdtemp(prefix="dimvl-fuzz-")) / "changed"
             found: list[Trial] = []
             run_trial(subjects, options.seed, options.trial, place, found.append, shown=True)
             print(json.dumps(found[-1].__dict__, indent=2), f"\n{place}")
             return int(found[-1].outcome in BAD)
     start = time.monotonic()
-    found = fuzz(options.trials, options.seed, options.jobs)
+    found = fuzz(options.trials, options.seed, options.jobs, options.only)
     failed = [trial for trial in found if trial.outcome in BAD]
     if options.out is not None:
         options.out.write_text("".join(map(as_line, failed)))
@@ -62,6 +63,9 @@ def main() -> int:
 class prepared:  # noqa: N801 - used like a function
     """Write the sound folders, run all stages once, and remove the folders at the end."""
 
+    def __init__(self, only: str | None = None) -> None:
+        self._only = only
+
     def __enter__(self) -> tuple[list[Subject], Path]:
         logging.getLogger("dimvl").propagate = False
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
@@ -70,7 +74,7 @@ class prepared:  # noqa: N801 - used like a function
         memory = Path("/dev/shm")
         self._folder = tempfile.TemporaryDirectory(prefix="dimvl-fuzz-", dir=memory if memory.is_dir() else None)
         folder = Path(self._folder.name)
-        subjects = make_subjects(folder)
+        subjects = [subject for subject in make_subjects(folder) if self._only in (None, subject.name)]
         warm(subjects)
         gc.collect()
         gc.freeze()  # so that children do not copy what they only read
@@ -81,9 +85,9 @@ class prepared:  # noqa: N801 - used like a function
         self._folder.cleanup()
 
 
-def fuzz(trials: int, seed: int = 0, jobs: int = 1) -> list[Trial]:
-    """Run trials 0 to `trials` - 1 in a number of processes."""
-    with prepared() as (subjects, folder):
+def fuzz(trials: int, seed: int = 0, jobs: int = 1, only: str | None = None) -> list[Trial]:
+    """Run trials 0 to `trials` - 1 in a number of processes; `only` is the name of a subject."""
+    with prepared(only) as (subjects, folder):
         results = [folder / f"results-{job}.jsonl" for job in range(jobs)]
         children = []
         for job, result in enumerate(results):
@@ -93,6 +97,8 @@ def fuzz(trials: int, seed: int = 0, jobs: int = 1) -> list[Trial]:
                     with result.open("w") as file:
                         for trial in run_trials(subjects, seed, range(job, trials, jobs), folder / f"trial-{job}"):
                             file.write(as_line(trial))
+                            if job == 0 and (trial.number // jobs + 1) % 1000 == 0:
+                                print(f"{trial.number + jobs:,} trials", file=sys.stderr, flush=True)
                 finally:
                     sys.stdout.flush()
                     os._exit(0)

@@ -25,7 +25,7 @@ LONGEST = 3000
 BAD = ("SILENT", "TRACEBACK", "HANG", "MEMORY", "ABORT", "LONG")
 """Outcomes that must not occur; the others: same, warned, error, and edited, where the edit has a meaning."""
 SUBJECTS = {"export": 0.3, "run": 0.3, "store": 0.15, "configuration": 0.1, "annotations": 0.1, "images": 0.05}
-LINES = ("lines", "cut", "longer")
+LINES = ("lines", "cut", "longer", "another file")
 """Changes of a log that may drop or repeat whole lines, which nothing in the file shows."""
 
 
@@ -101,8 +101,7 @@ def run_trial(
 
     """
     drawn = random.Random(f"{seed}-{number}")
-    by_name = {subject.name: subject for subject in subjects}
-    subject = by_name[drawn.choices(list(SUBJECTS), list(SUBJECTS.values()))[0]]
+    subject = drawn.choices(subjects, [SUBJECTS[subject.name] for subject in subjects])[0]
     name = drawn.choice(subject.files)
     stage = drawn.choice(subject.stages_of(name))
     wanted = _wanted(subject, stage)
