@@ -47,6 +47,7 @@ def test_the_task_selects_the_configuration_class(tmp_path, pretrain):
         ("model.xyzzy=1", "unknown key 'model.xyzzy'; valid keys: layers, width, heads"),
         ("self_critical={}", "unknown key 'self_critical'; it belongs to task 'caption', which this run is not"),
         ("epochs=1", "unknown key 'epochs'; valid keys: task, output"),
+        ("training.dropout=0", r"unknown key 'training\.dropout'; did you mean 'model\.dropout'\?"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_valid_name(pretrain, override, says):
@@ -215,7 +216,7 @@ def test_references_work_within_bounds(tmp_path):
     shared = "model: &one {layers: 3, width: 24, heads: 2}\n"
     with pytest.raises(UserError, match="nothing refers to '&one'"):
         load_config(write(tmp_path / "run.yaml", yaml.safe_dump(PRETRAIN) + shared))
-    used = "first: &a {x: 1, y: 2}\nsecond: {y: 3, <<: *a}\nthird: {<<: [*a, {z: 4}], x: 0}\n"
+    used = "first: &a {x: 1, y: 2}\nsecond: {y: 3, <<: *a}\nthird: {<<: [*a, {y: 5, z: 4}], x: 0}\n"
     assert read_yaml(write(tmp_path / "used.yaml", used)) == {
         "first": {"x": 1, "y": 2},
         "second": {"x": 1, "y": 3},

@@ -54,7 +54,7 @@ def test_every_shipped_configuration_can_be_planned_without_its_data(path, monke
     config = load_config(path)
     monkeypatch.chdir(tmp_path)
     if getattr(config, "self_critical", None) is not None:
-        with pytest.raises(UserError, match="plan its initial run instead"):
+        with pytest.raises(UserError, match="plan without drawing, by self_critical=null"):
             make_plan(config, Cluster(gpus=8))
         return
     plan = make_plan(config, Cluster(gpus=8))

@@ -31,7 +31,7 @@ SHORT = [
 def values_given(calls: Iterable[list[str]], path: Path) -> set[tuple[str, ...]]:
     """The arguments of calls besides the configuration."""
     return {
-        tuple(sorted(word for word in words if "=" in word))
+        tuple(sorted(word.replace("$", "") for word in words if "=" in word))  # a shell replaces $ENCODER
         for words in calls
         if f"configs/real-data/{path.name}" in words
     }

@@ -203,8 +203,20 @@ def _hint(model: type[BaseModel], place: Sequence[str], others: Mapping[str, typ
         if (not section or section[0] in other.model_fields) and key in _known_keys(other, section):
             return f"it belongs to task {task!r}, which this run is not"
     known = _known_keys(model, section)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"did you mean {'.'.join([*section, near[0]])!r}?" if near else f"valid keys: {', '.join(known)}"
+    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+        return f"did you mean {'.'.join([*section, near[0]])!r}?"
+    if elsewhere := [name for name in all_keys(model) if name.rpartition(".")[2] == key]:
+        return f"did you mean {elsewhere[0]!r}?"
+    return f"valid keys: {', '.join(known)}"
+
+
+def all_keys(model: type[BaseModel], place: str = "") -> Iterator[str]:
+    """Yield the names of all keys of a section, such as `training.steps`."""
+    for name, field in model.model_fields.items():
+        yield f"{place}{name}"
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from all_keys(kind, f"{place}{name}.")
 
 
 def _known_keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:

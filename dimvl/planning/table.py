@@ -30,8 +30,8 @@ def describe(plan: Plan, cpu: CpuEstimate | None = None) -> Iterator[str]:
     yield from _rates(plan)
     if cpu is not None:
         yield (
-            f"on this CPU instead: about {_duration(plan.steps * cpu.seconds)}, {cpu.seconds:,.2g} s per step "
-            f"({cpu.threads} threads, {cpu.gflops:,.0f} GFLOP/s measured on one block of the encoder)"
+            f"on this CPU instead: about {_duration(plan.steps * cpu.seconds)}, {cpu.seconds:,.2f} s per step "
+            f"(threads: {cpu.threads}; {cpu.gflops:,.0f} GFLOP/s measured on one block of the encoder)"
         )
     yield ""
     for title, sentences in (("assumed", plan.facts.assumed), ("formulae", FORMULAE)):

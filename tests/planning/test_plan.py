@@ -267,7 +267,7 @@ def test_the_command_tells_the_time_on_this_cpu_only_where_it_would_be_used(monk
     monkeypatch.setattr("dimvl.planning.cpu._seconds", lambda *arguments: 1.0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     out = call(monkeypatch, capsys, "plan", config_file, "--images", 10).out
-    assert "on this CPU instead: about " in out and " days" in out and f"({torch.get_num_threads()} threads" in out
+    assert "on this CPU instead: about " in out and " days" in out and f"(threads: {torch.get_num_threads()}" in out
     assert "on this CPU" not in call(monkeypatch, capsys, "plan", config_file, "--gpus", 8).out
 
 
