@@ -68,9 +68,8 @@ class Images:
         if self.store is None:
             if ids:
                 raise UserError("--images names images of a region store; give --regions too, or image files instead")
-            files = _image_files(paths)
-            self.named: Sequence[str] = [str(path) for path in paths if path in files]
-            self.names = list(map(str, files))
+            self.names = list(map(str, _image_files(paths)))
+            self.named: Sequence[str] = [str(path) for path in paths if not os.path.isdir(path)]
             return
         if paths:
             raise UserError(f"{paths[0]} and --regions both give images; name images of the store by --images")

@@ -94,17 +94,17 @@ def caption(
 
     Example: dimvl caption --regions stores/val --images 17 --images 18 --model exports/caption
     """
-    looked = Images(images or [], regions, ids)
-    groups = looked.groups([None], together)
+    chosen = Images(images or [], regions, ids)
+    groups = chosen.groups([None], together)
     decoding = given(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty, block_ngrams=block_ngrams)
     predictor = open_model(model, device, threads)
     check_inputs(predictor, groups)
-    if together or looked.is_single(groups):
+    if together or chosen.is_single(groups):
         [group] = groups
-        text = predictor.caption(looked.single(predictor, groups), **decoding)
+        text = predictor.caption(chosen.single(predictor, groups), **decoding)
         _print({**named(group, together), "caption": text}, text, as_json)
         return
-    with looked.regions(predictor, groups) as batches:
+    with chosen.regions(predictor, groups) as batches:
         for found in batches:
             for (name,), text in zip(found, predictor.caption(list(found.values()), **decoding), strict=True):
                 _print({"image": name, "caption": text}, f"{name}: {text}", as_json)
@@ -144,22 +144,22 @@ def answer(
 
     Example: dimvl answer asked.jsonl --regions stores/val --model exports/vqa
     """
-    looked, groups = _asked(arguments or [], regions, ids)
-    single = looked.is_single(groups)
+    chosen, groups = _asked(arguments or [], regions, ids)
+    single = chosen.is_single(groups)
     if explain and not single:
         raise UserError("--explain needs one image and one question; omit it")
     predictor = open_model(model, device, threads)
     if single:
         check_inputs(predictor, groups)
         [[record]] = groups.values()
-        _answer_one(predictor, looked.single(predictor, groups), record, top, explain, as_json)
+        _answer_one(predictor, chosen.single(predictor, groups), record, top, explain, as_json)
         return
     timed = sum("times" in record for records in groups.values() for record in records)
     used = timed and predictor.trained.processor.times
     check_inputs(predictor, groups, [[0.0] * len(group) for group in groups] if used else None)
     if timed and not used:  # as in an evaluation: a fact of the file, which other models may use
         print_text(f"the times of {timed} texts are ignored; train with inputs.times=true to use them", error=True)
-    with looked.regions(predictor, groups, "questions") as batches:
+    with chosen.regions(predictor, groups, "questions") as batches:
         for found in batches:
             pairs = [(images, record) for group, images in found.items() for record in groups[group]]
             times = [record.get("times", [0.0] * len(images)) for images, record in pairs] if used else None
@@ -185,24 +185,24 @@ def _asked(
         if ids:
             raise UserError(f"{first} names its own images; omit --images")
         return _asked_in(input_file(first), regions)
-    looked = Images([file_or_folder(first)] if first and not regions else [], regions, ids)
+    chosen = Images([file_or_folder(first)] if first and not regions else [], regions, ids)
     questions = arguments if regions else rest
     if not questions:
         subject = f"{first} has" if first else "there is"
         raise UserError(f"{subject} no question; give one, or a .jsonl file of images and questions")
     _refuse_empty(questions)
-    if looked.store is not None and (image := next((text for text in questions if text in looked.store), None)):
+    if chosen.store is not None and (image := next((text for text in questions if text in chosen.store), None)):
         raise UserError(f"{image!r} is an image of the region store, not a question; give it as --images {image}")
     if path := next(filter(os.path.exists, questions), None):
         raise UserError(f"{path} is a file or a folder, not a question; give one image, one folder or a region store")
-    return looked, {(name,): [{"image": name, "question": question} for question in questions] for name in looked.names}
+    return chosen, {(name,): [{"image": name, "question": question} for question in questions] for name in chosen.names}
 
 
 def _asked_in(file: Path, regions: Sequence[Path] | None) -> tuple[Images, Groups]:
     """Do what `_asked` does for a .jsonl file."""
     from dimvl.data.annotations.jsonl import jsonl_questions
 
-    looked = Images([file], None, None) if not regions else Images([], regions, None)
+    chosen = Images([] if regions else [file], regions, None)  # without a store, the lines name the image files
     groups: dict[Group, list[dict[str, Any]]] = {}
     for asked in jsonl_questions(file):
         group = asked.image_ids if regions else tuple(str(file.parent / name) for name in asked.image_ids)
@@ -211,8 +211,8 @@ def _asked_in(file: Path, regions: Sequence[Path] | None) -> tuple[Images, Group
         groups.setdefault(group, []).append({**record, "question": asked.text})
     if not groups:
         raise UserError(f"{file} has no question; give one per line")
-    looked.check({name: None for group in groups for name in group})
-    return looked, groups
+    chosen.check({name: None for group in groups for name in group})
+    return chosen, groups
 
 
 def _answer_one(
@@ -271,18 +271,18 @@ def match(
     Example: dimvl match --regions stores/val --texts texts.txt --model exports/pretrain
     """
     paths, wanted = _texts(arguments or [], text or [], texts)
-    looked = Images(paths, regions, ids)
-    groups = looked.groups(wanted, together)
+    chosen = Images(paths, regions, ids)
+    groups = chosen.groups(wanted, together)
     predictor = open_model(model, device, threads)
     check_inputs(predictor, groups)
-    if looked.is_single(groups):
+    if chosen.is_single(groups):
         [group] = groups
-        probability = predictor.match(looked.single(predictor, groups), wanted[0])
+        probability = predictor.match(chosen.single(predictor, groups), wanted[0])
         record = {**named(group, together), "text": wanted[0], "probability": probability}
         _print(record, f"{probability:.3f}", as_json)
         return
-    as_json = as_json or len(wanted) > 1 or not {*looked.names} <= {*looked.named}
-    with looked.regions(predictor, groups, "pairs of image and text") as batches:
+    as_json = as_json or len(wanted) > 1 or not {*chosen.names} <= {*chosen.named}
+    with chosen.regions(predictor, groups, "pairs of image and text") as batches:
         for found in batches:
             pairs = [(group, one) for group in found for one in groups[group]]
             probabilities = predictor.match([found[group] for group, _ in pairs], [one for _, one in pairs])
