@@ -108,6 +108,28 @@ def parse_json(data: bytes, path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); check that it is the right file") from None
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that a file from outside names, which must lie in a folder.
+
+    Only the name is judged: a link in the folder may lead elsewhere, since it is the folder owner's own.
+
+    Args:
+        folder: where the file must be.
+        name: a path relative to `folder`, or an absolute one inside it.
+
+    Raises:
+        UserError: the name leads out of the folder.
+
+    """
+    root, path = os.path.abspath(folder), os.path.abspath(folder / name)  # as text: `link/..` is where the link is
+    if os.path.commonpath([root, path]) != root:
+        raise UserError(
+            f"{name} is outside the folder {folder}; put a link to it into that folder and name the link, or give a "
+            "folder that contains it"
+        )
+    return folder / os.path.relpath(path, root)
+
+
 def read_json_as(path: Path, model: type[Model], remedy: str) -> Model:
     """Read a small JSON file of a known form.
 
