@@ -97,6 +97,9 @@ def answer(
     ],
     model: Model,
     questions: Annotated[list[str] | None, typer.Argument(help="Questions.", metavar="QUESTION")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of the images of a .jsonl file; default: the folder of the file.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of answers to print.")] = 1,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print how much the answer's probability drops without each region.")
@@ -108,15 +111,16 @@ def answer(
     """Answer questions about images.
 
     One question about one image prints the answer. Several questions, a folder or a .jsonl file print one JSON object
-    per line as they are ready; paths in the file are relative to its folder. An image that cannot be read is reported
-    and skipped; the exit code is then 1, or 2 if that image was named on the command line.
+    per line as they are ready; paths in the file are relative to its folder, or to --folder, and must not leave it.
+    An image that cannot be read is reported and skipped; the exit code is then 1, or 2 if that image was named on the
+    command line.
 
     Example: dimvl answer photo.png "what color is the star?" --model exports/vqa --explain
     """
     from dimvl.predictor import Predictor
 
     set_threads(threads)
-    records = _questions(image, questions or [])
+    records = _questions(image, questions or [], folder)
     single = [(group, len(some)) for group, some in records.items()] == [((image,), 1)]
     if explain and not single:
         raise UserError("--explain needs one image and one question; omit it")
@@ -180,14 +184,19 @@ def _fields(answer: "Answer") -> dict[str, Any]:
     return {"answer": answer.text, "probability": answer.probability, "top": answer.top}
 
 
-def _questions(image: Path, questions: Sequence[str]) -> dict[tuple[Path, ...], list[dict[str, Any]]]:
+def _questions(
+    image: Path, questions: Sequence[str], folder: Path | None
+) -> dict[tuple[Path, ...], list[dict[str, Any]]]:
     """Return records with `image` or `images`, and `question`, for each group of image files.
 
     Raises:
-        UserError: no question, questions besides those of a file, or as `jsonl_questions`.
+        UserError: no question, questions besides those of a file, an image outside the folder, or as
+            `jsonl_questions`.
 
     """
     if image.suffix != ".jsonl":
+        if folder is not None:
+            raise UserError(f"--folder {folder} is for the images of a .jsonl file; omit it")
         if not questions:
             raise UserError(f"{image} has no question; give one, or a .jsonl file of images and questions")
         files = _image_files([image])
@@ -195,13 +204,15 @@ def _questions(image: Path, questions: Sequence[str]) -> dict[tuple[Path, ...], 
     if questions:
         raise UserError(f"{image} has its own questions; omit {questions[0]!r}")
     from dimvl.data.annotations.jsonl import jsonl_questions
+    from dimvl.files import inside
 
     records: dict[tuple[Path, ...], list[dict[str, Any]]] = {}
     for found in jsonl_questions(image):
-        ids, times = found.image_ids, {"times": found.times} if found.times else {}
+        ids, times = found.written_ids, {"times": found.times} if found.times else {}
         named = {"image": ids[0]} if len(ids) == 1 else {"images": ids}
         record = {**named, **times, "question_id": found.question_id, "question": found.text}
-        records.setdefault(tuple(image.parent / name for name in ids), []).append(record)
+        paths = tuple(inside(folder or image.parent, name) for name in found.image_ids)
+        records.setdefault(paths, []).append(record)
     if not records:
         raise UserError(f"{image} has no question; give one per line")
     return records

@@ -15,6 +15,10 @@ Worlds = Annotated[
     Path | None, typer.Option(help="worlds.jsonl of scenes, to score facts in captions; default: beside the captions.")
 ]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Skip images that the store lacks, with a warning.")]
+MatchRule = Annotated[
+    str | None,
+    typer.Option("--match", help="How images are found in the store: id, file_name, stem, path_stem and so on."),
+]
 AllowTrained = Annotated[
     bool, typer.Option("--allow-trained-images", help="Allow images that the model was trained on.")
 ]
@@ -37,6 +41,7 @@ def evaluate(
     worlds: Worlds = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default MODEL/evaluation.")] = None,
     beams: Annotated[int | None, typer.Option(min=1, max=100, help="Beam width for captions; default 3.")] = None,
+    match: MatchRule = None,
     skip_missing: SkipMissing = False,
     allow_trained_images: AllowTrained = False,
     device: Device = "auto",
@@ -52,7 +57,7 @@ def evaluate(
     from dimvl.config import parse_overrides
 
     options: dict[str, Any] = {"questions": questions, "annotations": annotations, "captions": captions}
-    options |= {"split": split, "worlds": worlds, "beams": beams}
+    options |= {"split": split, "worlds": worlds, "beams": beams, "match": match}
     named = parse_overrides(values or []) | {name: value for name, value in options.items() if value is not None}
     from dimvl import evaluation
     from dimvl.regions.store import RegionStore
@@ -71,7 +76,8 @@ def evaluate(
         found = evaluation.evaluate(model, trained, store, named, folder, settings, show)
     if found.scores:
         print(json.dumps(found.scores, indent=2))
-    print(f"{len(found.predictions)} predictions written to {folder}", file=sys.stderr)
+    left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in found.left_out.items() if count)
+    print(f"{len(found.predictions)} predictions written to {folder}{left_out}", file=sys.stderr)
 
 
 score = typer.Typer(
@@ -132,14 +138,20 @@ def score_caption(
 
     Example: dimvl score caption --annotations captions.json --predictions predictions.json
     """
-    from dimvl.data.annotations import read_captions
+    from dimvl.data.annotations import ImageKey, read_captions
     from dimvl.metrics.captions import caption_scores
-    from dimvl.metrics.predictions import images_of, official_images, read_predicted_captions
+    from dimvl.metrics.predictions import read_predicted_captions
 
-    references: dict[str, list[str]] = {}
+    references: dict[ImageKey, list[str]] = {}
     for caption in read_captions(annotations, split or ()):
-        references.setdefault(images_of(official_images(caption.images)), []).append(caption.text)
-    scores = caption_scores(read_predicted_captions(predictions, references), references, tokenised)
+        references.setdefault(caption.images, []).append(caption.text)
+    predicted = read_predicted_captions(predictions, references)
+    places = {images: str(place) for place, images in enumerate(references)}
+    scores = caption_scores(
+        {places[images]: text for images, text in predicted.items()},
+        {places[images]: texts for images, texts in references.items()},
+        tokenised,
+    )
     if as_json:
         counts = {"count": scores.count, "references": scores.references}
         print(json.dumps({"task": "caption", **counts, "official": scores.corpus, "left_out": scores.left_out}))

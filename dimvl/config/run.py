@@ -4,7 +4,16 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from dimvl.config.sections import DeepSpeedConfig, Files, InputsConfig, Missing, ModelConfig, Section, TrainingConfig
+from dimvl.config.sections import (
+    DeepSpeedConfig,
+    Files,
+    InputsConfig,
+    Match,
+    Missing,
+    ModelConfig,
+    Section,
+    TrainingConfig,
+)
 
 
 class ValidationConfig(Section):
@@ -27,6 +36,9 @@ class RunConfig(Section):
     missing: Missing = Field(
         "error",
         description="images missing from the store: error stops; skip drops their texts and logs how many",
+    )
+    match: Match = Field(
+        "auto", description="rule by which images are found in the store, see annotations.md; auto: the one that fits"
     )
     cache: Path | None = Field(None, description="folder of tokenised texts; null puts it inside the run")
     initial: Path | None = Field(None, description="a run or an export to start from; null starts from scratch")

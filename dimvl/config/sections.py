@@ -17,6 +17,7 @@ from pydantic import (
 
 Split = Literal["qkv", "out", "norm", "ffn"]
 Missing = Literal["error", "skip"]
+Match = Literal["auto", "id", "file_name", "stem", "path_stem", "coco_number", "twelve_digits"]
 List = TypeVar("List", bound=Sequence[Any])
 
 

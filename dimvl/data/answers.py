@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dimvl.data.annotations.fields import is_blank
 from dimvl.errors import UserError
 from dimvl.files import read_json
 
@@ -96,10 +97,11 @@ def _words(text: str) -> str:
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """Return the soft targets of one question: the score of each answer, see `agreement`.
 
-    With ten people, 1, 2, 3, 4 and more give .3, .6, .9, 1 (LXMERT, UNITER); the single answer of GQA gets 1.
+    With ten people, 1, 2, 3, 4 and more give .3, .6, .9, 1 (LXMERT, UNITER); the single answer of GQA gets 1. Answers
+    of which the normalisation leaves nothing, such as "?", are left out.
     """
     counts = Counter(map(normalise_answer, answers))
-    return {answer: agreement(count, len(answers)) for answer, count in counts.items()}
+    return {answer: agreement(count, len(answers)) for answer, count in counts.items() if not is_blank(answer)}
 
 
 def agreement(agreeing: int, people: int) -> float:
@@ -116,11 +118,15 @@ def agreement(agreeing: int, people: int) -> float:
 
 
 def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:
-    """Return the `size` answers that are most often the most frequent answer to a question; ties alphabetically."""
+    """Return the `size` answers that are most often the most frequent answer to a question; ties alphabetically.
+
+    Answers of which the normalisation leaves nothing are none.
+    """
     counts: Counter[str] = Counter()
     for people in answers:
-        if people:
-            counts[Counter(map(normalise_answer, people)).most_common(1)[0][0]] += 1
+        ranked = Counter(map(normalise_answer, people)).most_common()
+        if best := next((answer for answer, _ in ranked if not is_blank(answer)), ""):
+            counts[best] += 1
     return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]]
 
 

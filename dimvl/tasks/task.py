@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.config import Missing, RunConfig, Section
+from dimvl.config import Match, Missing, RunConfig, Section
 from dimvl.data.annotations import Caption, Question
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
@@ -70,6 +70,7 @@ class EvaluationOptions(Section):
     """Options of an evaluation; a task adds its annotation files and settings."""
 
     missing: Missing = "error"
+    match: Match = "auto"
 
     def files(self) -> dict[str, Path]:
         """Return the annotation files, by name."""
@@ -89,6 +90,7 @@ class Evaluation:
         items: a readable record per prediction: input, references, prediction, score.
         scores: overall scores; empty without references.
         files: further files that the scores depend on, by name.
+        left_out: reason -> number of texts or images without a prediction or without a score.
 
     """
 
@@ -96,6 +98,7 @@ class Evaluation:
     items: list[dict[str, Any]]
     scores: dict[str, Any]
     files: Mapping[str, Path] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 class ValidationScore(NamedTuple):

@@ -63,7 +63,7 @@ def test_a_missing_image_ends_training_before_it_starts_unless_it_may_be_skipped
     assert json.loads((folder / "match.json").read_text())["files"][0]["missing_examples"] == ["77"]
     result = run("pretrain", config, "missing=skip")
     assert result.code == 0 and "1 texts are dropped: image not in the store" in caplog.messages
-    assert "6 of these are in the store (each found by its id), 1 are not" in caplog.text
+    assert "6 of these are in the store (found by id), 1 are not" in caplog.text
     assert latest_checkpoint(folder) is not None, "the folder can be used again once the mistake is fixed"
 
 
@@ -82,7 +82,7 @@ def test_several_files_of_different_formats_train_together(run: Run, tmp_path: P
     result = run("pretrain", config, f"captions=[{data.captions},{lines},{pairs}]")
     assert result.code == 0
     report = json.loads((tmp_path / "runs" / "pretrain" / "match.json").read_text())
-    assert [file["found_by"] for file in report["files"]] == ["its id", "its id", "its file name without the ending"]
+    assert [file["found_by"] for file in report["files"]] == ["id", "id", "stem"]
     described = json.loads((tmp_path / "runs" / "pretrain" / "run.json").read_text())["data"]
     assert [described[f"captions {number}"]["file"] for number in (1, 2, 3)] == ["c.json", "own.jsonl", "pairs.tsv"]
 
