@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,8 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
     config = load_config(path, overrides + ([f"training.threads={threads}"] if threads else []))
     if (right := task_of(config).command) != command:
         raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {right}`; use that command")
+    from dimvl.checkpoints import MATCH
+    from dimvl.files import read_json
     from dimvl.training.run import run_training
 
     if os.environ.get("RANK", "0") != "0":
@@ -58,3 +61,6 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
     with training_progress() as (show, working):
         run = run_training(config, show, working)
     print(f"trained: {run}")
+    dropped = read_json(run / MATCH)["texts_dropped"]
+    if left_out := [f"{count:,} texts ({reason})" for reason, count in dropped.items() if count]:
+        print(f"left out: {', '.join(left_out)}", file=sys.stderr)

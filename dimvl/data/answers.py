@@ -97,11 +97,10 @@ def _words(text: str) -> str:
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """Return the soft targets of one question: the score of each answer, see `agreement`.
 
-    With ten people, 1, 2, 3, 4 and more give .3, .6, .9, 1 (LXMERT, UNITER); the single answer of GQA gets 1. Answers
-    of which the normalisation leaves nothing, such as "?", are left out.
+    With ten people, 1, 2, 3, 4 and more give .3, .6, .9, 1 (LXMERT, UNITER); the single answer of GQA gets 1.
     """
     counts = Counter(map(normalise_answer, answers))
-    return {answer: agreement(count, len(answers)) for answer, count in counts.items() if not is_blank(answer)}
+    return {answer: agreement(count, len(answers)) for answer, count in counts.items()}
 
 
 def agreement(agreeing: int, people: int) -> float:
@@ -120,7 +119,7 @@ def agreement(agreeing: int, people: int) -> float:
 def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:
     """Return the `size` answers that are most often the most frequent answer to a question; ties alphabetically.
 
-    Answers of which the normalisation leaves nothing are none.
+    Answers of which the normalisation leaves nothing, such as "?", are not among them; published lists may have "".
     """
     counts: Counter[str] = Counter()
     for people in answers:
