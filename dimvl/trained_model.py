@@ -16,6 +16,7 @@ import torch
 from dimvl import cpu
 from dimvl.checkpoints import MODEL, WEIGHTS, check_seal, latest_checkpoint, origin_of, read_best_checkpoint
 from dimvl.cpu.packed import pack_linears
+from dimvl.data.annotations.fields import LONGEST_TEXT
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.prefixes import Prefix
@@ -27,6 +28,7 @@ from dimvl.files import CHECKSUMS, RESTORE, check_readable, read_bytes
 from dimvl.model.convert import load_trained
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
+from dimvl.showing import short
 
 logger = logging.getLogger(__name__)
 
@@ -89,14 +91,20 @@ class TrainedModel:
         """Return the token ids (T,) of each text; texts that are too long are cut, and a warning counts them.
 
         Raises:
-            UserError: a text is empty.
+            UserError: a text is empty, has only characters of which the tokenizer makes no token, or is too long.
 
         """
-        for place, text in enumerate(texts):
-            if not text.strip():
-                raise UserError(f"text {place + 1} of {len(texts)} is empty; give some words")
+        for place, text in enumerate(texts, start=1):
+            if len(text) > LONGEST_TEXT:
+                raise UserError(
+                    f"text {place} of {len(texts)} has {len(text):,} characters, more than {LONGEST_TEXT:,}; shorten it"
+                )
         limit = self.processor.text_tokens
         encoded = self.processor.tokenizer.encode_all([text.strip() for text in texts])
+        if not all(encoded):
+            place = next(place for place, tokens in enumerate(encoded) if not tokens)
+            characters = f" (it has only {short(texts[place])})" if texts[place].strip() else ""
+            raise UserError(f"text {place + 1} of {len(texts)} is empty{characters}; give some words")
         if cut := sum(len(tokens) > limit for tokens in encoded):
             logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(texts), limit)
         return [np.array(tokens[:limit], dtype=np.int64) for tokens in encoded]

@@ -180,16 +180,38 @@ def test_answers_to_a_question_file_are_in_the_official_format_with_their_scores
     assert (unscored.predictions, unscored.items[0], unscored.scores) == (records, first, {})
 
 
-def test_items_name_images_as_the_annotation_file_does(tmp_path: Path, trained: TrainedModel) -> None:
+@pytest.mark.parametrize("own", [5, "5"])
+def test_ids_are_written_as_the_annotation_file_has_them(tmp_path: Path, trained: TrainedModel, own: int | str) -> None:
     with RegionStoreWriter(tmp_path / "regions", make_extractor()) as writer:
         writer.add(make_regions(1, "000000000005"))
     questions_file, annotations_file = tmp_path / "questions.json", tmp_path / "captions.json"
-    questions_file.write_text(json.dumps({"questions": [{"question_id": 1, "image_id": 5, "question": TEXTS[0]}]}))
-    annotations_file.write_text(json.dumps({"annotations": [{"id": 1, "image_id": 5, "caption": TEXTS[0]}]}))
+    asked = [{"question_id": each, "image_id": own, "question": TEXTS[0]} for each in ("01", "1", 2)]
+    questions_file.write_text(json.dumps({"questions": asked}))
+    annotations_file.write_text(json.dumps({"annotations": [{"id": 1, "image_id": own, "caption": TEXTS[0]}]}))
     padded = RegionStore(tmp_path / "regions")
     questions = evaluate_questions(trained, padded, VqaEvaluation(questions=questions_file))
     captions = evaluate_captions(trained, padded, CaptionEvaluation(captions=annotations_file))
-    assert [item["image_id"] for item in [*questions.items, *captions.items]] == [5, 5]
+    assert [item["image_id"] for item in [*questions.items, *captions.items, *captions.predictions]] == [own] * 5
+    for records in (questions.items, questions.predictions):
+        assert [record["question_id"] for record in records] == ["01", "1", 2]
+
+
+def test_images_without_captions_are_captioned_and_not_scored(
+    tmp_path: Path, trained: TrainedModel, store: RegionStore
+) -> None:
+    listed, lines = tmp_path / "image_info.json", tmp_path / "some.jsonl"
+    listed.write_text(json.dumps({"images": [{"id": 2, "file_name": "2.png"}, {"id": 1, "file_name": "1.png"}]}))
+    lines.write_text('{"image": "2"}\n{"image": 1, "caption": "a star"}\n')
+    found = with_official_scores(evaluate_captions(trained, store, CaptionEvaluation(captions=listed)))
+    some = evaluate_captions(trained, store, CaptionEvaluation(captions=lines))
+    captions = caption_images(trained, store, ["2", "1"], DecodingOptions(beams=3))
+    assert found.predictions == [{"image_id": image, "caption": captions[str(image)]} for image in (2, 1)]
+    assert found.scores == {} and not any(found.left_out.values())
+    assert found.items == [{"image_id": image, "prediction": captions[str(image)]} for image in (2, 1)]
+    assert [item.get("references") for item in some.items] == [None, ["a star"]] and some.scores["count"] == 1
+    assert some.left_out["image without a caption to compare with"] == 1
+    with pytest.raises(UserError, match=r"image_info\.json lacks captions, .*; remove --worlds"):
+        evaluate_captions(trained, store, CaptionEvaluation(captions=listed, worlds=tmp_path / "worlds.jsonl"))
 
 
 def evaluate_two_images(folder: Path, trained: TrainedModel, store: RegionStore) -> Evaluation:
@@ -236,11 +258,11 @@ def test_captions_get_official_scores_or_the_reason_for_their_absence(
     tmp_path: Path, trained: TrainedModel, store: RegionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = evaluate_two_images(tmp_path, trained, store)
-    given = {str(record["image_id"]): record["caption"] for record in found.predictions}
+    given = {str(place): record["caption"] for place, record in enumerate(found.predictions)}
 
     def score(predictions: dict[str, str], references: dict[str, list[str]]) -> CaptionScores:
-        assert predictions == given and references == {"2": ["a star"] * 2, "1": ["a star"]}
-        per_image = {"1": {"CIDEr": 1.0}, "2": {"CIDEr": 2.0}}
+        assert predictions == given and references == {"0": ["a star"] * 2, "1": ["a star"]}
+        per_image = {"1": {"CIDEr": 1.0}, "0": {"CIDEr": 2.0}}
         return CaptionScores(
             corpus={"CIDEr": 1.5}, per_image=per_image, left_out={"SPICE": "why"}, count=2, references=3
         )

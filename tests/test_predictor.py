@@ -367,12 +367,21 @@ def test_an_explanation_names_regions_as_the_detector_did(folder: Path, predicto
     assert described == expected
 
 
-@pytest.mark.parametrize("text", ["", "  \n"])
-def test_an_empty_question_is_refused_before_the_detector_runs(
-    folder: Path, predictor: Predictor, seen: list[int], text: str
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty; give some words"),
+        ("  \n", "is empty; give some words"),
+        ("\u200b\x01", r"is empty \(it has only '\\u200b\\x01'\); give some words"),
+        ("a" * 100_001, "has 100,001 characters, more than 100,000; shorten it"),
+    ],
+    ids=["empty", "blank", "invisible", "long"],
+)
+def test_an_empty_or_endless_question_is_refused_before_the_detector_runs(
+    folder: Path, predictor: Predictor, seen: list[int], text: str, says: str
 ) -> None:
     for ask in (predictor.answer, predictor.match, predictor.explain):
-        with pytest.raises(UserError, match="is empty; give some words"):
+        with pytest.raises(UserError, match=says):
             ask(folder / "1.png", text)
     assert seen == []
 

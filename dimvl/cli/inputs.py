@@ -182,6 +182,6 @@ def check_inputs(predictor: "Predictor", groups: Groups, times: Sequence[Sequenc
         print_text("this model knows synthetic scenes only; what it says about other images means nothing", error=True)
 
 
-def named(group: Group, together: bool) -> dict[str, Any]:
+def named(group: Sequence[int | str], together: bool) -> dict[str, Any]:
     """Return the images of a result for JSON."""
     return {"images": list(group)} if together else {"image": group[0]}

@@ -121,6 +121,12 @@ def answer(
             "With --regions, only questions or such a file.",
         ),
     ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            parser=input_folder, help="Folder of the images of a .jsonl file; default: the folder of the file."
+        ),
+    ] = None,
     regions: Stores = None,
     ids: Ids = None,
     top: Annotated[int, typer.Option(min=1, help="Number of answers to print.")] = 1,
@@ -134,9 +140,9 @@ def answer(
     """Answer questions about images, or about the regions of a store.
 
     One question about one image prints the answer. Several questions, a folder, a .jsonl file or several images of a
-    store print one JSON object per line as they are ready. The file names images by paths relative to its folder, or,
-    with --regions, by their ids in the store. An image that cannot be read is reported and skipped; the exit code is
-    then 1, or 2 if that image was named on the command line.
+    store print one JSON object per line as they are ready. The file names images by paths relative to its folder, or
+    to --folder, which must not leave it, or, with --regions, by their ids in the store. An image that cannot be read is
+    reported and skipped; the exit code is then 1, or 2 if that image was named on the command line.
 
     Example: dimvl answer photo.png "what color is the star?" --model exports/vqa --explain
 
@@ -144,7 +150,7 @@ def answer(
 
     Example: dimvl answer asked.jsonl --regions stores/val --model exports/vqa
     """
-    chosen, groups = _asked(arguments or [], regions, ids)
+    chosen, groups = _asked(arguments or [], folder, regions, ids)
     single = chosen.is_single(groups)
     if explain and not single:
         raise UserError("--explain needs one image and one question; omit it")
@@ -170,7 +176,7 @@ def answer(
 
 
 def _asked(
-    arguments: Sequence[str], regions: Sequence[Path] | None, ids: Sequence[str] | None
+    arguments: Sequence[str], folder: Path | None, regions: Sequence[Path] | None, ids: Sequence[str] | None
 ) -> tuple[Images, Groups]:
     """Return the images, and groups of them with records of `image` or `images`, and `question`.
 
@@ -184,7 +190,9 @@ def _asked(
             raise UserError(f"{first} has its own questions; omit {rest[0]!r}")
         if ids:
             raise UserError(f"{first} names its own images; omit --images")
-        return _asked_in(input_file(first), regions)
+        return _asked_in(input_file(first), folder, regions)
+    if folder is not None:
+        raise UserError(f"--folder {folder} is for the images of a .jsonl file; omit it")
     chosen = Images([file_or_folder(first)] if first and not regions else [], regions, ids)
     questions = arguments if regions else rest
     if not questions:
@@ -198,16 +206,18 @@ def _asked(
     return chosen, {(name,): [{"image": name, "question": question} for question in questions] for name in chosen.names}
 
 
-def _asked_in(file: Path, regions: Sequence[Path] | None) -> tuple[Images, Groups]:
+def _asked_in(file: Path, folder: Path | None, regions: Sequence[Path] | None) -> tuple[Images, Groups]:
     """Do what `_asked` does for a .jsonl file."""
     from dimvl.data.annotations.jsonl import jsonl_questions
+    from dimvl.files import inside
 
     chosen = Images([] if regions else [file], regions, None)  # without a store, the lines name the image files
     groups: dict[Group, list[dict[str, Any]]] = {}
     for asked in jsonl_questions(file):
-        group = asked.image_ids if regions else tuple(str(file.parent / name) for name in asked.image_ids)
+        files = () if regions else (str(inside(folder or file.parent, name)) for name in asked.image_ids)
+        group = asked.image_ids if regions else tuple(files)
         times = {"times": asked.times} if asked.times else {}
-        record = {**named(asked.image_ids, len(group) > 1), **times, "question_id": asked.question_id}
+        record = {**named(asked.written_ids, len(group) > 1), **times, "question_id": asked.question_id}
         groups.setdefault(group, []).append({**record, "question": asked.text})
     if not groups:
         raise UserError(f"{file} has no question; give one per line")

@@ -32,6 +32,10 @@ Worlds = Annotated[
     ),
 ]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Skip images that the store lacks, with a warning.")]
+MatchRule = Annotated[
+    str | None,
+    typer.Option("--match", help="How images are found in the store: id, file_name, stem, path_stem and so on."),
+]
 AllowTrained = Annotated[
     bool, typer.Option("--allow-trained-images", help="Allow images that the model was trained on.")
 ]
@@ -66,6 +70,7 @@ def evaluate(
     max_tokens: MaxTokens = None,
     length_penalty: LengthPenalty = None,
     block_ngrams: BlockNgrams = None,
+    match: MatchRule = None,
     skip_missing: SkipMissing = False,
     allow_trained_images: AllowTrained = False,
     device: Device = "auto",
@@ -82,7 +87,7 @@ def evaluate(
 
     options: dict[str, Any] = {"questions": questions, "annotations": annotations, "captions": captions}
     options |= {"split": split, "worlds": worlds, "beams": beams, "max_tokens": max_tokens}
-    options |= {"length_penalty": length_penalty, "block_ngrams": block_ngrams}
+    options |= {"length_penalty": length_penalty, "block_ngrams": block_ngrams, "match": match}
     named = parse_overrides(values or []) | given(**options)
     from dimvl import evaluation
     from dimvl.files import check_writable
@@ -103,7 +108,8 @@ def evaluate(
         found = evaluation.evaluate(model, trained, store, named, folder, settings, shown)
     if found.scores:
         print(json.dumps(found.scores, indent=2))
-    print_text(f"{counted(len(found.predictions), 'prediction')} written to {folder}", error=True)
+    left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in found.left_out.items() if count)
+    print_text(f"{counted(len(found.predictions), 'prediction')} written to {folder}{left_out}", error=True)
 
 
 score = typer.Typer(
@@ -170,14 +176,20 @@ def score_caption(
 
     Example: dimvl score caption --annotations captions.json --predictions predictions.json
     """
-    from dimvl.data.annotations import read_captions
+    from dimvl.data.annotations import ImageKey, read_captions
     from dimvl.metrics.captions import caption_scores
-    from dimvl.metrics.predictions import images_of, official_images, read_predicted_captions
+    from dimvl.metrics.predictions import read_predicted_captions
 
-    references: dict[str, list[str]] = {}
+    references: dict[ImageKey, list[str]] = {}
     for caption in read_captions(annotations, split or ()):
-        references.setdefault(images_of(official_images(caption.images)), []).append(caption.text)
-    scores = caption_scores(read_predicted_captions(predictions, references), references, tokenised)
+        references.setdefault(caption.images, []).append(caption.text)
+    predicted = read_predicted_captions(predictions, references)
+    places = {images: str(place) for place, images in enumerate(references)}
+    scores = caption_scores(
+        {places[images]: text for images, text in predicted.items()},
+        {places[images]: texts for images, texts in references.items()},
+        tokenised,
+    )
     if as_json:
         counts = {"count": scores.count, "references": scores.references}
         print(json.dumps({"task": "caption", **counts, "official": scores.corpus, "left_out": scores.left_out}))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dimvl.checkpoints import RUN
+from dimvl.checkpoints import MATCH, RUN
 from dimvl.cli.app import Config, Overrides, Threads, app, print_text
 from dimvl.errors import UserError
 from dimvl.progress import training_progress
@@ -53,6 +53,7 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
     # A run that resumes needs fewer files. Several processes agree on a mistake later, so that it is printed once.
     if "RANK" not in os.environ and not (config.output / RUN).exists():
         config.check_inputs()
+    from dimvl.files import read_json
     from dimvl.training.run import run_training
 
     if os.environ.get("RANK", "0") != "0":
@@ -62,3 +63,6 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
     with training_progress() as (show, working):
         run = run_training(config, show, working)
     print_text(f"trained: {run}")
+    dropped = read_json(run / MATCH)["texts_dropped"]
+    if left_out := [f"{count:,} texts ({reason})" for reason, count in dropped.items() if count]:
+        print_text(f"left out: {', '.join(left_out)}", error=True)

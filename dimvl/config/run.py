@@ -6,7 +6,16 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from dimvl.config.sections import DeepSpeedConfig, Files, InputsConfig, Missing, ModelConfig, Section, TrainingConfig
+from dimvl.config.sections import (
+    DeepSpeedConfig,
+    Files,
+    InputsConfig,
+    Match,
+    Missing,
+    ModelConfig,
+    Section,
+    TrainingConfig,
+)
 from dimvl.errors import UserError
 
 
@@ -35,6 +44,9 @@ class RunConfig(Section):
     missing: Missing = Field(
         "error",
         description="images missing from the store: error stops; skip drops their texts and logs how many",
+    )
+    match: Match = Field(
+        "auto", description="rule by which images are found in the store, see annotations.md; auto: the one that fits"
     )
     cache: Path | None = Field(None, description="folder of tokenised texts; null puts it inside the run")
     initial: Path | None = Field(None, description="a run or an export to start from; null starts from scratch")
@@ -95,6 +107,7 @@ class EvaluationOptions(Section):
     """Options of an evaluation; a task adds its annotation files and settings."""
 
     missing: Missing = "error"
+    match: Match = "auto"
 
     def files(self) -> dict[str, Path]:
         """Return the annotation files, by name."""

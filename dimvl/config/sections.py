@@ -21,6 +21,7 @@ from dimvl.files import local_path
 Split = Literal["qkv", "out", "norm", "ffn"]
 Missing = Literal["error", "skip"]
 Variant = Literal["causal", "masked"]
+Match = Literal["auto", "id", "file_name", "stem", "path_stem", "coco_number", "twelve_digits"]
 List = TypeVar("List", bound=Sequence[Any])
 
 

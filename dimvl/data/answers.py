@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dimvl.data.annotations.fields import is_blank
 from dimvl.errors import UserError
 from dimvl.files import read_json
 
@@ -116,11 +117,15 @@ def agreement(agreeing: int, people: int) -> float:
 
 
 def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:
-    """Return the `size` answers that are most often the most frequent answer to a question; ties alphabetically."""
+    """Return the `size` answers that are most often the most frequent answer to a question; ties alphabetically.
+
+    Answers of which the normalisation leaves nothing, such as "?", are not among them; published lists may have "".
+    """
     counts: Counter[str] = Counter()
     for people in answers:
-        if people:
-            counts[Counter(map(normalise_answer, people)).most_common(1)[0][0]] += 1
+        ranked = Counter(map(normalise_answer, people)).most_common()
+        if best := next((answer for answer, _ in ranked if not is_blank(answer)), ""):
+            counts[best] += 1
     return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]]
 
 

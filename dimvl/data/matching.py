@@ -2,7 +2,8 @@
 
 Annotation files name images by number, file name or URL; a store uses the ids that it was extracted or imported with.
 One rule of `RULES` serves a whole file: the one that finds the most images, or the first of these. A rule that would
-map two images of the file to one of the store is never used.
+map two images of the file to one of the store is never used. Where another rule finds at least half as many images but
+others, or two files mean different images by one id, the user must choose the rule.
 """
 
 import logging
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from dimvl.config import InputsConfig, Missing
+from dimvl.config import InputsConfig, Match, Missing
 from dimvl.data.annotations import Caption, Question
 from dimvl.errors import UserError
 from dimvl.files import write_json
+from dimvl.regions.matching import choose_rule
 from dimvl.regions.store import RegionStore
 
 if TYPE_CHECKING:
@@ -56,12 +58,12 @@ def _twelve_digits(image_id: str) -> str:
 
 
 RULES: Mapping[str, Callable[[str, str], str]] = {
-    "its id": lambda image_id, file: image_id,
-    "its file name": lambda image_id, file: _name(file),
-    "its file name without the ending": lambda image_id, file: without_ending(_name(file)),
-    "its path without the ending": lambda image_id, file: without_ending(file),
-    "the number in its COCO file name": lambda image_id, file: coco_number(file or image_id),
-    "its number in twelve digits": lambda image_id, file: _twelve_digits(image_id),
+    "id": lambda image_id, file: image_id,
+    "file_name": lambda image_id, file: _name(file),
+    "stem": lambda image_id, file: without_ending(_name(file)),
+    "path_stem": lambda image_id, file: without_ending(file),
+    "coco_number": lambda image_id, file: coco_number(file or image_id),
+    "twelve_digits": lambda image_id, file: _twelve_digits(image_id),
 }
 """Rules in order of preference: (image id, file name) -> id in the store, or empty if the rule does not apply."""
 
@@ -74,6 +76,7 @@ class FileMatch:
         path: the annotation file.
         rule: how its images were found, a key of `RULES`.
         store_ids: image id in the file -> id in the store, for the images found.
+        file_names: image id in the file -> its file name, path or URL; empty if the file has none.
         missing: image ids in the file that are not in the store.
         texts: number of captions or questions in the file.
         texts_missing: number of those with a missing image.
@@ -84,6 +87,7 @@ class FileMatch:
     path: Path
     rule: str
     store_ids: Mapping[str, str]
+    file_names: Mapping[str, str]
     missing: Sequence[str]
     texts: int
     texts_missing: int
@@ -103,7 +107,7 @@ class FileMatch:
         """
         images = len(self.store_ids) + len(self.missing)
         logger.info(
-            "%s: %d texts on %d images; %d of these are in the store (each found by %s), %d are not",
+            "%s: %d texts on %d images; %d of these are in the store (found by %s), %d are not",
             *(self.path, self.texts, images, len(self.store_ids), self.rule, len(self.missing)),
         )
         if self.times_ignored:
@@ -121,7 +125,12 @@ class FileMatch:
 
 
 def match_file(
-    path: Path, records: Sequence[Record], store: RegionStore, limits: "InputsConfig | Processor"
+    path: Path,
+    records: Sequence[Record],
+    store: RegionStore,
+    limits: "InputsConfig | Processor",
+    rule: Match = "auto",
+    option: str = "match=",
 ) -> FileMatch:
     """Find the images of an annotation file in the store.
 
@@ -130,9 +139,12 @@ def match_file(
         records: its captions or questions.
         store: the regions.
         limits: what the model accepts.
+        rule: how images are found: a key of `RULES`, or `auto` to choose one.
+        option: how the user chooses a rule, for messages.
 
     Raises:
-        UserError: no records, a record with too many images, no image in the store, or two images that would be one.
+        UserError: no records, a record with too many images, no image in the store, two images that would be one, or
+            two rules that find different images.
 
     """
     if not records:
@@ -145,13 +157,14 @@ def match_file(
     files: dict[str, str] = {}
     for record in records:
         files.update(zip(record.image_ids, record.file_names or ("",) * len(record.image_ids), strict=True))
-    rule, store_ids = _find(path, files, store)
+    found_by, store_ids = _find(path, files, store, rule, option)
     missing = [image for image in files if image not in store_ids]
     absent = set(missing)
     return FileMatch(
         path=path,
-        rule=rule,
+        rule=found_by,
         store_ids=store_ids,
+        file_names=files,
         missing=missing,
         texts=len(records),
         texts_missing=sum(not absent.isdisjoint(record.image_ids) for record in records),
@@ -166,6 +179,7 @@ def match_files(
     missing: Missing,
     report: Path,
     dropped: Mapping[str, int] | None = None,
+    rule: Match = "auto",
 ) -> list[Record]:
     """Match the annotation files of a run with its store, and report the result in the log and in a JSON file.
 
@@ -176,15 +190,19 @@ def match_files(
         missing: if an image is not in the store: `error`, or `skip` its texts.
         report: the JSON file, written before missing images are refused.
         dropped: reason -> number of texts dropped earlier.
+        rule: how images are found, as in `match_file`.
 
     Returns:
         The records whose images are all in the store, with the store's image ids.
 
     Raises:
-        UserError: as `match_file`, or an image is missing and `missing` is `error`.
+        UserError: as `match_file`; an image is missing and `missing` is `error`; or, with the rule `auto`, two files
+            give an image different file names.
 
     """
-    matches = [match_file(path, records, store, limits) for path, records in files]
+    matches = [match_file(path, records, store, limits, rule) for path, records in files]
+    if rule == "auto":
+        _check_file_names(matches)
     found = [record for match, (_, records) in zip(matches, files, strict=True) for record in in_store(records, match)]
     used = np.zeros(len(store), dtype=bool)
     used[store.positions({image for record in found for image in record.image_ids})] = True
@@ -231,38 +249,71 @@ def _as_json(match: FileMatch) -> dict[str, Any]:
     }
 
 
-def _find(path: Path, files: Mapping[str, str], store: RegionStore) -> tuple[str, dict[str, str]]:
+def _find(
+    path: Path, files: Mapping[str, str], store: RegionStore, rule: Match, option: str
+) -> tuple[str, dict[str, str]]:
     """Choose a rule; return its name and the store's id of each image that it finds."""
-    sample = dict(islice(files.items(), 0, None, max(1, len(files) // SAMPLE)))
-    counts = {name: len(_apply(name, sample, store)) for name in RULES}
-    if len(sample) < len(files) and not any(counts.values()):
-        counts = {name: len(_apply(name, files, store)) for name in RULES}
-    collision = ""
-    for name in sorted(RULES, key=lambda name: -counts[name]):  # stable: earlier rules first among equals
-        found = _apply(name, files, store) if counts[name] else {}
-        if found and len(set(found.values())) == len(found):
-            return name, found
-        collision = collision or _collision(name, found)
-    if collision:
+    tried = list(RULES) if rule == "auto" else [rule]
+    if rule == "auto":
+        sample = dict(islice(files.items(), 0, None, max(1, len(files) // SAMPLE)))
+        tried = list(_apply(tried, sample, store)) or tried
+    found = _apply(tried, files, store)
+    if usable := {name: ids for name, ids in found.items() if len(set(ids.values())) == len(ids)}:
+        best = choose_rule(usable, str(path), lambda name: f"{option}{name}")
+        return best, usable[best]
+    for name, ids in found.items():
+        collision = _collision(name, ids)
         raise UserError(f"{path}: {collision}; name the images as the store does, see docs/annotations.md")
     theirs = ", ".join(repr(name or image) for image, name in islice(files.items(), EXAMPLES))
     ours = ", ".join(repr(store.image_id(place)) for place in range(min(EXAMPLES, len(store)))) or "nothing"
+    by = "" if rule == "auto" else f" by {rule}"
     raise UserError(
-        f"none of the {len(files):,} images of {path} is in the region store {store.path}: the file has {theirs}, "
+        f"none of the {len(files):,} images of {path} is in the region store {store.path}{by}: the file has {theirs}, "
         f"the store {ours}; give files that belong together (docs/annotations.md says how images are matched)"
     )
 
 
-def _apply(name: str, files: Mapping[str, str], store: RegionStore) -> dict[str, str]:
-    keys = ((image, RULES[name](image, file)) for image, file in files.items())
-    return {image: key for image, key in keys if key and key in store}
+def _apply(rules: Sequence[str], files: Mapping[str, str], store: RegionStore) -> dict[str, dict[str, str]]:
+    """Return what each rule finds, without rules that find nothing: rule -> image in the file -> id in the store."""
+    keys = {name: {image: RULES[name](image, file) for image, file in files.items()} for name in rules}
+    known = {key: key in store for each in keys.values() for key in each.values() if key}
+    found = {name: {image: key for image, key in each.items() if known.get(key)} for name, each in keys.items()}
+    return {name: ids for name, ids in found.items() if ids}
 
 
 def _collision(name: str, found: Mapping[str, str]) -> str:
-    """Name two images of the file that a rule maps to one image of the store; empty if there are none."""
+    """Name two images of the file that a rule maps to one image of the store."""
     first: dict[str, str] = {}
-    for image, key in found.items():
-        if key in first:
-            return f"by {name}, images {first[key]!r} and {image!r} would both be image {key!r} of the store"
-        first[key] = image
-    return ""
+    twins = ((first.setdefault(key, image), image, key) for image, key in found.items())
+    one, other, key = next(twin for twin in twins if twin[0] != twin[1])
+    return f"by {name}, images {one!r} and {other!r} would both be image {key!r} of the store"
+
+
+def _check_file_names(matches: Sequence[FileMatch]) -> None:
+    """Check that no image of the store has different file names in different files."""
+    known: dict[str, tuple[str, Path]] = {}
+    for match in matches:
+        for image, store_id in match.store_ids.items():
+            file = match.file_names[image]
+            if not file or (file == image and not _ENDING.search(file)):
+                continue  # no file name, or an id of the user's own in its place
+            other, path = known.setdefault(store_id, (file, match.path))
+            if not _may_be_one(file, other):
+                raise UserError(
+                    f"image {store_id!r} of the store is {other} in {path} but {file} in {match.path}; give each image "
+                    "its own id, or if they are the same, say how images are found with match="
+                    f"{match.rule}"
+                )
+
+
+def _may_be_one(file: str, other: str) -> bool:
+    """Whether two names may be of one file: the same COCO number, or the same path as far as both have folders."""
+    if file == other or (coco_number(file) and coco_number(file) == coco_number(other)):
+        return True
+    parts, others = _parts(file), _parts(other)
+    count = min(len(parts), len(others))
+    return parts[-count:] == others[-count:]
+
+
+def _parts(file: str) -> list[str]:
+    return without_ending(_name(file) if "://" in file else file).split("/")

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from dimvl.callbacks import Progress
+from dimvl.data.annotations.fields import Id
 from dimvl.data.annotations.records import ImageKey, name_images
 from dimvl.data.layout import ranges
 from dimvl.data.prefixes import PrefixImages
@@ -34,6 +35,7 @@ from dimvl.files import (
 )
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.format import decode_id, encode_id
+from dimvl.showing import short
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
@@ -41,13 +43,15 @@ POSITIONS = "positions-"
 TEXTS_AT_ONCE = 10_000
 LARGEST = 2**40
 """Bytes of an array: that many tokens of a text store are more than any corpus of captions has."""
+ID_BYTES = 100
+"""Bytes of a text's id that are kept, since every id takes as many as the longest."""
 
 
 @dataclass(frozen=True)
 class LabelledText:
     """One text to store: its id, its images with their times in seconds, and its soft labels (label id, score)."""
 
-    text_id: int
+    text_id: Id
     image_ids: tuple[str, ...]
     text: str
     labels: tuple[tuple[int, float], ...] = ()
@@ -83,7 +87,7 @@ class TextStore:
     Attributes:
         token_ids: (all tokens,) int32, memory-mapped.
         offsets: (T + 1,) where each text's tokens start.
-        text_ids: (T,) ids of the captions or questions.
+        text_ids: (T,) ids of the captions or questions, for messages: int64, or UTF-8 if one is text or larger.
         groups: (G + 1,) where each group's texts start.
         image_bytes: the images' ids as UTF-8, end to end.
         image_offsets: (I + 1,) where each image's id starts.
@@ -203,6 +207,11 @@ class TextStore:
                 return positions
         return _mapped(file, np.int64)
 
+    def text_id(self, text: int) -> str:
+        """Id of one text, for messages."""
+        own = self.text_ids[text]
+        return own.decode(errors="replace") if isinstance(own, bytes) else str(own)
+
     def describe(self, group: int) -> str:
         """Name the images of a group in a message: `image 17`, or `images 17, 18`."""
         return name_images([self.image_id(image) for image in self._images(group)])
@@ -258,7 +267,7 @@ def text_store(
         progress: called with texts tokenised and in total, while they are.
 
     Raises:
-        UserError: no texts.
+        UserError: no texts, or one of which the tokenizer makes no token.
 
     """
     if not texts:
@@ -347,6 +356,12 @@ def _write(
     del first_seen
     order = np.argsort(groups, kind="stable")  # the file's order within a group
     tokens, lengths, cut = _encode(tokenizer, max_tokens, texts, order, progress)
+    if (empty := np.flatnonzero(lengths == 0)).size:
+        first = texts[order[empty[0]]]
+        raise UserError(
+            f"{', '.join(map(str, sources))}: the tokenizer makes nothing of {len(empty):,} of the texts, such as text "
+            f"{first.text_id!r} of {name_images(first.image_ids)} ({short(first.text)}); remove them"
+        )
 
     def labels(place: int, dtype: type) -> np.ndarray:
         return np.fromiter((label[place] for index in order for label in texts[index].labels), dtype=dtype)
@@ -354,7 +369,7 @@ def _write(
     arrays = {
         "token_ids": tokens,
         "offsets": _offsets(lengths),
-        "text_ids": np.fromiter((texts[index].text_id for index in order), dtype=np.int64),
+        "text_ids": _text_ids([texts[index].text_id for index in order]),
         "groups": _offsets(np.bincount(groups)),
         **image_arrays,
         "label_offsets": _offsets([len(texts[index].labels) for index in order]),
@@ -374,6 +389,12 @@ def _write(
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         checksums = {name: sha256(temporary / f"{name}.npy") for name in arrays}
         write_sealed(temporary / "manifest.json", manifest | {"sha256": checksums})
+
+
+def _text_ids(ids: Sequence[Id]) -> np.ndarray:
+    if all(isinstance(one, int) and -(2**63) <= one < 2**63 for one in ids):
+        return np.array(ids, dtype=np.int64)
+    return np.array([str(one).encode()[:ID_BYTES] for one in ids])
 
 
 def _image_arrays(groups: Collection[ImageKey]) -> dict[str, np.ndarray]:

@@ -116,12 +116,32 @@ def read_json(path: Path, limit: int = LARGE) -> Any:
     return parse_json(read_bytes(path, limit), path)
 
 
-def parse_json(data: bytes, path: Path) -> Any:
-    """Parse the content of a JSON file; `path` is for messages."""
+def parse_json(data: bytes | str, place: Path | str, remedy: str = "check that it is the right file") -> Any:
+    """Parse JSON.
+
+    Args:
+        data: UTF-8 with or without a byte order mark, or text.
+        place: where it was read, for messages.
+        remedy: what to do if it is not JSON.
+
+    Raises:
+        UserError: it is not JSON, or an object has a key twice, of which Python would drop the first in silence.
+
+    """
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_without_repeated_keys)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, an endless number, nested too deep
-        raise UserError(f"{path} is not valid JSON ({error}); check that it is the right file") from None
+        raise UserError(f"{place} is not valid JSON ({error}); {remedy}") from None
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {short(twice)} twice")
+    return result
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -2,104 +2,130 @@
 
 VQA: `[{"question_id": 1, "answer": "red"}, ...]`. Captions: `[{"image_id": 1, "caption": "a red star"}, ...]`, or with
 `images` (a list) instead of `image_id` and optional `times`, as dimvl writes captions of several images. Every question
-or image has exactly one record; further fields are ignored.
+or image has exactly one record; further fields are ignored. `dimvl/data/annotations/fields.py` says which ids are the
+same.
 """
 
-import reprlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dimvl.data.annotations.fields import Id, identifier
 from dimvl.data.annotations.records import ImageKey
 from dimvl.errors import UserError
 from dimvl.files import read_json
+from dimvl.showing import short
 
 _SHOWN = 5  # ids named in a message
 
 
-def read_answers(path: Path, question_ids: Collection[int]) -> dict[int, str]:
+def read_answers(path: Path, question_ids: Collection[Id]) -> dict[Id, str]:
     """Read exactly one answer per question, by question id, in the order of `question_ids`.
 
     Raises:
         UserError: not a VQA v2 submission, or questions are missing, repeated or unknown.
 
     """
-    answers = [(record["question_id"], record["answer"]) for record in _read(path, "question_id", "answer")]
-    if wrong := [question_id for question_id, _ in answers if not isinstance(question_id, int)]:
-        raise UserError(f"{path}: question_id {wrong[0]!r} is not a whole number; give the question's own")
-    return _one_each(path, answers, question_ids, "question")
+    answers = [
+        (str(identifier(record["question_id"], "question_id", place)), text)
+        for place, record, text in _read(path, ("question_id",), "answer")
+    ]
+    written = {str(question_id): question_id for question_id in question_ids}
+    found = _one_each(path, answers, written, "question", _shown_id)
+    return {written[name]: text for name, text in found.items()}
 
 
-def official_images(images: ImageKey) -> dict[str, Any]:
-    """Return images as a prediction names them: `image_id`, or `images` for several, and their `times` if any.
-
-    Whole numbers are written as such.
-    """
-    ids = [int(name) if name.isdecimal() and name == str(int(name)) else name for name in images[0]]
-    times = [int(time) if time.is_integer() else time for time in images[1]]
+def official_images(images: tuple[Sequence[Id], Sequence[float]]) -> dict[str, Any]:
+    """Return ids and times of images as a prediction names them: `image_id`, or `images` for several, and `times`."""
+    ids, times = list(images[0]), [int(time) if time.is_integer() else time for time in images[1]]
     return ({"image_id": ids[0]} if len(ids) == 1 else {"images": ids}) | ({"times": times} if times else {})
 
 
-def images_of(prediction: Mapping[str, Any]) -> str:
-    """Return one text for the image or images that `official_images` names; for one without times it is its id."""
-    name = str(prediction["image_id"] if "image_id" in prediction else list(map(str, prediction["images"])))
-    return f"{name} at {prediction['times']}" if prediction.get("times") else name
+def images_of(prediction: Mapping[str, Any], place: str = "the prediction") -> ImageKey:
+    """Return what predictions about the same images have in common; undoes `official_images`.
+
+    Raises:
+        UserError: it has no ids of images, or times that are not numbers.
+
+    """
+    several = "image_id" not in prediction
+    given = prediction["images"] if several else [prediction["image_id"]]
+    times = prediction.get("times") or []
+    if not isinstance(given, list):
+        raise UserError(f"{place} has images {short(given)}; give a list of ids, or image_id")
+    if not isinstance(times, list) or not all(type(time) in (int, float) for time in times):
+        raise UserError(f"{place} has times {short(times)}; give a list of numbers")
+    ids = tuple(str(identifier(one, "images" if several else "image_id", place)) for one in given)
+    return ids, tuple(map(float, times))
 
 
-def read_predicted_captions(path: Path, images: Collection[str]) -> dict[str, str]:
-    """Read exactly one caption per image, by the text of `images_of`, in the order of `images`.
+def read_predicted_captions(path: Path, images: Collection[ImageKey]) -> dict[ImageKey, str]:
+    """Read exactly one caption per image, by the result of `images_of`, in the order of `images`.
 
     Raises:
         UserError: not a COCO caption submission, or images are missing, repeated or unknown.
 
     """
-    captions = [(images_of(record), record["caption"]) for record in _read(path, "image_id", "caption")]
-    return _one_each(path, captions, images, "image")
+    captions = [(images_of(record, place), text) for place, record, text in _read(path, _IMAGES, "caption")]
+    return _one_each(path, captions, images, "image", _shown_images)
 
 
-def _read(path: Path, key: str, text: str) -> list[dict[str, Any]]:
-    """Return records with an id (int or str) or, for images, a list of ids, and with a text."""
-    form = f'[{{"{key}": ..., "{text}": "..."}}, ...]'
+_IMAGES = ("image_id", "images")
+
+
+def _shown_images(images: ImageKey) -> str:
+    ids, times = images
+    name = _shown_id(ids[0]) if len(ids) == 1 else short(list(ids))
+    return f"{name} at {short(list(times))} s" if times else name
+
+
+def _shown_id(name: str) -> str:
+    return name if name.isalnum() else short(name)
+
+
+def _read(path: Path, keys: Sequence[str], text: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield place, record and text of each prediction, which has one of `keys`."""
+    form = f'[{{"{keys[0]}": ..., "{text}": "..."}}, ...]'
     content = read_json(path)
     if not isinstance(content, list):
         raise UserError(f"{path} does not contain a JSON list; write it as {form}")
     if not content:
         raise UserError(f"{path} is an empty list; write it as {form}")
-    for place, record in enumerate(content):
+    for number, record in enumerate(content):
+        place = f"{path}: item {number}"
         if not isinstance(record, dict):
-            raise UserError(f"{path}: item {place} is not a JSON object; write the file as {form}")
-        several = key == "image_id" and key not in record and isinstance(record.get("images"), list)
-        name = "images" if several else key
+            raise UserError(f"{place} is not a JSON object; write the file as {form}")
+        name = next((key for key in keys if key in record), keys[0])
         for field in (name, text):
             if field not in record:
-                raise UserError(f"{path}: item {place} has no field {field!r}; write the file as {form}")
-        for one in record[name] if several else [record[name]]:
-            if isinstance(one, bool) or not isinstance(one, int | str):
-                value = reprlib.repr(one)
-                raise UserError(f"{path}: item {place} has {name} {value}, which is not an id; give the official one")
+                raise UserError(f"{place} has no field {field!r}; write the file as {form}")
         if not isinstance(record[text], str):
-            value = reprlib.repr(record[text])
-            raise UserError(f"{path}: the {text} of {name} {record[name]} is {value}, not a text; put it in quotes")
-    return content
+            value, own = short(record[text]), short(record[name])
+            raise UserError(f"{path}: the {text} of {name} {own} is {value}, not a text; put it in quotes")
+        yield place, record, record[text]
 
 
-def _one_each(path: Path, found: Sequence[tuple[Any, str]], wanted: Collection[Any], noun: str) -> dict[Any, str]:
-    """Return the texts of the wanted ids; refuse repeated, unknown and missing ids."""
+def _one_each(
+    path: Path, found: Sequence[tuple[Any, str]], wanted: Collection[Any], noun: str, shown: Callable[[Any], str]
+) -> dict[Any, str]:
+    """Return the texts of the wanted ids; refuse repeated, unknown and missing ids, which `shown` makes readable."""
     texts, expected = dict(found), set(wanted)
     if repeated := [one for one, count in Counter(key for key, _ in found).items() if count > 1]:
-        raise UserError(f"{path} has {_some(repeated, noun)} more than once; keep one record of each")
+        raise UserError(f"{path} has {_some(repeated, noun, shown)} more than once; keep one record of each")
     if unknown := [one for one in texts if one not in expected]:
-        raise UserError(f"{path} has {_some(unknown, noun)} that the annotations lack; give the file of the same split")
+        raise UserError(
+            f"{path} has {_some(unknown, noun, shown)} that the annotations lack; give the file of the same split"
+        )
     if missing := [one for one in wanted if one not in texts]:
         raise UserError(
-            f"{path} lacks {_some(missing, noun)} of {len(expected)}; predict every one, since scores of a part "
+            f"{path} lacks {_some(missing, noun, shown)} of {len(expected)}; predict every one, since scores of a part "
             "cannot be compared"
         )
     return {one: texts[one] for one in wanted}
 
 
-def _some(ids: Sequence[Any], noun: str) -> str:
+def _some(ids: Sequence[Any], noun: str, shown: Callable[[Any], str]) -> str:
     """Say how many ids there are and name the first."""
-    shown = ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
-    return f"{len(ids)} {noun}{'s' if len(ids) > 1 else ''} ({shown})"
+    named = ", ".join(map(shown, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
+    return f"{len(ids)} {noun}{'s' if len(ids) > 1 else ''} ({named})"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dimvl.data.annotations import Question
+from dimvl.data.annotations import Id, Question
 from dimvl.data.answers import AGREEING, agreement, normalise_answer, strip_answer
 from dimvl.errors import UserError
 
@@ -67,7 +67,7 @@ def question_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return sum(scores) / len(scores)
 
 
-def vqa_accuracy(predictions: Mapping[int, str], questions: Sequence[Question]) -> VqaScores:
+def vqa_accuracy(predictions: Mapping[Id, str], questions: Sequence[Question]) -> VqaScores:
     """Score predictions, by question id, against the answers of the questions.
 
     Raises:

@@ -74,6 +74,7 @@ class Evaluation:
         items: a readable record per prediction: input, references, prediction, score.
         scores: overall scores; empty without references.
         files: further files that the scores depend on, by name.
+        left_out: reason -> number of texts or images without a prediction or without a score.
 
     """
 
@@ -81,6 +82,7 @@ class Evaluation:
     items: list[dict[str, Any]]
     scores: dict[str, Any]
     files: Mapping[str, Path] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 class ValidationScore(NamedTuple):

@@ -24,7 +24,7 @@ def matched(records: Sequence[Record], path: Path, config: RunConfig, store: Reg
         UserError: the file does not fit the store.
 
     """
-    match = match_file(path, records, store, config.inputs)
+    match = match_file(path, records, store, config.inputs, config.match)
     match.check(store, config.missing, "missing=skip")
     found = list(in_store(records, match))
     images = list(dict.fromkeys(image for record in found for image in record.image_ids))

@@ -1,6 +1,7 @@
 """Annotations through the command line: matching with the store, and the guard of the splits."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_a_missing_image_ends_training_before_it_starts_unless_it_may_be_skipped
     assert json.loads((folder / "match.json").read_text())["files"][0]["missing_examples"] == ["77"]
     result = run("pretrain", config, "missing=skip")
     assert result.code == 0 and "1 texts are dropped: image not in the store" in caplog.messages
-    assert "6 of these are in the store (each found by its id), 1 are not" in caplog.text
+    assert "6 of these are in the store (found by id), 1 are not" in caplog.text
     assert latest_checkpoint(folder) is not None, "the folder can be used again once the mistake is fixed"
 
 
@@ -82,26 +83,30 @@ def test_several_files_of_different_formats_train_together(run: Run, tmp_path: P
     result = run("pretrain", config, f"captions=[{data.captions},{lines},{pairs}]")
     assert result.code == 0
     report = json.loads((tmp_path / "runs" / "pretrain" / "match.json").read_text())
-    assert [file["found_by"] for file in report["files"]] == ["its id", "its id", "its file name without the ending"]
+    assert [file["found_by"] for file in report["files"]] == ["id", "id", "stem"]
     described = json.loads((tmp_path / "runs" / "pretrain" / "run.json").read_text())["data"]
     assert [described[f"captions {number}"]["file"] for number in (1, 2, 3)] == ["c.json", "own.jsonl", "pairs.tsv"]
 
 
-def test_questions_in_json_lines_train_with_an_answer_list(
+def test_two_files_of_json_lines_without_ids_train_together_with_an_answer_list(
     run: Run, tmp_path: Path, data: TinyData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines, answers = tmp_path / "own.jsonl", tmp_path / "answers.json"
+    lines, others, answers = tmp_path / "own.jsonl", tmp_path / "others.jsonl", tmp_path / "answers.json"
     records = [
         {"image": image, "question": "is it red?", "answer": "yes" if image % 2 else "no"} for image in range(1, 7)
     ]
     records.append({"image": 1, "question": "what is it?"})
     lines.write_text("".join(json.dumps(record) + "\n" for record in records))
-    answers.write_text('["no", "yes", "maybe"]')
+    others.write_text('{"image": 2, "question": "is it blue?", "answer": "blue"}\n' * 6)
+    answers.write_text('["<unk>", "yes", "no"]')
     config = write_config(tmp_path, data, "vqa")
-    result = run("finetune", config, f"questions={lines}", "annotations=[]", f"answers={answers}")
-    assert result.code == 0 and "1 texts are dropped: question without an answer" in caplog.messages
+    result = run("finetune", config, f"questions=[{lines},{others}]", "annotations=[]", f"answers={answers}")
+    assert result.code == 0 and result.err.endswith("left out: 1 texts (question without an answer)\n")
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("its first answer is '<unk>', which usually stands for no answer; it stays answer 0" in t for t in told)
+    assert any(text.startswith("6 of 12 questions (50%) have an answer among the 3 kept") for text in told)
     folder = tmp_path / "runs" / "vqa"
-    assert json.loads((folder / "processor.json").read_text())["answers"] == ["no", "yes", "maybe"]
+    assert json.loads((folder / "processor.json").read_text())["answers"] == ["<unk>", "yes", "no"]
     place = ("--regions", data.regions, "--questions", lines, "--out", tmp_path / "out")
     lines.write_text("".join(json.dumps(record) + "\n" for record in records[:-1]))
     assert run("evaluate", folder, *place, "--allow-trained-images").code == 0
@@ -114,13 +119,15 @@ def test_questions_in_json_lines_train_with_an_answer_list(
         (["annotations=[]"], "no question has an answer"),
         (["questions=[{q},{q2}]", "annotations=[{a},{a}]"], "and another file both have question"),
         (["answers=none.json"], "none.json does not exist"),
+        (["answers={other}"], "none of the 12 questions has one of the 2 answers of the run ('kite', 'boat', ...)"),
     ],
 )
 def test_questions_without_answers_and_duplicate_questions_are_refused(
     run: Run, tmp_path: Path, data: TinyData, overrides: list[str], words: str
 ) -> None:
     second = shutil.copy(data.questions, tmp_path / "second.json")
-    given = [override.format(q=data.questions, q2=second, a=data.annotations) for override in overrides]
+    (other := tmp_path / "other.json").write_text('["kite", "boat"]')
+    given = [override.format(q=data.questions, q2=second, a=data.annotations, other=other) for override in overrides]
     refused(run("finetune", write_config(tmp_path, data, "vqa"), *given), words)
 
 

@@ -133,6 +133,9 @@ def test_arguments_that_do_not_fit_together_are_one_sentence(predict: Run, image
     (tmp_path / "questions.jsonl").write_text('{"image": "images/1.png", "question": "is it red"}\n')
     (tmp_path / "bad.jsonl").write_text('{"image": "images/1.png"}\n')
     (tmp_path / "blank.jsonl").write_text("\n")
+    (tmp_path / "outside.jsonl").write_text('{"image": "../images/1.png", "question": "is it red"}\n')
+    absolute = json.dumps({"image": str(tmp_path / "images" / "1.png"), "question": "is it red"})
+    (tmp_path / "absolute.jsonl").write_text(f"{absolute}\n")
     (tmp_path / "empty").mkdir()
     for arguments, words in [
         ((images[0],), "has no question"),
@@ -144,6 +147,9 @@ def test_arguments_that_do_not_fit_together_are_one_sentence(predict: Run, image
         ((tmp_path / "blank.jsonl",), "blank.jsonl has no question"),
         ((tmp_path / "empty", "is it red"), "has no images"),
         ((images[0].parent, "is it red", "--explain"), "--explain needs one image and one question"),
+        ((images[0], "is it red", "--folder", tmp_path), "is for the images of a .jsonl file; omit it"),
+        ((tmp_path / "outside.jsonl",), "../images/1.png is outside the folder"),
+        ((tmp_path / "absolute.jsonl", "--folder", tmp_path / "empty"), "images/1.png is outside the folder"),
     ]:
         result = predict("answer", *arguments)
         assert result.code == 2 and result.out == ""
@@ -154,6 +160,8 @@ def test_arguments_that_do_not_fit_together_are_one_sentence(predict: Run, image
     refused(predict("match", images[0], "--texts", tmp_path / "blank.jsonl"), "has no text; give one per line")
     refused(predict("match", images[0], "--images", "1", "--text", "a star"), "give --regions too")
     assert predict("answer", tmp_path / "questions.jsonl").code == 0
+    assert predict("answer", tmp_path / "absolute.jsonl").code == 0
+    assert predict("answer", tmp_path / "empty" / ".." / "absolute.jsonl", "--folder", "/").code == 0
 
 
 def test_texts_are_matched_with_every_image_of_a_folder(

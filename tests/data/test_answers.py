@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from dimvl.data.annotations import read_captions, read_questions
-from dimvl.data.answers import agreement, answer_ids, label_ids, normalise_answer, read_answers, soft_scores
+from dimvl.data.answers import (
+    agreement,
+    answer_ids,
+    answer_vocabulary,
+    label_ids,
+    normalise_answer,
+    read_answers,
+    soft_scores,
+)
 from dimvl.errors import UserError
 from dimvl.metrics.vqa import question_accuracy
 
@@ -77,6 +85,11 @@ def test_listed_answers_that_the_normalisation_changes_can_be_targets():
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published answer list is not on this machine")
+def test_no_answer_that_cannot_be_seen_is_chosen_for_a_vocabulary():
+    people = [["?"] * 6 + ["red"] * 4, ["the"] * 10, ["\u200b"] * 10, [""], ["blue"], []]
+    assert answer_vocabulary(people, 9) == ["blue", "red"]
+
+
 def test_every_answer_of_the_published_list_can_be_a_target():
     answers = read_answers(PUBLISHED)
     ids = answer_ids(answers)

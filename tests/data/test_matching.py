@@ -1,10 +1,11 @@
 import json
 import logging
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from dimvl.config.sections import InputsConfig
+from dimvl.config.sections import InputsConfig, Match
 from dimvl.data.annotations import Caption
 from dimvl.data.matching import RULES, match_file, match_files
 from dimvl.errors import UserError
@@ -16,7 +17,7 @@ FILE, INPUTS = Path("captions.json"), InputsConfig()
 
 
 def make_store(folder, *image_ids):
-    with RegionStoreWriter(folder / "-".join(map(str, map(hash, image_ids))), make_extractor()) as writer:
+    with RegionStoreWriter(folder / str(hash(image_ids)), make_extractor()) as writer:
         for number, image_id in enumerate(image_ids):
             writer.add(make_regions(number, image_id))
     return RegionStore(writer.path)
@@ -31,25 +32,25 @@ def captions(*names):
 @pytest.mark.parametrize(
     ("image", "stored", "rule"),
     [
-        (("391895", "COCO_val2014_000000391895.jpg"), "391895", "its id"),
-        (("391895", "COCO_val2014_000000391895.jpg"), "COCO_val2014_000000391895.jpg", "its file name"),
-        (("391895", "val2014/COCO_val2014_000000391895.jpg"), "COCO_val2014_000000391895.jpg", "its file name"),
+        (("391895", "COCO_val2014_000000391895.jpg"), "391895", "id"),
+        (("391895", "COCO_val2014_000000391895.jpg"), "COCO_val2014_000000391895.jpg", "file_name"),
+        (("391895", "val2014/COCO_val2014_000000391895.jpg"), "COCO_val2014_000000391895.jpg", "file_name"),
         (
             ("391895", "val2014/COCO_val2014_000000391895.jpg"),
             "COCO_val2014_000000391895",
-            "its file name without the ending",
+            "stem",
         ),
-        (("1000092795.jpg", "1000092795.jpg"), "1000092795", "its file name without the ending"),
-        (("a/b.v2.PNG", "a/b.v2.PNG"), "b.v2", "its file name without the ending"),
-        (("a/b.v2.PNG", "a/b.v2.PNG"), "a/b.v2", "its path without the ending"),
-        (("http://some.org/x/y.jpg?w=5#z", "http://some.org/x/y.jpg?w=5#z"), "y", "its file name without the ending"),
+        (("1000092795.jpg", "1000092795.jpg"), "1000092795", "stem"),
+        (("a/b.v2.PNG", "a/b.v2.PNG"), "b.v2", "stem"),
+        (("a/b.v2.PNG", "a/b.v2.PNG"), "a/b.v2", "path_stem"),
+        (("http://some.org/x/y.jpg?w=5#z", "http://some.org/x/y.jpg?w=5#z"), "y", "stem"),
         (
             ("COCO_val2014_000000391895.jpg", "COCO_val2014_000000391895.jpg"),
             "391895",
-            "the number in its COCO file name",
+            "coco_number",
         ),
-        (("000000391895.jpg", "000000391895.jpg"), "391895", "the number in its COCO file name"),
-        (("391895", ""), "000000391895", "its number in twelve digits"),
+        (("000000391895.jpg", "000000391895.jpg"), "391895", "coco_number"),
+        (("391895", ""), "000000391895", "twelve_digits"),
     ],
 )
 def test_each_rule_finds_the_images_that_it_is_for(tmp_path, image, stored, rule):
@@ -72,10 +73,76 @@ def test_what_only_looks_alike_is_not_the_same_image(tmp_path, image, stored):
 
 
 def test_one_rule_serves_the_whole_file_the_one_that_finds_most(tmp_path):
-    names = [("1", "a.jpg"), ("2", "b.jpg"), ("3", "c.jpg")]
-    match = match_file(FILE, captions(*names), make_store(tmp_path, "1", "a", "b"), INPUTS)
-    assert match.store_ids == {"1": "a", "2": "b"} and list(match.missing) == ["3"]
-    assert list(RULES).index(match_file(FILE, captions(*names), make_store(tmp_path, "1", "a"), INPUTS).rule) == 0
+    names = [("1", "a.jpg"), ("2", "b.jpg"), ("3", "c.jpg"), ("4", "d.jpg")]
+    match = match_file(FILE, captions(*names), make_store(tmp_path, "1", "a", "b", "c"), INPUTS)
+    assert match.store_ids == {"1": "a", "2": "b", "3": "c"} and list(match.missing) == ["4"]
+
+
+# Files numbered by a loop, sorted as text: image 2 is 10.jpg.
+SORTED_AS_TEXT = [(str(number), f"{name}.jpg") for number, name in enumerate(sorted(map(str, range(12))))]
+
+
+@pytest.mark.parametrize("lacking", [(), ("11",), ("3", "4", "5")])
+def test_rules_that_find_different_images_are_an_error_with_three_of_them_and_what_decides(tmp_path, lacking):
+    store = make_store(tmp_path, *(name for name in map(str, range(12)) if name not in lacking))
+    with pytest.raises(
+        UserError,
+        match=r"^captions\.json: id finds (\d+) images and stem \1, but for \d+ of them another one: "
+        r"'2' is '2' or '10', .*, .*; say which is right with match=id or match=stem$",
+    ) as caught:
+        match_file(FILE, captions(*SORTED_AS_TEXT), store, INPUTS)
+    assert str(caught.value).count(" or '") == 3
+    by_id = match_file(FILE, captions(*SORTED_AS_TEXT), store, INPUTS, "id")
+    by_stem = match_file(FILE, captions(*SORTED_AS_TEXT), store, INPUTS, "stem")
+    assert (by_id.store_ids["2"], by_id.rule, by_stem.store_ids["2"], by_stem.rule) == ("2", "id", "10", "stem")
+
+
+def test_a_rule_that_finds_nearly_as_many_images_but_others_is_an_error_too(tmp_path):
+    """A subset numbered anew from 1; image 950 could not be extracted, so the wrong rule finds one image more."""
+    names = [(str(place), f"{number}.jpg") for place, number in enumerate(range(945, 955), start=1)]
+    store = make_store(tmp_path, *(str(number) for number in (*range(1, 12), *range(945, 955)) if number != 950))
+    with pytest.raises(UserError, match="id finds 10 images and stem 9, but for 9 of them another one"):
+        match_file(FILE, captions(*names), store, INPUTS, option="--match ")
+
+
+def test_rules_that_find_the_same_images_agree(tmp_path):
+    names = [(str(number), f"COCO_val2014_{number:012}.jpg") for number in range(1, 9)]
+    assert match_file(FILE, captions(*names), make_store(tmp_path, *"12345678"), INPUTS).rule == "id"
+
+
+def test_a_rule_that_was_asked_for_is_the_only_one(tmp_path):
+    names, store = [("1", "a.jpg"), ("2", "b.jpg")], make_store(tmp_path, "a", "b")
+    assert match_file(FILE, captions(*names), store, INPUTS, "stem").store_ids == {"1": "a", "2": "b"}
+    with pytest.raises(UserError, match=r"none of the 2 images of captions\.json is in the region store .* by id: "):
+        match_file(FILE, captions(*names), store, INPUTS, "id")
+
+
+def test_the_rules_are_those_that_a_configuration_may_name():
+    assert ["auto", *RULES] == list(get_args(Match))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (("1", "train/1.jpg"), ("1", "val/1.jpg"), False),
+        (("1", "a.jpg"), ("1", "b.jpg"), False),
+        (("1", "val2014/COCO_val2014_000000000001.jpg"), ("1", "train2017/000000000001.jpg"), True),
+        (("1", "images/train/1.jpg"), ("1", "train/1.png"), True),
+        (("1", "1.jpg"), ("1", "train/1.jpg"), True),
+        (("1", "http://some.org/x/1.jpg?w=5"), ("1", "train/1.jpg"), True),
+        (("1", "a.jpg"), ("1", "1"), True),  # an id in place of a file name
+        (("1", "a.jpg"), ("1", ""), True),
+    ],
+)
+def test_files_that_mean_different_images_by_one_id_do_not_train_together(tmp_path, first, second, same):
+    files = [(Path("a"), captions(first)), (Path("b"), captions(second))]
+    store = make_store(tmp_path, "1")
+    if same:
+        assert len(match_files(files, store, INPUTS, "error", tmp_path / "m.json")) == 2
+        return
+    with pytest.raises(UserError, match=rf"image '1' of the store is {first[1]} in a but {second[1]} in b; give each"):
+        match_files(files, store, INPUTS, "error", tmp_path / "m.json")
+    assert len(match_files(files, store, INPUTS, "error", tmp_path / "m.json", rule="id")) == 2
 
 
 def test_a_rule_that_maps_two_images_to_one_is_not_used_and_if_the_only_one_refused(tmp_path):
@@ -123,7 +190,7 @@ def test_the_report_tells_what_was_found_and_what_not_before_missing_images_are_
                 "file": "a.json",
                 "texts": 5,
                 "images_found": 2,
-                "found_by": "its id",
+                "found_by": "id",
                 "images_missing": 2,
                 "missing_examples": ["77", "78"],
             },
@@ -131,7 +198,7 @@ def test_the_report_tells_what_was_found_and_what_not_before_missing_images_are_
                 "file": "b.csv",
                 "texts": 1,
                 "images_found": 1,
-                "found_by": "its file name without the ending",
+                "found_by": "stem",
                 "images_missing": 0,
                 "missing_examples": [],
             },
@@ -146,9 +213,7 @@ def test_the_report_tells_what_was_found_and_what_not_before_missing_images_are_
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("lacks image '77' and 1 others" in line and "2 of 5 texts are dropped" in line for line in said)
     assert any("3 texts are dropped: unanswered" in line for line in said)
-    assert any(
-        "5 texts on 4 images; 2 of these are in the store (each found by its id), 2" in line for line in caplog.messages
-    )
+    assert any("5 texts on 4 images; 2 of these are in the store (found by id), 2" in line for line in caplog.messages)
 
 
 def test_a_whole_file_without_a_match_is_an_error_even_where_missing_images_are_skipped(tmp_path):
@@ -175,7 +240,7 @@ def test_a_text_is_kept_only_if_all_its_images_are_in_the_store_and_counted_once
         "file": "captions.json",
         "texts": 5,
         "images_found": 2,
-        "found_by": "its number in twelve digits",
+        "found_by": "twelve_digits",
         "images_missing": 2,
         "missing_examples": ["7", "8"],
     }

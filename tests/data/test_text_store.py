@@ -233,9 +233,23 @@ def test_no_texts_are_one_clear_sentence(tmp_path, source):
         text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [])
 
 
-def test_a_text_of_no_known_character_and_empty_labels_are_legal(tmp_path, source):
-    store = text_store(tmp_path / "cache", make_tokenizer(), 20, [source], [LabelledText(1, ("a",), "\u200b")])
-    assert len(store.tokens(0)) == 0 and len(store.labels(0)[0]) == 0
+def test_a_text_of_which_the_tokenizer_makes_nothing_is_refused_and_no_labels_are_legal(tmp_path, source):
+    texts = [LabelledText(1, ("a",), "a star"), LabelledText("07", ("b",), "\u200b")]
+    says = r"captions\.json: the tokenizer makes nothing of 1 of the texts, such as text '07' of image b \('\\u200b'\)"
+    with pytest.raises(UserError, match=says):
+        text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
+    assert len(text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts[:1]).labels(0)[0]) == 0
+
+
+def test_ids_of_texts_are_numbers_in_the_store_unless_one_is_text_or_large(tmp_path, source):
+    def stored(*ids):
+        texts = [LabelledText(own, ("a",), "a star") for own in ids]
+        return text_store(tmp_path / "cache", make_tokenizer(), 20, [source], texts)
+
+    numbers, mixed = stored(7, 2**63 - 1), stored(7, "07", "é" * 300, 2**63)
+    assert numbers.text_ids.dtype == np.int64 and numbers.text_id(0) == "7"
+    assert [mixed.text_id(text) for text in range(4)] == ["7", "07", "é" * 50, str(2**63)]
+    assert stored(7, 8).path != stored("7", "8").path
 
 
 def test_the_manifest_tells_what_is_in_the_store(tmp_path, source):

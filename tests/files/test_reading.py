@@ -1,10 +1,11 @@
 import os
+from pathlib import Path
 
 import pytest
 from pydantic import Field
 
 from dimvl.errors import UserError
-from dimvl.files import Strict, open_regular, read_bytes, read_json, read_json_as, read_text, sha256
+from dimvl.files import Strict, inside, open_regular, read_bytes, read_json, read_json_as, read_text, sha256
 from dimvl.showing import short, visible
 
 
@@ -89,3 +90,17 @@ def test_what_a_terminal_obeys_is_shown_as_escapes():
     assert visible("naïve 猫 — é") == "naïve 猫 — é"
     assert len(short({str(n): list(range(1000)) for n in range(1000)})) < 300
     assert len(short("x" * 10**6)) < 200
+
+
+def test_a_name_from_a_file_stays_inside_the_folder_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked").symlink_to("/")
+    for folder in (tmp_path, tmp_path / "data" / "..", Path()):
+        assert inside(folder, "a/../b.png") == folder / "b.png"
+        assert inside(folder, f"{tmp_path}/b.png") == folder / "b.png"
+        assert inside(folder, "linked/etc") == folder / "linked" / "etc"  # the owner's own link
+        assert inside(folder, "linked/../b.png") == folder / "b.png"
+        for name in ("../b.png", "a/../../b.png", "/etc/passwd", f"{tmp_path}2/b.png", "linked/../../b.png"):
+            with pytest.raises(UserError, match=f"^{name} is outside the folder"):
+                inside(folder, name)
+    assert inside(Path("/"), "/etc/passwd") == Path("/etc/passwd")

@@ -1,42 +1,70 @@
 """COCO captions: `{"images": [...], "annotations": [{"id", "image_id", "caption"}, ...]}`.
 
-Only `annotations` is required; file names in `images` help to find images in a store that uses them as ids.
+Only `annotations` is required; file names in `images` help to find images in a store that uses them as ids. Files of
+test images have `images` only.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import Once, image_name, records, whole_number, words
+from dimvl.data.annotations.fields import Id, Once, identifier, records, words
 from dimvl.data.annotations.records import Caption
+from dimvl.errors import UserError
 
 
-def coco_captions(path: Path, content: Any) -> list[Caption]:
+def coco_captions(path: Path, content: Any, bare: bool = False) -> list[Caption]:
     """Read the captions of a COCO file.
 
     Args:
         path: for messages.
         content: the file's JSON value.
+        bare: if the file has no caption at all, return each of its images with an empty text.
 
     Raises:
-        UserError: another format, an empty caption, or a duplicate caption id.
+        UserError: another format, an empty caption, a duplicate caption id, one image id for two files, or one file
+            under two image ids.
 
     """
-    once, ids = Once("caption id"), dict[str, tuple[str]]()
+    is_object = isinstance(content, dict)
+    listed = _listed(path, content) if is_object and content.get("images") else {}
+    if listed and not content.get("annotations"):
+        if not bare:
+            raise UserError(f"{path} lists {len(listed):,} images but no captions; give a file with captions")
+        return [
+            Caption(number, (image,), "", files, written_ids=(written,))
+            for number, (image, (written, files)) in enumerate(listed.items())
+        ]
+    once, ids = Once("caption id"), dict[str, tuple[tuple[str], tuple[Id]]]()
     result = []
-    listed = content.get("images") if isinstance(content, dict) else None
-    files = _file_names(path, content) if listed else {}
     for place, record in records(path, content, "annotations", ("id", "image_id", "caption")):
-        number, image = whole_number(record["id"], "id", place), image_name(record["image_id"], place)
+        number, written = identifier(record["id"], "id", place), identifier(record["image_id"], "image_id", place)
         once.check(number, place)
+        image = str(written)
         text = words(record["caption"], f"caption {number} of image {image}", place)
-        result.append(Caption(number, ids.setdefault(image, (image,)), text, files.get(image, ())))
+        images, named = ids.setdefault(image, ((image,), (written,)))
+        files = listed[image][1] if image in listed else ()
+        result.append(Caption(number, images, text, files, written_ids=named))
     return result
 
 
-def _file_names(path: Path, content: Any) -> dict[str, tuple[str]]:
-    """File name of each image in the list `images` that has one."""
-    return {
-        image_name(record["id"], place, "id"): (image_name(record["file_name"], place, "file_name"),)
-        for place, record in records(path, content, "images", ("id",))
-        if "file_name" in record
-    }
+def _listed(path: Path, content: Any) -> Mapping[str, tuple[Id, tuple[str, ...]]]:
+    """Id as written, and file name if there is one, of each image in the list `images`."""
+    result: dict[str, tuple[Id, tuple[str, ...]]] = {}
+    owners: dict[str, str] = {}
+    for place, record in records(path, content, "images", ("id",)):
+        written = identifier(record["id"], "id", place)
+        name = (str(identifier(record["file_name"], "file_name", place)),) if "file_name" in record else ()
+        _, known = result.setdefault(str(written), (written, name))
+        if known != name:
+            raise UserError(
+                f"{place}: id {written!r} is there twice, for {', '.join(known) or 'no file'} and for "
+                f"{', '.join(name) or 'no file'}; give each image its own id"
+            )
+        for file in name:
+            if owners.setdefault(file, str(written)) != str(written):
+                raise UserError(
+                    f"{place}: the file {file!r} has two ids, {owners[file]!r} and {str(written)!r}; give each image "
+                    "one id"
+                )
+    return result

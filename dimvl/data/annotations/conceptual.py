@@ -6,7 +6,7 @@ downloaded, every image would silently get the wrong caption.
 
 from pathlib import Path
 
-from dimvl.data.annotations.fields import FORMATS, image_name, lines, words
+from dimvl.data.annotations.fields import FORMATS, identifier, lines, words
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
 
@@ -28,7 +28,8 @@ def conceptual_captions(path: Path) -> list[Caption]:
         columns = content.split("\t")
         if len(columns) != 2:
             raise UserError(f"{place} has {len(columns)} columns instead of caption, tab, image; {FORMATS}")
-        image = image_name(columns[1].strip(), place, "image")
+        image = str(identifier(columns[1].strip(), "image", place))
         images = (image,)
-        result.append(Caption(len(result), images, words(columns[0], f"caption of image {image}", place), images))
+        text = words(columns[0], f"caption of image {image}", place)
+        result.append(Caption(len(result), images, text, images, written_ids=images))
     return result

@@ -1,21 +1,34 @@
 """Checks of the values in annotation files; each mistake becomes one sentence.
 
 `place` says where a value was read, such as `captions.tsv, line 7`; every message begins with it.
+
+**Ids** of images, captions, questions and predictions are numbers or text, and stay what they are until they are
+written again. Two of them are the same id if `str` gives the same text: 7, 7.0 and "7" are one id, "07" is another.
 """
 
+import io
 import re
-import reprlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
+from dimvl.files import open_regular
+from dimvl.showing import short
 
 FORMATS = "docs/annotations.md shows every format"
-_NUMBER = re.compile(r"-?[0-9]{1,19}")
+Id = int | str
+"""An id as its file writes it; see above for what is the same id."""
+LONGEST_ID = 5_000
+"""Characters of an id, which may be a URL."""
+LONGEST_TEXT = 100_000
+"""Characters of a caption, question or answer: a thousand times what models read; tokenising more takes seconds."""
+LONGEST_LINE = 10**7
+"""Characters of a line."""
+_EXACT = 2**53
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_INT64 = range(-(2**63), 2**63)
 
 
 def mapping(value: Any, fields: Sequence[str], place: str) -> dict[str, Any]:
@@ -47,108 +60,112 @@ def records(path: Path, content: Any, key: str, fields: Sequence[str]) -> Iterat
         yield place, mapping(record, fields, place)
 
 
-def whole_number(value: Any, name: str, place: str) -> int:
-    """Return an id that fits in 64 bits; numbers written as text or as 5.0 are accepted.
+def identifier(value: Any, name: str, place: str) -> Id:
+    """Return the id of an image, a caption or a question, or a file name, as it is written; 5.0 becomes 5.
 
     Raises:
-        UserError: it is not a whole number, or too large.
+        UserError: it is neither a whole number nor text without control characters, or too long.
 
     """
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
         value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{place}: {name} {reprlib.repr(value)} is not a whole number; number the items")
-    if value not in _INT64:
-        raise UserError(f"{place}: {name} {reprlib.repr(value)} does not fit in 64 bits; renumber the items")
-    return value
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    is_text = isinstance(value, str) and not is_blank(value) and not _CONTROL.search(value)
+    if not is_number and (not is_text or _SURROGATE.search(value)):
+        raise UserError(
+            f"{place}: {name} {short(value)} is not an id; give a whole number, or text without control characters"
+        )
+    if len(str(value)) > LONGEST_ID:
+        raise UserError(f"{place}: {name} {short(value)} has more than {LONGEST_ID:,} characters; give a shorter one")
+    return int(value) if is_number else str(value)
 
 
-def image_name(value: Any, place: str, name: str = "image_id") -> str:
-    """Return an image's id or file name as text.
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: only spaces, control, format and combining characters.
 
-    Raises:
-        UserError: it is neither a whole number nor text without control characters.
-
+    Tokenizers make no token of these. A zero-width space is such a character.
     """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str) and value.strip() and not _CONTROL.search(value) and not _SURROGATE.search(value):
-        return value
-    raise UserError(
-        f"{place}: {name} {reprlib.repr(value)} does not name an image; give a whole number, or text without control "
-        "characters"
-    )
+    return all(unicodedata.category(character)[0] in "ZCM" for character in text)
 
 
 def words(value: Any, name: str, place: str) -> str:
-    """Return a text that is not empty, stripped of surrounding whitespace.
+    """Return a text that is not blank, stripped of surrounding whitespace.
 
     Raises:
-        UserError: it is not text, empty, or not valid Unicode.
+        UserError: it is not text, blank, too long, or not valid Unicode.
 
     """
     if not isinstance(value, str):
-        raise UserError(f"{place}: {name} is {reprlib.repr(value)}, not text; fix or remove it")
-    if _SURROGATE.search(value):
-        raise UserError(f"{place}: {name} is not valid Unicode ({reprlib.repr(value)}); fix or remove it")
-    if not value.strip():
-        raise UserError(f"{place}: {name} is empty; remove it")
-    return value.strip()
+        raise _not_text(value, name, place)
+    text = label(value, name, place)
+    if is_blank(text):
+        characters = f" (it has only {short(text)})" if text.strip() else ""
+        raise UserError(f"{place}: {name} is empty{characters}; remove it")
+    return text.strip()
 
 
 def label(value: Any, name: str, place: str) -> str:
     """Return an answer or a type as text; it may be empty, and whole numbers are accepted.
 
     Raises:
-        UserError: it is neither text nor a whole number.
+        UserError: it is neither text nor a whole number, too long, or not valid Unicode.
 
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or _SURROGATE.search(value):
-        raise UserError(f"{place}: {name} is {reprlib.repr(value)}, not text; fix or remove it")
+    if not isinstance(value, str):
+        raise _not_text(value, name, place)
+    if len(value) > LONGEST_TEXT:
+        raise UserError(
+            f"{place}: {name} has {len(value):,} characters, more than {LONGEST_TEXT:,}; shorten or remove it"
+        )
+    if _SURROGATE.search(value):
+        raise UserError(f"{place}: {name} is not valid Unicode ({short(value)}); fix or remove it")
     return value
 
 
+def _not_text(value: Any, name: str, place: str) -> UserError:
+    return UserError(f"{place}: {name} is {short(value)}, not text; fix or remove it")
+
+
 class Once:
-    """Refuses a value that was seen before."""
+    """Refuses an id that was seen before."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.seen: set[int | str] = set()
+        self.seen: set[str] = set()
 
-    def check(self, value: int | str, place: str) -> None:
+    def check(self, value: Id, place: str) -> None:
         """Remember `value`.
 
         Raises:
             UserError: it was seen before.
 
         """
-        if value in self.seen:
+        if str(value) in self.seen:
             raise UserError(f"{place}: {self.name} {value!r} appears twice; remove or renumber one")
-        self.seen.add(value)
+        self.seen.add(str(value))
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number, from 1, and text of each line that is not blank, without CRLF and byte order mark.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is not UTF-8.
+        UserError: as `open_regular`, the file is not UTF-8, or a line is too long.
 
     """
-    try:
-        # newline="\n": only line feeds end a line, since captions may contain other characters that Python splits at.
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
+    # newline="\n": only line feeds end a line, since captions may contain other characters that Python splits at.
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="\n") as file:
+        try:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), ""), start=1):
+                if len(line) > LONGEST_LINE:
+                    raise UserError(
+                        f"{path}, line {number} has more than {LONGEST_LINE:,} characters; check that it is the right "
+                        "file"
+                    )
                 if line.strip():
                     yield number, line.rstrip("\r\n")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); check that it is the right file") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text ({error.reason}); check that it is the right file") from None

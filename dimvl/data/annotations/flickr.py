@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dimvl.data.annotations.fields import FORMATS, Once, image_name, lines, whole_number, words
+from dimvl.data.annotations.fields import FORMATS, Once, identifier, lines, words
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
+from dimvl.showing import short
 
 TOKEN = re.compile(r"[^\t]+\.(jpe?g|png|webp|bmp|tiff?|gif)#[0-9]+\t", re.IGNORECASE)
 PIPES = re.compile(r"\s*image_name\s*\|")
@@ -48,11 +49,14 @@ def _captions(path: Path, rows: Iterator[Row]) -> Iterator[Caption]:
     once, ids = Once("caption"), dict[str, tuple[str]]()
     for caption_id, (line, name, number, text) in enumerate(rows):
         place = f"{path}, line {line}"
-        image = image_name(name.strip(), place, "image")
+        image = str(identifier(name.strip(), "image", place))
+        if number and not number.strip().isdecimal():
+            raise UserError(f"{place}: caption number {short(number)} is not a whole number; {FORMATS}")
         if number:
-            once.check(f"{image}#{whole_number(number.strip(), 'caption number', place)}", place)
+            once.check(f"{image}#{int(number)}", place)
         images = ids.setdefault(image, (image,))
-        yield Caption(caption_id, images, words(text, f"caption of image {image}", place), images)
+        text = words(text, f"caption of image {image}", place)
+        yield Caption(caption_id, images, text, images, written_ids=images)
 
 
 def _token_rows(path: Path) -> Iterator[Row]:

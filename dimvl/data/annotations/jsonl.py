@@ -3,40 +3,46 @@
 Captions are `{"image": id or file name, "caption": text}` with an optional `id`. Questions are `{"image": ...,
 "question": text}` with `answers` (of several people) or `answer` (a single one, as in GQA) and optional `question_id`,
 `question_type` and `answer_type`. A text about several images has a list `images` instead of `image`; optional `times`
-are seconds, one for each image. Other fields are ignored. Lines without an id are numbered from 0; blank lines do not
-count.
+are seconds, one for each image. Other fields are ignored. Blank lines do not count. A line without an id gets its
+number, from 0, or the next number that no line has as its id.
 """
 
-import json
-import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dimvl.data.annotations.fields import FORMATS, Once, image_name, label, lines, mapping, whole_number, words
+from dimvl.data.annotations.fields import FORMATS, Id, Once, identifier, label, lines, mapping, words
 from dimvl.data.annotations.records import Caption, ImageKey, Question, name_images
 from dimvl.errors import UserError
+from dimvl.files import parse_json
+from dimvl.showing import short
 
 LATEST = float(np.finfo(np.float32).max)
 """Times reach the model as float32."""
+Line = tuple[str, dict[str, Any], tuple[Id, ...], ImageKey]
+"""Place, object, images as written, and images as text with their times."""
 
 
-def jsonl_captions(path: Path) -> list[Caption]:
+def jsonl_captions(path: Path, bare: bool = False) -> list[Caption]:
     """Read captions, in the order of the file.
+
+    Args:
+        path: the file.
+        bare: a line may lack its caption; its text is then empty.
 
     Raises:
         UserError: a line that is not JSON, a missing or wrong field, an empty caption, or a duplicate id.
 
     """
-    once = Once("id")
-    result: list[Caption] = []
-    for place, record, (images, times) in _records(path, "caption"):
-        number = whole_number(record.get("id", len(result)), "id", place)
-        once.check(number, place)
-        text = words(record["caption"], f"caption of {name_images(images)}", place)
-        result.append(Caption(number, images, text, images, times))
+    found = list(_records(path, () if bare else ("caption",)))
+    result = []
+    for number, (place, record, written, (images, times)) in zip(_ids(found, "id"), found, strict=True):
+        is_bare = bare and "caption" not in record
+        text = "" if is_bare else words(record["caption"], f"caption of {name_images(images)}", place)
+        result.append(Caption(number, images, text, images, times, written))
     return result
 
 
@@ -47,33 +53,45 @@ def jsonl_questions(path: Path) -> list[Question]:
         UserError: a line that is not JSON, a missing or wrong field, an empty question, or a duplicate question id.
 
     """
-    once = Once("question_id")
-    result: list[Question] = []
-    for place, record, (images, times) in _records(path, "question"):
-        number = whole_number(record.get("question_id", len(result)), "question_id", place)
-        once.check(number, place)
+    found = list(_records(path, ("question",)))
+    result = []
+    for number, (place, record, written, (images, times)) in zip(_ids(found, "question_id"), found, strict=True):
         kind, answer_type = (label(record.get(name, ""), name, place) for name in ("question_type", "answer_type"))
         text = words(record["question"], f"question {number} of {name_images(images)}", place)
         answers = _answers(record, number, place)
-        result.append(Question(number, images, text, answers, kind, answer_type, images, times))
+        numbered = "question_id" not in record
+        result.append(Question(number, images, text, answers, kind, answer_type, images, times, written, numbered))
     return result
 
 
-def _records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any], ImageKey]]:
-    """Yield place, object and images of each line; `text` is the field with the text."""
+def _ids(found: Sequence[Line], field: str) -> list[Id]:
+    """Return the id of each line, those of lines without one last."""
+    once = Once(field)
+    given: list[Id | None] = []
+    for place, record, _, _ in found:
+        given.append(identifier(record[field], field, place) if field in record else None)
+        if given[-1] is not None:
+            once.check(given[-1], place)
+    free = (number for number in count(len(found)) if str(number) not in once.seen)
+    return [
+        own if own is not None else number if str(number) not in once.seen else next(free)
+        for number, own in enumerate(given)
+    ]
+
+
+def _records(path: Path, fields: Sequence[str]) -> Iterator[Line]:
+    """Yield each line; `fields` are required besides the images."""
     for number, line in lines(path):
         place = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is not valid JSON ({error}); write one object per line") from None
+        value = parse_json(line, place, "write one object per line")
         several = isinstance(value, dict) and "images" in value
-        record = mapping(value, ("images" if several else "image", text), place)
-        images = _images(record, place) if several else (image_name(record["image"], place, "image"),)
-        yield place, record, (images, _times(record["times"], len(images), place) if "times" in record else ())
+        record = mapping(value, ("images" if several else "image", *fields), place)
+        written = _images(record, place) if several else (identifier(record["image"], "image", place),)
+        times = _times(record["times"], len(written), place) if "times" in record else ()
+        yield place, record, written, (tuple(map(str, written)), times)
 
 
-def _images(record: dict[str, Any], place: str) -> tuple[str, ...]:
+def _images(record: dict[str, Any], place: str) -> tuple[Id, ...]:
     """Return the ids or file names in the list `images`.
 
     Raises:
@@ -84,11 +102,12 @@ def _images(record: dict[str, Any], place: str) -> tuple[str, ...]:
         raise UserError(f"{place} has both image and images; keep one of them")
     given = record["images"]
     if not isinstance(given, list):
-        raise UserError(f"{place}: images is {reprlib.repr(given)}, not a list; write it in brackets, or as image")
+        raise UserError(f"{place}: images is {short(given)}, not a list; write it in brackets, or as image")
     if not given:
         raise UserError(f"{place}: images is empty; name at least one image")
-    images = tuple(image_name(image, place, "image") for image in given)
-    if twice := [image for number, image in enumerate(images) if image in images[:number]]:
+    images = tuple(identifier(image, "image", place) for image in given)
+    texts = list(map(str, images))
+    if twice := [image for number, image in enumerate(texts) if image in texts[:number]]:
         raise UserError(f"{place}: images names {twice[0]!r} twice; name each image once")
     return images
 
@@ -101,14 +120,14 @@ def _times(given: Any, count: int, place: str) -> tuple[float, ...]:
 
     """
     if not isinstance(given, list) or len(given) != count:
-        raise UserError(f"{place}: times is {reprlib.repr(given)}; give a list of seconds, one per image ({count})")
+        raise UserError(f"{place}: times is {short(given)}; give a list of seconds, one per image ({count})")
     for time in given:
         if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time <= LATEST:
-            raise UserError(f"{place}: {reprlib.repr(time)} in times is not a number of seconds; give 0 or more")
+            raise UserError(f"{place}: {short(time)} in times is not a number of seconds; give 0 or more")
     return tuple(map(float, given))
 
 
-def _answers(record: dict[str, Any], number: int, place: str) -> tuple[str, ...]:
+def _answers(record: dict[str, Any], number: Id, place: str) -> tuple[str, ...]:
     if "answer" in record and "answers" in record:
         raise UserError(f"{place}: question {number} has both answer and answers; keep one of them")
     given = [record["answer"]] if "answer" in record else record.get("answers", [])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import FORMATS, Once, image_name, mapping, records, whole_number, words
+from dimvl.data.annotations.fields import FORMATS, Once, identifier, mapping, records, words
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
 
@@ -23,16 +23,18 @@ def is_karpathy(content: Any) -> bool:
     return not images or (isinstance(images[0], dict) and "sentences" in images[0])
 
 
-def karpathy_captions(path: Path, content: Any, split: Sequence[str]) -> list[Caption]:
+def karpathy_captions(path: Path, content: Any, split: Sequence[str], bare: bool = False) -> list[Caption]:
     """Read the captions of the named splits; an image's id is its `cocoid` or, without one, its file name.
 
     Args:
         path: for messages.
         content: the file's JSON value.
         split: names of splits, such as train and restval.
+        bare: if the splits have no caption at all, return each of their images with an empty text.
 
     Raises:
-        UserError: another format, no split or an unknown one, an empty caption, or a duplicate caption id or image.
+        UserError: another format, no split or an unknown one, an empty caption, or a duplicate caption id, image or
+            file, also in other splits.
 
     """
     images = list(records(path, content, "images", ("filename", "split", "sentences")))
@@ -42,23 +44,26 @@ def karpathy_captions(path: Path, content: Any, split: Sequence[str]) -> list[Ca
         raise UserError(f"{path} has the splits {known}; choose with `split`")
     if unknown := [name for name in split if name not in counts]:
         raise UserError(f"{path} has no split {unknown[0]!r}, only {known}; name one of these")
-    captions, seen = Once("sentid"), Once("image")
-    result = []
+    captions, seen, files = Once("sentid"), Once("image"), Once("file")
+    result, without = list[Caption](), list[Caption]()
     for place, record in images:
+        file = identifier(record["filename"], "filename", place)
+        written = identifier(record["cocoid"], "cocoid", place) if "cocoid" in record else file
+        folder = record.get("filepath", "")
+        name = f"{identifier(folder, 'filepath', place)}/{file}" if folder else str(file)
+        seen.check(written, place)
+        files.check(name, place)
         if record["split"] not in split:
             continue
-        file = image_name(record["filename"], place, "filename")
-        image = image_name(record["cocoid"], place, "cocoid") if "cocoid" in record else file
-        seen.check(image, place)
-        folder = record.get("filepath", "")
-        names = (f"{image_name(folder, place, 'filepath')}/{file}" if folder else file,)
-        ids = (image,)
+        image, names, named = (str(written),), (name,), (written,)
         if not isinstance(record["sentences"], list):
-            raise UserError(f"{place}: sentences of image {image} is not a list; {FORMATS}")
+            raise UserError(f"{place}: sentences of image {written} is not a list; {FORMATS}")
+        if not record["sentences"]:
+            without.append(Caption(len(without), image, "", names, written_ids=named))
         for sentence in record["sentences"]:
-            sentence = mapping(sentence, ("raw", "sentid"), f"{place}: a sentence of image {image}")
-            number = whole_number(sentence["sentid"], "sentid", place)
+            sentence = mapping(sentence, ("raw", "sentid"), f"{place}: a sentence of image {written}")
+            number = identifier(sentence["sentid"], "sentid", place)
             captions.check(number, place)
-            text = words(sentence["raw"], f"caption {number} of image {image}", place)
-            result.append(Caption(number, ids, text, names))
-    return result
+            text = words(sentence["raw"], f"caption {number} of image {written}", place)
+            result.append(Caption(number, image, text, names, written_ids=named))
+    return without if bare and not result else result

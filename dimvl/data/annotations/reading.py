@@ -24,13 +24,15 @@ logger = logging.getLogger(__name__)
 Record = TypeVar("Record", Caption, Question)
 
 
-def read_captions(path: Path, split: Sequence[str] = ()) -> list[Caption]:
+def read_captions(path: Path, split: Sequence[str] = (), bare: bool = False) -> list[Caption]:
     """Read a caption file of any known format, in the order of the file.
 
     Args:
         path: COCO captions, a file of Karpathy's splits, a token or CSV file of Flickr30k, lines of caption and image
             as in Conceptual Captions, or dimvl's own JSON lines.
         split: splits to read from a file of Karpathy's splits; other files have none.
+        bare: if a JSON file lists images without any caption, return each with an empty text; JSON lines may lack
+            their captions. For predictions of images whose captions are not published.
 
     Raises:
         UserError: a missing file, an unknown format, a mistake in the file, or splits of a file that has none.
@@ -39,13 +41,13 @@ def read_captions(path: Path, split: Sequence[str] = ()) -> list[Caption]:
     if path.suffix.lower() == ".json":
         content = read_json(path)
         if is_karpathy(content):
-            return _logged(path, "Karpathy's splits", karpathy_captions(path, content, split))
+            return _logged(path, "Karpathy's splits", karpathy_captions(path, content, split, bare))
     if split:
         raise UserError(f"{path} has no splits, but split is {', '.join(split)}; remove it")
     if path.suffix.lower() == ".json":
-        return _logged(path, "COCO captions", coco_captions(path, content))
+        return _logged(path, "COCO captions", coco_captions(path, content, bare))
     if path.suffix.lower() == ".jsonl":
-        return _logged(path, "JSON lines", jsonl_captions(path))
+        return _logged(path, "JSON lines", jsonl_captions(path, bare))
     first = next(lines(path), (0, ""))[1]
     if TOKEN.match(first):
         return _logged(path, "Flickr token file", token_captions(path))

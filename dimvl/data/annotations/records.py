@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dimvl.data.annotations.fields import Id
+
 ImageKey = tuple[tuple[str, ...], tuple[float, ...]]
 """Ids of the images of a text, in order, and their times in seconds, one for each or none."""
 NAMED = 3
@@ -20,6 +22,7 @@ class _AboutImages:
     __slots__ = ()
     image_ids: tuple[str, ...]
     times: tuple[float, ...]
+    written_ids: tuple[Id, ...]
 
     @property
     def image_id(self) -> str:
@@ -32,25 +35,32 @@ class _AboutImages:
         """What records about the same images have in common."""
         return self.image_ids, self.times
 
+    @property
+    def named_images(self) -> tuple[Sequence[Id], tuple[float, ...]]:
+        """The images as the file names them, also after they were found in a store under other ids."""
+        return self.written_ids or self.image_ids, self.times
+
 
 @dataclass(frozen=True, slots=True)
 class Caption(_AboutImages):
     """One caption of one or more images.
 
     Attributes:
-        caption_id: its number in the file; its position, from 0, if the file has no numbers.
-        image_ids: the images, in order, as the file names them, as text.
-        text: without surrounding whitespace.
+        caption_id: its id in the file; its position, from 0, if the file has no ids.
+        image_ids: the images, in order, as text: first as the file names them, after matching as the store does.
+        text: without surrounding whitespace; empty for an image whose captions are not published.
         file_names: file name, path or URL of each image; empty if the file has none.
         times: seconds of each image; empty if the file has none.
+        written_ids: the images as the file names them, numbers as numbers; empty if these are `image_ids`.
 
     """
 
-    caption_id: int
+    caption_id: Id
     image_ids: tuple[str, ...]
     text: str
     file_names: tuple[str, ...] = ()
     times: tuple[float, ...] = ()
+    written_ids: tuple[Id, ...] = ()
 
     @property
     def name(self) -> str:
@@ -63,18 +73,20 @@ class Question(_AboutImages):
     """One question about one or more images.
 
     Attributes:
-        question_id: its number.
-        image_ids: the images, in order, as the file names them, as text.
+        question_id: its id in the file; a number that no other question has if the file has none.
+        image_ids: the images, in order, as text: first as the file names them, after matching as the store does.
         text: without surrounding whitespace.
         answers: the answers that people gave, any number; empty if answers are not published.
         kind: question type, empty if the file has none.
         answer_type: such as yes/no, number, other; empty if the file has none.
         file_names: file name, path or URL of each image; empty if the file has none.
         times: seconds of each image; empty if the file has none.
+        written_ids: the images as the file names them, numbers as numbers; empty if these are `image_ids`.
+        numbered: whether dimvl gave the id, since the file has none.
 
     """
 
-    question_id: int
+    question_id: Id
     image_ids: tuple[str, ...]
     text: str
     answers: tuple[str, ...]
@@ -82,6 +94,8 @@ class Question(_AboutImages):
     answer_type: str = ""
     file_names: tuple[str, ...] = ()
     times: tuple[float, ...] = ()
+    written_ids: tuple[Id, ...] = ()
+    numbered: bool = False
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import FORMATS, Once, image_name, label, records, whole_number, words
+from dimvl.data.annotations.fields import FORMATS, Id, Once, identifier, label, records, words
 from dimvl.data.annotations.records import Question
 from dimvl.errors import UserError
 from dimvl.files import read_json
@@ -30,41 +30,44 @@ def vqa_questions(path: Path, content: Any, annotations: Path | None) -> list[Qu
 
     """
     answers = {} if annotations is None else _annotations(annotations)
-    once, ids = Once("question_id"), dict[str, tuple[str]]()
+    once, ids = Once("question_id"), dict[str, tuple[tuple[str], tuple[Id]]]()
     result = []
     for place, record in records(path, content, "questions", ("question_id", "image_id", "question")):
-        number, image = whole_number(record["question_id"], "question_id", place), image_name(record["image_id"], place)
+        number = identifier(record["question_id"], "question_id", place)
+        written = identifier(record["image_id"], "image_id", place)
+        image = str(written)
         once.check(number, place)
         text = words(record["question"], f"question {number} of image {image}", place)
-        if annotations is not None and number not in answers:
+        if annotations is not None and str(number) not in answers:
             raise UserError(
                 f"{annotations} has no annotation for question {number}; give the annotation file of {path}"
             )
-        own_image, given, kind, answer_type = answers.get(number, (image, (), "", ""))
+        own_image, given, kind, answer_type = answers.get(str(number), (image, (), "", ""))
         if own_image not in (image, ""):
             raise UserError(
                 f"question {number} is about image {own_image} in {annotations} but about image {image} in {path}; "
                 "give files that belong together"
             )
-        images = ids.setdefault(image, (image,))
-        result.append(Question(number, images, text, given, kind, answer_type, _file_names(content, image)))
+        images, named = ids.setdefault(image, ((image,), (written,)))
+        files = _file_names(content, image)
+        result.append(Question(number, images, text, given, kind, answer_type, files, written_ids=named))
     return result
 
 
-def _annotations(path: Path) -> dict[int, tuple[str, tuple[str, ...], str, str]]:
-    """Image, answers, question type and answer type of each question; the image is empty if not given."""
+def _annotations(path: Path) -> dict[str, tuple[str, tuple[str, ...], str, str]]:
+    """Image, answers, question type and answer type by question id as text; the image is empty if not given."""
     once = Once("question_id")
     result = {}
     for place, record in records(path, read_json(path), "annotations", ("question_id", "answers")):
-        number = whole_number(record["question_id"], "question_id", place)
+        number = identifier(record["question_id"], "question_id", place)
         once.check(number, place)
         answers = record["answers"]
         if not isinstance(answers, list) or not all(isinstance(one, dict) and "answer" in one for one in answers):
             raise UserError(f"{place}: the answers of question {number} are not a list of {{'answer': ...}}; {FORMATS}")
         given = tuple(label(one["answer"], f"an answer of question {number}", place) for one in answers)
         kind, answer_type = (label(record.get(name, ""), name, place) for name in ("question_type", "answer_type"))
-        image = image_name(record["image_id"], place) if "image_id" in record else ""
-        result[number] = (image, given, kind, answer_type)
+        image = str(identifier(record["image_id"], "image_id", place)) if "image_id" in record else ""
+        result[str(number)] = (image, given, kind, answer_type)
     return result
 
 

@@ -43,7 +43,7 @@ from dimvl.data.scenes.world import (
     sample_world,
 )
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, read_json, write_json
+from dimvl.files import atomic_path, read_json, read_text, write_json
 
 _ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "questions.json", "annotations.json")
 _LICENSE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "name": "CC0 1.0 Universal"}
@@ -101,9 +101,7 @@ def read_worlds(path: Path) -> dict[int, World]:
 
     """
     try:
-        worlds = [World.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; write scenes first") from None
+        worlds = [World.from_json(json.loads(line)) for line in read_text(path).splitlines()]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not contain scenes ({error}); write them again") from error
     return {world.image_id: world for world in worlds}

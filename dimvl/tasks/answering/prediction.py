@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.config.answering import VqaConfig, VqaEvaluation
-from dimvl.data.annotations import Question, describe_file, read_questions
+from dimvl.data.annotations import Id, Question, describe_file, read_questions
 from dimvl.data.answers import Answer
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.prefixes import Prefix, PrefixImages
@@ -68,7 +68,7 @@ ANSWER = Ability(
 
 def answer_questions(
     trained: TrainedModel, store: RegionStore, questions: Sequence[Question], progress: Progress | None = None
-) -> dict[int, str]:
+) -> dict[Id, str]:
     """Return the most probable answer to each question, by question id.
 
     If the model's prefixes do not depend on the question, an image is computed once for all its questions.
@@ -78,7 +78,7 @@ def answer_questions(
 
     """
     ANSWER.check(trained)
-    result: dict[int, str] = {}
+    result: dict[Id, str] = {}
     words = trained.tokenise([question.text for question in questions])
     groups: dict[Any, list[int]] = {}  # questions that share a prefix
     for place, question in enumerate(questions):
@@ -107,14 +107,13 @@ def evaluate_questions(
 
     """
     read = read_questions(options.questions, options.annotations)
-    match = match_file(options.questions, read, store, trained.processor)
+    match = match_file(options.questions, read, store, trained.processor, options.match, "--match ")
     match.check(store, options.missing, "--skip-missing")
     questions = list(in_store(read, match))
     answers = answer_questions(trained, store, questions, progress=progress)
-    names = {question.question_id: question.images for question in read}  # as in the file, not in the store
     items = []
     for question in questions:
-        answer, images = answers[question.question_id], official_images(names[question.question_id])
+        answer, images = answers[question.question_id], official_images(question.named_images)
         item: dict[str, Any] = {"question_id": question.question_id, **images}
         item |= {"question": question.text, "prediction": answer}
         if question.answers:
@@ -127,7 +126,11 @@ def evaluate_questions(
         for remark in found.remarks():
             logger.warning("%s", remark)
         scores = {"task": "vqa", "data": describe_file(options.questions), **asdict(found)}
-    return Evaluation(predictions=records, items=items, scores=scores)
+    left_out = {
+        "image not in the store": match.texts_missing,
+        "question without an answer to compare with": scores["unanswered"] if scores else 0,
+    }
+    return Evaluation(predictions=records, items=items, scores=scores, left_out=left_out)
 
 
 class AccuracyValidator(Validator):

@@ -115,7 +115,7 @@ class QuestionSource(ImageSource):
             ids, values = self.texts.labels(question)
             row[ids] = values
         return question_example(
-            f"question {self.texts.text_ids[questions[0]]}",
+            f"question {self.texts.text_id(questions[0])}",
             self.images.prefix(regions),
             [self.texts.tokens(question) for question in questions],
             self.processor.tokenizer,

@@ -46,7 +46,7 @@ class CaptionDataTask(Task[Config], abstract=True):
 
         """
         read = [(path, read_captions(path, config.split)) for path in config.captions]
-        return match_files(read, store, config.inputs, config.missing, config.output / MATCH)
+        return match_files(read, store, config.inputs, config.missing, config.output / MATCH, rule=config.match)
 
     def labelled_texts(self, records: Sequence[Caption], processor: Processor) -> list[LabelledText]:
         """Return the captions, which have no labels."""

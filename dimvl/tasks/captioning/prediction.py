@@ -17,7 +17,7 @@ from dimvl.data.scenes import World, read_worlds, score_captions
 from dimvl.decoding import AllRanks, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
-from dimvl.metrics.predictions import images_of, official_images
+from dimvl.metrics.predictions import official_images
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability, Evaluation
@@ -131,30 +131,39 @@ def evaluate_captions(
 ) -> Evaluation:
     """Caption the images of a caption file and, if they are scenes, score the facts in the captions.
 
-    `with_official_scores` adds the scores of the COCO protocol.
+    Images whose captions are not published are captioned too. `with_official_scores` adds the scores of the COCO
+    protocol.
 
     Raises:
         UserError: as `caption_images`, `read_captions` and `match_file`.
 
     """
     path, references, stored = options.captions, dict[ImageKey, list[str]](), dict[ImageKey, ImageKey]()
-    read = read_captions(path, options.split)
-    match = match_file(path, read, store, trained.processor)
+    names = dict[ImageKey, dict[str, Any]]()
+    read = read_captions(path, options.split, bare=True)
+    match = match_file(path, read, store, trained.processor, options.match, "--match ")
     match.check(store, options.missing, "--skip-missing")
     for reference in read:
         for found_in_store in in_store([reference], match):
             stored[reference.images] = found_in_store.images
-            references.setdefault(reference.images, []).append(reference.text)
+            names.setdefault(reference.images, official_images(reference.named_images))
+            references.setdefault(reference.images, []).extend([reference.text] if reference.text else [])
+    complete = all(references.values())
+    if options.worlds is not None and not complete:
+        raise UserError(f"{path} lacks captions, which the scores of facts need; remove --worlds {options.worlds}")
     singles = {ids[0]: (ids[0], stored[ids, times][0][0]) for ids, times in references if len(ids) == 1}
     beside = path.parent / "worlds.jsonl"
-    truth = options.worlds or (beside if beside.exists() else None)
-    scenes = _scenes(options, truth, singles) if truth and len(singles) == len(references) else None
+    truth = options.worlds or (beside if beside.exists() and complete else None)
+    scenes = _scenes(options, truth, singles) if truth and len(singles) == len(references) and complete else None
     written = caption_groups(trained, store, list(stored.values()), options.decoding, progress)
     found = {key: written[images] for key, images in stored.items()}
-    names = {key: official_images(key) for key in found}
     records = [{**names[key], "caption": caption} for key, caption in found.items()]
-    items = [{**names[key], "prediction": text, "references": references[key]} for key, text in found.items()]
-    scores = {"task": "caption", "data": describe_file(path), "count": len(found)}
+    items = [
+        {**names[key], "prediction": text, **({"references": references[key]} if references[key] else {})}
+        for key, text in found.items()
+    ]
+    scored = sum("references" in item for item in items)
+    scores = {"task": "caption", "data": describe_file(path), "count": scored} if scored else {}
     if scenes is not None:
         numbers = {image: world.image_id for image, world in scenes.items()}
         facts = score_captions(
@@ -164,7 +173,11 @@ def evaluate_captions(
         )
         scores |= asdict(facts)
     files = {} if truth is None else {"worlds": truth}
-    return Evaluation(predictions=records, items=items, scores=scores, files=files)
+    left_out = {
+        "image not in the store": match.texts_missing,
+        "image without a caption to compare with": len(items) - scored if scored else 0,
+    }
+    return Evaluation(predictions=records, items=items, scores=scores, files=files, left_out=left_out)
 
 
 def _scenes(options: CaptionEvaluation, truth: Path, names: Mapping[str, Sequence[str]]) -> dict[str, World] | None:
@@ -197,15 +210,17 @@ def with_official_scores(evaluation: Evaluation) -> Evaluation:
 
     The reasons for missing scores are under `left_out`.
     """
-    names = [images_of(item) for item in evaluation.items]
-    predictions = {name: item["prediction"] for name, item in zip(names, evaluation.items, strict=True)}
-    references = {name: item["references"] for name, item in zip(names, evaluation.items, strict=True)}
+    scored = {str(place): item for place, item in enumerate(evaluation.items) if "references" in item}
+    if not scored:
+        return evaluation
+    predictions = {name: item["prediction"] for name, item in scored.items()}
+    references = {name: item["references"] for name, item in scored.items()}
     try:
         found = caption_scores(predictions, references)
     except UserError as error:
         logger.warning("no scores by the COCO protocol (%s); `dimvl score caption` computes them later", error)
         return replace(evaluation, scores={**evaluation.scores, "left_out": {"official": str(error)}})
-    per_image = [found.per_image[name] for name in names]
-    items = [{**item, "official": scores} for item, scores in zip(evaluation.items, per_image, strict=True)]
+    official = {name: {"official": scores} for name, scores in found.per_image.items()}
+    items = [item | official.get(str(place), {}) for place, item in enumerate(evaluation.items)]
     scores: dict[str, Any] = {**evaluation.scores, "official": found.corpus, "left_out": found.left_out}
     return replace(evaluation, items=items, scores=scores)

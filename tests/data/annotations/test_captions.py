@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path, name):
 def test_captions_of_coco_come_in_the_order_of_the_file_with_image_ids_as_text_and_file_names(tmp_path):
     content = {"annotations": [CAPTION, {**CAPTION, "id": "0", "image_id": "x", "caption": "b"}]}
     captions = read_captions(write(tmp_path / "c.json", content))
-    assert [(c.caption_id, c.image_id, c.text) for c in captions] == [(1, "7", "a red star"), (0, "x", "b")]
+    assert [(c.caption_id, c.image_id, c.text) for c in captions] == [(1, "7", "a red star"), ("0", "x", "b")]
     assert {c.image_ids: c.file_names for c in read(tmp_path, "coco.json")} == {
         ("9",): ("COCO_val2014_000000000009.jpg",),
         ("12",): ("COCO_train2014_000000000012.jpg",),
@@ -69,6 +70,9 @@ def test_splits_of_karpathy_are_read_as_asked_and_restval_joins_train_only_on_re
     assert {caption.image_id for caption in read_captions(path, ["train"])} == {"12"}
     assert {caption.image_id for caption in read_captions(path, ["restval"])} == {"9"}
     assert {caption.image_id for caption in read_captions(path, ["train", "restval"])} == {"9", "12"}
+    twice = write(tmp_path / "twice.json", karpathy(cocoid=9))
+    with pytest.raises(UserError, match="image 9 appears twice"):  # though only one of them is read
+        read_captions(twice, ["restval"])
     assert read_captions(path, ["train"])[0].file_names == ("train2014/COCO_train2014_000000000012.jpg",)
 
 
@@ -135,22 +139,32 @@ def test_the_format_is_recognised_from_the_first_line_not_from_the_file_name(tmp
         ({"annotations": [CAPTION, "id image_id caption"]}, "item 1 .* is not a JSON object"),
         ({"annotations": [without(CAPTION, "caption")]}, "no field 'caption'"),
         ({"annotations": [without(CAPTION, "image_id")]}, "no field 'image_id'"),
-        ({"annotations": [{**CAPTION, "caption": " \n"}]}, "caption 1 of image 7 is empty"),
+        ({"annotations": [{**CAPTION, "caption": " \n"}]}, "caption 1 of image 7 is empty; remove"),
+        ({"annotations": [{**CAPTION, "caption": "\u200b"}]}, r"1 of image 7 is empty \(it has only '\\u200b'\)"),
+        ({"annotations": [{**CAPTION, "caption": "\x01 \u0301\ufeff"}]}, "caption 1 of image 7 is empty"),
+        ({"annotations": [{**CAPTION, "caption": "a" * 100_001}]}, "has 100,001 characters, more than 100,000"),
+        ('{"annotations": [], "annotations": []}', "an object has the key 'annotations' twice"),
+        ({**COCO, "annotations": []}, "lists 2 images but no captions"),
+        ({**COCO, "images": [{"id": 9, "file_name": "a"}, {"id": "9", "file_name": "b"}]}, "'9' is there twice, for a"),
+        ({**COCO, "images": [{"id": 9, "file_name": "a"}, {"id": 9}]}, "id 9 is there twice, for a and for no file"),
+        (
+            {**COCO, "images": [{"id": 9, "file_name": "a"}, {"id": 8, "file_name": "a"}]},
+            "'a' has two ids, '9' and '8'",
+        ),
         ({"annotations": [{**CAPTION, "caption": None}]}, "caption 1 of image 7 is None, not text"),
         ({"annotations": [{**CAPTION, "caption": ["a"]}]}, "caption 1 of image 7 is .*, not text"),
         ('{"annotations": [{"id": 1, "image_id": 7, "caption": "\\ud800"}]}', "not valid Unicode"),
-        ({"annotations": [{**CAPTION, "id": "first"}]}, "'first' is not a whole number"),
-        ({"annotations": [{**CAPTION, "id": True}]}, "id True is not a whole number"),
-        ({"annotations": [{**CAPTION, "id": 1.5}]}, "id 1.5 is not a whole number"),
-        ({"annotations": [{**CAPTION, "id": float("nan")}]}, "id nan is not a whole number"),
-        ({"annotations": [{**CAPTION, "id": float("inf")}]}, "id inf is not a whole number"),
-        ({"annotations": [{**CAPTION, "id": 2**63}]}, "does not fit in 64 bits"),
-        ({"annotations": [{**CAPTION, "id": 1e300}]}, "does not fit in 64 bits"),
-        ({"annotations": [{**CAPTION, "image_id": None}]}, "image_id None does not name an image"),
-        ({"annotations": [{**CAPTION, "image_id": False}]}, "image_id False does not name an image"),
-        ({"annotations": [{**CAPTION, "image_id": " "}]}, "image_id ' ' does not name an image"),
-        ({"annotations": [{**CAPTION, "image_id": "a\nb"}]}, "does not name an image"),
-        ({"annotations": [{**CAPTION, "image_id": [1]}]}, "does not name an image"),
+        ({"annotations": [{**CAPTION, "id": True}]}, "id True is not an id"),
+        ({"annotations": [{**CAPTION, "id": 1.5}]}, "id 1.5 is not an id"),
+        ({"annotations": [{**CAPTION, "id": float("nan")}]}, "id nan is not an id"),
+        ({"annotations": [{**CAPTION, "id": float("inf")}]}, "id inf is not an id"),
+        ({"annotations": [{**CAPTION, "id": 1e300}]}, r"id 1e\+300 is not an id"),
+        ({"annotations": [{**CAPTION, "id": "9" * 5001}]}, "has more than 5,000 characters"),
+        ({"annotations": [{**CAPTION, "image_id": None}]}, "image_id None is not an id"),
+        ({"annotations": [{**CAPTION, "image_id": False}]}, "image_id False is not an id"),
+        ({"annotations": [{**CAPTION, "image_id": " "}]}, "image_id ' ' is not an id"),
+        ({"annotations": [{**CAPTION, "image_id": "a\nb"}]}, "is not an id"),
+        ({"annotations": [{**CAPTION, "image_id": [1]}]}, "is not an id"),
         ({"annotations": [CAPTION, CAPTION]}, "item 1 .* caption id 1 appears twice"),
         ({**COCO, "images": [3]}, "item 0 of 'images' is not a JSON object"),
     ],
@@ -175,8 +189,13 @@ def karpathy(**changes):
         ("karpathy.json", karpathy(sentences=[{"raw": "a"}]), "a sentence of image 12 has no field 'sentid'"),
         ("karpathy.json", karpathy(sentences=[{"raw": "", "sentid": 7}]), "caption 7 of image 12 is empty"),
         ("karpathy.json", karpathy(sentences=[{"raw": "a", "sentid": 1}]), "sentid 1 appears twice"),
-        ("karpathy.json", karpathy(cocoid=9), "image '9' appears twice"),
-        ("karpathy.json", karpathy(filename=None), "filename None does not name an image"),
+        ("karpathy.json", karpathy(cocoid="9"), "image '?9'? appears twice"),
+        (
+            "karpathy.json",
+            karpathy(filepath="val2014", filename="COCO_val2014_000000000009.jpg"),
+            "file 'val2014/COCO_val2014_000000000009.jpg' appears twice",
+        ),
+        ("karpathy.json", karpathy(filename=None), "filename None is not an id"),
         ("karpathy.json", karpathy(split=["train"]), "no split 'train'"),
         ("results.token", TOKEN + "a.jpg#0 a star\n", "line 5 is not of the form FILE#NUMBER"),
         ("results.token", TOKEN + "a.jpg\ta star\n", "line 5 is not of the form FILE#NUMBER"),
@@ -194,12 +213,14 @@ def karpathy(**changes):
         ("conceptual.tsv", CONCEPTUAL + "a star\n", "line 5 has 1 columns instead of caption, tab, image"),
         ("conceptual.tsv", CONCEPTUAL + "a star\tb\tc\n", "line 5 has 3 columns"),
         ("conceptual.tsv", CONCEPTUAL + " \ta.jpg\n", "is empty"),
-        ("conceptual.tsv", CONCEPTUAL + "a star\t \n", "does not name an image"),
+        ("conceptual.tsv", CONCEPTUAL + "a star\t \n", "is not an id"),
         ("own.jsonl", LINES + "{\n", "line 5 is not valid JSON"),
+        ("own.jsonl", LINES + '{"image": 1, "image": 2}\n', "line 5 is .* has the key 'image' twice"),
+        ("own.jsonl", LINES + "x" * (10**7 + 1), "line 5 has more than 10,000,000 characters"),
         ("own.jsonl", LINES + "[" * 100_000 + "\n", "line 5 is not valid JSON"),
         ("own.jsonl", LINES + '"image caption"\n', "line 5 is not a JSON object"),
         ("own.jsonl", LINES + '{"image": 1, "captions": "a"}\n', "line 5 has no field 'caption'"),
-        ("own.jsonl", LINES + '{"image": 1, "caption": "a", "id": 0}\n', "id 0 appears twice"),
+        ("own.jsonl", LINES + 2 * '{"image": 1, "caption": "a", "id": 0}\n', "id 0 appears twice"),
         ("file.csv", "", "not in a caption format"),
         ("file.csv", "image;caption\n", "not in a caption format"),
     ],
@@ -215,5 +236,52 @@ def test_missing_files_and_folders_are_named(tmp_path):
     for name in ("c.json", "c.jsonl", "c.tsv"):
         with pytest.raises(UserError, match=f"{name} does not exist"):
             read_captions(tmp_path / name)
-    with pytest.raises(UserError, match="cannot be read"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name} is a pipe or a device"):
+            read_captions(tmp_path / name)
+    with pytest.raises(UserError, match="is a folder; give a file"):
         read_captions(tmp_path)
+
+
+# --- ids
+
+
+def test_an_image_twice_in_the_list_of_a_file_is_no_mistake_if_both_say_the_same(tmp_path):
+    content = {**COCO, "images": COCO["images"] * 2}
+    assert read_captions(write(tmp_path / "c.json", content)) == read(tmp_path, "coco.json")
+
+
+def test_ids_stay_numbers_or_text_as_the_file_has_them(tmp_path):
+    annotations = [{**CAPTION, "id": id_, "image_id": image} for id_, image in ((1, 7), ("01", "07"), (2.0, 7.0))]
+    found = read_captions(write(tmp_path / "c.json", {"annotations": annotations}))
+    assert [(c.caption_id, *c.named_images[0], c.image_id) for c in found] == [
+        (1, 7, "7"),
+        ("01", "07", "07"),
+        (2, 7, "7"),
+    ]
+    lines = (
+        '{"image": 7, "caption": "a", "id": 1}\n{"images": ["07", 3], "caption": "b"}\n{"image": 8, "caption": "c"}\n'
+    )
+    found = read_captions(write(tmp_path / "c.jsonl", lines))
+    assert [(c.caption_id, c.named_images[0]) for c in found] == [(1, (7,)), (3, ("07", 3)), (2, (8,))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.json", {"images": COCO["images"]}),
+        ("c.json", {"images": COCO["images"], "annotations": []}),
+        ("k.json", {"images": [{**image, "sentences": []} for image in reversed(KARPATHY["images"])]}),
+        ("c.jsonl", '{"image": 9}\n{"image": 12}\n'),
+    ],
+)
+def test_images_whose_captions_are_not_published_are_read_for_predictions_only(tmp_path, name, content):
+    path = write(tmp_path / name, content)
+    splits = ("train", "restval") if name == "k.json" else ()
+    found = read_captions(path, splits, bare=True)
+    assert [(*c.named_images[0], c.text) for c in found] == [(9, ""), (12, "")]
+    assert name == "c.jsonl" or all("COCO_" in c.file_names[0] for c in found)
+    try:
+        assert read_captions(path, splits) == [], "no empty caption is trained on"
+    except UserError as error:
+        assert "no captions" in str(error) or "has no field 'caption'" in str(error)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dimvl.data.annotations import read_captions, read_questions
+from dimvl.data.annotations import Question, read_captions, read_questions
 from dimvl.errors import UserError
 from tests.data.annotations.files import (
     ANNOTATIONS,
@@ -101,11 +101,12 @@ def check(folder, damaged):
         assert str(folder) in str(error) and "\n" not in str(error)
         str(error).encode()  # it can be printed
         return
-    ids = [getattr(record, "question_id", None) or getattr(record, "caption_id", 0) for record in records]
-    assert len(set(ids)) == len(ids) and all(type(number) is int and -(2**63) <= number < 2**63 for number in ids)
+    ids = [record.question_id if isinstance(record, Question) else record.caption_id for record in records]
+    assert len(set(map(str, ids))) == len(ids) and all(type(own) in (int, str) for own in ids)
     for record in records:
         assert record.text == record.text.strip() != "" and record.text.encode()
         assert record.image_ids and len(set(record.image_ids)) == len(record.image_ids)
+        assert tuple(map(str, record.written_ids)) == record.image_ids
         for image_id in record.image_ids:
             assert image_id.strip() and not {*"\n\t\x00"} & {*image_id} and image_id.encode()
         assert len(record.times) in (0, len(record.image_ids)) and all(0 <= time < 1e39 for time in record.times)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from dimvl.data.annotations import describe_file, read_questions
@@ -48,6 +50,24 @@ def test_any_number_of_people_may_have_answered(tmp_path, people):
     assert read_questions(questions, annotations)[0].answers == ("red",) * people
 
 
+def test_ids_of_questions_are_matched_by_their_text_and_stay_what_they_are(tmp_path):
+    ids = [7, "07", "8", "n 9", 10.0]
+    questions = [{**QUESTION, "question_id": own} for own in ids]
+    annotations = [{**ANNOTATION, "question_id": own} for own in (10, "n 9", 8, "07", "7")]
+    annotations = [{**each, "image_id": "7", "answers": [{"answer": str(each["question_id"])}]} for each in annotations]
+    asked = write(tmp_path / "q.json", {"questions": questions})
+    found = read_questions(asked, write(tmp_path / "a.json", {"annotations": annotations}))
+    assert [q.question_id for q in found] == [7, "07", "8", "n 9", 10]
+    assert [q.answers for q in found] == [(str(q.question_id),) for q in found]
+
+
+def test_lines_without_an_id_get_numbers_that_no_line_has(tmp_path):
+    ids = [None, 2, None, "4", None]
+    lines = [{"image": 1, "question": "a"} | ({} if own is None else {"question_id": own}) for own in ids]
+    found = read_questions(write(tmp_path / "q.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    assert [(q.question_id, q.numbered) for q in found] == [(0, True), (2, False), (5, True), ("4", False), (6, True)]
+
+
 def test_lines_of_json_have_their_own_answers_one_or_several(tmp_path):
     path = write(tmp_path / "q.jsonl", QUESTION_LINES + '{"image": "a b.jpg", "question": "why?"}\n')
     read = read_questions(path)
@@ -66,9 +86,9 @@ def test_lines_of_json_have_their_own_answers_one_or_several(tmp_path):
     [
         ([{**QUESTION, "question": ""}], [ANNOTATION], "question 5 of image 7 is empty"),
         ([{**QUESTION, "question": 3}], [ANNOTATION], "question 5 of image 7 is 3, not text"),
-        ([{**QUESTION, "question_id": None}], [], "None is not a whole number"),
-        ([{**QUESTION, "question_id": 2**64}], [], "does not fit in 64 bits"),
-        ([QUESTION, QUESTION], [ANNOTATION], "question_id 5 appears twice"),
+        ([{**QUESTION, "question_id": None}], [], "None is not an id"),
+        ([{**QUESTION, "question_id": 2.0**60}], [], "question_id 1.15.*e.18 is not an id"),
+        ([QUESTION, {**QUESTION, "question_id": "5"}], [ANNOTATION], "question_id '5' appears twice"),
         ([QUESTION], [], "no annotation for question 5"),
         ([QUESTION], [ANNOTATION, ANNOTATION], "question_id 5 appears twice"),
         ([QUESTION], [{**ANNOTATION, "image_id": 8}], "question 5 is about image 8 in .* but about image 7 in"),
@@ -92,11 +112,15 @@ def test_bad_question_files_are_one_sentence(tmp_path, questions, annotations, s
     ("line", "says"),
     [
         ('{"image": 1, "question": ""}', "question 2 of image 1 is empty"),
+        ('{"image": 1, "question": "\\u200b"}', "question 2 of image 1 is empty"),
+        ('{"image": 1, "question": "a", "answer": "' + "b" * 100_001 + '"}', "has 100,001 characters"),
         ('{"image": 1, "question": "a", "answers": "red"}', "the answers of question 2 are not a list"),
         ('{"image": 1, "question": "a", "answers": [["red"]]}', "an answer of question 2 is .*, not text"),
         ('{"image": 1, "question": "a", "answers": [NaN]}', "an answer of question 2 is nan, not text"),
         ('{"image": 1, "question": "a", "answer": "b", "answers": []}', "both answer and answers"),
-        ('{"image": 1, "question": "a", "question_id": 6}', "question_id 6 appears twice"),
+        ('{"image": 1, "question": "a", "question_id": "6"}', "question_id '6' appears twice"),
+        ('{"image": 1, "question": "a", "question_id": true}', "question_id True is not an id"),
+        ('{"image": 1, "question": "a", "question_id": null}', "question_id None is not an id"),
         ('{"image": 1}', "no field 'question'"),
     ],
 )
