@@ -188,6 +188,8 @@ def with_official_scores(evaluation: Evaluation) -> Evaluation:
     except UserError as error:
         logger.warning("no scores by the COCO protocol (%s); `dimvl score caption` computes them later", error)
         return replace(evaluation, scores={**evaluation.scores, "left_out": {"official": str(error)}})
+    for name in found.failed:
+        logger.warning("%s is missing: %s", name, found.left_out[name])
     per_image = [found.per_image[name] for name in names]
     items = [{**item, "official": scores} for item, scores in zip(evaluation.items, per_image, strict=True)]
     scores: dict[str, Any] = {**evaluation.scores, "official": found.corpus, "left_out": found.left_out}
