@@ -255,7 +255,11 @@ def test_captions_are_scored_only_by_the_scenes_of_their_images(
 
 
 def test_captions_get_official_scores_or_the_reason_for_their_absence(
-    tmp_path: Path, trained: TrainedModel, store: RegionStore, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    trained: TrainedModel,
+    store: RegionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = evaluate_two_images(tmp_path, trained, store)
     given = {str(place): record["caption"] for place, record in enumerate(found.predictions)}
@@ -264,13 +268,19 @@ def test_captions_get_official_scores_or_the_reason_for_their_absence(
         assert predictions == given and references == {"0": ["a star"] * 2, "1": ["a star"]}
         per_image = {"1": {"CIDEr": 1.0}, "0": {"CIDEr": 2.0}}
         return CaptionScores(
-            corpus={"CIDEr": 1.5}, per_image=per_image, left_out={"SPICE": "why"}, count=2, references=3
+            corpus={"CIDEr": 1.5},
+            per_image=per_image,
+            left_out={"SPICE": "why"},
+            failed=("SPICE",),
+            count=2,
+            references=3,
         )
 
     monkeypatch.setattr(dimvl.tasks.captioning.prediction, "caption_scores", score)
     scored = with_official_scores(found)
     assert scored.scores == {**found.scores, "official": {"CIDEr": 1.5}, "left_out": {"SPICE": "why"}}
     assert [item["official"] for item in scored.items] == [{"CIDEr": 2.0}, {"CIDEr": 1.0}]
+    assert caplog.messages == ["SPICE is missing: why"]
 
     def fail(*_: object) -> None:
         raise UserError("no Java")

@@ -43,7 +43,7 @@ class CaptionScores:
     corpus: dict[str, float]
     per_image: dict[str, dict[str, float]]
     left_out: dict[str, str]
-    failed: tuple[str, ...]
+    failed: tuple[str, ...] = ()
     count: int
     references: int
 

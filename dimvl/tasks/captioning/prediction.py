@@ -220,6 +220,8 @@ def with_official_scores(evaluation: Evaluation) -> Evaluation:
     except UserError as error:
         logger.warning("no scores by the COCO protocol (%s); `dimvl score caption` computes them later", error)
         return replace(evaluation, scores={**evaluation.scores, "left_out": {"official": str(error)}})
+    for name in found.failed:
+        logger.warning("%s is missing: %s", name, found.left_out[name])
     official = {name: {"official": scores} for name, scores in found.per_image.items()}
     items = [item | official.get(str(place), {}) for place, item in enumerate(evaluation.items)]
     scores: dict[str, Any] = {**evaluation.scores, "official": found.corpus, "left_out": found.left_out}
