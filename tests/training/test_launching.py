@@ -183,7 +183,7 @@ def test_torchrun_ends_all_ranks_when_one_is_killed(config):
 def test_a_mistake_in_the_data_is_printed_once_by_rank_0(config):
     results = finish(started(config, "captions=no.json"))
     assert [code for code, _, _ in results] == [2, 2]
-    assert errors(results[0][2]) == ["error: no.json does not exist or is not a file; check the path"]
+    assert errors(results[0][2]) == ["error: no.json does not exist; check the path"]
     assert errors(results[1][2]) == []
     assert not any("Traceback" in err or out for _, out, err in results)
 

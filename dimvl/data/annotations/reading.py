@@ -90,11 +90,9 @@ def describe_file(path: Path) -> dict[str, Any]:
     `synthetic` is true for scenes written by dimvl, whose description says so.
 
     Raises:
-        UserError: the file is missing, or named .json and not valid JSON.
+        UserError: as `open_regular`, or the file is named .json and is not valid JSON.
 
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist or is not a file; check the path")
     content = read_json(path) if path.suffix.lower() == ".json" else None
     info = content.get("info") if isinstance(content, dict) else None
     description = str(info.get("description", "")) if isinstance(info, dict) else ""
