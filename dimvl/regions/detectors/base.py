@@ -232,8 +232,3 @@ def whole_number(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SETTING:
         raise UserError(f"{name} is {value!r}; give a whole number from 1 to {LARGEST_SETTING:,}")
     return value
-
-
-def not_a_detector(folder: Path, reason: object) -> UserError:
-    """The error for a folder whose `detector.json` cannot be used."""
-    return UserError(f"{folder / SETTINGS} does not describe a detector ({reason}); copy the detector's folder again")

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import HUB_NAME, read_json
-from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector, not_a_detector
+from dimvl.files import HUB_NAME, read_text
+from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors.scenes import Detector, load_scene_detector
+from dimvl.regions.detectors.settings import REMEDY, read_settings
 from dimvl.regions.detectors.torchvision_models import TorchvisionDetector
 from dimvl.regions.detectors.transformers_models import TransformersDetector
 
@@ -79,8 +80,7 @@ def is_no_detector(folder: Path) -> bool:
 
 
 def _kind(folder: Path) -> str | None:
-    settings = read_json(folder / SETTINGS)
-    kind = settings.get(KIND) if isinstance(settings, dict) else None
+    kind = read_settings(folder).get(KIND)
     return kind if isinstance(kind, str) else None
 
 
@@ -91,13 +91,9 @@ def _open_folder(folder: Path) -> RegionDetector:
     if kind == NO_DETECTOR:
         raise UserError(f"{folder.parent} was exported without a detector; give another, or export it with one")
     if kind not in KINDS:
-        raise not_a_detector(folder, f"its {KIND!r} is {kind!r}")
+        raise UserError(f"{folder / SETTINGS} does not describe a detector: its {KIND!r} is {kind!r}; {REMEDY}")
     return KINDS[kind].load(folder)
 
 
 def _read_names(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class names {file} cannot be read ({error}); give a text file, one name per line") from None
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]

@@ -15,9 +15,11 @@ C channels, F feature width. All boxes are in pixels of the scaled image.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from dimvl.regions.detectors.selection import Selection, select
@@ -26,6 +28,8 @@ from dimvl.regions.detectors.torchvision_ops import import_torchvision
 STRIDES = (2, 2, 1, 2, 1, 1)  # of the six convolutions; the last is dilated to see around an object
 STRIDE = 8
 POOLED = 5  # bins of a box along each side
+Size = Annotated[int, Field(ge=1, le=4096)]
+"""A whole number that a saved detector may have; the bounds are checked when it is loaded."""
 FeatureMap = dict[str, Tensor]
 
 
@@ -56,14 +60,17 @@ class DetectorSettings:
     name: str = "scenes-faster-rcnn"
     classes: tuple[str, ...]
     attributes: dict[str, tuple[str, ...]]
-    channels: tuple[int, ...] = (24, 48, 48, 96, 96, 96)
-    anchor_sizes: tuple[int, ...] = (25, 46)
-    head_width: int = 256
-    attribute_head_width: int = 128
-    class_width: int = 64
-    attribute_width: int = 64
-    side: int = 160
-    proposals: int = 40
+    channels: Annotated[tuple[Size, ...], Field(min_length=len(STRIDES), max_length=len(STRIDES))] = (
+        *(24, 48, 48),
+        *(96, 96, 96),
+    )
+    anchor_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=16)] = (25, 46)
+    head_width: Size = 256
+    attribute_head_width: Size = 128
+    class_width: Size = 64
+    attribute_width: Size = 64
+    side: Size = 160
+    proposals: Size = 40
     score_threshold: float = 0.4
     nms_threshold: float = 0.5
     min_regions: int = 0

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dimvl.errors import UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import write_json
 from dimvl.files.weights import save_weights
 from dimvl.regions.detectors.base import (
     CLASSES_KEPT,
@@ -25,11 +24,11 @@ from dimvl.regions.detectors.base import (
     WEIGHTS,
     Detections,
     RegionDetector,
-    not_a_detector,
     split_by_image,
     whole_number,
 )
 from dimvl.regions.detectors.network import STRIDE, DetectorNetwork, DetectorSettings
+from dimvl.regions.detectors.settings import loaded, scene_settings
 from dimvl.regions.detectors.weights import fingerprint, read_weights
 
 LONGEST_TO_SHORTEST = 4  # a longer image is scaled down further, so that a panorama costs no more than four squares
@@ -57,23 +56,9 @@ class Detector(RegionDetector):
     @classmethod
     def load(cls, folder: Path) -> "Detector":
         """See `RegionDetector.load`."""
-        values = read_json(folder / SETTINGS)
-        try:
-            lists = {name: tuple(values[name]) for name in ("classes", "channels", "anchor_sizes")}
-            attributes = {name: tuple(names) for name, names in values["attributes"].items()}
-            others = {name: value for name, value in values.items() if name != KIND}
-            settings = DetectorSettings(**{**others, **lists, "attributes": attributes})
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise not_a_detector(folder, error) from None
-        weights = read_weights(folder / WEIGHTS)
-        network = DetectorNetwork(settings)
-        try:
-            network.load_state_dict(weights)  # from float16 on disk to the network's float32
-        except RuntimeError:
-            raise UserError(
-                f"{folder / WEIGHTS} does not fit the settings in {SETTINGS}; copy both from the same detector"
-            ) from None
-        return cls(network)
+        settings = scene_settings(folder)
+        mismatch = f"{folder / WEIGHTS} does not fit the settings in {SETTINGS}; copy both from the same detector"
+        return cls(loaded(lambda: DetectorNetwork(settings), read_weights(folder / WEIGHTS), mismatch))
 
     def save(self, folder: Path) -> None:
         """Write settings and float16 weights."""

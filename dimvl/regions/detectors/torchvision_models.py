@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dimvl.errors import UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import write_json
 from dimvl.files.weights import save_weights
 from dimvl.regions.detectors.base import (
     CLASSES_KEPT,
@@ -28,11 +28,11 @@ from dimvl.regions.detectors.base import (
     WEIGHTS,
     Detections,
     RegionDetector,
-    not_a_detector,
     padded,
     split_by_image,
 )
 from dimvl.regions.detectors.selection import Selection, label_first, select
+from dimvl.regions.detectors.settings import TorchvisionSettings, library_settings, loaded
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
 from dimvl.regions.detectors.weights import fingerprint, read_weights
 
@@ -94,28 +94,19 @@ class TorchvisionDetector(RegionDetector):
     @classmethod
     def load(cls, folder: Path) -> "TorchvisionDetector":
         """See `RegionDetector.load`."""
-        settings = read_json(folder / SETTINGS)
-        try:
-            architecture, classes = str(settings["name"]), [str(label) for label in settings["classes"]]
-        except (KeyError, TypeError) as error:
-            raise not_a_detector(folder, error) from None
-        check_architecture(architecture)
-        options = {key: value for key, value in settings.items() if key not in (KIND, "name", "classes")}
+        settings = library_settings(folder, TorchvisionSettings)
+        check_architecture(settings.name)
         file = folder / WEIGHTS
-        return cls._build(architecture, read_weights(file), classes, str(file)).configure(options)
+        return cls._build(settings.name, read_weights(file), settings.classes, str(file)).configure(settings.options)
 
     @classmethod
     def _build(
         cls, architecture: str, state: Mapping[str, Tensor], classes: Sequence[str], place: str
     ) -> "TorchvisionDetector":
         build = import_torchvision().models.get_model_builder(architecture)
-        network = build(weights=None, weights_backbone=None, num_classes=len(classes) + 1)
-        try:
-            network.load_state_dict(state)
-        except RuntimeError:
-            raise UserError(
-                f"{place} does not hold weights of {architecture} for {len(classes)} classes; check both"
-            ) from None
+        options: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": len(classes) + 1}
+        mismatch = f"{place} does not hold weights of {architecture} for {len(classes)} classes; check both"
+        network = loaded(lambda: build(**options), state, mismatch)
         return cls(architecture, network, classes)
 
     def save(self, folder: Path) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from dimvl.errors import UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import write_json
 from dimvl.files.weights import full_disk
 from dimvl.regions.detectors.base import (
     CLASSES_KEPT,
@@ -34,6 +34,7 @@ from dimvl.regions.detectors.base import (
     split_by_image,
 )
 from dimvl.regions.detectors.selection import Selection, label_first, select
+from dimvl.regions.detectors.settings import LibrarySettings, library_settings
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
 from dimvl.regions.detectors.weights import fingerprint
 
@@ -76,12 +77,11 @@ class TransformersDetector(RegionDetector):
                 safetensors weights.
 
         """
-        settings = {"name": folder}
-        if isinstance(folder, Path):
-            own = folder / SETTINGS
-            settings = {"name": folder.name, **(read_json(own) if own.exists() else {})}
-        options = {key: value for key, value in settings.items() if key not in (KIND, "name")}
-        return cls(str(settings["name"]), *_open(folder)).configure(options)
+        settings = LibrarySettings()
+        if isinstance(folder, Path) and (folder / SETTINGS).exists():
+            settings = library_settings(folder, LibrarySettings)
+        name = settings.name or (folder.name if isinstance(folder, Path) else folder)
+        return cls(name, *_open(folder)).configure(settings.options)
 
     def save(self, folder: Path) -> None:
         """Write settings and what `save_pretrained` of transformers writes."""

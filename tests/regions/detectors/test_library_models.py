@@ -312,10 +312,17 @@ def test_an_unknown_name_or_setting_is_one_sentence_with_the_remedy(tmp_path, fo
 @pytest.mark.parametrize(
     ("kind", "name", "change", "message"),
     [
-        ("torchvision", "detector.json", lambda old: b"[1]", "does not describe a detector"),
-        ("torchvision", "detector.json", lambda old: b'{"kind": "torchvision"}', "does not describe a detector"),
+        ("torchvision", "detector.json", lambda old: b"[1]", "is not a JSON object"),
+        ("torchvision", "detector.json", lambda old: b'{"kind": "torchvision"}', "name: field required"),
         ("torchvision", "detector.json", lambda old: old.replace(b'"kite",', b""), "does not hold weights"),
-        ("torchvision", "detector.json", lambda old: old.replace(b"score_", b"scare_"), "no setting scare_threshold"),
+        (
+            "torchvision",
+            "detector.json",
+            lambda old: old.replace(b"score_", b"scare_"),
+            "scare_threshold is 0.*: extra inputs",
+        ),
+        ("torchvision", "detector.json", lambda old: old.replace(b": 100", b': "100"'), "max_regions is '100'"),
+        ("torchvision", "detector.json", lambda old: old.replace(b'"kite"', b"3"), "classes.* is 3: input should be a"),
         ("torchvision", "detector.safetensors", lambda old: old[:99], "cannot be read"),
         ("detr", "model.safetensors", lambda old: old[:99], "cannot be loaded by transformers"),
         ("detr", "config.json", lambda old: b"{", "cannot be loaded by transformers"),

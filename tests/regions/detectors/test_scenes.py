@@ -246,8 +246,8 @@ def damage(folder, name, change):
         ("detector.json", None, "does not exist"),
         ("detector.safetensors", None, "does not exist"),
         ("detector.json", lambda content: content[:40], "is not valid JSON"),
-        ("detector.json", lambda content: b"[1]", "does not describe a detector"),
-        ("detector.json", lambda content: b'{"classes": ["star"]}', "does not describe a detector"),
+        ("detector.json", lambda content: b"[1]", "is not a JSON object"),
+        ("detector.json", lambda content: b'{"classes": ["star"]}', r"settings\.attributes: field required"),
         ("detector.safetensors", lambda content: content[: len(content) // 2], "cannot be read"),
         ("detector.safetensors", lambda content: b"", "cannot be read"),
         ("detector.json", lambda content: content.replace(b'"class_width": 8', b'"class_width": 9'), "does not fit"),
@@ -262,6 +262,27 @@ def test_a_missing_or_damaged_file_is_named_with_a_remedy(detector, tmp_path, na
     with pytest.raises(UserError, match=message) as caught:
         Detector.load(tmp_path)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"side": "160"}, "settings.side is '160': input should be a valid integer"),
+        ({"head_width": -1}, "settings.head_width is -1: input should be greater"),
+        ({"head_width": 10**9}, "settings.head_width is 1000000000: input should be less"),
+        ({"channels": [8, 8]}, "settings.channels is .*: .*at least 6 items"),
+        ({"max_regions": None}, "settings.max_regions is None"),
+        ({"classes": "star"}, "settings.classes is 'star'"),
+        ({"score_threshold": 7}, "score_threshold is 7.0; give a number from 0 to 1"),
+        ({"head_width": 4096, "class_width": 4096, "attribute_head_width": 4096}, "does not fit the settings"),
+    ],
+)
+def test_settings_of_other_types_or_ranges_or_of_other_weights_are_refused(detector, tmp_path, changes, message):
+    detector.save(tmp_path)
+    settings = json.loads((tmp_path / "detector.json").read_text())
+    (tmp_path / "detector.json").write_text(json.dumps(settings | changes))
+    with pytest.raises(UserError, match=message):
+        Detector.load(tmp_path)
 
 
 def test_settings_are_readable_json(detector, tmp_path):
