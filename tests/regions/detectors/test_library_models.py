@@ -247,7 +247,7 @@ def bad_weights(folder):
         ("foreign.pth", "are not weights of fasterrcnn_tiny"),
         ("pickle.pth", "cannot be read as plain weights"),
         ("torn.pth", "cannot be read as plain weights"),
-        ("text.safetensors", "cannot be read as plain weights"),
+        ("text.safetensors", "not a whole safetensors file"),
     ],
 )
 def test_a_file_that_does_not_hold_weights_is_rejected(tmp_path, file, message):
@@ -323,7 +323,7 @@ def test_an_unknown_name_or_setting_is_one_sentence_with_the_remedy(tmp_path, fo
         ),
         ("torchvision", "detector.json", lambda old: old.replace(b": 100", b': "100"'), "max_regions is '100'"),
         ("torchvision", "detector.json", lambda old: old.replace(b'"kite"', b"3"), "classes.* is 3: input should be a"),
-        ("torchvision", "detector.safetensors", lambda old: old[:99], "cannot be read"),
+        ("torchvision", "detector.safetensors", lambda old: old[:99], "not a whole safetensors file"),
         ("detr", "model.safetensors", lambda old: old[:99], "cannot be loaded by transformers"),
         ("detr", "config.json", lambda old: b"{", "cannot be loaded by transformers"),
         (

@@ -248,8 +248,8 @@ def damage(folder, name, change):
         ("detector.json", lambda content: content[:40], "is not valid JSON"),
         ("detector.json", lambda content: b"[1]", "is not a JSON object"),
         ("detector.json", lambda content: b'{"classes": ["star"]}', r"settings\.attributes: field required"),
-        ("detector.safetensors", lambda content: content[: len(content) // 2], "cannot be read"),
-        ("detector.safetensors", lambda content: b"", "cannot be read"),
+        ("detector.safetensors", lambda content: content[: len(content) // 2], "not a whole safetensors file"),
+        ("detector.safetensors", lambda content: b"", "not a whole safetensors file"),
         ("detector.json", lambda content: content.replace(b'"class_width": 8', b'"class_width": 9'), "does not fit"),
     ],
 )
