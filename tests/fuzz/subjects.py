@@ -38,7 +38,6 @@ from dimvl.regions.images import load_image
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.check import verify_store
-from dimvl.tasks import TASKS
 from dimvl.tasks.answering.prediction import answer_questions
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
@@ -200,11 +199,12 @@ def _verify(place: Path) -> Any:
 def _configurations(folder: Path, data: TinyData) -> Subject:
     place = folder / "configurations"
     place.mkdir()
-    kinds: dict[str, type[RunConfig]] = {name: task.config for name, task in TASKS.items()}
+    kinds: dict[str, type[RunConfig]] = {}
     for task in ("pretrain", "vqa", "caption"):
-        config = make_config(data, place / "run", task).model_dump(mode="json", exclude_defaults=True)
-        common = {key: config.pop(key) for key in ("inputs", "model")}
-        (place / f"{task}.yaml").write_text(yaml.safe_dump({"include": ["base.yaml"], "task": task, **config}))
+        config = make_config(data, place / "run", task)
+        kinds[task], values = type(config), config.model_dump(mode="json", exclude_defaults=True)
+        common = {key: values.pop(key) for key in ("inputs", "model")}
+        (place / f"{task}.yaml").write_text(yaml.safe_dump({"include": ["base.yaml"], "task": task, **values}))
     (place / "base.yaml").write_text(yaml.safe_dump(common))
 
     def read(name: str) -> Stage:
