@@ -110,7 +110,7 @@ class TextStore:
         **{"token_ids": np.int32, "image_bytes": np.uint8, "label_ids": np.int32},
         **{"label_scores": np.float32, "group_times": np.float32},
     }
-    """Types of the arrays; int64 where none is given."""
+    """Types of the arrays; int64 where none is given. Ids of texts may be UTF-8 instead."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -337,7 +337,8 @@ def _mapped(file: Path, dtype: type) -> np.ndarray:
         array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))  # slices of the subclass are slow
     except Exception as error:  # numpy's parser of headers raises many types
         raise UserError(f"{file} is damaged ({error}); remove its folder, and it is written again") from None
-    if array.dtype != dtype or array.ndim != 1:
+    is_text = file.stem == "text_ids" and array.dtype.kind == "S"
+    if (array.dtype != dtype and not is_text) or array.ndim != 1:
         raise UserError(f"{file} is damaged: it has other values than expected; remove its folder")
     return array
 
