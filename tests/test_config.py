@@ -263,8 +263,8 @@ def test_a_home_folder_is_replaced_in_paths_of_files_overrides_and_options_and_v
     assert config.output == tmp_path / "runs" and config.captions == [tmp_path / "c.json", Path("d.json")]
     assert config.cache is None, "null, as YAML has it"
     assert VqaEvaluation(questions="~/q.json").questions == tmp_path / "q.json"
-    for text in ("$HOME/runs", "${HOME}/runs", "a/$USER", '""'):
-        with pytest.raises(UserError, match=r"is not replaced here; write out its value|give a path, or \."):
+    for text in ("$HOME/runs", "${HOME}/runs", "a/$USER", '""', '"\\0"', '"a\\n"'):
+        with pytest.raises(UserError, match=r"is not replaced here; write out|give a path, or \.|control character"):
             load_config(pretrain, [f"output={text}"])
     (tmp_path / "$odd").mkdir()
     assert load_config(pretrain, [f"output={tmp_path}/$odd"]).output.name == "$odd", "a folder of that name exists"
