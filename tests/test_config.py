@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dimvl.checkpoints import RUN
 from dimvl.config import ModelConfig, Section, load_config, read_yaml, validate
 from dimvl.config.answering import VqaConfig, VqaEvaluation
 from dimvl.config.captioning import CaptionConfig
@@ -350,6 +351,22 @@ def test_a_mistake_across_several_keys_names_the_file():
     with pytest.raises(UserError) as caught:
         load_config(path, ["smoothing=0.1"])
     assert str(caught.value).startswith(f"{path}: self_critical has no target words")
+
+
+def test_files_that_do_not_exist_are_named_unless_the_run_resumes(tmp_path, pretrain):
+    config = load_config(pretrain, [f"output={tmp_path / 'run'}", "model.bert=none", "inputs.tokenizer=no.json"])
+    with pytest.raises(UserError) as caught:
+        config.check_inputs()
+    for part in (
+        "regions does not exist (regions)",
+        "c.json",
+        "none does not exist (model.bert)",
+        "(inputs.tokenizer)",
+    ):
+        assert part in str(caught.value)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUN).touch()
+    config.check_inputs()
 
 
 def test_a_configuration_is_immutable(pretrain):

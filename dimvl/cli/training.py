@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dimvl.checkpoints import RUN
 from dimvl.cli.app import Config, Overrides, Threads, app
 from dimvl.errors import UserError
 from dimvl.progress import training_progress
@@ -50,8 +49,7 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
     config = load_config(path, overrides + ([f"training.threads={threads}"] if threads else []))
     if config.command != command:
         raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {config.command}`; use that command")
-    # A run that resumes needs fewer files. Several processes agree on a mistake later, so that it is printed once.
-    if "RANK" not in os.environ and not (config.output / RUN).exists():
+    if "RANK" not in os.environ:  # several processes agree on a mistake later, so that it is printed once
         config.check_inputs()
     from dimvl.training.run import run_training
 
