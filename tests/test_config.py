@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dimvl.checkpoints import RUN
 from dimvl.config import ModelConfig, Section, load_config, read_yaml, validate
 from dimvl.config.answering import VqaConfig, VqaEvaluation
 from dimvl.config.captioning import CaptionConfig
@@ -263,8 +264,8 @@ def test_a_home_folder_is_replaced_in_paths_of_files_overrides_and_options_and_v
     assert config.output == tmp_path / "runs" and config.captions == [tmp_path / "c.json", Path("d.json")]
     assert config.cache is None, "null, as YAML has it"
     assert VqaEvaluation(questions="~/q.json").questions == tmp_path / "q.json"
-    for text in ("$HOME/runs", "${HOME}/runs", "a/$USER", '""'):
-        with pytest.raises(UserError, match=r"is not replaced here; write out its value|give a path, or \."):
+    for text in ("$HOME/runs", "${HOME}/runs", "a/$USER", '""', '"\\0"', '"a\\n"'):
+        with pytest.raises(UserError, match=r"is not replaced here; write out|give a path, or \.|control character"):
             load_config(pretrain, [f"output={text}"])
     (tmp_path / "$odd").mkdir()
     assert load_config(pretrain, [f"output={tmp_path}/$odd"]).output.name == "$odd", "a folder of that name exists"
@@ -350,6 +351,22 @@ def test_a_mistake_across_several_keys_names_the_file():
     with pytest.raises(UserError) as caught:
         load_config(path, ["smoothing=0.1"])
     assert str(caught.value).startswith(f"{path}: self_critical has no target words")
+
+
+def test_files_that_do_not_exist_are_named_unless_the_run_resumes(tmp_path, pretrain):
+    config = load_config(pretrain, [f"output={tmp_path / 'run'}", "model.bert=none", "inputs.tokenizer=no.json"])
+    with pytest.raises(UserError) as caught:
+        config.check_inputs()
+    for part in (
+        "regions does not exist (regions)",
+        "c.json",
+        "none does not exist (model.bert)",
+        "(inputs.tokenizer)",
+    ):
+        assert part in str(caught.value)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUN).touch()
+    config.check_inputs()
 
 
 def test_a_configuration_is_immutable(pretrain):

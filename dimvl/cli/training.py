@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from dimvl.checkpoints import MATCH, RUN
 from dimvl.cli.app import Config, Overrides, Threads, app, print_text
 from dimvl.errors import UserError
 from dimvl.progress import training_progress
+from dimvl.showing import counted
 
 
 @app.command()
@@ -50,9 +50,9 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
     config = load_config(path, overrides + ([f"training.threads={threads}"] if threads else []))
     if config.command != command:
         raise UserError(f"{path}: task is {config.task!r}, which is for `dimvl {config.command}`; use that command")
-    # A run that resumes needs fewer files. Several processes agree on a mistake later, so that it is printed once.
-    if "RANK" not in os.environ and not (config.output / RUN).exists():
+    if "RANK" not in os.environ:  # several processes agree on a mistake later, so that it is printed once
         config.check_inputs()
+    from dimvl.checkpoints import MATCH
     from dimvl.files import read_json
     from dimvl.training.run import run_training
 
@@ -64,5 +64,5 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
         run = run_training(config, show, working)
     print_text(f"trained: {run}")
     dropped = read_json(run / MATCH)["texts_dropped"]
-    if left_out := [f"{count:,} texts ({reason})" for reason, count in dropped.items() if count]:
+    if left_out := [f"{counted(count, 'text')} ({reason})" for reason, count in dropped.items() if count]:
         print_text(f"left out: {', '.join(left_out)}", error=True)

@@ -65,12 +65,14 @@ class RunConfig(Section):
         return self.cache or self.output / "texts"
 
     def check_inputs(self) -> None:
-        """Check that the files and folders to read exist.
+        """Check that the files and folders to read exist; a run that resumes needs fewer and is not checked.
 
         Raises:
             UserError: one or more do not.
 
         """
+        if (self.output / "run.json").exists():
+            return
         read = [(key, path) for key, path in _paths(self) if key not in WRITTEN]
         if absent := [f"{path} does not exist ({key})" for key, path in read if not path.exists()]:
             raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")

@@ -12,13 +12,15 @@ from dimvl.errors import UserError
 from dimvl.files.reading import HUB_NAME, open_regular
 
 _VARIABLE = re.compile(r"(?:^|/)(\$(?:\w+|\{[^}]*\}))")
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def local_path(text: str | Path) -> Path:
     """Replace `~` and `~user` at the start of a path, as a shell does; `~name` without such a user stays.
 
     Raises:
-        UserError: the path is empty, or has a part such as `$HOME` or `${HOME}`.
+        UserError: the path is empty, or has a control character or a part such as `$HOME` or `${HOME}` and does not
+            exist.
 
     """
     if not str(text):
@@ -27,8 +29,12 @@ def local_path(text: str | Path) -> Path:
         path = Path(text).expanduser()
     except RuntimeError:
         path = Path(text)
-    if (found := _VARIABLE.search(str(path))) and not os.path.lexists(path):
+    if os.path.lexists(path):
+        return path
+    if found := _VARIABLE.search(str(path)):
         raise UserError(f"{path} contains {found[1]}, which is not replaced here; write out its value, or begin with ~")
+    if _CONTROL.search(str(path)):
+        raise UserError(f"{path} has a line break or another control character; remove it")
     return path
 
 

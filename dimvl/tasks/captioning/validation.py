@@ -42,7 +42,10 @@ def caption_validator(config: CaptionConfig, module: TaskModule, store: RegionSt
     if section.metric == "loss":
         return LossValidator(config, module, store, [caption for texts in chosen.values() for caption in texts])
     if len(chosen) < 2:
-        raise UserError(f"validation.captions {section.captions}: CIDEr-D of one image is always 0; use more images")
+        raise UserError(
+            f"validation.captions {section.captions}: CIDEr-D of one image is always 0; use more images, or set "
+            "validation.metric to loss"
+        )
     return CiderValidator(config, module, store, chosen)
 
 
