@@ -72,7 +72,7 @@ def read_bytes(path: Path, limit: int = LARGE) -> bytes:
     """Read a file whole; raises like `open_regular`."""
     with open_regular(path, limit) as file:
         try:
-            return file.read(limit)
+            return file.read(os.fstat(file.fileno()).st_size)  # with a limit, that much memory would be allocated
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
 
