@@ -13,6 +13,7 @@ import typer
 from dimvl.cli.app import AsJson, DetectorClasses, DetectorName, DetectorWeights, Device, Threads, app, set_threads
 from dimvl.errors import UserError
 from dimvl.progress import progress
+from dimvl.showing import visible
 
 Dtype = Annotated[
     Literal["float16", "int8"],
@@ -22,6 +23,9 @@ Part = Annotated[
     str | None,
     typer.Option(metavar="K/N", help="Process only every N-th image, starting with the K-th: one OUT per process."),
 ]
+
+SHOWN = 8
+"""Names of classes or attributes that `inspect` prints."""
 
 TYPED = {"score_threshold": "threshold", "nms_threshold": "nms"}
 """Settings of a detector whose option has a shorter name."""
@@ -197,6 +201,10 @@ def import_(
     sizes: Annotated[
         Path | None, typer.Option(help="COCO file with the sizes of the images, for formats without them.")
     ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(help="How images are found in --sizes: id, file_name or number; by default all must agree."),
+    ] = None,
     coco_ids: Annotated[
         bool, typer.Option("--coco-ids", help="Use only the number at the end of each image id, as in COCO and VQA.")
     ] = False,
@@ -205,7 +213,8 @@ def import_(
 ) -> None:
     """Turn region features from another project into a region store.
 
-    Resumes if interrupted. Bad images are named and skipped; then the exit code is 1.
+    Resumes if interrupted. Bad images are named and skipped; then the exit code is 1. Prints what the features
+    are like, and what was passed over.
 
     Example: dimvl import train2014_obj36.tsv data/regions --classes objects.txt --extractor bottom-up-36
     """
@@ -214,11 +223,16 @@ def import_(
     _log_estimates()
     chosen = _part(part)
     opened, assembler = open_source(
-        source, format_name, classes=classes, attributes=attributes, sizes=sizes, coco_ids=coco_ids
+        source, format_name, classes=classes, attributes=attributes, sizes=sizes, match=match, coco_ids=coco_ids
     )
     with progress(opened.unit) as show:
         report = import_source(part_of(opened, chosen), assembler, out, extractor or source.resolve().stem, show, dtype)
+    print(report.facts)
+    if report.passed_over:
+        print(f"passed over: {'; '.join(map(visible, report.passed_over))}")
     _finish(report.done, report.already, report.skipped, out)
+    if report.left_out:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -241,7 +255,9 @@ def inspect(store: Annotated[Path, typer.Argument(help="Region store.")], as_jso
             continue
         if isinstance(value, dict):
             value = [f"{key}={number}" for key, number in value.items()]
-        print(f"{name}: {', '.join(value) if isinstance(value, list | tuple) else value}")
+        if isinstance(value, tuple) and len(value) > SHOWN:
+            value = [f"{len(value):,}, beginning with {value[0]}", *value[1:SHOWN]]
+        print(f"{name}: {visible(', '.join(value) if isinstance(value, list | tuple) else str(value))}")
     for name, bins in histograms.items():
         print("\n".join([f"{name}:", *bar_chart(bins)]))
 
