@@ -38,6 +38,9 @@ Part = Annotated[
     typer.Option(metavar="K/N", help="Process only every N-th image, starting with the K-th: one OUT per process."),
 ]
 
+SHOWN = 8
+"""Names of classes or attributes that `inspect` prints."""
+
 TYPED = {"score_threshold": "threshold", "nms_threshold": "nms"}
 """Settings of a detector whose option has a shorter name."""
 
@@ -148,7 +151,7 @@ def extract(
             files, found, writer, batch_size=batch_size, workers=workers, progress=show, boxes=given
         )
     if str(passed):
-        print(passed)
+        print_text(str(passed))
     _finish(report.done, report.already, len(report.skipped), out, left_out=bool(passed.folders))
 
 
@@ -230,6 +233,10 @@ def import_(
         Path | None,
         typer.Option(parser=input_file, help="COCO file with the sizes of the images, for formats without them."),
     ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(help="How images are found in --sizes: id, file_name or number; by default all must agree."),
+    ] = None,
     coco_ids: Annotated[
         bool, typer.Option("--coco-ids", help="Use only the number at the end of each image id, as in COCO and VQA.")
     ] = False,
@@ -238,7 +245,8 @@ def import_(
 ) -> None:
     """Turn region features from another project into a region store.
 
-    Resumes if interrupted. Bad images are named and skipped; then the exit code is 1.
+    Resumes if interrupted. Bad images are named and skipped; then the exit code is 1. Prints what the features
+    are like, and what was passed over.
 
     Example: dimvl import train2014_obj36.tsv data/regions --classes objects.txt --extractor bottom-up-36
     """
@@ -247,11 +255,14 @@ def import_(
     _log_estimates()
     chosen = _part(part)
     opened, assembler = open_source(
-        source, format_name, classes=classes, attributes=attributes, sizes=sizes, coco_ids=coco_ids
+        source, format_name, classes=classes, attributes=attributes, sizes=sizes, match=match, coco_ids=coco_ids
     )
     with progress(opened.unit) as show:
         report = import_source(part_of(opened, chosen), assembler, out, extractor or source.resolve().stem, show, dtype)
-    _finish(report.done, report.already, report.skipped, out)
+    print_text(str(report.facts))
+    if report.passed_over:
+        print_text(f"passed over: {'; '.join(report.passed_over)}")
+    _finish(report.done, report.already, report.skipped, out, left_out=bool(report.left_out))
 
 
 @app.command()
@@ -276,6 +287,8 @@ def inspect(
             continue
         if isinstance(value, dict):
             value = [f"{key}={number}" for key, number in value.items()]
+        if isinstance(value, tuple) and len(value) > SHOWN:
+            value = [f"{len(value):,}, beginning with {value[0]}", *value[1:SHOWN]]
         print_text(f"{name}: {', '.join(value) if isinstance(value, list | tuple) else value}")
     for name, bins in histograms.items():
         for line in (f"{name}:", *bar_chart(bins)):

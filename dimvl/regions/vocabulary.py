@@ -10,6 +10,7 @@ _NO_CLASS = frozenset(
     {
         *("background", "backgroundclass", "bg", "unknown", "unk", "none", "na", "null", "nil", "nothing", "void"),
         *("noobject", "notanobject", "nonobject", "noobj", "noclass", "unlabeled", "unlabelled", "ignore", "ignored"),
+        *("noattribute", "noattributes"),
         *("pad", "padding", "dummy", "placeholder"),
     }
 )

@@ -101,7 +101,7 @@ def test_two_files_of_json_lines_without_ids_train_together_with_an_answer_list(
     answers.write_text('["<unk>", "yes", "no"]')
     config = write_config(tmp_path, data, "vqa")
     result = run("finetune", config, f"questions=[{lines},{others}]", "annotations=[]", f"answers={answers}")
-    assert result.code == 0 and result.err.endswith("left out: 1 texts (question without an answer)\n")
+    assert result.code == 0 and result.err.endswith("left out: 1 text (question without an answer)\n")
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("its first answer is '<unk>', which usually stands for no answer; it stays answer 0" in t for t in told)
     assert any(text.startswith("6 of 12 questions (50%) have an answer among the 3 kept") for text in told)

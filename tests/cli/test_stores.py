@@ -54,6 +54,16 @@ def test_inspect_prints_json_or_bar_charts(run: Run, data: TinyData) -> None:
     assert lines[lines.index("top_scores:") + 8] == f"0.7 - 0.8  21  {'#' * 40}"
 
 
+def test_inspect_prints_the_first_of_many_names_and_their_count(run: Run, tmp_path: Path) -> None:
+    names = tuple(f"class\x1b {number}" for number in range(1600))
+    with RegionStoreWriter(tmp_path / "store", replace(make_extractor(), classes=names)) as writer:
+        writer.add(make_regions(1))
+    out = run("inspect", tmp_path / "store")[1]
+    [line] = [line for line in out.splitlines() if line.startswith("classes: ")]
+    assert line.startswith(r"classes: 1,600, beginning with class\x1b 0, class\x1b 1, ") and line.endswith(" 7")
+    assert tuple(json.loads(run("inspect", tmp_path / "store", "--json")[1])["classes"]) == names
+
+
 def test_verify_finds_a_damaged_manifest_and_rejects_other_folders(run: Run, data: TinyData, tmp_path: Path) -> None:
     flip_last_bit(data.regions / "manifest.json")
     code, out, _ = run("verify", data.regions)

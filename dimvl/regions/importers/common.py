@@ -8,6 +8,7 @@ Shapes: R regions of an image, F feature width, K kept classes, A kept attribute
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 
 from dimvl.errors import UserError
 from dimvl.regions.geometry import clip, pixels_to_fractions
+from dimvl.regions.importers.facts import Facts
 from dimvl.regions.importers.given import Sizes, Vocabulary
 from dimvl.regions.records import Regions
+from dimvl.showing import short
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,21 @@ ATTRIBUTES_KEPT = 3
 MAX_SIDE = 1_000_000
 """Pixels; a record of a larger image is damaged."""
 
+MAX_REGIONS = 100_000
+"""Of an image; a record of more is damaged."""
+
+MAX_ARRAY = 2**27
+"""Bytes of an array; features of 1,000 regions take 16 million. A small file may claim any shape."""
+
+MAX_VALUE = 2**26
+"""Bytes of all arrays of an image in an archive, as stored."""
+
+
+def check_array(shape: tuple[int, ...], itemsize: int) -> None:
+    """Refuse an array by its declared shape, before memory is allocated for it; a ValueError."""
+    if math.prod(shape) * itemsize > MAX_ARRAY:
+        raise ValueError(f"an array of shape {short(shape)} takes more than {MAX_ARRAY:,} bytes")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -46,12 +64,14 @@ class Entry:
         image_id: its id in the store.
         decode: reads and checks its regions; valid until the next entry is requested.
         position: how much of the source precedes and includes it, in the source's unit.
+        name: its id in the source, if that is another; otherwise empty.
 
     """
 
     image_id: str
     decode: Callable[[], Regions]
     position: int
+    name: str = ""
 
     def read(self) -> Regions:
         """Regions of the image, or a `UserError` with its id."""
@@ -60,8 +80,8 @@ class Entry:
         except UserError:
             raise
         except Exception as error:  # damaged bytes make decoders (zip, JSON, msgpack, HDF5, numpy) raise anything
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"image {self.image_id!r} cannot be read ({reason}); restore its record") from error
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise UserError(f"image {short(self.image_id)} cannot be read ({reason}); restore its record") from error
 
 
 @dataclass(frozen=True)
@@ -71,9 +91,12 @@ class Source:
     Attributes:
         path: as the user gave it.
         entries: starts reading the images, in the source's order.
-        images: how many; an estimate where a file has no index.
+        images: how many.
         total: size of the source in `unit`.
         unit: what positions count, `images` or `MB`.
+        exact: whether `images` was counted; it is estimated where a file has no index.
+        passed_over: phrases that say which parts of the source are not features of an image.
+        left_out: number of such parts that may contain features.
 
     """
 
@@ -82,6 +105,9 @@ class Source:
     images: int
     total: int
     unit: str = "images"
+    exact: bool = True
+    passed_over: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 class Assembler:
@@ -103,8 +129,11 @@ class Assembler:
         self.classes = classes or Vocabulary()
         self.attributes = attributes or Vocabulary()
         self.sizes = sizes
+        self.facts = Facts()
+        self.float_type: str | None = None  # of features in a TSV, once it is known
         self._unit: Unit | None = None
         self._warned_of_size = False
+        self._told_of_columns = False
 
     @property
     def class_columns(self) -> int:
@@ -144,12 +173,14 @@ class Assembler:
 
         """
         if not image_id.isprintable() or not image_id:
-            raise UserError(f"the image id {image_id!r} has characters that cannot be printed; restore its record")
+            raise UserError(f"the image id {short(image_id)} has characters that cannot be printed; restore its record")
         if boxes.ndim != 2 or boxes.shape[1] != 4 or features.ndim != 2 or len(boxes) != len(features):
             raise UserError(
                 f"image {image_id!r} has boxes of shape {boxes.shape} and features of shape {features.shape}; "
                 "every region needs four corners and one row of features"
             )
+        if len(boxes) > MAX_REGIONS:
+            raise UserError(f"image {image_id!r} has {len(boxes):,} regions; an image has at most {MAX_REGIONS:,}")
         size = self.size(image_id, size)
         fractions = self._fractions(image_id, boxes, size, unit)
         halves = _halves(image_id, features)
@@ -162,6 +193,7 @@ class Assembler:
             _check_scores(image_id, "confidence", confidence, (len(boxes),))
             order = np.argsort(-confidence.astype(np.float64), kind="stable")
         width, height = size or (1, 1)
+        self.facts.add(features, class_arrays[0])
         return Regions(
             image_id=image_id,
             width=width,
@@ -179,7 +211,7 @@ class Assembler:
 
         Args:
             image_id: for messages.
-            probabilities: (R, classes), or (R, 1 + classes) with the background first.
+            probabilities: (R, 1 + classes) with the background first, or (R, classes) without it.
 
         """
         if not len(self.classes):
@@ -189,6 +221,13 @@ class Assembler:
             raise UserError(
                 f"image {image_id!r} has class probabilities of shape {probabilities.shape}, but the class vocabulary "
                 f"has {len(self.classes):,} names; give the vocabulary of this detector"
+            )
+        if columns == len(self.classes) and not self.classes.background and not self._told_of_columns:
+            self._told_of_columns = True
+            log.warning(
+                "the class probabilities have %d columns for %d names, so none is taken for the background; if the "
+                "first one is, the vocabulary has a name too many",
+                *(columns, columns),
             )
         _check_scores(image_id, "class probability", probabilities, probabilities.shape)
         known = probabilities[:, columns - len(self.classes) :].astype(np.float32)

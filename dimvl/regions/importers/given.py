@@ -1,86 +1,177 @@
 """Files that accompany a source: vocabularies of class and attribute names, and sizes of images."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.files import read_json
+from dimvl.files import read_json, read_text
+from dimvl.regions.store.format import number_of
+from dimvl.regions.vocabulary import is_background
+from dimvl.showing import short
 
 MAX_NAMES = 2**15 - 1  # ids are int16
+MAX_BYTES = 2**24
+MATCHES = ("id", "file_name", "number")
+SHOWN = 3
+
+
+class ClashError(UserError):
+    """What ends an import instead of skipping one image, since going on would pair images with wrong values."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names by id; line k of the file names id k - 1. Commas separate synonyms, of which the first is the name.
+    """Names by id. Commas separate synonyms, of which the first is the name.
 
     Attributes:
-        names: by id.
+        names: by id, without a background in first place.
         ids: by name and synonym.
+        background: the first name of the file if it is the background, which is not a class; otherwise empty.
+        path: the file.
 
     """
 
     names: tuple[str, ...] = ()
     ids: Mapping[str, int] = field(default_factory=dict)
+    background: str = ""
+    path: Path | None = None
 
     def __len__(self) -> int:
         """Return the number of names."""
         return len(self.names)
 
+    def of_lines(self, ids: np.ndarray) -> np.ndarray:
+        """Turn ids that count the lines of the file into ids; -1 for the background."""
+        return np.where(ids >= 0, ids - 1, ids) if self.background else ids
+
     @classmethod
     def read(cls, path: Path) -> "Vocabulary":
         """Read a UTF-8 text file with one name per line."""
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"vocabulary {path} cannot be read ({error}); give a text file with one name per line"
-            ) from None
+            lines = read_text(path, MAX_BYTES).splitlines()
+        except UserError as error:
+            raise UserError(f"vocabulary {error}") from None
         if not 0 < len(lines) <= MAX_NAMES:
             raise UserError(f"vocabulary {path} has {len(lines):,} names; give 1 to {MAX_NAMES:,}, one per line")
-        ids: dict[str, int] = {}
-        names = []
-        for number, line in enumerate(lines):
-            words = [word.strip() for word in line.split(",")]
+        rows = [[word.strip() for word in line.split(",")] for line in lines]
+        for number, words in enumerate(rows, start=1):
             if not words[0]:
-                raise UserError(
-                    f"vocabulary {path} has no name in line {number + 1}; add it, because line k names id k - 1"
-                )
-            names.append(words[0])
+                raise UserError(f"vocabulary {path} has no name in line {number}; add it, because ids count the lines")
+        background = rows[0][0] if is_background(rows[0][0]) else ""
+        rows = rows[1:] if background else rows
+        if not rows:
+            raise UserError(f"vocabulary {path} has the name of the background only; add the others")
+        ids: dict[str, int] = {}
+        for number, words in enumerate(rows):
             for word in words:
                 ids.setdefault(word, number)
-        return cls(tuple(names), ids)
+        return cls(tuple(words[0] for words in rows), ids, background, path)
+
+
+class _Listed(NamedTuple):
+    """An image of a file of sizes."""
+
+    image_id: str
+    file_name: str
+    size: tuple[int, int]
 
 
 class Sizes:
-    """Widths and heights of images from a COCO file, for sources without them."""
+    """Widths and heights of images from a COCO file, for sources without them.
 
-    def __init__(self, path: Path) -> None:
+    An image is found by its id, by the file name (with or without folders and ending), and by the number at the end of
+    its id. If these find images of different sizes, only `match` can decide.
+
+    Args:
+        path: the file.
+        match: the only rule to use, one of `MATCHES`; None for all.
+
+    Raises:
+        UserError: the file cannot be read or has another form.
+
+    """
+
+    def __init__(self, path: Path, match: str | None = None) -> None:
+        if match not in (None, *MATCHES):
+            raise UserError(f"--match is {match}; give {', '.join(MATCHES)}")
         self.path = path
-        self._by_id: dict[str, tuple[int, int]] = {}
-        self._by_name: dict[str, tuple[int, int]] = {}
+        self.match = match
+        self._used: set[_Listed] = set()
+        self._by_id: dict[str, list[_Listed]] = {}
+        self._by_name: dict[str, list[_Listed]] = {}
         value = read_json(path)
         try:
             for image in value["images"]:
                 size = int(image["width"]), int(image["height"])
-                self._by_id[str(image["id"])] = size
-                if "file_name" in image:
-                    self._by_name[Path(image["file_name"]).stem] = size
-        except (KeyError, TypeError, ValueError, OverflowError):
+                listed = _Listed(str(image["id"]), str(image.get("file_name", "")), size)
+                _add(self._by_id, [listed.image_id], listed)
+                _add(self._by_name, _names(listed.file_name), listed)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise UserError(
                 f'{path} has no list "images" with "id", "width" and "height" each; give a COCO annotation file'
             ) from None
 
     def of(self, image_id: str) -> tuple[int, int]:
-        """Width and height of an image, found by file name, by id, or by the number at the end of its id."""
-        found = self._by_name.get(image_id) or self._by_id.get(image_id) or self._by_id.get(number_of(image_id) or "")
-        if found is None:
-            raise UserError(f"sizes {self.path} lack image {image_id!r}; give a file that lists it")
-        return found
+        """Width and height of an image.
+
+        Raises:
+            UserError: the file lacks the image.
+            ClashError: the file has two images of different sizes that it may be.
+
+        """
+        found = self._found(image_id)
+        if not found:
+            rule = f" by {self.match}" if self.match else ""
+            raise UserError(f"sizes {self.path} lack image {short(image_id)}{rule}; give a file that lists it")
+        if len({listed.size for listed in found}) > 1:
+            raise ClashError(
+                f"sizes {self.path} have more than one image for an id of the source: "
+                f"{'; '.join(islice(self._disagreements(image_id), SHOWN))}; "
+                f"say with --match which rule is right ({', '.join(MATCHES)}), or give sizes of this source's images"
+            )
+        self._used.update(found)
+        return found[0].size
+
+    @property
+    def unused(self) -> int:
+        """Number of images in the file whose size was not asked for."""
+        return len(set(chain.from_iterable(self._by_id.values()))) - len(self._used)
+
+    def _found(self, image_id: str) -> list[_Listed]:
+        """Images that the rules find, best rule first."""
+        rules = {
+            "id": self._by_id.get(image_id, ()),
+            "file_name": self._by_name.get(image_id, ()),
+            "number": self._by_id.get(number_of(image_id) or "", ()),
+        }
+        return list(chain.from_iterable(rules[name] for name in MATCHES if self.match in (None, name)))
+
+    def _disagreements(self, image_id: str) -> Iterator[str]:
+        """Describe ids for which the rules find images of different sizes, first that of an image."""
+        told = set()
+        for text in dict.fromkeys(chain([image_id], self._by_name, self._by_id)):
+            found = dict.fromkeys(self._found(text))
+            if len({listed.size for listed in found}) > 1 and frozenset(found) not in told:
+                told.add(frozenset(found))
+                yield f"{short(text)} may be {' or '.join(map(_description, islice(found, SHOWN)))}"
 
 
-def number_of(image_id: str) -> str | None:
-    """The number at the end of an id, as in COCO's annotations: `71` for `COCO_train2014_000000000071`."""
-    found = re.search(r"[0-9]{1,18}$", image_id)
-    return str(int(found[0])) if found else None
+def _description(listed: _Listed) -> str:
+    name = f" ({short(listed.file_name)})" if listed.file_name else ""
+    return f"id {short(listed.image_id)}{name} of {listed.size[0]} x {listed.size[1]}"
+
+
+def _add(table: dict[str, list[_Listed]], keys: Iterable[str], listed: _Listed) -> None:
+    for key in keys:
+        table.setdefault(key, []).append(listed)
+
+
+def _names(file_name: str) -> set[str]:
+    """The texts that name a file: with and without its folders, with and without its ending."""
+    path = PurePosixPath(file_name)
+    return {file_name, str(path.with_suffix("")), path.name, path.stem} if path.name else set()

@@ -7,6 +7,8 @@ package would unpickle arrays of kind O; here they are refused.
 import contextlib
 import importlib.util
 import io
+import itertools
+import json
 import math
 import re
 import select
@@ -20,11 +22,17 @@ from typing import Any
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.regions.importers.common import Assembler, Entry, Source
-from dimvl.regions.importers.npz import MAX_BYTES, UNITER, read_npz, uniter_regions
+from dimvl.files import open_regular
+from dimvl.regions.importers.common import MAX_VALUE, Assembler, Entry, Source, check_array
+from dimvl.regions.importers.npz import UNITER, read_npz, uniter_regions
 from dimvl.regions.records import Regions
+from dimvl.showing import short
 
-KEYS = b"__keys__"  # a list of all names, which is skipped
+KEYS = b"__keys__"  # a list of all names, which is not an image
+
+MAX_SIDES = 256
+MAX_PARTS = 1_000
+"""Arrays and maps of msgpack, and values in each; a record has 5 maps. A byte can become 60 in memory."""
 
 TIMEOUT = 60.0
 """Seconds without a reply after which a file is considered damaged; a sleeping disk takes ten."""
@@ -35,8 +43,10 @@ def uniter_lmdb(path: Path, assembler: Assembler) -> Source:
     if not all(importlib.util.find_spec(name) for name in ("lmdb", "msgpack")):
         raise UserError("reading LMDB needs the packages lmdb and msgpack; pip install 'dimvl[import]'")
     file = path / "data.mdb" if path.is_dir() else path
+    open_regular(file, 2**62).close()
     with _Reader(file) as reader:
-        total = reader.total
+        images = reader.total - bool(reader.names)
+        named = _count(reader.names)
 
     def entries() -> Iterator[Entry]:
         with _Reader(file) as reader:
@@ -45,7 +55,18 @@ def uniter_lmdb(path: Path, assembler: Assembler) -> Source:
                     name = key.decode("utf-8", "surrogateescape").removesuffix(".npz")
                     yield Entry(name, partial(_decode, assembler, name, reader), number)
 
-    return Source(path, entries, total, total)
+    missing = max(named - images, 0)
+    passed_over = (f"{missing:,} images that __keys__ of {file.name} lists but that are not in it",) if missing else ()
+    return Source(path, entries, images, reader.total, passed_over=passed_over, left_out=missing)
+
+
+def _count(names: bytes) -> int:
+    """Number of names in the value of `__keys__`; 0 if it is of another form."""
+    try:
+        found = json.loads(names)
+    except (ValueError, RecursionError):
+        return 0
+    return len(found) if isinstance(found, list) else 0
 
 
 class _Reader:
@@ -59,7 +80,7 @@ class _Reader:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
         try:
-            self.total = int(self._reply())
+            self.total, self.names = int(self._reply()), self._reply()
         except BaseException:
             self.__exit__()
             raise
@@ -91,7 +112,7 @@ class _Reader:
 
     def _reply(self) -> bytes:
         length = int.from_bytes(self._receive(8), "little")
-        if length > MAX_BYTES:
+        if length > MAX_VALUE:
             raise UserError(f"{self.file} is damaged: it has a value of {length:,} bytes; restore it")
         return self._receive(length)
 
@@ -112,23 +133,33 @@ class _Reader:
 def _decode(assembler: Assembler, image_id: str, reader: _Reader) -> Regions:
     value = reader.ask(b"v")
     if value.startswith(b"PK"):
-        arrays = read_npz(io.BytesIO(value), UNITER, f"image {image_id!r}")
+        arrays, others = read_npz(io.BytesIO(value), UNITER, f"image {short(image_id)}")
     else:
-        arrays = unpack(value, image_id)
-    return uniter_regions(assembler, image_id, arrays)
+        arrays, others = unpack(value, image_id)
+    return uniter_regions(assembler, image_id, arrays, others)
 
 
-def unpack(value: bytes, image_id: str) -> dict[str, np.ndarray]:
-    """Read UNITER's arrays from msgpack; arrays of Python objects are refused."""
+def unpack(value: bytes, image_id: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read UNITER's arrays from msgpack, and the names of others; arrays of Python objects are refused."""
     import msgpack
 
+    parts = itertools.count()
+
+    def counted(part: Any) -> Any:
+        if next(parts) >= MAX_PARTS:
+            raise ValueError(f"it has more than {MAX_PARTS:,} parts")
+        return part
+
+    limits = {"max_array_len": MAX_SIDES, "max_map_len": MAX_SIDES, "list_hook": counted, "object_hook": counted}
     try:
-        record = msgpack.unpackb(value, raw=False, strict_map_key=False)
+        record = msgpack.unpackb(value, raw=False, strict_map_key=False, **limits)
         if not isinstance(record, dict):
             raise ValueError("it is not a map of arrays")
-        return {name: _array(record[name]) for name in UNITER if name in record}
+        arrays = {name: _array(record[name]) for name in UNITER if name in record}
+        return arrays, sorted(map(str, record.keys() - arrays.keys()))
     except Exception as error:  # damaged bytes make msgpack raise anything
-        raise UserError(f"image {image_id!r} is not msgpack of plain arrays ({error}); restore it") from None
+        reason = str(error)[:200]
+        raise UserError(f"image {short(image_id)} is not msgpack of plain arrays ({reason}); restore it") from None
 
 
 def _array(packed: Any) -> np.ndarray:
@@ -137,10 +168,11 @@ def _array(packed: Any) -> np.ndarray:
         raise ValueError("it contains Python objects, which are never unpickled")
     kind = fields["type"].decode() if isinstance(fields["type"], bytes) else fields["type"]
     if fields.get("nd") is not True or not re.fullmatch(r"[<>|=]?[fiub][1248]", kind):
-        raise ValueError(f"arrays of type {kind!r} are not supported")
+        raise ValueError(f"arrays of type {short(kind)} are not supported")
     shape, dtype = tuple(fields["shape"]), np.dtype(kind)
     if any(not isinstance(side, int) or side < 0 for side in shape):
-        raise ValueError(f"the shape {shape} is not valid")
+        raise ValueError(f"the shape {short(shape)} is not valid")
+    check_array(shape, dtype.itemsize)
     if math.prod(shape) * dtype.itemsize != len(fields["data"]):
-        raise ValueError(f"{len(fields['data']):,} bytes do not make an array of shape {shape}")
+        raise ValueError(f"{len(fields['data']):,} bytes do not make an array of shape {short(shape)}")
     return np.frombuffer(fields["data"], dtype=dtype).reshape(shape)

@@ -2,11 +2,15 @@
 
 LMDB follows offsets in the mapped file without checking them, so a damaged file can kill the reading process (SIGBUS);
 `lmdb.py` sends requests here and survives. A request is one byte: f(irst), n(ext) or v(alue). A reply is its length in
-eight bytes and its content: at the start the number of entries, then keys (empty after the last one) and values.
+eight bytes and its content: at the start the number of entries and the value of `__keys__`, then keys (empty after the
+last one) and values.
 """
 
 import os
 import sys
+
+MAX_NAMES = 2**25
+"""Bytes of a list of names; a longer one is not compared."""
 
 
 def main() -> None:
@@ -21,6 +25,8 @@ def main() -> None:
             sys.exit(f"it is cut off: {size:,} bytes of {pages:,}")
         _reply(str(environment.stat()["entries"]).encode())
         with environment.begin(buffers=True) as transaction:
+            names = transaction.get(b"__keys__", b"")
+            _reply(names if len(names) < MAX_NAMES else b"")
             cursor = transaction.cursor()
             while request := sys.stdin.buffer.read(1):
                 if request == b"v":

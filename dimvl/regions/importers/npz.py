@@ -1,23 +1,33 @@
 """Folders of .npz files, one per image and named by its id: UNITER's, and a plain layout of our own."""
 
+import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.regions.importers.common import ATTRIBUTES_KEPT, Assembler, Entry, Source
+from dimvl.files import open_regular
+from dimvl.regions.importers.common import (
+    ATTRIBUTES_KEPT,
+    MAX_ARRAY,
+    MAX_VALUE,
+    Assembler,
+    Entry,
+    Source,
+    check_array,
+)
+from dimvl.regions.importers.facts import SHOWN, others_than
 from dimvl.regions.records import Regions
-
-MAX_BYTES = 2**30
-"""Of an archive after unpacking: a small file may claim to unpack to any size."""
+from dimvl.showing import short
 
 UNITER = ("features", "norm_bb", "conf", "soft_labels")
 PLAIN = ("features", "boxes", "size", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
+PARTS = ("ids", "scores")
 
 
 def npz(path: Path, assembler: Assembler) -> Source:
@@ -30,35 +40,67 @@ def uniter_npz(path: Path, assembler: Assembler) -> Source:
     return _source(path, partial(_uniter, assembler))
 
 
-def files_of(folder: Path) -> list[str]:
-    """Names of a folder's .npz files, at least one, sorted."""
+class Folder(NamedTuple):
+    """What is in a folder of .npz files.
+
+    Attributes:
+        names: of the .npz files, at least one, sorted.
+        others: of what is passed over: hidden files, folders, files with another ending; sorted.
+
+    """
+
+    names: list[str]
+    others: list[str]
+
+
+def files_of(path: Path) -> Folder:
+    """List a folder of .npz files."""
     try:
-        with os.scandir(folder) as found:
-            names = sorted(entry.name for entry in found if entry.name.endswith(".npz"))
+        with os.scandir(path) as found:
+            files = {entry.name: not entry.is_dir() for entry in found}
     except OSError as error:
-        raise UserError(f"folder {folder} cannot be read ({error.strerror}); check the path") from None
+        raise UserError(f"folder {path} cannot be read ({error.strerror}); check the path") from None
+    names = sorted(name for name, is_file in files.items() if is_file and name.endswith(".npz") and name[0] != ".")
     if not names:
-        raise UserError(f"{folder} has no .npz files; check the path")
-    return names
+        raise UserError(f"{path} has no .npz files; check the path")
+    return Folder(names, sorted(name if files[name] else f"{name}/" for name in files.keys() - set(names)))
 
 
-def read_npz(file: IO[bytes] | Path, names: tuple[str, ...], where: str) -> dict[str, np.ndarray]:
-    """Read the arrays of an archive that are among `names`; arrays of Python objects are refused."""
+def read_npz(file: IO[bytes], names: tuple[str, ...], where: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read the arrays of an archive that are among `names`, and list the names of the others.
+
+    Arrays of Python objects are refused, and arrays larger than the archive holds or than `MAX_ARRAY`, unread.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
-            members = {info.filename: info.file_size for info in archive.infolist()}
-        if sum(members.get(f"{name}.npy", 0) for name in names) > MAX_BYTES:
-            raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
-        if not isinstance(file, Path):
-            file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names if name in arrays.files}
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            arrays = {name: _array(archive, members[name]) for name in names if name in members}
+            return arrays, sorted(members.keys() - arrays.keys())
     except Exception as error:  # damaged bytes make zip and numpy raise anything
-        reason = "it contains Python objects, which are never unpickled" if "pickle" in str(error) else str(error)
-        raise UserError(f"{where} is not an archive of plain arrays ({reason}); restore it") from None
+        raise UserError(f"{where} is not an archive of plain arrays ({str(error)[:200]}); restore it") from None
 
 
-def uniter_regions(assembler: Assembler, image_id: str, arrays: Mapping[str, np.ndarray]) -> Regions:
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array; its declared sizes are compared before memory is allocated."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{short(info.filename)} is compressed in a way that numpy does not write")
+    if info.file_size > MAX_ARRAY:
+        raise ValueError(f"{short(info.filename)} unpacks to more than {MAX_ARRAY:,} bytes")
+    with archive.open(info) as member:
+        data = io.BytesIO(member.read(info.file_size))  # without a size, zipfile unpacks any number of bytes
+    version = np.lib.format.read_magic(data)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(data)
+    if dtype.hasobject:
+        raise ValueError(f"{short(info.filename)} contains Python objects, which are never unpickled")
+    check_array(shape, dtype.itemsize)
+    content = data.getbuffer()[data.tell() :]
+    if len(content) != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise ValueError(f"{short(info.filename)} has {len(content):,} bytes for an array of shape {short(shape)}")
+    return np.frombuffer(content, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def uniter_regions(assembler: Assembler, image_id: str, arrays: Mapping[str, np.ndarray], others: list[str]) -> Regions:
     """Make regions of UNITER's arrays.
 
     Args:
@@ -66,9 +108,10 @@ def uniter_regions(assembler: Assembler, image_id: str, arrays: Mapping[str, np.
         image_id: of the image.
         arrays: features (R, F); norm_bb (R, 6 or 7), fractions x1, y1, x2, y2, w, h and perhaps w * h; conf (R,) to
             sort by; soft_labels (R, 1 + classes), the background first.
+        others: names of further arrays, for messages.
 
     """
-    require(image_id, arrays, ("features", "norm_bb"))
+    require(image_id, arrays, ("features", "norm_bb"), others)
     boxes = arrays["norm_bb"]
     if boxes.ndim != 2 or boxes.shape[1] not in (6, 7):
         raise UserError(f"image {image_id!r} has norm_bb of shape {boxes.shape}; it must have 6 or 7 columns")
@@ -78,7 +121,7 @@ def uniter_regions(assembler: Assembler, image_id: str, arrays: Mapping[str, np.
     if np.isfinite(boxes).all() and np.abs(sides - boxes[:, 4:6]).max(initial=0) > 0.01:
         raise UserError(f"image {image_id!r} has norm_bb that is not x1, y1, x2, y2, w, h as fractions; convert it")
     if len(assembler.classes):
-        require(image_id, arrays, ("soft_labels",))
+        require(image_id, arrays, ("soft_labels",), others)
     return assembler.regions(
         image_id,
         boxes=boxes[:, :4],
@@ -90,37 +133,45 @@ def uniter_regions(assembler: Assembler, image_id: str, arrays: Mapping[str, np.
     )
 
 
-def require(image_id: str, arrays: Mapping[str, np.ndarray], names: tuple[str, ...]) -> None:
+def require(image_id: str, arrays: Mapping[str, np.ndarray], needed: tuple[str, ...], others: list[str]) -> None:
     """Refuse an image that lacks an array."""
-    for name in names:
-        if name not in arrays:
-            raise UserError(
-                f"image {image_id!r} has no array {name!r} (it has {', '.join(sorted(arrays)) or 'none'}); restore "
-                "it or choose another --format"
-            )
+    if missing := [name for name in needed if name not in arrays]:
+        there = ", ".join([*arrays, *map(short, others[:SHOWN])]) or "none"
+        raise UserError(
+            f"image {image_id!r} has no array {missing[0]!r}: it has {there}, but needs {', '.join(needed)}; write it "
+            "in a layout of docs/importing.md, or choose another --format"
+        )
 
 
 def _source(path: Path, decode: partial[Regions]) -> Source:
-    names = files_of(path)
+    names, others = files_of(path)
 
     def entries() -> Iterator[Entry]:
         for number, name in enumerate(names, start=1):
             yield Entry(name.removesuffix(".npz"), partial(decode, path / name), number)
 
-    return Source(path, entries, len(names), len(names))
+    # A folder and a misnamed archive may contain features.
+    left_out = sum(name.endswith("/") or ".npz" in name.lower() for name in others)
+    return Source(path, entries, len(names), len(names), passed_over=others_than("*.npz", others), left_out=left_out)
 
 
 def _uniter(assembler: Assembler, file: Path) -> Regions:
-    return uniter_regions(assembler, file.name.removesuffix(".npz"), read_npz(file, UNITER, str(file)))
+    with open_regular(file, MAX_VALUE) as opened:
+        arrays, others = read_npz(opened, UNITER, str(file))
+    return uniter_regions(assembler, file.name.removesuffix(".npz"), arrays, others)
 
 
 def _plain(assembler: Assembler, file: Path) -> Regions:
-    image_id, arrays = file.name.removesuffix(".npz"), read_npz(file, PLAIN, str(file))
-    needed = ["features", "boxes", *(["class_ids"] if len(assembler.classes) else [])]
-    require(image_id, arrays, (*needed, *(["attribute_ids"] if len(assembler.attributes) else [])))
-    for kind in ("class", "attribute"):
-        if f"{kind}_ids" in arrays:
-            require(image_id, arrays, (f"{kind}_scores",))
+    image_id = file.name.removesuffix(".npz")
+    with open_regular(file, MAX_VALUE) as opened:
+        arrays, others = read_npz(opened, PLAIN, str(file))
+    kinds = {"class": assembler.classes, "attribute": assembler.attributes}
+    used = [kind for kind, vocabulary in kinds.items() if len(vocabulary) or f"{kind}_ids" in arrays]
+    require(image_id, arrays, ("features", "boxes", *(f"{kind}_{part}" for kind in used for part in PARTS)), others)
+    named = {
+        kind: (kinds[kind].of_lines(arrays[f"{kind}_ids"]), arrays[f"{kind}_scores"]) if kind in used else None
+        for kind in kinds
+    }
     size = arrays.get("size")
     if size is not None and (size.shape != (2,) or size.dtype.kind not in "iu"):
         raise UserError(
@@ -131,8 +182,8 @@ def _plain(assembler: Assembler, file: Path) -> Regions:
         boxes=arrays["boxes"],
         features=arrays["features"],
         size=None if size is None else (int(size[0]), int(size[1])),
-        classes=(arrays["class_ids"], arrays["class_scores"]) if "class_ids" in arrays else None,
+        classes=named["class"],
         class_columns=assembler.class_columns,
-        attributes=(arrays["attribute_ids"], arrays["attribute_scores"]) if "attribute_ids" in arrays else None,
+        attributes=named["attribute"],
         attribute_columns=ATTRIBUTES_KEPT,
     )

@@ -14,6 +14,7 @@ labels with classes, whose objects can differ from the regions and are matched b
 import binascii
 import io
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,37 +25,64 @@ from PIL import Image
 
 from dimvl.errors import UserError
 from dimvl.regions.geometry import iou, pixels_to_fractions
-from dimvl.regions.importers.common import ATTRIBUTES_KEPT, Assembler, Source, Unit
-from dimvl.regions.importers.given import Vocabulary
-from dimvl.regions.importers.tsv import Line, TsvFile, array_of, integer_of, matrix_of, source_of
+from dimvl.regions.importers.common import ATTRIBUTES_KEPT, MAX_REGIONS, SLACK_FRACTION, Assembler, Source, Unit
+from dimvl.regions.importers.given import ClashError, Vocabulary
+from dimvl.regions.importers.tsv import Line, TsvFile, decoded, features_of, integer_of, source_of
 from dimvl.regions.records import Regions
+from dimvl.regions.vocabulary import is_background
+from dimvl.showing import short
 
 SAME_BOX = 0.9
 """Minimum IoU for a label to belong to a region."""
 
-NO_ATTRIBUTE = "__no_attribute__"
+MAX_PARTS = 2**20
+"""Values in the JSON of a line; a hundred objects with ten attributes each have 2,000. A few bytes of text can become
+a hundred in memory."""
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 class Companion:
     """A TSV file beside the features, read by image key; keeps where each line starts, about 150 bytes per image."""
 
     def __init__(self, path: Path) -> None:
-        self.tsv = TsvFile(path)
+        self.tsv = TsvFile(path, indexed=False)
         self._starts: dict[str, int] = {}
 
-    def columns(self, key: str) -> list[bytes] | None:
-        """Columns after the key, or None if the file has no such line."""
+    def __contains__(self, key: str) -> bool:
         if not self._starts:
             start = 0
             for line in self.tsv.lines():
-                self._starts[line.key] = start if self.tsv.offsets is None else int(self.tsv.offsets[line.number - 1])
+                if line.key in self._starts:
+                    raise ClashError(f"{self.tsv.path} has two lines for image {short(line.key)}; remove one of them")
+                self._starts[line.key] = start
                 start = line.position
-        return self.tsv.line_at(self._starts[key])[1:] if key in self._starts else None
+        return key in self._starts
+
+    def columns(self, key: str) -> list[bytes]:
+        """Columns after the key.
+
+        Raises:
+            UserError: the file has no such line.
+            ClashError: it has two lines for one image.
+
+        """
+        if key not in self:
+            raise UserError(
+                f"image {short(key)} has no line in {self.tsv.path}; restore this file, which does not fit the features"
+            )
+        return self.tsv.line_at(self._starts[key])[1:]
 
     def json(self, key: str) -> Any:
-        """JSON of the second column, or None."""
-        columns = self.columns(key)
-        return None if columns is None else json.loads(columns[0])
+        """JSON of the second column; raises as `columns`."""
+        return _json(self.columns(key)[0])
+
+
+def _json(text: bytes) -> Any:
+    """Parse the JSON of a line, if it has not too many parts."""
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_PARTS:
+        raise ValueError(f"its JSON has more than {MAX_PARTS:,} values")
+    return json.loads(text)
 
 
 class Companions(NamedTuple):
@@ -69,7 +97,7 @@ def oscar_tsv(path: Path, assembler: Assembler) -> Source:
     """Open a feature file, or a folder with one."""
     file = feature_file(path) if path.is_dir() else path
     found = [
-        next((Companion(place) for name in names if (place := _place(file, name)).is_file() and place != file), None)
+        next((Companion(place) for name in names if os.path.lexists(place := _place(file, name))), None)
         for names in (("label.tsv", "labels.tsv", "predictions.tsv"), ("hw.tsv",), ("img.tsv", "image.tsv"))
     ]
     companions = Companions(*found)
@@ -114,14 +142,16 @@ class Labels(NamedTuple):
 
 
 def _decode(assembler: Assembler, companions: Companions, line: Line) -> Regions:
-    rows, own = _rows(line)
-    beside = companions.labels.json(line.key) if companions.labels is not None else None
+    rows, own = _rows(assembler, line)
+    named = len(assembler.classes) or len(assembler.attributes)
+    labelled = companions.labels is not None and (named or line.key in companions.labels)
+    beside = companions.labels.json(line.key) if companions.labels is not None and labelled else None
     size = assembler.size(line.key, _own_size(line.key, (own, beside), companions))
     own_objects = _objects(own)
     objects = own_objects if own_objects is not None else _objects(beside)
     if objects is None and len(assembler.classes):
         raise UserError(
-            f"image {line.key!r} has no labels (objects in its line, or a line in label.tsv beside the features); "
+            f"image {line.key!r} has no labels (objects in its line, or a file label.tsv beside the features); "
             "restore them or omit --classes"
         )
     labels = _labels(assembler, line.key, objects or [])
@@ -140,6 +170,11 @@ def _decode(assembler: Assembler, companions: Companions, line: Line) -> Regions
             "features, give --sizes, or omit --classes"
         )
     else:
+        if 0 < labels.boxes.max(initial=0) <= 1 + SLACK_FRACTION:
+            raise UserError(
+                f"image {line.key!r} has labels whose boxes reach to {labels.boxes.max():.4g}: fractions where pixels "
+                "belong; convert them"
+            )
         places = _labels_of(boxes, labels.boxes, size)
     return assembler.regions(
         line.key,
@@ -153,22 +188,28 @@ def _decode(assembler: Assembler, companions: Companions, line: Line) -> Regions
     )
 
 
-def _rows(line: Line) -> tuple[np.ndarray, Any]:
+def _rows(assembler: Assembler, line: Line) -> tuple[np.ndarray, Any]:
     """Rows of features (R, F + 6) or (R, F), and the line's JSON if it has any."""
     columns = line.columns()
-    if len(columns) == 3:
-        return matrix_of(line, "features", columns[2], integer_of(line, "num_boxes", columns[1])), None
-    if len(columns) != 2:
+    if len(columns) not in (2, 3):
         raise UserError(
             f"line {line.number} (image {line.key!r}) has {len(columns)} columns, not 2 or 3; the line is cut off or "
             "the file is of another format"
         )
-    own = json.loads(columns[1])
+    own = _json(columns[1]) if len(columns) == 2 else None
     objects = _objects(own)
-    if objects is None:
-        return matrix_of(line, "features", own["features"].encode(), int(own["num_boxes"])), own
-    rows = [array_of(line, "feature", item["feature"].encode(), "<f4") for item in objects]
-    return np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32), own
+    if objects is not None:
+        parts = [decoded(line, "feature", item["feature"].encode()) for item in objects]
+        if len({len(part) for part in parts}) > 1:
+            raise UserError(f"line {line.number} (image {line.key!r}) has features of several widths; restore the line")
+        raw, rows = b"".join(parts), len(parts)
+    elif own is not None:
+        raw, rows = decoded(line, "features", own["features"].encode()), int(own["num_boxes"])
+    else:
+        raw, rows = decoded(line, "features", columns[2]), integer_of(line, "num_boxes", columns[1])
+    if not 0 <= rows <= MAX_REGIONS:
+        raise UserError(f"line {line.number} (image {line.key!r}) has num_boxes {rows}; restore the line")
+    return features_of(assembler, line, raw, rows), own
 
 
 def _objects(value: Any) -> list[Any] | None:
@@ -182,11 +223,13 @@ def _own_size(key: str, records: tuple[Any, ...], companions: Companions) -> tup
     for record in records:
         if isinstance(record, dict) and "image_h" in record:
             return int(record["image_w"]), int(record["image_h"])
-    if companions.sizes is not None and (value := companions.sizes.json(key)) is not None:
+    if companions.sizes is not None:
+        value = companions.sizes.json(key)
         record = value[0] if isinstance(value, list) else value
         return int(record["width"]), int(record["height"])
-    if companions.images is not None and (columns := companions.images.columns(key)) is not None:
-        with Image.open(io.BytesIO(binascii.a2b_base64(columns[-1]))) as image:  # reads only the header
+    if companions.images is not None:
+        data = binascii.a2b_base64(companions.images.columns(key)[-1])
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:  # reads only the header
             return image.size
     return None
 
@@ -201,19 +244,21 @@ def _labels(assembler: Assembler, key: str, objects: list[Any]) -> Labels:
         classes[row] = _id(key, "class", item["class"], assembler.classes)
         names = item.get("attributes", [])
         pairs = zip(item.get("attr_scores", [1.0] * len(names)), names, strict=False)
-        best = sorted((pair for pair in pairs if pair[1] != NO_ATTRIBUTE), key=lambda pair: -pair[0])[:ATTRIBUTES_KEPT]
-        for column, (score, name) in enumerate(best):
-            attributes[row, column] = _id(key, "attribute", name, assembler.attributes)
-            scores[row, column] = score
+        known = [(score, _id(key, "attribute", name, assembler.attributes)) for score, name in pairs]
+        best = sorted((pair for pair in known if pair[1] >= 0), key=lambda pair: -pair[0])[:ATTRIBUTES_KEPT]
+        for column, (score, attribute) in enumerate(best):
+            attributes[row, column], scores[row, column] = attribute, score
     return Labels(boxes, confidence, classes, attributes, scores)
 
 
 def _id(key: str, kind: str, name: str, vocabulary: Vocabulary) -> int:
-    if not len(vocabulary):
+    """Id of a name; -1 for the background or without a vocabulary."""
+    if not len(vocabulary) or (name not in vocabulary.ids and is_background(name)):
         return -1
     if name not in vocabulary.ids:
         raise UserError(
-            f"image {key!r} has the {kind} {name!r}, which is not in the {kind} vocabulary; give that of this detector"
+            f"image {key!r} has the {kind} {short(name)}, which is not in the {kind} vocabulary; give that of this "
+            "detector"
         )
     return vocabulary.ids[name]
 

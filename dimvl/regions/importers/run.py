@@ -14,16 +14,19 @@ import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
-from dimvl.regions.importers.common import Assembler, Entry, Source
-from dimvl.regions.importers.given import Sizes, Vocabulary, number_of
+from dimvl.files import open_regular
+from dimvl.regions.importers.common import MAX_VALUE, Assembler, Entry, Source
+from dimvl.regions.importers.facts import Facts
+from dimvl.regions.importers.given import ClashError, Sizes, Vocabulary
 from dimvl.regions.importers.hdf5 import vlp_hdf5
 from dimvl.regions.importers.lmdb import uniter_lmdb
 from dimvl.regions.importers.npz import files_of, npz, uniter_npz
 from dimvl.regions.importers.oscar import oscar_tsv
 from dimvl.regions.importers.tsv import TsvFile, lxmert_tsv
 from dimvl.regions.records import Extractor, Regions
-from dimvl.regions.store.format import FeatureDtype
-from dimvl.regions.store.writer import RegionStoreWriter
+from dimvl.regions.store.format import FeatureDtype, differ_in_prefix, number_of
+from dimvl.regions.store.writer import Prepared, RegionStoreWriter
+from dimvl.showing import short
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +47,24 @@ TRIES = 100
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """The numbers of images written, in the store before, and skipped (each logged with the reason)."""
+    """What an import did.
+
+    Attributes:
+        done: images written.
+        already: images that were in the store with the same content.
+        skipped: images skipped, each logged with the reason.
+        facts: the line that describes the features of the images that were read.
+        passed_over: phrases that say which parts of the source are not features of an image.
+        left_out: number of such parts that may contain features.
+
+    """
 
     done: int
     already: int
     skipped: int
+    facts: str
+    passed_over: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 def open_source(
@@ -58,6 +74,7 @@ def open_source(
     classes: Path | None = None,
     attributes: Path | None = None,
     sizes: Path | None = None,
+    match: str | None = None,
     coco_ids: bool = False,
 ) -> tuple[Source, Assembler]:
     """Open a source.
@@ -68,6 +85,7 @@ def open_source(
         classes: vocabulary file; without it regions have no classes.
         attributes: vocabulary file; without it regions have no attributes.
         sizes: COCO file that lists the images.
+        match: the only rule by which images are found in `sizes`; one of `MATCHES`, or None for all.
         coco_ids: use the number at the end of an image's id in the source as its id.
 
     """
@@ -78,14 +96,22 @@ def open_source(
     format_name = format_name or recognise(path)
     if attributes is not None and format_name not in WITH_ATTRIBUTES:
         raise UserError(f"{format_name} has no attributes, so --attributes {attributes} would be ignored; omit it")
+    if match is not None and sizes is None:
+        raise UserError(f"--match {match} says how images are found in a file of sizes; give --sizes or omit it")
     assembler = Assembler(
         Vocabulary.read(classes) if classes is not None else None,
         Vocabulary.read(attributes) if attributes is not None else None,
-        Sizes(sizes) if sizes is not None else None,
+        Sizes(sizes, match) if sizes is not None else None,
     )
     if classes is None:
         log.warning("no --classes vocabulary is given: regions get no class names, and images no tags")
     source = FORMATS[format_name](path, assembler)
+    for kind, vocabulary in (("class", assembler.classes), ("attribute", assembler.attributes)):
+        if vocabulary.background:
+            log.warning(
+                "vocabulary %s begins with %r, which is no %s: it gets no id, and %s 0 is %r",
+                *(vocabulary.path, vocabulary.background, kind, kind, vocabulary.names[0]),
+            )
     return (replace(source, entries=lambda: _with_coco_ids(source)) if coco_ids else source), assembler
 
 
@@ -94,7 +120,7 @@ def part_of(source: Source, part: slice) -> Source:
     return replace(
         source,
         entries=lambda: islice(source.entries(), part.start, None, part.step),
-        images=-(-source.images // part.step),
+        images=len(range(source.images)[part]),
     )
 
 
@@ -116,7 +142,7 @@ def recognise(path: Path) -> str:
         if any(next(path.glob(pattern), None) for pattern in ("*feature*.tsv", "*feats.tsv", "*predictions.tsv")):
             return "oscar-tsv"
         if next(path.glob("*.npz"), None) is not None:
-            return _npz_format(path / files_of(path)[0])
+            return _npz_format(path, files_of(path).names)
     raise UserError(f"the format of {path} is not recognised; name it with --format ({', '.join(FORMATS)})")
 
 
@@ -128,6 +154,8 @@ def first_regions(source: Source) -> Regions:
         try:
             if len(regions := entry.read()):
                 return regions
+        except ClashError:
+            raise
         except UserError as error:
             first, bad = first or error, bad + 1
             if bad == TRIES:
@@ -147,15 +175,23 @@ def import_source(
     """Write what `open_source` returns into a new region store, or continue one of the same extractor.
 
     Raises:
-        UserError: no image of the source can be read, the store has another extractor or dtype, or the disk is too
-            small.
+        UserError: no image of the source can be read, the store has another extractor or dtype, the disk is too small,
+            or as `import_regions`.
 
     """
     first = first_regions(source)
     extractor = extractor_of(extractor_name, first, assembler)
+    assembler.facts = Facts()
     with RegionStoreWriter(out, extractor, feature_dtype=feature_dtype) as writer:
-        writer.check_space(max(source.images - len(writer), 0), [first])
-        return import_regions(source, writer, progress)
+        there = len(writer) if first.image_id in writer else 0  # a resumed import, or another source
+        writer.check_space(max(source.images - there, 0), [first], exact=source.exact)
+        report = import_regions(source, writer, progress)
+    facts, sizes, passed_over = assembler.facts, assembler.sizes, source.passed_over
+    if len(assembler.classes) and facts.regions and not facts.with_class:
+        log.warning("no region has a class; if there are labels, their boxes are not those of the regions")
+    if sizes is not None and sizes.unused:
+        passed_over += (f"{sizes.unused:,} images of {sizes.path.name} that have no features here",)
+    return replace(report, facts=str(facts), passed_over=passed_over, left_out=source.left_out)
 
 
 def extractor_of(name: str, regions: Regions, assembler: Assembler) -> Extractor:
@@ -177,53 +213,78 @@ def extractor_of(name: str, regions: Regions, assembler: Assembler) -> Extractor
 def import_regions(source: Source, writer: RegionStoreWriter, progress: Progress | None = None) -> ImportReport:
     """Write the regions of images that the store does not have yet, one by one.
 
-    A bad image, or the second with an id, is logged and skipped. Memory grows by one id per image. `progress` gets how
-    much of the source has been read and its total, in its unit.
+    A bad image is logged and skipped. Memory grows by about 400 bytes per image. `progress` gets how much of the source
+    has been read and its total, in its unit.
+
+    Raises:
+        ClashError: an image has other content than that of the same id in the store, or the content of one whose id is
+            the same number with or without a prefix.
+
     """
     done, already, skipped, position = 0, 0, 0, 0
-    seen: set[str] = set()
-    width = writer.manifest.extractor.feature_width
+    names: dict[str, str] = {}  # id -> id in the source
+    owners = {content: image_id for image_id, content in writer.contents.items()}
     for entry in source.entries():
-        if entry.image_id in seen:
-            log.warning("skipped: image %r is a duplicate; its first regions are kept", entry.image_id)
+        image = _prepared(entry, writer)
+        if image is None:
             skipped += 1
-        elif entry.image_id in writer:
-            already += 1
-            seen.add(entry.image_id)
-        elif (regions := _read(entry, width)) is not None:
-            writer.add(regions)
+        elif entry.image_id not in writer:
+            twin = owners.setdefault(image.content, entry.image_id)
+            if image.num_regions and differ_in_prefix(twin, entry.image_id):
+                raise ClashError(
+                    f"image {twin!r} in region store {writer.path} has the regions of {_described(entry)}: one image "
+                    "under two ids; import all parts with --coco-ids or all without, or into another folder"
+                )
+            writer.add(image)
+            names[entry.image_id] = entry.name
             done += 1
-            seen.add(entry.image_id)
-        else:
+        elif writer.contents[entry.image_id] == image.content:
+            already += 1
+            names[entry.image_id] = entry.name
+        elif names.get(entry.image_id) == entry.name:
+            log.warning("skipped: image %r is in the source twice; its first regions are kept", entry.image_id)
             skipped += 1
+        else:
+            raise ClashError(
+                f"{_described(entry)} is in region store {writer.path} already, with other content under the same id; "
+                "import into another folder, or, if it is the same image, with the options of the first time"
+            )
         position = entry.position
         if progress is not None:
             progress(position, source.total)
     if progress is not None and position != source.total:
         progress(source.total, source.total)
-    return ImportReport(done=done, already=already, skipped=skipped)
+    return ImportReport(done=done, already=already, skipped=skipped, facts="")
 
 
-def _read(entry: Entry, width: int) -> Regions | None:
-    """Regions of an image with features (R, `width`); None for a bad image, which is logged."""
+def _described(entry: Entry) -> str:
+    return f"image {entry.image_id!r}" + (f" ({short(entry.name)} in the source)" if entry.name else "")
+
+
+def _prepared(entry: Entry, writer: RegionStoreWriter) -> Prepared | None:
+    """An image as the store would have it; None for a bad one, which is logged."""
+    width = writer.manifest.extractor.feature_width
     try:
         regions = entry.read()
         if not len(regions):  # features without a width
-            return replace(regions, features=np.zeros((0, width), dtype=np.float16))
+            regions = replace(regions, features=np.zeros((0, width), dtype=np.float16))
         if regions.features.shape[1] != width:
             raise UserError(
                 f"image {entry.image_id!r} has features of width {regions.features.shape[1]}, but the store has "
                 f"{width}; use one store per extractor"
             )
+        return writer.prepare(regions)
+    except ClashError:
+        raise
     except UserError as error:
         log.warning("skipped: %s", error)
         return None
-    return regions
 
 
 def _with_coco_ids(source: Source) -> Iterator[Entry]:
     for entry in source.entries():
-        yield replace(entry, image_id=number_of(entry.image_id) or entry.image_id, decode=partial(_renamed, entry))
+        number = number_of(entry.image_id) or entry.image_id
+        yield replace(entry, image_id=number, decode=partial(_renamed, entry), name=entry.image_id)
 
 
 def _renamed(entry: Entry) -> Regions:
@@ -233,10 +294,13 @@ def _renamed(entry: Entry) -> Regions:
     return replace(entry.read(), image_id=number)
 
 
-def _npz_format(file: Path) -> str:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except Exception as error:  # damaged bytes make zip raise anything
-        raise UserError(f"{file} cannot be read ({error}); restore it, or name the format with --format") from None
-    return "uniter-npz" if "norm_bb.npy" in names else "npz"
+def _npz_format(folder: Path, names: list[str]) -> str:
+    """Format of the first file that can be read, of a few."""
+    reason = ""
+    for name in names[:TRIES]:
+        try:
+            with open_regular(folder / name, MAX_VALUE) as opened, zipfile.ZipFile(opened) as archive:
+                return "uniter-npz" if "norm_bb.npy" in archive.namelist() else "npz"
+        except Exception as error:  # damaged bytes make zip raise anything
+            reason = reason or str(error)[:200]
+    raise UserError(f"{folder / names[0]} cannot be read ({reason}); restore it, or name the format with --format")

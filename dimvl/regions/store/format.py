@@ -1,6 +1,7 @@
 """The formats of a region store's files: manifest, index records, hashes of ids, checksums, int8 features."""
 
 import hashlib
+import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -151,6 +152,18 @@ def encode_id(image_id: str) -> bytes:
 def decode_id(encoded: bytes) -> str:
     """Undo `encode_id`."""
     return encoded.decode("utf-8", "surrogateescape")
+
+
+def number_of(image_id: str) -> str | None:
+    """The number at the end of an id, as in COCO's annotations: `71` for `COCO_train2014_000000000071`."""
+    found = re.search(r"[0-9]{1,18}$", image_id)
+    return str(int(found[0])) if found else None
+
+
+def differ_in_prefix(one: str, other: str) -> bool:
+    """Whether two ids are one number, and one of them nothing else: `71` and `COCO_train2014_000000000071`."""
+    digits = any(text.isascii() and text.isdecimal() for text in (one, other))
+    return one != other and digits and number_of(one) == number_of(other)
 
 
 def hash_of_id(encoded: bytes) -> int:

@@ -12,7 +12,14 @@ import numpy as np
 from dimvl.errors import UserError
 from dimvl.regions.records import Detections, Extractor, Regions
 from dimvl.regions.store.folder import StoreFolder
-from dimvl.regions.store.format import INDEX_DTYPE, Manifest, checksum_of_rows, encode_id, first_difference
+from dimvl.regions.store.format import (
+    INDEX_DTYPE,
+    Manifest,
+    checksum_of_rows,
+    differ_in_prefix,
+    encode_id,
+    first_difference,
+)
 
 MAX_OPEN_SHARDS = 256
 """File descriptors per store: half of the common limit of 1,024 then serves two stores."""
@@ -66,7 +73,7 @@ class RegionStore:
 
     Raises:
         UserError: a folder is not a store, is damaged or was written by a newer dimvl; or several stores have different
-            extractors or an image in common.
+            extractors or an image in common, under one id or two.
 
     """
 
@@ -80,6 +87,7 @@ class RegionStore:
         self._ends = np.cumsum([len(folder) for folder in self.folders])
         self._manifest = _common_manifest(self.folders)
         _refuse_duplicates(self.folders)
+        _refuse_two_ids(self.folders)
         images = "".join(f"{part.manifest.index.sha256}{part.manifest.ids.sha256}" for part in self.folders)
         self.fingerprint = hashlib.sha256(images.encode()).hexdigest()[:20]
 
@@ -274,6 +282,31 @@ def _refuse_duplicates(folders: Sequence[StoreFolder]) -> None:
                             f"region stores {earlier.path} and {folder.path} have images in common, such as "
                             f"{earlier.image_id(position)!r}; omit one of the stores or write it without these images"
                         )
+
+
+def _refuse_two_ids(folders: Sequence[StoreFolder]) -> None:
+    """Refuse an image that two folders have under two ids, of which one is the number at the end of the other."""
+    if len(folders) == 1:
+        return
+    columns = [
+        np.concatenate([folder.index[name].astype(np.uint64) for folder in folders])
+        for name in ("rows_checksum", "num_regions")
+    ]
+    contents = columns[0] << np.uint64(32) | columns[1]
+    order = np.argsort(contents, kind="stable")
+    same = np.flatnonzero((np.diff(contents[order]) == 0) & (columns[1][order][1:] > 0))
+    ends = np.cumsum([len(folder) for folder in folders])
+    for one, other in zip(order[same].tolist(), order[same + 1].tolist(), strict=True):
+        owners = np.searchsorted(ends, [one, other], side="right")
+        ids = [
+            folders[owner].image_id(int(place - ends[owner] + len(folders[owner])))
+            for owner, place in zip(owners.tolist(), (one, other), strict=True)
+        ]
+        if owners[0] != owners[1] and differ_in_prefix(*ids):
+            raise UserError(
+                f"region stores {folders[owners[0]].path} and {folders[owners[1]].path} have one image under two ids, "
+                f"{ids[0]!r} and {ids[1]!r}; omit one of the stores, or import all with --coco-ids or all without"
+            )
 
 
 def feature_statistics(store: RegionStore) -> tuple[np.ndarray, np.ndarray]:

@@ -45,20 +45,46 @@ from dimvl.regions.store.format import (
 log = logging.getLogger(__name__)
 
 
-class _Pending(NamedTuple):
-    """An image that waits until its shard is full."""
+class Prepared(NamedTuple):
+    """A checked image as a store holds it.
 
-    encoded_id: bytes
+    Attributes:
+        image_id: its id.
+        width: in pixels.
+        height: in pixels.
+        arrays: its rows, with the layout and dtypes of the store.
+        checksum: CRC-32 of the rows.
+        columns: class_columns and attribute_columns of the store that it fits.
+
+    """
+
+    image_id: str
     width: int
     height: int
     arrays: dict[str, np.ndarray]
+    checksum: int
+    columns: dict[str, int]
+
+    @property
+    def num_regions(self) -> int:
+        """Number of regions R."""
+        return len(self.arrays["details"])
+
+    @property
+    def content(self) -> int:
+        """A number that is equal for equal size and rows; see `RegionStoreWriter.contents`."""
+        return _content(self.width, self.height, self.num_regions, self.checksum)
+
+
+def _content(*facts: int) -> int:
+    return hash(facts)
 
 
 class RegionStoreWriter:
     """Writes a new region store or continues one. A context manager, which writes the rest on exit.
 
     Images become durable shard by shard; a killed writer loses those since the last full shard. The writer (not the
-    reader) keeps the ids in memory, about 100 bytes per image.
+    reader) keeps the ids in memory, about 150 bytes per image.
 
     Args:
         path: the store's folder; created if missing.
@@ -66,6 +92,9 @@ class RegionStoreWriter:
         shard_bytes: a shard is written when its arrays reach this size.
         feature_dtype: how features are stored; must equal that of a store that is continued. int8 with a float32 scale
             per row takes half the space, with errors of at most 1/254 of the row's largest value.
+
+    Attributes:
+        contents: image id -> a number that is equal for equal content, for all images, written or pending.
 
     Raises:
         UserError: the folder has other content, regions of another extractor or dtype, or another writer, or cannot be
@@ -83,7 +112,7 @@ class RegionStoreWriter:
     ) -> None:
         self.path = Path(path)
         self.shard_bytes = shard_bytes
-        self._pending: list[_Pending] = []
+        self._pending: list[Prepared] = []
         self._pending_bytes = 0
         with ExitStack() as held:
             busy = f"another process is writing region store {self.path}; wait for it or stop it"
@@ -104,18 +133,19 @@ class RegionStoreWriter:
                 self.close()
 
     def __contains__(self, image_id: str) -> bool:
-        return image_id in self._ids
+        return image_id in self.contents
 
     def __len__(self) -> int:
         """Return the number of images, written or pending."""
-        return len(self._ids)
+        return len(self.contents)
 
-    def check_space(self, images: int, sample: Sequence[Regions]) -> None:
+    def check_space(self, images: int, sample: Sequence[Regions], *, exact: bool = True) -> None:
         """Log the estimated size of images to be written.
 
         Args:
             images: how many.
             sample: some of them, taken as typical.
+            exact: whether they were counted.
 
         Raises:
             UserError: the disk has less free space.
@@ -138,23 +168,22 @@ class RegionStoreWriter:
                 "or int8 features"
             )
         log.info(
-            "region store %s will take about %s for %d images of %.3g regions; %s are free",
-            *(self.path, _size(needed), images, regions, _size(free)),
+            "region store %s will take about %s for %s%d images of %.3g regions; %s are free",
+            *(self.path, _size(needed), "" if exact else "about ", images, regions, _size(free)),
         )
 
-    def add(self, regions: Regions) -> None:
-        """Add one image. Its arrays are copied.
+    def prepare(self, regions: Regions) -> Prepared:
+        """Check an image and copy its arrays to the store's dtypes.
 
         Raises:
-            UserError: the id is a duplicate or not a string, an array has another shape than the store's or a value
-                that is not finite, a box has negative sides or is in pixels, a score is not a probability, an id is not
-                in the vocabulary, or the disk is full.
+            UserError: the id is not a string, an array has another shape than the store's or a value that is not
+                finite, a box has negative sides or is in pixels, a score is not a probability, or an id is not in the
+                vocabulary.
 
         """
-        encoded_id = encode_id(regions.image_id)
-        if regions.image_id in self._ids:
-            raise UserError(f"image {regions.image_id!r} is in region store {self.path} already; give each image once")
+        encode_id(regions.image_id)
         manifest = self.manifest
+        columns = {"class_columns": manifest.class_columns, "attribute_columns": manifest.attribute_columns}
         if not len(self):
             columns = {
                 name: getattr(regions, array).shape[-1]
@@ -162,10 +191,24 @@ class RegionStoreWriter:
             }
             manifest = manifest.model_copy(update=columns)
         arrays = _arrays(regions, manifest)
-        self.manifest = manifest
-        self._pending.append(_Pending(encoded_id, int(regions.width), int(regions.height), arrays))
-        self._pending_bytes += sum(array.nbytes for array in arrays.values())
-        self._ids.add(regions.image_id)
+        checksum = checksum_of_rows(arrays[name] for name in manifest.layout if arrays[name].size)
+        return Prepared(regions.image_id, int(regions.width), int(regions.height), arrays, checksum, columns)
+
+    def add(self, regions: Regions | Prepared) -> None:
+        """Add one image. Its arrays are copied.
+
+        Raises:
+            UserError: as `prepare`, or the id is a duplicate, or the disk is full.
+
+        """
+        image = regions if isinstance(regions, Prepared) else self.prepare(regions)
+        if image.image_id in self.contents:
+            raise UserError(f"image {image.image_id!r} is in region store {self.path} already; give each image once")
+        if not len(self):
+            self.manifest = self.manifest.model_copy(update=image.columns)
+        self._pending.append(image)
+        self._pending_bytes += sum(array.nbytes for array in image.arrays.values())
+        self.contents[image.image_id] = image.content
         if self._pending_bytes >= self.shard_bytes:
             self.flush()
 
@@ -239,19 +282,21 @@ class RegionStoreWriter:
                 if _is_remnant(file) or (file.suffix == ".safetensors" and file.name not in committed):
                     file.unlink()
         folder = StoreFolder(self.path)
-        self._ids = {folder.image_id(position) for position in range(len(folder))}
+        facts = [folder.index[name].tolist() for name in ("width", "height", "num_regions", "rows_checksum")]
+        contents = map(_content, *facts)
+        self.contents = {folder.image_id(place): content for place, content in enumerate(contents)}
         return manifest
 
     def _commit(self) -> None:
         old, pending = self.manifest, self._pending
-        counts = np.array([len(image.arrays["details"]) for image in pending])
+        counts = np.array([image.num_regions for image in pending])
         number, num_regions = len(old.shards), int(counts.sum())
         data = save({name: np.concatenate([image.arrays[name] for image in pending]) for name in old.layout})
         file = f"shard-{number:05}.safetensors"
         with atomic_path(self.path / file) as temporary:
             temporary.write_bytes(data)
 
-        ids = [image.encoded_id for image in pending]
+        ids = [encode_id(image.image_id) for image in pending]
         lengths = np.array([len(encoded) for encoded in ids])
         index = np.zeros(len(ids), dtype=INDEX_DTYPE)
         index["hash"] = [hash_of_id(encoded) for encoded in ids]
@@ -262,9 +307,7 @@ class RegionStoreWriter:
         index["num_regions"] = counts
         index["width"] = [image.width for image in pending]
         index["height"] = [image.height for image in pending]
-        index["rows_checksum"] = [
-            checksum_of_rows(image.arrays[name] for name in old.layout if image.arrays[name].size) for image in pending
-        ]
+        index["rows_checksum"] = [image.checksum for image in pending]
         index["checksum"] = [checksum_of_record(record) for record in index]
 
         entry = ShardEntry(

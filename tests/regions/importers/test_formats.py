@@ -171,7 +171,7 @@ def test_arrays_of_an_old_msgpack_numpy_without_kind_are_read():
 
     arrays = uniter_arrays(image_of(1))
     old = {name: {k: v for k, v in packed(array).items() if k != b"kind"} for name, array in arrays.items()}
-    for name, array in unpack(msgpack.packb(old, use_bin_type=True), "x").items():
+    for name, array in unpack(msgpack.packb(old, use_bin_type=True), "x")[0].items():
         np.testing.assert_array_equal(array, arrays[name])
 
 

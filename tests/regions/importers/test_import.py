@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from dimvl.errors import UserError
-from dimvl.regions.importers import tsv
 from dimvl.regions.importers.common import Assembler
 from dimvl.regions.importers.run import (
     FORMATS,
@@ -35,7 +34,6 @@ from tests.regions.importers.written import (
     images_of,
     imported,
     lxmert_line,
-    write_lineidx,
     write_lxmert,
     write_plain,
     write_sizes,
@@ -79,25 +77,30 @@ def test_a_killed_import_resumes_to_the_same_store(name, tmp_path):
         assert contents(out) == contents(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-def test_images_in_the_store_are_not_decoded_again(indexed, tmp_path, monkeypatch):
+def test_an_image_is_there_already_only_if_its_content_is_the_same(tmp_path):
     images = images_of(12)
-    source = write_lxmert(tmp_path, images)
-    if indexed:
-        write_lineidx(source)
-    opened = FORMATS["lxmert-tsv"](source, Assembler())
-    with RegionStoreWriter(tmp_path / "out", extractor_of("test", first_regions(opened), Assembler())) as writer:
-        import_regions(opened, writer)
-        monkeypatch.setattr(tsv, "array_of", None)
-        report = import_regions(opened, writer)
-    assert (report.done, report.already, report.skipped) == (0, 12, 0)
+    source, assembler = open_source(write_lxmert(tmp_path, images))
+    import_source(source, assembler, tmp_path / "out", "test", feature_dtype="int8")
+    again = import_source(source, assembler, tmp_path / "out", "test", feature_dtype="int8")
+    assert (again.done, again.already, again.skipped) == (0, 12, 0)
+    before = contents(tmp_path / "out")
+    for change in (
+        {"features": -images[7].features},
+        {"boxes": images[7].boxes / 2},
+        {"width": 2 * images[7].width},
+    ):
+        write_lxmert(tmp_path, [*images[:7], replace(images[7], **change), *images[8:]])
+        with pytest.raises(UserError, match=r"'image-7' is in region store .* other content under the same id; import"):
+            import_source(*open_source(tmp_path / "features.tsv"), tmp_path / "out", "test", feature_dtype="int8")
+        assert contents(tmp_path / "out") == before
 
 
 def test_bad_images_are_named_counted_and_skipped(tmp_path, caplog):
     lines = [lxmert_line(image) for image in images_of()]
+    changed = lxmert_line(replace(image_of(1), features=-image_of(1).features))
     bad = lxmert_line(replace(image_of(1), image_id="bad-box"), np.array([[8, 8, 99, 9]] * 2, dtype="<f4"))
     wide = replace(image_of(1), image_id="wide", features=np.zeros((2, 9), dtype=np.float16))
-    (tmp_path / "x.tsv").write_text("\n".join([bad, *lines[:3], lxmert_line(wide), *lines[3:], lines[1][:-20]]))
+    (tmp_path / "x.tsv").write_text("\n".join([bad, *lines[:3], lxmert_line(wide), *lines[3:], changed]))
     source, assembler = open_source(tmp_path / "x.tsv")
     report = import_source(source, assembler, tmp_path / "out", "test")
     assert (report.done, report.already, report.skipped) == (6, 0, 3)
@@ -105,7 +108,7 @@ def test_bad_images_are_named_counted_and_skipped(tmp_path, caplog):
     skipped = [record.getMessage() for record in caplog.records if record.getMessage().startswith("skipped")]
     assert "image 'bad-box' has box 0 (8, 8, 99, 9)" in skipped[0]
     assert "image 'wide' has features of width 9, but the store has 4" in skipped[1]
-    assert "image '17' is a duplicate; its first regions are kept" in skipped[2]
+    assert "image '17' is in the source twice; its first regions are kept" in skipped[2]
     again = import_source(source, assembler, tmp_path / "out", "test")
     assert (again.done, again.already, again.skipped) == (0, 6, 3)
 
@@ -188,7 +191,7 @@ def test_progress_ends_at_the_total(tmp_path):
 def test_an_index_that_does_not_fit_is_rejected(index, tmp_path):
     source = write_lxmert(tmp_path, images_of())
     source.with_suffix(".lineidx").write_text(index)
-    with pytest.raises(UserError, match=r"features.lineidx does not fit features.tsv; delete it"):
+    with pytest.raises(UserError, match=r"features.lineidx does not fit features.tsv: .*; delete it"):
         open_source(source)
 
 
@@ -263,12 +266,13 @@ def test_the_command_imports_resumes_and_names_what_it_skips(tmp_path):
     assembler_of(tmp_path)
     names = ("--classes", tmp_path / "classes.txt", "--attributes", tmp_path / "attributes.txt")
     code, out, err = dimvl("import", source, tmp_path / "out", *names, "--extractor", "mine")
-    assert (code, out.strip()) == (0, f"6 images done, 0 already there, 0 skipped: {tmp_path / 'out'}"), err
+    assert (code, out.splitlines()[-1]) == (0, f"6 images done, 0 already there, 0 skipped: {tmp_path / 'out'}"), err
+    assert "; 0 to 4 regions per image (mean 1.833), 1 images without regions; 81.8 % of regions with a class" in out
     assert RegionStore(tmp_path / "out").extractor.name == "mine"
     with source.open("a") as file:
         file.write(lxmert_line(replace(image_of(1), image_id="new")) + "\ncut\t4\n")
     code, out, err = dimvl("import", source, tmp_path / "out", *names, "--extractor", "mine")
-    assert (code, out.strip()) == (1, f"1 image done, 6 already there, 1 skipped: {tmp_path / 'out'}"), err
+    assert (code, out.splitlines()[-1]) == (1, f"1 image done, 6 already there, 1 skipped: {tmp_path / 'out'}"), err
     assert "skipped: line 8 (image 'cut') has 2 columns" in err and "Traceback" not in err
     got = by_id(tmp_path / "out")["new"]
     assert_same(got, replace(by_id(tmp_path / "out")["17"], image_id="new"))
@@ -279,7 +283,7 @@ def test_separate_stores_of_the_parts_of_a_source_equal_the_whole(tmp_path):
     for part in (1, 2):
         arguments = ("--part", f"{part}/2", "--dtype", "int8", "--extractor", "mine")
         code, out, err = dimvl("import", source, tmp_path / f"part-{part}", *arguments)
-        assert code == 0 and out.startswith("3 images done, 0 already there, 0 skipped")
+        assert code == 0 and "\n3 images done, 0 already there, 0 skipped" in out
         assert " will take about " in err
     assert dimvl("import", source, tmp_path / "whole", "--dtype", "int8", "--extractor", "mine")[0] == 0
     whole, parts = RegionStore(tmp_path / "whole"), RegionStore([tmp_path / "part-1", tmp_path / "part-2"])
@@ -294,7 +298,7 @@ def test_separate_stores_of_the_parts_of_a_source_equal_the_whole(tmp_path):
     [
         (("missing.tsv", "out"), "missing.tsv does not exist"),
         (("features.tsv", "out", "--format", "zip"), "--format zip is not known; choose one of lxmert-tsv"),
-        (("features.tsv", "out", "--classes", "none.txt"), "vocabulary none.txt cannot be read"),
+        (("features.tsv", "out", "--classes", "none.txt"), "none.txt does not exist"),
         (("npz", "out", "--attributes", "attributes.txt"), "uniter-npz has no attributes, so --attributes"),
         (("features.tsv", "other"), "other is neither empty nor a region store"),
         (("npz", "out", "--classes", "short.txt"), "class probabilities of shape"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from dimvl.regions.importers.common import Assembler
 from dimvl.regions.importers.given import Sizes, Vocabulary
-from dimvl.regions.importers.run import FORMATS, import_source
+from dimvl.regions.importers.run import FORMATS, ImportReport, import_source, open_source
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 
@@ -84,6 +84,11 @@ def assembler_of(folder: Path, sizes: Path | None = None, *, attributes: bool = 
 def imported(source: Path, format_name: str, out: Path, assembler: Assembler) -> dict[str, Regions]:
     import_source(FORMATS[format_name](source, assembler), assembler, out, "test")
     return by_id(out)
+
+
+def import_file(source: Path, out: Path, **options: object) -> ImportReport:
+    opened, assembler = open_source(source, **options)
+    return import_source(opened, assembler, out, "test")
 
 
 def write_sizes(file: Path, images: Sequence[Regions]) -> Path:
