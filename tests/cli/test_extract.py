@@ -112,8 +112,10 @@ def test_what_a_folder_has_beside_images_is_told_and_folders_of_images_give_exit
     result = run("extract", tmp_path / "photos", tmp_path / "one", *detector_of(place, "mine"))
     assert result.code == 0 and "passed over: 1 not images\n3 images done" in result.out
     shutil.copytree(place / "images", tmp_path / "photos" / "more")
-    (tmp_path / "photos" / "4.png").symlink_to("nowhere.png")
     result = run("extract", tmp_path / "photos", tmp_path / "two", *detector_of(place, "mine"))
+    assert result.code == 1 and ", 0 skipped" in result.out
+    (tmp_path / "photos" / "4.png").symlink_to("nowhere.png")
+    result = run("extract", tmp_path / "photos", tmp_path / "three", *detector_of(place, "mine"))
     assert result.code == 1 and "folders with images (more; give them one by one)\n3 images done" in result.out
     assert ", 1 skipped" in result.out and "4.png is a link to a file that does not exist" in caplog.text
 

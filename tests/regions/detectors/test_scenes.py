@@ -12,6 +12,7 @@ from dimvl.data.scenes import SceneOptions, render, sample_world
 from dimvl.errors import UserError
 from dimvl.regions.detectors.network import DetectorNetwork, DetectorSettings
 from dimvl.regions.detectors.scenes import Detector, load_scene_detector
+from dimvl.regions.detectors.settings import loaded
 
 ATTRIBUTES = {"size": ("small", "large"), "colour": ("red", "green", "blue"), "texture": ("plain", "dotted")}
 
@@ -283,6 +284,19 @@ def test_settings_of_other_types_or_ranges_or_of_other_weights_are_refused(detec
     (tmp_path / "detector.json").write_text(json.dumps(settings | changes))
     with pytest.raises(UserError, match=message):
         Detector.load(tmp_path)
+
+
+def test_a_network_of_other_weights_is_only_built_without_memory():
+    devices = []
+
+    def build() -> torch.nn.Linear:
+        devices.append(torch.get_default_device().type)
+        return torch.nn.Linear(3, 4)
+
+    for weights in ({"weight": torch.zeros(9, 9), "bias": torch.zeros(4)}, {"weight": torch.zeros(4, 3)}):
+        with pytest.raises(UserError, match="other weights"):
+            loaded(build, weights, "other weights")
+    assert devices == ["meta", "meta"]
 
 
 def test_settings_are_readable_json(detector, tmp_path):
