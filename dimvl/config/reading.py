@@ -145,7 +145,9 @@ def validate(
             raise UserError(
                 f"{source}: {', '.join(map(repr, names))} {verb} missing; give {pronoun} in the file{remedy}"
             ) from None
-        shown = " is a section" if isinstance(first["input"], dict) else f" is {_as_written(first['input'])}"
+        shown = f" is {_as_written(first['input'])}"
+        if isinstance(first["input"], dict):  # a rule about the keys of a section names them itself
+            shown = "" if first["type"] == "value_error" else " is a section"
         where = f"{source}: {name}{shown}" if name else source  # a rule about several keys names them itself
         raise UserError(f"{where}{_rule(first)}") from None
 
