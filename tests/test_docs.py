@@ -172,6 +172,15 @@ def test_the_results_of_the_demo_are_what_their_tool_writes(page, mark, demo):
         assert written == write_results.scores(results, source, minutes)
 
 
+def test_every_test_that_the_page_on_reliability_names_exists():
+    rows = [line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("| ")]
+    for row in rows:
+        assert row.startswith("| situation") or "`tests/" in row or "`make " in row, row
+        for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row):
+            assert not name or f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+    assert len(rows) > 100
+
+
 def test_no_page_names_a_folder_of_one_machine():
     for path in PAGES:
         text = path.read_text(encoding="utf-8")

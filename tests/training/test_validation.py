@@ -256,7 +256,9 @@ def test_an_image_missing_from_the_store_is_reported_before_training(data, tmp_p
 
 
 def test_questions_without_answers_are_an_error(data, tmp_path):
-    with pytest.raises(UserError, match=r"no answers to compare with; give their annotations as validation\.annotations"):
+    with pytest.raises(
+        UserError, match=r"no answers to compare with; give their annotations as validation\.annotations"
+    ):
         run_training(vqa_config(data, tmp_path, annotations=None))
 
 
