@@ -2,9 +2,9 @@
 
 import re
 
-from dimvl.config import CONFIGS
 from dimvl.config.reading import all_keys
 from dimvl.demo.config import DemoConfig
+from dimvl.tasks import CONFIGS
 from tests.test_docs import COMMANDS, ROOT
 from tools.list_errors import messages
 

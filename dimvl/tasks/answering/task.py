@@ -7,7 +7,6 @@ from typing import Any
 
 from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH, MODEL
-from dimvl.config.answering import VqaConfig, VqaEvaluation
 from dimvl.data.annotations import Question, read_questions
 from dimvl.data.annotations.fields import is_blank
 from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
@@ -21,6 +20,7 @@ from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.regions.vocabulary import is_background
 from dimvl.showing import short
+from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.prediction import ANSWER, AccuracyValidator, evaluate_questions
 from dimvl.tasks.answering.training import QuestionSource, VqaModule
 from dimvl.tasks.base import ImageSource, TaskModule

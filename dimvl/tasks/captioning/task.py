@@ -7,7 +7,6 @@ from typing import Any
 from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH
 from dimvl.config import RunConfig
-from dimvl.config.captioning import CaptionConfig, CaptionEvaluation, Seq2seqConfig
 from dimvl.data.annotations import Caption, read_captions
 from dimvl.data.matching import match_files
 from dimvl.data.prefixes import ImageReader
@@ -17,6 +16,7 @@ from dimvl.metrics.cider import CiderD
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
+from dimvl.tasks.captioning.config import CaptionConfig, CaptionEvaluation, Seq2seqConfig
 from dimvl.tasks.captioning.prediction import CAPTION, evaluate_captions, with_official_scores
 from dimvl.tasks.captioning.self_critical import SampleSource, SelfCriticalModule, token_references
 from dimvl.tasks.captioning.training import CaptionModule, CaptionSource

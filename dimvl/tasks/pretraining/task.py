@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.data.annotations import Caption
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
@@ -12,9 +11,10 @@ from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
-from dimvl.tasks.captioning import CaptionDataTask, average_captions
 from dimvl.tasks.captioning.prediction import CAPTION
+from dimvl.tasks.captioning.task import CaptionDataTask, average_captions
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.pretraining.validation import PretrainValidator
