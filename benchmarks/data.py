@@ -12,7 +12,6 @@ import numpy as np
 import tokenizers
 import torch
 
-from dimvl.config.captioning import Seq2seqConfig
 from dimvl.data.examples import BatchShape
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
@@ -24,6 +23,7 @@ from dimvl.model.model import DimvlModel
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
+from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 
 REGIONS, WIDTH, VOCABULARY = 36, 2048, 30_522

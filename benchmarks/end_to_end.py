@@ -28,8 +28,6 @@ from torch import nn
 
 from benchmarks.data import run_config, write_run_data
 from benchmarks.harness import interleaved, ratio
-from dimvl.config.captioning import CaptionConfig
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.data.examples import Example
 from dimvl.data.sampler import ExampleSource, Step, TrainingSteps
 from dimvl.model.flops import total_flops
@@ -39,7 +37,9 @@ from dimvl.profiling import profile
 from dimvl.profiling.table import as_values
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
+from dimvl.tasks.captioning.config import CaptionConfig
 from dimvl.tasks.captioning.training import CaptionSource
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training.build import build_task
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loading import prefetch

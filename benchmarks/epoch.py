@@ -19,12 +19,12 @@ import numpy as np
 from benchmarks.data import TEXTS, make_extractor, make_processor, steps_of, write_regions, write_texts
 from benchmarks.harness import in_fresh_process, memory
 from benchmarks.memory import WIDTH, write_narrow_regions
-from dimvl.config.captioning import Seq2seqConfig
-from dimvl.config.pretraining import ObjectivesConfig
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.sampler import TrainingSteps, deal
 from dimvl.data.text_store import TextStore
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainSource, target_specs
 
 ROWS_PER_STEP, ROWS_PER_GPU = 65_536, 8192

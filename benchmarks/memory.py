@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.data import TEXTS, caption_steps, image_id, make_extractor, make_processor, write_regions
 from benchmarks.harness import in_fresh_process, memory
-from dimvl.config.captioning import CaptionConfig
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.captioning.config import CaptionConfig
 from dimvl.training.run import run_training
 
 WIDTH, STEPS = 16, 200

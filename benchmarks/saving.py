@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.data import run_config, write_run_data
 from benchmarks.harness import ratio
 from dimvl.checkpoints import latest_checkpoint
-from dimvl.config.pretraining import PretrainConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training.checkpoint import Saver
 from dimvl.training.run import run_training
 from dimvl.training.validation import Best

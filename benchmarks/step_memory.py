@@ -24,7 +24,6 @@ import torch
 
 from benchmarks.data import REGIONS, run_config, write_run_data
 from benchmarks.harness import in_fresh_process, interleaved, memory
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.data.batch import Batch
 from dimvl.data.sampler import TrainingSteps
 from dimvl.model.work import Work
@@ -32,6 +31,7 @@ from dimvl.planning.data import DataOverrides, gather
 from dimvl.planning.plan import meta_model, stage_memory
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training import engine as engines
 from dimvl.training.build import build_task
 from dimvl.training.deepspeed_engine import checked_options

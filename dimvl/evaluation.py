@@ -17,8 +17,8 @@ from dimvl.data.annotations import describe_file
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, sha256, write_json
 from dimvl.regions.store import RegionStore
-from dimvl.tasks import TASKS, Task, task_of_model
-from dimvl.tasks.task import Evaluation
+from dimvl.tasks import all_tasks, task_of_model
+from dimvl.tasks.task import Evaluation, Task
 from dimvl.trained_model import TrainedModel
 
 PACKAGES = ("dimvl", "torch", "tokenizers", "numpy", "pycocoevalcap")
@@ -100,7 +100,7 @@ def check_folder(folder: Path) -> None:
 def _task_for(trained: TrainedModel, values: Mapping[str, Any]) -> Task[Any]:
     """Return the model's own task or, where it does not take these values, another one that the model can do."""
     own = task_of_model(trained.processor)
-    for task in (own, *TASKS.values()):
+    for task in (own, *all_tasks().values()):
         fields = task.evaluation.model_fields
         required = {name for name, field in fields.items() if field.is_required()}
         if required <= values.keys() <= fields.keys() and any(a.available(trained.processor) for a in task.abilities):

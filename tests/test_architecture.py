@@ -3,10 +3,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dimvl.model.heads import HEADS
+from dimvl.tasks import CONFIGS, all_tasks
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dimvl"
@@ -91,7 +93,7 @@ def test_only_the_deepspeed_engine_imports_deepspeed_and_only_when_it_is_made():
 
 
 def test_no_part_of_a_finished_model_imports_the_training_code():
-    seen, todo = set(), [PACKAGE / "predictor.py"]
+    seen, todo = set(), [PACKAGE / "predictor.py", *PACKAGE.glob("tasks/*/task.py")]
     while todo:
         path = todo.pop()
         seen.add(path)
@@ -126,6 +128,16 @@ def test_what_serves_every_task_imports_the_interface_of_tasks_only():
             assert names <= INTERFACE, f"{path} imports {sorted(names - INTERFACE)}"
 
 
+def test_the_configuration_of_each_task_is_in_its_room_and_names_the_task_that_takes_it():
+    rooms = {path.parent.name for path in PACKAGE.glob("tasks/*/task.py")}
+    assert {kind.__module__ for kind in CONFIGS.values()} == {f"dimvl.tasks.{room}.config" for room in rooms}
+    for name, kind in CONFIGS.items():
+        task = all_tasks()[name]
+        (base,) = type(task).__orig_bases__
+        assert task.name == name and get_args(base) == (kind,)
+        assert type(task).__module__ == kind.__module__.replace(".config", ".task")
+
+
 def test_one_table_names_the_heads():
     for path in FILES:
         if path not in (PACKAGE / "model" / "heads.py", PACKAGE / "data" / "targets.py"):  # a target names its head
@@ -153,7 +165,7 @@ def test_importing_dimvl_loads_nothing_but_the_standard_library():
 
 
 def test_the_command_line_answers_without_torch():
-    assert not {"torch", "numpy", *HEAVY} & loaded_by("import dimvl.cli")
+    assert not {"torch", "numpy", *HEAVY} & loaded_by("import dimvl.cli, dimvl.tasks")
 
 
 def test_importing_every_room_loads_no_heavy_extra():

@@ -14,7 +14,7 @@ from benchmarks import decode, end_to_end, harness, inference, train
 from benchmarks.data import run_config, write_run_data
 from benchmarks.peers import CORES, PaddedStream, Uniter
 from benchmarks.samples import draw_lengths, make_batch, pad, token_buckets
-from dimvl.config.captioning import CaptionConfig
+from dimvl.tasks.captioning.config import CaptionConfig
 
 TINY = train.Size(layers=1, width=32, heads=2, budget=240, batches=2)
 SAMPLES = np.array([3, 5, 8])

@@ -5,12 +5,13 @@ import pytest
 import yaml
 
 from dimvl.checkpoints import RUN
-from dimvl.config import ModelConfig, Section, load_config, read_yaml, validate
-from dimvl.config.answering import VqaConfig, VqaEvaluation
-from dimvl.config.captioning import CaptionConfig
-from dimvl.config.pretraining import PretrainConfig
+from dimvl.config import ModelConfig, Section, read_yaml, validate
 from dimvl.demo.config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
+from dimvl.tasks import load_config
+from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
+from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRETRAIN = {"output": "runs/a", "regions": "regions", "captions": "c.json", "training": {"steps": 10}}

@@ -12,12 +12,12 @@ import typer.main
 
 from dimvl.cli import app
 from dimvl.cli.app import PathParser
-from dimvl.config import load_config
 from dimvl.demo.config import DemoPaths, load_demo_config, shipped_config
 from dimvl.errors import UserError
 from dimvl.explanation import Explanation, RegionDrop
 from dimvl.files import read_json
 from dimvl.predictor import Answer, Predictor
+from dimvl.tasks import load_config
 from tests.exports import make_trained, write_run
 from tools import write_configuration_docs, write_results
 

@@ -9,8 +9,6 @@ import torch
 
 import dimvl.tasks.captioning.prediction
 import dimvl.tasks.inference
-from dimvl.config.answering import VqaEvaluation
-from dimvl.config.captioning import CaptionEvaluation
 from dimvl.data.annotations import Question
 from dimvl.data.prefixes import ImageReader, PrefixImages
 from dimvl.data.scenes import SceneOptions, read_worlds, write_scenes
@@ -19,7 +17,9 @@ from dimvl.errors import UserError
 from dimvl.metrics.captions import CaptionScores
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
+from dimvl.tasks.answering.config import VqaEvaluation
 from dimvl.tasks.answering.prediction import answer_probabilities, answer_questions, evaluate_questions
+from dimvl.tasks.captioning.config import CaptionEvaluation
 from dimvl.tasks.captioning.prediction import caption_images, evaluate_captions, with_official_scores
 from dimvl.tasks.pretraining.matching import match_pairs
 from dimvl.tasks.task import Evaluation

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.config import load_config
 from dimvl.errors import UserError
 from dimvl.planning import Cluster, make_plan
+from dimvl.tasks import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "multi-node.md").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dimvl.checkpoints import best_checkpoint
-from dimvl.config import CONFIGS, RunConfig
+from dimvl.config import RunConfig
 from dimvl.export import check_export, export
-from dimvl.tasks import abilities_of
+from dimvl.tasks import CONFIGS, abilities_of
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_data

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import dimvl.cli
-from dimvl.config import load_config
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.files import read_json
+from dimvl.tasks import load_config
+from dimvl.tasks.pretraining.config import PretrainConfig
 from tests.test_docs import blocks
 from tools import run_real_data, write_results
 

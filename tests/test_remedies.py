@@ -2,15 +2,16 @@
 
 import re
 
-from dimvl.config import CONFIGS
 from dimvl.config.reading import all_keys
 from dimvl.demo.config import DemoConfig
+from dimvl.tasks import CONFIGS
 from tests.test_docs import COMMANDS, ROOT
 from tools.list_errors import messages
 
 MESSAGES = list(messages())
 IN_CONFIGURATIONS = "|".join(sorted({name for kind in CONFIGS.values() for name in kind.model_fields}))
 KEY = re.compile(rf"(?<![\w./-])(?:{IN_CONFIGURATIONS})\.[a-z_]+(?:\.[a-z_]+)*(?![\w(])")
+RULES = re.compile(r"dimvl/(config|tasks/\w+/config)\b")
 FILES = (".json", ".jsonl", ".safetensors", ".yaml", ".png", ".npy", ".bin")
 
 
@@ -32,7 +33,7 @@ KEYS = {key for kind in (*CONFIGS.values(), DemoConfig) for key in all_keys(kind
 def test_every_message_ends_with_a_remedy():
     for place, text in MESSAGES:
         # A rule of a configuration follows "KEY is VALUE: " and may be a remedy alone; other messages bring their own.
-        whole = "/config/" not in place and not text.endswith(("{error}", "{error.read_text()}", "{problem}"))
+        whole = not RULES.match(place) and not text.endswith(("{error}", "{error.read_text()}", "{problem}"))
         assert re.search(r"; \S", text) or not whole, f"{place}: what can be done about it? {text}"
 
 

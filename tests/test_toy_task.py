@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from dimvl.config import CONFIGS, EvaluationOptions, RunConfig, ValidationConfig
+from dimvl.config import EvaluationOptions, RunConfig, ValidationConfig
 from dimvl.cpu.linear import Linear
 from dimvl.data.annotations import read_questions
 from dimvl.data.examples import Example, collate
@@ -30,11 +30,11 @@ from dimvl.predictor import Predictor
 from dimvl.regions.extract import extract
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
-from dimvl.tasks import TASKS, Task
+from dimvl.tasks import CONFIGS
 from dimvl.tasks.base import ImageSource, TaskModule, plain_text
 from dimvl.tasks.costs import AverageExample, planned_work
 from dimvl.tasks.inference import store_batches
-from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
+from dimvl.tasks.task import Ability, Evaluation, Task, ValidationScore, Validator
 from tests.cli.calls import call
 from tests.exports import make_detector, make_image
 
@@ -71,6 +71,7 @@ class CountValidationConfig(ValidationConfig):
 class CountConfig(RunConfig):
     """Training to count regions."""
 
+    task_class = f"{__name__}:Count"
     task: Literal["count"]
     counts: Path
     validation: CountValidationConfig | None = None
@@ -194,7 +195,6 @@ class Count(Task[CountConfig]):
 def counting(tmp_path, monkeypatch):
     """Images, their regions and counts, and a configuration that learns them; the task is known while a test runs."""
     monkeypatch.setitem(CONFIGS, "count", CountConfig)
-    monkeypatch.setitem(TASKS, "count", Count())
     entry = HeadEntry("largest_count", lambda value, sizes: CountHead(sizes.width, value), "[CLS]", "head: counts")
     monkeypatch.setitem(HEADS, "count_head", entry)
     detector = make_detector()

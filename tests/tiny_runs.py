@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from dimvl.config import RunConfig
-from dimvl.config.answering import VqaConfig
-from dimvl.config.captioning import CaptionConfig
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.data.annotations import read_captions
 from dimvl.data.epoch_plan import ExampleSource
 from dimvl.data.prefixes import ImageReader
@@ -17,6 +14,9 @@ from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.format import FeatureDtype
+from dimvl.tasks.answering.config import VqaConfig
+from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 from tests.factories import make_processor, make_store
 
 WORDS = ("a", "small", "large", "red", "blue", "circle", "square", "star", "is", "above", "below", "two")

@@ -33,10 +33,10 @@ from typing import Any
 
 from benchmarks.data import TEXTS, image_id, write_regions
 from dimvl.checkpoints import LOG, WEIGHTS, check_checkpoint, latest_checkpoint, read_log
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.errors import Interrupted, OtherRankError
 from dimvl.export import check_export, export
 from dimvl.files import sha256, write_json
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training.report import TIMES
 from dimvl.training.run import run_training
 

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from dimvl.config import CONFIGS, RunConfig
-from dimvl.tasks import TASKS
+from dimvl.config import RunConfig
+from dimvl.tasks import CONFIGS, all_tasks
 from dimvl.training.run_folder import FREE
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -48,7 +48,7 @@ def page() -> str:
     """Return the whole page."""
     free = ", ".join(f"`{name}`" for name in sorted(FREE))
     parts = [HEAD.format(free=free), _tables("Every run", "", RunConfig, {})]
-    for name, task in TASKS.items():
+    for name, task in all_tasks().items():
         parts.append(_tables(f"{task.title} (`task: {name}`)", "", CONFIGS[name], RunConfig.model_fields))
     return "\n".join(parts).rstrip() + "\n"
 

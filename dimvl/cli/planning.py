@@ -34,7 +34,7 @@ def plan(
 
     Example: dimvl plan pretrain.yaml --gpus 8 --gpu-memory 80 --images 3000000 training.rows_per_step=65536
     """
-    from dimvl.config import load_config
+    from dimvl.tasks import load_config
 
     loaded = load_config(config, overrides or [])
     import torch

@@ -35,7 +35,7 @@ def profile_command(
 
     Example: dimvl profile pretrain.yaml --steps 10 training.precision=bf16
     """
-    from dimvl.config import load_config
+    from dimvl.tasks import load_config
 
     loaded = load_config(config, [*(overrides or []), *([f"training.threads={threads}"] if threads else [])])
     loaded.check_inputs()

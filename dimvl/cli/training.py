@@ -45,7 +45,7 @@ def finetune(
 
 
 def _train(path: Path, overrides: list[str], threads: int, command: str) -> None:
-    from dimvl.config import load_config
+    from dimvl.tasks import load_config
 
     config = load_config(path, overrides + ([f"training.threads={threads}"] if threads else []))
     if config.command != command:

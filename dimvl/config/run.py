@@ -1,4 +1,4 @@
-"""What the configuration of every run has, whatever its task; a task adds its own keys in a module beside this one."""
+"""What the configuration of every run has, whatever its task; a task adds its own keys in its package."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +37,7 @@ class RunConfig(Section):
     """Keys that every run has."""
 
     command: ClassVar[str] = "finetune"  # of `dimvl`, which trains it
+    task_class: ClassVar[str]  # module:class of its `Task`, imported on use since it needs torch
     task: str
     output: Path = Field(description="folder of the run")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")

@@ -39,7 +39,7 @@ class Processor:
         shared_prefix: whether questions, and texts to match, see their prefix but not the other way round.
         captions: whether it was trained to caption.
         matches: whether it was trained to judge whether a text belongs to an image.
-        task: the task it was trained on, a key of `dimvl.tasks.TASKS`; empty in models saved before version 0.2.
+        task: the task it was trained on, a key of `dimvl.tasks.CONFIGS`; empty in models saved before version 0.2.
 
     """
 

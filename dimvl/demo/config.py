@@ -5,10 +5,10 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from dimvl.config import DecodingOptions, InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
-from dimvl.config.captioning import Seq2seqConfig
-from dimvl.config.pretraining import ObjectivesConfig
 from dimvl.data.scenes import SceneOptions
 from dimvl.errors import UserError
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 
 
 class ScenesConfig(Section):

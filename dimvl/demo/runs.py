@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from dimvl.config.answering import VqaConfig
-from dimvl.config.captioning import CaptionConfig, SelfCriticalConfig
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.tasks.answering.config import VqaConfig
+from dimvl.tasks.captioning.config import CaptionConfig, SelfCriticalConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 
 
 def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfig | VqaConfig | CaptionConfig:

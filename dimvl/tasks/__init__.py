@@ -1,41 +1,77 @@
-"""Tasks: pretraining, question answering and captioning, each a package behind the interface `Task`."""
+"""Tasks: pretraining, question answering and captioning, each a package behind the interface `Task`.
 
-from typing import Any
+The configuration of a run is read and checked without torch; what trains and applies a task is imported on use.
+"""
 
-from dimvl.config import RunConfig
-from dimvl.data.processor import Processor
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dimvl.config import RunConfig, read_run
 from dimvl.errors import UserError
-from dimvl.tasks.answering import Answering
-from dimvl.tasks.captioning import Captioning
-from dimvl.tasks.pretraining import Pretraining
-from dimvl.tasks.task import Ability, Task
+from dimvl.tasks.answering.config import VqaConfig
+from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.pretraining.config import PretrainConfig
 
-__all__ = ["TASKS", "Ability", "Task", "abilities_of", "task_of", "task_of_model"]
+if TYPE_CHECKING:
+    from dimvl.data.processor import Processor
+    from dimvl.tasks.task import Ability, Task
 
-TASKS: dict[str, Task[Any]] = {task.name: task for task in (Pretraining(), Answering(), Captioning())}
-"""Value of `task` in a configuration -> task; the keys of its runs are in `dimvl.config.CONFIGS`."""
+__all__ = ["CONFIGS", "abilities_of", "all_tasks", "load_config", "task_of", "task_of_model"]
+
+CONFIGS: dict[str, type[RunConfig]] = {"pretrain": PretrainConfig, "vqa": VqaConfig, "caption": CaptionConfig}
+"""The table of tasks: value of `task` in a configuration -> its class, which names that of the task (`task_class`).
+
+The first is the default.
+"""
 
 
-def task_of(config: RunConfig) -> Task[Any]:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the configuration of a run.
+
+    Args:
+        path: a YAML file; its key `task` selects the configuration class.
+        overrides: `section.key=value`; these take precedence.
+
+    Raises:
+        UserError: any mistake in it.
+
+    """
+    return read_run(path, CONFIGS, overrides)
+
+
+def all_tasks() -> dict[str, "Task[Any]"]:
+    """Return the tasks by name."""
+    return {name: _task(kind) for name, kind in CONFIGS.items()}
+
+
+def task_of(config: RunConfig) -> "Task[Any]":
     """Return the task of a configuration."""
-    return TASKS[config.task].variant(config)
+    return _task(type(config)).variant(config)
 
 
-def task_of_model(processor: Processor) -> Task[Any]:
+def task_of_model(processor: "Processor") -> "Task[Any]":
     """Return the task that a model was trained on; models saved before version 0.2 do not name it.
 
     Raises:
         UserError: the task is not defined.
 
     """
-    if processor.task and processor.task not in TASKS:
-        raise UserError(f"the model's task {processor.task!r} is not defined; import the module that adds it to TASKS")
-    if processor.task:
-        return TASKS[processor.task]
-    return TASKS["vqa" if processor.answers else "pretrain" if processor.matches else "caption"]
+    name = processor.task or ("vqa" if processor.answers else "pretrain" if processor.matches else "caption")
+    if name not in CONFIGS:
+        raise UserError(f"the model's task {name!r} is not defined; import the module that adds it to CONFIGS")
+    return _task(CONFIGS[name])
 
 
-def abilities_of(processor: Processor) -> dict[str, Ability]:
+def abilities_of(processor: "Processor") -> dict[str, "Ability"]:
     """Return the abilities that a model was trained for, by verb."""
-    every = {ability.verb: ability for task in TASKS.values() for ability in task.abilities}
+    every = {ability.verb: ability for task in all_tasks().values() for ability in task.abilities}
     return {verb: ability for verb, ability in sorted(every.items()) if ability.available(processor)}
+
+
+def _task(kind: type[RunConfig]) -> "Task[Any]":
+    """Return the task of a configuration class."""
+    module, _, name = kind.task_class.partition(":")
+    task: Task[Any] = getattr(import_module(module), name)()
+    return task

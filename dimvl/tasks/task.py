@@ -2,7 +2,7 @@
 
 A task defines how annotations are read and matched, heads, examples and losses, how a
 trained model is applied and scored, and the cost of an average example. A new task is a subclass of `Task` in its own
-module, added to `dimvl.tasks.TASKS`; the keys of its runs are a class in `dimvl.config.CONFIGS`.
+module; the class of the keys of its runs names it, and is added to `dimvl.tasks.CONFIGS`.
 """
 
 from abc import ABC, abstractmethod

@@ -8,13 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dimvl.config.captioning import Seq2seqConfig
-from dimvl.config.pretraining import ObjectivesConfig
 from dimvl.data import epoch_plan
 from dimvl.data.epoch_plan import EpochPlans, plan_epoch
 from dimvl.data.examples import KeyedUniform, keyed_generator
 from dimvl.data.sampler import TrainingSteps
 from dimvl.errors import UserError
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainSource
 from tests.at_once import at_once
 from tests.factories import make_processor

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dimvl.config.captioning import Seq2seqConfig
-from dimvl.config.pretraining import ObjectivesConfig
 from dimvl.data.examples import collate
 from dimvl.data.sampler import TrainingSteps, deal, in_order
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from tests.factories import CLASSES, make_model, make_processor
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data

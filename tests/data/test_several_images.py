@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from dimvl.checkpoints import latest_checkpoint
-from dimvl.config.captioning import Seq2seqConfig
-from dimvl.config.pretraining import ObjectivesConfig, SharesConfig
 from dimvl.data.answers import label_ids
 from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.layout import ranges
@@ -17,8 +15,10 @@ from dimvl.data.text_store import LabelledText, text_store
 from dimvl.data.trained_on import read_trained_on, trained_images
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.training import QuestionSource
+from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.self_critical import SampleSource
 from dimvl.tasks.captioning.training import CaptionSource
+from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainSource
 from dimvl.training.run import run_training
 from tests.factories import FEATURE_WIDTH, TEXTS, make_model, make_processor, make_regions, make_store

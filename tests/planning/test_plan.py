@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dimvl.config import load_config
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.model.flops import Flops, flops_by_part
@@ -18,7 +16,9 @@ from dimvl.model.work import Work, example_work
 from dimvl.planning import Cluster, DataOverrides, estimate_cpu, make_plan
 from dimvl.planning.data import gather
 from dimvl.planning.plan import average_example, average_step, meta_model, parameters_by_part
+from dimvl.tasks import load_config
 from dimvl.tasks.costs import DataFacts, TextFacts
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.trained_model import load_model
 from dimvl.training.optimiser import orthogonalise
 from dimvl.training.run import run_training

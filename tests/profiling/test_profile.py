@@ -212,7 +212,7 @@ def test_json_output_equals_the_file_written(monkeypatch, capsys, config_file, t
 
 
 def test_an_existing_run_is_left_unchanged(monkeypatch, capsys, data, config_file, tmp_path):
-    from dimvl.config import load_config
+    from dimvl.tasks import load_config
 
     run = run_training(load_config(config_file))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

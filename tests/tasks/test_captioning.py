@@ -5,12 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dimvl.config.captioning import DropWorstConfig, Seq2seqConfig
 from dimvl.data.examples import collate
 from dimvl.data.targets import DropWorst
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.objectives import normalise
 from dimvl.tasks.base import seq2seq_text
+from dimvl.tasks.captioning.config import DropWorstConfig, Seq2seqConfig
 from dimvl.tasks.captioning.training import OBJECTIVE, CaptionModule, CaptionSource
 from tests.factories import make_model, make_processor
 from tests.tiny_runs import caption_store, image_reader, make_data

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from dimvl.checkpoints import latest_checkpoint
-from dimvl.config.captioning import Seq2seqConfig
-from dimvl.config.pretraining import ObjectivesConfig, SharesConfig
 from dimvl.data.examples import collate
 from dimvl.data.prefixes import make_prefix
 from dimvl.regions.store import RegionStore, feature_statistics
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.training.run import run_training
 from tests.factories import CLASSES, make_model, make_processor

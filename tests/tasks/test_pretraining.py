@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from dimvl.config.captioning import Seq2seqConfig
-from dimvl.config.pretraining import ObjectivesConfig, SharesConfig
 from dimvl.data.examples import collate
 from dimvl.data.targets import Answers
 from dimvl.data.text_store import TextStore
@@ -18,6 +16,8 @@ from dimvl.objectives import (
     normalise,
 )
 from dimvl.tasks.answering.training import QuestionSource, VqaModule, answer_logits
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from tests.factories import ATTRIBUTES, CLASSES, make_model, make_processor, make_tokenizer
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data

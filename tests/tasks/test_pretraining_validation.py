@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from dimvl.checkpoints import best_checkpoint
-from dimvl.config import load_config
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
-from dimvl.tasks import task_of
+from dimvl.tasks import load_config, task_of
 from dimvl.training.build import build_task
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data

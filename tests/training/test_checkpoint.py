@@ -22,10 +22,10 @@ from dimvl.checkpoints import (
     read_best_checkpoint,
 )
 from dimvl.config import TrainingConfig
-from dimvl.config.pretraining import ObjectivesConfig
 from dimvl.errors import UserError
 from dimvl.files import sha256, weights
 from dimvl.model.convert import read_weights
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.training import PretrainModule
 from dimvl.training import checkpoint
 from dimvl.training.checkpoint import Saver

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.config import load_config
-from dimvl.config.answering import VqaConfig
-from dimvl.config.captioning import CaptionConfig
 from dimvl.errors import UserError
+from dimvl.tasks import load_config
+from dimvl.tasks.answering.config import VqaConfig
+from dimvl.tasks.captioning.config import CaptionConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))

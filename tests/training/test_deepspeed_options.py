@@ -3,8 +3,8 @@ import re
 import pytest
 
 from dimvl.config import DeepSpeedConfig, TrainingConfig, validate
-from dimvl.config.pretraining import PretrainConfig
 from dimvl.errors import UserError
+from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.training.deepspeed_options import check_known, deepspeed_options
 
 

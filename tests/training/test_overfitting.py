@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from dimvl.config import TrainingConfig
-from dimvl.config.pretraining import SharesConfig
 from dimvl.data.examples import collate
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
+from dimvl.tasks.pretraining.config import SharesConfig
 from dimvl.training.build import build_task
 from dimvl.training.engine import TorchEngine
 from tests.tiny_runs import make_config

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from dimvl.errors import UserError
-from dimvl.tasks import TASKS
+from dimvl.tasks import all_tasks
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config
 from tests.training.runs import bytes_of, log_of
@@ -19,7 +19,7 @@ def test_a_resumed_run_reads_its_tokenised_texts_and_no_annotations(data, tmp_pa
     before, log = (config.output / "match.json").read_bytes(), log_of(config.output)
     again = config.model_copy(update={"cache": config.output / "texts"})
     with monkeypatch.context() as patch:
-        patch.setattr(type(TASKS[task]), "read", lambda *arguments: pytest.fail("annotations were read"))
+        patch.setattr(type(all_tasks()[task]), "read", lambda *arguments: pytest.fail("annotations were read"))
         run_training(again)
     assert log_of(config.output) == log and (config.output / "match.json").read_bytes() == before
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from dimvl.checkpoints import check_checkpoint, latest_checkpoint
-from dimvl.config.captioning import DropWorstConfig
 from dimvl.data.annotations import read_captions, read_questions
 from dimvl.data.trained_on import NOTHING
 from dimvl.decoding import DecodingOptions
@@ -17,6 +16,7 @@ from dimvl.metrics.vqa import vqa_accuracy
 from dimvl.model.convert import read_weights
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.prediction import answer_questions
+from dimvl.tasks.captioning.config import DropWorstConfig
 from dimvl.tasks.captioning.prediction import caption_images
 from dimvl.tasks.task import ValidationScore
 from dimvl.trained_model import load_model

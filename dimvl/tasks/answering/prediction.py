@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dimvl.callbacks import Progress
-from dimvl.config.answering import VqaConfig, VqaEvaluation
 from dimvl.data.annotations import Id, Question, describe_file, read_questions
 from dimvl.data.answers import Answer
 from dimvl.data.matching import in_store, match_file
@@ -20,6 +19,7 @@ from dimvl.errors import UserError
 from dimvl.metrics.predictions import official_images
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.inference import finite, store_batches

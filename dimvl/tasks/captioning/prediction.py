@@ -8,7 +8,6 @@ from typing import Any
 
 from dimvl.callbacks import Progress
 from dimvl.config import DecodingOptions, validate
-from dimvl.config.captioning import CaptionEvaluation
 from dimvl.data.annotations import ImageKey, describe_file, read_captions
 from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
@@ -19,6 +18,7 @@ from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import official_images
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.captioning.config import CaptionEvaluation
 from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability, Evaluation
 from dimvl.trained_model import TrainedModel

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimvl.config.captioning import DropWorstConfig, Seq2seqConfig
 from dimvl.data.batch import Batch
 from dimvl.data.examples import Example, keyed_generator
 from dimvl.data.prefixes import ImageReader, Prefix
@@ -20,6 +19,7 @@ from dimvl.model.model import DimvlModel
 from dimvl.objectives import word_loss
 from dimvl.regions.records import Detections
 from dimvl.tasks.base import ImageSource, TaskModule, seq2seq_text, shared_rows
+from dimvl.tasks.captioning.config import DropWorstConfig, Seq2seqConfig
 
 OBJECTIVE = "captions"
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from dimvl.config import DecodingOptions
-from dimvl.config.captioning import CaptionConfig
 from dimvl.data.annotations import Caption, ImageKey, read_captions
 from dimvl.data.examples import collate
 from dimvl.data.prefixes import PrefixImages
@@ -18,6 +17,7 @@ from dimvl.errors import UserError
 from dimvl.metrics.cider import CiderD, plain_words
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import TaskModule
+from dimvl.tasks.captioning.config import CaptionConfig
 from dimvl.tasks.captioning.prediction import captions
 from dimvl.tasks.captioning.training import OBJECTIVE, CaptionModule, CaptionSource
 from dimvl.tasks.task import ValidationScore, Validator

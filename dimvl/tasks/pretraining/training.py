@@ -8,8 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from dimvl.config.captioning import Seq2seqConfig
-from dimvl.config.pretraining import ObjectivesConfig
 from dimvl.data.batch import Batch
 from dimvl.data.examples import Example, KeyedUniform, keyed_generator
 from dimvl.data.prefixes import ImageReader, PrefixRegions
@@ -30,7 +28,9 @@ from dimvl.objectives import (
 )
 from dimvl.regions.records import Detections
 from dimvl.tasks.base import ImageSource, TaskModule, masked_text, plain_text, shared_rows
+from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.training import caption_example
+from dimvl.tasks.pretraining.config import ObjectivesConfig
 
 DRAWS = 10
 """Texts drawn for a negative before the pair stays a match."""

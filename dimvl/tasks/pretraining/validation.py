@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dimvl.config.pretraining import PretrainConfig, SharesConfig
 from dimvl.data.annotations import read_captions
 from dimvl.data.examples import collate
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.pretraining.config import PretrainConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.task import ValidationScore, Validator
 from dimvl.tasks.validating import matched, subset

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dimvl.config.captioning import Seq2seqConfig
 from dimvl.config.run import RunConfig, ValidationConfig
 from dimvl.config.sections import Files, Names, Section
+from dimvl.tasks.captioning.config import Seq2seqConfig
 
 
 class SharesConfig(Section):
@@ -74,6 +74,7 @@ class PretrainConfig(RunConfig):
     """Pretraining from captions."""
 
     command = "pretrain"
+    task_class = "dimvl.tasks.pretraining.task:Pretraining"
     task: Literal["pretrain"] = "pretrain"
     captions: Files = Field(description="captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")

@@ -27,6 +27,7 @@ class VqaValidationConfig(ValidationConfig):
 class VqaConfig(RunConfig):
     """Fine-tuning for visual question answering."""
 
+    task_class = "dimvl.tasks.answering.task:Answering"
     task: Literal["vqa"]
     questions: Files = Field(description="VQA v2 questions, or JSON lines with their answers")
     annotations: FilesOrNone = Field(

@@ -51,6 +51,7 @@ class SelfCriticalConfig(Section):
 class CaptionConfig(RunConfig):
     """Fine-tuning for captioning."""
 
+    task_class = "dimvl.tasks.captioning.task:Captioning"
     task: Literal["caption"]
     captions: Files = Field(description="captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")

@@ -1,0 +1,129 @@
+"""Captioning with the shared stack instead of a separate decoder, by cross entropy or self-critically."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dimvl.callbacks import Progress
+from dimvl.checkpoints import MATCH
+from dimvl.config import RunConfig
+from dimvl.data.annotations import Caption, read_captions
+from dimvl.data.matching import match_files
+from dimvl.data.prefixes import ImageReader
+from dimvl.data.processor import Processor
+from dimvl.data.text_store import LabelledText, TextStore
+from dimvl.metrics.cider import CiderD
+from dimvl.model.model import DimvlModel
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.base import ImageSource, TaskModule
+from dimvl.tasks.captioning.config import CaptionConfig, CaptionEvaluation, Seq2seqConfig
+from dimvl.tasks.captioning.prediction import CAPTION, evaluate_captions, with_official_scores
+from dimvl.tasks.captioning.self_critical import SampleSource, SelfCriticalModule, token_references
+from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
+from dimvl.tasks.captioning.validation import caption_validator
+from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.task import Config, Evaluation, Task, Validator
+from dimvl.trained_model import TrainedModel
+
+
+class CaptionDataTask(Task[Config], abstract=True):
+    """Base of tasks that are trained on captions: how captions are read, tokenised and evaluated."""
+
+    evaluation = CaptionEvaluation
+
+    def annotation_files(self, config: Any) -> dict[str, list[Path]]:
+        """Return the caption files."""
+        files = {"captions": config.captions}
+        if config.validation is not None:
+            files["validation captions"] = [config.validation.captions]
+        return files
+
+    def read(self, config: Any, store: RegionStore) -> list[Caption]:
+        """Read the captions and match them with the store.
+
+        Raises:
+            UserError: as `read_captions` and `match_files`.
+
+        """
+        read = [(path, read_captions(path, config.split)) for path in config.captions]
+        return match_files(read, store, config.inputs, config.missing, config.output / MATCH, rule=config.match)
+
+    def labelled_texts(self, records: Sequence[Caption], processor: Processor) -> list[LabelledText]:
+        """Return the captions, which have no labels."""
+        return [LabelledText(c.caption_id, c.image_ids, c.text, times=c.times) for c in records]
+
+    def evaluate(
+        self, trained: TrainedModel, store: RegionStore, options: CaptionEvaluation, progress: Progress | None = None
+    ) -> Evaluation:
+        """Caption the images of a caption file."""
+        return evaluate_captions(trained, store, options, progress=progress)
+
+    def with_official_scores(self, evaluation: Evaluation) -> Evaluation:
+        """Add the scores of the COCO protocol."""
+        return with_official_scores(evaluation)
+
+    def texts_per_prefix(self, config: Any) -> int:
+        """Return the maximum number of captions that share a prefix."""
+        return int(config.seq2seq.captions)
+
+
+class Captioning(CaptionDataTask[CaptionConfig]):
+    """Captioning by cross entropy."""
+
+    name = "caption"
+    title = "Fine-tuning for captioning"
+    pipeline_tag = "image-to-text"
+    abilities = (CAPTION,)
+    texts_per_image = 5.0
+
+    def variant(self, config: CaptionConfig) -> Task[CaptionConfig]:
+        """Return self-critical captioning if it is configured."""
+        return self if config.self_critical is None else SelfCritical()
+
+    def capabilities(self, config: CaptionConfig, records: Sequence[Caption]) -> dict[str, Any]:
+        """Record that the model captions, and its language model."""
+        return {"captions": True, "variant": config.seq2seq.variant}
+
+    def heads(self, config: CaptionConfig, classes: int, answers: int) -> dict[str, Any]:
+        """Request a word head."""
+        return {"word_head": True}
+
+    def build(
+        self, config: CaptionConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
+    ) -> tuple[TaskModule, ImageSource]:
+        """Build the losses and the examples."""
+        source = CaptionSource(texts, images, config.seq2seq, processor.tokenizer, config.seed, config.drop_worst)
+        return CaptionModule(model, processor, config.smoothing), source
+
+    def validator(self, config: CaptionConfig, module: TaskModule, store: RegionStore) -> Validator:
+        """Validate by CIDEr-D or by the loss."""
+        return caption_validator(config, module, store)
+
+    def average_example(self, config: CaptionConfig, facts: DataFacts) -> AverageExample:
+        """Count the captions of an image on one prefix."""
+        return average_captions(config, config.seq2seq, facts)
+
+
+class SelfCritical(Captioning):
+    """Captioning by self-critical training."""
+
+    title = "Self-critical training"
+    draws_in_steps = True
+
+    def build(
+        self, config: CaptionConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
+    ) -> tuple[TaskModule, ImageSource]:
+        """Build the losses and the examples."""
+        assert config.self_critical is not None
+        longest = processor.text_tokens + 1
+        reward = CiderD(token_references(texts, processor.tokenizer.sep)).scores
+        source = SampleSource(texts, images, config.self_critical.samples, longest, config.seed)
+        return SelfCriticalModule(model, processor, reward, longest), source
+
+
+def average_captions(config: RunConfig, seq2seq: Seq2seqConfig, facts: DataFacts) -> AverageExample:
+    """Return the cost of the captions of an average image on one prefix."""
+    texts, whole = facts.texts.drawn, facts.texts.words + 1
+    words = whole if seq2seq.variant == "causal" else float(max(1, round(seq2seq.share * whole)))
+    work = planned_work(config, facts, texts, True, word_head=texts * words)
+    return AverageExample(work=work, cost=work.rows + facts.texts.drawn_rows - texts * whole)
