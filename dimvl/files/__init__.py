@@ -33,6 +33,7 @@ from dimvl.files.reading import (
     read_json,
     read_json_as,
     read_text,
+    reading,
 )
 from dimvl.files.writing import (
     atomic_folder,
@@ -78,6 +79,7 @@ __all__ = [
     "read_sealed",
     "read_sealed_as",
     "read_text",
+    "reading",
     "remove_unpinned",
     "seal_folder",
     "sealed_line",

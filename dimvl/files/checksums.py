@@ -13,7 +13,17 @@ from typing import Any
 from pydantic import Field
 
 from dimvl.errors import UserError
-from dimvl.files.reading import SMALL, Model, Strict, check_values, open_regular, parse_json, read_bytes, read_json
+from dimvl.files.reading import (
+    SMALL,
+    Model,
+    Strict,
+    check_values,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    reading,
+)
 from dimvl.files.writing import atomic_path
 
 CHECKSUMS = "checksums.json"
@@ -39,11 +49,8 @@ class FolderChecksums(Strict):
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a regular file in hexadecimal; raises like `open_regular`."""
-    with open_regular(path, limit=2**62) as file:
-        try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); check the disk") from None
+    with open_regular(path, limit=2**62) as file, reading(path):
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:

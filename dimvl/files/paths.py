@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from dimvl.errors import UserError
-from dimvl.files.reading import HUB_NAME, open_regular
+from dimvl.files.reading import HUB_NAME, open_regular, reading
 
 _VARIABLE = re.compile(r"(?:^|/)(\$(?:\w+|\{[^}]*\}))")
 _CONTROL = re.compile(r"[\x00-\x1f]")
@@ -45,13 +45,8 @@ def existing(path: Path) -> Path:
         UserError: it does not, or cannot be looked up.
 
     """
-    try:
+    with reading(path):
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is a link to something that does not exist" if path.is_symlink() else "does not exist"
-        raise UserError(f"{path} {what}; check the path") from None
-    except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
-        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}); check the path") from None
     return path
 
 

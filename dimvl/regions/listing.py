@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import inside, open_regular, read_json
+from dimvl.files import existing_folder, inside, open_regular, read_json, reading
 from dimvl.regions.images import SUFFIXES
 from dimvl.showing import short
 
@@ -73,13 +73,8 @@ def image_files_in(folder: Path, passed: PassedOver | None = None) -> list[Path]
 
     """
     counted, passed = passed is not None, passed or PassedOver()
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist or is not a folder; check the path")
-    try:
-        with os.scandir(folder) as entries:
-            files = sorted(folder / entry.name for entry in entries if _is_image(entry, passed))
-    except OSError as error:
-        raise UserError(f"image folder {folder} cannot be read ({error.strerror}); check its permissions") from None
+    with reading(folder), os.scandir(existing_folder(folder)) as entries:
+        files = sorted(folder / entry.name for entry in entries if _is_image(entry, passed))
     if not files and passed.folders:
         raise UserError(f"{folder} has no images itself but its folders do: {_some(passed.folders)}; give one of them")
     if not files:

@@ -10,11 +10,12 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import open_regular
+from dimvl.files import open_regular, reading
 from dimvl.showing import short
 
 FORMATS = "docs/annotations.md shows every format"
@@ -156,16 +157,14 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     # newline="\n": only line feeds end a line, since captions may contain other characters that Python splits at.
     with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="\n") as file:
-        try:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), ""), start=1):
-                if len(line) > LONGEST_LINE:
-                    raise UserError(
-                        f"{path}, line {number} has more than {LONGEST_LINE:,} characters; check that it is the right "
-                        "file"
-                    )
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text ({error.reason}); check that it is the right file") from None
+        for number in count(1):
+            with reading(path):
+                line = file.readline(LONGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > LONGEST_LINE:
+                raise UserError(
+                    f"{path}, line {number} has more than {LONGEST_LINE:,} characters; check that it is the right file"
+                )
+            if line.strip():
+                yield number, line.rstrip("\r\n")
