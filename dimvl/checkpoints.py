@@ -15,6 +15,7 @@ from dimvl.errors import UserError
 from dimvl.files import (
     CHECKSUMS,
     RESTORE,
+    Sha256,
     Strict,
     check_folder,
     check_values,
@@ -44,7 +45,6 @@ SEALED = (MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, TRAINED_ON)
 """The files that training writes at its start and nothing changes later; `checksums.json` has their checksums."""
 Result = TypeVar("Result")
 Count = Annotated[int, Field(ge=0)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class BestState(Strict):

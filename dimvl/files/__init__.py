@@ -10,6 +10,8 @@ weights.py    safetensors; imported on its own, since it needs torch
 from dimvl.files.checksums import (
     CHECKSUMS,
     RESTORE,
+    FileChecksum,
+    Sha256,
     check_folder,
     folder_checksums,
     read_lines,
@@ -52,6 +54,8 @@ __all__ = [
     "CHECKSUMS",
     "HUB_NAME",
     "RESTORE",
+    "FileChecksum",
+    "Sha256",
     "Strict",
     "atomic_folder",
     "atomic_path",

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -34,11 +34,14 @@ _ZEROS = b"0" * 64
 _CRC = ', "crc": "'
 
 
-class FileChecksum(Strict):
-    """Size and SHA-256 of a file."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-    num_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+class FileChecksum(Strict):
+    """Size and SHA-256 of a file, or of the part of it that is in use."""
+
+    num_bytes: int = Field(ge=0, lt=2**48)
+    sha256: Sha256
 
 
 class FolderChecksums(Strict):
