@@ -1,4 +1,4 @@
-"""Checks of the values in annotation files; each mistake becomes one sentence.
+"""Checks of the values in JSON files of other people: annotations, COCO files, predictions; a mistake is one sentence.
 
 `place` says where a value was read, such as `captions.tsv, line 7`; every message begins with it.
 
@@ -19,6 +19,8 @@ from dimvl.files import open_regular, reading
 from dimvl.showing import short
 
 FORMATS = "docs/annotations.md shows every format"
+COCO = "give a COCO annotation file"
+"""What can be done about a file of another format where only COCO's is read."""
 Id = int | str
 """An id as its file writes it; see above for what is the same id."""
 LONGEST_ID = 5_000
@@ -32,22 +34,24 @@ _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def mapping(value: Any, fields: Sequence[str], place: str) -> dict[str, Any]:
+def mapping(value: Any, fields: Sequence[str], place: str, remedy: str = FORMATS) -> dict[str, Any]:
     """Return a JSON object that has all the fields.
 
     Raises:
-        UserError: the value is not an object, or a field is missing.
+        UserError: the value is not an object, or a field is missing; `remedy` says what to do.
 
     """
     if not isinstance(value, dict):
-        raise UserError(f"{place} is not a JSON object; {FORMATS}")
+        raise UserError(f"{place} is not a JSON object; {remedy}")
     for field in fields:
         if field not in value:
-            raise UserError(f"{place} has no field {field!r}; {FORMATS}")
+            raise UserError(f"{place} has no field {field!r}; {remedy}")
     return value
 
 
-def records(path: Path, content: Any, key: str, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(
+    path: Path, content: Any, key: str, fields: Sequence[str], remedy: str = FORMATS
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield place and value of each item of the list `key`, after checking its fields.
 
     Raises:
@@ -55,10 +59,10 @@ def records(path: Path, content: Any, key: str, fields: Sequence[str]) -> Iterat
 
     """
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise UserError(f"{path} has no list {key!r}; {FORMATS}")
+        raise UserError(f"{path} has no list {key!r}; {remedy}")
     for number, record in enumerate(content[key]):
         place = f"{path}: item {number} of {key!r}"
-        yield place, mapping(record, fields, place)
+        yield place, mapping(record, fields, place, remedy)
 
 
 def identifier(value: Any, name: str, place: str) -> Id:
@@ -79,6 +83,19 @@ def identifier(value: Any, name: str, place: str) -> Id:
     if len(str(value)) > LONGEST_ID:
         raise UserError(f"{place}: {name} {short(value)} has more than {LONGEST_ID:,} characters; give a shorter one")
     return int(value) if is_number else str(value)
+
+
+def pixels(record: dict[str, Any], name: str, place: str) -> int:
+    """Return the width or height of an image.
+
+    Raises:
+        UserError: it is not a whole number from 1.
+
+    """
+    value = record[name]
+    if type(value) not in (int, float) or not 1 <= value < 2**32 or value != int(value):
+        raise UserError(f"{place} has {name} {short(value)}; give its size in whole pixels")
+    return int(value)
 
 
 def is_blank(text: str) -> bool:

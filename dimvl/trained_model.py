@@ -16,7 +16,6 @@ import torch
 from dimvl import cpu
 from dimvl.checkpoints import MODEL, WEIGHTS, check_seal, latest_checkpoint, origin_of, read_best_checkpoint
 from dimvl.cpu.packed import pack_linears
-from dimvl.data.annotations.fields import LONGEST_TEXT
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.prefixes import Prefix
@@ -24,6 +23,7 @@ from dimvl.data.processor import Processor
 from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.errors import UserError
+from dimvl.fields import LONGEST_TEXT
 from dimvl.files import CHECKSUMS, RESTORE, check_readable, read_bytes
 from dimvl.model.convert import load_trained
 from dimvl.model.heads import heads_of

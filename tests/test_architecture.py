@@ -17,6 +17,7 @@ ORDER = (
         "callbacks",
         "showing",
         "files",
+        "fields",
         "cpu",
         "config",
         "regions",

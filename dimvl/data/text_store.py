@@ -16,12 +16,12 @@ from typing import ClassVar
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.data.annotations.fields import Id
 from dimvl.data.annotations.records import ImageKey, name_images
 from dimvl.data.layout import ranges
 from dimvl.data.prefixes import PrefixImages
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
+from dimvl.fields import Id
 from dimvl.files import (
     Strict,
     atomic_folder,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dimvl.errors import UserError
+from dimvl.fields import mapping
 from dimvl.files import RESTORE, Strict, check_values, read_json
 from dimvl.files.reading import SMALL
 from dimvl.files.weights import load_weights, weight_shapes
@@ -17,11 +18,10 @@ from dimvl.model.heads import is_head
 from dimvl.model.model import Activation, DimvlModel, Size, copy_language_to_vision, read_arguments
 from dimvl.showing import short
 
-BERT_WEIGHTS = "model.safetensors"
-"""The file of the weights in the folder of a BERT checkpoint."""
 RENAMED = {"regions.feature_deviation": "regions.feature_std"}
 """Name of a weight before version 0.2 -> its present name."""
 BERT_WEIGHTS = "model.safetensors"
+"""The file of the weights in the folder of a BERT checkpoint."""
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -170,8 +170,8 @@ def bert_arguments(folder: Path) -> dict[str, Any]:
 
     """
     file, remedy = folder / "config.json", "give a folder with a BERT checkpoint of transformers"
-    values = read_json(file, SMALL)
-    if isinstance(values, dict) and values.get("model_type") != "bert":
+    values = mapping(read_json(file, SMALL), (), str(file), remedy)
+    if values.get("model_type") != "bert":
         raise UserError(f"{folder} holds a model of type {short(values.get('model_type'))}; only 'bert' can be loaded")
     found = check_values(values, BertConfig, file, remedy)
     if found.hidden_size % found.num_attention_heads:

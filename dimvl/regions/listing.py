@@ -6,15 +6,13 @@ is (`0001`), numbers become their digits.
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dimvl.errors import UserError
+from dimvl.fields import COCO, identifier, records
 from dimvl.files import existing_folder, inside, open_regular, read_json, reading
 from dimvl.regions.images import SUFFIXES
-from dimvl.showing import short
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +91,9 @@ def images_of_coco(annotations: Path, folder: Path) -> list[tuple[str, Path]]:
 
     """
     listed = [
-        (image_id, inside(folder, text_of(image, "file_name", place)))
-        for image_id, image, place in listed_images(read_json(annotations), annotations)
+        (image_id, inside(folder, file))
+        for place, image in records(annotations, read_json(annotations), "images", ("id", "file_name"), COCO)
+        for image_id, file in [[str(identifier(image[name], name, place)) for name in ("id", "file_name")]]
     ]
     if not listed:
         raise UserError(f"{annotations} lists no images; give another file")
@@ -109,36 +108,6 @@ def images_of_coco(annotations: Path, folder: Path) -> list[tuple[str, Path]]:
             "give the folder, or the file, of the same split"
         )
     return listed
-
-
-def listed_images(content: Any, path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield id, fields and place of each image that a COCO file lists; a `UserError` if it has no such list."""
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list):
-        raise UserError(f'{path} has no list "images" with an "id" and a "file_name" each; give a COCO annotation file')
-    for number, image in enumerate(images):
-        place = f"{path}: item {number} of images"
-        if not isinstance(image, dict):
-            raise UserError(f"{place} is {short(image)}; give an object with id and file_name")
-        yield id_of(image, "id", place), image, place
-
-
-def id_of(record: dict[str, Any], name: str, place: str) -> str:
-    """Return an id as text; a `UserError` if it is neither text nor a whole number."""
-    value = record.get(name)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
-        return str(value)
-    return text_of(record, name, place, "text or a whole number")
-
-
-def text_of(record: dict[str, Any], name: str, place: str, what: str = "text") -> str:
-    """Return a field that must be text."""
-    value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place} has {name} {short(value)}; give {what}")
-    return value
 
 
 def _is_image(entry: os.DirEntry[str], passed: PassedOver) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dimvl.data.annotations.fields import FORMATS, Id, Once, identifier, label, lines, mapping, words
 from dimvl.data.annotations.records import Caption, ImageKey, Question, name_images
 from dimvl.errors import UserError
+from dimvl.fields import FORMATS, Id, Once, identifier, label, lines, mapping, words
 from dimvl.files import parse_json
 from dimvl.showing import short
 
@@ -83,9 +83,9 @@ def _records(path: Path, fields: Sequence[str]) -> Iterator[Line]:
     """Yield each line; `fields` are required besides the images."""
     for number, line in lines(path):
         place = f"{path}, line {number}"
-        value = parse_json(line, place, "write one object per line")
-        several = isinstance(value, dict) and "images" in value
-        record = mapping(value, ("images" if several else "image", *fields), place)
+        record = mapping(parse_json(line, place, "write one object per line"), (), place)
+        several = "images" in record
+        mapping(record, ("images" if several else "image", *fields), place)
         written = _images(record, place) if several else (identifier(record["image"], "image", place),)
         times = _times(record["times"], len(written), place) if "times" in record else ()
         yield place, record, written, (tuple(map(str, written)), times)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import FORMATS, Once, identifier, mapping, records, words
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
+from dimvl.fields import FORMATS, Once, identifier, mapping, records, words
 
 
 def is_karpathy(content: Any) -> bool:

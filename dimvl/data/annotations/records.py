@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dimvl.data.annotations.fields import Id
+from dimvl.fields import Id
 
 ImageKey = tuple[tuple[str, ...], tuple[float, ...]]
 """Ids of the images of a text, in order, and their times in seconds, one for each or none."""

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import FORMATS, Id, Once, identifier, label, records, words
 from dimvl.data.annotations.records import Question
 from dimvl.errors import UserError
+from dimvl.fields import FORMATS, Id, Once, identifier, label, records, words
 from dimvl.files import read_json
 
 _SUBTYPE = re.compile(r"(train|val|test)(?:-dev)?([0-9]{4})")
