@@ -62,16 +62,20 @@ def load_trained(config: Path, file: Path) -> DimvlModel:
             expected = {name: tuple(value.shape) for name, value in saved_tensors(DimvlModel(**arguments)).items()}
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{config} does not describe a model ({error}); {RESTORE}") from None
-    for name in (*expected, *shapes):
-        if shapes.get(name) != expected.get(name):
-            raise UserError(
-                f"{file} does not fit {config}: {name} is {shapes.get(name, 'missing')} in the file and "
-                f"{expected.get(name, 'missing')} in the model; {RESTORE}"
-            )
+    if misfit := first_misfit(shapes, expected):
+        raise UserError(f"{file} does not fit {config}: {misfit}; {RESTORE}")
     with _Unfilled():
         model = DimvlModel(**arguments)
     model.load_state_dict(read_weights(file), strict=False)  # a tied weight has two names there and one in the file
     return model
+
+
+def first_misfit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Describe the first weight whose shape in a file is not that of the model; empty if there is none."""
+    for name in (*wanted, *found):
+        if found.get(name) != wanted.get(name):
+            return f"{name} is {found.get(name, 'missing')} in the file and {wanted.get(name, 'missing')} in the model"
+    return ""
 
 
 class _Unfilled(TorchFunctionMode):
@@ -211,14 +215,8 @@ def check_bert(folder: Path, arguments: Mapping[str, Any]) -> None:
             f"{file} has {len(layers)} layers but config.json says {arguments['layers']}; copy both from the same "
             "checkpoint"
         )
-    for name, shape in wanted.items():
-        if name not in shapes:
-            raise UserError(f"{file} lacks the weight {name}; give a complete BERT checkpoint")
-        if shapes[name] != shape:
-            raise UserError(
-                f"{file}: {name} has shape {shapes[name]} but config.json says {shape}; copy both from the same "
-                "checkpoint"
-            )
+    if misfit := first_misfit({name: shapes[name] for name in wanted if name in shapes}, wanted):
+        raise UserError(f"{file} does not fit its config.json: {misfit}; copy both from the same checkpoint")
 
 
 def load_bert(model: DimvlModel, folder: Path) -> None:
