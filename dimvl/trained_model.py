@@ -24,7 +24,7 @@ from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.errors import UserError
 from dimvl.fields import LONGEST_TEXT
-from dimvl.files import CHECKSUMS, RESTORE, check_readable, read_bytes
+from dimvl.files import CHECKSUMS, RESTORE, existing_folder, read_bytes
 from dimvl.model.convert import load_trained
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
@@ -160,8 +160,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
 
     """
     cpu.configure()
-    folder = Path(folder)
-    check_readable(folder, "give the folder of a run or of an export")
+    folder = existing_folder(Path(folder))
     is_export = (folder / WEIGHTS).exists()
     if not is_export and latest_checkpoint(folder) is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")

@@ -26,7 +26,6 @@ from dimvl.files.paths import existing, existing_file, existing_folder, folder_o
 from dimvl.files.reading import (
     HUB_NAME,
     Strict,
-    check_readable,
     check_values,
     inside,
     open_regular,
@@ -60,7 +59,6 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "check_folder",
-    "check_readable",
     "check_values",
     "check_writable",
     "existing",

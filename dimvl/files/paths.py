@@ -57,7 +57,7 @@ def existing_file(path: Path) -> Path:
 
 
 def existing_folder(path: Path) -> Path:
-    """Return a path that is a folder.
+    """Return a path that is a folder whose files can be looked at.
 
     Raises:
         UserError: it is not.
@@ -65,6 +65,9 @@ def existing_folder(path: Path) -> Path:
     """
     if not stat.S_ISDIR(existing(path).stat().st_mode):
         raise UserError(f"{path} is a file; give a folder")
+    with reading(path):
+        os.scandir(path).close()
+        os.stat(f"{path}/.")
     return path
 
 

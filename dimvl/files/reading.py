@@ -79,22 +79,6 @@ def open_regular(path: Path, limit: int = LARGE) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def check_readable(folder: Path, remedy: str) -> None:
-    """Check that the files of a folder can be looked at.
-
-    Raises:
-        UserError: it does not exist, is not a folder, or may not be entered.
-
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder that exists; {remedy}")
-    try:
-        os.listdir(folder)
-        os.stat(f"{folder}/.")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); ask its owner, or {remedy}") from None
-
-
 def read_bytes(path: Path, limit: int = LARGE) -> bytes:
     """Read a file whole; raises like `open_regular`."""
     with open_regular(path, limit) as file, reading(path):

@@ -13,12 +13,12 @@ from dimvl.errors import UserError
 from dimvl.fields import COCO, identifier, records
 from dimvl.files import existing_folder, inside, open_regular, read_json, reading
 from dimvl.regions.images import SUFFIXES
+from dimvl.showing import some
 
 log = logging.getLogger(__name__)
 
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 """The first bytes of image files, by which files with other endings are recognised; WebP is a kind of RIFF."""
-SHOWN = 3  # folders named in a message
 
 
 @dataclass
@@ -141,9 +141,7 @@ def _starts_as_image(path: Path) -> bool:
 
 
 def _some(folders: list[Path]) -> str:
-    """Name the first folders."""
-    more = len(folders) - SHOWN
-    return ", ".join(folder.name for folder in sorted(folders)[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    return some([folder.name for folder in sorted(folders)])
 
 
 def _without_duplicates(images: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
