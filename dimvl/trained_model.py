@@ -172,10 +172,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
     def load(at: Path, digest: str | None) -> tuple[Path, str | None, DimvlModel]:
         return at / WEIGHTS, digest, load_trained(folder / MODEL, at / WEIGHTS)
 
-    found = load(folder, None) if is_export else read_best_checkpoint(folder, load)
-    if found is None:
-        raise UserError(f"{folder} has lost its checkpoints; train the run again")
-    weights, digest, model = found
+    weights, digest, model = load(folder, None) if is_export else read_best_checkpoint(folder, load)
     _check_fit(folder, processor, model)
     trained_on, origin = read_trained_on(folder), origin_of(folder)
     if _seal(folder) != seal:
