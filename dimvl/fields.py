@@ -49,6 +49,18 @@ def mapping(value: Any, fields: Sequence[str], place: str, remedy: str = FORMATS
     return value
 
 
+def items(value: Any, name: str, place: str) -> list[Any]:
+    """Return a JSON list.
+
+    Raises:
+        UserError: it is something else.
+
+    """
+    if not isinstance(value, list):
+        raise UserError(f"{place}: {name} is {short(value)}, not a list; write it in brackets, see docs/annotations.md")
+    return value
+
+
 def records(
     path: Path, content: Any, key: str, fields: Sequence[str], remedy: str = FORMATS
 ) -> Iterator[tuple[str, dict[str, Any]]]:

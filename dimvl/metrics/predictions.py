@@ -13,7 +13,7 @@ from typing import Any
 
 from dimvl.data.annotations.records import ImageKey
 from dimvl.errors import UserError
-from dimvl.fields import Id, identifier, mapping
+from dimvl.fields import Id, identifier, items, mapping
 from dimvl.files import read_json
 from dimvl.showing import short
 
@@ -52,11 +52,11 @@ def images_of(prediction: Mapping[str, Any], place: str = "the prediction") -> I
     several = "image_id" not in prediction
     given = prediction["images"] if several else [prediction["image_id"]]
     times = prediction.get("times") or []
-    if not isinstance(given, list):
-        raise UserError(f"{place} has images {short(given)}; give a list of ids, or image_id")
     if not isinstance(times, list) or not all(type(time) in (int, float) for time in times):
         raise UserError(f"{place} has times {short(times)}; give a list of numbers")
-    ids = tuple(str(identifier(one, "images" if several else "image_id", place)) for one in given)
+    ids = tuple(
+        str(identifier(one, "images" if several else "image_id", place)) for one in items(given, "images", place)
+    )
     return ids, tuple(map(float, times))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dimvl.data.annotations.records import Caption, ImageKey, Question, name_images
 from dimvl.errors import UserError
-from dimvl.fields import FORMATS, Id, Once, identifier, label, lines, mapping, words
+from dimvl.fields import Id, Once, identifier, items, label, lines, mapping, words
 from dimvl.files import parse_json
 from dimvl.showing import short
 
@@ -100,12 +100,9 @@ def _images(record: dict[str, Any], place: str) -> tuple[Id, ...]:
     """
     if "image" in record:
         raise UserError(f"{place} has both image and images; keep one of them")
-    given = record["images"]
-    if not isinstance(given, list):
-        raise UserError(f"{place}: images is {short(given)}, not a list; write it in brackets, or as image")
-    if not given:
+    images = tuple(identifier(image, "image", place) for image in items(record["images"], "images", place))
+    if not images:
         raise UserError(f"{place}: images is empty; name at least one image")
-    images = tuple(identifier(image, "image", place) for image in given)
     texts = list(map(str, images))
     if twice := [image for number, image in enumerate(texts) if image in texts[:number]]:
         raise UserError(f"{place}: images names {twice[0]!r} twice; name each image once")
@@ -131,6 +128,5 @@ def _answers(record: dict[str, Any], number: Id, place: str) -> tuple[str, ...]:
     if "answer" in record and "answers" in record:
         raise UserError(f"{place}: question {number} has both answer and answers; keep one of them")
     given = [record["answer"]] if "answer" in record else record.get("answers", [])
-    if not isinstance(given, list):
-        raise UserError(f"{place}: the answers of question {number} are not a list; {FORMATS}")
-    return tuple(label(answer, f"an answer of question {number}", place) for answer in given)
+    listed = items(given, f"answers of question {number}", place)
+    return tuple(label(answer, f"an answer of question {number}", place) for answer in listed)
