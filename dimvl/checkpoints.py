@@ -15,6 +15,7 @@ from dimvl.errors import UserError
 from dimvl.files import (
     CHECKSUMS,
     RESTORE,
+    Sha256,
     Strict,
     check_folder,
     check_values,
@@ -44,7 +45,6 @@ SEALED = (MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, TRAINED_ON)
 """The files that training writes at its start and nothing changes later; `checksums.json` has their checksums."""
 Result = TypeVar("Result")
 Count = Annotated[int, Field(ge=0)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class BestState(Strict):
@@ -135,19 +135,19 @@ def latest_checkpoint(run: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
-def best_checkpoint(run: Path) -> Path | None:
+def best_checkpoint(run: Path) -> Path:
     """Return the checkpoint with the best validation score; for a run without validation, the newest complete one.
 
     It is the one to evaluate, export and fine-tune; training resumes from the newest. Only its weights are checked.
 
     Raises:
-        UserError: a checkpoint is missing, or its weights or a description are damaged.
+        UserError: there is no checkpoint, or its weights or a description are damaged.
 
     """
     return read_best_checkpoint(run, lambda folder, weights: folder)
 
 
-def read_best_checkpoint(run: Path, read: Callable[[Path, str], Result]) -> Result | None:
+def read_best_checkpoint(run: Path, read: Callable[[Path, str], Result]) -> Result:
     """Read from the best checkpoint while the run may be training, which removes checkpoints.
 
     Args:
@@ -156,7 +156,7 @@ def read_best_checkpoint(run: Path, read: Callable[[Path, str], Result]) -> Resu
             run has removed the checkpoint meanwhile, which only happens on a file system without locks.
 
     Returns:
-        What `read` returned; None if there is no checkpoint.
+        What `read` returned.
 
     Raises:
         UserError: as `best_checkpoint`, and what `read` raises.
@@ -172,7 +172,7 @@ def read_best_checkpoint(run: Path, read: Callable[[Path, str], Result]) -> Resu
         except (UserError, OSError):
             if latest_checkpoint(run) == newest:
                 raise
-    return None
+    raise UserError(f"{run} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
 
 
 def check_checkpoint(folder: Path, files: Sequence[str] = (WEIGHTS, OPTIMISER)) -> dict[str, Any]:
@@ -238,8 +238,6 @@ def start_of(folder: Path) -> Start:
     """
     weights = folder / WEIGHTS
     digest = sha256(weights) if weights.exists() else read_best_checkpoint(folder, lambda _, digest: digest)
-    if digest is None:
-        raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
     origin = origin_of(folder)
     return Start(name=folder.resolve().name, sha256=digest, data=origin.data, start=origin.start)
 

@@ -27,11 +27,11 @@ from dimvl.data.trained_on import copy_trained_on
 from dimvl.errors import UserError
 from dimvl.files import (
     CHECKSUMS,
-    HUB_NAME,
     RESTORE,
     atomic_folder,
-    check_readable,
+    existing_folder,
     folder_checksums,
+    folder_or_hub_name,
     locked,
     read_json,
     seal_folder,
@@ -46,6 +46,7 @@ from dimvl.model_card import model_card
 from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors.load import KINDS, NO_DETECTOR, SCENES, load_detector, missing_file
 from dimvl.regions.records import Extractor
+from dimvl.showing import reason
 from dimvl.trained_model import TrainedModel, load_model
 
 logger = logging.getLogger(__name__)
@@ -204,21 +205,14 @@ def _same_detector(own: Extractor, name: str | Path, weights: str | None, classe
 
 def find_export(name: str | Path) -> Path:
     """Return the folder of an export; a model on the hub is downloaded once."""
-    folder = Path(name)
-    if folder.is_dir():
+    if (folder := folder_or_hub_name(str(name), "an export")) is not None:
         return folder
-    # "exports/vqa" looks like a name on the hub, but a folder is meant if "exports" is one.
-    if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
-        raise UserError(f"{name} does not exist; give the folder of an export or a model's name on the hub")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(str(name)))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{name} is neither a local folder nor a model on the hub ({reason}); check the name"
-        ) from error
+        raise UserError(f"{name} is not a model on the hub ({reason(error)}); check the name") from error
 
 
 def check_export(folder: Path) -> None:
@@ -228,7 +222,7 @@ def check_export(folder: Path) -> None:
         UserError: one is missing, or the folder is a run.
 
     """
-    check_readable(folder, "give the folder of an export")
+    existing_folder(folder)
     if (folder / RUN).exists():
         raise UserError(f"{folder} is a run; write an export with `dimvl export {folder} OUT` and give OUT")
     lacking = [name for name in FILES if not (folder / name).is_file()]

@@ -36,7 +36,6 @@ def model_card(
     processor, task = trained.processor, task_of_model(trained.processor)
     tags = ["dimvl", task.name, *(["synthetic-data"] if origin.synthetic else [])]
     metadata = {"library_name": "dimvl", "pipeline_tag": task.pipeline_tag, "tags": tags}
-    parameters = sum(weight.numel() for weight in trained.model.parameters())
     versions = ", ".join(f"{name} {version}" for name, version in arguments["versions"].items())
     begin = ["```python", "from dimvl import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
     usage = [*begin, *(ability.example for ability in abilities_of(processor).values()), "```"]
@@ -48,8 +47,8 @@ def model_card(
         "---",
         f"# dimvl: {task.name}",
         "",
-        f"A region-based vision-language model with modality-decoupled attention ({parameters / 1e6:.2f} million "
-        "weights). "
+        f"A region-based vision-language model with modality-decoupled attention "
+        f"({trained.num_parameters / 1e6:.2f} million weights). "
         + (
             "The folder includes the detector, so it takes images."
             if has_detector

@@ -6,6 +6,7 @@ they become visible. JSON output stays exact and does not need this.
 
 import re
 import reprlib
+from collections.abc import Sequence
 
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _NAMES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -28,6 +29,22 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 100, 40,
 def short(value: object) -> str:
     """Represent a value from outside in a message: no long text or number, no deep or wide nesting."""
     return _SHORT.repr(value)
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def with_others(name: object, number: int) -> str:
+    """Return the first of a number of things, and how many others there are."""
+    return f"{name!r}" + (f" and {number - 1:,} others" if number > 1 else "")
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what a library says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def counted(number: int, noun: str) -> str:

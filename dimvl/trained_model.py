@@ -16,7 +16,6 @@ import torch
 from dimvl import cpu
 from dimvl.checkpoints import MODEL, WEIGHTS, check_seal, latest_checkpoint, origin_of, read_best_checkpoint
 from dimvl.cpu.packed import pack_linears
-from dimvl.data.annotations.fields import LONGEST_TEXT
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.prefixes import Prefix
@@ -24,7 +23,8 @@ from dimvl.data.processor import Processor
 from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.errors import UserError
-from dimvl.files import CHECKSUMS, RESTORE, check_readable, read_bytes
+from dimvl.fields import LONGEST_TEXT
+from dimvl.files import CHECKSUMS, RESTORE, existing_folder, read_bytes
 from dimvl.model.convert import load_trained
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
@@ -160,8 +160,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
 
     """
     cpu.configure()
-    folder = Path(folder)
-    check_readable(folder, "give the folder of a run or of an export")
+    folder = existing_folder(Path(folder))
     is_export = (folder / WEIGHTS).exists()
     if not is_export and latest_checkpoint(folder) is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
@@ -173,10 +172,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
     def load(at: Path, digest: str | None) -> tuple[Path, str | None, DimvlModel]:
         return at / WEIGHTS, digest, load_trained(folder / MODEL, at / WEIGHTS)
 
-    found = load(folder, None) if is_export else read_best_checkpoint(folder, load)
-    if found is None:
-        raise UserError(f"{folder} has lost its checkpoints; train the run again")
-    weights, digest, model = found
+    weights, digest, model = load(folder, None) if is_export else read_best_checkpoint(folder, load)
     _check_fit(folder, processor, model)
     trained_on, origin = read_trained_on(folder), origin_of(folder)
     if _seal(folder) != seal:

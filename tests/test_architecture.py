@@ -19,6 +19,7 @@ ORDER = (
         "callbacks",
         "showing",
         "files",
+        "fields",
         "cpu",
         "config",
         "regions",

@@ -401,7 +401,7 @@ def test_a_folder_that_cannot_be_read_is_one_sentence_and_modes_follow_the_umask
             out.chmod(mode)
             os.seteuid(65534)
             for read in (load_model, check_export):
-                with pytest.raises(UserError, match=r"out cannot be read \(Permission denied\); ask its owner"):
+                with pytest.raises(UserError, match=r"out cannot be read \(Permission denied\); check the path"):
                     read(out)
 
 

@@ -450,7 +450,7 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError("no route to host\nand many more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"neither a local folder nor a model on the hub \(no route to host\)"):
+    with pytest.raises(UserError, match=r"not a model on the hub \(no route to host\)"):
         Predictor.from_pretrained("someone/scenes-vqa")
 
 

@@ -17,7 +17,7 @@ import typer
 from dimvl.cli.app import input_folder, print_text, set_threads, some_exist
 from dimvl.errors import UserError
 from dimvl.progress import progress
-from dimvl.showing import counted
+from dimvl.showing import counted, with_others
 
 if TYPE_CHECKING:
     from dimvl.image_inputs import Input
@@ -82,10 +82,9 @@ class Images:
     def check(self, names: Collection[str]) -> None:
         """Refuse ids that the store lacks."""
         if self.store is not None and (lacking := [name for name in names if name not in self.store]):
-            others = f" and {len(lacking) - 1:,} others" if len(lacking) > 1 else ""
             raise UserError(
-                f"region store {self.store.path} lacks image {lacking[0]!r}{others}; name images as the store does, "
-                f"such as {self.store.image_id(0)!r}"
+                f"region store {self.store.path} lacks image {with_others(lacking[0], len(lacking))}; name "
+                f"images as the store does, such as {self.store.image_id(0)!r}"
             )
 
     def groups(self, requests: Sequence[Any], together: bool = False) -> Groups:

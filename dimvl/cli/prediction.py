@@ -62,11 +62,10 @@ def export(
     Example: dimvl export runs/vqa exports/vqa --scores runs/vqa/evaluation/scores.json
     """
     from dimvl.export import export as export_run
+    from dimvl.fields import mapping
     from dimvl.files import read_json
 
-    measured = None if scores is None else read_json(scores)
-    if measured is not None and not isinstance(measured, dict):
-        raise UserError(f"{scores} is a {type(measured).__name__}; it must be an object with scores by name")
+    measured = None if scores is None else mapping(read_json(scores), (), str(scores), "give scores by name")
     print_text(f"exported: {export_run(run, out, detector, measured, weights=weights, classes=classes)}")
 
 

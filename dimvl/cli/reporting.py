@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import app
+from dimvl.cli.app import any_path, app, input_folder, print_text
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write; default RUN/report.html.")] = None,
+    run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option(parser=any_path, help="HTML file to write; default RUN/report.html.")
+    ] = None,
 ) -> None:
     """Write a page about a run: learning curves, validation scores, sample predictions.
 
@@ -21,4 +23,4 @@ def report(
     """
     from dimvl.report.run import write_run_report
 
-    print(f"report: {write_run_report(run, out)}")
+    print_text(f"report: {write_run_report(run, out)}")

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dimvl.data.annotations.fields import is_blank
 from dimvl.errors import UserError
+from dimvl.fields import is_blank
 from dimvl.files import read_json
 
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")

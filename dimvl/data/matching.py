@@ -22,6 +22,7 @@ from dimvl.errors import UserError
 from dimvl.files import write_json
 from dimvl.regions.matching import choose_rule
 from dimvl.regions.store import RegionStore
+from dimvl.showing import with_others
 
 if TYPE_CHECKING:
     from dimvl.data.processor import Processor
@@ -117,8 +118,8 @@ class FileMatch:
             )
         if not self.missing:
             return
-        others = f" and {len(self.missing) - 1:,} others" if len(self.missing) > 1 else ""
-        lacks = f"region store {store.path} lacks image {self.missing[0]!r}{others} of the {images:,} of {self.path}"
+        absent = with_others(self.missing[0], len(self.missing))
+        lacks = f"region store {store.path} lacks image {absent} of the {images:,} of {self.path}"
         if missing == "error":
             raise UserError(f"{lacks}; extract the regions of these images, or drop their texts with {remedy}")
         logger.warning("%s; %d of %d texts are dropped", lacks, self.texts_missing, self.texts)

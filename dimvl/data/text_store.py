@@ -8,7 +8,7 @@ Letters: T texts, G groups (texts about the same images), I images, M images of 
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,12 +16,13 @@ from typing import ClassVar
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.data.annotations.fields import Id
 from dimvl.data.annotations.records import ImageKey, name_images
 from dimvl.data.layout import ranges
 from dimvl.data.prefixes import PrefixImages
+from dimvl.data.text_arrays import TEXTS_AT_ONCE, text_arrays
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
+from dimvl.fields import Id
 from dimvl.files import (
     Strict,
     atomic_folder,
@@ -34,17 +35,13 @@ from dimvl.files import (
     writing,
 )
 from dimvl.regions.store import RegionStore
-from dimvl.regions.store.format import decode_id, encode_id
-from dimvl.showing import short
+from dimvl.regions.store.format import decode_id
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
 POSITIONS = "positions-"
-TEXTS_AT_ONCE = 10_000
 LARGEST = 2**40
 """Bytes of an array: that many tokens of a text store are more than any corpus of captions has."""
-ID_BYTES = 100
-"""Bytes of a text's id that are kept, since every id takes as many as the longest."""
 
 
 @dataclass(frozen=True)
@@ -351,32 +348,7 @@ def _write(
     texts: Sequence[LabelledText],
     progress: Progress,
 ) -> None:
-    first_seen: dict[ImageKey, int] = {}
-    groups = np.fromiter((first_seen.setdefault(text.images, len(first_seen)) for text in texts), dtype=np.int64)
-    image_arrays = _image_arrays(first_seen)
-    del first_seen
-    order = np.argsort(groups, kind="stable")  # the file's order within a group
-    tokens, lengths, cut = _encode(tokenizer, max_tokens, texts, order, progress)
-    if (empty := np.flatnonzero(lengths == 0)).size:
-        first = texts[order[empty[0]]]
-        raise UserError(
-            f"{', '.join(map(str, sources))}: the tokenizer makes nothing of {len(empty):,} of the texts, such as text "
-            f"{first.text_id!r} of {name_images(first.image_ids)} ({short(first.text)}); remove them"
-        )
-
-    def labels(place: int, dtype: type) -> np.ndarray:
-        return np.fromiter((label[place] for index in order for label in texts[index].labels), dtype=dtype)
-
-    arrays = {
-        "token_ids": tokens,
-        "offsets": _offsets(lengths),
-        "text_ids": _text_ids([texts[index].text_id for index in order]),
-        "groups": _offsets(np.bincount(groups)),
-        **image_arrays,
-        "label_offsets": _offsets([len(texts[index].labels) for index in order]),
-        "label_ids": labels(0, np.int32),
-        "label_scores": labels(1, np.float32),
-    }
+    arrays, cut = text_arrays(tokenizer, max_tokens, ", ".join(map(str, sources)), texts, progress)
     manifest = {
         "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
@@ -390,53 +362,3 @@ def _write(
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         checksums = {name: sha256(temporary / f"{name}.npy") for name in arrays}
         write_sealed(temporary / "manifest.json", manifest | {"sha256": checksums})
-
-
-def _text_ids(ids: Sequence[Id]) -> np.ndarray:
-    if all(isinstance(one, int) and -(2**63) <= one < 2**63 for one in ids):
-        return np.array(ids, dtype=np.int64)
-    return np.array([str(one).encode()[:ID_BYTES] for one in ids])
-
-
-def _image_arrays(groups: Collection[ImageKey]) -> dict[str, np.ndarray]:
-    """Arrays of the images of groups; those of `GROUP_ARRAYS` only if a group has several images, or times."""
-    images: dict[str, int] = {}
-    for image_ids, _ in groups:
-        for image_id in image_ids:
-            images.setdefault(image_id, len(images))
-    encoded = [encode_id(image_id) for image_id in images]
-    arrays = {
-        "image_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        "image_offsets": _offsets([len(image_id) for image_id in encoded]),
-    }
-    if all(len(image_ids) == 1 and not times for image_ids, times in groups):
-        return arrays
-    seconds = (time for image_ids, times in groups for time in times or (0.0,) * len(image_ids))
-    return arrays | {
-        "group_offsets": _offsets([len(image_ids) for image_ids, _ in groups]),
-        "group_images": np.fromiter((images[image_id] for image_ids, _ in groups for image_id in image_ids), np.int64),
-        "group_times": np.fromiter(seconds, dtype=np.float32),
-    }
-
-
-def _encode(
-    tokenizer: Tokenizer,
-    max_tokens: int,
-    texts: Sequence[LabelledText],
-    order: np.ndarray,
-    progress: Progress,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tokenise in the given order, piece by piece: all token ids end to end, lengths (T,) and the number of cuts."""
-    tokens, lengths, cut = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)], 0
-    for start in range(0, len(order), TEXTS_AT_ONCE):
-        encoded = tokenizer.encode_all([texts[index].text for index in order[start : start + TEXTS_AT_ONCE]])
-        cut += sum(len(ids) > max_tokens for ids in encoded)
-        kept = [ids[:max_tokens] for ids in encoded]
-        lengths.append(np.array([len(ids) for ids in kept], dtype=np.int64))
-        tokens.append(np.fromiter((token for ids in kept for token in ids), dtype=np.int32))
-        progress(min(start + TEXTS_AT_ONCE, len(order)), len(order))
-    return np.concatenate(tokens), np.concatenate(lengths), cut
-
-
-def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

@@ -75,8 +75,6 @@ class Tokenizer:
 
         """
         path = path / FILE if path.is_dir() else path
-        if not path.exists():
-            raise UserError(f"{path} does not exist; give a {FILE} or a folder that contains one")
         values = read_tokenizer_file(path)
         try:
             inner = tokenizers.Tokenizer.from_str(json.dumps(values))

@@ -10,6 +10,8 @@ weights.py    safetensors; imported on its own, since it needs torch
 from dimvl.files.checksums import (
     CHECKSUMS,
     RESTORE,
+    FileChecksum,
+    Sha256,
     check_folder,
     folder_checksums,
     read_lines,
@@ -24,7 +26,6 @@ from dimvl.files.paths import existing, existing_file, existing_folder, folder_o
 from dimvl.files.reading import (
     HUB_NAME,
     Strict,
-    check_readable,
     check_values,
     inside,
     open_regular,
@@ -33,6 +34,7 @@ from dimvl.files.reading import (
     read_json,
     read_json_as,
     read_text,
+    reading,
 )
 from dimvl.files.writing import (
     atomic_folder,
@@ -51,11 +53,12 @@ __all__ = [
     "CHECKSUMS",
     "HUB_NAME",
     "RESTORE",
+    "FileChecksum",
+    "Sha256",
     "Strict",
     "atomic_folder",
     "atomic_path",
     "check_folder",
-    "check_readable",
     "check_values",
     "check_writable",
     "existing",
@@ -78,6 +81,7 @@ __all__ = [
     "read_sealed",
     "read_sealed_as",
     "read_text",
+    "reading",
     "remove_unpinned",
     "seal_folder",
     "sealed_line",

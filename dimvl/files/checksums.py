@@ -8,12 +8,22 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from dimvl.errors import UserError
-from dimvl.files.reading import SMALL, Model, Strict, check_values, open_regular, parse_json, read_bytes, read_json
+from dimvl.files.reading import (
+    SMALL,
+    Model,
+    Strict,
+    check_values,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    reading,
+)
 from dimvl.files.writing import atomic_path
 
 CHECKSUMS = "checksums.json"
@@ -24,11 +34,14 @@ _ZEROS = b"0" * 64
 _CRC = ', "crc": "'
 
 
-class FileChecksum(Strict):
-    """Size and SHA-256 of a file."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-    num_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+class FileChecksum(Strict):
+    """Size and SHA-256 of a file, or of the part of it that is in use."""
+
+    num_bytes: int = Field(ge=0, lt=2**48)
+    sha256: Sha256
 
 
 class FolderChecksums(Strict):
@@ -39,11 +52,8 @@ class FolderChecksums(Strict):
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a regular file in hexadecimal; raises like `open_regular`."""
-    with open_regular(path, limit=2**62) as file:
-        try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); check the disk") from None
+    with open_regular(path, limit=2**62) as file, reading(path):
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from dimvl.errors import UserError
-from dimvl.files.reading import HUB_NAME, open_regular
+from dimvl.files.reading import HUB_NAME, open_regular, reading
 
 _VARIABLE = re.compile(r"(?:^|/)(\$(?:\w+|\{[^}]*\}))")
 _CONTROL = re.compile(r"[\x00-\x1f]")
@@ -45,13 +45,8 @@ def existing(path: Path) -> Path:
         UserError: it does not, or cannot be looked up.
 
     """
-    try:
+    with reading(path):
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is a link to something that does not exist" if path.is_symlink() else "does not exist"
-        raise UserError(f"{path} {what}; check the path") from None
-    except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
-        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}); check the path") from None
     return path
 
 
@@ -62,7 +57,7 @@ def existing_file(path: Path) -> Path:
 
 
 def existing_folder(path: Path) -> Path:
-    """Return a path that is a folder.
+    """Return a path that is a folder whose files can be looked at.
 
     Raises:
         UserError: it is not.
@@ -70,6 +65,9 @@ def existing_folder(path: Path) -> Path:
     """
     if not stat.S_ISDIR(existing(path).stat().st_mode):
         raise UserError(f"{path} is a file; give a folder")
+    with reading(path):
+        os.scandir(path).close()
+        os.stat(f"{path}/.")
     return path
 
 

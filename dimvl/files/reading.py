@@ -9,6 +9,8 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +38,20 @@ class Strict(BaseModel):
     )
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into a `UserError` that names the file or folder."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        what = "is a link to something that does not exist" if path.is_symlink() else "does not exist"
+        raise UserError(f"{path} {what}; check the path") from None
+    except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
+        if isinstance(error, UnicodeDecodeError):
+            raise UserError(f"{path} is not UTF-8 text ({error.reason}); check that it is the right file") from None
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}); check the path") from None
+
+
 def open_regular(path: Path, limit: int = LARGE) -> io.BufferedReader:
     """Open a regular file for reading.
 
@@ -47,14 +63,9 @@ def open_regular(path: Path, limit: int = LARGE) -> io.BufferedReader:
         UserError: it is missing, a folder, a named pipe or a device, cannot be read, or is too large.
 
     """
-    try:
+    with reading(path):
         # Without O_NONBLOCK, opening a named pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
-        raise UserError(f"{path} {what}; check the path") from None
-    except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
-        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}); check the path") from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(descriptor)
@@ -68,29 +79,10 @@ def open_regular(path: Path, limit: int = LARGE) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def check_readable(folder: Path, remedy: str) -> None:
-    """Check that the files of a folder can be looked at.
-
-    Raises:
-        UserError: it does not exist, is not a folder, or may not be entered.
-
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder that exists; {remedy}")
-    try:
-        os.listdir(folder)
-        os.stat(f"{folder}/.")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); ask its owner, or {remedy}") from None
-
-
 def read_bytes(path: Path, limit: int = LARGE) -> bytes:
     """Read a file whole; raises like `open_regular`."""
-    with open_regular(path, limit) as file:
-        try:
-            return file.read(os.fstat(file.fileno()).st_size)  # with a limit, that much memory would be allocated
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    with open_regular(path, limit) as file, reading(path):
+        return file.read(os.fstat(file.fileno()).st_size)  # with a limit, that much memory would be allocated
 
 
 def read_text(path: Path, limit: int = LARGE) -> str:
@@ -100,10 +92,8 @@ def read_text(path: Path, limit: int = LARGE) -> str:
         UserError: as `open_regular`, or it is not UTF-8.
 
     """
-    try:
+    with reading(path):
         return read_bytes(path, limit).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); check that it is the right file") from None
 
 
 def read_json(path: Path, limit: int = LARGE) -> Any:

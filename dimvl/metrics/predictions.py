@@ -2,7 +2,7 @@
 
 VQA: `[{"question_id": 1, "answer": "red"}, ...]`. Captions: `[{"image_id": 1, "caption": "a red star"}, ...]`, or with
 `images` (a list) instead of `image_id` and optional `times`, as dimvl writes captions of several images. Every question
-or image has exactly one record; further fields are ignored. `dimvl/data/annotations/fields.py` says which ids are the
+or image has exactly one record; further fields are ignored. `dimvl/fields.py` says which ids are the
 same.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import Id, identifier
 from dimvl.data.annotations.records import ImageKey
 from dimvl.errors import UserError
+from dimvl.fields import Id, identifier, items, mapping
 from dimvl.files import read_json
 from dimvl.showing import short
 
@@ -52,11 +52,11 @@ def images_of(prediction: Mapping[str, Any], place: str = "the prediction") -> I
     several = "image_id" not in prediction
     given = prediction["images"] if several else [prediction["image_id"]]
     times = prediction.get("times") or []
-    if not isinstance(given, list):
-        raise UserError(f"{place} has images {short(given)}; give a list of ids, or image_id")
     if not isinstance(times, list) or not all(type(time) in (int, float) for time in times):
         raise UserError(f"{place} has times {short(times)}; give a list of numbers")
-    ids = tuple(str(identifier(one, "images" if several else "image_id", place)) for one in given)
+    ids = tuple(
+        str(identifier(one, "images" if several else "image_id", place)) for one in items(given, "images", place)
+    )
     return ids, tuple(map(float, times))
 
 
@@ -94,12 +94,9 @@ def _read(path: Path, keys: Sequence[str], text: str) -> Iterator[tuple[str, dic
         raise UserError(f"{path} is an empty list; write it as {form}")
     for number, record in enumerate(content):
         place = f"{path}: item {number}"
-        if not isinstance(record, dict):
-            raise UserError(f"{place} is not a JSON object; write the file as {form}")
-        name = next((key for key in keys if key in record), keys[0])
-        for field in (name, text):
-            if field not in record:
-                raise UserError(f"{place} has no field {field!r}; write the file as {form}")
+        remedy = f"write the file as {form}"
+        name = next((key for key in keys if key in mapping(record, (), place, remedy)), keys[0])
+        mapping(record, (name, text), place, remedy)
         if not isinstance(record[text], str):
             value, own = short(record[text]), short(record[name])
             raise UserError(f"{path}: the {text} of {name} {own} is {value}, not a text; put it in quotes")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dimvl.errors import UserError
+from dimvl.fields import mapping
 from dimvl.files import RESTORE, Strict, check_values, read_json
 from dimvl.files.reading import SMALL
 from dimvl.files.weights import load_weights, weight_shapes
@@ -17,11 +18,10 @@ from dimvl.model.heads import is_head
 from dimvl.model.model import Activation, DimvlModel, Size, copy_language_to_vision, read_arguments
 from dimvl.showing import short
 
-BERT_WEIGHTS = "model.safetensors"
-"""The file of the weights in the folder of a BERT checkpoint."""
 RENAMED = {"regions.feature_deviation": "regions.feature_std"}
 """Name of a weight before version 0.2 -> its present name."""
 BERT_WEIGHTS = "model.safetensors"
+"""The file of the weights in the folder of a BERT checkpoint."""
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -62,16 +62,20 @@ def load_trained(config: Path, file: Path) -> DimvlModel:
             expected = {name: tuple(value.shape) for name, value in saved_tensors(DimvlModel(**arguments)).items()}
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{config} does not describe a model ({error}); {RESTORE}") from None
-    for name in (*expected, *shapes):
-        if shapes.get(name) != expected.get(name):
-            raise UserError(
-                f"{file} does not fit {config}: {name} is {shapes.get(name, 'missing')} in the file and "
-                f"{expected.get(name, 'missing')} in the model; {RESTORE}"
-            )
+    if misfit := first_misfit(shapes, expected):
+        raise UserError(f"{file} does not fit {config}: {misfit}; {RESTORE}")
     with _Unfilled():
         model = DimvlModel(**arguments)
     model.load_state_dict(read_weights(file), strict=False)  # a tied weight has two names there and one in the file
     return model
+
+
+def first_misfit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Describe the first weight whose shape in a file is not that of the model; empty if there is none."""
+    for name in (*wanted, *found):
+        if found.get(name) != wanted.get(name):
+            return f"{name} is {found.get(name, 'missing')} in the file and {wanted.get(name, 'missing')} in the model"
+    return ""
 
 
 class _Unfilled(TorchFunctionMode):
@@ -170,8 +174,8 @@ def bert_arguments(folder: Path) -> dict[str, Any]:
 
     """
     file, remedy = folder / "config.json", "give a folder with a BERT checkpoint of transformers"
-    values = read_json(file, SMALL)
-    if isinstance(values, dict) and values.get("model_type") != "bert":
+    values = mapping(read_json(file, SMALL), (), str(file), remedy)
+    if values.get("model_type") != "bert":
         raise UserError(f"{folder} holds a model of type {short(values.get('model_type'))}; only 'bert' can be loaded")
     found = check_values(values, BertConfig, file, remedy)
     if found.hidden_size % found.num_attention_heads:
@@ -211,14 +215,8 @@ def check_bert(folder: Path, arguments: Mapping[str, Any]) -> None:
             f"{file} has {len(layers)} layers but config.json says {arguments['layers']}; copy both from the same "
             "checkpoint"
         )
-    for name, shape in wanted.items():
-        if name not in shapes:
-            raise UserError(f"{file} lacks the weight {name}; give a complete BERT checkpoint")
-        if shapes[name] != shape:
-            raise UserError(
-                f"{file}: {name} has shape {shapes[name]} but config.json says {shape}; copy both from the same "
-                "checkpoint"
-            )
+    if misfit := first_misfit({name: shapes[name] for name in wanted if name in shapes}, wanted):
+        raise UserError(f"{file} does not fit its config.json: {misfit}; copy both from the same checkpoint")
 
 
 def load_bert(model: DimvlModel, folder: Path) -> None:

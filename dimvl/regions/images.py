@@ -104,11 +104,6 @@ def image_in_thread(source: object, name: str) -> Image.Image:
     )
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turn an open PIL image of any kind into upright RGB; see `load_image`."""
-    return _rgb(ImageOps.exif_transpose(image))
-
-
 def _decoded(file: Any, name: str) -> Image.Image:
     """Decode an image file of one of `FORMATS`."""
     with _named(name):

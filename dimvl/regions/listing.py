@@ -6,21 +6,19 @@ is (`0001`), numbers become their digits.
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import inside, open_regular, read_json
+from dimvl.fields import COCO, identifier, records
+from dimvl.files import existing_folder, inside, open_regular, read_json, reading
 from dimvl.regions.images import SUFFIXES
-from dimvl.showing import short
+from dimvl.showing import some
 
 log = logging.getLogger(__name__)
 
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 """The first bytes of image files, by which files with other endings are recognised; WebP is a kind of RIFF."""
-SHOWN = 3  # folders named in a message
 
 
 @dataclass
@@ -73,13 +71,8 @@ def image_files_in(folder: Path, passed: PassedOver | None = None) -> list[Path]
 
     """
     counted, passed = passed is not None, passed or PassedOver()
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist or is not a folder; check the path")
-    try:
-        with os.scandir(folder) as entries:
-            files = sorted(folder / entry.name for entry in entries if _is_image(entry, passed))
-    except OSError as error:
-        raise UserError(f"image folder {folder} cannot be read ({error.strerror}); check its permissions") from None
+    with reading(folder), os.scandir(existing_folder(folder)) as entries:
+        files = sorted(folder / entry.name for entry in entries if _is_image(entry, passed))
     if not files and passed.folders:
         raise UserError(f"{folder} has no images itself but its folders do: {_some(passed.folders)}; give one of them")
     if not files:
@@ -98,8 +91,9 @@ def images_of_coco(annotations: Path, folder: Path) -> list[tuple[str, Path]]:
 
     """
     listed = [
-        (image_id, inside(folder, text_of(image, "file_name", place)))
-        for image_id, image, place in listed_images(read_json(annotations), annotations)
+        (image_id, inside(folder, file))
+        for place, image in records(annotations, read_json(annotations), "images", ("id", "file_name"), COCO)
+        for image_id, file in [[str(identifier(image[name], name, place)) for name in ("id", "file_name")]]
     ]
     if not listed:
         raise UserError(f"{annotations} lists no images; give another file")
@@ -114,36 +108,6 @@ def images_of_coco(annotations: Path, folder: Path) -> list[tuple[str, Path]]:
             "give the folder, or the file, of the same split"
         )
     return listed
-
-
-def listed_images(content: Any, path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield id, fields and place of each image that a COCO file lists; a `UserError` if it has no such list."""
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list):
-        raise UserError(f'{path} has no list "images" with an "id" and a "file_name" each; give a COCO annotation file')
-    for number, image in enumerate(images):
-        place = f"{path}: item {number} of images"
-        if not isinstance(image, dict):
-            raise UserError(f"{place} is {short(image)}; give an object with id and file_name")
-        yield id_of(image, "id", place), image, place
-
-
-def id_of(record: dict[str, Any], name: str, place: str) -> str:
-    """Return an id as text; a `UserError` if it is neither text nor a whole number."""
-    value = record.get(name)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
-        return str(value)
-    return text_of(record, name, place, "text or a whole number")
-
-
-def text_of(record: dict[str, Any], name: str, place: str, what: str = "text") -> str:
-    """Return a field that must be text."""
-    value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place} has {name} {short(value)}; give {what}")
-    return value
 
 
 def _is_image(entry: os.DirEntry[str], passed: PassedOver) -> bool:
@@ -177,9 +141,7 @@ def _starts_as_image(path: Path) -> bool:
 
 
 def _some(folders: list[Path]) -> str:
-    """Name the first folders."""
-    more = len(folders) - SHOWN
-    return ", ".join(folder.name for folder in sorted(folders)[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    return some([folder.name for folder in sorted(folders)])
 
 
 def _without_duplicates(images: list[tuple[str, Path]]) -> list[tuple[str, Path]]:

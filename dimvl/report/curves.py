@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,21 +43,15 @@ def read_losses(path: Path) -> list[Series]:
         UserError: the file is missing or is not the log of a run.
 
     """
-    points: dict[str, list[tuple[int, float]]] = {}
-    try:
-        for report in read_log(path):
-            if "validation" in report:
-                continue
-            for name, value in report["losses"].items():
-                if report["counts"][name.partition("/")[0]]:
-                    points.setdefault(name, []).append((report["step"], value))
-    except (AttributeError, ValueError, KeyError, TypeError) as error:  # a line of an older version has no checksum
-        raise UserError(f"{path} is not the log of a run ({error!r}); check that it is the right file") from None
-    result = []
-    for name, pairs in points.items():
-        steps, values = (np.array(column) for column in zip(*pairs, strict=True))
-        result.append(Series(name, steps, values, _running_mean(values, len(values) // (2 * _SMOOTHING))))
-    return result
+
+    def losses(report: dict[str, Any]) -> dict[str, float]:
+        found = {} if "validation" in report else report["losses"]
+        return {name: value for name, value in found.items() if report["counts"][name.partition("/")[0]]}
+
+    return [
+        Series(name, steps, values, _running_mean(values, len(values) // (2 * _SMOOTHING)))
+        for name, steps, values in _logged(path, losses)
+    ]
 
 
 def read_scores(path: Path) -> list[Series]:
@@ -67,16 +61,27 @@ def read_scores(path: Path) -> list[Series]:
         UserError: as `read_losses`.
 
     """
+
+    def scores(record: dict[str, Any]) -> dict[str, float]:
+        return {"score": record["validation"], **record.get("validation_parts", {})} if "validation" in record else {}
+
+    return [Series(name, steps, values, values) for name, steps, values in _logged(path, scores)]
+
+
+def _logged(
+    path: Path, numbers: Callable[[dict[str, Any]], Mapping[str, float]]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield the name, steps and values of each number that is in the lines of a log."""
     points: dict[str, list[tuple[int, float]]] = {}
     try:
         for record in read_log(path):
-            if "validation" in record:
-                for name, value in {"score": record["validation"], **record.get("validation_parts", {})}.items():
-                    points.setdefault(name, []).append((record["step"], float(value)))
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
+            for name, value in numbers(record).items():
+                points.setdefault(name, []).append((record["step"], float(value)))
+    except (AttributeError, ValueError, KeyError, TypeError) as error:  # a line of an older version has no checksum
         raise UserError(f"{path} is not the log of a run ({error!r}); check that it is the right file") from None
-    columns = {name: [np.array(column) for column in zip(*pairs, strict=True)] for name, pairs in points.items()}
-    return [Series(name, steps, values, values) for name, (steps, values) in columns.items()]
+    for name, pairs in points.items():
+        steps, values = (np.array(column) for column in zip(*pairs, strict=True))
+        yield name, steps, values
 
 
 def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:

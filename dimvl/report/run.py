@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.checkpoints import LOG, PREDICTIONS, read_log, run_arguments
-from dimvl.errors import UserError
 from dimvl.report.curves import read_losses, read_scores
 from dimvl.report.page import drawn_curves, write_page
 
@@ -34,8 +33,6 @@ def write_run_report(run: Path, out: Path | None = None) -> Path:
     """
     described = run_arguments(run)
     log, predictions, page = run / LOG, run / PREDICTIONS, out or run / PAGE
-    if out is not None and out.is_dir():
-        raise UserError(f"{out} is a folder; give a file such as {out / PAGE}")
     records = read_log(log) if log.exists() else []
     losses, scores = (read_losses(log), read_scores(log)) if records else ([], [])
     validations = [record for record in records if "validation" in record]

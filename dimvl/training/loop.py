@@ -21,6 +21,7 @@ from dimvl.errors import Interrupted, NotFiniteError, UserError
 from dimvl.model.flops import total_flops
 from dimvl.model.work import Work
 from dimvl.objectives import normalise
+from dimvl.showing import some
 from dimvl.tasks import task_of
 from dimvl.training.checkpoint import Saver
 from dimvl.training.engine import Engine
@@ -189,7 +190,7 @@ def optimise(engine: Engine, step: Step, seed: int, number: int) -> Update:
         images = [source for batch in step.micro_batches for source in batch.sources]
         images = [source for part in ranks.gather(images[:SHOWN]) for source in part]
         raise NotFiniteError(
-            f"the gradient is not finite at step {number + 1}, in {_shorten(images)}; nothing was saved; {REMEDY}"
+            f"the gradient is not finite at step {number + 1}, in {some(images, SHOWN)}; nothing was saved; {REMEDY}"
         )
     return Update(sums, counts, norm, rate)
 
@@ -210,7 +211,7 @@ def _check_finite(ranks: Ranks, losses: Mapping[str, float], step: int, sources:
     bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if not any_rank(ranks, bool(bad)):
         return
-    own = f"the loss {bad[0]} is not finite at step {step + 1}, in {_shorten(sources)}" if bad else ""
+    own = f"the loss {bad[0]} is not finite at step {step + 1}, in {some(sources, SHOWN)}" if bad else ""
     messages = ranks.gather(own)
     rank = next(rank for rank, text in enumerate(messages) if text)
     where = f" (rank {rank})" if ranks.size > 1 else ""
@@ -225,11 +226,6 @@ def _validate(validation: Validation, best: Best | None, done: int, log: Log) ->
     best = Best.after(best, found.score, done)
     log.write_validation(done, found, best)
     return best
-
-
-def _shorten(sources: Sequence[str]) -> str:
-    rest = f" and {len(sources) - SHOWN} more" if len(sources) > SHOWN else ""
-    return ", ".join(sources[:SHOWN]) + rest
 
 
 @dataclass

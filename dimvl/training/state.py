@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dimvl.checkpoints import OPTIMISER, WEIGHTS
 from dimvl.errors import UserError
 from dimvl.files.weights import save_weights
-from dimvl.model.convert import read_weights, saved_tensors
+from dimvl.model.convert import first_misfit, read_weights, saved_tensors
 
 SCHEDULE = "schedule"
 
@@ -59,12 +59,7 @@ def read_state(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
 
     """
     weights, optimiser = read_weights(folder / WEIGHTS), read_weights(folder / OPTIMISER)
-    for name in [*shapes, *weights]:
-        found, wanted = (tuple(weights[name].shape) if name in weights else None), shapes.get(name)
-        if found != wanted:
-            raise UserError(
-                f"{folder} was saved with another configuration ({name} has shape {found} there and {wanted} here); "
-                "give another output folder"
-            )
+    if misfit := first_misfit({name: tuple(weight.shape) for name, weight in weights.items()}, shapes):
+        raise UserError(f"{folder} was saved with another configuration ({misfit}); give another output folder")
     steps = int(optimiser.pop(SCHEDULE))
     return State(weights, optimiser, steps)

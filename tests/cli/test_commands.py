@@ -264,4 +264,4 @@ def test_export_writes_scores_into_the_model_card(run: Run, tmp_path: Path, mode
     assert run(*arguments, "--scores", scores).code == 0
     assert "| overall | 0.6250 |" in (tmp_path / "out" / "README.md").read_text()
     scores.write_text("[1]")
-    refused(run(*arguments, "--scores", scores), "must be an object with scores by name")
+    refused(run(*arguments, "--scores", scores), "is not a JSON object; give scores by name")

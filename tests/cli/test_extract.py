@@ -117,7 +117,7 @@ def test_what_a_folder_has_beside_images_is_told_and_folders_of_images_give_exit
     (tmp_path / "photos" / "4.png").symlink_to("nowhere.png")
     result = run("extract", tmp_path / "photos", tmp_path / "three", *detector_of(place, "mine"))
     assert result.code == 1 and "folders with images (more; give them one by one)\n3 images done" in result.out
-    assert ", 1 skipped" in result.out and "4.png is a link to a file that does not exist" in caplog.text
+    assert ", 1 skipped" in result.out and "4.png is a link to something that does not exist" in caplog.text
 
 
 def test_an_int8_store_is_continued_only_as_int8(run: Run, place: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dimvl.data import text_arrays
 from dimvl.data import text_store as text_store_module
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.data.tokenizer import Tokenizer
@@ -112,7 +113,7 @@ def test_writing_in_pieces_gives_the_same_files(tmp_path, source, monkeypatch):
     texts = [LabelledText(n, (f"{'é' * (n % 3)}{n % 7}",), TEXTS[n % 3], ((n % 5, 0.5),) * (n % 3)) for n in range(50)]
     stores = []
     for pieces in (50, 8):
-        monkeypatch.setattr(text_store_module, "TEXTS_AT_ONCE", pieces)
+        monkeypatch.setattr(text_arrays, "TEXTS_AT_ONCE", pieces)
         path = text_store(tmp_path / f"cache-{pieces}", make_tokenizer(), 9, [source], texts).path
         stores.append({file.name: file.read_bytes() for file in path.iterdir()})
     assert stores[0] == stores[1]

@@ -17,7 +17,7 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
         tmp_path / "pipe": "pipe is a pipe or a device; give a file on disk",
         "/dev/zero": "zero is a pipe or a device",
         tmp_path: "is a folder; give a file",
-        tmp_path / "dangling": "is a link to a file that does not exist",
+        tmp_path / "dangling": "is a link to something that does not exist",
         tmp_path / "missing": "missing does not exist; check the path",
         tmp_path / "large" / "below": "below does not exist",
         tmp_path / "large": "has 5 bytes but such a file has at most 4",

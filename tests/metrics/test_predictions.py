@@ -58,7 +58,7 @@ def test_captions_of_several_images_are_told_apart_by_order_and_times(tmp_path: 
         read_predicted_captions(path, [BY_ID["1"]])
     for wrong, says in (
         ({"images": [[1], 2]}, r"item 0: images \[1\] is not an id"),
-        ({"images": 3}, "item 0 has images 3; give a list"),
+        ({"images": 3}, "item 0: images is 3, not a list"),
         ({"image_id": 3, "times": ["a"]}, r"item 0 has times \['a'\]; give a list of numbers"),
     ):
         with pytest.raises(UserError, match=says):

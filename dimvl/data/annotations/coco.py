@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import Id, Once, identifier, records, words
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
+from dimvl.fields import Id, Once, identifier, records, words
 
 
 def coco_captions(path: Path, content: Any, bare: bool = False) -> list[Caption]:

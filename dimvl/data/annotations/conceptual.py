@@ -6,9 +6,9 @@ downloaded, every image would silently get the wrong caption.
 
 from pathlib import Path
 
-from dimvl.data.annotations.fields import FORMATS, identifier, lines, words
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
+from dimvl.fields import FORMATS, identifier, lines, words
 
 HEADERS = {"caption\turl", "caption\timage", "caption\timage_url", "caption\tpath", "caption\tfile"}
 

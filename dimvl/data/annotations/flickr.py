@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dimvl.data.annotations.fields import FORMATS, Once, identifier, lines, words
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
+from dimvl.fields import FORMATS, Once, identifier, lines, words
 from dimvl.showing import short
 
 TOKEN = re.compile(r"[^\t]+\.(jpe?g|png|webp|bmp|tiff?|gif)#[0-9]+\t", re.IGNORECASE)

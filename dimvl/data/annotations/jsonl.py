@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dimvl.data.annotations.fields import FORMATS, Id, Once, identifier, label, lines, mapping, words
 from dimvl.data.annotations.records import Caption, ImageKey, Question, name_images
 from dimvl.errors import UserError
+from dimvl.fields import Id, Once, identifier, items, label, lines, mapping, words
 from dimvl.files import parse_json
 from dimvl.showing import short
 
@@ -83,9 +83,9 @@ def _records(path: Path, fields: Sequence[str]) -> Iterator[Line]:
     """Yield each line; `fields` are required besides the images."""
     for number, line in lines(path):
         place = f"{path}, line {number}"
-        value = parse_json(line, place, "write one object per line")
-        several = isinstance(value, dict) and "images" in value
-        record = mapping(value, ("images" if several else "image", *fields), place)
+        record = mapping(parse_json(line, place, "write one object per line"), (), place)
+        several = "images" in record
+        mapping(record, ("images" if several else "image", *fields), place)
         written = _images(record, place) if several else (identifier(record["image"], "image", place),)
         times = _times(record["times"], len(written), place) if "times" in record else ()
         yield place, record, written, (tuple(map(str, written)), times)
@@ -100,12 +100,9 @@ def _images(record: dict[str, Any], place: str) -> tuple[Id, ...]:
     """
     if "image" in record:
         raise UserError(f"{place} has both image and images; keep one of them")
-    given = record["images"]
-    if not isinstance(given, list):
-        raise UserError(f"{place}: images is {short(given)}, not a list; write it in brackets, or as image")
-    if not given:
+    images = tuple(identifier(image, "image", place) for image in items(record["images"], "images", place))
+    if not images:
         raise UserError(f"{place}: images is empty; name at least one image")
-    images = tuple(identifier(image, "image", place) for image in given)
     texts = list(map(str, images))
     if twice := [image for number, image in enumerate(texts) if image in texts[:number]]:
         raise UserError(f"{place}: images names {twice[0]!r} twice; name each image once")
@@ -131,6 +128,5 @@ def _answers(record: dict[str, Any], number: Id, place: str) -> tuple[str, ...]:
     if "answer" in record and "answers" in record:
         raise UserError(f"{place}: question {number} has both answer and answers; keep one of them")
     given = [record["answer"]] if "answer" in record else record.get("answers", [])
-    if not isinstance(given, list):
-        raise UserError(f"{place}: the answers of question {number} are not a list; {FORMATS}")
-    return tuple(label(answer, f"an answer of question {number}", place) for answer in given)
+    listed = items(given, f"answers of question {number}", place)
+    return tuple(label(answer, f"an answer of question {number}", place) for answer in listed)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import FORMATS, Once, identifier, mapping, records, words
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
+from dimvl.fields import Once, identifier, items, mapping, records, words
 
 
 def is_karpathy(content: Any) -> bool:
@@ -56,11 +56,10 @@ def karpathy_captions(path: Path, content: Any, split: Sequence[str], bare: bool
         if record["split"] not in split:
             continue
         image, names, named = (str(written),), (name,), (written,)
-        if not isinstance(record["sentences"], list):
-            raise UserError(f"{place}: sentences of image {written} is not a list; {FORMATS}")
-        if not record["sentences"]:
+        sentences = items(record["sentences"], f"sentences of image {written}", place)
+        if not sentences:
             without.append(Caption(len(without), image, "", names, written_ids=named))
-        for sentence in record["sentences"]:
+        for sentence in sentences:
             sentence = mapping(sentence, ("raw", "sentid"), f"{place}: a sentence of image {written}")
             number = identifier(sentence["sentid"], "sentid", place)
             captions.check(number, place)

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from dimvl.data.annotations.coco import coco_captions
 from dimvl.data.annotations.conceptual import conceptual_captions
-from dimvl.data.annotations.fields import FORMATS, lines
 from dimvl.data.annotations.flickr import COMMAS, PIPES, TOKEN, bar_captions, comma_captions, token_captions
 from dimvl.data.annotations.jsonl import jsonl_captions, jsonl_questions
 from dimvl.data.annotations.karpathy import is_karpathy, karpathy_captions
 from dimvl.data.annotations.records import Caption, Question
 from dimvl.data.annotations.vqa import vqa_questions
 from dimvl.errors import UserError
+from dimvl.fields import FORMATS, lines
 from dimvl.files import read_json, sha256
 
 logger = logging.getLogger(__name__)

@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dimvl.data.annotations.fields import Id
+from dimvl.fields import Id
+from dimvl.showing import some
 
 ImageKey = tuple[tuple[str, ...], tuple[float, ...]]
 """Ids of the images of a text, in order, and their times in seconds, one for each or none."""
-NAMED = 3
 
 
 def name_images(image_ids: Sequence[str]) -> str:
     """Name images in a message: `image 17`, or `images 17, 18`."""
-    more = f" and {len(image_ids) - NAMED} more" if len(image_ids) > NAMED else ""
-    return f"image{'s' * (len(image_ids) > 1)} {', '.join(image_ids[:NAMED])}{more}"
+    return f"image{'s' * (len(image_ids) > 1)} {some(image_ids)}"
 
 
 class _AboutImages:

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dimvl.data.annotations.fields import FORMATS, Id, Once, identifier, label, records, words
 from dimvl.data.annotations.records import Question
 from dimvl.errors import UserError
+from dimvl.fields import Id, Once, identifier, items, label, mapping, records, words
 from dimvl.files import read_json
 
 _SUBTYPE = re.compile(r"(train|val|test)(?:-dev)?([0-9]{4})")
@@ -61,10 +61,11 @@ def _annotations(path: Path) -> dict[str, tuple[str, tuple[str, ...], str, str]]
     for place, record in records(path, read_json(path), "annotations", ("question_id", "answers")):
         number = identifier(record["question_id"], "question_id", place)
         once.check(number, place)
-        answers = record["answers"]
-        if not isinstance(answers, list) or not all(isinstance(one, dict) and "answer" in one for one in answers):
-            raise UserError(f"{place}: the answers of question {number} are not a list of {{'answer': ...}}; {FORMATS}")
-        given = tuple(label(one["answer"], f"an answer of question {number}", place) for one in answers)
+        answers, what = (
+            items(record["answers"], f"answers of question {number}", place),
+            f"an answer of question {number}",
+        )
+        given = tuple(label(mapping(one, ("answer",), f"{place}: {what}")["answer"], what, place) for one in answers)
         kind, answer_type = (label(record.get(name, ""), name, place) for name in ("question_type", "answer_type"))
         image = str(identifier(record["image_id"], "image_id", place)) if "image_id" in record else ""
         result[str(number)] = (image, given, kind, answer_type)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from dimvl.errors import UserError
+from dimvl.fields import COCO, Once, identifier, pixels, records, words
 from dimvl.files import read_json
 from dimvl.regions.detectors.base import RegionDetector
 from dimvl.regions.geometry import area, clip, pixels_to_fractions, xywh_to_corners
-from dimvl.regions.listing import id_of, listed_images, text_of
 from dimvl.regions.records import SIZES, Detections, Extractor, check_boxes
 from dimvl.showing import short
 
@@ -56,20 +56,15 @@ class GivenBoxes:
         """
         value = read_json(file)
         sizes: dict[str, tuple[int, int]] = {}
-        for image_id, image, place in listed_images(value, file):
-            if image_id in sizes:
-                raise UserError(f"{place} has the id {image_id}, which another image has; correct one")
-            sizes[image_id] = _side(image, "width", place), _side(image, "height", place)
+        for place, image_id, image in _listed(file, value, "images", ("width", "height")):
+            sizes[image_id] = pixels(image, "width", place), pixels(image, "height", place)
         categories: dict[str, str] = {}
-        for category, place in _items(value, "categories", file):
-            category_id = id_of(category, "id", place)
-            if category_id in categories:
-                raise UserError(f"{place} has the id {category_id}, which another category has; correct one")
-            categories[category_id] = text_of(category, "name", place)
+        for place, category_id, category in _listed(file, value, "categories", ("name",)):
+            categories[category_id] = words(category["name"], "name", place)
         label_of = {category: label for label, category in enumerate(categories)}
         rows: dict[str, list[tuple[np.ndarray, int, float]]] = {image: [] for image in sizes}
         skipped = 0
-        for annotation, place in _items(value, "annotations", file):
+        for place, annotation in records(file, value, "annotations", ("image_id", "category_id", "bbox"), COCO):
             image_id, corners, label, score = _box(annotation, sizes, label_of, place)
             if area(corners[None])[0] > 0 and not annotation.get("iscrowd"):
                 rows[image_id].append((corners, label, score))
@@ -126,27 +121,19 @@ class GivenBoxes:
         )
 
 
-def _items(content: Any, name: str, file: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the objects of a list of a COCO file, each with its place."""
-    items = content.get(name)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise UserError(f'{file} has no list "{name}" of objects; give a COCO annotation file')
-    for number, item in enumerate(items):
-        yield item, f"{file}: item {number} of {name}"
-
-
-def _side(image: Mapping[str, Any], name: str, place: str) -> int:
-    value = image.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**32 or value != int(value):
-        raise UserError(f"{place} has {name} {short(value)}; give its size in whole pixels")
-    return int(value)
+def _listed(file: Path, value: Any, key: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield place, id and value of each item of a list whose ids must differ."""
+    once = Once("id")
+    for place, record in records(file, value, key, ("id", *fields), COCO):
+        once.check(own := identifier(record["id"], "id", place), place)
+        yield place, str(own), record
 
 
 def _box(
     annotation: dict[str, Any], sizes: Mapping[str, tuple[int, int]], label_of: Mapping[str, int], place: str
 ) -> tuple[str, np.ndarray, int, float]:
     """Read one annotation: image id, corners (4,) as fractions, label and score."""
-    image, category = id_of(annotation, "image_id", place), id_of(annotation, "category_id", place)
+    image, category = (str(identifier(annotation[name], name, place)) for name in ("image_id", "category_id"))
     place = f"{place}, of image {image}"
     if image not in sizes:
         raise UserError(f"{place}: the image is not listed; add it to images")
@@ -155,12 +142,10 @@ def _box(
     try:
         box = np.array([float(number) for number in annotation["bbox"]])
         score = float(annotation.get("score", 1.0))
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         box, score = np.zeros(0), 1.0
     if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
-        raise UserError(
-            f"{place}: bbox {short(annotation.get('bbox'))} is not x, y, width, height in pixels; correct it"
-        )
+        raise UserError(f"{place}: bbox {short(annotation['bbox'])} is not x, y, width, height in pixels; correct it")
     if not 0 <= score <= 1:
         raise UserError(f"{place}: score {score} is not a probability; correct it")
     corners = xywh_to_corners(box[None])

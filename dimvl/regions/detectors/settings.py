@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dimvl.errors import UserError
+from dimvl.fields import mapping
 from dimvl.files import Strict, check_values, read_json
 from dimvl.regions.detectors.base import KIND, SETTINGS
 from dimvl.regions.detectors.network import DetectorSettings
@@ -53,10 +54,7 @@ class TorchvisionSettings(LibrarySettings):
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read the `detector.json` of a folder; a `UserError` if it is missing or is not a JSON object."""
-    values = read_json(folder / SETTINGS, LARGEST)
-    if not isinstance(values, dict):
-        raise UserError(f"{folder / SETTINGS} is not a JSON object; {REMEDY}")
-    return values
+    return mapping(read_json(folder / SETTINGS, LARGEST), (), str(folder / SETTINGS), REMEDY)
 
 
 def scene_settings(folder: Path) -> DetectorSettings:

@@ -37,6 +37,7 @@ from dimvl.regions.detectors.selection import Selection, label_first, select
 from dimvl.regions.detectors.settings import LibrarySettings, library_settings
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
 from dimvl.regions.detectors.weights import fingerprint
+from dimvl.showing import reason
 
 SOFTMAX = ("detr", "table-transformer")  # families whose last class is "no object"
 SIGMOID = ("rt_detr", "rt_detr_v2", "d_fine")  # families that judge each class independently
@@ -165,9 +166,8 @@ def _open(place: str | Path) -> tuple[Any, Any]:
     except UserError:
         raise
     except Exception as error:  # missing files, no network, another format, a missing extra: many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"detector {place} cannot be loaded by transformers ({reason}); check name, files and network"
+            f"detector {place} cannot be loaded by transformers ({reason(error)}); check name, files and network"
         ) from None
     return model, processor
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from dimvl.errors import UserError
 from dimvl.files import open_regular
 from dimvl.files.weights import LARGEST, load_weights
+from dimvl.showing import reason
 
 
 def fingerprint(weights: Mapping[str, Tensor], *more: str) -> str:
@@ -36,9 +37,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a forbidden pickle, a torn archive, a wrong header: many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{file} cannot be read as plain weights ({reason}); replace the file, or save a state_dict alone"
+            f"{file} cannot be read as plain weights ({reason(error)}); replace the file, or save a state_dict alone"
         ) from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):  # as torchvision's own training script saves
         state = state["model"]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dimvl.errors import UserError
+from dimvl.fields import COCO, identifier, pixels, records
 from dimvl.files import read_json, read_text
 from dimvl.regions.store.format import number_of
 from dimvl.regions.vocabulary import is_background
@@ -104,17 +105,11 @@ class Sizes:
         self._used: set[_Listed] = set()
         self._by_id: dict[str, list[_Listed]] = {}
         self._by_name: dict[str, list[_Listed]] = {}
-        value = read_json(path)
-        try:
-            for image in value["images"]:
-                size = int(image["width"]), int(image["height"])
-                listed = _Listed(str(image["id"]), str(image.get("file_name", "")), size)
-                _add(self._by_id, [listed.image_id], listed)
-                _add(self._by_name, _names(listed.file_name), listed)
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-            raise UserError(
-                f'{path} has no list "images" with "id", "width" and "height" each; give a COCO annotation file'
-            ) from None
+        for place, image in records(path, read_json(path), "images", ("id", "width", "height"), COCO):
+            size = pixels(image, "width", place), pixels(image, "height", place)
+            listed = _Listed(str(identifier(image["id"], "id", place)), str(image.get("file_name", "")), size)
+            _add(self._by_id, [listed.image_id], listed)
+            _add(self._by_name, _names(listed.file_name), listed)
 
     def of(self, image_id: str) -> tuple[int, int]:
         """Width and height of an image.

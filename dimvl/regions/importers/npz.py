@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.files import open_regular
+from dimvl.files import open_regular, reading
 from dimvl.regions.importers.common import (
     ATTRIBUTES_KEPT,
     MAX_ARRAY,
@@ -55,11 +55,8 @@ class Folder(NamedTuple):
 
 def files_of(path: Path) -> Folder:
     """List a folder of .npz files."""
-    try:
-        with os.scandir(path) as found:
-            files = {entry.name: not entry.is_dir() for entry in found}
-    except OSError as error:
-        raise UserError(f"folder {path} cannot be read ({error.strerror}); check the path") from None
+    with reading(path), os.scandir(path) as found:
+        files = {entry.name: not entry.is_dir() for entry in found}
     names = sorted(name for name, is_file in files.items() if is_file and name.endswith(".npz") and name[0] != ".")
     if not names:
         raise UserError(f"{path} has no .npz files; check the path")

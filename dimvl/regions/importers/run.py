@@ -14,7 +14,7 @@ import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
-from dimvl.files import open_regular
+from dimvl.files import existing, open_regular
 from dimvl.regions.importers.common import MAX_VALUE, Assembler, Entry, Source
 from dimvl.regions.importers.facts import Facts
 from dimvl.regions.importers.given import ClashError, Sizes, Vocabulary
@@ -89,8 +89,7 @@ def open_source(
         coco_ids: use the number at the end of an image's id in the source as its id.
 
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist; check the path")
+    existing(path)
     if format_name not in (None, *FORMATS):
         raise UserError(f"--format {format_name} is not known; choose one of {', '.join(FORMATS)}")
     format_name = format_name or recognise(path)

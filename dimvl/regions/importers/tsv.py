@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.files import open_regular, read_bytes
+from dimvl.files import open_regular, read_bytes, reading
 from dimvl.regions.importers.common import MAX_REGIONS, Assembler, Entry, Source
 from dimvl.regions.importers.given import ClashError
 from dimvl.regions.records import Regions
@@ -70,11 +70,8 @@ class TsvFile:
 
     def lines(self) -> Iterator[Line]:
         """Lines that are not blank."""
-        try:
-            with open_regular(self.path, MAX_FILE) as file:
-                yield from self._streamed(file) if self.offsets is None else self._indexed(file.fileno(), self.offsets)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be read ({error.strerror}); check the disk") from None
+        with open_regular(self.path, MAX_FILE) as file, reading(self.path):
+            yield from self._streamed(file) if self.offsets is None else self._indexed(file.fileno(), self.offsets)
 
     def line_at(self, offset: int) -> list[bytes]:
         """Columns of the line at a byte offset."""

@@ -8,11 +8,10 @@ import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
-from dimvl.files import sha256
+from dimvl.files import FileChecksum, sha256
 from dimvl.regions.store.folder import Shard
 from dimvl.regions.store.format import (
     INDEX_DTYPE,
-    FileEntry,
     Manifest,
     checksum_of_record,
     checksum_of_rows,
@@ -124,12 +123,12 @@ class _Check:
         return (", ".join(name.encode("utf-8", "backslashreplace").decode() for name in named) or "none") + rest
 
 
-def _existing(file: Path, entry: FileEntry, dtype: np.dtype) -> np.ndarray:
+def _existing(file: Path, entry: FileChecksum, dtype: np.dtype) -> np.ndarray:
     """Memory-map the committed part of a file, or what exists of it."""
     length = min(file.stat().st_size if file.is_file() else 0, entry.num_bytes) // dtype.itemsize
     return np.asarray(np.memmap(file, dtype=dtype, mode="r", shape=(length,))) if length else np.empty(0, dtype=dtype)
 
 
-def _sound(file: Path, entry: FileEntry) -> bool:
+def _sound(file: Path, entry: FileChecksum) -> bool:
     """Whether the committed part of a file matches its checksum."""
     return hashlib.sha256(_existing(file, entry, np.dtype(np.uint8)).data).hexdigest() == entry.sha256

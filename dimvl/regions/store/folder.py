@@ -12,10 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from dimvl.errors import UserError
-from dimvl.files import Strict, check_values
+from dimvl.files import FileChecksum, Strict, check_values
 from dimvl.regions.store.format import (
     INDEX_DTYPE,
-    FileEntry,
     Manifest,
     decode_id,
     hash_of_id,
@@ -103,7 +102,7 @@ class StoreFolder:
             shard = self._shards[number] = Shard(self.path, self.manifest, number)
         return shard
 
-    def _map(self, name: str, entry: FileEntry, dtype: np.dtype) -> np.ndarray:
+    def _map(self, name: str, entry: FileChecksum, dtype: np.dtype) -> np.ndarray:
         """Memory-map the committed part of a file, after comparing it with its checksum."""
         file = self.path / name
         if not entry.num_bytes:  # an empty file cannot be mapped, and may not exist yet

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from dimvl.errors import UserError
-from dimvl.files import Strict, check_values, read_sealed, write_sealed
+from dimvl.files import FileChecksum, Sha256, Strict, check_values, read_sealed, write_sealed
 from dimvl.regions.records import Extractor
 
 FeatureDtype = Literal["float16", "int8"]
@@ -34,7 +34,6 @@ INDEX_DTYPE = np.dtype(
 
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 Columns = Annotated[int, Field(ge=0, lt=2**20)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class ShardEntry(Strict):
@@ -46,18 +45,11 @@ class ShardEntry(Strict):
     sha256: Sha256
 
 
-class FileEntry(Strict):
-    """A growing file in the manifest: its committed length, and the checksum of these bytes."""
-
-    num_bytes: Count
-    sha256: Sha256
-
-
 class Manifest(Strict):
     """The content of `manifest.json`.
 
-    `class_columns` (K) and `attribute_columns` (A) are 0 until the first image is written; `lookup` exists once a
-    writer has finished.
+    `index`, `ids` and `lookup` are the committed parts of growing files; `lookup` exists once a writer has finished.
+    `class_columns` (K) and `attribute_columns` (A) are 0 until the first image is written.
     """
 
     format: Literal["dimvl-regions"] = "dimvl-regions"
@@ -68,9 +60,9 @@ class Manifest(Strict):
     attribute_columns: Columns
     num_images: Count
     num_regions: Count
-    index: FileEntry
-    ids: FileEntry
-    lookup: FileEntry | None
+    index: FileChecksum
+    ids: FileChecksum
+    lookup: FileChecksum | None
     shards: tuple[ShardEntry, ...]
 
     @model_validator(mode="after")

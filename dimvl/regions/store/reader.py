@@ -20,6 +20,7 @@ from dimvl.regions.store.format import (
     encode_id,
     first_difference,
 )
+from dimvl.showing import with_others
 
 MAX_OPEN_SHARDS = 256
 """File descriptors per store: half of the common limit of 1,024 then serves two stores."""
@@ -131,10 +132,9 @@ class RegionStore:
                 first = ids[lacking[0]]
             missing += lacking.size
         if missing:
-            others = f" and {missing - 1:,} others" if missing > 1 else ""
             raise UserError(
-                f"region store {self.path} lacks image {first!r}{others}; "
-                "extract their regions, or remove the images from the annotations"
+                f"region store {self.path} lacks image {with_others(first, missing)}; extract their "
+                "regions, or remove the images from the annotations"
             )
         return np.concatenate(found)
 

@@ -21,13 +21,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, locked, open_own, writing
+from dimvl.files import FileChecksum, atomic_path, locked, open_own, writing
 from dimvl.regions.records import ARRAYS, Extractor, Regions, check_array
 from dimvl.regions.store.folder import StoreFolder
 from dimvl.regions.store.format import (
     INDEX_DTYPE,
     FeatureDtype,
-    FileEntry,
     Manifest,
     ShardEntry,
     checksum_of_record,
@@ -238,7 +237,7 @@ class RegionStoreWriter:
                 lookup = make_lookup(StoreFolder(self.path).index).astype("<u8").tobytes()
                 with atomic_path(self.path / "lookup.bin") as temporary:
                     temporary.write_bytes(lookup)
-                entry = FileEntry(num_bytes=len(lookup), sha256=hashlib.sha256(lookup).hexdigest())
+                entry = FileChecksum(num_bytes=len(lookup), sha256=hashlib.sha256(lookup).hexdigest())
                 write_manifest(self.path, self.manifest.model_copy(update={"lookup": entry}))
         finally:
             self._held.close()
@@ -249,7 +248,7 @@ class RegionStoreWriter:
         if not (self.path / "manifest.json").exists():
             if any(not _is_remnant(file) for file in self.path.iterdir()):
                 raise UserError(f"{self.path} is neither empty nor a region store; choose another folder")
-            nothing = FileEntry(num_bytes=0, sha256=hashlib.sha256().hexdigest())
+            nothing = FileChecksum(num_bytes=0, sha256=hashlib.sha256().hexdigest())
             manifest = Manifest(
                 extractor=extractor,
                 feature_dtype=feature_dtype,
@@ -354,7 +353,7 @@ def _converted(regions: Regions, name: str, dtype: np.dtype, columns: int) -> np
     return array
 
 
-def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Hash") -> FileEntry:
+def _append(file: Path, committed: FileChecksum, data: bytes, running: "hashlib._Hash") -> FileChecksum:
     """Write after the committed part of a file, over the rest of an interrupted commit."""
     with open_own(file, "r+b") as stream:
         stream.seek(committed.num_bytes)
@@ -363,10 +362,10 @@ def _append(file: Path, committed: FileEntry, data: bytes, running: "hashlib._Ha
         stream.flush()
         os.fsync(stream.fileno())
     running.update(data)
-    return FileEntry(num_bytes=committed.num_bytes + len(data), sha256=running.hexdigest())
+    return FileChecksum(num_bytes=committed.num_bytes + len(data), sha256=running.hexdigest())
 
 
-def _truncate(file: Path, committed: FileEntry) -> "hashlib._Hash":
+def _truncate(file: Path, committed: FileChecksum) -> "hashlib._Hash":
     """Cut a growing file to its committed length and hash it; create it if nothing is committed."""
     if not committed.num_bytes:
         open_own(file, "wb").close()

@@ -8,13 +8,13 @@ from typing import Any
 from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH, MODEL
 from dimvl.data.annotations import Question, read_questions
-from dimvl.data.annotations.fields import is_blank
 from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
 from dimvl.data.matching import match_files
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
 from dimvl.errors import UserError
+from dimvl.fields import is_blank
 from dimvl.files import read_json
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore

@@ -185,7 +185,7 @@ def karpathy(**changes):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("karpathy.json", karpathy(sentences=3), "sentences of image 12 is not a list"),
+        ("karpathy.json", karpathy(sentences=3), "sentences of image 12 is 3, not a list"),
         ("karpathy.json", karpathy(sentences=[{"raw": "a"}]), "a sentence of image 12 has no field 'sentid'"),
         ("karpathy.json", karpathy(sentences=[{"raw": "", "sentid": 7}]), "caption 7 of image 12 is empty"),
         ("karpathy.json", karpathy(sentences=[{"raw": "a", "sentid": 1}]), "sentid 1 appears twice"),

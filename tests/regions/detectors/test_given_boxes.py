@@ -94,12 +94,12 @@ def test_an_image_of_another_shape_than_its_boxes_were_drawn_at_is_skipped(image
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bbox": [1, 2, -3, 4]}, r"item 0 of annotations, of image 1: bbox .* is not x, y, width, height"),
+        ({"bbox": [1, 2, -3, 4]}, r"item 0 of 'annotations', of image 1: bbox .* is not x, y, width, height"),
         ({"bbox": [1, 2, float("nan"), 4]}, "is not x, y, width, height"),
         ({"bbox": [1, 2, float("inf"), 4]}, "is not x, y, width, height"),
         ({"bbox": [1, 2, 3]}, "is not x, y, width, height"),
         ({"bbox": None}, "bbox None is not x, y, width, height"),
-        ({"category_id": float("inf")}, "category_id inf; give text or a whole number"),
+        ({"category_id": float("inf")}, "category_id inf is not an id"),
         ({"bbox": ["a", 1, 1, 1]}, "is not x, y, width, height"),
         ({"bbox": [0.1, 0.1, 0.5, 0.5]}, r"bbox \[0.1, .*\] looks like fractions; give .* in pixels"),
         ({"bbox": [0, 0, 1, 1]}, "looks like fractions"),

@@ -271,7 +271,7 @@ def test_a_dangling_link_is_named_and_the_rest_is_imported(tmp_path: Path, run: 
     os.symlink("nowhere", source / "0.npz")
     code, out, _ = run("import", source, tmp_path / "out")
     assert code == 1 and "6 images done, 0 already there, 1 skipped" in out
-    assert "0.npz is a link to a file that does not exist" in caplog.text
+    assert "0.npz is a link to something that does not exist" in caplog.text
 
 
 def test_boxes_without_features_are_told(tmp_path: Path) -> None:

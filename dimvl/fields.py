@@ -1,4 +1,4 @@
-"""Checks of the values in annotation files; each mistake becomes one sentence.
+"""Checks of the values in JSON files of other people: annotations, COCO files, predictions; a mistake is one sentence.
 
 `place` says where a value was read, such as `captions.tsv, line 7`; every message begins with it.
 
@@ -10,14 +10,17 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import open_regular
+from dimvl.files import open_regular, reading
 from dimvl.showing import short
 
 FORMATS = "docs/annotations.md shows every format"
+COCO = "give a COCO annotation file"
+"""What can be done about a file of another format where only COCO's is read."""
 Id = int | str
 """An id as its file writes it; see above for what is the same id."""
 LONGEST_ID = 5_000
@@ -31,22 +34,36 @@ _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def mapping(value: Any, fields: Sequence[str], place: str) -> dict[str, Any]:
+def mapping(value: Any, fields: Sequence[str], place: str, remedy: str = FORMATS) -> dict[str, Any]:
     """Return a JSON object that has all the fields.
 
     Raises:
-        UserError: the value is not an object, or a field is missing.
+        UserError: the value is not an object, or a field is missing; `remedy` says what to do.
 
     """
     if not isinstance(value, dict):
-        raise UserError(f"{place} is not a JSON object; {FORMATS}")
+        raise UserError(f"{place} is not a JSON object; {remedy}")
     for field in fields:
         if field not in value:
-            raise UserError(f"{place} has no field {field!r}; {FORMATS}")
+            raise UserError(f"{place} has no field {field!r}; {remedy}")
     return value
 
 
-def records(path: Path, content: Any, key: str, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def items(value: Any, name: str, place: str) -> list[Any]:
+    """Return a JSON list.
+
+    Raises:
+        UserError: it is something else.
+
+    """
+    if not isinstance(value, list):
+        raise UserError(f"{place}: {name} is {short(value)}, not a list; write it in brackets, see docs/annotations.md")
+    return value
+
+
+def records(
+    path: Path, content: Any, key: str, fields: Sequence[str], remedy: str = FORMATS
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield place and value of each item of the list `key`, after checking its fields.
 
     Raises:
@@ -54,10 +71,10 @@ def records(path: Path, content: Any, key: str, fields: Sequence[str]) -> Iterat
 
     """
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise UserError(f"{path} has no list {key!r}; {FORMATS}")
+        raise UserError(f"{path} has no list {key!r}; {remedy}")
     for number, record in enumerate(content[key]):
         place = f"{path}: item {number} of {key!r}"
-        yield place, mapping(record, fields, place)
+        yield place, mapping(record, fields, place, remedy)
 
 
 def identifier(value: Any, name: str, place: str) -> Id:
@@ -78,6 +95,19 @@ def identifier(value: Any, name: str, place: str) -> Id:
     if len(str(value)) > LONGEST_ID:
         raise UserError(f"{place}: {name} {short(value)} has more than {LONGEST_ID:,} characters; give a shorter one")
     return int(value) if is_number else str(value)
+
+
+def pixels(record: dict[str, Any], name: str, place: str) -> int:
+    """Return the width or height of an image.
+
+    Raises:
+        UserError: it is not a whole number from 1.
+
+    """
+    value = record[name]
+    if type(value) not in (int, float) or not 1 <= value < 2**32 or value != int(value):
+        raise UserError(f"{place} has {name} {short(value)}; give its size in whole pixels")
+    return int(value)
 
 
 def is_blank(text: str) -> bool:
@@ -156,16 +186,14 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     # newline="\n": only line feeds end a line, since captions may contain other characters that Python splits at.
     with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="\n") as file:
-        try:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), ""), start=1):
-                if len(line) > LONGEST_LINE:
-                    raise UserError(
-                        f"{path}, line {number} has more than {LONGEST_LINE:,} characters; check that it is the right "
-                        "file"
-                    )
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text ({error.reason}); check that it is the right file") from None
+        for number in count(1):
+            with reading(path):
+                line = file.readline(LONGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > LONGEST_LINE:
+                raise UserError(
+                    f"{path}, line {number} has more than {LONGEST_LINE:,} characters; check that it is the right file"
+                )
+            if line.strip():
+                yield number, line.rstrip("\r\n")
