@@ -103,6 +103,7 @@ def caption(
         [group] = groups
         text = predictor.caption(chosen.single(predictor, groups), **decoding)
         _print({**named(group, together), "caption": text}, text, as_json)
+        chosen.report()
         return
     with chosen.regions(predictor, groups) as batches:
         for found in batches:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import app
+from dimvl.cli.app import app, print_text
 
 
 @app.command()
@@ -21,4 +21,4 @@ def report(
     """
     from dimvl.report.run import write_run_report
 
-    print(f"report: {write_run_report(run, out)}")
+    print_text(f"report: {write_run_report(run, out)}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from dimvl.errors import UserError
 from dimvl.files.reading import open_regular
 from dimvl.files.writing import atomic_path
+from dimvl.showing import short
 
 LARGEST = 2**40
 """Bytes of a file of weights."""
@@ -64,7 +65,7 @@ def weight_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
                         f"{path}: {name} has the type {part.get_dtype()}, which weights never have; {remedy}"
                     )
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); {remedy}") from None
+        raise UserError(f"{path} is not a whole safetensors file ({short(str(error))}); {remedy}") from None
     return shapes
 
 
@@ -74,4 +75,4 @@ def load_weights(path: Path, remedy: str) -> dict[str, Tensor]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a whole safetensors file ({error}); {remedy}") from None
+            raise UserError(f"{path} is not a whole safetensors file ({short(str(error))}); {remedy}") from None

@@ -67,6 +67,23 @@ def test_a_folder_is_captioned_in_parts_and_a_truncated_image_is_named_counted_a
     assert predict("caption", images[0].parent, images[0]).code == 0
 
 
+@pytest.mark.parametrize("command", [("caption",), ("caption", "--together"), ("answer",), ("match",)])
+def test_what_a_folder_has_beside_images_is_told_and_folders_of_images_give_exit_code_1(
+    command: tuple[str, ...], predict: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    make_image(1).save(tmp_path / "photos" / "1.png")
+    (tmp_path / "photos" / "notes.txt").touch()
+    arguments = (*command, tmp_path / "photos", *(["is it red"] if command[0] != "caption" else []))
+    result = predict(*arguments)
+    assert result.code == 0 and result.err.splitlines()[-1] == "passed over: 1 not images"
+    (tmp_path / "photos" / "more").mkdir()
+    make_image(2).save(tmp_path / "photos" / "more" / "2.png")
+    result = predict(*arguments)
+    assert result.code == 1 and len(result.out.splitlines()) == 1
+    assert result.err.endswith("passed over: 1 not images, folders with images (more; give them one by one)\n")
+
+
 def test_an_unreadable_image_on_the_command_line_does_not_stop_the_others(
     predict: Run, images: list[Path], predictor: Predictor, caplog: pytest.LogCaptureFixture
 ) -> None:
