@@ -186,9 +186,11 @@ def open_model(model: str, device: str, threads: int) -> "Predictor":
     return Predictor.from_pretrained(model, device)
 
 
-def check_inputs(predictor: "Predictor", groups: Groups, times: Sequence[Sequence[float]] | None = None) -> None:
-    """Refuse inputs that the model does not take; then say what the model knows, if that is little."""
-    predictor.check(list(groups), times)
+def check_inputs(
+    predictor: "Predictor", verb: str, groups: Groups, times: Sequence[Sequence[float]] | None = None
+) -> None:
+    """Refuse inputs and a verb that the model does not take; then say what the model knows, if that is little."""
+    predictor.check(verb, list(groups), times)
     if predictor.trained.synthetic:
         print_text("this model knows synthetic scenes only; what it says about other images means nothing", error=True)
 
