@@ -133,7 +133,12 @@ class Predictor:
             if progress is not None:
                 progress(min(start + AT_ONCE, len(positions)), len(positions))
 
-    def check(self, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
+    def check(self, verb: str, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
+        """Refuse what `predict` refuses, before images are read: an ability, a number of images or times."""
+        self._ability(verb)
+        self._check_inputs(inputs, times)
+
+    def _check_inputs(self, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
         """Refuse inputs with more images than the model takes, times that it does not use, or not one per image."""
         processor, counts = self.trained.processor, [len(images_of(one)) for one in inputs]
         if wrong := [count for count in counts if not 1 <= count <= processor.max_images]:
@@ -361,7 +366,7 @@ class Predictor:
 
         An input that is skipped has no regions.
         """
-        self.check(inputs, times)
+        self._check_inputs(inputs, times)
         found = self._finder.find([images_of(one) for one in inputs], skipped)
         best = {id(regions): self._best(regions) for group in found for regions in group}
         groups = [[best[id(regions)] for regions in group] for group in found]

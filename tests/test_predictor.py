@@ -97,6 +97,8 @@ def test_answers_come_best_first_with_a_probability_of_their_own(folder: Path, p
     assert (answer.text, answer.probability) == answer.top[0]
     assert len(answer.top) == 3
     assert sorted(answer.top, key=lambda pair: -pair[1]) == answer.top
+    with pytest.raises(UserError, match="top is 0; it must be at least 1"):
+        predictor.answer(folder / "1.png", QUESTION, top=0)
     assert len(predictor.answer(folder / "1.png", QUESTION, top=99).top) == len(predictor.trained.processor.answers)
 
 

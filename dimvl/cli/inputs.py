@@ -22,6 +22,7 @@ from dimvl.showing import counted, with_others
 if TYPE_CHECKING:
     from dimvl.image_inputs import Input
     from dimvl.predictor import Predictor
+    from dimvl.regions.listing import PassedOver
     from dimvl.regions.records import Regions
     from dimvl.regions.store import RegionStore
 
@@ -57,6 +58,7 @@ class Images:
         store: the stores as one; None for image files.
         names: files or ids.
         named: those that the command line names itself, not by a folder or a whole store.
+        passed: what folders have beside images.
 
     Raises:
         UserError: no images, a store that lacks one, or arguments that do not fit together.
@@ -64,11 +66,14 @@ class Images:
     """
 
     def __init__(self, paths: Sequence[Path], stores: Sequence[Path] | None, ids: Sequence[str] | None) -> None:
+        from dimvl.regions.listing import PassedOver
+
         self.store = _open_store(stores) if stores else None
+        self.passed = PassedOver()
         if self.store is None:
             if ids:
                 raise UserError("--images names images of a region store; give --regions too, or image files instead")
-            self.names = list(map(str, _image_files(paths)))
+            self.names = list(map(str, _image_files(paths, self.passed)))
             self.named: Sequence[str] = [str(path) for path in paths if not os.path.isdir(path)]
             return
         if paths:
@@ -106,9 +111,9 @@ class Images:
     def regions(
         self, predictor: "Predictor", groups: Groups, left_out: str = ""
     ) -> Iterator[Iterator[dict[Group, tuple["Regions", ...]]]]:
-        """Yield groups as the regions of their images are ready; afterwards, report what was skipped.
+        """Yield groups as the regions of their images are ready; afterwards, report what was left out.
 
-        Progress is shown unless results go to the same terminal. An image that was skipped sets the exit code.
+        Progress is shown unless results go to the same terminal. What was left out sets the exit code.
 
         Args:
             predictor: the model.
@@ -127,8 +132,14 @@ class Images:
         without = sum(len(requests) for group, requests in groups.items() if lost & {*group})
         counts = f"{counted(len(names) - len(skipped), 'image')} done, {len(skipped)} skipped"
         print_text(counts + (f", {without} {left_out} left out" if left_out and without else ""), error=True)
-        if skipped:
-            raise typer.Exit(2 if lost & {*self.named} else 1)
+        self.report(skipped=lost)
+
+    def report(self, skipped: Collection[str] = ()) -> None:
+        """Say what folders have beside images; set the exit code if an image was skipped or a folder has folders."""
+        if str(self.passed):
+            print_text(str(self.passed), error=True)
+        if skipped or self.passed.folders:
+            raise typer.Exit(2 if {*skipped} & {*self.named} else 1)
 
 
 def _complete(
@@ -155,7 +166,7 @@ def _open_store(folders: Sequence[Path]) -> "RegionStore":
     return RegionStore(folders, check=True)
 
 
-def _image_files(paths: Sequence[Path]) -> list[Path]:
+def _image_files(paths: Sequence[Path], passed: "PassedOver") -> list[Path]:
     """Replace each folder by its images."""
     if not paths:
         raise UserError("no images are given; give image files or folders, or a region store as --regions")
@@ -163,7 +174,7 @@ def _image_files(paths: Sequence[Path]) -> list[Path]:
         return list(paths)
     from dimvl.regions.listing import image_files_in
 
-    return [file for path in paths for file in (image_files_in(path) if os.path.isdir(path) else [path])]
+    return [file for path in paths for file in (image_files_in(path, passed) if os.path.isdir(path) else [path])]
 
 
 def open_model(model: str, device: str, threads: int) -> "Predictor":
@@ -174,9 +185,11 @@ def open_model(model: str, device: str, threads: int) -> "Predictor":
     return Predictor.from_pretrained(model, device)
 
 
-def check_inputs(predictor: "Predictor", groups: Groups, times: Sequence[Sequence[float]] | None = None) -> None:
-    """Refuse inputs that the model does not take; then say what the model knows, if that is little."""
-    predictor.check(list(groups), times)
+def check_inputs(
+    predictor: "Predictor", verb: str, groups: Groups, times: Sequence[Sequence[float]] | None = None
+) -> None:
+    """Refuse inputs and a verb that the model does not take; then say what the model knows, if that is little."""
+    predictor.check(verb, list(groups), times)
     if predictor.trained.synthetic:
         print_text("this model knows synthetic scenes only; what it says about other images means nothing", error=True)
 

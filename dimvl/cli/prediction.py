@@ -97,11 +97,12 @@ def caption(
     groups = chosen.groups([None], together)
     decoding = given(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty, block_ngrams=block_ngrams)
     predictor = open_model(model, device, threads)
-    check_inputs(predictor, groups)
+    check_inputs(predictor, "caption", groups)
     if together or chosen.is_single(groups):
         [group] = groups
         text = predictor.caption(chosen.single(predictor, groups), **decoding)
         _print({**named(group, together), "caption": text}, text, as_json)
+        chosen.report()
         return
     with chosen.regions(predictor, groups) as batches:
         for found in batches:
@@ -155,13 +156,13 @@ def answer(
         raise UserError("--explain needs one image and one question; omit it")
     predictor = open_model(model, device, threads)
     if single:
-        check_inputs(predictor, groups)
+        check_inputs(predictor, "answer", groups)
         [[record]] = groups.values()
         _answer_one(predictor, chosen.single(predictor, groups), record, top, explain, as_json)
         return
     timed = sum("times" in record for records in groups.values() for record in records)
     used = timed and predictor.trained.processor.times
-    check_inputs(predictor, groups, [[0.0] * len(group) for group in groups] if used else None)
+    check_inputs(predictor, "answer", groups, [[0.0] * len(group) for group in groups] if used else None)
     if timed and not used:  # as in an evaluation: a fact of the file, which other models may use
         print_text(f"the times of {timed} texts are ignored; train with inputs.times=true to use them", error=True)
     with chosen.regions(predictor, groups, "questions") as batches:
@@ -283,7 +284,7 @@ def match(
     chosen = Images(paths, regions, ids)
     groups = chosen.groups(wanted, together)
     predictor = open_model(model, device, threads)
-    check_inputs(predictor, groups)
+    check_inputs(predictor, "match", groups)
     if chosen.is_single(groups):
         [group] = groups
         probability = predictor.match(chosen.single(predictor, groups), wanted[0])

@@ -139,7 +139,8 @@ def validate(
         if first["type"] == "extra_forbidden":
             raise UserError(f"{source}: unknown key {short(name)}; {_hint(model, place, others or {})}") from None
         if first["type"] == "missing":
-            names = [".".join(map(str, each["loc"])) for each in error.errors() if each["type"] == "missing"]
+            lacking = [map(str, each["loc"]) for each in error.errors() if each["type"] == "missing"]
+            names = [key for place in lacking for key in _required_keys(model, ".".join(place))]
             verb, pronoun = ("is", "it") if len(names) == 1 else ("are", "them")
             remedy = f" or as {' '.join(f'{name}=VALUE' for name in names)}" if overridable else ""
             raise UserError(
@@ -150,6 +151,15 @@ def validate(
             shown = "" if first["type"] == "value_error" else " is a section"
         where = f"{source}: {name}{shown}" if name else source  # a rule about several keys names them itself
         raise UserError(f"{where}{_rule(first)}") from None
+
+
+def _required_keys(model: type[BaseModel], name: str) -> list[str]:
+    """Return the required keys of a section that is missing, or the key that is missing itself."""
+    field = model.model_fields.get(name)
+    section = field.annotation if field else None
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        return [name]
+    return [f"{name}.{key}" for key, inner in section.model_fields.items() if inner.is_required()] or [name]
 
 
 def _as_written(value: Any) -> str:

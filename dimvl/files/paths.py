@@ -16,11 +16,11 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def local_path(text: str | Path) -> Path:
-    """Replace `~` and `~user` at the start of a path, as a shell does; `~name` without such a user stays.
+    """Replace `~` and `~user` at the start of a path, as a shell does; an existing `~name` without such a user stays.
 
     Raises:
-        UserError: the path is empty, or has a control character or a part such as `$HOME` or `${HOME}` and does not
-            exist.
+        UserError: the path is empty, or it does not exist and has a control character, a part such as `$HOME` or
+            `${HOME}`, or the `~name` of no user.
 
     """
     if not str(text):
@@ -33,6 +33,8 @@ def local_path(text: str | Path) -> Path:
         return path
     if found := _VARIABLE.search(str(path)):
         raise UserError(f"{path} contains {found[1]}, which is not replaced here; write out its value, or begin with ~")
+    if str(path).startswith("~"):
+        raise UserError(f"{path} begins with no user's name; correct it, or write the path from / on")
     if _CONTROL.search(str(path)):
         raise UserError(f"{path} has a line break or another control character; remove it")
     return path

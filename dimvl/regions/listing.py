@@ -4,7 +4,6 @@ Ids are text. Of a folder they are file names without a known ending. Of a COCO 
 is (`0001`), numbers become their digits.
 """
 
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,6 @@ from dimvl.fields import COCO, identifier, records
 from dimvl.files import existing_folder, inside, open_regular, read_json, reading
 from dimvl.regions.images import SUFFIXES
 from dimvl.showing import some
-
-log = logging.getLogger(__name__)
 
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 """The first bytes of image files, by which files with other endings are recognised; WebP is a kind of RIFF."""
@@ -64,21 +61,20 @@ def image_files_in(folder: Path, passed: PassedOver | None = None) -> list[Path]
 
     Args:
         folder: the folder.
-        passed: receives what is not an image; without it, a warning names folders with images.
+        passed: receives what is not an image; one for several folders counts them all.
 
     Raises:
         UserError: it does not exist, is not a folder, cannot be read, or has no image.
 
     """
-    counted, passed = passed is not None, passed or PassedOver()
+    passed = passed or PassedOver()
+    before = len(passed.folders)
     with reading(folder), os.scandir(existing_folder(folder)) as entries:
         files = sorted(folder / entry.name for entry in entries if _is_image(entry, passed))
-    if not files and passed.folders:
-        raise UserError(f"{folder} has no images itself but its folders do: {_some(passed.folders)}; give one of them")
+    if not files and (inner := passed.folders[before:]):
+        raise UserError(f"{folder} has no images itself but its folders do: {_some(inner)}; give one of them")
     if not files:
         raise UserError(f"{folder} has no images ({', '.join(SUFFIXES)}); check the path")
-    if passed.folders and not counted:
-        log.warning("%s: %s", folder, passed)
     return files
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import dimvl.cli
 import dimvl.image_inputs
+import dimvl.predictor
 from dimvl.export import export
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import load_detector
@@ -65,6 +66,33 @@ def test_a_folder_is_captioned_in_parts_and_a_truncated_image_is_named_counted_a
     ]
     images[1].unlink()
     assert predict("caption", images[0].parent, images[0]).code == 0
+
+
+@pytest.mark.parametrize("command", [("caption",), ("caption", "--together"), ("answer",), ("match",)])
+def test_what_a_folder_has_beside_images_is_told_and_folders_of_images_give_exit_code_1(
+    command: tuple[str, ...], predict: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    make_image(1).save(tmp_path / "photos" / "1.png")
+    (tmp_path / "photos" / "notes.txt").touch()
+    arguments = (*command, tmp_path / "photos", *(["is it red"] if command[0] != "caption" else []))
+    result = predict(*arguments)
+    assert result.code == 0 and result.err.splitlines()[-1] == "passed over: 1 not images"
+    (tmp_path / "photos" / "more").mkdir()
+    make_image(2).save(tmp_path / "photos" / "more" / "2.png")
+    result = predict(*arguments)
+    assert result.code == 1 and len(result.out.splitlines()) == 1
+    assert result.err.endswith("passed over: 1 not images, folders with images (more; give them one by one)\n")
+
+
+def test_a_model_that_cannot_do_what_is_asked_is_refused_before_an_image_is_read(
+    run: Run, images: list[Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dimvl.predictor, "abilities_of", lambda processor: {"sing": None})
+    for command in (("caption",), ("answer", "is it red"), ("match", "is it red")):
+        result = run(command[0], images[0].parent, *command[1:], "--model", model)
+        refused(result, f"cannot {command[0]}, but it can sing")
+        assert "image" not in result.err
 
 
 def test_an_unreadable_image_on_the_command_line_does_not_stop_the_others(

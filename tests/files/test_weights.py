@@ -41,6 +41,14 @@ def test_a_header_that_lies_is_one_sentence(tmp_path, content, says):
         weight_shapes(tmp_path / "w.safetensors", "mend it")
 
 
+def test_an_error_about_a_header_is_short_however_long_what_is_in_it(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(header({"a": {"dtype": "F32" * 100_000}}))
+    for read in (weight_shapes, load_weights):
+        with pytest.raises(UserError, match="not a whole safetensors file") as caught:
+            read(tmp_path / "w.safetensors", "mend it")
+        assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
 def test_a_pipe_is_not_opened_for_weights(tmp_path):
     import os
 

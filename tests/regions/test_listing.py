@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dimvl.errors import UserError
-from dimvl.regions.listing import PassedOver, image_files_in, images_of_coco, images_of_folder
+from dimvl.regions.listing import PassedOver, images_of_coco, images_of_folder
 
 
 @pytest.fixture
@@ -46,15 +46,6 @@ def test_images_of_any_ending_and_links_that_lead_nowhere_are_listed_and_the_res
     assert str(passed) == "passed over: 1 hidden, 2 not images, folders with images (more; give them one by one)"
 
 
-def test_folders_with_images_that_nobody_counts_are_logged(folder, caplog):
-    (folder / "more").mkdir()
-    image_files_in(folder)
-    assert not caplog.text
-    (folder / "more" / "x.jpeg").touch()
-    image_files_in(folder)
-    assert "folders with images (more; give them one by one)" in caplog.text
-
-
 def test_a_folder_without_images_is_rejected(tmp_path):
     with pytest.raises(UserError, match="has no images"):
         images_of_folder(tmp_path)
@@ -63,8 +54,8 @@ def test_a_folder_without_images_is_rejected(tmp_path):
     for name in "abcd":
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").touch()
-    with pytest.raises(UserError, match="has no images itself but its folders do: a, b, c and 1 more"):
-        images_of_folder(tmp_path)
+    with pytest.raises(UserError, match="has no images itself but its folders do: a, b, c and 1 more;"):
+        images_of_folder(tmp_path, PassedOver(folders=[tmp_path / "of another folder"]))
 
 
 def test_two_images_with_one_id_are_rejected(folder):

@@ -51,6 +51,8 @@ def answer_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], word
 def best_answer(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> Answer:
     """Return the best answers to one question, from the probabilities (A,) of all answers."""
     answers = trained.processor.answers
+    if top < 1:
+        raise UserError(f"top is {top}; it must be at least 1")
     best = probabilities.topk(min(top, len(answers)))
     ranked = [(answers[index], value) for value, index in zip(*(part.tolist() for part in best), strict=True)]
     return Answer(*ranked[0], ranked)
