@@ -87,7 +87,7 @@ def images_of_coco(annotations: Path, folder: Path) -> list[tuple[str, Path]]:
 
     """
     listed = [
-        (image_id, inside(folder, file))
+        (image_id, inside(folder, _with_slashes(folder, file)))
         for place, image in records(annotations, read_json(annotations), "images", ("id", "file_name"), COCO)
         for image_id, file in [[str(identifier(image[name], name, place)) for name in ("id", "file_name")]]
     ]
@@ -104,6 +104,11 @@ def images_of_coco(annotations: Path, folder: Path) -> list[tuple[str, Path]]:
             "give the folder, or the file, of the same split"
         )
     return listed
+
+
+def _with_slashes(folder: Path, name: str) -> str:
+    """Return a name that was written on Windows, with backslashes, as this system writes it."""
+    return name if "\\" not in name or (folder / name).exists() else name.replace("\\", "/")
 
 
 def _is_image(entry: os.DirEntry[str], passed: PassedOver) -> bool:

@@ -71,6 +71,14 @@ def test_ids_of_a_coco_file_that_are_text_stay_that_text_and_numbers_become_digi
     assert images_of_coco(path, folder) == [(id_, folder / name) for id_, name in zip(ids.values(), names, strict=True)]
 
 
+def test_names_written_with_backslashes_name_the_files_of_folders(tmp_path, folder):
+    (folder / "in").mkdir()
+    (folder / "in" / "a.png").write_bytes(b"")
+    (folder / "in\\b.png").write_bytes(b"")  # a legal name here
+    path = coco(tmp_path, {"id": 1, "file_name": "in\\a.png"}, {"id": 2, "file_name": "in\\b.png"})
+    assert images_of_coco(path, folder) == [("1", folder / "in/a.png"), ("2", folder / "in\\b.png")]
+
+
 @pytest.mark.parametrize(
     ("images", "problem"),
     [
