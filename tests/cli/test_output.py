@@ -147,7 +147,8 @@ def test_a_message_keeps_its_line_while_progress_is_shown(places: dict[str, Path
         environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
         arguments = ("import", tmp_path / "features.tsv", tmp_path / "out")
         ended = dimvl_process(*arguments, stdout=subprocess.PIPE, stderr=descriptor, env=environment)
-    assert (ended.returncode, ended.stdout.splitlines()[-1].split(":")[0]) == (1, "6 images done, 0 already there, 1 skipped")
+    last = ended.stdout.splitlines()[-1]
+    assert (ended.returncode, last.split(":")[0]) == (1, "6 images done, 0 already there, 1 skipped")
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(written).decode()).replace("\r", "\n").splitlines()
     messages = [line for line in lines if "INFO: " in line or "WARNING: " in line]
     assert len(messages) == 3 and all(line.startswith(("INFO: ", "WARNING: ")) for line in messages), lines
