@@ -180,7 +180,7 @@ def import_source(
     """
     first = first_regions(source)
     extractor = extractor_of(extractor_name, first, assembler)
-    assembler.facts = Facts()
+    assembler.facts = Facts(assembler.classes.names)
     with RegionStoreWriter(out, extractor, feature_dtype=feature_dtype) as writer:
         there = len(writer) if first.image_id in writer else 0  # a resumed import, or another source
         writer.check_space(max(source.images - there, 0), [first], exact=source.exact)

@@ -266,7 +266,7 @@ class RegionStoreWriter:
         if difference := first_difference(manifest.extractor, extractor):
             raise UserError(
                 f"region store {self.path} was made by another extractor: {difference}, in the store and in this "
-                "command; choose another folder, or use the same detector and settings"
+                "command; choose another folder, or use the same detector, vocabularies and settings"
             )
         if manifest.feature_dtype != feature_dtype:
             raise UserError(

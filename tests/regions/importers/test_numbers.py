@@ -112,11 +112,12 @@ def test_a_store_without_any_class_is_told(tmp_path: Path, caplog) -> None:
 
 
 def test_the_facts_of_an_import_are_counted() -> None:
-    facts = Facts()
+    facts = Facts(("ant", "bee", "cat"))
     facts.add(np.array([[0, 0], [-1, 3]], dtype=np.float64), np.array([[-1], [2]]))
     facts.add(np.array([[0.5, 0]] * 3, dtype=np.float16), np.array([[1], [1], [-1]]))
     facts.add(np.zeros((0, 0), dtype=np.float32), np.zeros((0, 1)))
     assert str(facts) == (
         "features: 2 wide, float16 and float64 in the source, values -1 to 3, 20 % of rows all zero; 0 to 3 regions "
-        "per image (mean 1.667), 1 images without regions; 60 % of regions with a class"
+        "per image (mean 1.667), 1 images without regions; 60 % of regions with a class, most "
+        "often bee, cat"
     )
