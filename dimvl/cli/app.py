@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import dimvl
+from dimvl.errors import UserError
 from dimvl.files import existing, existing_file, existing_folder, folder_or_hub_name, local_path
 from dimvl.showing import visible
 
@@ -49,10 +50,17 @@ class PathParser:
         return self.check(local_path(text))
 
 
+def _config_file(path: Path) -> Path:
+    if "=" in str(path) and not path.exists():
+        raise UserError(f"{path} is an override; give the configuration, a YAML file, before it")
+    return existing_file(path)
+
+
 any_path = PathParser("path")
 input_file = PathParser("file", existing_file)
 input_folder = PathParser("folder", existing_folder)
 file_or_folder = PathParser("path", existing)
+config_file = PathParser("file", _config_file)
 
 
 def some_exist(paths: Sequence[Path]) -> Sequence[Path]:
@@ -110,7 +118,7 @@ DetectorClasses = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that override those of the file.")
 ]
-Config = Annotated[Path, typer.Argument(parser=input_file, help="Configuration (YAML file).")]
+Config = Annotated[Path, typer.Argument(parser=config_file, help="Configuration (YAML file).")]
 
 
 Beams = Annotated[int | None, typer.Option(min=1, max=100, help="Beam width for captions; 1 is greedy. Default 3.")]

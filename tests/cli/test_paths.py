@@ -82,6 +82,7 @@ def test_a_home_folder_is_replaced_and_a_variable_refused_in_arguments(
     # As bash passes --out=~/x, and words in quotes.
     assert run("scenes", "~/scenes", "--train", 1, "--heldout", 1, "--compositional", 1).code == 0
     assert (folder / "scenes").is_dir() and not (folder / "~").exists()
+    refused(run("plan", "output=x"), "output=x is an override; give the configuration")
     refused(run("inspect", "~/scenes/none"), f"{folder}/scenes/none does not exist")
     refused(run("caption", "file.yaml", "--model=~/none"), "~/none does not exist")
     refused(run("scenes", "$HOME/scenes"), "contains $HOME, which is not replaced here")
