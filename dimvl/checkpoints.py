@@ -254,8 +254,8 @@ def run_arguments(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} is not a run of dimvl (it has no {RUN}); give the folder of a run")
     found = read_sealed_as(path, RunDescription, RESTORE).model_dump(exclude_unset=True)
     if "start" not in found:  # by version 0.1, if it had one
-        initial, bert = found["config"].get("initial"), (found["config"].get("model") or {}).get("bert")
-        if name := initial or bert:
+        initial, model = found["config"].get("initial"), found["config"].get("model")
+        if name := initial or (model.get("bert") if isinstance(model, dict) else None):
             found["start"] = {"name": Path(str(name)).name, "encoder": not initial}
     return found
 

@@ -3,6 +3,9 @@
 In a run of several processes, `reported` says that rank 0 prints the error, so that the other ranks need not.
 """
 
+LONGEST = 2000
+"""Characters of a message, a screen full; of a longer one, which quotes what it was given, the middle is left out."""
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, an option, a value.
@@ -12,6 +15,10 @@ class UserError(Exception):
     """
 
     reported = False
+
+    def __init__(self, message: object) -> None:
+        text = str(message)
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
 
 
 class NotFinitePredictionError(UserError):

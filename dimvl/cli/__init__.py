@@ -31,7 +31,6 @@ import dimvl.cli.prediction  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]
-LONGEST = 2000
 
 
 def main() -> None:
@@ -93,11 +92,5 @@ def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code
     if prefix and error.reported:
         time.sleep(1)  # rank 0 reports it, and a launcher kills all ranks once one has exited
     else:
-        print(f"error: {prefix}{visible(_cut(str(error)))}", file=sys.stderr, flush=True)
+        print(f"error: {prefix}{visible(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def _cut(message: str) -> str:
-    """Put a message on one line, of no more than a screen."""
-    line = " ".join(message.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

@@ -70,6 +70,8 @@ def _fault(values: Mapping[str, Any]) -> str:
         return f"it has {len(ids):,} tokens, at most {MOST_TOKENS:,} are read"
     if len(own) != len(set(own)) or ids != set(range(len(ids))):
         return "the ids of its tokens are not 0, 1, 2 and so on, each once"
+    if model.get("type", "WordPiece") == "WordPiece" and model.get("unk_token", "[UNK]") not in vocabulary:
+        return f"its vocabulary lacks its token for unknown words, {short(model.get('unk_token'))}"
     faults = (_fault_of_parts(section, values.get(section)) for section in KINDS)
     return next((fault for fault in faults if fault), "")
 

@@ -5,6 +5,7 @@ Stores, exports, runs and checkpoints use these, so that a flipped bit anywhere 
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ RESTORE = "restore it from a copy of the folder"
 _KEY = b'"checksum": "'
 _ZEROS = b"0" * 64
 _CRC = ', "crc": "'
+_CUT_OFF = re.compile(rb'(?:(?!, "crc": ")[ -~])*(?:, "crc": "[0-9a-f]{0,8}"?)?')
+"""The beginning of a line, or nothing: JSON in ASCII, and then at most the value of `crc`."""
 
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -111,6 +114,7 @@ def read_lines(path: Path, number: str) -> tuple[list[dict[str, Any]], list[byte
 
     Returns:
         The objects without `crc`, and the damaged lines; a last line that a kill or a full disk cut off is neither.
+        Such a line ends within what `sealed_line` writes.
 
     Raises:
         UserError: as `open_regular`.
@@ -120,7 +124,8 @@ def read_lines(path: Path, number: str) -> tuple[list[dict[str, Any]], list[byte
     if _parse_line(lines[-1][:-1], number):  # its line feed is damaged
         lines = [*lines[:-1], lines[-1][:-1], b""]
     parsed = [_parse_line(line, number) for line in lines]
-    damaged = [line for line, values in zip(lines[:-1], parsed, strict=False) if values is None]
+    whole = lines if not _CUT_OFF.fullmatch(lines[-1]) else lines[:-1]
+    damaged = [line for line, values in zip(whole, parsed, strict=False) if values is None]
     return [values for values in parsed if values is not None], damaged
 
 

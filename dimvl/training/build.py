@@ -51,6 +51,7 @@ def build_task(
     task, initial = task_of(config), _initial(config, store)
     if known is not None:
         processor = Processor.load(config.output)
+        processor.check_extractor(store.extractor, str(store.path))
     else:
         processor = _processor(config, store, records, initial, task.capabilities(config, records))
         annotations = task.annotation_files(config).items()

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from dimvl.checkpoints import check_checkpoint, latest_checkpoint
+from dimvl.checkpoints import OPTIMISER, check_checkpoint, latest_checkpoint
+from dimvl.checkpoints import REMEDY as REMOVE_CHECKPOINT
 from dimvl.config import RunConfig, TrainingConfig
 from dimvl.data.examples import keyed_generator
 from dimvl.data.sampler import Step, TrainingSteps
@@ -131,7 +132,11 @@ def _resume(engine: Engine, run: Path) -> tuple[int, Best | None]:
         logger.info("resuming a checkpoint of %d ranks on %d: the same data, split differently", before, ranks.size)
     with fail_together(ranks):
         state = read_state(run / "checkpoints" / name, shapes_of(engine.task.model))
-    engine.restore(state)
+    try:
+        engine.restore(state)
+    except (KeyError, ValueError) as error:  # torch's own check of an optimiser's state
+        file = run / "checkpoints" / name / OPTIMISER
+        raise UserError(f"{file} does not hold the state of this optimiser ({error}); {REMOVE_CHECKPOINT}") from None
     return int(described["step"]), Best(**described["best"]) if "best" in described else None
 
 

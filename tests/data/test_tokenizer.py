@@ -149,6 +149,10 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
         ({"model": {"type": "WordPiece", "vocab": {"a": 7}}}, "not 0, 1, 2 and so on, each once"),
         ({"model": {"type": "WordPiece", "vocab": {"a": 5, "b": 5}}}, "not 0, 1, 2 and so on, each once"),
         ({"model": {"type": "WordPiece", "vocab": {"a": "5"}}}, "not 0, 1, 2 and so on, each once"),
+        (
+            {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "b"}, "added_tokens": []},
+            "unknown words, 'b'",
+        ),
         ({"model": None}, "TypeError"),
         ({"added_tokens": [3]}, "TypeError"),
         ({"normalizer": {"type": "NFC", "normalizers": 4}, "decoder": {"type": "Metaspace"}}, "did not match"),

@@ -77,3 +77,14 @@ def test_lines_of_older_versions_are_read_and_one_that_is_cut_off_is_dropped(tmp
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": null}\n[1]\n' + sealed_line({"step": 2})[:-9])
     assert read_lines(path, "step") == ([{"step": 1, "loss": 2.0}], [b'{"step": null}', b"[1]"])
+
+
+def test_an_unfinished_last_line_is_damaged_unless_it_is_the_beginning_of_one(tmp_path):
+    path, line = tmp_path / "log.jsonl", sealed_line({"step": 2, "losses": {"words": 2.5}})
+    for end in range(len(line)):
+        path.write_text(line + line[:end])
+        found, damaged = read_lines(path, "step")
+        assert (len(found), damaged) == (2 if end == len(line) - 1 else 1, [])
+    for end in (line[:-3] + "x" * 9, line[:-3] + "\x1b", line[:5] + "é", line[:-6] + "g"):
+        path.write_bytes((line + end).encode())
+        assert read_lines(path, "step")[1] == [end.encode()]

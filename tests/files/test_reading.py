@@ -85,6 +85,11 @@ def test_a_file_of_the_form_is_read_with_lists_as_tuples(tmp_path):
     assert read_json_as(tmp_path / "file.json", Form, "") == Form(layers=3, names=("a", "b"), share=1.0)
 
 
+def test_a_message_is_never_longer_than_a_screen():
+    message = str(UserError(f"{'a' * 10**6} is wrong; give another"))
+    assert len(message) < 2100 and message.startswith("aaa") and message.endswith("is wrong; give another")
+
+
 def test_what_a_terminal_obeys_is_shown_as_escapes():
     assert visible("a\x1b[2Jb\nc\r\u202ed\udce9") == r"a\x1b[2Jb\nc\r\u202ed\udce9"
     assert visible("naïve 猫 — é") == "naïve 猫 — é"
