@@ -117,6 +117,7 @@ def test_every_command_is_listed_here() -> None:
 def test_results_arrive_in_a_file_while_a_terminal_shows_progress(
     command: str, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a terminal called dumb is only written to at the end
     monkeypatch.setenv("PATH", "")  # no Java, whose start would take most of the time
     monkeypatch.setattr(runner, "all_stages", lambda config: [])
     monkeypatch.setattr(runner, "finish", lambda *_: print("results"))
