@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := PASSIVE
 FAST := cli regions/detectors regions/importers metrics report model/test_convert.py training/test_resuming.py \
 	training/test_wandb.py training/test_deepspeed_options.py test_config.py test_predictor.py test_export.py
 
-.PHONY: setup demo test test-newest lint format
+.PHONY: setup demo test coverage test-newest lint format
 setup: $(VENV)/installed
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dimvl needs Python 3.11 or newer; set PYTHON=/path/to/one")'
@@ -26,6 +26,9 @@ lint: setup
 	$(VENV)/bin/mypy
 
 test: lint
+	$(VENV)/bin/pytest
+
+coverage: setup
 	$(VENV)/bin/pytest --cov=dimvl --cov-report=term:skip-covered
 
 # A new environment with the newest versions that setup.py allows, a fast part of the tests there, and a quick demo.
