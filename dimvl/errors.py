@@ -16,7 +16,7 @@ class UserError(Exception):
 
     reported = False
 
-    def __init__(self, message: object) -> None:
+    def __init__(self, message: object = "") -> None:
         text = str(message)
         super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
 
