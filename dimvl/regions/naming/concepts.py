@@ -25,7 +25,7 @@ from dimvl.regions.records import SIZES, Extractor
 WEIGHTS = "concepts.safetensors"
 REMEDY = "copy the folder again, or train the concepts again with `dimvl concepts`"
 Pooling = Literal["noisy_or"]
-PartOfSpeech = Literal["noun", "verb", "adjective", "other"]
+PartOfSpeech = Literal["noun", "verb", "adjective"]
 
 
 class Source(Strict):
