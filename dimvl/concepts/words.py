@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from dimvl.errors import UserError
-from dimvl.regions.naming.concepts import PartOfSpeech
+from dimvl.regions.naming.settings import PartOfSpeech
 
 TOKEN = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*|[.,;:!?]")
 

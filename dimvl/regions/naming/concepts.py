@@ -1,113 +1,120 @@
 """The learned concept detector: region features to probabilities of words, trained from captions without boxes.
 
-The network and its folder; `dimvl.concepts` trains it. A word's probability in a region is the sigmoid of one linear
+The network and its folder; `dimvl.concepts` trains it. A word's probability in a region is the sigmoid of a linear
 function of its standardised feature; an image's is pooled over its regions, by default by noisy-OR (Fang et al., From
-captions to visual concepts and back, CVPR 2015, equation 1).
+captions to visual concepts and back, CVPR 2015, equation 1). They fine-tune a convolutional network end to end; here
+the features are frozen.
 
 Letters: R regions of an image, N regions of all images, B images, F feature width, W words.
 """
 
+import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from dimvl.errors import UserError
-from dimvl.files import Sha256, Strict, check_values, read_sealed, write_sealed
+from dimvl.files import check_values, read_sealed, write_sealed
 from dimvl.files.weights import load_weights, save_weights
+from dimvl.regions.detectors.settings import loaded
 from dimvl.regions.detectors.weights import fingerprint
 from dimvl.regions.naming.base import NAMES_KEPT, SETTINGS, Namer
-from dimvl.regions.records import SIZES, Extractor
+from dimvl.regions.naming.settings import PartOfSpeech, Pooling, Settings, Source
+from dimvl.regions.records import Extractor
 
 WEIGHTS = "concepts.safetensors"
 REMEDY = "copy the folder again, or train the concepts again with `dimvl concepts`"
-Pooling = Literal["noisy_or"]
-PartOfSpeech = Literal["noun", "verb", "adjective"]
-
-
-class Source(Strict):
-    """The extractor of the features, as far as it changes the feature of a given box."""
-
-    name: str
-    looks: str
-    feature_width: int = Field(ge=1, lt=2**20)
-    sizes: dict[str, int]
-
-    @classmethod
-    def of(cls, extractor: Extractor) -> "Source":
-        """Describe an extractor."""
-        names = ("features_side",) if "looks" in extractor.parts else SIZES
-        sizes = {name: int(extractor.parameters[name]) for name in names if name in extractor.parameters}
-        return cls(name=extractor.name, looks=extractor.looks, feature_width=extractor.feature_width, sizes=sizes)
-
-    def difference(self, other: "Source") -> str | None:
-        """Say what the features of another extractor have that these have not; None if they are comparable."""
-        if self.looks != other.looks:
-            return f"weights {other.looks[:12]}, not {self.looks[:12]}"
-        if self.feature_width != other.feature_width:
-            return f"a width of {other.feature_width}, not {self.feature_width}"
-        differ = [name for name in self.sizes if other.sizes.get(name, self.sizes[name]) != self.sizes[name]]
-        return f"{differ[0]} {other.sizes[differ[0]]}, not {self.sizes[differ[0]]}" if differ else None
-
-
-class Settings(Strict):
-    """The content of `called.json`.
-
-    Attributes:
-        words: lemmas, the most frequent first.
-        parts_of_speech: of each word.
-        pooling: how probabilities of regions became those of images in training.
-        features: the extractor of the features that it was trained on.
-        fingerprint: of weights and words.
-
-    """
-
-    kind: Literal["concepts"] = "concepts"
-    version: Literal[1] = 1
-    words: tuple[str, ...] = Field(min_length=1, max_length=2**15 - 1)
-    parts_of_speech: tuple[PartOfSpeech, ...]
-    pooling: Pooling
-    features: Source
-    fingerprint: Sha256
+LEAST = 1e-20
+"""Of the probability that a word is in an image: its logarithm stays finite."""
 
 
 class ConceptNetwork(nn.Module):
-    """One logit per region and word, a linear function of the standardised feature."""
+    """One logit per region and word, and how the regions of an image are pooled.
+
+    Args:
+        feature_width: F.
+        words: W.
+        pooling: `noisy_or`: some region shows the word; `attention`: the mean of the logits, weighted by one learned
+            attention for all words; `max`: the largest logit; `log_mean_exp`: a soft maximum of the logits.
+
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, feature_width: int, words: int) -> None:
+    def __init__(self, feature_width: int, words: int, pooling: Pooling) -> None:
         super().__init__()
+        self.pooling = pooling
         self.register_buffer("mean", torch.zeros(feature_width))
         self.register_buffer("std", torch.ones(feature_width))
         self.word = nn.Linear(feature_width, words)
+        nn.init.normal_(self.word.weight, std=0.01)
+        self.attention = nn.Linear(feature_width, 1, bias=False) if pooling == "attention" else None
+        if self.attention is not None:
+            nn.init.zeros_(self.attention.weight)
+
+    def start_at(self, rates: Tensor, regions: float) -> None:
+        """Set the biases so that the pooled probabilities are nearly `rates` (W,) in images of so many regions."""
+        rates = rates.double().clamp(1e-6, 1 - 1e-6)
+        if self.pooling == "noisy_or":
+            rates = -torch.expm1(torch.log1p(-rates) / max(regions, 1))
+        with torch.no_grad():
+            self.word.bias.copy_(torch.logit(rates))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Return features (N, F) with mean 0 and variance 1 over the training store."""
+        return (features - self.mean) / self.std
 
     def forward(self, features: Tensor) -> Tensor:
         """Map region features (N, F) to logits (N, W)."""
-        return self.word((features - self.mean) / self.std)
+        logits: Tensor = self.word(self.standardised(features))
+        return logits
+
+    def pooled(self, standardised: Tensor, num_regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities that images show words, and that they do not.
+
+        Args:
+            standardised: (N, F) of the regions of all images, end to end.
+            num_regions: (B,) of each image, at least 1.
+
+        Returns:
+            Two (B, W).
+
+        """
+        logits: Tensor = self.word(standardised)
+        if self.pooling == "noisy_or":
+            absent = noisy_or(logits, num_regions)
+            return torch.log(-torch.expm1(absent.clamp(max=-LEAST))), absent
+        parts = logits.split(num_regions.tolist())
+        if self.attention is not None:
+            weights = self.attention(standardised).split(num_regions.tolist())
+            rows = [(weight.softmax(0) * own).sum(0) for weight, own in zip(weights, parts, strict=True)]
+        elif self.pooling == "max":
+            rows = [own.amax(0) for own in parts]
+        else:
+            rows = [own.logsumexp(0) - math.log(len(own)) for own in parts]
+        pooled = torch.stack(rows)
+        return F.logsigmoid(pooled), F.logsigmoid(-pooled)
 
 
-def noisy_or(logits: Tensor, num_regions: list[int]) -> Tensor:
-    """Log-probability that no region shows a word.
+def noisy_or(logits: Tensor, num_regions: Tensor) -> Tensor:
+    """Log-probability that no region shows a word, if each does with p = sigmoid(logit), independently.
 
-    A region shows word w with probability p = sigmoid(logit), independently of the others, so none of an image does
-    with the product of 1 - p; log(1 - p) is -softplus(logit), exact where p rounds to 1.
+    It is the sum of log(1 - p) = -softplus(logit), exact also where p rounds to 1.
 
     Args:
         logits: (N, W) of the regions of all images, end to end.
-        num_regions: of each of the B images.
+        num_regions: (B,) of each image.
 
     Returns:
         (B, W), at most 0.
 
     """
-    none = -F.softplus(logits)
-    images = torch.repeat_interleave(torch.tensor(num_regions, device=logits.device))
-    return none.new_zeros(len(num_regions), logits.shape[1]).index_add(0, images, none)
+    images = torch.repeat_interleave(num_regions)
+    return logits.new_zeros(len(num_regions), logits.shape[1]).index_add(0, images, -F.softplus(logits))
 
 
 class ConceptNamer(Namer):
@@ -117,7 +124,6 @@ class ConceptNamer(Namer):
         network: its weights.
         words: lemmas, by id.
         parts_of_speech: of each word.
-        pooling: with which it was trained.
         features: the extractor that it was trained on.
 
     """
@@ -127,20 +133,18 @@ class ConceptNamer(Namer):
         network: ConceptNetwork,
         words: tuple[str, ...],
         parts_of_speech: tuple[PartOfSpeech, ...],
-        pooling: Pooling,
         features: Source,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.names = words
         self.parts_of_speech = parts_of_speech
-        self.pooling = pooling
         self.features = features
         self.feature_width = features.feature_width
-        self.fingerprint = fingerprint(network.state_dict(), *words)
+        self.fingerprint = fingerprint(network.state_dict(), network.pooling, *words)
 
     @torch.inference_mode()
     def name(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Namer.name`. Features are rounded to float16 first: so those of a store give the same names."""
+        """See `Namer.name`. Features are rounded to float16 first, so that those of a store give the same names."""
         scores, ids = self.network(features.half().float()).sigmoid().topk(min(NAMES_KEPT, len(self.names)), dim=1)
         return ids, scores
 
@@ -164,7 +168,7 @@ class ConceptNamer(Namer):
         settings = Settings(
             words=self.names,
             parts_of_speech=self.parts_of_speech,
-            pooling=self.pooling,
+            pooling=self.network.pooling,
             features=self.features,
             fingerprint=self.fingerprint,
         )
@@ -175,8 +179,9 @@ class ConceptNamer(Namer):
         """See `Namer.load`."""
         settings = check_values(read_sealed(folder / SETTINGS, REMEDY), Settings, folder / SETTINGS, REMEDY)
         weights = load_weights(folder / WEIGHTS, REMEDY)
-        if fingerprint(weights, *settings.words) != settings.fingerprint:
-            raise UserError(f"{folder / WEIGHTS} does not belong to {SETTINGS}, or is damaged; {REMEDY}")
-        network = ConceptNetwork(settings.features.feature_width, len(settings.words))
-        network.load_state_dict(weights)
-        return cls(network, settings.words, settings.parts_of_speech, settings.pooling, settings.features)
+        damaged = f"{folder / WEIGHTS} is damaged, or does not belong to {SETTINGS}; {REMEDY}"
+        if fingerprint(weights, settings.pooling, *settings.words) != settings.fingerprint:
+            raise UserError(damaged)
+        width, words = settings.features.feature_width, len(settings.words)
+        network = loaded(lambda: ConceptNetwork(width, words, settings.pooling), weights, damaged)
+        return cls(network, settings.words, settings.parts_of_speech, settings.features)
