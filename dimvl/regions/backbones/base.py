@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dimvl.errors import UserError
 from dimvl.files import Strict, check_values, read_json, write_json
 from dimvl.regions.detectors.weights import fingerprint
+from dimvl.showing import reason
 
 LARGEST_SIDE = 4096  # pixels
 SETTINGS = "looks.json"
@@ -85,11 +86,11 @@ class Backbone(ABC):
         self.network: Any = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.side = side
         self.pixels = pixels
-        self.width = self.feature_map(np.zeros((1, side, side, 3), np.uint8)).shape[1]
+        self.width = self._width()
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path) -> "Backbone":
+    def load(cls, folder: Path, side: int | None = None) -> "Backbone":
         """Load what `save` wrote.
 
         Raises:
@@ -114,7 +115,31 @@ class Backbone(ABC):
     def fingerprint(self) -> str:
         """Hash of the weights and of all else that determines the map at a given side."""
         seen = [*map(float, self.pixels.mean), *map(float, self.pixels.std), int(self.pixels.resample)]
-        return fingerprint(self.network.state_dict(), self.kind, self.name, str(seen))
+        return fingerprint(self.network.state_dict(), self.kind, self._architecture, str(seen))
+
+    @property
+    def _architecture(self) -> str:
+        """Name of the architecture, wherever the weights are from."""
+        return self.name
+
+    def _width(self) -> int:
+        """Return F, by the map of a black image."""
+        size = f"{self.side} x {self.side} pixels"
+        try:
+            states = self.feature_map(np.zeros((1, self.side, self.side, 3), np.uint8))
+        except UserError:
+            raise
+        except Exception as error:  # a side that the network does not take, too little memory: many types
+            raise UserError(
+                f"backbone {self.name} makes nothing of an image of {size} ({reason(error)}); use the side that it was "
+                "trained at, or another backbone"
+            ) from None
+        if states.dim() != 4 or states.shape[2] != states.shape[3]:
+            raise UserError(
+                f"backbone {self.name} makes no map of an image of {size}: its output is "
+                f"{' x '.join(map(str, states.shape))}; use another backbone"
+            )
+        return states.shape[1]
 
     @property
     def device(self) -> torch.device:

@@ -65,7 +65,7 @@ class EfficientNetLite(Backbone):
         return cls(name, network, side or SCALES[name][2], PIXELS)
 
     @classmethod
-    def load(cls, folder: Path) -> "EfficientNetLite":
+    def load(cls, folder: Path, side: int | None = None) -> "EfficientNetLite":
         """See `Backbone.load`."""
         settings, pixels = read_looks(folder)
         file = folder / WEIGHTS
@@ -73,7 +73,7 @@ class EfficientNetLite(Backbone):
         if settings.name not in SCALES:
             raise UserError(mismatch)
         network = loaded(lambda: _Network(settings.name), read_weights(file), mismatch)
-        return cls(settings.name, network, settings.side, pixels)
+        return cls(settings.name, network, side or settings.side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
         save_weights(folder / WEIGHTS, self.network.state_dict())

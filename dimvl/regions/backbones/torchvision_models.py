@@ -61,14 +61,14 @@ class TorchvisionBackbone(Backbone):
         return cls(name, network, side or preset.crop_size[0], Pixels(mean, std, Image.Resampling.BILINEAR))
 
     @classmethod
-    def load(cls, folder: Path) -> "TorchvisionBackbone":
+    def load(cls, folder: Path, side: int | None = None) -> "TorchvisionBackbone":
         """See `Backbone.load`."""
         settings, pixels = read_looks(folder)
         check_architecture(settings.name)
         file = folder / WEIGHTS
         mismatch = f"{file} does not hold weights of {settings.name}; copy the folder again"
         network = loaded(lambda: folded(cut(settings.name)), read_weights(file), mismatch)
-        return cls(settings.name, network, settings.side, pixels)
+        return cls(settings.name, network, side or settings.side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
         save_weights(folder / WEIGHTS, self.network.state_dict())
