@@ -213,7 +213,7 @@ class Extractor:
         return None
 
     def named(self, names: tuple[str, ...], called: str) -> "Extractor":
-        """Return this extractor with names from a model of fingerprint `called`: classes if it has none, else attributes."""
+        """Return this extractor with the names of a model of fingerprint `called`: as classes if it has none yet."""
         parts = {**(self.parts or {"where": self.fingerprint}), "called": called}
         classes, attributes = (self.classes, names) if self.classes else (names, self.attributes)
         fingerprint = combined_fingerprint(parts)
