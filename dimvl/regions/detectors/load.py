@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import HUB_NAME, read_text
+from dimvl.files import HUB_NAME
 from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors.scenes import Detector, load_scene_detector
 from dimvl.regions.detectors.settings import REMEDY, read_settings
 from dimvl.regions.detectors.torchvision_models import TorchvisionDetector
 from dimvl.regions.detectors.transformers_models import TransformersDetector
+from dimvl.regions.vocabulary import Vocabulary
 
 SCENES = "scenes"
 NO_DETECTOR = "none"
@@ -59,7 +60,7 @@ def _open(name: str, folder: Path, weights: str | None, classes: Path | None) ->
         if not _is_on_hub(name) or folder.parent.is_dir():
             raise UserError(f"detector {name} does not exist; check the path")
         return TransformersDetector.load(name)
-    return TorchvisionDetector.create(name, weights, None if classes is None else _read_names(classes))
+    return TorchvisionDetector.create(name, weights, None if classes is None else Vocabulary.read(classes).names)
 
 
 def _is_on_hub(name: str) -> bool:
@@ -93,7 +94,3 @@ def _open_folder(folder: Path) -> RegionDetector:
     if kind not in KINDS:
         raise UserError(f"{folder / SETTINGS} does not describe a detector: its {KIND!r} is {kind!r}; {REMEDY}")
     return KINDS[kind].load(folder)
-
-
-def _read_names(file: Path) -> list[str]:
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]

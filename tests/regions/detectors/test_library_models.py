@@ -350,3 +350,10 @@ def test_detector_json_is_readable(folders):
     content = json.loads((folders / "torchvision" / "detector.json").read_text())
     assert content["kind"] == "torchvision" and content["name"] == TORCHVISION and content["classes"] == list(CLASSES)
     assert json.loads((folders / "detr" / "detector.json").read_text())["kind"] == "transformers"
+
+
+def test_a_background_in_a_file_of_class_names_shifts_none(tmp_path, caplog):
+    weights, names = torchvision_file(tmp_path)
+    names.write_text("\n".join(["__background__", *CLASSES, "", ""]))
+    assert load_detector(TORCHVISION, weights=str(weights), classes=names).extractor.classes == CLASSES
+    assert "begins with '__background__', which is no class: it gets no id, and class 0 is 'bench'" in caplog.text
