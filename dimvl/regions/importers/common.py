@@ -350,8 +350,8 @@ def _named(
         return ids, scores
     if (given_ids == len(vocabulary)).any():
         raise ClashError(
-            f"image {image_id!r} has {name} id {len(vocabulary)}, but the vocabulary has {len(vocabulary):,} names, from "
-            f"0: ids that begin at 1, or count a background that the vocabulary does not, shift every {name}; "
+            f"image {image_id!r} has {name} id {len(vocabulary)}, but the vocabulary has {len(vocabulary):,} names, "
+            f"from 0: ids that begin at 1, or count a background that the vocabulary does not, shift every {name}; "
             "import into another folder with the vocabulary of this detector, or with ids from 0 in the format npz"
         )
     if (wrong := (given_ids < -1) | (given_ids > len(vocabulary))).any():
