@@ -55,7 +55,7 @@ class TorchvisionBackbone(Backbone):
         _load(network, {own: value for own, value in state.items() if own in known}, str(weights or name), name)
         mean, std = (HALVES, HALVES) if name in INCEPTION else (MEAN, SPREAD)
         pixels = Pixels(mean, std, Image.Resampling.BILINEAR)
-        return cls(name, folded(network), side or published.transforms().crop_size[0], pixels)
+        return cls(name, folded(network), published.transforms().crop_size[0] if side is None else side, pixels)
 
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "TorchvisionBackbone":
@@ -63,7 +63,7 @@ class TorchvisionBackbone(Backbone):
         settings, pixels = read_looks(folder)
         network = folded(cut(settings.name))
         _load(network, read_weights(folder / WEIGHTS), str(folder / WEIGHTS), settings.name)
-        return cls(settings.name, network, side or settings.side, pixels)
+        return cls(settings.name, network, settings.side if side is None else side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
         save_weights(folder / WEIGHTS, self.network.state_dict())
