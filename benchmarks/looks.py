@@ -36,13 +36,14 @@ from dimvl.regions.backbones.pooling import pool
 from dimvl.regions.images import load_image
 
 BACKBONE = "efficientnet_lite2"
-IMAGES = {"train": 800, "val": 500}
+IMAGES = {"train": 600, "val": 400}
 SIDES = (224, 320)
+SIDED = tuple(f"side_{side}" for side in SIDES)
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the regularisation
 TIMED = 16  # images
 DRAWS = 2000
-Look = Callable[[Image.Image, Tensor], Tensor]
-"""From an image and boxes (R, 4) in fractions to features (R, F)."""
+Look = Callable[["Seen"], Tensor]
+"""From an image and its boxes to features (R, F)."""
 
 
 def run(device: str, rounds: int, small: bool, folder: Path, data: Path | None = None) -> dict[str, Any]:
@@ -57,7 +58,13 @@ def run(device: str, rounds: int, small: bool, folder: Path, data: Path | None =
     backbone.to(device)
     boxes, types = _read(data, {"train": 8, "val": 8} if small else IMAGES)
     ways = _ways(backbone)
-    probes = {name: Probe(look, boxes, types, data) for name, look in ways.items()}
+    looked: dict[str, dict[str, list[Tensor]]] = {name: {split: [] for split in boxes} for name in ways}
+    for split, own in boxes.items():
+        for file, rows in own.items():
+            seen = Seen(backbone, load_image(data / "images" / file), rows)
+            for name, look in ways.items():
+                looked[name][split].append(look(seen).cpu())
+    probes = {name: Probe(features, types) for name, features in looked.items()}
     accuracy = {name: probe.report() for name, probe in probes.items()}
     for name, probe in probes.items():
         accuracy[name]["minus_map"] = probe.minus(probes["map"])
@@ -69,44 +76,55 @@ def run(device: str, rounds: int, small: bool, folder: Path, data: Path | None =
         "regions": {split: sum(map(len, own.values())) for split, own in boxes.items()},
         "largest_type": _share(types["val"]),
         "accuracy": accuracy,
-        "seconds": _seconds(ways, boxes["val"], data, rounds, device),
+        "seconds": _seconds(backbone, ways, boxes["val"], data, rounds, device),
     }
+
+
+class Seen:
+    """An image with boxes (R, 4) in fractions, and its maps, each made once."""
+
+    def __init__(self, backbone: Backbone, image: Image.Image, boxes: Tensor) -> None:
+        self.backbone, self.image, self.boxes = backbone, image, boxes
+        self._maps: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def maps(self, width: int, height: int) -> tuple[Tensor, Tensor]:
+        """Return the last map of the image scaled to a size, and the one before the last halving."""
+        if (width, height) not in self._maps:
+            inner: list[Tensor] = []
+            blocks = self.backbone.network.blocks
+            strided = [number for number, block in enumerate(blocks) if block.depthwise.stride[0] > 1]
+            hook = blocks[strided[-1] - 1].register_forward_hook(lambda *given: inner.append(given[-1]))
+            pixels = np.asarray(self.image.resize((width, height), Image.Resampling(self.backbone.pixels.resample)))
+            self._maps[width, height] = self.backbone.feature_map(pixels[None]), inner[0].float()
+            hook.remove()
+        return self._maps[width, height]
 
 
 def _ways(backbone: Backbone) -> dict[str, Look]:
     side = backbone.side
 
-    def maps(image: Image.Image, size: tuple[int, int]) -> Tensor:
-        pixels = np.asarray(image.resize(size, Image.Resampling(backbone.pixels.resample)))
-        return backbone.feature_map(pixels[None])
-
-    def crops(image: Image.Image, boxes: Tensor) -> Tensor:
-        cut = [image.crop(_corners(box, image.size)) for box in boxes.tolist()]
+    def crops(seen: Seen) -> Tensor:
+        cut = [seen.image.crop(_corners(box, seen.image.size)) for box in seen.boxes.tolist()]
         return backbone.feature_map(np.stack([backbone.prepare(part) for part in cut])).mean((2, 3))
 
-    def at(width: int, height: int) -> Look:
-        return lambda image, boxes: pool(maps(image, (width, height)), [boxes])[0]
+    def at(other: int) -> Look:
+        return lambda seen: pool(seen.maps(other, other)[0], [seen.boxes])[0]
 
-    def two_layers(image: Image.Image, boxes: Tensor) -> Tensor:
-        inner: list[Tensor] = []
-        strided = [n for n, block in enumerate(backbone.network.blocks) if block.depthwise.stride[0] > 1]
-        hook = backbone.network.blocks[strided[-1] - 1].register_forward_hook(lambda *given: inner.append(given[-1]))
-        outer = maps(image, (side, side))
-        hook.remove()
-        return torch.cat([pool(own.float(), [boxes])[0] for own in (outer, inner[0])], dim=1)
+    def two_layers(seen: Seen) -> Tensor:
+        return torch.cat([pool(layer, [seen.boxes])[0] for layer in seen.maps(side, side)], dim=1)
 
-    def aspect_kept(image: Image.Image, boxes: Tensor) -> Tensor:
-        scale = side / (image.width * image.height) ** 0.5
-        return at(round(image.width * scale), round(image.height * scale))(image, boxes)
+    def aspect_kept(seen: Seen) -> Tensor:
+        scale = side / (seen.image.width * seen.image.height) ** 0.5
+        maps = seen.maps(round(seen.image.width * scale), round(seen.image.height * scale))
+        return pool(maps[0], [seen.boxes])[0]
 
-    def centred(image: Image.Image, boxes: Tensor) -> Tensor:
-        own = maps(image, (side, side))
-        first, step = _first_centre(backbone), side / own.shape[2]
-        pixels = boxes * side
-        return pool(own, [((pixels - first) / 32 + 0.5) * step / side])[0]
+    def centred(seen: Seen) -> Tensor:
+        own = seen.maps(side, side)[0]
+        cells = (seen.boxes * side - _first_centre(backbone)) / 32 + 0.5
+        return pool(own, [cells / own.shape[2]])[0]
 
-    ways = {"crops": crops, "map": at(side, side), "two_layers": two_layers, "aspect_kept": aspect_kept}
-    return {**ways, "centred": centred, **{f"side_{other}": at(other, other) for other in SIDES}}
+    ways = {"crops": crops, "map": at(side), "two_layers": two_layers, "aspect_kept": aspect_kept}
+    return {**ways, "centred": centred, **dict(zip(SIDED, map(at, SIDES), strict=True))}
 
 
 def _first_centre(backbone: Backbone) -> float:
@@ -153,13 +171,7 @@ def _read(data: Path, images: dict[str, int]) -> tuple[dict[str, dict[str, Tenso
 class Probe:
     """The hits of a probe on the regions of each `val` image, for one way to look at them."""
 
-    def __init__(
-        self, look: Look, boxes: dict[str, dict[str, Tensor]], types: dict[str, list[np.ndarray]], data: Path
-    ) -> None:
-        looked = {
-            split: [look(load_image(data / "images" / file), rows).cpu() for file, rows in own.items()]
-            for split, own in boxes.items()
-        }
+    def __init__(self, looked: dict[str, list[Tensor]], types: dict[str, list[np.ndarray]]) -> None:
         self.width = looked["val"][0].shape[1]
         fit = len(looked["train"]) * 3 // 4
         tried = [self._hits(looked["train"], types["train"], fit, strength) for strength in STRENGTHS]
@@ -216,15 +228,15 @@ def _share(types: list[np.ndarray]) -> float:
 
 
 def _seconds(
-    ways: dict[str, Look], boxes: dict[str, Tensor], data: Path, rounds: int, device: str
+    backbone: Backbone, ways: dict[str, Look], boxes: dict[str, Tensor], data: Path, rounds: int, device: str
 ) -> dict[str, dict[str, Any]]:
     """Time the ways on decoded images, one by one."""
     timed = [(load_image(data / "images" / file), rows) for file, rows in list(boxes.items())[:TIMED]]
 
     def one_by_one(look: Look) -> Callable[[], object]:
-        return lambda: [look(image, rows) for image, rows in timed]
+        return lambda: [look(Seen(backbone, image, rows)) for image, rows in timed]
 
-    seconds = interleaved({name: one_by_one(look) for name, look in ways.items()}, rounds, device)
+    seconds = interleaved({name: one_by_one(ways[name]) for name in ("crops", "map", *SIDED)}, rounds, device)
     return speeds(seconds, "map", "images_per_second", len(timed), 1)
 
 
