@@ -161,7 +161,7 @@ class Backbone(ABC):
 
         The map covers the whole image, and all its cells are of one size.
         """
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2).float()
+        images = torch.tensor(pixels).to(self.device).permute(0, 3, 1, 2).float()
         mean, std = (images.new_tensor(values)[:, None, None] * 255 for values in (self.pixels.mean, self.pixels.std))
         return self._map(images.sub_(mean).div_(std)).float()
 

@@ -61,8 +61,8 @@ class EfficientNetLite(Backbone):
         """
         file = _packaged(name) if weights is None else Path(weights)
         mismatch = f"{file} does not hold weights of {name}; check both names"
-        network = loaded(lambda: _Network(name), _folded(read_weights(file), mismatch), mismatch)
-        return cls(name, network, side or SCALES[name][2], PIXELS)
+        network = loaded(lambda: Network(name), _folded(read_weights(file), mismatch), mismatch)
+        return cls(name, network, SCALES[name][2] if side is None else side, PIXELS)
 
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "EfficientNetLite":
@@ -72,8 +72,8 @@ class EfficientNetLite(Backbone):
         mismatch = f"{file} does not hold weights of {settings.name}; copy the folder again"
         if settings.name not in SCALES:
             raise UserError(mismatch)
-        network = loaded(lambda: _Network(settings.name), read_weights(file), mismatch)
-        return cls(settings.name, network, side or settings.side, pixels)
+        network = loaded(lambda: Network(settings.name), read_weights(file), mismatch)
+        return cls(settings.name, network, settings.side if side is None else side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
         save_weights(folder / WEIGHTS, self.network.state_dict())
@@ -118,7 +118,9 @@ class _Block(nn.Module):
         return outputs.add_(images) if self.adds else outputs
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
+    """The convolutions, without batch norms and classifier."""
+
     def __init__(self, name: str) -> None:
         super().__init__()
         width, depth, _ = SCALES[name]
@@ -134,6 +136,7 @@ class _Network(nn.Module):
         self.head = _Convolution(channels, HEAD, 1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the map (B, 1280, h, w) of images (B, 3, height, width) of any size."""
         images = F.relu6(self.stem(images), inplace=True)
         for block in self.blocks:
             images = block(images)
