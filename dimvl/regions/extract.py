@@ -99,6 +99,7 @@ def extract(
             done += len(regions)
             unknown += sum(not (found.class_ids >= 0).any() for found in regions)
             todo.processed(processed)
+    todo.end()
     if unknown * 2 > done:
         log.warning(
             "%s found no object of its %d classes in %d of %d images; check that it is made for such images",
@@ -137,8 +138,6 @@ class _Todo:
                 self._ends.append(image.position)
                 yield image.image_id, image.source
             self._read = image.position
-        if not self._started:
-            self._show(self.source.total)
 
     def remaining(self) -> int:
         """Return how many images are to be written; exact if the source counts images."""
@@ -152,9 +151,14 @@ class _Todo:
         self._processed = number
         self._show(self._done)
 
+    def end(self) -> None:
+        """Report that everything is processed."""
+        if self._done < self.source.total:
+            self._show(math.ceil(self.source.total))
+
     def _show(self, position: float) -> None:
         if self.progress is not None:
-            self.progress(math.ceil(position), math.ceil(self.source.total))
+            self.progress(math.floor(position), math.ceil(self.source.total))
 
 
 def skipping(skipped: list[tuple[Any, str]]) -> Skip:
