@@ -71,7 +71,7 @@ def extract(
     """Write the regions of images that the store does not have yet.
 
     Images that cannot be read, or on which the detector fails, are logged and skipped. It is logged if the detector
-    knows nothing in most images.
+    knows nothing in most images, or most have no given boxes. A grid has no classes, and nothing is missing then.
 
     Args:
         images: a source of images, or image ids and files.
@@ -97,12 +97,22 @@ def extract(
                 writer.check_space(todo.remaining(), regions, exact=todo.source.unit == "images")
             pending = _write(regions, writer, pending)
             done += len(regions)
-            unknown += sum(not (found.class_ids >= 0).any() for found in regions)
+            if given is None:
+                unknown += sum(not (found.class_ids >= 0).any() for found in regions)
+            else:
+                unknown += sum(not len(given.boxes[found.image_id]) for found in regions)
             todo.processed(processed)
     todo.end()
-    if unknown * 2 > done and writer.manifest.extractor.classes:
+    if unknown * 2 > done and given is not None:
         log.warning(
-            "%s found no object of its %d classes in %d of %d images; check that it is made for such images",
+            "no box is given for %d of %d images, of which the only region is the whole image; check that the boxes "
+            "belong to these images",
+            *(unknown, done),
+        )
+    elif unknown * 2 > done and writer.manifest.extractor.classes:  # a grid has none
+        log.warning(
+            "%s found no object of its %d classes in %d of %d images; check that it is made for such images, or lower "
+            "the threshold",
             *(writer.manifest.extractor.name, len(writer.manifest.extractor.classes), unknown, done),
         )
     return ExtractReport(done=done, already=todo.already, skipped=todo.skipped)
