@@ -31,7 +31,6 @@ from dimvl.regions.detectors.base import KIND, SETTINGS
 from dimvl.regions.detectors.selection import Selection, select
 from dimvl.regions.detectors.settings import OpenVocabularySettings, library_settings
 from dimvl.regions.detectors.transformers_models import (
-    AS_STORED,
     PIXELS,
     Candidates,
     QueryDetector,
@@ -39,6 +38,7 @@ from dimvl.regions.detectors.transformers_models import (
     family_of,
     fetched,
     opening,
+    whole_model,
 )
 from dimvl.regions.detectors.weights import fingerprint
 from dimvl.showing import counted, short, some
@@ -303,5 +303,5 @@ def _opened(place: str | Path, name: str, vocabulary: Sequence[str] | None) -> O
         folder = fetched(place, "*.json", "*.txt", "*.safetensors")
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        network = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(folder, **AS_STORED)
+        network = whole_model(transformers.AutoModelForZeroShotObjectDetection, folder)
     return kind(name, network, processor, tokenizer, vocabulary)
