@@ -124,6 +124,14 @@ FeaturesWeights = Annotated[
         parser=file_or_name, metavar="NAME", help="For a backbone of torchvision: as --weights for a detector."
     ),
 ]
+VocabularyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--vocabulary",
+        parser=input_file,
+        help="For an open-vocabulary detector: file of names to look for, one per line.",
+    ),
+]
 Concepts = Annotated[
     Path | None,
     typer.Option(parser=input_folder, help="What regions are called: a folder that `dimvl concepts` wrote."),

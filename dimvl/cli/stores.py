@@ -18,6 +18,7 @@ from dimvl.cli.app import (
     Features,
     FeaturesWeights,
     Threads,
+    VocabularyFile,
     Weights,
     Where,
     any_path,
@@ -106,6 +107,7 @@ def extract(
     features_side: Annotated[
         int | None, typer.Option(help="Pixels that both sides of images are scaled to for --features.")
     ] = None,
+    vocabulary: VocabularyFile = None,
     concepts: Concepts = None,
     threshold: Annotated[float | None, typer.Option(help="Minimum score of a region.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep this many highest-scoring regions per image.")] = None,
@@ -166,6 +168,7 @@ def extract(
             classes=classes,
             features=features,
             features_weights=features_weights,
+            vocabulary=vocabulary,
             concepts=concepts,
         ).to(choose_device(device))
     extractor = found.extractor if given is None else given.extractor(found)
