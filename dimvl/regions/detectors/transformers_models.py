@@ -243,6 +243,8 @@ def opening(place: str | Path, what: str = "detector") -> Iterator[Any]:
     except ImportError:
         raise UserError(f"{what} {place} needs the package transformers; pip install 'dimvl[detectors]'") from None
     transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # SigLIP's own configurations name tokens that do not exist
     try:
         yield transformers
     except UserError:
@@ -251,6 +253,8 @@ def opening(place: str | Path, what: str = "detector") -> Iterator[Any]:
         raise UserError(
             f"{what} {place} cannot be loaded by transformers ({reason(error)}); check name, files and network"
         ) from None
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def fetched(place: str | Path, *patterns: str) -> Path:

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dimvl.errors import UserError
-from dimvl.files import Sha256, Strict, check_values, read_sealed, write_sealed
+from dimvl.files import HUB_NAME, Sha256, Strict, check_values, read_sealed, write_sealed
 from dimvl.files.weights import load_weights, save_weights
 from dimvl.regions.backbones.transformers_models import TransformersBackbone
 from dimvl.regions.detectors.settings import loaded
@@ -143,6 +143,9 @@ class TextNamer(Namer):
                 safetensors weights.
 
         """
+        place = Path(place) if Path(place).is_dir() else str(place)
+        if isinstance(place, str) and not HUB_NAME.fullmatch(place.partition("@")[0]):
+            raise UserError(f"{TOWER} {place} does not exist; check the path")
         family = family_of(place, TOWER)
         if family not in PROMPTS:
             raise UserError(f"{TOWER} {place} is of the family {family}; use one of {', '.join(PROMPTS)}")

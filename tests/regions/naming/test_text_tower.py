@@ -13,6 +13,8 @@ from dimvl.regions.extractors.composed import ComposedExtractor
 from dimvl.regions.extractors.grid import Grid
 from dimvl.regions.naming.load import load_namer
 from dimvl.regions.naming.text_tower import TextNamer
+from dimvl.regions.store import RegionStore
+from tests.cli.calls import call, refused
 from tests.regions.detectors.test_library_models import random_images
 from tests.regions.detectors.tiny_open_vocabulary import clip_tokenizer
 
@@ -182,3 +184,20 @@ def test_a_model_without_a_text_tower_or_with_missing_weights_is_refused(folders
     safetensors.torch.save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks 1 of the weights of CLIPModel, text_projection.weight first; use a"):
         TextNamer.create(folder, NAMES)
+
+
+def test_the_command_names_a_grid_and_says_what_is_missing(folders, tmp_path, monkeypatch, capfd):
+    (tmp_path / "photos").mkdir()
+    random_images((50, 40))[0].save(tmp_path / "photos" / "1.png")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    names, clip = ("--vocabulary", tmp_path / "names.txt"), folders / "clip"
+    asked = ("extract", tmp_path / "photos", tmp_path / "store", "--where", "grid", "--features", clip)
+    refused(call(monkeypatch, capfd, *asked, "--names-by", clip), "give a file of names as --vocabulary")
+    refused(call(monkeypatch, capfd, *asked, *names), "grid looks for no names; omit --vocabulary, or give")
+    refused(call(monkeypatch, capfd, *asked, *names, "--names-by", "nowhere"), "text tower nowhere does not exist")
+    refused(call(monkeypatch, capfd, *asked, *names, "--names-by", folders / "siglip"), "siglip does not belong to")
+    assert not (tmp_path / "store").exists()
+    assert call(monkeypatch, capfd, *asked, *names, "--names-by", clip).code == 0
+    store = RegionStore(tmp_path / "store")
+    assert store.extractor.classes == NAMES and store.extractor.recipe["names_by"] == str(clip)
+    assert store.read(0).class_ids.shape == (50, 5)
