@@ -154,13 +154,13 @@ def _open(place: str | Path) -> tuple[Any, Any]:
         ) from None
     transformers_logging.disable_progress_bar()
     try:
-        family = AutoConfig.from_pretrained(_fetched(place, "*.json")).model_type
+        family = AutoConfig.from_pretrained(fetched(place, "*.json")).model_type
         if family not in (*SOFTMAX, *SIGMOID):
             raise UserError(
                 f"detector {place} is of the family {family}, which is not supported; use one of "
                 f"{', '.join((*SOFTMAX, *SIGMOID))}"
             )
-        folder = _fetched(place, "*.json", "*.safetensors")
+        folder = fetched(place, "*.json", "*.safetensors")
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         model = AutoModelForObjectDetection.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except UserError:
@@ -172,7 +172,7 @@ def _open(place: str | Path) -> tuple[Any, Any]:
     return model, processor
 
 
-def _fetched(place: str | Path, *patterns: str) -> Path:
+def fetched(place: str | Path, *patterns: str) -> Path:
     """Return a folder with files of these patterns: the given one, or that of a name on the hub, downloaded once.
 
     Without a network this fails at once, or finds an earlier download; `from_pretrained` would try for half a minute,

