@@ -6,7 +6,7 @@ processor.json        extractor, limits, answer vocabulary
 tokenizer.json, tokenizer_config.json
 trained_on.npy        hashes of the images that it was trained on
 training.json         seed, data and code revision of the run, and what it started from
-detector/             the detector of the regions that the model was trained with
+detector/             what made the regions that the model was trained with: detector, backbone, concepts
 README.md             model card: data, configuration, code revision, measured scores; people may edit it
 checksums.json        of all these files; an export owns the files that it names, and no others in its folder
 """
@@ -43,8 +43,9 @@ from dimvl.files import (
 from dimvl.files.weights import save_weights
 from dimvl.model.convert import saved_tensors
 from dimvl.model_card import model_card
-from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
-from dimvl.regions.detectors.load import KINDS, NO_DETECTOR, SCENES, load_detector, missing_file
+from dimvl.regions.detectors.base import KIND, SETTINGS, RegionExtractor
+from dimvl.regions.detectors.load import KINDS, NO_DETECTOR, missing_file
+from dimvl.regions.extractors.load import load_extractor
 from dimvl.regions.records import Extractor
 from dimvl.showing import reason
 from dimvl.trained_model import TrainedModel, load_model
@@ -59,11 +60,9 @@ NEW = ".new-export"
 def export(
     run: Path,
     out: Path,
-    detector: str | Path = SCENES,
+    where: str | Path | None = None,
     scores: Mapping[str, Any] | None = None,
-    *,
-    weights: str | None = None,
-    classes: Path | None = None,
+    **parts: Any,
 ) -> Path:
     """Write a run's best checkpoint (without validation the newest) as an export.
 
@@ -73,24 +72,24 @@ def export(
     Args:
         run: folder of the run.
         out: folder to write, or a link to it.
-        detector: the detector of the run's regions, as in `load_detector`; it gets the settings that the regions were
-            made with. With `none`, the export takes regions but no images.
+        where: what made the run's regions, as in `load_extractor`; by default what their store names. It gets the
+            settings that the regions were made with. With `none`, the export takes regions but no images.
         scores: measured scores for the model card: names to numbers, or to such mappings.
-        weights: as in `load_detector`.
-        classes: as in `load_detector`.
+        parts: other arguments of `load_extractor`, where they differ from those that the store names.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: `run` is not a run, `out` holds something else, or the detector is not that of the run.
+        UserError: `run` is not a run, `out` holds something else, or another extractor made its regions.
 
     """
     arguments, origin = run_arguments(run), origin_of(run)
     trained = load_model(run)
     folder = Path(os.path.realpath(out)) if out.is_symlink() else out
     owned = _owned(folder)
-    found = None if detector == NO_DETECTOR else _same_detector(trained.processor.extractor, detector, weights, classes)
+    named = {name: value for name, value in {"where": where, **parts}.items() if value is not None}
+    found = None if where == NO_DETECTOR else _same_extractor(trained.processor.extractor, named)
     card = model_card(trained, arguments, origin, scores or {}, found is not None)
     if not folder.exists():
         with atomic_folder(folder) as temporary:
@@ -111,13 +110,13 @@ def _write(
     arguments: Mapping[str, Any],
     trained: TrainedModel,
     origin: Origin,
-    detector: RegionDetector | None,
+    detector: RegionExtractor | None,
     card: str,
 ) -> None:
     """Write all files of an export into an empty folder."""
     write_json(folder / MODEL, arguments)
     save_weights(folder / WEIGHTS, saved_tensors(trained.model))
-    trained.processor.save(folder)
+    trained.processor.without_recipe().save(folder)
     copy_trained_on(folder, trained.trained_on)
     write_sealed(folder / ORIGIN, origin.model_dump(mode="json", exclude_unset=True))
     if detector is None:
@@ -190,15 +189,17 @@ def _keep_edited_card(folder: Path) -> None:
     logger.warning("%s was edited since it was exported and is now %s", card, kept.name)
 
 
-def _same_detector(own: Extractor, name: str | Path, weights: str | None, classes: Path | None) -> RegionDetector:
-    """Open the detector of a run's regions, with the settings that they were made with."""
-    found = load_detector(name, weights=weights, classes=classes)
+def _same_extractor(own: Extractor, given: Mapping[str, Any]) -> RegionExtractor:
+    """Open what made a run's regions, with the settings that they were made with."""
+    side = {name: own.parameters[name] for name in ("features_side",) if name in own.parameters}
+    parts = {**own.recipe, **given}
+    found = load_extractor(**parts, options=side if "features" in parts else {})
     settings = found.extractor.parameters
-    found.configure({key: value for key, value in own.parameters.items() if key in settings})
+    found.configure({name: value for name, value in own.parameters.items() if name in settings})
     if conflict := own.conflict(found.extractor):
         raise UserError(
-            f"detector {name} ({conflict}) is not the extractor {own.name} of the run; give its folder as --detector, "
-            f"or {NO_DETECTOR} to export without one"
+            f"{found.name} ({conflict}) is not the extractor {own.name} of the run; give what made its regions as "
+            f"--where and the other options of `dimvl extract`, or --where {NO_DETECTOR} to export without it"
         )
     return found
 

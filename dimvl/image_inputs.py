@@ -15,9 +15,10 @@ from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
-from dimvl.regions.detectors.base import RegionDetector
-from dimvl.regions.detectors.load import is_no_detector, load_detector
+from dimvl.regions.detectors.base import RegionExtractor
+from dimvl.regions.detectors.load import is_no_detector
 from dimvl.regions.extract import Skip, detect_images, skipping
+from dimvl.regions.extractors.load import load_extractor
 from dimvl.regions.images import quiet_decoders
 from dimvl.regions.records import Regions
 from dimvl.trained_model import TrainedModel
@@ -64,7 +65,7 @@ class RegionFinder:
         self._folder = folder
 
     @cached_property
-    def detector(self) -> RegionDetector:
+    def detector(self) -> RegionExtractor:
         """The detector, on the model's device.
 
         Raises:
@@ -76,7 +77,7 @@ class RegionFinder:
                 f"{self._folder.parent} has no detector, so it takes no images; give the regions of a store as "
                 "--regions or, in Python, as Regions"
             )
-        detector = load_detector(self._folder)
+        detector = load_extractor(self._folder)
         self._trained.processor.check_extractor(detector.extractor, str(self._folder))
         return detector.to(self._trained.device)
 

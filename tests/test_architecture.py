@@ -24,6 +24,7 @@ ORDER = (
         "config",
         "regions",
         "data",
+        "concepts",
         "metrics",
         "model",
         "objectives",

@@ -41,7 +41,7 @@ def test_from_scenes_to_an_answer_with_only_the_export_left(tmp_path: Path) -> N
     dimvl(work, "scenes", "scenes", *scenes)
     for split in ("train", "heldout"):
         files = (f"scenes/{split}/images", "regions", "--coco", f"scenes/{split}/instances.json")
-        dimvl(work, "extract", *files, "--detector", "scenes")
+        dimvl(work, "extract", *files, "--where", "scenes")
     write_config(work / "pretrain.yaml", output="pretrain", captions="scenes/train/captions.json")
     files = {"questions": "scenes/train/questions.json", "annotations": "scenes/train/annotations.json"}
     write_config(work / "vqa.yaml", task="vqa", output="vqa", initial="pretrain", **files)

@@ -52,7 +52,7 @@ def run(tmp_path: Path, trained: TrainedModel, detector: Detector) -> Path:
 
 
 def export_tiny(run: Path, out: Path, **changes: object) -> Path:
-    return export(run, out, **{"detector": run.parents[1] / "detector", **changes})  # type: ignore[arg-type]
+    return export(run, out, **{"where": run.parents[1] / "detector", **changes})  # type: ignore[arg-type]
 
 
 def probabilities(trained: TrainedModel) -> torch.Tensor:
@@ -115,8 +115,8 @@ def test_exporting_again_gives_the_same_bytes(run: Path) -> None:
 
 def test_a_detector_other_than_the_runs_is_refused_and_nothing_is_written(run: Path) -> None:
     make_detector(seed=1).save(run.parent / "other")
-    with pytest.raises(UserError, match=r"is not the extractor tiny .* give its folder as --detector"):
-        export_tiny(run, run.parent / "out", detector=run.parent / "other")
+    with pytest.raises(UserError, match=r"is not the extractor tiny .* give what made its regions as --where"):
+        export_tiny(run, run.parent / "out", where=run.parent / "other")
     assert not (run.parent / "out").exists()
 
 
@@ -136,7 +136,7 @@ def test_an_older_export_is_replaced_and_what_others_put_beside_it_stays(run: Pa
     (out / ".git").mkdir()
     for name in (".git/HEAD", "notes.txt", "detector/notes.txt"):
         (out / name).write_text("of the user")
-    export_tiny(run, out, scores={"vqa": 0.75}, detector="none")
+    export_tiny(run, out, scores={"vqa": 0.75}, where="none")
     assert all((out / name).read_text() == "of the user" for name in (".git/HEAD", "notes.txt", "detector/notes.txt"))
     assert "0.25" not in (out / "README.md").read_text() and "0.75" in (out / "README.md").read_text()
     assert not (out / "detector" / "detector.safetensors").exists() and not list(out.glob("*.old*"))
@@ -179,7 +179,7 @@ def test_an_export_writes_through_no_link_inside_its_folder(run: Path) -> None:
     with pytest.raises(UserError, match="detector is in the way of the export; move it"):
         export_tiny(run, out)
     (out / "detector").unlink()
-    export_tiny(run, out, detector="none")
+    export_tiny(run, out, where="none")
     assert (state(elsewhere), (run.parent / "config.json").read_bytes()) == before
     assert not (out / "config.json").is_symlink()
 
@@ -188,11 +188,11 @@ def test_an_export_writes_through_no_link_inside_its_folder(run: Path) -> None:
 def test_a_mixture_of_two_exports_is_never_opened_and_exporting_again_completes_it(
     run: Path, monkeypatch: pytest.MonkeyPatch, trained: TrainedModel, sealed: bool
 ) -> None:
-    old = export_tiny(run, run.parent / "old", detector="none")
+    old = export_tiny(run, run.parent / "old", where="none")
     if not sealed:
         (old / "checksums.json").unlink()
     write_run(run, make_trained(trained.processor, seed=9), step=7)
-    new = state(export_tiny(run, run.parent / "new", detector="none"))
+    new = state(export_tiny(run, run.parent / "new", where="none"))
     moves, refused, real = 0, 0, os.replace
 
     def own(folder: Path) -> dict[str, bytes]:
@@ -211,7 +211,7 @@ def test_a_mixture_of_two_exports_is_never_opened_and_exporting_again_completes_
         moves = 0
         monkeypatch.setattr(os, "replace", replace)
         with contextlib.suppress(Killed):
-            export_tiny(run, out, detector="none")
+            export_tiny(run, out, where="none")
         monkeypatch.setattr(os, "replace", real)
         if moves < cut_off:
             break
@@ -223,7 +223,7 @@ def test_a_mixture_of_two_exports_is_never_opened_and_exporting_again_completes_
             refused += 1
             with pytest.raises(UserError, match=r"damaged: it does not match its checksum"):
                 load_model(out)
-        export_tiny(run, out, detector="none")
+        export_tiny(run, out, where="none")
         assert own(out) == new
     assert cut_off > 7 and refused > 2
 
@@ -287,7 +287,7 @@ def test_an_export_that_is_replaced_while_it_is_read_is_an_error(run: Path, monk
     real = trained_model.load_trained
 
     def slow(*files: Path) -> DimvlModel:
-        export_tiny(run, out, detector="none")
+        export_tiny(run, out, where="none")
         monkeypatch.undo()
         return real(*files)
 
@@ -490,7 +490,7 @@ def test_the_command_in_the_card_of_an_export_without_a_detector_works(
     monkeypatch.setattr(captioning, "caption_scores", Mock(side_effect=UserError("no Java")))
     for task in ("vqa", "caption", "pretrain"):
         run = write_run(tmp_path / task / "run", make_trained(all_abilities(task=task)))
-        out = export_tiny(run, tmp_path / task / "out", detector="none")
+        out = export_tiny(run, tmp_path / task / "out", where="none")
         (command,) = re.findall("^dimvl evaluate .*", (out / "README.md").read_text(), re.MULTILINE)
         given = {"FOLDER": out, "STORE": data.regions, "QUESTIONS": data.questions, "CAPTIONS": data.captions}
         words = [str(given.get(word, word)) for word in re.split("[ =]", command)[1:]]

@@ -255,7 +255,7 @@ def test_a_task_in_one_file_trains_resumes_validates_evaluates_exports_predicts_
     predictions = json.loads((counting / "run" / "evaluation" / "predictions.json").read_text())
     assert evaluated.code == 0 and 0 <= scores["accuracy"] <= 1 and len(predictions) == 6
 
-    exported = run("export", counting / "run", counting / "export", "--detector", counting / "detector")
+    exported = run("export", counting / "run", counting / "export", "--where", counting / "detector")
     assert exported.code == 0, exported.err
     card = (counting / "export" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card and 'predictor.predict("count", "image.png")' in card

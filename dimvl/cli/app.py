@@ -89,31 +89,44 @@ Model = Annotated[
         parser=model_name, metavar="MODEL", help="Folder of an export, or the name of a model on the Hugging Face hub."
     ),
 ]
-DetectorName = Annotated[
-    str,
-    typer.Option(
-        "--detector",
-        parser=file_or_name,
-        metavar="NAME",
-        help="scenes, a folder, or a detector of torchvision or the Hugging Face hub.",
-    ),
-]
-DetectorWeights = Annotated[
+Where = Annotated[
     str | None,
     typer.Option(
-        "--weights",
         parser=file_or_name,
         metavar="NAME",
-        help="For torchvision: a name of its weights, or a .pth or .safetensors file; default DEFAULT.",
+        help="Where regions are: grid, scenes, a folder, or a detector of torchvision or the Hugging Face hub.",
     ),
 ]
-DetectorClasses = Annotated[
-    Path | None,
+Weights = Annotated[
+    str | None,
     typer.Option(
-        "--classes",
-        parser=input_file,
-        help="File of class names, one per line; needed for other than COCO classes.",
+        parser=file_or_name,
+        metavar="NAME",
+        help="For a detector of torchvision: a name of its weights, or a .pth or .safetensors file; default DEFAULT.",
     ),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option(parser=input_file, help="File of class names, one per line; needed for other than COCO classes."),
+]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        parser=file_or_name,
+        metavar="BACKBONE",
+        help="What regions look like: efficientnet_lite2, a folder, or a network of torchvision or the Hugging Face "
+        "hub. By default the detector's own features.",
+    ),
+]
+FeaturesWeights = Annotated[
+    str | None,
+    typer.Option(
+        parser=file_or_name, metavar="NAME", help="For a backbone of torchvision: as --weights for a detector."
+    ),
+]
+Concepts = Annotated[
+    Path | None,
+    typer.Option(parser=input_folder, help="What regions are called: a folder that `dimvl concepts` wrote."),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that override those of the file.")

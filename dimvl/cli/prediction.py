@@ -12,14 +12,17 @@ from dimvl.cli.app import (
     AsJson,
     Beams,
     BlockNgrams,
-    DetectorClasses,
-    DetectorName,
-    DetectorWeights,
+    Classes,
+    Concepts,
     Device,
+    Features,
+    FeaturesWeights,
     LengthPenalty,
     MaxTokens,
     Model,
     Threads,
+    Weights,
+    Where,
     any_path,
     app,
     file_or_folder,
@@ -47,9 +50,12 @@ ImagePaths = Annotated[
 def export(
     run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run.")],
     out: Annotated[Path, typer.Argument(parser=any_path, help="Folder to write.")],
-    detector: DetectorName = "scenes",
-    weights: DetectorWeights = None,
-    classes: DetectorClasses = None,
+    where: Where = None,
+    weights: Weights = None,
+    classes: Classes = None,
+    features: Features = None,
+    features_weights: FeaturesWeights = None,
+    concepts: Concepts = None,
     scores: Annotated[
         Path | None, typer.Option(parser=input_file, help="JSON file of scores for the model card.")
     ] = None,
@@ -57,7 +63,8 @@ def export(
     """Write one folder with everything that predictions need.
 
     It holds the weights of the run's best checkpoint (without validation the newest), the tokenizer, a model card, and
-    the detector with the settings that the regions were made with. Use --detector none to omit the detector.
+    what made the regions, as the region store names it: detector, backbone, concepts. If those files have moved, name
+    them by the options of `dimvl extract`. Use --where none to omit them.
 
     Example: dimvl export runs/vqa exports/vqa --scores runs/vqa/evaluation/scores.json
     """
@@ -65,8 +72,9 @@ def export(
     from dimvl.fields import mapping
     from dimvl.files import read_json
 
+    parts = {"weights": weights, "classes": classes, "features": features, "features_weights": features_weights}
     measured = None if scores is None else mapping(read_json(scores), (), str(scores), "give scores by name")
-    print_text(f"exported: {export_run(run, out, detector, measured, weights=weights, classes=classes)}")
+    print_text(f"exported: {export_run(run, out, where, measured, concepts=concepts, **parts)}")
 
 
 @app.command()

@@ -12,11 +12,14 @@ import typer
 
 from dimvl.cli.app import (
     AsJson,
-    DetectorClasses,
-    DetectorName,
-    DetectorWeights,
+    Classes,
+    Concepts,
     Device,
+    Features,
+    FeaturesWeights,
     Threads,
+    Weights,
+    Where,
     any_path,
     app,
     file_or_folder,
@@ -88,13 +91,22 @@ def extract(
             parser=input_file, help="COCO file that lists the images and their ids; by default file names are ids."
         ),
     ] = None,
-    detector: DetectorName = "",
-    weights: DetectorWeights = None,
-    classes: DetectorClasses = None,
+    where: Where = None,
+    weights: Weights = None,
+    classes: Classes = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(parser=input_file, help="COCO file of boxes to describe in place of the detector's own."),
+        typer.Option(
+            parser=input_file, help="COCO file of boxes to describe in place of the detector's own, or beside a grid."
+        ),
     ] = None,
+    grid: Annotated[int | None, typer.Option(min=1, max=64, help="G, for G x G cells. Default 7.")] = None,
+    features: Features = None,
+    features_weights: FeaturesWeights = None,
+    features_side: Annotated[
+        int | None, typer.Option(help="Pixels that both sides of images are scaled to for --features.")
+    ] = None,
+    concepts: Concepts = None,
     threshold: Annotated[float | None, typer.Option(help="Minimum score of a region.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep this many highest-scoring regions per image.")] = None,
     min_regions: Annotated[
@@ -121,19 +133,22 @@ def extract(
     Resumes if interrupted. Images that cannot be read are named and skipped; then, and if folders in IMAGES have
     images, the exit code is 1.
 
-    Example: dimvl extract photos stores/photos --detector fasterrcnn_resnet50_fpn_v2
+    Example: dimvl extract photos stores/photos --where grid --features efficientnet_lite2
     """
-    if not detector:
+    if where is None and boxes is not None and features is not None:
+        where = "boxes"
+    if where is None:
         raise UserError(
-            "--detector is missing; give fasterrcnn_resnet50_fpn_v2 or another detector of torchvision, owner/name of "
-            "the Hugging Face hub, the folder of a detector, or scenes for images of `dimvl scenes`"
+            "--where is missing; give grid, fasterrcnn_resnet50_fpn_v2 or another detector of torchvision, owner/name "
+            "of the Hugging Face hub, the folder of a detector, or scenes for images of `dimvl scenes`"
         )
     limits = {"top_k": top_k, "min_regions": min_regions, "max_regions": max_regions}
     sizes = {"shortest_side": shortest_side, "longest_side": longest_side, "whole_image": whole_image or None}
-    options = _detector_options({"threshold": threshold, "nms": nms, **limits, **sizes}, boxes)
+    given_options = {"threshold": threshold, "nms": nms, "grid": grid, "features_side": features_side}
+    options = _detector_options({**given_options, **limits, **sizes}, boxes)
     from dimvl.regions.detectors.given_boxes import GivenBoxes
-    from dimvl.regions.detectors.load import load_detector
     from dimvl.regions.extract import extract as extract_regions
+    from dimvl.regions.extractors.load import load_extractor
     from dimvl.regions.listing import PassedOver, images_of_coco, images_of_folder
     from dimvl.regions.store.writer import RegionStoreWriter
     from dimvl.trained_model import choose_device
@@ -144,7 +159,15 @@ def extract(
     files = (images_of_folder(images, passed) if listing is None else images_of_coco(listing, images))[chosen]
     given = None if boxes is None else GivenBoxes.read(boxes)
     with _named_as_typed(options):
-        found = load_detector(detector, options, weights=weights, classes=classes).to(choose_device(device))
+        found = load_extractor(
+            where,
+            options,
+            weights=weights,
+            classes=classes,
+            features=features,
+            features_weights=features_weights,
+            concepts=concepts,
+        ).to(choose_device(device))
     extractor = found.extractor if given is None else given.extractor(found)
     with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("images") as show:
         report = extract_regions(

@@ -1,7 +1,7 @@
 """Everything between images and words on one side and the model on the other; saved with every checkpoint."""
 
 import logging
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -77,6 +77,10 @@ class Processor:
     def reader(self, store: RegionStore) -> ImageReader:
         """Return the reader of prefixes from a region store."""
         return ImageReader(store, self.tags, self.max_regions, self.times)
+
+    def without_recipe(self) -> "Processor":
+        """Return a copy that does not name the files of its extractor, which are of use on their own machine only."""
+        return replace(self, extractor=replace(self.extractor, recipe={}))
 
     def save(self, folder: Path) -> None:
         """Write `processor.json` and the tokenizer's files."""

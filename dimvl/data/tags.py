@@ -63,16 +63,21 @@ class TagWriter:
     def _tags(self, regions: Named, room: int) -> Iterator[int]:
         """Token ids of the tags of one image, at most `room`."""
         class_ids, class_scores, attribute_ids, attribute_scores = regions
-        tags: dict[tuple[int, ...], None] = {}
+        attributes = np.where(attribute_scores >= self.min_score, attribute_ids, -1)
         if class_ids.shape[1]:
-            known = np.flatnonzero((class_ids[:, 0] >= 0) & (class_scores[:, 0] >= self.min_score))
-            attributes = np.where(attribute_scores[known] >= self.min_score, attribute_ids[known], -1)
-            for class_id, own in zip(class_ids[known, 0].tolist(), attributes.tolist(), strict=True):
-                if room < 1:
-                    break
-                words = [*(self.attributes[attribute] for attribute in own if attribute >= 0), self.classes[class_id]]
-                tag = tuple(token for word in words for token in word)
+            none = class_ids[:, 0] < 0
+            classes = np.where(class_scores[:, 0] >= self.min_score, class_ids[:, 0], -1)
+        else:
+            none, classes = np.ones(len(attributes), bool), np.full(len(attributes), -1)
+        tags: dict[tuple[int, ...], None] = {}
+        for row in np.flatnonzero(none | (classes >= 0)):
+            words = [self.attributes[attribute] for attribute in attributes[row].tolist() if attribute >= 0]
+            # Names of a region without a class are words of their own; of one with a class, they describe it.
+            named = words if none[row] else [sum((*words, self.classes[classes[row]]), ())]
+            for tag in named:
                 if tag not in tags and len(tag) <= room:
                     tags[tag] = None
                     room -= len(tag)
+            if room < 1:
+                break
         return (token for tag in tags for token in tag)

@@ -18,7 +18,7 @@ import torch
 
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
-from dimvl.regions.detectors.base import RegionDetector
+from dimvl.regions.detectors.base import RegionExtractor
 from dimvl.regions.detectors.given_boxes import GivenBoxes
 from dimvl.regions.images import image_in_thread, quiet_decoders
 from dimvl.regions.records import Regions
@@ -52,13 +52,13 @@ class _Loaded(NamedTuple):
     source: object
     width: int
     height: int
-    array: np.ndarray
+    array: Any
     boxes: np.ndarray | None
 
 
 def extract(
     images: Collection[tuple[str, Path]],
-    detector: RegionDetector,
+    detector: RegionExtractor,
     writer: RegionStoreWriter,
     *,
     batch_size: int = 16,
@@ -100,7 +100,7 @@ def extract(
             unknown += sum(not (found.class_ids >= 0).any() for found in regions)
             if progress is not None:
                 progress(already + processed, len(images))
-    if unknown * 2 > done:
+    if unknown * 2 > done and writer.manifest.extractor.classes:
         log.warning(
             "%s found no object of its %d classes in %d of %d images; check that it is made for such images",
             *(writer.manifest.extractor.name, len(writer.manifest.extractor.classes), unknown, done),
@@ -120,7 +120,7 @@ def skipping(skipped: list[tuple[Path, str]]) -> Skip:
 
 def detect_images(
     images: Sequence[tuple[str, object]],
-    detector: RegionDetector,
+    detector: RegionExtractor,
     skip: Skip,
     batch_size: int,
     workers: int,
@@ -166,7 +166,7 @@ def _write(batch: list[Regions], writer: RegionStoreWriter, pending: int) -> int
 
 
 def _loaded(
-    images: Sequence[tuple[str, object]], detector: RegionDetector, given: GivenBoxes | None, workers: int, ahead: int
+    images: Sequence[tuple[str, object]], detector: RegionExtractor, given: GivenBoxes | None, workers: int, ahead: int
 ) -> Iterator[tuple[object, _Loaded | UserError]]:
     """Read images in threads, in order; at most `ahead` and one per thread wait to be processed."""
 
@@ -197,7 +197,9 @@ def _loaded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _regions(batch: Sequence[_Loaded], detector: RegionDetector, given: GivenBoxes | None, skip: Skip) -> list[Regions]:
+def _regions(
+    batch: Sequence[_Loaded], detector: RegionExtractor, given: GivenBoxes | None, skip: Skip
+) -> list[Regions]:
     """Process a batch; if that fails, process each image alone and skip those on which the detector fails."""
     boxes = None if given is None else [image.boxes for image in batch if image.boxes is not None]
     try:
@@ -215,7 +217,7 @@ def _regions(batch: Sequence[_Loaded], detector: RegionDetector, given: GivenBox
         return [regions for image in batch for regions in _regions([image], detector, given, skip)]
     results = []
     for image, seen in zip(batch, found, strict=True):
-        named = seen if given is None else given.named(image.image_id, seen)
+        named = seen if given is None else given.named(image.image_id, seen, detector)
         results.append(Regions(image_id=image.image_id, width=image.width, height=image.height, **named.arrays))
     return results
 

@@ -1,6 +1,8 @@
 """The regions of an image: what detectors return, the region store keeps, and all later code reads."""
 
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +12,7 @@ from dimvl.errors import UserError
 BOX_TOLERANCE = 0.01
 """How far a box may reach beyond its image, as a fraction: enough for rounding, too little for boxes in pixels."""
 
-SIZES = ("side", "shortest_side", "longest_side", "height", "width")
+SIZES = ("side", "shortest_side", "longest_side", "height", "width", "features_side")
 """The parameters of an extractor that set the size images are scaled to: they change the feature of a given box."""
 
 ARRAYS = ("boxes", "features", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
@@ -172,6 +174,9 @@ class Extractor:
         feature_width: F.
         classes: class names, by class id.
         attributes: attribute names, by attribute id.
+        parts: fingerprints of the models that it is composed of, by role (`where`, `looks`, `called`); empty for
+            a detector that is all of them. `fingerprint` is then that of `combined_fingerprint`.
+        recipe: names and files that it was opened by, so that an export can open it again; not part of its identity.
 
     """
 
@@ -181,6 +186,13 @@ class Extractor:
     feature_width: int
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
+    parts: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def looks(self) -> str:
+        """Fingerprint of the model that the features come from."""
+        return self.parts.get("looks") or self.parts.get("where") or self.fingerprint
 
     def conflict(self, other: "Extractor") -> str | None:
         """Say why a model trained on regions of this extractor cannot use those of another; None if it can.
@@ -200,8 +212,22 @@ class Extractor:
                 return f"{name} {other.parameters[name]}, not {self.parameters[name]}"
         return None
 
+    def named(self, names: tuple[str, ...], called: str) -> "Extractor":
+        """Return this extractor with the names of a model of fingerprint `called`: as classes if it has none yet."""
+        parts = {**(self.parts or {"where": self.fingerprint}), "called": called}
+        classes, attributes = (self.classes, names) if self.classes else (names, self.attributes)
+        fingerprint = combined_fingerprint(parts)
+        return replace(self, fingerprint=fingerprint, parts=parts, classes=classes, attributes=attributes)
+
     def deviations(self, other: "Extractor") -> list[str]:
         """List the parameters that differ although the regions are comparable: they decide which boxes exist."""
         names = sorted((self.parameters.keys() | other.parameters.keys()) - set(SIZES))
         pairs = [(name, self.parameters.get(name), other.parameters.get(name)) for name in names]
         return [f"{name} {theirs}, not {own}" for name, own, theirs in pairs if own != theirs]
+
+
+def combined_fingerprint(parts: Mapping[str, str]) -> str:
+    """Return one fingerprint of several parts, given by role; that of a single part is its own."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return hashlib.sha256("".join(f"{role} {parts[role]} " for role in sorted(parts)).encode()).hexdigest()

@@ -150,7 +150,7 @@ def test_extract_writes_what_it_can_read_names_the_rest_and_ends_with_exit_code_
         make_image(number).save(images / f"{number}.png")
     whole = (images / "2.png").read_bytes()
     (images / "2.png").write_bytes(whole[: len(whole) // 2])
-    arguments = ("extract", images, tmp_path / "regions", "--detector", model / "detector", "--device", "cpu")
+    arguments = ("extract", images, tmp_path / "regions", "--where", model / "detector", "--device", "cpu")
     result = run(*arguments)
     assert result.code == 1
     assert "2 images done, 0 already there, 1 skipped" in result.out
@@ -164,7 +164,7 @@ def test_extract_writes_what_it_can_read_names_the_rest_and_ends_with_exit_code_
 def test_extract_takes_the_image_ids_of_a_coco_file(run: Run, tmp_path: Path, image_file: Path, model: Path) -> None:
     listing = tmp_path / "instances.json"
     listing.write_text(json.dumps({"images": [{"id": 42, "file_name": image_file.name}]}))
-    arguments = ("--coco", listing, "--detector", model / "detector")
+    arguments = ("--coco", listing, "--where", model / "detector")
     assert run("extract", image_file.parent, tmp_path / "regions", *arguments).code == 0
     assert RegionStore(tmp_path / "regions").image_id(0) == "42"
 
@@ -260,7 +260,7 @@ def test_predictions_are_printed_as_text_or_as_json(run: Run, image_file: Path, 
 def test_export_writes_scores_into_the_model_card(run: Run, tmp_path: Path, model: Path) -> None:
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps({"overall": 0.625}))
-    arguments = ("export", model.parent / "run", tmp_path / "out", "--detector", model / "detector")
+    arguments = ("export", model.parent / "run", tmp_path / "out", "--where", model / "detector")
     assert run(*arguments, "--scores", scores).code == 0
     assert "| overall | 0.6250 |" in (tmp_path / "out" / "README.md").read_text()
     scores.write_text("[1]")

@@ -33,8 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def detector_of(place: Path, kind: str) -> tuple[object, ...]:
     if kind == "torchvision":
-        return ("--detector", TORCHVISION, "--weights", place / "weights-0.pth", "--classes", place / "names.txt")
-    return ("--detector", {"scenes": "scenes", "detr": place / "detr", "mine": place / "mine"}[kind])
+        return ("--where", TORCHVISION, "--weights", place / "weights-0.pth", "--classes", place / "names.txt")
+    return ("--where", {"scenes": "scenes", "detr": place / "detr", "mine": place / "mine"}[kind])
 
 
 def refused(result: Result, *words: str) -> None:
@@ -67,7 +67,7 @@ def test_every_kind_of_detector_writes_a_store_with_the_given_settings(
 @pytest.mark.parametrize("option", ["--threshold", "--nms", "--max-regions", "--shortest-side"])
 def test_a_setting_out_of_range_is_named_as_its_option(run: Run, place: Path, tmp_path: Path, option: str) -> None:
     refused(
-        run("extract", place / "images", tmp_path / "out", "--detector", "scenes", option, -5), f"error: {option} is -5"
+        run("extract", place / "images", tmp_path / "out", "--where", "scenes", option, -5), f"error: {option} is -5"
     )
     assert not (tmp_path / "out").exists()
 
@@ -146,20 +146,20 @@ def test_options_that_would_be_ignored_are_rejected_before_anything_is_written(
 ) -> None:
     begin = ("extract", place / "images", tmp_path / "out")
     for arguments, words in [
-        ((), ("--detector is missing; give fasterrcnn_resnet50_fpn_v2 or another", "or scenes for")),
+        ((), ("--where is missing; give grid, fasterrcnn_resnet50_fpn_v2 or another", "or scenes for")),
         (("--top-k", 3, "--threshold", 0.2), ("--top-k sets", "omit --threshold")),
         (("--top-k", 3, "--max-regions", 2), ("omit --max-regions",)),
         (("--top-k", 0), ("--top-k is 0; give 1 or more",)),
         (("--boxes", place / "boxes.json", "--nms", 0.3), ("--boxes sets the regions; omit --nms",)),
-        (("--boxes", place / "boxes.json", "--detector", place / "detr"), ("detr cannot describe given boxes",)),
+        (("--boxes", place / "boxes.json", "--where", place / "detr"), ("detr cannot describe given boxes",)),
         (("--boxes", place / "names.txt"), ("is not valid JSON",)),
         (("--weights", "COCO_V1"), ("has its own weights",)),
         (("--longest-side", 100), ("has no setting --longest-side",)),
         (("--threshold", 2), ("error: --threshold is 2.0; give a number from 0 to 1",)),
-        (("--detector", "yolo"), ("neither a folder here nor one of torchvision's",)),
-        (("--detector", place / "images"), ("detector.json does not exist",)),
+        (("--where", "yolo"), ("neither a folder here nor one of torchvision's",)),
+        (("--where", place / "images"), ("detector.json does not exist",)),
     ]:
-        detector = () if not arguments or "--detector" in arguments else ("--detector", "scenes")
+        detector = () if not arguments or "--where" in arguments else ("--where", "scenes")
         refused(run(*begin, *detector, *arguments), *words)
         assert not (tmp_path / "out").exists(), arguments
 
@@ -205,7 +205,7 @@ def test_a_detector_of_other_weights_classes_or_sizes_is_not_exported(run: Run, 
     boxes = ("--boxes", place / "boxes.json")
     assert run("extract", place / "images", tmp_path / "given", *detector_of(place, "mine"), *boxes).code == 0
     given = write_run(tmp_path / "other", make_trained(all_abilities(RegionStore(tmp_path / "given").extractor)))
-    refused(run("export", given, tmp_path / "out", *detector_of(place, "mine")), "other classes", "--detector")
+    refused(run("export", given, tmp_path / "out", *detector_of(place, "mine")), "other classes", "--where")
     assert not (tmp_path / "out").exists()
 
 
@@ -215,7 +215,7 @@ def test_an_export_without_a_detector_accepts_regions_and_rejects_images(run: Ru
     assert run("extract", place / "images", tmp_path / "store", *detector_of(place, "mine")).code == 0
     store = RegionStore(tmp_path / "store")
     trained = write_run(tmp_path / "run", make_trained(all_abilities(store.extractor)), description="photographs")
-    assert run("export", trained, tmp_path / "out", "--detector", "none").code == 0
+    assert run("export", trained, tmp_path / "out", "--where", "none").code == 0
     assert Predictor.from_pretrained(tmp_path / "out", "cpu").caption(store.read(0))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "has no detector" in card and "photo.png" not in card

@@ -26,7 +26,7 @@ SHOWN_IN_PLACE = "\x1b[?25l"  # the cursor is hidden
 COMMANDS = {
     "demo": (["--out", "{new}"], "results"),
     "scenes": (["{new}", "--train", "1", "--heldout", "0", "--compositional", "0"], "written to"),
-    "extract": (["{images}", "{new}", "--detector", "{detector}"], "2 images done"),
+    "extract": (["{images}", "{new}", "--where", "{detector}"], "2 images done"),
     "import": (["{features}", "{new}"], "6 images done"),
     "inspect": (["{regions}"], "images: 6"),
     "verify": (["{regions}"], "is sound"),
@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "score caption": (["--annotations", "{captions}", "--predictions", "{captioned}", "--tokenised"], "CIDEr: "),
     "report": (["{run}"], "report: "),
-    "export": (["{run}", "{new}", "--detector", "none"], "exported: "),
+    "export": (["{run}", "{new}", "--where", "none"], "exported: "),
     "caption": (["{images}", "--model", "{model}", "--json"], '2.png", "caption": "'),
     "answer": (["{images}", "what is it?", "--model", "{model}"], '2.png", "question": "what is it\\?", "answer"'),
     "match": (["{images}/1.png", "a star", "--model", "{model}"], r"0\.\d"),

@@ -139,7 +139,7 @@ def test_an_evaluation_can_be_read_rescored_and_traced(run: Run, tmp_path: Path,
     assert manifest["regions"][0]["manifest_sha256"] == sha256(data.regions / "manifest.json")
     assert manifest["predictions_sha256"] == sha256(out / "predictions.json")
     assert {"dimvl", "torch"} <= set(manifest["versions"]) and manifest["seed"] == 7
-    assert run("export", trained, tmp_path / "export", "--detector", "none")[0] == 0
+    assert run("export", trained, tmp_path / "export", "--where", "none")[0] == 0
     place = ("--regions", data.regions, "--out", tmp_path / "of-export")
     assert run("evaluate", tmp_path / "export", *place, *files)[0] == 0
     of_export = json.loads((tmp_path / "of-export" / "manifest.json").read_text())

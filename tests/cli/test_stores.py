@@ -86,7 +86,7 @@ def test_features_are_stored_as_int8_on_request(run: Run, tmp_path: Path, comman
     if command == "extract":
         make_detector().save(tmp_path / "detector")
         make_image(1).save(tmp_path / "1.png")
-        asked = ("extract", tmp_path, "--detector", tmp_path / "detector", "--top-k", 3)
+        asked = ("extract", tmp_path, "--where", tmp_path / "detector", "--top-k", 3)
     (name, source, *options), folders = asked, [tmp_path / "float16", tmp_path / "int8"]
     assert run(name, source, folders[0], *options)[0] == 0
     assert run(name, source, folders[1], *options, "--dtype", "int8")[0] == 0

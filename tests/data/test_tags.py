@@ -33,10 +33,12 @@ def test_attributes_stand_before_their_class_and_make_it_another_tag():
     assert text == "small red star small blue star"
 
 
-def test_a_missing_class_or_one_that_scores_below_the_limit_gives_no_word():
-    assert write([2, 0, 1, -1], [0.9, 0.25, 0.3, 0.9], [[0, 2], [0, 2], [-1, 3], [0, 0]], [[0.25, 0.5]] * 4) == (
-        "red star blue square"
-    )
+def test_a_class_that_scores_below_the_limit_gives_no_word():
+    assert write([2, 0, 1], [0.9, 0.25, 0.3], [[0, 2], [0, 2], [-1, 3]], [[0.25, 0.5]] * 3) == "red star blue square"
+
+
+def test_attributes_of_a_region_without_a_class_are_words_of_their_own():
+    assert write([-1, 2, -1], [0.9] * 3, [[2, 0], [-1, -1], [3, 2]], [[0.5, 0.25]] * 3) == "red star blue"
 
 
 def test_a_score_of_just_the_limit_gives_a_word():

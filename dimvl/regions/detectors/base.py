@@ -1,6 +1,6 @@
-"""The interface of every detector: images in, boxes with features, classes and attributes out.
+"""The interface of all that finds regions: images in, boxes with features, classes and attributes out.
 
-Extraction and prediction call a detector in two steps, so that the first can run ahead in threads: `prepare` turns one
+Extraction and prediction call it in two steps, so that the first can run ahead in threads: `prepare` turns one
 image into an array, `detect_prepared` finds the regions of several. Only arrays of one shape share a forward pass and
 none is padded to the size of another, so the regions of an image do not depend on the images beside it.
 
@@ -9,6 +9,7 @@ Letters: R regions of an image, N regions of all images, F feature width, K kept
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from dimvl.errors import UserError
 from dimvl.regions.detectors.selection import Selection
-from dimvl.regions.records import ARRAYS, Detections, Extractor, check_boxes
+from dimvl.regions.records import ARRAYS, SIZES, Detections, Extractor, check_boxes
 
 CLASSES_KEPT = 5
 AT_ONCE = 16  # images per forward pass in `detect`; a CPU gains nothing from more
@@ -29,90 +30,40 @@ SETTINGS = "detector.json"
 WEIGHTS = "detector.safetensors"
 
 
-class RegionDetector(ABC):
-    """A detector, ready for use.
+class RegionExtractor(ABC):
+    """What turns images into regions, ready for use: a detector, or several models composed.
 
-    Args:
+    Attributes:
         name: readable name.
-        network: its weights.
-        selection: which candidates become regions.
-        feature_width: F.
-        classes: class names, by class id.
-        attributes: attribute names, by attribute id.
+        recipe: names and files that it was opened by; see `Extractor`.
 
     """
 
-    files: ClassVar[tuple[str, ...]]  # of a saved detector, beside detector.json
+    name: str
+    recipe: dict[str, str]
     describes: ClassVar[bool] = True  # whether it can describe boxes from elsewhere
 
-    def __init__(
-        self,
-        name: str,
-        network: nn.Module,
-        selection: Selection,
-        feature_width: int,
-        classes: Sequence[str],
-        attributes: Sequence[str] = (),
-    ) -> None:
-        self.name = name
-        self.network: Any = network.eval()
-        self.selection = selection
-        self.feature_width = feature_width
-        self.classes = tuple(classes)
-        self.attributes = tuple(attributes)
-
     @property
+    @abstractmethod
     def extractor(self) -> Extractor:
-        """The detector as a region store identifies it; saving and loading does not change it."""
-        return Extractor(
-            name=self.name,
-            fingerprint=self._fingerprint,
-            parameters=self.parameters,
-            feature_width=self.feature_width,
-            classes=self.classes,
-            attributes=self.attributes,
-        )
+        """The extractor as a region store identifies it; saving and loading does not change it."""
 
-    @property
-    def parameters(self) -> dict[str, float | int | str | bool]:
-        """The settings that change the regions and need no training, by name."""
-        return {**self._numbers(), **vars(self.selection)}
-
+    @abstractmethod
     def configure(self, options: Mapping[str, Any]) -> Self:
-        """Change some of the `parameters`; returns the detector.
+        """Change some of the extractor's parameters; returns it.
 
         Raises:
-            UserError: the detector has no such setting, or the value is out of range.
+            UserError: it has no such setting, or the value is out of range.
 
         """
-        if unknown := sorted(options.keys() - self.parameters.keys()):
-            raise UserError(f"{self.name} has no setting {unknown[0]}; it has {', '.join(sorted(self.parameters))}")
-        numbers = {name: whole_number(name, options[name]) for name in self._numbers() if name in options}
-        self.selection = self.selection.changed(options)
-        self._set_numbers(numbers)
-        return self
 
-    def check_describes(self) -> None:
-        """Raise a `UserError` if the detector cannot describe boxes from elsewhere."""
-        if not self.describes:
-            raise UserError(
-                f"{self.name} cannot describe given boxes, only those that it finds; use a detector of torchvision or "
-                "of dimvl"
-            )
-
+    @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Move the weights to a device; returns the detector."""
-        self.network.to(device)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.network.parameters()).device
+        """Move the weights to a device; returns the extractor."""
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path) -> "RegionDetector":
+    def load(cls, folder: Path) -> "RegionExtractor":
         """Load what `save` wrote.
 
         Raises:
@@ -125,25 +76,12 @@ class RegionDetector(ABC):
         """Write `detector.json` (settings) and the weights (safetensors) into a folder."""
 
     @abstractmethod
-    def prepare(self, image: Image.Image) -> np.ndarray:
+    def prepare(self, image: Image.Image) -> Any:
         """Turn an upright RGB image into the network's input. Safe in any thread."""
 
-    @property
     @abstractmethod
-    def _fingerprint(self) -> str:
-        """Hash of the weights and whatever else determines the feature of a box, except the `parameters`."""
-
-    @abstractmethod
-    def _numbers(self) -> dict[str, int]:
-        """The parameters beside the selection: sizes in pixels and counts."""
-
-    @abstractmethod
-    def _set_numbers(self, numbers: Mapping[str, int]) -> None:
-        """Change some of the `_numbers`."""
-
-    @abstractmethod
-    def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
-        """Find the regions of prepared images of one shape, or describe the given boxes (fractions)."""
+    def detect_prepared(self, arrays: Sequence[Any], boxes: Sequence[np.ndarray] | None = None) -> list[Detections]:
+        """Do what `detect` does for the results of `prepare`; all arrays of one shape share a forward pass."""
 
     def detect(self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray] | None = None) -> list[Detections]:
         """Find and describe the objects of images; an image without objects is one region of its own.
@@ -167,10 +105,129 @@ class RegionDetector(ABC):
             found += self.detect_prepared(prepared, None if boxes is None else boxes[part])
         return found
 
+    def extractor_of_given(self, classes: tuple[str, ...]) -> Extractor:
+        """Return the extractor of boxes from elsewhere, which have these classes."""
+        own = self.extractor
+        parameters = {name: value for name, value in own.parameters.items() if name in (*SIZES, "grid", "whole_image")}
+        return replace(
+            own,
+            name=f"{own.name} at given boxes",
+            parameters={**parameters, "given_boxes": True},
+            classes=classes,
+        )
+
+    def with_given_classes(self, found: Detections, class_ids: np.ndarray, class_scores: np.ndarray) -> Detections:
+        """Give regions (R) classes (R, 1) from elsewhere, in place of those that were found."""
+        return replace(found, class_ids=class_ids, class_scores=class_scores)
+
+    def check_describes(self) -> None:
+        """Raise a `UserError` if it cannot describe boxes from elsewhere."""
+        if not self.describes:
+            raise UserError(
+                f"{self.name} cannot describe given boxes, only those that it finds; use a detector of torchvision or "
+                "of dimvl, or the features of a backbone"
+            )
+
+
+class RegionDetector(RegionExtractor):
+    """A detector, ready for use.
+
+    Args:
+        name: readable name.
+        network: its weights.
+        selection: which candidates become regions.
+        feature_width: F.
+        classes: class names, by class id.
+        attributes: attribute names, by attribute id.
+
+    """
+
+    files: ClassVar[tuple[str, ...]]  # of a saved detector, beside detector.json
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> "RegionDetector":
+        """See `RegionExtractor.load`."""
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        selection: Selection,
+        feature_width: int,
+        classes: Sequence[str],
+        attributes: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.recipe = {}
+        self.network: Any = network.eval()
+        self.selection = selection
+        self.feature_width = feature_width
+        self.classes = tuple(classes)
+        self.attributes = tuple(attributes)
+
+    @property
+    def extractor(self) -> Extractor:
+        """See `RegionExtractor.extractor`."""
+        return Extractor(
+            name=self.name,
+            fingerprint=self._fingerprint,
+            parameters=self.parameters,
+            feature_width=self.feature_width,
+            classes=self.classes,
+            attributes=self.attributes,
+            recipe=self.recipe,
+        )
+
+    @property
+    def parameters(self) -> dict[str, float | int | str | bool]:
+        """The settings that change the regions and need no training, by name."""
+        return {**self._numbers(), **vars(self.selection)}
+
+    def configure(self, options: Mapping[str, Any]) -> Self:
+        """See `RegionExtractor.configure`."""
+        if unknown := sorted(options.keys() - self.parameters.keys()):
+            raise UserError(f"{self.name} has no setting {unknown[0]}; it has {', '.join(sorted(self.parameters))}")
+        numbers = {name: whole_number(name, options[name]) for name in self._numbers() if name in options}
+        self.selection = self.selection.changed(options)
+        self._set_numbers(numbers)
+        return self
+
+    def to(self, device: torch.device | str) -> Self:
+        """See `RegionExtractor.to`."""
+        self.network.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Turn an upright RGB image into the network's input. Safe in any thread."""
+
+    @property
+    @abstractmethod
+    def _fingerprint(self) -> str:
+        """Hash of the weights and whatever else determines the feature of a box, except the `parameters`."""
+
+    @abstractmethod
+    def _numbers(self) -> dict[str, int]:
+        """The parameters beside the selection: sizes in pixels and counts."""
+
+    @abstractmethod
+    def _set_numbers(self, numbers: Mapping[str, int]) -> None:
+        """Change some of the `_numbers`."""
+
+    @abstractmethod
+    def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
+        """Find the regions of prepared images of one shape, or describe the given boxes (fractions)."""
+
     def detect_prepared(
         self, arrays: Sequence[np.ndarray], boxes: Sequence[np.ndarray] | None = None
     ) -> list[Detections]:
-        """Do what `detect` does for the arrays of `prepare`; all arrays of one shape share a forward pass."""
+        """See `RegionExtractor.detect_prepared`."""
         if boxes is not None:
             self.check_describes()
         by_shape: dict[tuple[int, ...], list[int]] = {}

@@ -5,7 +5,7 @@ The detector then only describes them: features, and attributes where it has any
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 from dimvl.errors import UserError
 from dimvl.fields import COCO, Once, identifier, pixels, records, words
 from dimvl.files import read_json
-from dimvl.regions.detectors.base import RegionDetector
+from dimvl.regions.detectors.base import RegionExtractor
 from dimvl.regions.geometry import area, clip, pixels_to_fractions, xywh_to_corners
-from dimvl.regions.records import SIZES, Detections, Extractor, check_boxes
+from dimvl.regions.records import Detections, Extractor, check_boxes
 from dimvl.showing import short
 
 log = logging.getLogger(__name__)
@@ -98,27 +98,19 @@ class GivenBoxes:
         check_boxes(self.boxes[image_id], f"image {image_id!r}")
         return self.boxes[image_id]
 
-    def named(self, image_id: str, found: Detections) -> Detections:
-        """Give an image's regions the classes of the file; the whole image after them has none."""
+    def named(self, image_id: str, found: Detections, detector: RegionExtractor) -> Detections:
+        """Give an image's regions the classes of the file; those after the given boxes have none."""
         if image_id not in self.labels:
             return found
         more = len(found.boxes) - len(self.labels[image_id])
         ids = np.concatenate([self.labels[image_id], np.full(more, -1, np.int16)])
         scores = np.concatenate([self.scores[image_id], np.zeros(more, np.float16)])
-        return replace(found, class_ids=ids[:, None], class_scores=scores[:, None])
+        return detector.with_given_classes(found, ids[:, None], scores[:, None])
 
-    def extractor(self, detector: RegionDetector) -> Extractor:
+    def extractor(self, detector: RegionExtractor) -> Extractor:
         """The extractor of these boxes as the detector describes them; a `UserError` if it cannot."""
         detector.check_describes()
-        describing = detector.extractor
-        kept = (*SIZES, "whole_image")
-        parameters = {name: value for name, value in describing.parameters.items() if name in kept}
-        return replace(
-            describing,
-            name=f"{describing.name} at given boxes",
-            parameters={**parameters, "given_boxes": True},
-            classes=self.classes,
-        )
+        return detector.extractor_of_given(self.classes)
 
 
 def _listed(file: Path, value: Any, key: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, Any]]]:

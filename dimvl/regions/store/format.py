@@ -110,7 +110,7 @@ class Manifest(Strict):
 def first_difference(one: Extractor, other: Extractor) -> str | None:
     """Describe the first difference of two extractors, with both values; None if they are equal."""
     facts: list[dict[str, object]] = [
-        {name: value for name, value in vars(extractor).items() if name != "parameters"}
+        {name: value for name, value in vars(extractor).items() if name not in ("parameters", "recipe")}
         | {f"parameters.{name}": value for name, value in extractor.parameters.items()}
         for extractor in (one, other)
     ]

@@ -1,0 +1,76 @@
+"""Opens an extractor by the names that the user gives, each of its parts on its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dimvl.errors import UserError
+from dimvl.regions.backbones.load import load_backbone
+from dimvl.regions.detectors.base import KIND, SETTINGS, RegionExtractor
+from dimvl.regions.detectors.load import SCENES, load_detector
+from dimvl.regions.detectors.settings import read_settings
+from dimvl.regions.extractors.composed import COMPOSED, ComposedExtractor
+from dimvl.regions.extractors.grid import Grid
+from dimvl.regions.naming.load import load_namer
+
+GRIDS = {"grid": Grid(), "boxes": Grid(cells=0, whole_image=False)}
+"""Places without a detector: the cells of a grid, and boxes from elsewhere alone."""
+
+
+def load_extractor(
+    where: str | Path = SCENES,
+    options: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    classes: str | Path | None = None,
+    features: str | Path | None = None,
+    features_weights: str | None = None,
+    concepts: str | Path | None = None,
+) -> RegionExtractor:
+    """Open what turns images into regions.
+
+    Args:
+        where: `grid` for the cells of a grid and the whole image; `boxes` for boxes from elsewhere alone; the folder of
+            a saved extractor; or a detector, see `load_detector`.
+        options: settings that replace its own: those of `Selection` and `Grid`, and sizes in pixels.
+        weights: of a detector; see `load_detector`.
+        classes: as `weights`.
+        features: backbone whose features replace those of the detector; see `load_backbone`.
+        features_weights: as in `load_backbone`.
+        concepts: folder of learned concepts, which give names.
+
+    Raises:
+        UserError: a part does not exist or cannot be read, or does not fit another; or an option does not fit.
+
+    """
+    parts = {"weights": weights, "classes": classes, "features_weights": features_weights}
+    names = {"where": where, "features": features, "concepts": concepts, **parts}
+    options = dict(options or {})
+    if features_weights is not None and features is None:
+        raise UserError(f"weights {features_weights} belong to no backbone; give its name as --features")
+    if is_composed(where) and (features, concepts, weights, classes) == (None,) * 4:
+        found: RegionExtractor = ComposedExtractor.load(Path(where))
+    elif features is None and concepts is None and str(where) not in GRIDS:
+        found = load_detector(where, weights=weights, classes=None if classes is None else Path(classes))
+    else:
+        if str(where) in GRIDS and (weights is not None or classes is not None):
+            raise UserError(f"{where} has no weights and classes; omit {weights or classes}, or name a detector")
+        place = GRIDS.get(str(where)) or load_detector(
+            where, weights=weights, classes=None if classes is None else Path(classes)
+        )
+        looks = None
+        if features is not None:
+            looks = load_backbone(str(features), features_weights, options.pop("features_side", None))
+        found = ComposedExtractor(place, looks, None if concepts is None else load_namer(Path(concepts)))
+    found.recipe = {name: _absolute(value) for name, value in names.items() if value is not None}
+    return found.configure(options)
+
+
+def is_composed(where: str | Path) -> bool:
+    """Return whether a folder holds a saved extractor of several parts."""
+    return (Path(where) / SETTINGS).is_file() and read_settings(Path(where)).get(KIND) == COMPOSED
+
+
+def _absolute(name: str | Path) -> str:
+    """Return a path as one that can be opened from any folder; other names stay as they are."""
+    return str(Path(name).absolute()) if Path(name).exists() else str(name)
