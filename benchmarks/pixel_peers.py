@@ -2,7 +2,8 @@
 
 Weights are random; configurations are those of the published checkpoints, written out here because nothing is
 downloaded. Each has the image processor of its checkpoint at its default resolution. Prompts are token ids of the
-length that its processor makes, so no tokenizer is timed; ours tokenises.
+length that its processor makes, so no tokenizer is timed; ours tokenises. Attention is torch's kernel where the model
+has it (Florence-2, SmolVLM), which is the faster; BLIP and ViLT have eager attention only.
 
 Captions have exactly `WORDS` tokens (the end token is suppressed until then) and come from `BEAMS` beams. ViLT
 classifies 3,129 answers; BLIP generates an answer greedily, of the two tokens that one word and the end token take.
@@ -11,6 +12,7 @@ Letters: B images.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def generation(tokens: int, beams: int) -> dict[str, Any]:
     return {"max_new_tokens": tokens, "min_new_tokens": tokens, "num_beams": beams, "do_sample": False}
 
 
-def blip(small: bool, attention: str, compiled: bool, answers: bool) -> Peer:
+def blip(small: bool, answers: bool) -> Peer:
     """BLIP-base (Li et al., ICML 2022), captioning or answering; eager attention is all that transformers has."""
     from transformers import BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering, BlipImageProcessor
 
@@ -59,8 +61,6 @@ def blip(small: bool, attention: str, compiled: bool, answers: bool) -> Peer:
     model = (BlipForQuestionAnswering if answers else BlipForConditionalGeneration)(config).eval()
     side = model.config.vision_config.image_size
     processor = BlipImageProcessor(size={"height": side, "width": side})
-    if compiled:
-        model.vision_model = torch.compile(model.vision_model, dynamic=False)
     options = generation(2, 1) if answers else generation(WORDS, BEAMS)
 
     def run(files: Sequence[Path]) -> Tensor:
@@ -72,24 +72,23 @@ def blip(small: bool, attention: str, compiled: bool, answers: bool) -> Peer:
     return run
 
 
-def vilt(small: bool, attention: str, compiled: bool) -> Peer:
+def vilt(small: bool) -> Peer:
     """ViLT-B/32 (Kim et al., ICML 2021) with its head for VQA; eager attention is all that transformers has."""
     from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessor
 
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = ViltForQuestionAnswering(ViltConfig(num_labels=ANSWERS, **(shape if small else {}))).eval()
     processor = ViltImageProcessor()
-    forward = torch.compile(model, dynamic=False) if compiled else model
 
     def run(files: Sequence[Path]) -> Tensor:
         inputs = processor(images_of(files), return_tensors="pt")
-        answers: Tensor = forward(input_ids=prompt(len(files), QUESTION), **inputs).logits.argmax(-1, keepdim=True)
+        answers: Tensor = model(input_ids=prompt(len(files), QUESTION), **inputs).logits.argmax(-1, keepdim=True)
         return answers
 
     return run
 
 
-def florence(small: bool, attention: str, compiled: bool) -> Peer:
+def florence(small: bool) -> Peer:
     """Florence-2-base (Xiao et al., CVPR 2024), captioning."""
     from transformers import CLIPImageProcessor, Florence2Config, Florence2ForConditionalGeneration
 
@@ -103,11 +102,9 @@ def florence(small: bool, attention: str, compiled: bool) -> Peer:
         vision = {"projection_dim": 32, "embed_dim": (8, 16, 32, 64), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}
         vision |= {"num_groups": (1, 2, 2, 2)}
     config = Florence2Config(text_config=text, vision_config=vision, image_token_id=FLORENCE_IMAGE)
-    model = _with_attention(Florence2ForConditionalGeneration, config, attention)
+    model = Florence2ForConditionalGeneration(config).eval()
     side = 192 if small else 768
     processor = CLIPImageProcessor(size={"height": side, "width": side}, do_center_crop=False)
-    if compiled:
-        model.model.vision_tower = torch.compile(model.model.vision_tower, dynamic=False)
     rows = (side // 32) ** 2 + 1
 
     def run(files: Sequence[Path]) -> Tensor:
@@ -120,7 +117,7 @@ def florence(small: bool, attention: str, compiled: bool) -> Peer:
     return run
 
 
-def smolvlm(small: bool, attention: str, compiled: bool) -> Peer:
+def smolvlm(small: bool) -> Peer:
     """SmolVLM-256M (Marafioti et al., 2025), captioning; the image is scaled to 2,048 pixels and cut into tiles."""
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor
 
@@ -133,15 +130,13 @@ def smolvlm(small: bool, attention: str, compiled: bool) -> Peer:
         vision |= {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64}
     shape = {"scale_factor": 4, "image_token_id": SMOLVLM_IMAGE, "tie_word_embeddings": True}
     config = SmolVLMConfig(text_config=text, vision_config=vision, **shape)
-    model = _with_attention(SmolVLMForConditionalGeneration, config, attention)
+    model = SmolVLMForConditionalGeneration(config).eval()
     processor = SmolVLMImageProcessor(
         size={"longest_edge": SMOLVLM_TILE if small else 4 * SMOLVLM_TILE},
         max_image_size={"longest_edge": SMOLVLM_TILE},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    if compiled:
-        model.model.vision_model = torch.compile(model.model.vision_model, dynamic=False)
     tile = torch.cat([torch.full((64,), SMOLVLM_IMAGE), torch.arange(SMOLVLM_MARKS) + 1000])
 
     def run(files: Sequence[Path]) -> Tensor:
@@ -154,25 +149,16 @@ def smolvlm(small: bool, attention: str, compiled: bool) -> Peer:
     return run
 
 
-def _with_attention(kind: Any, config: Any, attention: str) -> Any:
-    return kind._from_config(config, attn_implementation=attention).eval()
-
-
-CAPTIONS: dict[str, tuple[Callable[[bool, str, bool], Peer], tuple[str, ...]]] = {
-    "BLIP-base": (lambda *how: blip(*how, answers=False), ("eager",)),
-    "Florence-2-base": (florence, ("eager", "sdpa")),
-    "SmolVLM-256M": (smolvlm, ("eager", "sdpa")),
+CAPTIONS: dict[str, Callable[[bool], Peer]] = {
+    "BLIP-base": partial(blip, answers=False),
+    "Florence-2-base": florence,
+    "SmolVLM-256M": smolvlm,
 }
-"""How to make each model that captions, and the implementations of attention that it has."""
-VQA: dict[str, tuple[Callable[[bool, str, bool], Peer], tuple[str, ...]]] = {
-    "BLIP-base VQA": (lambda *how: blip(*how, answers=True), ("eager",)),
-    "ViLT-B/32 VQA": (vilt, ("eager",)),
-}
-"""The same for models that answer."""
+VQA: dict[str, Callable[[bool], Peer]] = {"BLIP-base VQA": partial(blip, answers=True), "ViLT-B/32 VQA": vilt}
 
 
-def make(name: str, small: bool, attention: str, compiled: bool) -> Peer:
+def make(name: str, small: bool) -> Peer:
     """Make a model with seeded random weights."""
     import_torchvision()  # image processors of transformers import it
     torch.manual_seed(0)
-    return (CAPTIONS | VQA)[name][0](small, attention, compiled)
+    return (CAPTIONS | VQA)[name](small)

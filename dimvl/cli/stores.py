@@ -168,6 +168,7 @@ def extract(
             features_weights=features_weights,
             concepts=concepts,
         ).to(choose_device(device))
+        found.for_prediction()
     extractor = found.extractor if given is None else given.extractor(found)
     with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("images") as show:
         report = extract_regions(

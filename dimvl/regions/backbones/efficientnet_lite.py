@@ -62,7 +62,7 @@ class EfficientNetLite(Backbone):
         """
         file = _packaged(name) if weights is None else Path(weights)
         mismatch = f"{file} does not hold weights of {name}; check both names"
-        network = loaded(lambda: _Network(name), _folded(read_weights(file), mismatch), mismatch)
+        network = loaded(lambda: Network(name), _folded(read_weights(file), mismatch), mismatch)
         return cls(name, network, side or SCALES[name][2], PIXELS)
 
     @classmethod
@@ -73,7 +73,7 @@ class EfficientNetLite(Backbone):
         mismatch = f"{file} does not hold weights of {settings.name}; copy the folder again"
         if settings.name not in SCALES:
             raise UserError(mismatch)
-        network = loaded(lambda: _Network(settings.name), read_weights(file), mismatch)
+        network = loaded(lambda: Network(settings.name), read_weights(file), mismatch)
         return cls(settings.name, network, side or settings.side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
@@ -159,7 +159,9 @@ class _Block(nn.Module):
         return outputs.add_(images) if self.adds else outputs
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
+    """The convolutions, without batch norms and classifier: images (B, 3, S, S) to the map."""
+
     def __init__(self, name: str) -> None:
         super().__init__()
         width, depth, _ = SCALES[name]
