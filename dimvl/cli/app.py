@@ -10,7 +10,7 @@ import typer
 
 import dimvl
 from dimvl.errors import UserError
-from dimvl.files import existing, existing_file, existing_folder, folder_or_hub_name, local_path
+from dimvl.files import existing, existing_file, existing_folder, folder_or_hub_name, local_path, matching
 from dimvl.showing import visible
 
 app = typer.Typer(
@@ -56,10 +56,16 @@ def _config_file(path: Path) -> Path:
     return existing_file(path)
 
 
+def _image_source(path: Path) -> Path:
+    matching(path)
+    return path
+
+
 any_path = PathParser("path")
 input_file = PathParser("file", existing_file)
 input_folder = PathParser("folder", existing_folder)
 file_or_folder = PathParser("path", existing)
+image_source = PathParser("source", _image_source)
 config_file = PathParser("file", _config_file)
 
 
@@ -122,6 +128,14 @@ FeaturesWeights = Annotated[
     str | None,
     typer.Option(
         parser=file_or_name, metavar="NAME", help="For a backbone of torchvision: as --weights for a detector."
+    ),
+]
+VocabularyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--vocabulary",
+        parser=input_file,
+        help="For an open-vocabulary detector: file of names to look for, one per line.",
     ),
 ]
 Concepts = Annotated[

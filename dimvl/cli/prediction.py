@@ -21,6 +21,7 @@ from dimvl.cli.app import (
     MaxTokens,
     Model,
     Threads,
+    VocabularyFile,
     Weights,
     Where,
     any_path,
@@ -55,6 +56,7 @@ def export(
     classes: Classes = None,
     features: Features = None,
     features_weights: FeaturesWeights = None,
+    vocabulary: VocabularyFile = None,
     concepts: Concepts = None,
     scores: Annotated[
         Path | None, typer.Option(parser=input_file, help="JSON file of scores for the model card.")
@@ -74,7 +76,7 @@ def export(
 
     parts = {"weights": weights, "classes": classes, "features": features, "features_weights": features_weights}
     measured = None if scores is None else mapping(read_json(scores), (), str(scores), "give scores by name")
-    print_text(f"exported: {export_run(run, out, where, measured, concepts=concepts, **parts)}")
+    print_text(f"exported: {export_run(run, out, where, measured, vocabulary=vocabulary, concepts=concepts, **parts)}")
 
 
 @app.command()

@@ -18,16 +18,18 @@ from dimvl.cli.app import (
     Features,
     FeaturesWeights,
     Threads,
+    VocabularyFile,
     Weights,
     Where,
     any_path,
     app,
     file_or_folder,
+    image_source,
     input_file,
     input_folder,
     print_text,
-    set_threads,
 )
+from dimvl.cli.sharing import CaptionField, CaptionsOut, IdColumn, ImageColumn, PartOption, Share, parsed_part
 from dimvl.errors import UserError
 from dimvl.progress import progress
 from dimvl.showing import counted
@@ -35,10 +37,6 @@ from dimvl.showing import counted
 Dtype = Annotated[
     Literal["float16", "int8"],
     typer.Option(help="Type of the stored features; int8 takes half the space, see docs/stores.md."),
-]
-Part = Annotated[
-    str | None,
-    typer.Option(metavar="K/N", help="Process only every N-th image, starting with the K-th: one OUT per process."),
 ]
 
 SHOWN = 8
@@ -83,7 +81,13 @@ def scenes(
 
 @app.command()
 def extract(
-    images: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of images.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            parser=image_source,
+            help="Folder of images; or shards (.tar of WebDataset, .parquet): a file, a folder, or a quoted pattern.",
+        ),
+    ],
     out: Annotated[Path, typer.Argument(parser=any_path, help="Region store to create or continue.")],
     coco: Annotated[
         Path | None,
@@ -106,6 +110,7 @@ def extract(
     features_side: Annotated[
         int | None, typer.Option(help="Pixels that both sides of images are scaled to for --features.")
     ] = None,
+    vocabulary: VocabularyFile = None,
     concepts: Concepts = None,
     threshold: Annotated[float | None, typer.Option(help="Minimum score of a region.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep this many highest-scoring regions per image.")] = None,
@@ -124,14 +129,18 @@ def extract(
     dtype: Dtype = "float16",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that decode images ahead.")] = 2,
-    part: Part = None,
+    id_column: IdColumn = None,
+    image_column: ImageColumn = None,
+    captions_out: CaptionsOut = None,
+    caption_field: CaptionField = None,
+    part: PartOption = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Turn images into a region store.
 
-    Resumes if interrupted. Images that cannot be read are named and skipped; then, and if folders in IMAGES have
-    images, the exit code is 1.
+    Resumes if interrupted. Images that cannot be read are named and skipped; then, and if IMAGES has others that are
+    not used, the exit code is 1. Of several processes (torchrun, SLURM) each writes OUT.part-K-of-N, see `dimvl join`.
 
     Example: dimvl extract photos stores/photos --where grid --features efficientnet_lite2
     """
@@ -149,14 +158,14 @@ def extract(
     from dimvl.regions.detectors.given_boxes import GivenBoxes
     from dimvl.regions.extract import extract as extract_regions
     from dimvl.regions.extractors.load import load_extractor
-    from dimvl.regions.listing import PassedOver, images_of_coco, images_of_folder
+    from dimvl.regions.sources.opening import open_images
     from dimvl.regions.store.writer import RegionStoreWriter
     from dimvl.trained_model import choose_device
 
-    set_threads(threads)
+    source = open_images(images, coco, boxes, image_column=image_column, id_column=id_column)
+    share = Share(source, out, part, captions_out, caption_field)
+    share.set_resources(threads)
     _log_estimates()
-    listing, chosen, passed = coco or boxes, _part(part), PassedOver()
-    files = (images_of_folder(images, passed) if listing is None else images_of_coco(listing, images))[chosen]
     given = None if boxes is None else GivenBoxes.read(boxes)
     with _named_as_typed(options):
         found = load_extractor(
@@ -166,17 +175,20 @@ def extract(
             classes=classes,
             features=features,
             features_weights=features_weights,
+            vocabulary=vocabulary,
             concepts=concepts,
         ).to(choose_device(device))
         found.for_prediction()
     extractor = found.extractor if given is None else given.extractor(found)
-    with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("images") as show:
+    with RegionStoreWriter(share.out, extractor, feature_dtype=dtype) as writer, share.progress() as show:
         report = extract_regions(
-            files, found, writer, batch_size=batch_size, workers=workers, progress=show, boxes=given
+            share.source, found, writer, batch_size=batch_size, workers=workers, progress=show, boxes=given
         )
+    passed = share.source.passed
     if str(passed):
         print_text(str(passed))
-    _finish(report.done, report.already, len(report.skipped), out, left_out=bool(passed.folders))
+    left_out = share.write_captions(writer.contents) or passed.left_out
+    _finish(report.done, report.already, len(report.skipped), share.out, left_out)
 
 
 def _finish(done: int, already: int, skipped: int, out: Path, left_out: bool = False) -> None:
@@ -200,16 +212,6 @@ def _named_as_typed(options: Iterable[str]) -> Iterator[None]:
 def _log_estimates() -> None:
     """Show the estimated size of a store before it is written."""
     logging.getLogger("dimvl.regions.store.writer").setLevel(logging.INFO)
-
-
-def _part(text: str | None) -> slice:
-    """Turn K/N into a slice."""
-    if text is None:
-        return slice(0, None, 1)
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--part is {text}; give K/N with K from 1 to N, such as 2/4")
-    return slice(int(found[1]) - 1, None, int(found[2]))
 
 
 def _detector_options(given: dict[str, float | None], boxes: Path | None) -> dict[str, float]:
@@ -264,7 +266,7 @@ def import_(
     coco_ids: Annotated[
         bool, typer.Option("--coco-ids", help="Use only the number at the end of each image id, as in COCO and VQA.")
     ] = False,
-    part: Part = None,
+    part: PartOption = None,
     dtype: Dtype = "float16",
 ) -> None:
     """Turn region features from another project into a region store.
@@ -277,7 +279,7 @@ def import_(
     from dimvl.regions.importers.run import import_source, open_source, part_of
 
     _log_estimates()
-    chosen = _part(part)
+    chosen = slice(0, None, 1) if part is None else parsed_part(part).slice
     opened, assembler = open_source(
         source, format_name, classes=classes, attributes=attributes, sizes=sizes, match=match, coco_ids=coco_ids
     )
@@ -287,6 +289,34 @@ def import_(
     if report.passed_over:
         print_text(f"passed over: {'; '.join(report.passed_over)}")
     _finish(report.done, report.already, report.skipped, out, left_out=bool(report.left_out))
+
+
+@app.command()
+def join(
+    out: Annotated[Path, typer.Argument(parser=any_path, help="Region store to create.")],
+    stores: Annotated[
+        list[Path] | None,
+        typer.Argument(parser=input_folder, metavar="[STORE]...", help="Stores; by default all OUT.part-K-of-N."),
+    ] = None,
+) -> None:
+    """Make one region store of several.
+
+    The stores must be finished and of one extractor; they stay as they are. Shards are linked, or copied to another
+    file system. Images that several stores have with the same content are written once and counted.
+
+    Example: dimvl join stores/train
+    """
+    from dimvl.regions.parts import check_complete, parts_of
+    from dimvl.regions.store.join import join_stores
+
+    if stores:
+        check_complete(stores)
+    paths = stores or parts_of(out)
+    with progress("shards") as show:
+        report = join_stores(out, paths, show)
+    print_text(
+        f"{counted(report.images, 'image')} of {counted(len(paths), 'store')} joined, {report.repeated} repeated: {out}"
+    )
 
 
 @app.command()

@@ -66,8 +66,8 @@ def train(
     vectors = [weight for weight in network.parameters() if weight.ndim == 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-    per_epoch = math.ceil(len(images) / config.images_per_step)
-    steps = config.epochs * per_epoch
+    steps = steps_of(len(images), config)
+    per_epoch = steps // config.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(steps))
     generator = torch.Generator(device).manual_seed(seed)
     for step in range(steps):
@@ -92,6 +92,11 @@ def train(
     return network.eval()
 
 
+def steps_of(images: int, config: ConceptTrainingConfig) -> int:
+    """Return the number of steps that a number of images take."""
+    return config.epochs * math.ceil(images / config.images_per_step)
+
+
 def _dropped(features: Tensor, share: float, generator: torch.Generator) -> Tensor:
     if not share:
         return features
@@ -104,11 +109,13 @@ def _cosine(steps: int) -> Callable[[int], float]:
 
 
 @torch.inference_mode()
-def probabilities(network: ConceptNetwork, images: LabelledImages, device: torch.device | str = "cpu") -> np.ndarray:
+def probabilities(network: ConceptNetwork, images: LabelledImages) -> np.ndarray:
     """Return the pooled probability (I, W) float32 of each word in each image."""
+    if not len(images):
+        return np.zeros((0, images.num_words), np.float32)
     parts = np.array_split(np.arange(len(images)), max(1, math.ceil(len(images) / 64)))
     found = []
     for part in parts:
-        features, num_regions = images.regions(part, device)
+        features, num_regions = images.regions(part, network.mean.device)
         found.append(network.pooled(network.standardised(features), num_regions)[0].exp().cpu())
     return torch.cat(found).numpy()

@@ -22,7 +22,7 @@ from dimvl.files.checksums import (
     sha256,
     write_sealed,
 )
-from dimvl.files.paths import existing, existing_file, existing_folder, folder_or_hub_name, local_path
+from dimvl.files.paths import existing, existing_file, existing_folder, folder_or_hub_name, local_path, matching
 from dimvl.files.reading import (
     HUB_NAME,
     Strict,
@@ -70,6 +70,7 @@ __all__ = [
     "inside",
     "local_path",
     "locked",
+    "matching",
     "open_own",
     "open_regular",
     "parse_json",

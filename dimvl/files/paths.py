@@ -3,6 +3,7 @@
 This is done before torch is imported, so that a mistake is told at once.
 """
 
+import glob
 import os
 import re
 import stat
@@ -13,6 +14,12 @@ from dimvl.files.reading import HUB_NAME, open_regular, reading
 
 _VARIABLE = re.compile(r"(?:^|/)(\$(?:\w+|\{[^}]*\}))")
 _CONTROL = re.compile(r"[\x00-\x1f]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
+_WILDCARD = re.compile(r"[*?\[]")
+_PATTERN = re.compile(r"[*?\[{]")
+MOST_PATHS = 1_000_000
+"""That a pattern may stand for."""
 
 
 def local_path(text: str | Path) -> Path:
@@ -71,6 +78,53 @@ def existing_folder(path: Path) -> Path:
         os.scandir(path).close()
         os.stat(f"{path}/.")
     return path
+
+
+def matching(path: Path) -> list[Path]:
+    """Return the existing paths that a pattern stands for, or one existing path itself.
+
+    `{000..099}` and `{a,b}` are expanded in the order written, as a shell does, and each result must exist; `*`, `?`
+    and `[...]` then match names, sorted.
+
+    Raises:
+        UserError: nothing matches, or a path does not exist.
+
+    """
+    if os.path.lexists(path) or not _PATTERN.search(str(path)):
+        return [existing(path)]
+    found: list[Path] = []
+    for text in _expanded(str(path)):
+        matches = sorted(glob.glob(text)) if _WILDCARD.search(text) else [text]
+        if not matches:
+            raise UserError(f"nothing matches {text}; check the pattern")
+        found += [existing(Path(match)) for match in matches]
+    if len({*found}) < len(found):
+        raise UserError(f"{path} names {next(one for one in found if found.count(one) > 1)} twice; name each file once")
+    return found
+
+
+def _expanded(text: str) -> list[str]:
+    """Expand the braces of a pattern from left to right."""
+    texts = [""]
+    for number, part in enumerate(_BRACES.split(text)):
+        options = [part]
+        if number % 2:
+            ends = _RANGE.fullmatch(part)
+            if not ends and "," not in part:
+                raise UserError(f"{{{part}}} in {text} is neither {{000..099}} nor {{a,b}}; correct the pattern")
+            options = part.split(",")
+            if ends:
+                numbers = range(int(ends[1]), int(ends[2]) + 1)
+                _check_number(len(texts) * len(numbers), text)
+                options = [f"{number:0{len(ends[1])}}" for number in numbers]
+        _check_number(len(texts) * len(options), text)
+        texts = [before + option for before in texts for option in options]
+    return texts
+
+
+def _check_number(number: int, pattern: str) -> None:
+    if not 1 <= number <= MOST_PATHS:
+        raise UserError(f"{pattern} stands for {number:,} paths; give a pattern of 1 to {MOST_PATHS:,}")
 
 
 def folder_or_hub_name(name: str, what: str) -> Path | None:

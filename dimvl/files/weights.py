@@ -21,6 +21,8 @@ LARGEST = 2**40
 LARGEST_HEADER = 2**24
 """Bytes of the description of all weights in it; 100,000 weights take about 12 MB."""
 FLOATS = {"F64", "F32", "F16", "BF16"}
+POSITIONS = "position_ids"
+"""The last part of the name of a buffer that transformers before 4.31 saved with BERT: 0, 1, 2 and so on."""
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -44,7 +46,7 @@ def full_disk() -> Iterator[None]:
 
 
 def weight_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights in a safetensors file from its header alone.
+    """Return the shapes of the weights in a safetensors file from its header alone, without BERT's `position_ids`.
 
     Raises:
         UserError: it is missing, unreadable or damaged, or holds something else than floating-point weights.
@@ -58,6 +60,8 @@ def weight_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is not a mapping
+                if name.rpartition(".")[2] == POSITIONS:
+                    continue
                 part = opened.get_slice(name)
                 shapes[name] = tuple(part.get_shape())
                 if part.get_dtype() not in FLOATS:

@@ -6,8 +6,9 @@ neither threads nor interruptions change the batches, nor a bit of the store.
 """
 
 import logging
+import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from dimvl.regions.detectors.base import RegionExtractor
 from dimvl.regions.detectors.given_boxes import GivenBoxes
 from dimvl.regions.images import image_in_thread, quiet_decoders
 from dimvl.regions.records import Regions
+from dimvl.regions.sources.base import ImageSource, ListedImages, Packed
 from dimvl.regions.store.writer import RegionStoreWriter
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class ExtractReport:
 
     done: int = 0
     already: int = 0
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[tuple[object, str]] = field(default_factory=list)
 
 
 Skip = Callable[[Any, str], None]
@@ -57,7 +59,7 @@ class _Loaded(NamedTuple):
 
 
 def extract(
-    images: Collection[tuple[str, Path]],
+    images: ImageSource | Sequence[tuple[str, Path]],
     detector: RegionExtractor,
     writer: RegionStoreWriter,
     *,
@@ -72,12 +74,13 @@ def extract(
     knows nothing in most images.
 
     Args:
-        images: image ids and files.
+        images: a source of images, or image ids and files.
         detector: finds the regions.
         writer: an open store.
         batch_size: images per forward pass.
         workers: threads that decode images ahead.
-        progress: called with the images processed and in total; those in the store count as processed.
+        progress: called with how much of the source is processed and its total, in its unit; images in the store count
+            as processed.
         boxes: boxes by image id, as fractions, to be described in place of the detector's own.
 
     Raises:
@@ -86,29 +89,75 @@ def extract(
 
     """
     given = boxes if boxes is None or isinstance(boxes, GivenBoxes) else GivenBoxes(boxes=boxes)
-    todo = [(image_id, path) for image_id, path in images if image_id not in writer]
-    already, done, unknown, pending = len(images) - len(todo), 0, 0, 0
-    skipped: list[tuple[Path, str]] = []
-    if progress is not None:
-        progress(already, len(images))
+    todo = _Todo(images if isinstance(images, ImageSource) else ListedImages(images), writer, progress)
+    done, unknown, pending = 0, 0, 0
     with quiet_decoders():
-        for processed, regions in detect_images(todo, detector, skipping(skipped), batch_size, workers, given):
+        for processed, regions in detect_images(todo, detector, todo.skip, batch_size, workers, given):
             if regions and not done:
-                writer.check_space(len(todo), regions)
+                writer.check_space(todo.remaining(), regions, exact=todo.source.unit == "images")
             pending = _write(regions, writer, pending)
             done += len(regions)
             unknown += sum(not (found.class_ids >= 0).any() for found in regions)
-            if progress is not None:
-                progress(already + processed, len(images))
+            todo.processed(processed)
     if unknown * 2 > done and writer.manifest.extractor.classes:
         log.warning(
             "%s found no object of its %d classes in %d of %d images; check that it is made for such images",
             *(writer.manifest.extractor.name, len(writer.manifest.extractor.classes), unknown, done),
         )
-    return ExtractReport(done=done, already=already, skipped=skipped)
+    return ExtractReport(done=done, already=todo.already, skipped=todo.skipped)
 
 
-def skipping(skipped: list[tuple[Path, str]]) -> Skip:
+class _Todo:
+    """The images of a source that a store lacks, and how far they are processed.
+
+    Attributes:
+        already: images that the store has, of those that were looked at.
+        skipped: images that could not be read or processed, each with the reason.
+
+    """
+
+    def __init__(self, source: ImageSource, writer: RegionStoreWriter, progress: Progress | None) -> None:
+        self.source, self.writer, self.progress = source, writer, progress
+        self.already, self.skipped = 0, list[tuple[object, str]]()
+        self.skip = skipping(self.skipped)
+        self._started, self._processed = 0, 0
+        self._ends: deque[float] = deque()  # positions of images that are started and not processed
+        self._read, self._done = 0.0, 0.0  # positions
+
+    def __iter__(self) -> Iterator[tuple[str, object]]:
+        for image in self.source:
+            if image.problem:
+                self.skip(image.source, image.problem)
+            elif image.image_id in self.writer:
+                self.already += 1
+            else:
+                if not self._started:
+                    self._show(self._read)
+                self._started += 1
+                self._ends.append(image.position)
+                yield image.image_id, image.source
+            self._read = image.position
+        if not self._started:
+            self._show(self.source.total)
+
+    def remaining(self) -> int:
+        """Return how many images are to be written; exact if the source counts images."""
+        read = self._ends[-1] if self._ends else self._read
+        return round((self.already + self._started) * self.source.total / read) - self.already
+
+    def processed(self, number: int) -> None:
+        """Report that this number of images is processed."""
+        for _ in range(number - self._processed):
+            self._done = self._ends.popleft()
+        self._processed = number
+        self._show(self._done)
+
+    def _show(self, position: float) -> None:
+        if self.progress is not None:
+            self.progress(math.ceil(position), math.ceil(self.source.total))
+
+
+def skipping(skipped: list[tuple[Any, str]]) -> Skip:
     """Return what logs a file that is skipped, and appends it to `skipped` with the reason."""
 
     def skip(file: Path, reason: str) -> None:
@@ -119,7 +168,7 @@ def skipping(skipped: list[tuple[Path, str]]) -> Skip:
 
 
 def detect_images(
-    images: Sequence[tuple[str, object]],
+    images: Iterable[tuple[str, object]],
     detector: RegionExtractor,
     skip: Skip,
     batch_size: int,
@@ -141,13 +190,14 @@ def detect_images(
 
     """
     batch: list[_Loaded] = []
-    for number, (source, loaded) in enumerate(_loaded(images, detector, given, workers, batch_size), start=1):
+    read = _loaded(images, detector, given, workers, batch_size)
+    for number, (source, loaded, last) in enumerate(read, start=1):
         regions: list[Regions] = []
         if isinstance(loaded, UserError):
             skip(source, str(loaded))
         else:
             batch.append(loaded)
-        if len(batch) == batch_size or (batch and number == len(images)):
+        if len(batch) == batch_size or (batch and last):
             regions, batch = _regions(batch, detector, given, skip), []
         yield number - len(batch), regions
 
@@ -166,13 +216,13 @@ def _write(batch: list[Regions], writer: RegionStoreWriter, pending: int) -> int
 
 
 def _loaded(
-    images: Sequence[tuple[str, object]], detector: RegionExtractor, given: GivenBoxes | None, workers: int, ahead: int
-) -> Iterator[tuple[object, _Loaded | UserError]]:
-    """Read images in threads, in order; at most `ahead` and one per thread wait to be processed."""
+    images: Iterable[tuple[str, object]], detector: RegionExtractor, given: GivenBoxes | None, workers: int, ahead: int
+) -> Iterator[tuple[object, _Loaded | UserError, bool]]:
+    """Read images in threads, in order, each with whether it is the last; at most `ahead` and one per thread wait."""
 
     def load(image_id: str, source: object) -> _Loaded | UserError:
         try:
-            image = image_in_thread(source, _name(image_id, source))
+            image = image_in_thread(source.read() if isinstance(source, Packed) else source, _name(image_id, source))
             boxes = None if given is None else given.of(image_id, *image.size)
         except UserError as error:
             return error
@@ -189,10 +239,10 @@ def _loaded(
             waiting.append((source, pool.submit(load, image_id, source)))
             if len(waiting) > ahead + workers:
                 source, future = waiting.popleft()
-                yield source, future.result()
+                yield source, future.result(), False
         while waiting:
             source, future = waiting.popleft()
-            yield source, future.result()
+            yield source, future.result(), not waiting
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -224,4 +274,4 @@ def _regions(
 
 def _name(image_id: str, source: object) -> str:
     """Return what messages call an image."""
-    return f"image {source if isinstance(source, str | Path) else image_id}"
+    return f"image {source if isinstance(source, str | Path | Packed) else image_id}"

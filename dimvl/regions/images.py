@@ -12,6 +12,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,22 @@ from dimvl.errors import UserError
 from dimvl.files import open_regular
 from dimvl.showing import short
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+AVIF = find_spec("PIL._avif") is not None
+"""Whether this PIL reads AVIF: builds of PyPI do from 11.3 on."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if AVIF else []))
 """The formats that are read, recognised by content; of several frames the first."""
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *([".avif"] if AVIF else []),
+)
 """The usual endings of their files, by which images are found in a folder."""
 MAX_PIXELS = 2**26
 """The largest image that is decoded, about 67 megapixels: above full-frame cameras (61), below a decompression bomb.
 As RGB it takes 200 MB."""
 MAX_FILE_BYTES = 2**29
 """The largest file that is opened: `MAX_PIXELS` of 16-bit RGB without compression, and some more."""
-WEBP_PIXELS = MAX_PIXELS // 2  # its decoder holds four to five copies of an image
+LARGEST = {"WEBP": MAX_PIXELS // 2, "AVIF": MAX_PIXELS // 2}
+"""The most pixels of formats whose decoders hold four to five copies of an image."""
 MAX_TIFF_PARTS = 2**18
 """The most strips or tiles of a TIFF, of which PIL makes a Python object each."""
 TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 322, 323  # tags
@@ -110,7 +117,7 @@ def _decoded(file: Any, name: str) -> Image.Image:
         _check_tiff(file, name)
     with _named(name), Image.open(file, formats=FORMATS) as image:
         # From the header, before any pixel is decoded.
-        _check_size(name, *image.size, WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
+        _check_size(name, *image.size, LARGEST.get(image.format or "", MAX_PIXELS))
         tags = getattr(image, "tag_v2", {})
         _check_size(name, tags.get(TIFF_TILE_WIDTH, 1), tags.get(TIFF_TILE_HEIGHT, 1))
         image.load()

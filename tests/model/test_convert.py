@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from dimvl.data.batch import Batch
 from dimvl.data.layout import Layout
 from dimvl.errors import UserError
-from dimvl.model.convert import bert_arguments, load_bert, load_pretrained, read_weights
+from dimvl.model.convert import bert_arguments, check_bert, load_bert, load_pretrained, read_weights
 from dimvl.model.encoder import SPLITS
 from dimvl.model.model import DimvlModel
 from dimvl.model.plan import plan_attention
@@ -146,6 +146,15 @@ def test_the_first_checkpoints_names_of_norm_weights_are_read(bert, tmp_path):
     save_file(old, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     for mine, wanted in zip(from_bert(tmp_path).parameters(), from_bert(folder).parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def test_the_numbers_of_positions_in_older_checkpoints_are_passed_over(bert, tmp_path):
+    weights = load_file(bert[1] / "model.safetensors")
+    save_file({**weights, "bert.embeddings.position_ids": torch.arange(40)[None]}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((bert[1] / "config.json").read_text())
+    check_bert(tmp_path, bert_arguments(tmp_path))
+    for mine, wanted in zip(from_bert(tmp_path).parameters(), from_bert(bert[1]).parameters(), strict=True):
         assert torch.equal(mine, wanted)
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import HUB_NAME, read_text
+from dimvl.files import HUB_NAME
 from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
+from dimvl.regions.detectors.open_vocabulary import OpenVocabularyDetector
 from dimvl.regions.detectors.scenes import Detector, load_scene_detector
 from dimvl.regions.detectors.settings import REMEDY, read_settings
 from dimvl.regions.detectors.torchvision_models import TorchvisionDetector
-from dimvl.regions.detectors.transformers_models import TransformersDetector
+from dimvl.regions.detectors.transformers_models import OPEN_VOCABULARY, TransformersDetector, family_of
+from dimvl.regions.vocabulary import Vocabulary
 
 SCENES = "scenes"
 NO_DETECTOR = "none"
@@ -18,6 +20,7 @@ KINDS: dict[str | None, type[RegionDetector]] = {
     "scenes": Detector,
     "torchvision": TorchvisionDetector,
     "transformers": TransformersDetector,
+    "open_vocabulary": OpenVocabularyDetector,
 }
 """The class that reads a saved detector, by the kind in its `detector.json`."""
 
@@ -28,6 +31,7 @@ def load_detector(
     *,
     weights: str | None = None,
     classes: Path | None = None,
+    vocabulary: Path | None = None,
 ) -> RegionDetector:
     """Open a detector.
 
@@ -37,6 +41,7 @@ def load_detector(
         options: settings that replace the detector's own: those of `Selection`, and sizes in pixels.
         weights: for a name of torchvision only; see `TorchvisionDetector.create`.
         classes: file of class names, one per line, for a file of weights.
+        vocabulary: file of names to look for, one per line, for an open-vocabulary detector.
 
     Raises:
         UserError: the detector does not exist or cannot be read, or an option does not fit.
@@ -46,20 +51,25 @@ def load_detector(
     own = name == SCENES or folder.is_dir()
     if (weights is not None or classes is not None) and (own or _is_on_hub(name)):
         raise UserError(f"detector {name} has its own weights and classes; omit the given ones")
-    return _open(name, folder, weights, classes).configure(options or {})
+    detector = _open(name, folder, weights, classes, vocabulary)
+    if vocabulary is not None and not isinstance(detector, OpenVocabularyDetector):
+        raise UserError(f"detector {name} has its own classes; omit the vocabulary {vocabulary}")
+    return detector.configure(options or {})
 
 
-def _open(name: str, folder: Path, weights: str | None, classes: Path | None) -> RegionDetector:
+def _open(
+    name: str, folder: Path, weights: str | None, classes: Path | None, vocabulary: Path | None
+) -> RegionDetector:
     if name == SCENES:
         return load_scene_detector()
     if folder.is_dir():
-        return _open_folder(folder)
+        return _open_folder(folder, vocabulary)
     # "detectors/mine" looks like a name on the hub; where a folder "detectors" exists, a folder was meant.
     if len(folder.parts) > 1:
         if not _is_on_hub(name) or folder.parent.is_dir():
             raise UserError(f"detector {name} does not exist; check the path")
-        return TransformersDetector.load(name)
-    return TorchvisionDetector.create(name, weights, None if classes is None else _read_names(classes))
+        return _of_transformers(name, vocabulary)
+    return TorchvisionDetector.create(name, weights, None if classes is None else Vocabulary.read(classes).names)
 
 
 def _is_on_hub(name: str) -> bool:
@@ -84,16 +94,20 @@ def _kind(folder: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _open_folder(folder: Path) -> RegionDetector:
+def _of_transformers(place: str | Path, vocabulary: Path | None) -> RegionDetector:
+    if family_of(place) in OPEN_VOCABULARY:
+        return OpenVocabularyDetector.create(place, None if vocabulary is None else Vocabulary.read(vocabulary).names)
+    return TransformersDetector.load(place)
+
+
+def _open_folder(folder: Path, vocabulary: Path | None) -> RegionDetector:
     if not (folder / SETTINGS).exists() and (folder / "config.json").exists():
-        return TransformersDetector.load(folder)
+        return _of_transformers(folder, vocabulary)
     kind = _kind(folder)
     if kind == NO_DETECTOR:
         raise UserError(f"{folder.parent} was exported without a detector; give another, or export it with one")
     if kind not in KINDS:
         raise UserError(f"{folder / SETTINGS} does not describe a detector: its {KIND!r} is {kind!r}; {REMEDY}")
+    if vocabulary is not None and kind == "open_vocabulary":
+        raise UserError(f"{folder} was saved with its vocabulary; omit {vocabulary}, or open the model itself with it")
     return KINDS[kind].load(folder)
-
-
-def _read_names(file: Path) -> list[str]:
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]

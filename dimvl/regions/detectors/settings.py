@@ -27,7 +27,7 @@ class _Scenes(Strict):
 class LibrarySettings(Strict):
     """`detector.json` of a detector of a library: its name, and the `parameters` that it was saved with."""
 
-    kind: Literal["torchvision", "transformers"] = "transformers"
+    kind: Literal["torchvision", "transformers", "open_vocabulary"] = "transformers"
     name: str | None = None
     shortest_side: int | None = None
     longest_side: int | None = None
@@ -42,7 +42,7 @@ class LibrarySettings(Strict):
     @property
     def options(self) -> dict[str, Any]:
         """The parameters, for `RegionDetector.configure`."""
-        return self.model_dump(exclude={"kind", "name", "classes"}, exclude_none=True)
+        return self.model_dump(exclude={"kind", "name", "classes", "vocabulary"}, exclude_none=True)
 
 
 class TorchvisionSettings(LibrarySettings):
@@ -50,6 +50,13 @@ class TorchvisionSettings(LibrarySettings):
 
     name: str
     classes: tuple[str, ...]
+
+
+class OpenVocabularySettings(LibrarySettings):
+    """`detector.json` of an open-vocabulary detector."""
+
+    name: str
+    vocabulary: tuple[str, ...]
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

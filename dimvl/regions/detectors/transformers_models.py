@@ -10,11 +10,13 @@ that is installed. Images are scaled by the model's own image processor in its P
 every machine. Letters: B images, Q queries, R regions, K classes, F feature width.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,60 +43,68 @@ from dimvl.showing import reason
 
 SOFTMAX = ("detr", "table-transformer")  # families whose last class is "no object"
 SIGMOID = ("rt_detr", "rt_detr_v2", "d_fine")  # families that judge each class independently
+OPEN_VOCABULARY = ("owlv2", "owlvit", "grounding-dino", "mm-grounding-dino")  # see `open_vocabulary`
 SIDES = {"shortest_edge": "shortest_side", "longest_edge": "longest_side", "height": "height", "width": "width"}
 """Sizes of an image processor, and their names here."""
 PIXELS = ("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 """Settings of an image processor, beside the sizes, that change the features."""
+AS_STORED: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
 
 
-class TransformersDetector(RegionDetector):
-    """A detector of transformers, ready for use.
+class Candidates(NamedTuple):
+    """What a detector saw in one image, before selection.
+
+    Attributes:
+        probabilities: (Q, K) of classes.
+        corners: (Q, 4) fractions of the image.
+        states: (Q, F) features.
+        whole: (F,) feature of the whole image.
+
+    """
+
+    probabilities: Tensor
+    corners: Tensor
+    states: Tensor
+    whole: Tensor
+
+
+class QueryDetector(RegionDetector):
+    """A detector of transformers whose candidates each have one box, class probabilities and a feature.
 
     Args:
         name: readable name.
-        network: the model, as `AutoModelForObjectDetection` loads it.
+        network: the model, as transformers loads it.
         processor: its image processor.
+        selection: which candidates become regions.
+        feature_width: F.
+        classes: class names.
 
     """
 
     files = ("config.json", "model.safetensors", "preprocessor_config.json")
     describes = False
 
-    def __init__(self, name: str, network: Any, processor: Any) -> None:
-        config = network.config
+    def __init__(
+        self,
+        name: str,
+        network: Any,
+        processor: Any,
+        selection: Selection,
+        feature_width: int,
+        classes: Sequence[str],
+    ) -> None:
         self.processor = processor
-        self.softmax = config.model_type in SOFTMAX
-        # Each query has one box and few are alike: as in the library, none is suppressed unless a threshold is set.
-        selection = Selection(nms_threshold=1.0)
-        classes = [str(config.id2label[label]) for label in range(config.num_labels)]
-        super().__init__(name, network, selection, config.d_model, classes)
+        super().__init__(name, network, selection, feature_width, classes)
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "TransformersDetector":
-        """Load from a folder of `save` or `save_pretrained`, or by a name on the hub, `owner/name[@revision]`.
+    @abstractmethod
+    def _candidates(self, arrays: Sequence[np.ndarray]) -> Iterable[Candidates]:
+        """Return the candidates of each of some prepared images of one shape."""
 
-        Raises:
-            UserError: transformers is not installed, or the detector does not exist, is of another family or has no
-                safetensors weights.
-
-        """
-        settings = LibrarySettings()
-        if isinstance(folder, Path) and (folder / SETTINGS).exists():
-            settings = library_settings(folder, LibrarySettings)
-        name = settings.name or (folder.name if isinstance(folder, Path) else folder)
-        return cls(name, *_open(folder)).configure(settings.options)
-
-    def save(self, folder: Path) -> None:
-        """Write settings and what `save_pretrained` of transformers writes."""
-        with full_disk():
-            self.network.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        write_json(folder / SETTINGS, {KIND: "transformers", "name": self.name, **self.parameters})
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        settings = [f"{name}={getattr(self.processor, name, None)}" for name in PIXELS]
-        return fingerprint(self.network.state_dict(), *settings)
+    def _find(self, probabilities: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose candidates (R,) of one image, best first, and their labels (R,), by (Q, K) and boxes (Q, 4)."""
+        scores, labels = probabilities.max(-1)
+        chosen = select(corners, scores, labels, self.selection).to(scores.device)
+        return chosen, labels[chosen]
 
     def _numbers(self) -> dict[str, int]:
         size = self.processor.size
@@ -112,64 +122,127 @@ class TransformersDetector(RegionDetector):
 
     @torch.inference_mode()
     def _detect_equal(self, arrays: Sequence[np.ndarray], given: list[np.ndarray] | None) -> list[Detections]:
-        output = self.network(pixel_values=torch.from_numpy(np.stack(arrays)).to(self.device))
-        probabilities = output.logits.softmax(-1)[..., :-1] if self.softmax else output.logits.sigmoid()
-        centres, sides = output.pred_boxes.split(2, dim=-1)
-        corners = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
         found, boxes, features, rows, labels = [], [], [], [], []
-        for own, own_corners, states in zip(probabilities, corners, output.last_hidden_state, strict=True):
-            queries, label = self._find(own, own_corners)
-            found.append(own_corners[queries])
+        for own in self._candidates(arrays):
+            chosen, label = self._find(own.probabilities, own.corners)
+            found.append(own.corners[chosen])
             boxes.append(self._with_whole_image(found[-1]))
-            whole = states.mean(0, keepdim=True).expand(len(boxes[-1]) - len(queries), -1)
-            features.append(torch.cat([states[queries], whole]))
-            rows.append(own[queries])
+            whole = own.whole.expand(len(boxes[-1]) - len(chosen), -1)
+            features.append(torch.cat([own.states[chosen], whole]))
+            rows.append(own.probabilities[chosen])
             labels.append(label)
         class_ids, class_scores = label_first(padded(rows, boxes), padded(labels, boxes), CLASSES_KEPT)
         return split_by_image(
             found, boxes, features=torch.cat(features), class_ids=class_ids, class_scores=class_scores
         )
 
+
+class TransformersDetector(QueryDetector):
+    """A detector of the DETR family, ready for use.
+
+    Args:
+        name: readable name.
+        network: the model, as `AutoModelForObjectDetection` loads it.
+        processor: its image processor.
+
+    """
+
+    def __init__(self, name: str, network: Any, processor: Any) -> None:
+        config = network.config
+        self.softmax = config.model_type in SOFTMAX
+        # Each query has one box and few are alike: as in the library, none is suppressed unless a threshold is set.
+        selection = Selection(nms_threshold=1.0)
+        classes = [str(config.id2label[label]) for label in range(config.num_labels)]
+        super().__init__(name, network, processor, selection, config.d_model, classes)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TransformersDetector":
+        """Load from a folder of `save` or `save_pretrained`, or by a name on the hub, `owner/name[@revision]`.
+
+        Raises:
+            UserError: transformers is not installed, or the detector does not exist, is of another family or has no
+                safetensors weights.
+
+        """
+        settings = LibrarySettings()
+        if isinstance(folder, Path) and (folder / SETTINGS).exists():
+            settings = library_settings(folder, LibrarySettings)
+        name = settings.name or (folder.name if isinstance(folder, Path) else folder)
+        if (family := family_of(folder)) not in (*SOFTMAX, *SIGMOID):
+            raise UserError(
+                f"detector {folder} is of the family {family}, which is not supported; use one of "
+                f"{', '.join((*SOFTMAX, *SIGMOID, *OPEN_VOCABULARY))}"
+            )
+        with opening(folder) as transformers:
+            place = fetched(folder, "*.json", "*.safetensors")
+            processor = transformers.AutoImageProcessor.from_pretrained(place, backend="pil")
+            model = transformers.AutoModelForObjectDetection.from_pretrained(place, **AS_STORED)
+        return cls(name, model, processor).configure(settings.options)
+
+    def save(self, folder: Path) -> None:
+        """Write settings and what `save_pretrained` of transformers writes."""
+        with full_disk():
+            self.network.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        write_json(folder / SETTINGS, {KIND: "transformers", "name": self.name, **self.parameters})
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        settings = [f"{name}={getattr(self.processor, name, None)}" for name in PIXELS]
+        return fingerprint(self.network.state_dict(), *settings)
+
+    def _candidates(self, arrays: Sequence[np.ndarray]) -> Iterable[Candidates]:
+        output = self.network(pixel_values=torch.from_numpy(np.stack(arrays)).to(self.device))
+        probabilities = output.logits.softmax(-1)[..., :-1] if self.softmax else output.logits.sigmoid()
+        states = output.last_hidden_state
+        return map(Candidates, probabilities, corners_of(output.pred_boxes), states, states.mean(1))
+
     def _find(self, probabilities: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose queries (R,) of one image, best first, and their labels (R,), by (Q, K) and boxes (Q, 4)."""
         if self.softmax:
-            scores, labels = probabilities.max(-1)
-            queries = torch.arange(len(scores), device=scores.device)
-        else:  # a query may be found by several classes
-            scores, flat = probabilities.flatten().topk(len(probabilities))
-            queries, labels = flat // probabilities.shape[1], flat % probabilities.shape[1]
+            return super()._find(probabilities, corners)
+        # A query may be found by several classes.
+        scores, flat = probabilities.flatten().topk(len(probabilities))
+        queries, labels = flat // probabilities.shape[1], flat % probabilities.shape[1]
         chosen = select(corners[queries], scores, labels, self.selection).to(scores.device)
         return queries[chosen], labels[chosen]
 
 
-def _open(place: str | Path) -> tuple[Any, Any]:
-    """Open model and image processor."""
+def corners_of(boxes: Tensor) -> Tensor:
+    """Turn boxes (..., 4) of centre, width and height into corners."""
+    centres, sides = boxes.split(2, dim=-1)
+    return torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
+
+
+def family_of(place: str | Path) -> str:
+    """Return the `model_type` of a folder or of a name on the hub, by its JSON files.
+
+    Raises:
+        UserError: transformers is not installed, or the place does not exist or has no `config.json` of transformers.
+
+    """
+    with opening(place) as transformers:
+        return str(transformers.AutoConfig.from_pretrained(fetched(place, "*.json")).model_type)
+
+
+@contextmanager
+def opening(place: str | Path) -> Iterator[Any]:
+    """Import transformers, and turn what it raises while it opens a place into a `UserError`."""
     import_torchvision()
     try:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
-        from transformers.utils import logging as transformers_logging
+        import transformers
     except ImportError:
         raise UserError(
             "detectors of transformers need the package transformers; pip install 'dimvl[detectors]'"
         ) from None
-    transformers_logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
-        family = AutoConfig.from_pretrained(fetched(place, "*.json")).model_type
-        if family not in (*SOFTMAX, *SIGMOID):
-            raise UserError(
-                f"detector {place} is of the family {family}, which is not supported; use one of "
-                f"{', '.join((*SOFTMAX, *SIGMOID))}"
-            )
-        folder = fetched(place, "*.json", "*.safetensors")
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        model = AutoModelForObjectDetection.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        yield transformers
     except UserError:
         raise
     except Exception as error:  # missing files, no network, another format, a missing extra: many types
         raise UserError(
             f"detector {place} cannot be loaded by transformers ({reason(error)}); check name, files and network"
         ) from None
-    return model, processor
 
 
 def fetched(place: str | Path, *patterns: str) -> Path:

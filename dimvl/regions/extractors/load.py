@@ -25,6 +25,7 @@ def load_extractor(
     classes: str | Path | None = None,
     features: str | Path | None = None,
     features_weights: str | None = None,
+    vocabulary: str | Path | None = None,
     concepts: str | Path | None = None,
 ) -> RegionExtractor:
     """Open what turns images into regions.
@@ -37,6 +38,7 @@ def load_extractor(
         classes: as `weights`.
         features: backbone whose features replace those of the detector; see `load_backbone`.
         features_weights: as in `load_backbone`.
+        vocabulary: file of names to look for, one per line, for an open-vocabulary detector.
         concepts: folder of learned concepts, which give names.
 
     Raises:
@@ -44,20 +46,24 @@ def load_extractor(
 
     """
     parts = {"weights": weights, "classes": classes, "features_weights": features_weights}
-    names = {"where": where, "features": features, "concepts": concepts, **parts}
+    names = {"where": where, "features": features, "vocabulary": vocabulary, "concepts": concepts, **parts}
+    detector: dict[str, Any] = {
+        "weights": weights,
+        "classes": None if classes is None else Path(classes),
+        "vocabulary": None if vocabulary is None else Path(vocabulary),
+    }
     options = dict(options or {})
     if features_weights is not None and features is None:
         raise UserError(f"weights {features_weights} belong to no backbone; give its name as --features")
-    if is_composed(where) and (features, concepts, weights, classes) == (None,) * 4:
+    if is_composed(where) and not any((features, concepts, *detector.values())):
         found: RegionExtractor = ComposedExtractor.load(Path(where))
     elif features is None and concepts is None and str(where) not in GRIDS:
-        found = load_detector(where, weights=weights, classes=None if classes is None else Path(classes))
+        found = load_detector(where, **detector)
     else:
-        if str(where) in GRIDS and (weights is not None or classes is not None):
-            raise UserError(f"{where} has no weights and classes; omit {weights or classes}, or name a detector")
-        place = GRIDS.get(str(where)) or load_detector(
-            where, weights=weights, classes=None if classes is None else Path(classes)
-        )
+        if str(where) in GRIDS and any(detector.values()):
+            useless = next(filter(None, detector.values()))
+            raise UserError(f"{where} has no weights, classes or vocabulary; omit {useless}, or name a detector")
+        place = GRIDS.get(str(where)) or load_detector(where, **detector)
         looks = None
         if features is not None:
             looks = load_backbone(str(features), features_weights, options.pop("features_side", None))
@@ -73,4 +79,5 @@ def is_composed(where: str | Path) -> bool:
 
 def _absolute(name: str | Path) -> str:
     """Return a path as one that can be opened from any folder; other names stay as they are."""
-    return str(Path(name).absolute()) if Path(name).exists() else str(name)
+    known = str(name) in (SCENES, *GRIDS)
+    return str(Path(name).absolute()) if Path(name).exists() and not known else str(name)

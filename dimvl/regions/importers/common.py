@@ -19,8 +19,9 @@ import numpy as np
 from dimvl.errors import UserError
 from dimvl.regions.geometry import clip, pixels_to_fractions
 from dimvl.regions.importers.facts import Facts
-from dimvl.regions.importers.given import Sizes, Vocabulary
+from dimvl.regions.importers.given import ClashError, Sizes
 from dimvl.regions.records import Regions
+from dimvl.regions.vocabulary import Vocabulary
 from dimvl.showing import short
 
 log = logging.getLogger(__name__)
@@ -347,7 +348,13 @@ def _named(
         raise UserError(f"image {image_id!r} has {name} ids of type {given_ids.dtype}; they must be integers")
     if not columns:
         return ids, scores
-    if (wrong := (given_ids < -1) | (given_ids >= len(vocabulary))).any():
+    if (given_ids == len(vocabulary)).any():
+        raise ClashError(
+            f"image {image_id!r} has {name} id {len(vocabulary)}, but the vocabulary has {len(vocabulary):,} names, "
+            f"from 0: ids that begin at 1, or count a background that the vocabulary does not, shift every {name}; "
+            "import into another folder with the vocabulary of this detector, or with ids from 0 in the format npz"
+        )
+    if (wrong := (given_ids < -1) | (given_ids > len(vocabulary))).any():
         raise UserError(
             f"image {image_id!r} has {name} id {given_ids[wrong].flat[0]}, but the vocabulary has "
             f"{len(vocabulary):,} names; give the vocabulary of this detector"

@@ -1,77 +1,22 @@
-"""Files that accompany a source: vocabularies of class and attribute names, and sizes of images."""
+"""The file of image sizes that may accompany a source."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-
 from dimvl.errors import UserError
 from dimvl.fields import COCO, identifier, pixels, records
-from dimvl.files import read_json, read_text
+from dimvl.files import read_json
 from dimvl.regions.store.format import number_of
-from dimvl.regions.vocabulary import is_background
 from dimvl.showing import short
 
-MAX_NAMES = 2**15 - 1  # ids are int16
-MAX_BYTES = 2**24
 MATCHES = ("id", "file_name", "number")
 SHOWN = 3
 
 
 class ClashError(UserError):
     """What ends an import instead of skipping one image, since going on would pair images with wrong values."""
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Names by id. Commas separate synonyms, of which the first is the name.
-
-    Attributes:
-        names: by id, without a background in first place.
-        ids: by name and synonym.
-        background: the first name of the file if it is the background, which is not a class; otherwise empty.
-        path: the file.
-
-    """
-
-    names: tuple[str, ...] = ()
-    ids: Mapping[str, int] = field(default_factory=dict)
-    background: str = ""
-    path: Path | None = None
-
-    def __len__(self) -> int:
-        """Return the number of names."""
-        return len(self.names)
-
-    def of_lines(self, ids: np.ndarray) -> np.ndarray:
-        """Turn ids that count the lines of the file into ids; -1 for the background."""
-        return np.where(ids >= 0, ids - 1, ids) if self.background else ids
-
-    @classmethod
-    def read(cls, path: Path) -> "Vocabulary":
-        """Read a UTF-8 text file with one name per line."""
-        try:
-            lines = read_text(path, MAX_BYTES).splitlines()
-        except UserError as error:
-            raise UserError(f"vocabulary {error}") from None
-        if not 0 < len(lines) <= MAX_NAMES:
-            raise UserError(f"vocabulary {path} has {len(lines):,} names; give 1 to {MAX_NAMES:,}, one per line")
-        rows = [[word.strip() for word in line.split(",")] for line in lines]
-        for number, words in enumerate(rows, start=1):
-            if not words[0]:
-                raise UserError(f"vocabulary {path} has no name in line {number}; add it, because ids count the lines")
-        background = rows[0][0] if is_background(rows[0][0]) else ""
-        rows = rows[1:] if background else rows
-        if not rows:
-            raise UserError(f"vocabulary {path} has the name of the background only; add the others")
-        ids: dict[str, int] = {}
-        for number, words in enumerate(rows):
-            for word in words:
-                ids.setdefault(word, number)
-        return cls(tuple(words[0] for words in rows), ids, background, path)
 
 
 class _Listed(NamedTuple):

@@ -26,10 +26,10 @@ from PIL import Image
 from dimvl.errors import UserError
 from dimvl.regions.geometry import iou, pixels_to_fractions
 from dimvl.regions.importers.common import ATTRIBUTES_KEPT, MAX_REGIONS, SLACK_FRACTION, Assembler, Source, Unit
-from dimvl.regions.importers.given import ClashError, Vocabulary
+from dimvl.regions.importers.given import ClashError
 from dimvl.regions.importers.tsv import Line, TsvFile, decoded, features_of, integer_of, source_of
 from dimvl.regions.records import Regions
-from dimvl.regions.vocabulary import is_background
+from dimvl.regions.vocabulary import Vocabulary, is_background
 from dimvl.showing import short
 
 SAME_BOX = 0.9

@@ -17,7 +17,7 @@ from dimvl.errors import UserError
 from dimvl.files import existing, open_regular
 from dimvl.regions.importers.common import MAX_VALUE, Assembler, Entry, Source
 from dimvl.regions.importers.facts import Facts
-from dimvl.regions.importers.given import ClashError, Sizes, Vocabulary
+from dimvl.regions.importers.given import ClashError, Sizes
 from dimvl.regions.importers.hdf5 import vlp_hdf5
 from dimvl.regions.importers.lmdb import uniter_lmdb
 from dimvl.regions.importers.npz import files_of, npz, uniter_npz
@@ -26,6 +26,7 @@ from dimvl.regions.importers.tsv import TsvFile, lxmert_tsv
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store.format import FeatureDtype, differ_in_prefix, number_of
 from dimvl.regions.store.writer import Prepared, RegionStoreWriter
+from dimvl.regions.vocabulary import Vocabulary
 from dimvl.showing import short
 
 log = logging.getLogger(__name__)
@@ -99,18 +100,12 @@ def open_source(
         raise UserError(f"--match {match} says how images are found in a file of sizes; give --sizes or omit it")
     assembler = Assembler(
         Vocabulary.read(classes) if classes is not None else None,
-        Vocabulary.read(attributes) if attributes is not None else None,
+        Vocabulary.read(attributes, "attribute") if attributes is not None else None,
         Sizes(sizes, match) if sizes is not None else None,
     )
     if classes is None:
         log.warning("no --classes vocabulary is given: regions get no class names, and images no tags")
     source = FORMATS[format_name](path, assembler)
-    for kind, vocabulary in (("class", assembler.classes), ("attribute", assembler.attributes)):
-        if vocabulary.background:
-            log.warning(
-                "vocabulary %s begins with %r, which is no %s: it gets no id, and %s 0 is %r",
-                *(vocabulary.path, vocabulary.background, kind, kind, vocabulary.names[0]),
-            )
     return (replace(source, entries=lambda: _with_coco_ids(source)) if coco_ids else source), assembler
 
 

@@ -22,7 +22,6 @@ from dimvl.files import open_regular, read_bytes, reading
 from dimvl.regions.importers.common import MAX_REGIONS, Assembler, Entry, Source
 from dimvl.regions.importers.given import ClashError
 from dimvl.regions.records import Regions
-from dimvl.showing import short
 
 log = logging.getLogger(__name__)
 
@@ -269,13 +268,6 @@ def lxmert_tsv(path: Path, assembler: Assembler) -> Source:
     int64, the rest float32; ids do not count the background. The six: image_id, image_w, image_h, num_boxes, boxes,
     features.
     """
-    for vocabulary in (assembler.classes, assembler.attributes):
-        if vocabulary.background:
-            raise UserError(
-                f"vocabulary {vocabulary.path} begins with {short(vocabulary.background)}, but ids in {path} do not "
-                f"count the background: id 0 is {short(vocabulary.names[0])}; remove the "
-                "first line (if your ids do count it, write them in the format npz, which may)"
-            )
     return source_of(path, TsvFile(path), partial(_lxmert, assembler))
 
 

@@ -1,7 +1,7 @@
 """Reads one or several folders as one region store."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -86,9 +86,9 @@ class RegionStore:
         max_open = max(1, MAX_OPEN_SHARDS // len(paths))
         self.folders = tuple(StoreFolder(Path(folder), max_open=max_open) for folder in paths)
         self._ends = np.cumsum([len(folder) for folder in self.folders])
-        self._manifest = _common_manifest(self.folders)
+        self._manifest = common_manifest(self.folders)
         _refuse_duplicates(self.folders)
-        _refuse_two_ids(self.folders)
+        refuse_two_ids(self.folders)
         images = "".join(f"{part.manifest.index.sha256}{part.manifest.ids.sha256}" for part in self.folders)
         self.fingerprint = hashlib.sha256(images.encode()).hexdigest()[:20]
 
@@ -248,7 +248,7 @@ class RegionStore:
         return found
 
 
-def _common_manifest(folders: Sequence[StoreFolder]) -> Manifest:
+def common_manifest(folders: Sequence[StoreFolder]) -> Manifest:
     """Compare the folders, and return the manifest of one that has images."""
     first = next((folder for folder in folders if len(folder)), folders[0])
     for other in folders:
@@ -267,24 +267,34 @@ def _common_manifest(folders: Sequence[StoreFolder]) -> Manifest:
     return first.manifest
 
 
-def _refuse_duplicates(folders: Sequence[StoreFolder]) -> None:
-    """Compare the lookups of all folders, piece by piece, and refuse an image that two of them have."""
+def common_images(folders: Sequence[StoreFolder]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Yield each image that two folders have: number of the earlier folder and position in it, and of the later one.
+
+    The lookups of all folders are compared, piece by piece.
+    """
     for number, folder in enumerate(folders):
-        for earlier in folders[:number]:
+        for before, earlier in enumerate(folders[:number]):
             for start in range(0, len(folder), IDS_AT_ONCE):
                 hashes = np.asarray(folder.hashes[start : start + IDS_AT_ONCE])
                 places = np.searchsorted(earlier.hashes, hashes)
                 same = earlier.hashes[np.minimum(places, len(earlier) - 1)] == hashes if len(earlier) else []
-                suspects = [folder.id_bytes(position) for position in folder.positions[start:][np.flatnonzero(same)]]
-                for position in earlier.find(suspects).tolist():
-                    if position >= 0:
-                        raise UserError(
-                            f"region stores {earlier.path} and {folder.path} have images in common, such as "
-                            f"{earlier.image_id(position)!r}; omit one of the stores or write it without these images"
-                        )
+                suspects = folder.positions[start:][np.flatnonzero(same)].tolist()
+                found = earlier.find([folder.id_bytes(position) for position in suspects]).tolist()
+                for one, other in zip(found, suspects, strict=True):
+                    if one >= 0:
+                        yield (before, one), (number, other)
 
 
-def _refuse_two_ids(folders: Sequence[StoreFolder]) -> None:
+def _refuse_duplicates(folders: Sequence[StoreFolder]) -> None:
+    """Refuse an image that two folders have."""
+    for (one, position), (other, _) in common_images(folders):
+        raise UserError(
+            f"region stores {folders[one].path} and {folders[other].path} have images in common, such as "
+            f"{folders[one].image_id(position)!r}; omit one of the stores or write it without these images"
+        )
+
+
+def refuse_two_ids(folders: Sequence[StoreFolder]) -> None:
     """Refuse an image that two folders have under two ids, of which one is the number at the end of the other."""
     if len(folders) == 1:
         return

@@ -129,7 +129,7 @@ class RegionStoreWriter:
             self.close()
         else:  # keep what is finished, but report the first error
             with suppress(UserError):
-                self.close()
+                self.close(finished=False)
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self.contents
@@ -222,8 +222,12 @@ class RegionStoreWriter:
             with writing(self.path):
                 self._commit()
 
-    def close(self) -> None:
+    def close(self, finished: bool = True) -> None:
         """Write the pending images and the lookup, and release the folder. The writer cannot be used afterwards.
+
+        Args:
+            finished: whether all images were added. Otherwise the lookup is not written, which marks the store as
+                unfinished.
 
         Raises:
             UserError: as `flush`.
@@ -233,6 +237,8 @@ class RegionStoreWriter:
             return
         try:
             self.flush()
+            if not finished:
+                return
             with writing(self.path):
                 lookup = make_lookup(StoreFolder(self.path).index).astype("<u8").tobytes()
                 with atomic_path(self.path / "lookup.bin") as temporary:

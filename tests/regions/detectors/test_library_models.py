@@ -274,16 +274,17 @@ def test_a_name_on_the_hub_is_downloaded_without_pickles_once_its_family_fits(fo
 
     def download(name, revision, allow_patterns):
         asked.append((name, revision, allow_patterns))
-        return str(folders / ("hub" if len(asked) < 3 else "nowhere") / "detr")
+        return str(folders / ("hub" if len(asked) < 4 else "nowhere") / "detr")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     found = load_detector("someone/detr@v2").extractor
     assert found.name == "someone/detr@v2"
     assert found.fingerprint == load_detector(folders / "hub" / "detr").extractor.fingerprint
-    assert asked == [("someone/detr", "v2", ["*.json"]), ("someone/detr", "v2", ["*.json", "*.safetensors"])]
+    described = ("someone/detr", "v2", ["*.json"])  # once to know its kind, once to load it; kept after the first
+    assert asked == [described, described, ("someone/detr", "v2", ["*.json", "*.safetensors"])]
     with pytest.raises(UserError, match=r"someone/other cannot be loaded by transformers"):
         load_detector("someone/other")
-    assert asked[2:] == [("someone/other", None, ["*.json"])]
+    assert asked[3:] == [("someone/other", None, ["*.json"])]
 
 
 def test_an_unknown_name_or_setting_is_one_sentence_with_the_remedy(tmp_path, folders, monkeypatch):
@@ -350,3 +351,10 @@ def test_detector_json_is_readable(folders):
     content = json.loads((folders / "torchvision" / "detector.json").read_text())
     assert content["kind"] == "torchvision" and content["name"] == TORCHVISION and content["classes"] == list(CLASSES)
     assert json.loads((folders / "detr" / "detector.json").read_text())["kind"] == "transformers"
+
+
+def test_a_background_in_a_file_of_class_names_shifts_none(tmp_path, caplog):
+    weights, names = torchvision_file(tmp_path)
+    names.write_text("\n".join(["__background__", *CLASSES, "", ""]))
+    assert load_detector(TORCHVISION, weights=str(weights), classes=names).extractor.classes == CLASSES
+    assert "begins with '__background__', which is no class: it gets no id, and class 0 is 'bench'" in caplog.text

@@ -9,8 +9,9 @@ import pytest
 
 from dimvl.errors import UserError
 from dimvl.regions.importers.common import Assembler, Entry
-from dimvl.regions.importers.given import Sizes, Vocabulary, number_of
+from dimvl.regions.importers.given import Sizes, number_of
 from dimvl.regions.importers.tsv import lxmert_tsv
+from dimvl.regions.vocabulary import Vocabulary
 from tests.regions.importers.written import b64, image_of, lxmert_line, write_sizes
 
 VOCABULARY = Vocabulary(("cat", "dog"), {"cat": 0, "dog": 1})
@@ -145,32 +146,7 @@ def test_a_distribution_over_other_classes_than_the_vocabulary_is_rejected():
         Assembler(VOCABULARY).dense_classes("img-1", np.zeros((1, 5)))
 
 
-# Vocabularies and sizes
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("cat\n\ndog\n", "has no name in line 2"), ("", "has 0 names"), ("cat\n" * 40_000, "has 40,000 names")],
-)
-def test_a_vocabulary_with_missing_or_too_many_names_is_rejected(content, message, tmp_path):
-    file = tmp_path / "classes.txt"
-    file.write_text(content)
-    with pytest.raises(UserError, match=message):
-        Vocabulary.read(file)
-
-
-def test_a_vocabulary_that_is_not_text_is_rejected(tmp_path):
-    (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
-    for path in (tmp_path / "classes.txt", tmp_path / "missing.txt", tmp_path):
-        with pytest.raises(
-            UserError, match=rf"^vocabulary {path} is not UTF-8|{path} does not exist|{path} is a folder"
-        ):
-            Vocabulary.read(path)
-
-
-def test_line_ends_of_another_system_do_not_change_a_vocabulary(tmp_path):
-    (tmp_path / "classes.txt").write_bytes("\ufeffcat\r\ndog , hound\r\n".encode())
-    assert Vocabulary.read(tmp_path / "classes.txt").names == ("cat", "dog")
+# Sizes
 
 
 def test_sizes_are_found_by_file_name_id_and_number(tmp_path):

@@ -164,12 +164,6 @@ def test_a_background_in_first_place_never_shifts_names(name: str, tmp_path: Pat
     import_file(source, tmp_path / "out", **options)
     (tmp_path / "classes.txt").write_text("__background__\n" + CLASSES)
     (tmp_path / "attributes.txt").write_text("no attribute\n" + ATTRIBUTES)
-    if format_name == "lxmert-tsv":
-        with pytest.raises(
-            UserError, match=r"begins with '__background__', but ids in .* id 0 is 'cat'; remove the fi"
-        ):
-            import_file(source, tmp_path / "shifted", **options)
-        return
     shifted = by_id(tmp_path / "out")
     if format_name == "npz":  # its ids count the lines of the vocabulary
         for file in source.iterdir():
@@ -183,6 +177,21 @@ def test_a_background_in_first_place_never_shifts_names(name: str, tmp_path: Pat
     for image_id, regions in by_id(tmp_path / "shifted").items():
         np.testing.assert_array_equal(regions.class_ids, shifted[image_id].class_ids)
         np.testing.assert_array_equal(regions.attribute_ids, shifted[image_id].attribute_ids)
+
+
+@pytest.mark.parametrize("background", ["", "__background__\n"])
+def test_ids_from_1_end_an_import_at_the_first_that_shows_it(background: str, tmp_path: Path) -> None:
+    """LXMERT's ids do not count the background; those of another program may."""
+    (tmp_path / "classes.txt").write_text(background + CLASSES)
+    names = len(CLASSES.split())
+    first, last = (replace(image_of(1), class_ids=np.full_like(image_of(1).class_ids, one)) for one in (1, names))
+    last = replace(last, image_id="2")
+    source = write_lxmert(tmp_path, [first, last, replace(first, image_id="3")])
+    with pytest.raises(
+        ClashError, match=rf"'2' has class id {names}, but .* {names} names, from 0: ids that begin at 1"
+    ):
+        import_file(source, tmp_path / "out", classes=tmp_path / "classes.txt")
+    assert list(by_id(tmp_path / "out")) == [first.image_id]
 
 
 def test_a_background_among_the_names_is_a_class(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from dimvl.regions.importers.common import Assembler
-from dimvl.regions.importers.given import Sizes, Vocabulary
+from dimvl.regions.importers.given import Sizes
 from dimvl.regions.importers.run import FORMATS, ImportReport, import_source, open_source
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
+from dimvl.regions.vocabulary import Vocabulary
 
 CLASSES = "cat\ndog,hound\nbird\n"
 ATTRIBUTES = "red\nbig,large\n"

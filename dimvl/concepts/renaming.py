@@ -1,0 +1,73 @@
+"""A region store to a new one whose regions have the words of trained concepts: `dimvl name`."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dimvl.callbacks import Progress
+from dimvl.errors import UserError
+from dimvl.regions.naming.base import Namer
+from dimvl.regions.naming.folds import Folds
+from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store.writer import RegionStoreWriter
+
+
+def named_extractor(store: RegionStore, namer: Namer) -> Extractor:
+    """Return the extractor of a store's regions with the names of a namer.
+
+    Raises:
+        UserError: the names were not made for its features, or the regions have names of another model already.
+
+    """
+    if "called" in store.extractor.parts:
+        raise UserError(
+            f"the regions of {store.path} were named by another model already; give the store that it was made from"
+        )
+    namer.check_features(store.extractor)
+    return store.extractor.named(namer.names, namer.fingerprint)
+
+
+def name_store(
+    store: RegionStore,
+    namer: Namer,
+    writer: RegionStoreWriter,
+    folds: Folds | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Write every image of a store with new names and the same regions.
+
+    Args:
+        store: the regions.
+        namer: gives the names.
+        writer: of the new store, with the extractor of `named_extractor`; images that it has are kept.
+        folds: models for the images that the namer was trained on; None names all images by the namer.
+        progress: called with the images done and in total.
+
+    Returns:
+        The images written, and those that were there.
+
+    """
+    kind = "attribute" if store.extractor.classes else "class"
+    already = 0
+    for position in range(len(store)):
+        image_id = store.image_id(position)
+        if image_id in writer:
+            already += 1
+        else:
+            own = None if folds is None else folds.namer_of(image_id)
+            writer.add(named(store.read(position), own or namer, kind))
+        if progress is not None:
+            progress(position + 1, len(store))
+    return len(store) - already, already
+
+
+def named(regions: Regions, namer: Namer, kind: str) -> Regions:
+    """Return regions whose classes or attributes (`kind`) are the names of a namer."""
+    ids, scores = namer.name(torch.from_numpy(regions.features.astype(np.float32)))
+    arrays = {
+        f"{kind}_ids": ids.cpu().numpy().astype(np.int16),
+        f"{kind}_scores": scores.cpu().numpy().astype(np.float16),
+    }
+    return replace(regions, **arrays)

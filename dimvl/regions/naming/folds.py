@@ -1,0 +1,65 @@
+"""Models for the images that concepts were trained on: each names those that it was not trained on.
+
+A word is found more surely in the images that its detector has learned by heart than in new ones, so a model that reads
+such words while it is trained would trust them too much. A folder of concepts may have further models, `folds/0` and so
+on, each trained without a part of the images; `folds/images.json` says which images are in which part.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from dimvl.errors import UserError
+from dimvl.files import Strict, check_values, read_sealed, write_sealed
+from dimvl.regions.naming.concepts import REMEDY, ConceptNamer
+
+FOLDER = "folds"
+IMAGES = "images.json"
+
+
+class _Images(Strict):
+    images: tuple[tuple[str, ...], ...] = Field(min_length=2)
+
+
+class Folds:
+    """The models, and the images of each.
+
+    Args:
+        namers: one for each part of the images, trained without it.
+        images: ids of the images of each part.
+
+    """
+
+    def __init__(self, namers: Sequence[ConceptNamer], images: Sequence[Sequence[str]]) -> None:
+        self.namers = namers
+        self.images = images
+        self._fold_of = {image: fold for fold, own in enumerate(images) for image in own}
+
+    def namer_of(self, image_id: str) -> ConceptNamer | None:
+        """Return the model that was trained without an image; None if the image is in no part."""
+        fold = self._fold_of.get(image_id)
+        return None if fold is None else self.namers[fold]
+
+    def save(self, folder: Path) -> None:
+        """Write the models into `folds/` of a folder of concepts."""
+        for number, namer in enumerate(self.namers):
+            namer.save(folder / FOLDER / str(number))
+        write_sealed(folder / FOLDER / IMAGES, {"images": self.images})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Folds":
+        """Load what `save` wrote.
+
+        Raises:
+            UserError: the concepts have no such models, or a file is damaged.
+
+        """
+        file = folder / FOLDER / IMAGES
+        if not file.is_file():
+            raise UserError(
+                f"{folder} has no models for the images that it was trained on; train it with training.folds=5, or "
+                "omit --folds"
+            )
+        images = check_values(read_sealed(file, REMEDY), _Images, file, REMEDY).images
+        return cls([ConceptNamer.load(folder / FOLDER / str(number)) for number in range(len(images))], images)

