@@ -89,8 +89,17 @@ def make_source(name: str, folder: Path, small: bool) -> RegionExtractor:
 
 def make_backbone(name: str, side: int, folder: Path, small: bool) -> Backbone:
     """Make a backbone with random weights."""
-    from transformers import BitImageProcessor, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
-    from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTImageProcessor, ViTModel
+    from transformers import (
+        BitImageProcessor,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        Dinov2Config,
+        Dinov2Model,
+        ViTConfig,
+        ViTImageProcessor,
+        ViTModel,
+    )
 
     if name.startswith("EfficientNet"):
         return EfficientNetLite(architecture := f"efficientnet_lite{name[-1]}", Network(architecture), side, PIXELS)
