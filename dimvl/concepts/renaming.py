@@ -14,8 +14,13 @@ from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 
 
-def named_extractor(store: RegionStore, namer: Namer) -> Extractor:
+def named_extractor(store: RegionStore, namer: Namer, held_out: bool = False) -> Extractor:
     """Return the extractor of a store's regions with the names of a namer.
+
+    Args:
+        store: the regions.
+        namer: gives the names.
+        held_out: whether images that the namer was trained on are named by other models; recorded as a parameter.
 
     Raises:
         UserError: the names were not made for its features, or the regions have names of another model already.
@@ -26,7 +31,8 @@ def named_extractor(store: RegionStore, namer: Namer) -> Extractor:
             f"the regions of {store.path} were named by another model already; give the store that it was made from"
         )
     namer.check_features(store.extractor)
-    return store.extractor.named(namer.names, namer.fingerprint)
+    extractor = store.extractor.named(namer.names, namer.fingerprint)
+    return replace(extractor, parameters={**extractor.parameters, "held_out_names": True}) if held_out else extractor
 
 
 def name_store(
