@@ -42,11 +42,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     words = ", ".join(counted(number, part) for part, number in report["words"].items())
     lines = [f"{words}, from {counted(report['captions'], 'caption')} of {counted(report['images'], 'image')}"]
     for name, groups in report["average_precision"].items():
-        means = [
-            f"{group} {value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-            for group, value in groups.items()
-        ]
-        lines.append(f"average precision, {name} images: {', '.join(means)}")
+        means = ", ".join(f"{group} {value['mean']:.3f}{_interval(**value)}" for group, value in groups.items())
+        lines.append(f"mean average precision, {name.replace('_', '-')} images: {means}")
     if tags := report.get("tags"):
         lines.append(
             f"tags with a score of at least {tags['threshold']}: {tags['per_image']:.1f} an image, precision "
@@ -88,7 +85,7 @@ def name(
     set_threads(threads)
     opened, namer = RegionStore(store, check=True), load_namer(concepts)
     others = Folds.load(concepts) if folds else None
-    extractor = named_extractor(opened, namer, held_out=folds)
+    extractor = named_extractor(opened, namer, concepts, held_out=folds)
     dtype = opened.folders[0].manifest.feature_dtype
     with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("images") as show:
         done, already = name_store(opened, namer, writer, others, show)

@@ -14,11 +14,13 @@ class ConceptTrainingConfig(Section):
     """Optimisation."""
 
     pooling: Pooling = Field(
-        "noisy_or",
+        "log_mean_exp",
         description="how the regions of an image become its probability of a word: noisy_or: some region shows it; "
-        "attention: a mean weighted by learned attention; max: the best region; log_mean_exp: a soft maximum",
+        "mean: their mean logit; attention: the same, weighted by learned attention; max: the best region; "
+        "log_mean_exp: a soft maximum",
     )
-    epochs: int = Field(4, ge=1, le=10_000, description="times that each image is seen")
+    hidden: int = Field(512, ge=0, lt=2**16, description="width of the hidden layer; 0 for none")
+    epochs: int = Field(6, ge=1, le=10_000, description="times that each image is seen")
     images_per_step: int = Field(64, ge=1, le=10**6, description="images in an optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, reached at once; then a cosine")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")

@@ -1,6 +1,7 @@
 """A region store to a new one whose regions have the words of trained concepts: `dimvl name`."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 
 
-def named_extractor(store: RegionStore, namer: Namer, held_out: bool = False) -> Extractor:
+def named_extractor(store: RegionStore, namer: Namer, concepts: Path, held_out: bool = False) -> Extractor:
     """Return the extractor of a store's regions with the names of a namer.
 
     Args:
         store: the regions.
         namer: gives the names.
+        concepts: its folder, so that an export can open it.
         held_out: whether images that the namer was trained on are named by other models; recorded as a parameter.
 
     Raises:
@@ -32,7 +34,9 @@ def named_extractor(store: RegionStore, namer: Namer, held_out: bool = False) ->
         )
     namer.check_features(store.extractor)
     extractor = store.extractor.named(namer.names, namer.fingerprint)
-    return replace(extractor, parameters={**extractor.parameters, "held_out_names": True}) if held_out else extractor
+    recipe = {**extractor.recipe, "concepts": str(concepts.absolute())}
+    held = {"held_out_names": True} if held_out else {}
+    return replace(extractor, recipe=recipe, parameters={**extractor.parameters, **held})
 
 
 def name_store(
