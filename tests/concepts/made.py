@@ -61,7 +61,7 @@ def write_config(folder: Path, store: Path, captions: Path, **more: object) -> P
         "output": str(folder / "concepts"),
         "regions": str(store),
         "captions": str(captions),
-        "words": 7,
+        "words": 9,
         "training": {
             "pooling": "noisy_or",
             "hidden": 0,
