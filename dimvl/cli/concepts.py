@@ -23,6 +23,7 @@ def concepts(config: Config, overrides: Overrides = None, threads: Threads = 0) 
     from dimvl.concepts.config import read_concept_config
 
     settings = read_concept_config(config, overrides or [])
+    settings.check_inputs()
     from dimvl.concepts.run import train_concepts
     from dimvl.trained_model import choose_device
 
