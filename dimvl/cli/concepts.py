@@ -23,6 +23,7 @@ def concepts(config: Config, overrides: Overrides = None, threads: Threads = 0) 
     from dimvl.concepts.config import read_concept_config
 
     settings = read_concept_config(config, overrides or [])
+    settings.check_inputs()
     from dimvl.concepts.run import train_concepts
     from dimvl.trained_model import choose_device
 
@@ -42,11 +43,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     words = ", ".join(counted(number, part) for part, number in report["words"].items())
     lines = [f"{words}, from {counted(report['captions'], 'caption')} of {counted(report['images'], 'image')}"]
     for name, groups in report["average_precision"].items():
-        means = [
-            f"{group} {value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-            for group, value in groups.items()
-        ]
-        lines.append(f"average precision, {name} images: {', '.join(means)}")
+        means = ", ".join(f"{group} {value['mean']:.3f}{_interval(**value)}" for group, value in groups.items())
+        lines.append(f"mean average precision, {name.replace('_', '-')} images: {means}")
     if tags := report.get("tags"):
         lines.append(
             f"tags with a score of at least {tags['threshold']}: {tags['per_image']:.1f} an image, precision "

@@ -61,8 +61,15 @@ def write_config(folder: Path, store: Path, captions: Path, **more: object) -> P
         "output": str(folder / "concepts"),
         "regions": str(store),
         "captions": str(captions),
-        "words": 7,
-        "training": {"epochs": 30, "images_per_step": 8, "learning_rate": 0.05, "dropout": 0},
+        "words": 9,
+        "training": {
+            "pooling": "noisy_or",
+            "hidden": 0,
+            "epochs": 20,
+            "images_per_step": 16,
+            "learning_rate": 0.2,
+            "dropout": 0,
+        },
         "validation": {"captions": str(captions), "replicates": 20},
     }
     file = folder / "concepts.yaml"
