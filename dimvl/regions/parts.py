@@ -83,7 +83,7 @@ def launcher_number(name: str, default: str) -> int:
     """
     value = os.environ.get(name) or default
     if not (value.isascii() and value.isdecimal()):
-        raise UserError(f"{name} is {value!r} and must be a whole number; start the processes with torchrun or srun")
+        raise UserError(f"{name} is {value!r} and must be a whole number; unset it, or use a launcher that sets it")
     return int(value)
 
 
