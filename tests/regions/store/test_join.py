@@ -7,7 +7,7 @@ import pytest
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.check import verify_store
-from dimvl.regions.store.format import read_manifest
+from dimvl.regions.store.format import checksum_of_record, read_manifest
 from dimvl.regions.store.join import join_stores
 from dimvl.regions.store.writer import RegionStoreWriter
 from tests.regions.store.synthetic_store import EXTRACTOR, IMAGES, assert_same, regions_of, write_store
@@ -35,6 +35,7 @@ def test_a_joined_store_has_the_images_and_rows_of_one_that_was_written_at_once(
     records = [store.folders[0].index for store in (once, joined)]
     for name in ("hash", "id_start", "id_length", "width", "height", "num_regions", "rows_checksum"):
         assert (records[0][name] == records[1][name]).all(), name
+    assert [checksum_of_record(record) for record in records[1]] == records[1]["checksum"].tolist()
 
 
 def test_a_joined_store_can_be_continued(tmp_path):
