@@ -109,6 +109,8 @@ def write_result(name: str, out: Path | None = None, **facts: Any) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != name]
     if "--out" in arguments:  # does not affect the result
         del arguments[(place := arguments.index("--out")) : place + 2]
+    if "--data" in arguments:
+        arguments[place := arguments.index("--data") + 1] = Path(arguments[place]).name
     packages = ("torch", "numpy", *(package for package in PACKAGES if package in sys.modules))
     result = {
         "command": " ".join(["python -m benchmarks", name, *arguments]),

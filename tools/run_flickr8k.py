@@ -188,7 +188,9 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Scores of all runs as fractions: those of `caption` with `seeds`, and of the others under their names."""
     scored = {name: [out / f"seed-{seed}" / name / "evaluation" for seed in seeds] for name in RUNS}
     images = {name: np.mean([image_scores(place) for place in places], axis=0) for name, places in scored.items()}
-    found = {name: summary([read_json(place / "scores.json")["official"] for place in of]) for name, of in scored.items()}
+    found = {
+        name: summary([read_json(place / "scores.json")["official"] for place in of]) for name, of in scored.items()
+    }
     for name in RUNS[1:]:
         found[name]["caption_minus_this"] = bootstrap(images["caption"] - images[name])
     intervals = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"

@@ -135,7 +135,16 @@ VocabularyFile = Annotated[
     typer.Option(
         "--vocabulary",
         parser=input_file,
-        help="For an open-vocabulary detector: file of names to look for, one per line.",
+        help="File of names, one per line: an open-vocabulary detector looks for them, or --names-by chooses.",
+    ),
+]
+NamesBy = Annotated[
+    str | None,
+    typer.Option(
+        parser=file_or_name,
+        metavar="MODEL",
+        help="What regions are called: the nearest names of --vocabulary by the text tower of a CLIP or SigLIP, which "
+        "must be the model of --features.",
     ),
 ]
 Concepts = Annotated[

@@ -20,6 +20,7 @@ from dimvl.cli.app import (
     LengthPenalty,
     MaxTokens,
     Model,
+    NamesBy,
     Threads,
     VocabularyFile,
     Weights,
@@ -57,6 +58,7 @@ def export(
     features: Features = None,
     features_weights: FeaturesWeights = None,
     vocabulary: VocabularyFile = None,
+    names_by: NamesBy = None,
     concepts: Concepts = None,
     scores: Annotated[
         Path | None, typer.Option(parser=input_file, help="JSON file of scores for the model card.")
@@ -65,7 +67,7 @@ def export(
     """Write one folder with everything that predictions need.
 
     It holds the weights of the run's best checkpoint (without validation the newest), the tokenizer, a model card, and
-    what made the regions, as the region store names it: detector, backbone, concepts. If those files have moved, name
+    what made the regions, as the region store names it: detector, backbone, names. If those files have moved, name
     them by the options of `dimvl extract`. Use --where none to omit them.
 
     Example: dimvl export runs/vqa exports/vqa --scores runs/vqa/evaluation/scores.json
@@ -75,8 +77,9 @@ def export(
     from dimvl.files import read_json
 
     parts = {"weights": weights, "classes": classes, "features": features, "features_weights": features_weights}
+    parts |= {"vocabulary": vocabulary, "names_by": names_by, "concepts": concepts}
     measured = None if scores is None else mapping(read_json(scores), (), str(scores), "give scores by name")
-    print_text(f"exported: {export_run(run, out, where, measured, vocabulary=vocabulary, concepts=concepts, **parts)}")
+    print_text(f"exported: {export_run(run, out, where, measured, **parts)}")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from dimvl.cli.app import (
     Device,
     Features,
     FeaturesWeights,
+    NamesBy,
     Threads,
     VocabularyFile,
     Weights,
@@ -111,6 +112,7 @@ def extract(
         int | None, typer.Option(help="Pixels that both sides of images are scaled to for --features.")
     ] = None,
     vocabulary: VocabularyFile = None,
+    names_by: NamesBy = None,
     concepts: Concepts = None,
     threshold: Annotated[float | None, typer.Option(help="Minimum score of a region.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep this many highest-scoring regions per image.")] = None,
@@ -176,6 +178,7 @@ def extract(
             features=features,
             features_weights=features_weights,
             vocabulary=vocabulary,
+            names_by=names_by,
             concepts=concepts,
         ).to(choose_device(device))
         found.for_prediction()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dimvl.config import Files, Match, Missing, Names, Section, merge, parse_overrides, read_yaml, validate
 from dimvl.errors import UserError
@@ -30,6 +30,13 @@ class ConceptTrainingConfig(Section):
         description="train as many further models, each without its part of the images, to name these; 0 trains none",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available, else the CPU")
+
+    @field_validator("folds")
+    @classmethod
+    def _several_folds(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one fold leaves no image to train on; give 0 or at least 2")
+        return value
 
 
 class ConceptValidationConfig(Section):

@@ -63,7 +63,7 @@ class EfficientNetLite(Backbone):
         file = _packaged(name) if weights is None else Path(weights)
         mismatch = f"{file} does not hold weights of {name}; check both names"
         network = loaded(lambda: Network(name), _folded(read_weights(file), mismatch), mismatch)
-        return cls(name, network, side or SCALES[name][2], PIXELS)
+        return cls(name, network, SCALES[name][2] if side is None else side, PIXELS)
 
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "EfficientNetLite":
@@ -74,7 +74,7 @@ class EfficientNetLite(Backbone):
         if settings.name not in SCALES:
             raise UserError(mismatch)
         network = loaded(lambda: Network(settings.name), read_weights(file), mismatch)
-        return cls(settings.name, network, side or settings.side, pixels)
+        return cls(settings.name, network, settings.side if side is None else side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
         save_weights(folder / WEIGHTS, self.network.state_dict())
@@ -177,6 +177,7 @@ class Network(nn.Module):
         self.head = _Convolution(channels, HEAD)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the map (B, 1280, h, w) of images (B, 3, height, width) of any size."""
         images = self.stem(images)
         for block in self.blocks:
             images = block(images)

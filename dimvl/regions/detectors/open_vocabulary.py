@@ -31,7 +31,6 @@ from dimvl.regions.detectors.base import KIND, SETTINGS
 from dimvl.regions.detectors.selection import Selection, select
 from dimvl.regions.detectors.settings import OpenVocabularySettings, library_settings
 from dimvl.regions.detectors.transformers_models import (
-    AS_STORED,
     PIXELS,
     Candidates,
     QueryDetector,
@@ -39,6 +38,7 @@ from dimvl.regions.detectors.transformers_models import (
     family_of,
     fetched,
     opening,
+    whole_model,
 )
 from dimvl.regions.detectors.weights import fingerprint
 from dimvl.showing import counted, short, some
@@ -297,11 +297,14 @@ class GroundingDinoDetector(OpenVocabularyDetector):
 
 def _opened(place: str | Path, name: str, vocabulary: Sequence[str] | None) -> OpenVocabularyDetector:
     if not vocabulary:
-        raise UserError(f"{name} finds what a list of names says; give a file of names with --vocabulary")
+        raise UserError(
+            f"{name} finds what a list of names says; give a file of names as --vocabulary, and omit --names-by, which "
+            "takes it"
+        )
     kind = OwlDetector if family_of(place).startswith("owl") else GroundingDinoDetector
     with opening(place) as transformers:
         folder = fetched(place, "*.json", "*.txt", "*.safetensors")
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        network = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(folder, **AS_STORED)
+        network = whole_model(transformers.AutoModelForZeroShotObjectDetection, folder)
     return kind(name, network, processor, tokenizer, vocabulary)

@@ -48,7 +48,6 @@ SIDES = {"shortest_edge": "shortest_side", "longest_edge": "longest_side", "heig
 """Sizes of an image processor, and their names here."""
 PIXELS = ("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 """Settings of an image processor, beside the sizes, that change the features."""
-AS_STORED: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
 
 
 class Candidates(NamedTuple):
@@ -176,7 +175,7 @@ class TransformersDetector(QueryDetector):
         with opening(folder) as transformers:
             place = fetched(folder, "*.json", "*.safetensors")
             processor = transformers.AutoImageProcessor.from_pretrained(place, backend="pil")
-            model = transformers.AutoModelForObjectDetection.from_pretrained(place, **AS_STORED)
+            model = whole_model(transformers.AutoModelForObjectDetection, place)
         return cls(name, model, processor).configure(settings.options)
 
     def save(self, folder: Path) -> None:
@@ -213,36 +212,49 @@ def corners_of(boxes: Tensor) -> Tensor:
     return torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
 
 
-def family_of(place: str | Path) -> str:
+def family_of(place: str | Path, what: str = "detector") -> str:
     """Return the `model_type` of a folder or of a name on the hub, by its JSON files.
 
     Raises:
         UserError: transformers is not installed, or the place does not exist or has no `config.json` of transformers.
 
     """
-    with opening(place) as transformers:
+    with opening(place, what) as transformers:
         return str(transformers.AutoConfig.from_pretrained(fetched(place, "*.json")).model_type)
 
 
+def whole_model(kind: Any, folder: Path) -> Any:
+    """Load a model of transformers, ready for use; a `UserError` if weights are absent, which it would draw."""
+    model, info = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    if absent := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{folder} lacks {len(absent)} of the weights of {type(model).__name__}, {absent[0]} first; use a model "
+            "that was saved whole"
+        )
+    return model.eval()
+
+
 @contextmanager
-def opening(place: str | Path) -> Iterator[Any]:
-    """Import transformers, and turn what it raises while it opens a place into a `UserError`."""
+def opening(place: str | Path, what: str = "detector") -> Iterator[Any]:
+    """Import transformers, and turn what it raises while it opens `what` at a place into a `UserError`."""
     import_torchvision()
     try:
         import transformers
     except ImportError:
-        raise UserError(
-            "detectors of transformers need the package transformers; pip install 'dimvl[detectors]'"
-        ) from None
+        raise UserError(f"{what} {place} needs the package transformers; pip install 'dimvl[detectors]'") from None
     transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # SigLIP's own configurations name tokens that do not exist
     try:
         yield transformers
     except UserError:
         raise
     except Exception as error:  # missing files, no network, another format, a missing extra: many types
         raise UserError(
-            f"detector {place} cannot be loaded by transformers ({reason(error)}); check name, files and network"
+            f"{what} {place} cannot be loaded by transformers ({reason(error)}); check name, files and network"
         ) from None
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def fetched(place: str | Path, *patterns: str) -> Path:

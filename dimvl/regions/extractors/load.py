@@ -11,7 +11,10 @@ from dimvl.regions.detectors.load import SCENES, load_detector
 from dimvl.regions.detectors.settings import read_settings
 from dimvl.regions.extractors.composed import COMPOSED, ComposedExtractor
 from dimvl.regions.extractors.grid import Grid
+from dimvl.regions.naming.base import Namer
 from dimvl.regions.naming.load import load_namer
+from dimvl.regions.naming.text_tower import TextNamer
+from dimvl.regions.vocabulary import Vocabulary
 
 GRIDS = {"grid": Grid(), "boxes": Grid(cells=0, whole_image=False)}
 """Places without a detector: the cells of a grid, and boxes from elsewhere alone."""
@@ -26,6 +29,7 @@ def load_extractor(
     features: str | Path | None = None,
     features_weights: str | None = None,
     vocabulary: str | Path | None = None,
+    names_by: str | Path | None = None,
     concepts: str | Path | None = None,
 ) -> RegionExtractor:
     """Open what turns images into regions.
@@ -38,7 +42,8 @@ def load_extractor(
         classes: as `weights`.
         features: backbone whose features replace those of the detector; see `load_backbone`.
         features_weights: as in `load_backbone`.
-        vocabulary: file of names to look for, one per line, for an open-vocabulary detector.
+        vocabulary: file of names, one per line: an open-vocabulary detector looks for them, or `names_by` chooses.
+        names_by: a CLIP or SigLIP whose text tower gives names of the vocabulary; see `TextNamer.create`.
         concepts: folder of learned concepts, which give names.
 
     Raises:
@@ -46,28 +51,37 @@ def load_extractor(
 
     """
     parts = {"weights": weights, "classes": classes, "features_weights": features_weights}
-    names = {"where": where, "features": features, "vocabulary": vocabulary, "concepts": concepts, **parts}
+    called = {"vocabulary": vocabulary, "names_by": names_by, "concepts": concepts}
+    names = {"where": where, "features": features, **called, **parts}
     detector: dict[str, Any] = {
         "weights": weights,
         "classes": None if classes is None else Path(classes),
-        "vocabulary": None if vocabulary is None else Path(vocabulary),
+        "vocabulary": None if vocabulary is None or names_by is not None else Path(vocabulary),
     }
     options = dict(options or {})
     if features_weights is not None and features is None:
         raise UserError(f"weights {features_weights} belong to no backbone; give its name as --features")
-    if is_composed(where) and not any((features, concepts, *detector.values())):
+    if names_by is not None and (vocabulary is None or concepts is not None):
+        remedy = "omit --concepts or --names-by" if concepts else "give a file of names as --vocabulary"
+        raise UserError(f"{names_by} names regions by a vocabulary alone; {remedy}")
+    if is_composed(where) and not any((features, names_by, concepts, *detector.values())):
         found: RegionExtractor = ComposedExtractor.load(Path(where))
-    elif features is None and concepts is None and str(where) not in GRIDS:
+    elif (features, names_by, concepts) == (None,) * 3 and str(where) not in GRIDS:
         found = load_detector(where, **detector)
     else:
+        if str(where) in GRIDS and detector["vocabulary"]:
+            raise UserError(f"{where} looks for no names; omit --vocabulary, or give a model as --names-by")
         if str(where) in GRIDS and any(detector.values()):
             useless = next(filter(None, detector.values()))
-            raise UserError(f"{where} has no weights, classes or vocabulary; omit {useless}, or name a detector")
+            raise UserError(f"{where} has no weights and classes; omit {useless}, or name a detector")
         place = GRIDS.get(str(where)) or load_detector(where, **detector)
         looks = None
         if features is not None:
             looks = load_backbone(str(features), features_weights, options.pop("features_side", None))
-        found = ComposedExtractor(place, looks, None if concepts is None else load_namer(Path(concepts)))
+        namer: Namer | None = None if concepts is None else load_namer(Path(concepts))
+        if names_by is not None and vocabulary is not None:
+            namer = TextNamer.create(names_by, Vocabulary.read(Path(vocabulary)).names)
+        found = ComposedExtractor(place, looks, namer)
     found.recipe = {name: _absolute(value) for name, value in names.items() if value is not None}
     return found.configure(options)
 

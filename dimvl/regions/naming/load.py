@@ -7,8 +7,9 @@ from dimvl.fields import mapping
 from dimvl.files import read_json
 from dimvl.regions.naming.base import SETTINGS, Namer
 from dimvl.regions.naming.concepts import ConceptNamer
+from dimvl.regions.naming.text_tower import TextNamer
 
-KINDS: dict[str, type[Namer]] = {"concepts": ConceptNamer}
+KINDS: dict[str, type[Namer]] = {"concepts": ConceptNamer, "text": TextNamer}
 """The class that reads a folder, by the kind in its `called.json`."""
 LARGEST = 2**26
 """Bytes of `called.json`."""

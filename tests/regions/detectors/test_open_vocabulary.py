@@ -10,6 +10,8 @@ import torch
 from dimvl.errors import UserError
 from dimvl.regions.detectors.load import load_detector
 from dimvl.regions.detectors.open_vocabulary import GroundingDinoDetector, OwlDetector
+from dimvl.regions.store import RegionStore
+from tests.cli.calls import call, refused
 from tests.regions.detectors.test_library_models import random_images
 from tests.regions.detectors.tiny_detectors import save_transformers
 from tests.regions.detectors.tiny_open_vocabulary import FAMILIES, NAMES, save_open_vocabulary
@@ -210,7 +212,7 @@ def test_the_size_that_owl_scales_images_to_takes_effect(opened):
 
 def test_mistakes_with_a_vocabulary_are_one_sentence(folders, opened, tmp_path, caplog):
     for family in FAMILIES:
-        with pytest.raises(UserError, match=rf"{family} finds what a list of names says; give a file of names with"):
+        with pytest.raises(UserError, match=rf"{family} finds what a list of names says; give a file of names as"):
             load_detector(folders / family)
     (tmp_path / "names.txt").write_text("cat\ndog\ncat")
     with pytest.raises(UserError, match="has names twice: 'cat' in lines 1 and 3"):
@@ -228,6 +230,19 @@ def test_mistakes_with_a_vocabulary_are_one_sentence(folders, opened, tmp_path, 
     assert "1 name are longer than the 12 tokens that owlv2 reads" in caplog.text
     with pytest.raises(UserError, match="cannot describe given boxes"):
         detector.detect(random_images((64, 64)), [np.array([[0, 0, 1, 1]], np.float32)])
+
+
+def test_the_command_finds_the_names_of_a_file(folders, tmp_path, monkeypatch, capfd):
+    for number, image in enumerate(random_images(*SIZES)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        image.save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    asked = ("extract", tmp_path / "photos", tmp_path / "store", "--where", folders / "owlv2", "--vocabulary")
+    assert call(monkeypatch, capfd, *asked, tmp_path / "names.txt").code == 0
+    extractor = RegionStore(tmp_path / "store").extractor
+    assert extractor.classes == NAMES and extractor.recipe["vocabulary"] == str(tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES[::-1]))
+    refused(call(monkeypatch, capfd, *asked, tmp_path / "names.txt"), "store", "fingerprint")
 
 
 def test_a_background_in_first_place_of_a_vocabulary_is_dropped_and_said(folders, loaded, tmp_path, caplog):
