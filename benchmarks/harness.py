@@ -110,7 +110,8 @@ def write_result(name: str, out: Path | None = None, **facts: Any) -> None:
     if "--out" in arguments:  # does not affect the result
         del arguments[(place := arguments.index("--out")) : place + 2]
     if "--data" in arguments:
-        arguments[place := arguments.index("--data") + 1] = Path(arguments[place]).name
+        place = arguments.index("--data") + 1
+        arguments[place] = Path(arguments[place]).name
     packages = ("torch", "numpy", *(package for package in PACKAGES if package in sys.modules))
     result = {
         "command": " ".join(["python -m benchmarks", name, *arguments]),

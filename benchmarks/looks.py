@@ -36,7 +36,7 @@ from dimvl.regions.backbones.pooling import pool
 from dimvl.regions.images import load_image
 
 BACKBONE = "efficientnet_lite2"
-IMAGES = {"train": 600, "val": 400}
+IMAGES = {"train": 400, "val": 300}
 SIDES = (224, 320)
 SIDED = tuple(f"side_{side}" for side in SIDES)
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the regularisation

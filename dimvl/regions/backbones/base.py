@@ -166,7 +166,8 @@ class Backbone(ABC):
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Scale an upright RGB image to (S, S, 3) uint8. Safe in any thread."""
-        return np.asarray(image.resize((self.side, self.side), Image.Resampling(self.pixels.resample)))
+        size, resample = (self.side, self.side), Image.Resampling(self.pixels.resample)
+        return np.asarray(image.resize(size, resample, reducing_gap=3.0))  # a quarter of the time for 12 megapixels
 
     @torch.inference_mode()
     def feature_map(self, pixels: np.ndarray) -> Tensor:

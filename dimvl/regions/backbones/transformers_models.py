@@ -85,7 +85,7 @@ class TransformersBackbone(Backbone):
             sides = [patch * max(1, self.side // patch + more) for more in (0, 1)]
             return (
                 f"backbone {self.name} divides images into patches of {patch} pixels, and {self.side} is no multiple; "
-                f"use a side of {sides[0]} or {sides[1]}"
+                f"give {sides[0]} or {sides[1]} as --features-side"
             )
         return (
             f"the states of backbone {self.name} ({self._architecture}) do not say which place of the image they are "

@@ -224,7 +224,7 @@ def test_models_of_transformers_without_a_grid_or_weights_are_refused(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "side", "message"),
     [
-        ("vit", 36, "use a side of 32 or 40"),
+        ("vit", 36, "give 32 or 40 as --features-side"),
         ("efficientnet_lite0", 0, "from 1 to 4,096"),
         ("efficientnet_lite0", 5000, "from 1 to 4,096"),
     ],
