@@ -17,7 +17,7 @@ batches of `BATCH`. CPU time is of the whole process: decoding, scaling, pooling
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ Way = Callable[[Sequence[Path]], object]
 class Sizes:
     """What is measured."""
 
-    model: ModelSize = ModelSize()
+    model: ModelSize = field(default_factory=ModelSize)
     batch: int = BATCH
     extracted: int = 160
     sources: tuple[str, ...] = (
@@ -109,8 +109,17 @@ def make_owl(folder: Path) -> RegionExtractor:
 
 def make_backbone(name: str, side: int, folder: Path, small: bool) -> Backbone:
     """Make a backbone with random weights."""
-    from transformers import BitImageProcessor, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
-    from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTImageProcessor, ViTModel
+    from transformers import (
+        BitImageProcessor,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        Dinov2Config,
+        Dinov2Model,
+        ViTConfig,
+        ViTImageProcessor,
+        ViTModel,
+    )
 
     if name.startswith("EfficientNet"):
         return EfficientNetLite(architecture := f"efficientnet_lite{name[-1]}", Network(architecture), side, PIXELS)
@@ -147,7 +156,9 @@ def make_predictor(source: RegionExtractor, sizes: Sizes, folder: Path, captions
     if not saved.exists():
         saved.mkdir()
         source.save(saved)
-    return Predictor(TrainedModel(model.to(device).eval(), processor, Path("random")).for_prediction(), saved)
+    predictor = Predictor(TrainedModel(model.to(device).eval(), processor, Path("random")).for_prediction(), saved)
+    assert predictor._finder.detector  # loaded here, not in the first call
+    return predictor
 
 
 def captions_of(predictor: Predictor, files: Sequence[Path]) -> list[str]:
