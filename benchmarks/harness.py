@@ -26,9 +26,11 @@ PACKAGES = ("transformers", "deepspeed", "h5py", "lmdb", "msgpack", "pycocoevalc
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seed: int = 0
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seed: int = 0, warm: bool = False
 ) -> dict[str, np.ndarray]:
     """Run every variant once per round, in a new random order each round, after one round that does not count.
+
+    Variants that are `warm`, which have run before, need no such round.
 
     Returns:
         Seconds by name, each (rounds,).
@@ -36,7 +38,7 @@ def interleaved(
     """
     generator, clock = random.Random(seed), _cuda_seconds if device == "cuda" else _cpu_seconds
     seconds = {name: np.zeros(rounds) for name in variants}
-    for turn in range(-1, rounds):
+    for turn in range(0 if warm else -1, rounds):
         for name in generator.sample(list(variants), len(variants)):
             spent = clock(variants[name])
             if turn >= 0:

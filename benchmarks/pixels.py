@@ -8,8 +8,8 @@ the published architectures too. The end token is suppressed, so that every capt
 `BEAMS`. Peers are in `pixel_peers.py`, each with the faster of the implementations of attention that it has, not
 compiled (docs/performance.md says why).
 
-A variant that takes longer than `SLOW` seconds for one image is measured in two rounds, and not in batches: there
-is nothing to gain. Other variants are measured in all rounds with one image, and in at most three with `BATCH`.
+A variant whose first call takes longer than `SLOW` seconds is measured by this call alone, and not in batches, where
+there is nothing to gain. Others are measured in all rounds with one image, and in two with `BATCH`.
 
 "extract": `dimvl extract` of a grid over EfficientNet-Lite2 against its network alone on scaled images in memory, in
 batches of `BATCH`. CPU time is of the whole process: decoding, scaling, pooling and writing the store count.
@@ -17,7 +17,7 @@ batches of `BATCH`. CPU time is of the whole process: decoding, scaling, pooling
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from dimvl.regions.listing import images_of_folder
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.trained_model import TrainedModel
 
-BATCH, SLOW, BATCH_ROUNDS, SLOW_ROUNDS = 16, 6.0, 3, 2
+BATCH, SLOW, BATCH_ROUNDS = 16, 6.0, 2
 RCNN = "fasterrcnn_resnet50_fpn_v2"
 DETECTED = {"score_threshold": 0.0, "min_regions": 36, "max_regions": 36}  # random weights find nothing otherwise
 QUESTION = " ".join(f"w{number}" for number in range(9))
@@ -57,16 +57,17 @@ Way = Callable[[Sequence[Path]], object]
 class Sizes:
     """What is measured."""
 
-    model: ModelSize = ModelSize()
+    model: ModelSize = field(default_factory=ModelSize)
     batch: int = BATCH
-    extracted: int = 320
+    extracted: int = 160
     sources: tuple[str, ...] = (
         "grid, DINOv2-small, 224 px",
         "grid, EfficientNet-Lite2, 224 px",
         "grid, EfficientNet-Lite2, 260 px",
         "grid, CLIP ViT-B/32, 224 px",
         "grid, ViT-B/16, 224 px",
-        "Faster R-CNN ResNet-50 v2",
+        "Faster R-CNN ResNet-50 v2, 800 px",
+        "OWLv2-base, 960 px",
     )
 
 
@@ -82,9 +83,28 @@ def make_source(name: str, folder: Path, small: bool) -> RegionExtractor:
     if name.startswith("grid"):
         _, backbone, side = name.removesuffix(" px").split(", ")
         return ComposedExtractor(Grid(), make_backbone(backbone, int(side), folder, small), None)
+    if name.startswith("OWLv2"):
+        return make_owl(folder)
     model = torchvision.models.get_model_builder(RCNN)(weights=None, weights_backbone=None)
     save_file(model.state_dict(), folder / "rcnn.safetensors")
     return load_detector(RCNN, DETECTED, weights=str(folder / "rcnn.safetensors"))
+
+
+def make_owl(folder: Path) -> RegionExtractor:
+    """Make OWLv2-base with random weights, looking for 80 names."""
+    from transformers import CLIPTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
+
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    last = len(tokens) - 1
+    text = {"vocab_size": len(tokens), "pad_token_id": last, "bos_token_id": last - 1, "eos_token_id": last}
+    model = Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config={"image_size": 960}))
+    parts = (model, Owlv2ImageProcessor(), CLIPTokenizer(vocab={name: id for id, name in enumerate(tokens)}, merges=[]))
+    for part in parts:
+        part.save_pretrained(folder / "owl")
+    names = folder / "names.txt"
+    names.write_text("\n".join(first + second for first in "abcdefgh" for second in "abcdefghij"))
+    return load_detector(folder / "owl", DETECTED, vocabulary=names)
 
 
 def make_backbone(name: str, side: int, folder: Path, small: bool) -> Backbone:
@@ -136,7 +156,9 @@ def make_predictor(source: RegionExtractor, sizes: Sizes, folder: Path, captions
     if not saved.exists():
         saved.mkdir()
         source.save(saved)
-    return Predictor(TrainedModel(model.to(device).eval(), processor, Path("random")).for_prediction(), saved)
+    predictor = Predictor(TrainedModel(model.to(device).eval(), processor, Path("random")).for_prediction(), saved)
+    assert predictor._finder.detector  # loaded here, not in the first call
+    return predictor
 
 
 def captions_of(predictor: Predictor, files: Sequence[Path]) -> list[str]:
@@ -154,10 +176,10 @@ def measure(ways: Mapping[str, Way], files: Sequence[Path], rounds: int, device:
 
     def run(names: Sequence[str], count: int, times: int) -> dict[str, np.ndarray]:
         calls = {name: partial(ways[name], files[:count]) for name in names}
-        return {name: spent / count for name, spent in interleaved(calls, times, device).items()} if calls else {}
+        return {name: spent / count for name, spent in interleaved(calls, times, device, warm=True).items()}
 
-    single = run(list(ways), 1, SLOW_ROUNDS)
-    fast = [name for name in ways if np.median(single[name]) <= SLOW]
+    single = run(list(ways), 1, 1)
+    fast = [name for name in ways if single[name][0] <= SLOW]
     single |= run(fast, 1, rounds)
     batch = run(fast, len(files), min(rounds, BATCH_ROUNDS))
     return {"1": single, str(len(files)): batch}
@@ -182,13 +204,10 @@ def report(found: Mapping[str, Mapping[str, np.ndarray]], peers: Sequence[str]) 
     }
 
 
-def check_captions(way: Way, name: str, files: Sequence[Path]) -> None:
-    """Refuse to time captions of another number of words."""
-    found = way(files)
-    if isinstance(found, list):
-        lengths = {len(text.split()) for text in found}
-    else:
-        lengths = {found.shape[1]}
+def checked(way: Way, name: str, files: Sequence[Path]) -> None:
+    """Caption; refuse captions of another number of words."""
+    found: Any = way(files)
+    lengths = {len(text.split()) for text in found} if isinstance(found, list) else {found.shape[1]}
     if lengths != {WORDS}:
         raise SystemExit(f"{name}: captions have {sorted(lengths)} words instead of {WORDS}")
 
@@ -212,7 +231,7 @@ def extraction(sizes: Sizes, files: Sequence[Path], folder: Path, rounds: int, d
             for start in range(0, len(images), sizes.batch):
                 backbone.feature_map(pixels[: len(images) - start])
 
-        seconds = interleaved({"extract": whole, "alone": alone}, min(rounds, BATCH_ROUNDS), device)
+        seconds = interleaved({"extract": whole, "alone": alone}, rounds, device)
         rates = {name: round(len(images) / float(np.median(spent)), 1) for name, spent in seconds.items()}
         found[f"{side} px"] = {"images_per_second": rates, "share": ratio(seconds["alone"], seconds["extract"])}
     return found
@@ -232,8 +251,8 @@ def run(device: str, rounds: int, small: bool, folder: Path) -> dict[str, Any]:
         ways: dict[str, Way] = {name: make(name, small) for name in peers}
         for name, (source, place) in sources.items():
             ways[name] = partial(ours, make_predictor(source, sizes, place, kind == "captions", device))
-        for name in ways if kind == "captions" else ():
-            check_captions(ways[name], name, files[:1])
+        if kind == "captions":
+            ways = {name: partial(checked, way, name) for name, way in ways.items()}
         facts[kind] = report(measure(ways, files, rounds, device), list(peers))
     facts["extract"] = extraction(sizes, files, folder, rounds, device)
     return facts

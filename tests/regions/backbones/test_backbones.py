@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dimvl.cpu.linear import onednn_is_faster
+from dimvl.cpu.packed import PackedConvolution
 from dimvl.errors import UserError
 from dimvl.regions.backbones.base import SETTINGS, WEIGHTS
 from dimvl.regions.backbones.efficientnet_lite import SCALES, STAGES, Network
@@ -155,6 +157,29 @@ def test_a_map_does_not_depend_on_the_images_beside_it(opened, name):
     backbone, pixels = opened(name), noise(count=3)
     alone = torch.cat([backbone.feature_map(image[None]) for image in pixels])
     torch.testing.assert_close(backbone.feature_map(pixels), alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not onednn_is_faster(), reason="needs a CPU with AVX-512 and torch with oneDNN")
+@pytest.mark.parametrize(
+    ("name", "side"), [("efficientnet_lite0", 64), ("efficientnet_lite0", 90), ("vit", 32), ("resnet", 32)]
+)
+def test_a_backbone_packed_for_prediction_has_the_same_map_and_fingerprint(tmp_path, name, side):
+    if name == "efficientnet_lite0":
+        plain, packed = (load_backbone(name, str(lite_file(tmp_path)), side) for _ in range(2))
+    else:
+        folder = transformers_folder(tmp_path, name)
+        plain, packed = (load_backbone(str(folder)) for _ in range(2))
+    assert packed.for_prediction() is packed.for_prediction()
+    assert any(isinstance(layer, PackedConvolution) for layer in packed.network.modules())
+    pixels = noise(side, 2)
+    expected = plain.feature_map(pixels)
+    scale = float(expected.abs().max())
+    assert scale > 0.1
+    # sums in another order, through many layers
+    torch.testing.assert_close(packed.feature_map(pixels), expected, atol=1e-4 * scale, rtol=0)
+    assert packed.fingerprint == plain.fingerprint
+    with pytest.raises(RuntimeError, match="is packed for prediction and cannot be saved"):
+        packed.save(tmp_path)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (31, 32)])
