@@ -111,7 +111,7 @@ def test_every_name_of_the_code_occurs_in_it(path):
     assert not [name for name in names if not files_named.fullmatch(name) and not words.issuperset(name.split("."))]
 
 
-@pytest.mark.parametrize("block", blocks(ROOT / "docs" / "own-data.md", "yaml"), ids=lambda block: block.split()[3])
+@pytest.mark.parametrize("block", blocks(ROOT / "docs" / "photos.md", "yaml"), ids=lambda block: block.split()[3])
 def test_the_configurations_for_own_data_load(tmp_path, block):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "run.yaml").write_text(block)

@@ -88,7 +88,7 @@ def name(
     set_threads(threads)
     opened, namer = RegionStore(store, check=True), load_namer(concepts)
     others = Folds.load(concepts) if folds else None
-    extractor = named_extractor(opened, namer, held_out=folds)
+    extractor = named_extractor(opened, namer, concepts, held_out=folds)
     dtype = opened.folders[0].manifest.feature_dtype
     with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("images") as show:
         done, already = name_store(opened, namer, writer, others, show)

@@ -1,6 +1,7 @@
 """A region store to a new one whose regions have the words of trained concepts: `dimvl name`."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,17 +10,18 @@ from dimvl.callbacks import Progress
 from dimvl.errors import UserError
 from dimvl.regions.naming.base import Namer
 from dimvl.regions.naming.folds import Folds
-from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.records import HELD_OUT_NAMES, Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 
 
-def named_extractor(store: RegionStore, namer: Namer, held_out: bool = False) -> Extractor:
+def named_extractor(store: RegionStore, namer: Namer, place: Path, held_out: bool = False) -> Extractor:
     """Return the extractor of a store's regions with the names of a namer.
 
     Args:
         store: the regions.
         namer: gives the names.
+        place: its folder, for the recipe of the extractor.
         held_out: whether images that the namer was trained on are named by other models; recorded as a parameter.
 
     Raises:
@@ -32,7 +34,9 @@ def named_extractor(store: RegionStore, namer: Namer, held_out: bool = False) ->
         )
     namer.check_features(store.extractor)
     extractor = store.extractor.named(namer.names, namer.fingerprint)
-    return replace(extractor, parameters={**extractor.parameters, "held_out_names": True}) if held_out else extractor
+    if extractor.recipe:
+        extractor = replace(extractor, recipe={**extractor.recipe, "concepts": str(place.absolute())})
+    return replace(extractor, parameters={**extractor.parameters, HELD_OUT_NAMES: True}) if held_out else extractor
 
 
 def name_store(
