@@ -128,6 +128,8 @@ def shared_stages(threads: int) -> list[Stage]:
     return [
         Stage("encoder", [tool, encoder(), "annotations/train.json", "encoder"]),
         Stage("extract", dimvl(*extract)),
+        Stage("concepts", dimvl("concepts", "configs/flickr8k/concepts.yaml", "--threads", str(threads))),
+        Stage("name", dimvl("name", "stores/plain", "concepts", "stores/regions", "--folds")),
     ]
 
 
@@ -169,7 +171,8 @@ def run(stage: Stage, out: Path) -> None:
     mark = out / "done" / f"{stage.name.replace('/', '-')}.json"
     if mark.exists() and read_json(mark)["words"] == stage.words:
         return
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
     begin = time.monotonic()
     code = subprocess.run([sys.executable, *stage.words], cwd=out, env=environment, check=False).returncode
     if code:
