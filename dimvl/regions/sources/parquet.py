@@ -59,7 +59,7 @@ class ParquetShards(Shards):
                 return
             place, end = f"row {row} of {file}", size * (row + 1) // max(rows, 1)
             data, path = _image(values[image])
-            packed = Packed(place, partial(_given, data))
+            packed = Packed(place, partial(bytes, data or b""))
             try:
                 image_id = self._id(values, path, file, row)
             except UserError as error:
@@ -153,10 +153,6 @@ def _is_image(kind: Any) -> bool:
         return False
     index = kind.get_field_index("bytes")
     return index >= 0 and _is_binary(kind.field(index).type)
-
-
-def _given(data: bytes) -> bytes:
-    return data
 
 
 def _image(value: Any) -> tuple[bytes | None, str | None]:
