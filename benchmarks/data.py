@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
+from PIL import Image
 
 from dimvl.data.examples import BatchShape
 from dimvl.data.prefixes import ImageReader
@@ -111,17 +112,36 @@ def caption_steps(
     return steps_of(source, processor, CaptionModule.objectives, rows, folder / f"plans-{len(store)}")
 
 
-def write_run_data(folder: Path, images: int, regions: int = REGIONS, captions: int = 1, length: int = 12) -> None:
-    """Write what `run_config` names: regions, captions of `length` words and a tokenizer of `VOCABULARY` words."""
-    write_regions(folder / "regions", images, regions)
+def write_tokenizer(path: Path) -> int:
+    """Write a tokenizer of `VOCABULARY` pieces, the words `w0`, `w1` and so on; returns the number of words."""
     words = [f"w{number}" for number in range(VOCABULARY - len(SPECIAL))]
     inner = tokenizers.Tokenizer(
         tokenizers.models.WordPiece({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="[UNK]")
     )
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     inner.add_special_tokens(list(SPECIAL))
-    inner.save(str(folder / "tokenizer.json"))
-    drawn = np.random.default_rng(0).integers(0, len(words), (images * captions, length))
+    inner.save(str(path))
+    return len(words)
+
+
+def write_photographs(folder: Path, count: int, size: tuple[int, int] = (500, 375)) -> list[Path]:
+    """Write JPEG files (quality 90, 40 to 45 kB) whose detail falls with its scale as in photographs."""
+    folder.mkdir()
+    files = [folder / f"{number:05}.jpg" for number in range(count)]
+    for number, file in enumerate(files):
+        generator, total = np.random.default_rng(number), np.zeros((size[1], size[0], 3))
+        for scale in (4, 8, 16, 32, 64, 128, 256):
+            small = Image.fromarray(generator.integers(0, 256, (scale * 3 // 4, scale, 3), dtype=np.uint8))
+            total += (np.asarray(small.resize(size, Image.Resampling.BICUBIC)) - 127.5) / scale**0.75
+        Image.fromarray((127.5 + 90 * total / total.std()).clip(0, 255).astype(np.uint8)).save(file, quality=90)
+    return files
+
+
+def write_run_data(folder: Path, images: int, regions: int = REGIONS, captions: int = 1, length: int = 12) -> None:
+    """Write what `run_config` names: regions, captions of `length` words and a tokenizer of `VOCABULARY` words."""
+    write_regions(folder / "regions", images, regions)
+    words = write_tokenizer(folder / "tokenizer.json")
+    drawn = np.random.default_rng(0).integers(0, words, (images * captions, length))
     texts = [
         {"id": number, "image_id": image_id(number // captions), "caption": " ".join(words[word] for word in row)}
         for number, row in enumerate(drawn)

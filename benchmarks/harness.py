@@ -26,9 +26,11 @@ PACKAGES = ("transformers", "deepspeed", "h5py", "lmdb", "msgpack", "pycocoevalc
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seed: int = 0
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seed: int = 0, warm: bool = False
 ) -> dict[str, np.ndarray]:
     """Run every variant once per round, in a new random order each round, after one round that does not count.
+
+    Variants that are `warm`, which have run before, need no such round.
 
     Returns:
         Seconds by name, each (rounds,).
@@ -36,7 +38,7 @@ def interleaved(
     """
     generator, clock = random.Random(seed), _cuda_seconds if device == "cuda" else _cpu_seconds
     seconds = {name: np.zeros(rounds) for name in variants}
-    for turn in range(-1, rounds):
+    for turn in range(0 if warm else -1, rounds):
         for name in generator.sample(list(variants), len(variants)):
             spent = clock(variants[name])
             if turn >= 0:
@@ -107,6 +109,9 @@ def write_result(name: str, out: Path | None = None, **facts: Any) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != name]
     if "--out" in arguments:  # does not affect the result
         del arguments[(place := arguments.index("--out")) : place + 2]
+    if "--data" in arguments:
+        place = arguments.index("--data") + 1
+        arguments[place] = Path(arguments[place]).name
     packages = ("torch", "numpy", *(package for package in PACKAGES if package in sys.modules))
     result = {
         "command": " ".join(["python -m benchmarks", name, *arguments]),

@@ -79,7 +79,7 @@ class RegionFinder:
             )
         detector = load_extractor(self._folder)
         self._trained.processor.check_extractor(detector.extractor, str(self._folder))
-        return detector.to(self._trained.device)
+        return detector.to(self._trained.device).for_prediction()
 
     def find(self, inputs: Sequence[Sequence[ImageInput]], skipped: Skipped | None) -> list[list[Regions]]:
         """Find the regions of the images of each input; an image that occurs twice is processed once.

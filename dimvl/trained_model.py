@@ -65,8 +65,11 @@ class TrainedModel:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def for_prediction(self) -> "TrainedModel":
-        """Pack the linear layers if the model is on a CPU; it can no longer be trained."""
-        pack_linears(self.model)
+        """Pack the linear layers if the model is on a CPU; it can no longer be trained.
+
+        Weights of a model that captions are rounded to half precision, see `dimvl/cpu/packed.py`.
+        """
+        pack_linears(self.model, half=self.processor.captions)
         return self
 
     def without_guard(self) -> "TrainedModel":

@@ -40,6 +40,17 @@ def test_a_result_is_written_with_the_command_and_hardware_that_made_it(tmp_path
     assert {"hardware", "date", "versions", "threads", "device", "rounds"} <= result.keys()
 
 
+def test_a_result_names_the_folder_of_data_without_its_place(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "benchmarks.looks", types.SimpleNamespace(run=lambda *given, data: {"of": str(data)})
+    )
+    folder, out = tmp_path / "photos", tmp_path / "x.json"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "looks", "--data", str(folder), "--out", str(out)])
+    command.main()
+    result = json.loads(out.read_text())
+    assert (result["command"], result["of"]) == ("python -m benchmarks looks --data photos", str(folder))
+
+
 @pytest.mark.parametrize(("arguments", "written"), [([], ["store.json"]), (["--small"], [])])
 def test_a_small_result_never_replaces_a_measured_one(tmp_path, monkeypatch, arguments, written):
     monkeypatch.setitem(sys.modules, "benchmarks.store", types.SimpleNamespace(run=lambda *given: {}))
@@ -54,7 +65,8 @@ def test_every_committed_result_names_the_command_that_made_it(path):
     result = json.loads(path.read_text(encoding="utf-8"))
     name = path.stem.removesuffix("-cuda")
     device = " --device cuda" if path.stem.endswith("-cuda") else ""
-    assert name in command.SUITES and result["command"] == f"python -m benchmarks {name}{device}"
+    data = f" --data {result['data']}" if name in command.WITH_DATA else ""
+    assert name in command.SUITES and result["command"] == f"python -m benchmarks {name}{device}{data}"
     assert result["hardware"] and result["date"] and not result["small"]
 
 

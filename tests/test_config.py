@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from dimvl.checkpoints import RUN
+from dimvl.concepts.config import ConceptConfig, read_concept_config
 from dimvl.config import ModelConfig, Section, read_yaml, validate
 from dimvl.demo.config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
@@ -390,5 +391,7 @@ def test_every_configuration_that_comes_with_dimvl_loads(path):
         assert isinstance(validate(ModelConfig, content["model"], str(path)), ModelConfig)
     elif kind == "scenes":
         assert isinstance(load_demo_config(path), DemoConfig)
+    elif path.stem == "concepts":
+        assert isinstance(read_concept_config(path), ConceptConfig)
     else:
         assert load_config(path).training.steps > 0

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,8 @@ from dimvl.model.attention import attend
 from dimvl.model.embeddings import RegionEmbeddings
 from dimvl.model.plan import plan_attention
 from dimvl.predictor import Predictor
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
+from dimvl.regions.extractors.load import load_extractor
 from dimvl.training.run import run_training
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 from tests.factories import make_batch, make_layout, make_model
@@ -151,6 +154,28 @@ def test_a_predictor_on_the_gpu_predicts_the_same_as_on_the_cpu(tmp_path):
     question = "is the star above a circle"
     for ours, theirs in zip(one.answer(images, question), other.answer(images, question), strict=True):
         assert ours.text == theirs.text and ours.probability == pytest.approx(theirs.probability, abs=1e-3)
+
+
+def test_features_of_a_backbone_on_the_gpu_are_those_of_the_cpu_within_bf16_under_the_same_fingerprint(tmp_path):
+    import_torchvision()
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    config = ViTConfig(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=2, intermediate_size=128, image_size=48, patch_size=8
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
+    found, images = load_extractor("grid", {"grid": 3}, features=tmp_path), [make_image(seed) for seed in range(4)]
+    arrays, before = [found.prepare(image) for image in images], found.extractor
+    exact = found.detect_prepared(arrays)
+    rounded = found.to("cuda").detect_prepared(arrays)
+    assert found.extractor == before
+    for one, other in zip(exact, rounded, strict=True):
+        assert np.array_equal(one.boxes, other.boxes)
+        difference = np.linalg.norm(one.features.astype(float) - other.features, axis=1)
+        # bf16 rounds to 2**-9 of a value, and four layers do so some twenty times
+        assert (difference < 0.03 * np.linalg.norm(one.features.astype(float), axis=1)).all()
+    assert any(not np.array_equal(one.features, other.features) for one, other in zip(exact, rounded, strict=True))
 
 
 def test_regions_found_on_the_gpu_are_those_of_the_cpu():

@@ -13,11 +13,9 @@ import typer.main
 from dimvl.cli import app
 from dimvl.cli.app import PathParser
 from dimvl.demo.config import DemoPaths, load_demo_config, shipped_config
-from dimvl.errors import UserError
 from dimvl.explanation import Explanation, RegionDrop
 from dimvl.files import read_json
 from dimvl.predictor import Answer, Predictor
-from dimvl.tasks import load_config
 from tests.exports import make_trained, write_run
 from tools import write_configuration_docs, write_results
 
@@ -109,15 +107,6 @@ def test_every_name_of_the_code_occurs_in_it(path):
     names = re.findall(r"`([A-Za-z_]\w*(?:\.[a-z_]\w*)*)`", FENCE.sub("", path.read_text(encoding="utf-8")))
     files_named = re.compile(r".*\.(py|md|txt|json|jsonl|yaml|safetensors)")
     assert not [name for name in names if not files_named.fullmatch(name) and not words.issuperset(name.split("."))]
-
-
-@pytest.mark.parametrize("block", blocks(ROOT / "docs" / "own-data.md", "yaml"), ids=lambda block: block.split()[3])
-def test_the_configurations_for_own_data_load(tmp_path, block):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "run.yaml").write_text(block)
-    assert load_config(tmp_path / "run.yaml").training.steps > 0
-    with pytest.raises(UserError, match="unknown key"):
-        load_config(tmp_path / "run.yaml", ["training.step=1"])
 
 
 def test_the_python_of_the_readme_compiles_and_names_what_exists():

@@ -92,5 +92,3 @@ def test_every_stage_is_a_command_of_its_own_and_every_run_is_scored(monkeypatch
     for run in run_flickr8k.RUNS:
         for seed in (0, 1):
             assert names.index(f"seed-{seed}/{run}") < names.index(f"seed-{seed}/{run}-scores")
-
-

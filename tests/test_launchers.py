@@ -14,16 +14,24 @@ from dimvl.tasks import load_config
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "multi-node.md").read_text(encoding="utf-8")
 SCRIPT = ROOT / "tools" / "slurm_pretrain.sbatch"
+EXTRACT = ROOT / "tools" / "slurm_extract.sbatch"
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "pretraining").glob("*.yaml")])
 
 
-def test_the_batch_script_is_read_by_the_shell():
-    subprocess.run(["bash", "-n", SCRIPT], check=True)
+@pytest.mark.parametrize("script", [SCRIPT, EXTRACT], ids=lambda path: path.stem)
+def test_the_batch_script_is_read_by_the_shell(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("usage: sbatch ") and script.name in done.stderr
 
 
-def test_the_batch_script_without_a_configuration_tells_its_use():
-    done = subprocess.run(["bash", SCRIPT], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("usage: sbatch tools/slurm_pretrain.sbatch CONFIG")
+def test_a_task_of_an_array_extracts_with_what_it_was_given(tmp_path):
+    (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {"SLURM_CPUS_PER_TASK": "12", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    command = ["bash", EXTRACT, "shards/*.tar", "out", "--where", "grid"]
+    words = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert words == ["-m", "dimvl", "extract", "shards/*.tar", "out", "--where", "grid", "--workers", "11"]
 
 
 def test_the_batch_script_starts_torchrun_once_a_node_with_what_it_was_given(tmp_path):
@@ -45,8 +53,8 @@ def test_the_hostfile_names_hosts_and_slots_as_deepspeed_reads_them():
     assert lines and all(re.fullmatch(r"\S+ slots=\d+", line) for line in lines)
 
 
-def test_the_page_names_both_files():
-    assert "tools/slurm_pretrain.sbatch" in PAGE and "tools/hostfile.example" in PAGE
+def test_the_page_names_all_files():
+    assert all(f"tools/{script.name}" in PAGE for script in (SCRIPT, EXTRACT)) and "tools/hostfile.example" in PAGE
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))

@@ -128,6 +128,8 @@ def shared_stages(threads: int) -> list[Stage]:
     return [
         Stage("encoder", [tool, encoder(), "annotations/train.json", "encoder"]),
         Stage("extract", dimvl(*extract)),
+        Stage("concepts", dimvl("concepts", "configs/flickr8k/concepts.yaml", "--threads", str(threads))),
+        Stage("name", dimvl("name", "stores/plain", "concepts", "stores/regions", "--folds")),
     ]
 
 
@@ -169,7 +171,8 @@ def run(stage: Stage, out: Path) -> None:
     mark = out / "done" / f"{stage.name.replace('/', '-')}.json"
     if mark.exists() and read_json(mark)["words"] == stage.words:
         return
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
     begin = time.monotonic()
     code = subprocess.run([sys.executable, *stage.words], cwd=out, env=environment, check=False).returncode
     if code:
@@ -188,7 +191,9 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Scores of all runs as fractions: those of `caption` with `seeds`, and of the others under their names."""
     scored = {name: [out / f"seed-{seed}" / name / "evaluation" for seed in seeds] for name in RUNS}
     images = {name: np.mean([image_scores(place) for place in places], axis=0) for name, places in scored.items()}
-    found = {name: summary([read_json(place / "scores.json")["official"] for place in of]) for name, of in scored.items()}
+    found = {
+        name: summary([read_json(place / "scores.json")["official"] for place in of]) for name, of in scored.items()
+    }
     for name in RUNS[1:]:
         found[name]["caption_minus_this"] = bootstrap(images["caption"] - images[name])
     intervals = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from dimvl.concepts.config import ConceptConfig
 from dimvl.config import RunConfig
 from dimvl.tasks import CONFIGS, all_tasks
 from dimvl.training.run_folder import FREE
@@ -50,6 +51,7 @@ def page() -> str:
     parts = [HEAD.format(free=free), _tables("Every run", "", RunConfig, {})]
     for name, task in all_tasks().items():
         parts.append(_tables(f"{task.title} (`task: {name}`)", "", CONFIGS[name], RunConfig.model_fields))
+    parts.append(_tables("Concepts (`dimvl concepts`)", "", ConceptConfig, {}))
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -22,6 +22,7 @@ from dimvl.showing import visible
 # isort: off
 import dimvl.cli.demo
 import dimvl.cli.stores
+import dimvl.cli.concepts
 import dimvl.cli.planning
 import dimvl.cli.profiling
 import dimvl.cli.training

@@ -138,7 +138,7 @@ class Images:
         """Say what folders have beside images; set the exit code if an image was skipped or a folder has folders."""
         if str(self.passed):
             print_text(str(self.passed), error=True)
-        if skipped or self.passed.folders:
+        if skipped or self.passed.left_out:
             raise typer.Exit(2 if {*skipped} & {*self.named} else 1)
 
 

@@ -181,6 +181,7 @@ def extract(
             names_by=names_by,
             concepts=concepts,
         ).to(choose_device(device))
+        found.for_prediction()
     extractor = found.extractor if given is None else given.extractor(found)
     with RegionStoreWriter(share.out, extractor, feature_dtype=dtype) as writer, share.progress() as show:
         report = extract_regions(

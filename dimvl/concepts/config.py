@@ -1,9 +1,10 @@
 """Configuration of `dimvl concepts`. Imports no torch, so that mistakes are told at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dimvl.config import Files, Match, Missing, Names, Section, merge, parse_overrides, read_yaml, validate
 from dimvl.errors import UserError
@@ -14,11 +15,13 @@ class ConceptTrainingConfig(Section):
     """Optimisation."""
 
     pooling: Pooling = Field(
-        "noisy_or",
+        "log_mean_exp",
         description="how the regions of an image become its probability of a word: noisy_or: some region shows it; "
-        "attention: a mean weighted by learned attention; max: the best region; log_mean_exp: a soft maximum",
+        "mean: their mean logit; attention: the same, weighted by learned attention; max: the best region; "
+        "log_mean_exp: a soft maximum",
     )
-    epochs: int = Field(4, ge=1, le=10_000, description="times that each image is seen")
+    hidden: int = Field(512, ge=0, lt=2**16, description="width of the hidden layer; 0 for none")
+    epochs: int = Field(6, ge=1, le=10_000, description="times that each image is seen")
     images_per_step: int = Field(64, ge=1, le=10**6, description="images in an optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, reached at once; then a cosine")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")
@@ -30,6 +33,13 @@ class ConceptTrainingConfig(Section):
         description="train as many further models, each without its part of the images, to name these; 0 trains none",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available, else the CPU")
+
+    @field_validator("folds")
+    @classmethod
+    def _several_folds(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one fold leaves no image to train on; give 0 or at least 2")
+        return value
 
 
 class ConceptValidationConfig(Section):
@@ -60,8 +70,23 @@ class ConceptConfig(Section):
     training: ConceptTrainingConfig = ConceptTrainingConfig()
     validation: ConceptValidationConfig | None = None
 
+    def check_inputs(self) -> None:
+        """Check that the files and folders to read exist.
 
-def read_concept_config(path: Path, overrides: list[str]) -> ConceptConfig:
+        Raises:
+            UserError: one or more do not.
+
+        """
+        named = [("regions", self.regions), ("captions", self.captions)]
+        if self.validation is not None:
+            named += [("validation.captions", self.validation.captions)]
+            named += [("validation.regions", self.validation.regions or [])]
+        absent = [f"{file} does not exist ({key})" for key, files in named for file in files if not file.exists()]
+        if absent:
+            raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
+
+
+def read_concept_config(path: Path, overrides: Sequence[str] = ()) -> ConceptConfig:
     """Read a configuration of `dimvl concepts`.
 
     Args:
@@ -69,18 +94,10 @@ def read_concept_config(path: Path, overrides: list[str]) -> ConceptConfig:
         overrides: `section.key=value`, which take precedence.
 
     Raises:
-        UserError: any mistake in it, or a file that it names does not exist.
+        UserError: any mistake in it.
 
     """
     given = parse_overrides(overrides)
     if "include" in given:
         raise UserError("include works in files only; write it into the file, or give the values as overrides")
-    config = validate(ConceptConfig, merge(read_yaml(path), given), str(path), overridable=True)
-    named = [("regions", config.regions), ("captions", config.captions)]
-    if config.validation is not None:
-        named += [("validation.captions", config.validation.captions)]
-        named += [("validation.regions", config.validation.regions or [])]
-    absent = [f"{file} does not exist ({key})" for key, files in named for file in files if not file.exists()]
-    if absent:
-        raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
-    return config
+    return validate(ConceptConfig, merge(read_yaml(path), given), str(path), overridable=True)

@@ -66,6 +66,9 @@ class AveragePrecision:
     def means(self, groups: dict[str, np.ndarray], replicates: int, seed: int) -> dict[str, Precision]:
         """Average over groups of words, with intervals by the bootstrap over images.
 
+        Images drawn twice raise the average precision of a rare word, so the quantiles of the samples are moved by the
+        difference between the mean and the samples' own.
+
         Args:
             groups: name -> (K,) ids of its words; those without an occurrence do not count.
             replicates: S; with 0 the intervals are the means.
@@ -83,9 +86,16 @@ class AveragePrecision:
                 continue
             mean = float(np.nanmean(every[words]))
             drawn = [np.nanmean(sample[words]) for sample in samples if not np.isnan(sample[words]).all()]
-            low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if drawn else (mean, mean)
+            low, high = mean + _spread(drawn)
             result[name] = Precision(mean, float(low), float(high), int((~np.isnan(every[words])).sum()))
         return result
+
+
+def _spread(samples: Sequence[float]) -> np.ndarray:
+    """Return the quantiles (2,) of samples minus their mean; zeros without samples."""
+    if not samples:
+        return np.zeros(2)
+    return np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - np.mean(samples)
 
 
 def tag_quality(namer: ConceptNamer, images: LabelledImages, labels: np.ndarray, threshold: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A region store to a new one whose regions have the words of trained concepts: `dimvl name`."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,13 +10,19 @@ from dimvl.callbacks import Progress
 from dimvl.errors import UserError
 from dimvl.regions.naming.base import Namer
 from dimvl.regions.naming.folds import Folds
-from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.records import HELD_OUT_NAMES, Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 
 
-def named_extractor(store: RegionStore, namer: Namer) -> Extractor:
+def named_extractor(store: RegionStore, namer: Namer, place: Path, held_out: bool = False) -> Extractor:
     """Return the extractor of a store's regions with the names of a namer.
+
+    Args:
+        store: the regions.
+        namer: gives the names.
+        place: its folder, for the recipe of the extractor.
+        held_out: whether images that the namer was trained on are named by other models; recorded as a parameter.
 
     Raises:
         UserError: the names were not made for its features, or the regions have names of another model already.
@@ -26,7 +33,10 @@ def named_extractor(store: RegionStore, namer: Namer) -> Extractor:
             f"the regions of {store.path} were named by another model already; give the store that it was made from"
         )
     namer.check_features(store.extractor)
-    return store.extractor.named(namer.names, namer.fingerprint)
+    extractor = store.extractor.named(namer.names, namer.fingerprint)
+    if extractor.recipe:
+        extractor = replace(extractor, recipe={**extractor.recipe, "concepts": str(place.absolute())})
+    return replace(extractor, parameters={**extractor.parameters, HELD_OUT_NAMES: True}) if held_out else extractor
 
 
 def name_store(

@@ -31,7 +31,7 @@ def new_network(images: LabelledImages, config: ConceptTrainingConfig, seed: int
     width = store.extractor.feature_width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = ConceptNetwork(width, images.num_words, config.pooling)
+        network = ConceptNetwork(width, images.num_words, config.pooling, config.hidden)
     mean, std = feature_statistics(store)
     network.mean = torch.from_numpy(mean)
     network.std = torch.from_numpy(std)

@@ -112,14 +112,30 @@ class Lexicon:
         possible |= hyphenated
         content = {form for form, parts in possible.items() if "noun" in parts}
         adjectives = {form for form in possible if _is_adjective(possible[form], after[form], content)}
-        openers = OPENERS | adjectives
         self.words = {}
         for form, lemmas in possible.items():
-            part = (
-                "adjective" if form in adjectives else _noun_or_verb(form, lemmas, before[form], after[form], openers)
-            )
+            part = self._part(form, lemmas, before[form], after[form], adjectives)
             if part is not None:
                 self.words[form] = Word(lemmas[part], part)
+
+    def _part(
+        self,
+        form: str,
+        possible: Mapping[PartOfSpeech, str],
+        before: Counter[str],
+        after: Counter[str],
+        adjectives: set[str],
+    ) -> PartOfSpeech | None:
+        """Decide what a form is by the words on both sides of it; None for an adverb."""
+        if form in adjectives:
+            return "adjective"
+        if "noun" not in possible or "verb" not in possible:
+            return next((part for part in possible if part != "adjective"), None)
+        noun = _share(before, OPENERS | adjectives)
+        if form.endswith("ing"):  # "is building" but "a building"; "clothing", where "clothe" never occurs
+            ends = _share(after, ENDS) > 0.5 or not self.counts[possible["verb"]]
+            return "noun" if noun > 0.5 and ends else "verb"
+        return "verb" if 1 - noun + _share(after, OBJECTS) > noun + _share(after, ENDS) else "noun"
 
     def content(self, text: str) -> Iterator[Word]:
         """Yield the content words of a text, in order; forms that were never seen are left out."""
@@ -154,12 +170,13 @@ def _possible(form: str, counts: Mapping[str, int]) -> dict[PartOfSpeech, str]:
     parts: dict[PartOfSpeech, str] = {}
     for part, tag in TAGS.items():
         if tag in known:
-            parts[part] = max(known[tag], key=lambda lemma: counts[lemma])
+            parts[part] = max(known[tag], key=lambda lemma: (lemma != form, counts[lemma]))
     if "adjective" in parts and "ADV" in known:  # "high", "fast": as nouns and verbs they are rare
         parts = {"adjective": parts["adjective"]}
-    seen = {part: lemma for part, lemma in parts.items() if lemma == form or counts[lemma]}
+    if len(parts) > 1 and "adjective" in parts and not (parts["adjective"] == form or counts[parts["adjective"]]):
+        del parts["adjective"]  # "number" is not of "numb", if that never occurs
     if known:
-        return seen or parts  # "clothing" is not of "clothe", nor "number" of "numb", if that never occurs
+        return parts
     for ending in ("s", "es"):
         if form.endswith(ending) and counts[form.removesuffix(ending)]:
             return {"noun": form.removesuffix(ending)}
@@ -179,16 +196,3 @@ def _is_adjective(possible: Mapping[PartOfSpeech, str], after: Counter[str], con
     if "adjective" not in possible:
         return False
     return len(possible) == 1 or _share(after, content) > 0.5
-
-
-def _noun_or_verb(
-    form: str, possible: Mapping[PartOfSpeech, str], before: Counter[str], after: Counter[str], openers: frozenset[str]
-) -> PartOfSpeech | None:
-    """Decide between noun and verb by the words on both sides of a form."""
-    if "noun" not in possible or "verb" not in possible:
-        return "verb" if "verb" in possible else "noun" if "noun" in possible else None
-    noun = _share(before, openers)
-    if form.endswith("ing"):
-        return "noun" if noun > 0.5 and _share(after, ENDS) > 0.5 else "verb"
-    verb = 1 - noun
-    return "verb" if verb + _share(after, OBJECTS) > noun + _share(after, ENDS) else "noun"

@@ -71,7 +71,7 @@ def extract(
     """Write the regions of images that the store does not have yet.
 
     Images that cannot be read, or on which the detector fails, are logged and skipped. It is logged if the detector
-    knows nothing in most images.
+    knows nothing in most images, or most have no given boxes. A grid has no classes, and nothing is missing then.
 
     Args:
         images: a source of images, or image ids and files.
@@ -97,11 +97,22 @@ def extract(
                 writer.check_space(todo.remaining(), regions, exact=todo.source.unit == "images")
             pending = _write(regions, writer, pending)
             done += len(regions)
-            unknown += sum(not (found.class_ids >= 0).any() for found in regions)
+            if given is None:
+                unknown += sum(not (found.class_ids >= 0).any() for found in regions)
+            else:
+                unknown += sum(not len(given.boxes[found.image_id]) for found in regions)
             todo.processed(processed)
-    if unknown * 2 > done and writer.manifest.extractor.classes:
+    todo.end()
+    if unknown * 2 > done and given is not None:
         log.warning(
-            "%s found no object of its %d classes in %d of %d images; check that it is made for such images",
+            "no box is given for %d of %d images, of which the only region is the whole image; check that the boxes "
+            "belong to these images",
+            *(unknown, done),
+        )
+    elif unknown * 2 > done and writer.manifest.extractor.classes:  # a grid has none
+        log.warning(
+            "%s found no object of its %d classes in %d of %d images; check that it is made for such images, or lower "
+            "the threshold",
             *(writer.manifest.extractor.name, len(writer.manifest.extractor.classes), unknown, done),
         )
     return ExtractReport(done=done, already=todo.already, skipped=todo.skipped)
@@ -137,8 +148,6 @@ class _Todo:
                 self._ends.append(image.position)
                 yield image.image_id, image.source
             self._read = image.position
-        if not self._started:
-            self._show(self.source.total)
 
     def remaining(self) -> int:
         """Return how many images are to be written; exact if the source counts images."""
@@ -152,9 +161,14 @@ class _Todo:
         self._processed = number
         self._show(self._done)
 
+    def end(self) -> None:
+        """Report that everything is processed."""
+        if self._done < self.source.total:
+            self._show(math.ceil(self.source.total))
+
     def _show(self, position: float) -> None:
         if self.progress is not None:
-            self.progress(math.ceil(position), math.ceil(self.source.total))
+            self.progress(math.floor(position), math.ceil(self.source.total))
 
 
 def skipping(skipped: list[tuple[Any, str]]) -> Skip:

@@ -187,12 +187,12 @@ def _is_image(entry: os.DirEntry[str], passed: PassedOver) -> bool:
     path = Path(entry.path)
     if entry.name.startswith("."):
         passed.hidden += 1
-    elif entry.is_dir():
+    elif _is_folder(entry):
         if any(name.lower().endswith((*SUFFIXES, *SHARDS)) for _, _, names in os.walk(path) for name in names):
             passed.folders.append(path)
         else:
             passed.others += 1
-    elif not path.exists():
+    elif _has_suffix(entry.name) or not path.exists():
         return True
     elif entry.name.lower().endswith(SHARDS):
         passed.shards.append(path)
@@ -203,6 +203,13 @@ def _is_image(entry: os.DirEntry[str], passed: PassedOver) -> bool:
     else:
         passed.others += 1
     return False
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _has_suffix(name: str) -> bool:

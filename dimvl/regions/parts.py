@@ -83,7 +83,7 @@ def launcher_number(name: str, default: str) -> int:
     """
     value = os.environ.get(name) or default
     if not (value.isascii() and value.isdecimal()):
-        raise UserError(f"{name} is {value!r} and must be a whole number; start the processes with torchrun or srun")
+        raise UserError(f"{name} is {value!r} and must be a whole number; unset it, or use a launcher that sets it")
     return int(value)
 
 
@@ -138,12 +138,12 @@ def check_complete(folders: Sequence[Path]) -> None:
     for folder in folders:
         if name := NAME.fullmatch(folder.name):
             found.setdefault((folder.parent, name[1], int(name[3])), set()).add(int(name[2]))
-    for (parent, name, of), numbers in found.items():
+    for (parent, stem, of), numbers in found.items():
         if missing := [number for number in range(1, of + 1) if number not in numbers][:1000]:
             named = some([f"part-{number}-of-{of}" for number in missing])
             raise UserError(
-                f"{parent / name} lacks {named}; extract with --part {missing[0]}/{of} into "
-                f"{parent / name}.part-{missing[0]}-of-{of}, and so on"
+                f"{parent / stem} lacks {named}; extract with --part {missing[0]}/{of} into "
+                f"{parent / stem}.part-{missing[0]}-of-{of}, and so on"
             )
 
 

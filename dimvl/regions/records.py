@@ -15,6 +15,9 @@ BOX_TOLERANCE = 0.01
 SIZES = ("side", "shortest_side", "longest_side", "height", "width", "features_side")
 """The parameters of an extractor that set the size images are scaled to: they change the feature of a given box."""
 
+HELD_OUT_NAMES = "held_out_names"
+"""The parameter of an extractor whose names come, for images that concepts were trained on, from others of them."""
+
 ARRAYS = ("boxes", "features", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 """The arrays that `Detections` always has, one row per region."""
 
@@ -220,8 +223,11 @@ class Extractor:
         return replace(self, fingerprint=fingerprint, parts=parts, classes=classes, attributes=attributes)
 
     def deviations(self, other: "Extractor") -> list[str]:
-        """List the parameters that differ although the regions are comparable: they decide which boxes exist."""
-        names = sorted((self.parameters.keys() | other.parameters.keys()) - set(SIZES))
+        """List the parameters that differ although the regions are comparable: they decide which boxes exist.
+
+        Names by models that have not seen an image are like those that new images get.
+        """
+        names = sorted((self.parameters.keys() | other.parameters.keys()) - {*SIZES, HELD_OUT_NAMES})
         pairs = [(name, self.parameters.get(name), other.parameters.get(name)) for name in names]
         return [f"{name} {theirs}, not {own}" for name, own, theirs in pairs if own != theirs]
 

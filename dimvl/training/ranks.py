@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from dimvl.config import RunConfig
 from dimvl.errors import NotFiniteError, OtherRankError, UserError
+from dimvl.regions.parts import launcher_number
 
 T = TypeVar("T")
 
@@ -169,7 +170,7 @@ def open_ranks(config: RunConfig) -> Iterator[Ranks]:
         OtherRankError: a rank was lost while others waited for it.
 
     """
-    size = _whole_number("WORLD_SIZE", "1")
+    size = launcher_number("WORLD_SIZE", "1")
     if config.deepspeed is None:
         if size > 1:
             raise UserError(
@@ -200,17 +201,9 @@ def new_group_timeout(seconds: float) -> Iterator[None]:
         dist.new_group = real
 
 
-def _whole_number(name: str, default: str) -> int:
-    """Read a whole number that a launcher sets in the environment."""
-    value = os.environ.get(name) or default
-    if not value.isdecimal():
-        raise UserError(f"{name} is {value!r} and must be a whole number; start the run with torchrun or deepspeed")
-    return int(value)
-
-
 def _choose_gpu() -> None:
     """Use the GPU with this process's number on its node."""
-    place, gpus = _whole_number("LOCAL_RANK", "0"), torch.cuda.device_count()
+    place, gpus = launcher_number("LOCAL_RANK", "0"), torch.cuda.device_count()
     if place >= gpus:
         raise UserError(
             f"process {place + 1} of this node has no GPU, since the node has {gpus}; start at most one process per "
@@ -225,7 +218,7 @@ def _join(size: int, timeout: timedelta, backend: str) -> None:
     if "RANK" not in os.environ:  # without a launcher
         if size > 1:
             raise UserError(f"WORLD_SIZE is {size} but RANK is not set; start the run with torchrun or deepspeed")
-        if (tasks := _whole_number("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        if (tasks := launcher_number("SLURM_STEP_NUM_TASKS", "1")) > 1:
             raise UserError(
                 f"srun started {tasks} processes without RANK, so each would train on its own; let it start torchrun "
                 "once per node, as tools/slurm_pretrain.sbatch does"

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dimvl.data.annotations.reading import read_captions
 from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import Result, Run
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 from tests.regions.detectors.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
+from tests.regions.sources.shards import write_tar
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,67 @@ def test_separate_stores_of_the_parts_of_a_folder_equal_the_whole(
     for wrong in ("3/2", "0/2", "half"):
         result = run("extract", place / "images", tmp_path / "out", *arguments, "--part", wrong)
         assert result.code == 2 and f"--part is {wrong}; give K/N" in result.err
+
+
+@pytest.fixture
+def shards(place: Path, tmp_path: Path) -> Path:
+    """Two tar files with images 1 and 2, and 3, each with a caption."""
+    (tmp_path / "shards").mkdir()
+    for number, names in enumerate(("12", "3")):
+        members = {f"{name}.png": (place / "images" / f"{name}.png").read_bytes() for name in names}
+        write_tar(tmp_path / "shards" / f"{number}.tar", members | {f"{name}.txt": b"a shape" for name in names})
+    return tmp_path / "shards"
+
+
+def test_processes_of_a_launcher_write_parts_of_shards_and_one_command_joins_them(
+    run: Run, place: Path, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = (*detector_of(place, "mine"), "--batch-size", 1)
+    assert run("extract", place / "images", tmp_path / "whole", *detector).code == 0
+    captions_out = ("--captions-out", tmp_path / "captions.jsonl")
+    call = ("extract", shards / "{0..1}.tar", tmp_path / "out", *detector, *captions_out)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    for number, lacking in ((1, "has no parts"), (2, "lacks part-2-of-2; extract with --part 2/2")):
+        refused(run("join", tmp_path / "out"), lacking)
+        monkeypatch.setenv("SLURM_PROCID", str(number - 1))
+        result = run(*call)
+        assert result.code == 0 and f"part {number}/2 (srun): {tmp_path / 'out'}.part-{number}-of-2" in result.out
+        assert (" of 1 MB" in result.err) == (number == 1), "the first process shows its progress"
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    refused(run(*call), "was begun by 2 processes", "join them with `dimvl join`")
+    result = run("join", tmp_path / "out")
+    assert result.code == 0 and result.out == f"3 images of 2 stores joined, 0 repeated: {tmp_path / 'out'}\n"
+    assert run("verify", tmp_path / "out").code == 0
+    whole, joined = RegionStore(tmp_path / "whole"), RegionStore(tmp_path / "out")
+    for name in ("1", "2", "3"):
+        one, other = (store.read(store.position(name)) for store in (whole, joined))
+        assert all(np.array_equal(getattr(one, array), getattr(other, array)) for array in ARRAYS)
+    captions = [read_captions(tmp_path / f"captions.part-{part}-of-2.jsonl") for part in (1, 2)]
+    assert [[caption.images[0] for caption in part] for part in captions] == [[("1",), ("2",)], [("3",)]]
+    result = run(*call)  # continues the joined store
+    assert result.code == 0 and "3 captions" in result.out and "0 images done, 3 already there" in result.out
+
+
+def test_options_of_shards_are_refused_where_they_do_not_apply(run: Run, place: Path, tmp_path: Path) -> None:
+    call = ("extract", place / "images", tmp_path / "out", *detector_of(place, "mine"))
+    refused(run(*call, "--captions-out", "c.jsonl"), "--captions-out c.jsonl needs shards")
+    refused(run(*call, "--caption-field", "text"), "--caption-field text says where captions are; give --captions-out")
+    refused(run(*call, "--image-column", "image"), "--image-column names a column of Parquet files")
+    refused(run("extract", place / "{0..9}.tar", *call[2:]), "0.tar does not exist")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_shard_and_bad_captions_give_exit_code_1(
+    run: Run, place: Path, tmp_path: Path, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = ("extract", shards, tmp_path / "out", *detector_of(place, "mine"), "--captions-out", tmp_path / "c.jsonl")
+    write_tar(shards / "2.tar", {"1.txt": b"\xff"})
+    result = run(*call)
+    assert result.code == 1 and "3 captions, 1 left out, such as: 1.txt in " in result.out, result
+    (shards / "2.tar").write_bytes(b"torn")
+    result = run(*call)
+    assert result.code == 1 and "3 already there, 1 skipped" in result.out
+    assert "2.tar is cut off or damaged (truncated header); copy it again" in caplog.text
 
 
 def test_what_a_folder_has_beside_images_is_told_and_folders_of_images_give_exit_code_1(

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from dimvl.cpu.linear import onednn_is_faster
-from dimvl.cpu.packed import PackedLinear, pack_linears
-from tests.factories import make_batch, make_layout, make_model
+from dimvl.cpu.packed import HalfLinear, PackedConvolution, PackedLinear, has_half_linears, pack_linears
+from dimvl.trained_model import TrainedModel
+from tests.factories import make_batch, make_layout, make_model, make_processor
 
 pytestmark = pytest.mark.skipif(not onednn_is_faster(), reason="needs a CPU with AVX-512 and torch with oneDNN")
 
@@ -67,3 +70,54 @@ def test_a_packed_model_refuses_to_be_saved_without_its_weights():
     pack_linears(model)
     with pytest.raises(RuntimeError, match=r"encoder.layers.0.qkv.language is packed for prediction"):
         model.state_dict()
+
+
+HALF = pytest.mark.skipif(not has_half_linears(), reason="torch has no linear layers of float16 weights here")
+
+
+@HALF
+@pytest.mark.parametrize("shape", [(1, 70), (33, 70), (0, 70), (2, 5, 70)])
+def test_a_layer_in_half_precision_rounds_its_weights_and_nothing_else(shape):
+    plain = nn.Linear(70, 130)
+    half = HalfLinear(plain)
+    with torch.inference_mode():
+        rows = torch.randn(shape)
+        before = half(rows)
+        plain.weight.copy_(plain.weight.half())
+        torch.testing.assert_close(before, plain(rows), atol=1e-5, rtol=1e-5)  # sums in another order
+    assert {name: weight.shape for name, weight in half.named_parameters()} == {
+        name: weight.shape for name, weight in plain.named_parameters()
+    }
+
+
+@HALF
+@pytest.mark.parametrize("captions", [True, False])
+def test_only_a_model_that_captions_is_rounded_to_half_precision(captions):
+    options = {"width": 192, "heads": 4, "inner_width": 384, "answers": 200, "word_head": captions, "vocabulary": 200}
+    plain, processor = make_model(3, **options), make_processor(captions=captions)
+    trained = TrainedModel(make_model(3, **options), processor, Path("run")).for_prediction()
+    kinds = {type(module) for module in trained.model.modules()}
+    assert (HalfLinear in kinds, PackedLinear in kinds) == (captions, not captions)
+    assert trained.num_parameters == count_parameters(plain)
+    batch = make_batch(make_layout(1))
+    with torch.inference_mode():
+        rows, expected = trained.model(batch), plain(batch)
+        deviation = (rows - expected).abs().max() / expected.std()
+        assert (2e-5 < deviation < 1e-2) if captions else deviation < 2e-5
+    with pytest.raises(RuntimeError, match=r"encoder.layers.0.qkv.language is packed for prediction"):
+        trained.model.state_dict()
+
+
+@pytest.mark.parametrize("limit", [None, 6.0])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"groups": 8, "padding": 2, "dilation": 2}])
+def test_a_packed_convolution_equals_the_plain_one(options, limit):
+    plain = nn.Conv2d(8, 16, 3, **options)
+    plain.weight.data *= 20
+    packed = PackedConvolution(plain, limit)
+    with torch.inference_mode():
+        for count in (1, 20):
+            images = torch.randn(count, 8, 9, 12).to(memory_format=torch.channels_last)
+            expected = plain(images)
+            assert expected.min() < 0 and expected.max() > 6
+            expected = expected if limit is None else expected.clamp(0, limit)
+            torch.testing.assert_close(packed(images), expected, atol=1e-4, rtol=1e-4)

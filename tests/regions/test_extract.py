@@ -123,3 +123,24 @@ def test_a_detector_that_knows_nothing_in_most_images_is_told(folder, tmp_path, 
         with RegionStoreWriter(tmp_path / str(number), EXTRACTOR) as writer:
             extract(images_of_folder(folder)[:number], Blind(), writer)
         assert ("fake found no object of its 1 classes in 4 of 5 images" in caplog.text) is expected
+
+
+def test_images_without_given_boxes_are_told_only_if_they_are_most(folder, tmp_path, caplog):
+    for number, expected in ((2, False), (3, True)):
+        boxes = {name: np.zeros((0 if n < number else 1, 4), dtype=np.float32) for n, name in enumerate("abcde")}
+        with RegionStoreWriter(tmp_path / str(number), EXTRACTOR) as writer:
+            extract(images_of_folder(folder), MeanColourDetector(), writer, boxes=boxes)
+        assert ("no box is given for 3 of 5 images, of which the only" in caplog.text) is expected
+    assert "found no object" not in caplog.text
+
+
+def test_a_grid_has_no_classes_and_nothing_is_told_about_them(folder, tmp_path, caplog):
+    class Cells(MeanColourDetector):
+        @staticmethod
+        def describe(image, boxes):
+            seen, none = MeanColourDetector.describe(image, boxes), np.zeros((len(boxes), 0))
+            return replace(seen, class_ids=none.astype(np.int16), class_scores=none.astype(np.float16))
+
+    with RegionStoreWriter(tmp_path / "store", replace(EXTRACTOR, classes=())) as writer:
+        assert extract(images_of_folder(folder), Cells(), writer).done == 5
+    assert "found no object" not in caplog.text and "no box" not in caplog.text

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dimvl.errors import UserError
+from dimvl.regions.images import AVIF, load_image
 from dimvl.regions.listing import PassedOver, images_of_coco, images_of_folder
 
 
@@ -44,6 +45,39 @@ def test_images_of_any_ending_and_links_that_lead_nowhere_are_listed_and_the_res
     assert [image_id for image_id, _ in images_of_folder(folder, passed)] == ["a", "b", "c", "d", "e", "gone", "v1.2"]
     assert passed == PassedOver(hidden=1, others=2, folders=[folder / "more"])
     assert str(passed) == "passed over: 1 hidden, 2 not images, folders with images (more; give them one by one)"
+
+
+def test_every_file_that_looks_like_an_image_is_read_or_named(folder):
+    for name, form in (("d.jpe", "JPEG"), ("E.JFIF", "JPEG"), ("f.heic", "JPEG"), ("g.dng", "TIFF"), ("h.jp2", "PNG")):
+        Image.new("RGB", (1, 1)).save(folder / name, form)
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "round").symlink_to("round")
+    for name in ("i.heic", "j"):
+        (folder / name).write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "k.svg").write_text("<svg/>")
+    (folder / "l.tar").touch()
+    passed = PassedOver()
+    found = [image_id for image_id, _ in images_of_folder(folder, passed)]
+    assert found == ["E", "a", "b", "c", "d", "f.heic", "h.jp2", "loop", "round"]
+    assert sorted(passed.unread) == ["g.dng", "i.heic", "j", "k.svg"] and passed.shards == [folder / "l.tar"]
+    assert passed.left_out and str(passed) == (
+        "passed over: images of formats that are not read (g.dng, i.heic, j and 1 more; convert them to JPEG), files "
+        "of images (l.tar; extract them by a command of their own)"
+    )
+
+
+@pytest.mark.skipif(not AVIF, reason="needs a PIL with AVIF")
+def test_avif_images_are_read_by_their_ending_or_first_bytes(folder):
+    for name in ("d.avif", "e"):
+        Image.new("RGB", (3, 2), (200, 0, 0)).save(folder / name, "AVIF")
+    assert [image_id for image_id, _ in images_of_folder(folder)][3:] == ["d", "e"]
+    assert load_image(folder / "e").size == (3, 2)
+
+
+def test_a_folder_of_formats_that_are_not_read_is_rejected_by_name(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UserError, match=r"only images of formats that are not read: a\.heic; convert them to JPEG"):
+        images_of_folder(tmp_path)
 
 
 def test_a_folder_without_images_is_rejected(tmp_path):

@@ -140,7 +140,7 @@ def test_ranks_with_different_code_are_refused(tmp_path):
 
 def test_a_number_of_processes_that_is_not_a_number_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match="WORLD_SIZE is 'two' and must be a whole number; start the run with torchrun"):
+    with pytest.raises(UserError, match="WORLD_SIZE is 'two' and must be a whole number; unset it"):
         run_training(make_config(make_data(tmp_path / "data", 8), tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

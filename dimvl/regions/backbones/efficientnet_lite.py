@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from dimvl.cpu.packed import PackedConvolution, can_pack
 from dimvl.errors import UserError
 from dimvl.files.weights import save_weights
 from dimvl.regions.backbones.base import WEIGHTS, Backbone, Pixels, read_looks
@@ -61,8 +62,8 @@ class EfficientNetLite(Backbone):
         """
         file = _packaged(name) if weights is None else Path(weights)
         mismatch = f"{file} does not hold weights of {name}; check both names"
-        network = loaded(lambda: _Network(name), _folded(read_weights(file), mismatch), mismatch)
-        return cls(name, network, side or SCALES[name][2], PIXELS)
+        network = loaded(lambda: Network(name), _folded(read_weights(file), mismatch), mismatch)
+        return cls(name, network, SCALES[name][2] if side is None else side, PIXELS)
 
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "EfficientNetLite":
@@ -72,11 +73,17 @@ class EfficientNetLite(Backbone):
         mismatch = f"{file} does not hold weights of {settings.name}; copy the folder again"
         if settings.name not in SCALES:
             raise UserError(mismatch)
-        network = loaded(lambda: _Network(settings.name), read_weights(file), mismatch)
-        return cls(settings.name, network, side or settings.side, pixels)
+        network = loaded(lambda: Network(settings.name), read_weights(file), mismatch)
+        return cls(settings.name, network, settings.side if side is None else side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
         save_weights(folder / WEIGHTS, self.network.state_dict())
+
+    def _pack(self) -> None:
+        for parent in list(self.network.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, _Convolution) and can_pack(child):
+                    setattr(parent, name, _Packed(child))
 
     def _map(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -85,19 +92,54 @@ class EfficientNetLite(Backbone):
 class _Convolution(nn.Conv2d):
     """A convolution that keeps the size, divided by its stride and rounded up, with more zeros below and to the right.
 
-    As in TensorFlow, where the weights are from.
+    As in TensorFlow, where the weights are from. With `limited`, ReLU6 follows.
     """
 
-    def __init__(self, channels: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, channels: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, limited: bool = True
+    ) -> None:
         super().__init__(channels, outputs, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)
+        self.limited = limited
+
+    def zeros(self, side: int) -> tuple[int, int]:
+        """Return how many zeros are put before and behind a side of this length."""
+        (stride, _), (kernel, _) = self.stride, self.kernel_size
+        total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+        return total // 2, total - total // 2
 
     def forward(self, images: Tensor) -> Tensor:
-        (stride, _), (kernel, _) = self.stride, self.kernel_size
-        if stride > 1:
-            zeros = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in images.shape[2:]]
-            above, left = (n // 2 for n in zeros)
-            images = F.pad(images, [left, zeros[1] - left, above, zeros[0] - above])
-        return super().forward(images)
+        if self.stride[0] > 1:
+            images = F.pad(images, [*self.zeros(images.shape[3]), *self.zeros(images.shape[2])])
+        outputs = super().forward(images)
+        return F.relu6(outputs, inplace=True) if self.limited else outputs
+
+
+class _Packed(nn.Module):
+    """A packed `_Convolution`.
+
+    One of stride 2 gets one row and column of zeros more in its weight, before the others, so that it pads all sides
+    of an even image alike, in oneDNN instead of in a pass of its own.
+    """
+
+    def __init__(self, plain: _Convolution) -> None:
+        super().__init__()
+        limit, kernel, self.strided = 6.0 if plain.limited else None, plain.kernel_size[0], plain.stride[0] > 1
+        self.packed = PackedConvolution(plain, limit)
+        if self.strided:
+            wider = nn.Conv2d(
+                plain.in_channels, plain.out_channels, kernel + 1, plain.stride, kernel // 2, groups=plain.groups
+            )
+            wider.weight.data, wider.bias = F.pad(plain.weight.data, [1, 0, 1, 0]), plain.bias
+            self.even = PackedConvolution(wider, limit)
+            self.zeros = plain.zeros
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        if not self.strided:
+            return self.packed(images)
+        if height % 2 == width % 2 == 0:
+            return self.even(images)
+        return self.packed(F.pad(images, [*self.zeros(width), *self.zeros(height)]))
 
 
 class _Block(nn.Module):
@@ -107,18 +149,19 @@ class _Block(nn.Module):
         super().__init__()
         inner = channels * expansion
         if expansion > 1:
-            self.expand = _Convolution(channels, inner, 1)
+            self.expand = _Convolution(channels, inner)
         self.depthwise = _Convolution(inner, inner, kernel, stride, groups=inner)
-        self.project = _Convolution(inner, outputs, 1)
+        self.project = _Convolution(inner, outputs, limited=False)
         self.expands, self.adds = expansion > 1, stride == 1 and channels == outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        inner = F.relu6(self.expand(images), inplace=True) if self.expands else images
-        outputs = self.project(F.relu6(self.depthwise(inner), inplace=True))
+        outputs = self.project(self.depthwise(self.expand(images) if self.expands else images))
         return outputs.add_(images) if self.adds else outputs
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
+    """The convolutions, without batch norms and classifier: images (B, 3, S, S) to the map."""
+
     def __init__(self, name: str) -> None:
         super().__init__()
         width, depth, _ = SCALES[name]
@@ -131,13 +174,14 @@ class _Network(nn.Module):
                 blocks.append(_Block(channels, _scaled(outputs, width), kernel, 1 if repeat else stride, expansion))
                 channels = _scaled(outputs, width)
         self.blocks = nn.ModuleList(blocks)
-        self.head = _Convolution(channels, HEAD, 1)
+        self.head = _Convolution(channels, HEAD)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = F.relu6(self.stem(images), inplace=True)
+        """Return the map (B, 1280, h, w) of images (B, 3, height, width) of any size."""
+        images = self.stem(images)
         for block in self.blocks:
             images = block(images)
-        return F.relu6(self.head(images), inplace=True)
+        return self.head(images)
 
 
 def _scaled(channels: int, width: float) -> int:

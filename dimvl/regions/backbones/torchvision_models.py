@@ -17,7 +17,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from dimvl.errors import UserError
 from dimvl.files.weights import save_weights
 from dimvl.regions.backbones.base import MEAN, SPREAD, WEIGHTS, Backbone, Pixels, read_looks
-from dimvl.regions.detectors.settings import loaded
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
 from dimvl.regions.detectors.weights import read_weights
 
@@ -46,29 +45,25 @@ class TorchvisionBackbone(Backbone):
                 be read or downloaded.
 
         """
-        check_architecture(name)
-        members = import_torchvision().models.get_model_weights(name)
-        published = members["DEFAULT"]
+        network = cut(name)
+        published = import_torchvision().models.get_model_weights(name)["DEFAULT"]
         if weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors"):
             state = read_weights(Path(weights))
         else:
             published, state = _published_weights(name, weights)
-        preset = published.transforms()
-        network = folded(
-            _loaded(lambda: cut(name), state, f"{weights or name} does not hold weights of {name}; check both names")
-        )
+        known = network.state_dict().keys()  # without the classifier, which may have any classes
+        _load(network, {own: value for own, value in state.items() if own in known}, str(weights or name), name)
         mean, std = (HALVES, HALVES) if name in INCEPTION else (MEAN, SPREAD)
-        return cls(name, network, side or preset.crop_size[0], Pixels(mean, std, Image.Resampling.BILINEAR))
+        pixels = Pixels(mean, std, Image.Resampling.BILINEAR)
+        return cls(name, folded(network), published.transforms().crop_size[0] if side is None else side, pixels)
 
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "TorchvisionBackbone":
         """See `Backbone.load`."""
         settings, pixels = read_looks(folder)
-        check_architecture(settings.name)
-        file = folder / WEIGHTS
-        mismatch = f"{file} does not hold weights of {settings.name}; copy the folder again"
-        network = loaded(lambda: folded(cut(settings.name)), read_weights(file), mismatch)
-        return cls(settings.name, network, side or settings.side, pixels)
+        network = folded(cut(settings.name))
+        _load(network, read_weights(folder / WEIGHTS), str(folder / WEIGHTS), settings.name)
+        return cls(settings.name, network, settings.side if side is None else side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
         save_weights(folder / WEIGHTS, self.network.state_dict())
@@ -77,33 +72,32 @@ class TorchvisionBackbone(Backbone):
         return self.network(images)
 
 
-def check_architecture(name: str) -> None:
-    """Raise a `UserError` if torchvision has no such classification network."""
-    torchvision = import_torchvision()
-    if name not in torchvision.models.list_models(module=torchvision.models):
+def cut(name: str) -> fx.GraphModule:
+    """Build a network of torchvision, in evaluation mode, that ends with the map that its last global pooling reads.
+
+    Raises:
+        UserError: torchvision has no such classification network, or it has no map.
+
+    """
+    models = import_torchvision().models
+    if name not in models.list_models(module=models):
         raise UserError(
             f"backbone {name} is neither a folder here nor a network of torchvision; use a folder, a name of the "
             f"Hugging Face hub (owner/name), efficientnet_lite0 to efficientnet_lite4, or one of torchvision's "
             f"classification networks ({EXAMPLES}, ...)"
         )
-
-
-def cut(name: str) -> fx.GraphModule:
-    """Build a network of torchvision, in evaluation mode, that ends with the map that its last global pooling reads.
-
-    Raises:
-        UserError: it has none.
-
-    """
-    network = import_torchvision().models.get_model_builder(name)(weights=None).eval()
-    try:
-        traced = fx.symbolic_trace(network)
-    except Exception:  # control flow that depends on the image, as in vision transformers: many types
-        raise _no_map(name) from None
+    no_map = UserError(
+        f"torchvision's {name} has no map of the image that regions can be read from; use a convolutional network, as "
+        f"{EXAMPLES}, or a vision transformer of the Hugging Face hub (owner/name)"
+    )
+    if name.startswith("vit_"):
+        raise no_map
+    network = models.get_model_builder(name)(weights=None).eval()
+    traced = fx.symbolic_trace(network)
     modules = dict(traced.named_modules())
     pools = [node for node in traced.graph.nodes if _pools(node, modules)]
     if not pools:
-        raise _no_map(name)
+        raise no_map
     output = next(node for node in traced.graph.nodes if node.op == "output")
     output.args = (pools[-1].args[0],)
     traced.graph.eliminate_dead_code()
@@ -138,18 +132,12 @@ def folded(network: fx.GraphModule) -> fx.GraphModule:
     return network
 
 
-def _loaded(build: Any, state: Mapping[str, Tensor], mismatch: str) -> Any:
-    """Load the weights of a whole network into one that is cut."""
-    with torch.device("meta"):
-        names = build().state_dict().keys()
-    return loaded(build, {name: value for name, value in state.items() if name in names}, mismatch)
-
-
-def _no_map(name: str) -> UserError:
-    return UserError(
-        f"torchvision's {name} has no map of the image that regions can be read from; use a convolutional network, as "
-        f"{EXAMPLES}, or a vision transformer of the Hugging Face hub (owner/name)"
-    )
+def _load(network: nn.Module, state: Mapping[str, Tensor], place: str, name: str) -> None:
+    """Load weights; a `UserError` if they do not fit."""
+    try:
+        network.load_state_dict(dict(state))
+    except RuntimeError:
+        raise UserError(f"{place} does not hold weights of {name}; check both names") from None
 
 
 def _published_weights(name: str, weights: str | None) -> tuple[Any, dict[str, Tensor]]:

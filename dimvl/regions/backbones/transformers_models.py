@@ -46,13 +46,15 @@ class TransformersBackbone(Backbone):
             tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
             int(processor.resample),
         )
-        return cls(name, network, side or _side(processor), pixels)
+        return cls(name, network, _side(processor) if side is None else side, pixels)
 
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "TransformersBackbone":
         """See `Backbone.load`."""
         settings, pixels = read_looks(folder)
-        return cls(settings.name, _open(folder, with_processor=False)[0], side or settings.side, pixels)
+        return cls(
+            settings.name, _open(folder, with_processor=False)[0], settings.side if side is None else side, pixels
+        )
 
     def _save_weights(self, folder: Path) -> None:
         with full_disk():
@@ -83,7 +85,7 @@ class TransformersBackbone(Backbone):
             sides = [patch * max(1, self.side // patch + more) for more in (0, 1)]
             return (
                 f"backbone {self.name} divides images into patches of {patch} pixels, and {self.side} is no multiple; "
-                f"use a side of {sides[0]} or {sides[1]}"
+                f"give {sides[0]} or {sides[1]} as --features-side"
             )
         return (
             f"the states of backbone {self.name} ({self._architecture}) do not say which place of the image they are "

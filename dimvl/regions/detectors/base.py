@@ -61,6 +61,10 @@ class RegionExtractor(ABC):
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device; returns the extractor."""
 
+    def for_prediction(self) -> Self:
+        """Make it faster where the weights are, after which it can no longer be saved; returns the extractor."""
+        return self
+
     @classmethod
     @abstractmethod
     def load(cls, folder: Path) -> "RegionExtractor":

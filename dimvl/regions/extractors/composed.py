@@ -150,6 +150,13 @@ class ComposedExtractor(RegionExtractor):
                 part.to(device)
         return self
 
+    def for_prediction(self) -> Self:
+        """See `RegionExtractor.for_prediction`."""
+        for part in (self.where, self.looks):
+            if part is not None and not isinstance(part, Grid):
+                part.for_prediction()
+        return self
+
     @classmethod
     def load(cls, folder: Path) -> "ComposedExtractor":
         """See `RegionExtractor.load`."""

@@ -1,9 +1,9 @@
 """The learned concept detector: region features to probabilities of words, trained from captions without boxes.
 
-The network and its folder; `dimvl.concepts` trains it. A word's probability in a region is the sigmoid of a linear
-function of its standardised feature; an image's is pooled over its regions, by default by noisy-OR (Fang et al., From
-captions to visual concepts and back, CVPR 2015, equation 1). They fine-tune a convolutional network end to end; here
-the features are frozen.
+The network and its folder; `dimvl.concepts` trains it. A word's probability in a region is the sigmoid of a logit, of
+one hidden layer over its standardised feature; an image's is pooled over its regions. Fang et al. (From captions to
+visual concepts and back, CVPR 2015, equation 1) pool by noisy-OR and train a convolutional network end to end; here the
+features are frozen. docs/concepts.md has what was measured.
 
 Letters: R regions of an image, N regions of all images, B images, F feature width, W words.
 """
@@ -37,22 +37,26 @@ class ConceptNetwork(nn.Module):
     Args:
         feature_width: F.
         words: W.
-        pooling: `noisy_or`: some region shows the word; `attention`: the mean of the logits, weighted by one learned
-            attention for all words; `max`: the largest logit; `log_mean_exp`: a soft maximum of the logits.
+        pooling: `noisy_or`: some region shows the word; `mean`: the mean of the logits, as in class activation maps
+            (Zhou et al., CVPR 2016); `attention`: their mean weighted by one learned attention for all words; `max`:
+            the largest; `log_mean_exp`: a soft maximum (Pinheiro and Collobert, CVPR 2015, with r = 1).
+        hidden: width of the hidden layer; 0 for none.
 
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, feature_width: int, words: int, pooling: Pooling) -> None:
+    def __init__(self, feature_width: int, words: int, pooling: Pooling, hidden: int = 0) -> None:
         super().__init__()
         self.pooling = pooling
+        self.hidden = nn.Linear(feature_width, hidden) if hidden else None
         self.register_buffer("mean", torch.zeros(feature_width))
         self.register_buffer("std", torch.ones(feature_width))
-        self.word = nn.Linear(feature_width, words)
-        nn.init.normal_(self.word.weight, std=0.01)
-        self.attention = nn.Linear(feature_width, 1, bias=False) if pooling == "attention" else None
+        width = hidden or feature_width
+        self.word = nn.Linear(width, words)
+        nn.init.normal_(self.word.weight, std=0.02 if hidden else 0.01)
+        self.attention = nn.Linear(width, 1, bias=False) if pooling == "attention" else None
         if self.attention is not None:
             nn.init.zeros_(self.attention.weight)
 
@@ -70,8 +74,11 @@ class ConceptNetwork(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map region features (N, F) to logits (N, W)."""
-        logits: Tensor = self.word(self.standardised(features))
+        logits: Tensor = self.word(self._top(self.standardised(features)))
         return logits
+
+    def _top(self, standardised: Tensor) -> Tensor:
+        return standardised if self.hidden is None else F.gelu(self.hidden(standardised))
 
     def pooled(self, standardised: Tensor, num_regions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities that images show words, and that they do not.
@@ -84,16 +91,19 @@ class ConceptNetwork(nn.Module):
             Two (B, W).
 
         """
-        logits: Tensor = self.word(standardised)
+        top = self._top(standardised)
+        logits: Tensor = self.word(top)
         if self.pooling == "noisy_or":
             absent = noisy_or(logits, num_regions)
             return torch.log(-torch.expm1(absent.clamp(max=-LEAST))), absent
         parts = logits.split(num_regions.tolist())
         if self.attention is not None:
-            weights = self.attention(standardised).split(num_regions.tolist())
+            weights = self.attention(top).split(num_regions.tolist())
             rows = [(weight.softmax(0) * own).sum(0) for weight, own in zip(weights, parts, strict=True)]
         elif self.pooling == "max":
             rows = [own.amax(0) for own in parts]
+        elif self.pooling == "mean":
+            rows = [own.mean(0) for own in parts]
         else:
             rows = [own.logsumexp(0) - math.log(len(own)) for own in parts]
         pooled = torch.stack(rows)
@@ -169,6 +179,7 @@ class ConceptNamer(Namer):
             words=self.names,
             parts_of_speech=self.parts_of_speech,
             pooling=self.network.pooling,
+            hidden=0 if self.network.hidden is None else self.network.hidden.out_features,
             features=self.features,
             fingerprint=self.fingerprint,
         )
@@ -183,5 +194,5 @@ class ConceptNamer(Namer):
         if fingerprint(weights, settings.pooling, *settings.words) != settings.fingerprint:
             raise UserError(damaged)
         width, words = settings.features.feature_width, len(settings.words)
-        network = loaded(lambda: ConceptNetwork(width, words, settings.pooling), weights, damaged)
+        network = loaded(lambda: ConceptNetwork(width, words, settings.pooling, settings.hidden), weights, damaged)
         return cls(network, settings.words, settings.parts_of_speech, settings.features)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from dimvl.files import Sha256, Strict
 from dimvl.regions.records import SIZES, Extractor
 
-Pooling = Literal["noisy_or", "attention", "max", "log_mean_exp"]
+Pooling = Literal["noisy_or", "attention", "max", "mean", "log_mean_exp"]
 PartOfSpeech = Literal["noun", "verb", "adjective"]
 
 
@@ -43,6 +43,7 @@ class Settings(Strict):
         words: lemmas, the most frequent first.
         parts_of_speech: of each word.
         pooling: how probabilities of regions became those of images in training.
+        hidden: width of the hidden layer; 0 for none.
         features: the extractor of the features that it was trained on.
         fingerprint: of weights and words.
 
@@ -53,6 +54,7 @@ class Settings(Strict):
     words: tuple[str, ...] = Field(min_length=1, max_length=2**15 - 1)
     parts_of_speech: tuple[PartOfSpeech, ...]
     pooling: Pooling
+    hidden: int = Field(ge=0, lt=2**16)
     features: Source
     fingerprint: Sha256
 

@@ -56,9 +56,10 @@ def write_captions(shards: Shards, images: Container[str], out: Path, field: str
                 lines.write(json.dumps({"image": image_id, "caption": caption}) + "\n")
                 written += 1
         if not written:
-            where = "KEY.txt" if field is None else f"field or column {field}"
+            place = "" if field is None else f" in {field}"
+            found = f" (the first: {first})" if first else ""
             raise UserError(
-                f"the shards have no captions ({where}) of images in the store{f'; {first}' if first else ''}; name "
-                "their place with --caption-field, or omit --captions-out"
+                f"the shards have no captions{place} of images in the store{found}; name their place with "
+                "--caption-field, or omit --captions-out"
             )
     return CaptionsReport(written, bad, first)

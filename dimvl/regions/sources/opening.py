@@ -75,5 +75,5 @@ def shards_at(path: Path) -> list[Path]:
                 "and unpack other archives"
             )
     if len({file.suffix.lower() for file in files}) > 1:
-        raise UserError(f"{path} has files of several kinds ({', '.join(SHARDS)}); give one kind, as '{path}/*.tar'")
+        raise UserError(f"{path} has files of several kinds ({', '.join(SHARDS)}); name those of one kind")
     return files

@@ -6,6 +6,7 @@ else the name of the Parquet file and the number of the row, such as `train-0000
 
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dimvl.showing import some
 ROWS_AT_ONCE = 16
 """Rows that are in memory at once."""
 BUFFER = 2**20
-"""Bytes read at once of a column; without it, the columns of a whole row group are in memory."""
+"""Bytes read at once of a column; without it, the columns of a whole row group are in memory. Pages are read whole."""
 
 
 class ParquetShards(Shards):
@@ -58,7 +59,7 @@ class ParquetShards(Shards):
                 return
             place, end = f"row {row} of {file}", size * (row + 1) // max(rows, 1)
             data, path = _image(values[image])
-            packed = Packed(place, lambda data=data: data)
+            packed = Packed(place, partial(_given, data))
             try:
                 image_id = self._id(values, path, file, row)
             except UserError as error:
@@ -118,19 +119,18 @@ def _opened(file: Path) -> Any:
         raise UserError(f"reading {file} needs the package pyarrow; pip install 'dimvl[parquet]'") from None
     open_regular(file, LARGEST_SHARD).close()
     try:
-        return parquet.ParquetFile(file, buffer_size=BUFFER)
+        return parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
     except Exception as error:  # of many kinds
         raise UserError(f"{file} cannot be read as Parquet ({error}); copy it again") from None
 
 
-def _rows(opened: Any, columns: Sequence[str], file: Path) -> Iterator[dict[str, Any] | UserError]:
+def _rows(opened: Any, names: Sequence[str], file: Path) -> Iterator[dict[str, Any] | UserError]:
     """Yield rows, a few of which are in memory; at last the error that ended them early, if one did."""
     try:
-        for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
+        for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(names)):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             for row in range(batch.num_rows):
-                yield {
-                    name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)
-                }
+                yield {name: column[row].as_py() for name, column in columns.items()}
     except Exception as error:  # of many kinds
         yield UserError(f"{file} is damaged ({error}); copy it again")
 
@@ -153,6 +153,10 @@ def _is_image(kind: Any) -> bool:
         return False
     index = kind.get_field_index("bytes")
     return index >= 0 and _is_binary(kind.field(index).type)
+
+
+def _given(data: bytes) -> bytes:
+    return data
 
 
 def _image(value: Any) -> tuple[bytes | None, str | None]:

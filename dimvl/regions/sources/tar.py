@@ -120,12 +120,12 @@ def _members(shard: _Shard) -> Iterator[tuple[tarfile.TarInfo, str]]:
     """
     member, last, reason = tarfile.TarInfo(), -1, ""
     try:
-        with tarfile.open(fileobj=_Headers(shard), mode="r:") as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=_Headers(shard), mode="r:") as archive:
             while (found := archive.next()) is not None:
                 if found.offset <= last or found.size < 0:
                     raise tarfile.ReadError("a header that points back")
                 member, last = found, found.offset
-                archive.members.clear()
+                archive.members.clear()  # type: ignore[attr-defined]
                 yield member, ""
             rest = shard.read(archive.offset, tarfile.BLOCKSIZE)
             if rest != bytes(tarfile.BLOCKSIZE):

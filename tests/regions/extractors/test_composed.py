@@ -167,3 +167,12 @@ def test_parts_that_do_not_fit_are_named(place: Path) -> None:
     for cells in (65, 1.5, True):
         with pytest.raises(UserError, match=r"grid is .*; give a whole number from 1 to 64"):
             Grid(cells=cells)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["grid", "detector"])
+def test_an_image_smaller_than_a_cell_has_the_regions_of_any_other(place: Path, where: str) -> None:
+    found = load_extractor("grid", {"grid": 7}, features=place / "vit") if where == "grid" else make_detector()
+    for size in ((1, 1), (3, 500), (500, 3)):
+        (seen,) = found.detect_prepared([found.prepare(make_image(1).resize(size))])
+        assert len(seen.boxes) == 50 if where == "grid" else len(seen.boxes)
+        assert np.isfinite(seen.features).all() and ((seen.boxes >= 0) & (seen.boxes <= 1)).all()

@@ -1,0 +1,120 @@
+"""Measure where learned concepts point, against people's boxes for phrases (Flickr30k Entities, Plummer et al. 2015).
+
+python tools/measure_concepts.py concepts/flickr8k stores/flickr8k phrases.jsonl captions.json --captions-split train \
+    --split val --out pointing.json
+
+The rule: the lemma of the last noun of each phrase with a box is its head; if that is a learned word, the region
+with the highest score for this word, the whole image excluded, points at its own centre; that is right if the centre is
+inside one of people's boxes for the phrase. `iou` is the share whose region overlaps one of these boxes by an
+intersection over union of .5. Beside it, of the same phrases: a random region, the centre of the image, and whether any
+region would be right. Phrases without such a head are counted and left out.
+
+phrases.jsonl has one JSON object a line: `file_name`, `split`, `phrase`, and `boxes` in pixels of the image. CAPTIONS
+is the caption file that the concepts were trained on, for the lemmas of its words.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dimvl.concepts.measure import best_iou, interval, is_inside
+from dimvl.concepts.words import Lexicon
+from dimvl.data.annotations import read_captions
+from dimvl.errors import UserError
+from dimvl.files import read_text, write_json
+from dimvl.regions.naming.concepts import ConceptNamer
+from dimvl.regions.store import RegionStore
+
+REPLICATES = 1000
+
+
+def main() -> None:
+    """Measure and print, and write the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("concepts", type=Path)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("phrases", type=Path)
+    parser.add_argument("captions", type=Path)
+    parser.add_argument("--captions-split", nargs="*", default=[], help="splits of a file in Karpathy's format")
+    parser.add_argument("--split", default="val", help="split of the phrases")
+    parser.add_argument("--images", type=Path, help="JSON list of file names: only these")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    namer, store = ConceptNamer.load(arguments.concepts), RegionStore(arguments.store)
+    namer.check_features(store.extractor)
+    lexicon = Lexicon(caption.text for caption in read_captions(arguments.captions, arguments.captions_split))
+    phrases = read_phrases(arguments.phrases, arguments.split)
+    if arguments.images is not None:
+        wanted = set(json.loads(arguments.images.read_text()))
+        phrases = {image: own for image, own in phrases.items() if image in wanted}
+    found = pointing(namer, store, phrases, lexicon)
+    print(json.dumps(found, indent=2))
+    if arguments.out is not None:
+        write_json(arguments.out, found)
+
+
+def read_phrases(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the phrases of a split that have boxes, by the file name of their image."""
+    phrases = defaultdict(list)
+    for line in read_text(path).splitlines():
+        if line.strip() and (phrase := json.loads(line))["split"] == split and phrase["boxes"]:
+            phrases[phrase["file_name"]].append(phrase)
+    if not phrases:
+        raise UserError(f"{path} has no phrase with a box in split {split!r}; give another --split")
+    return phrases
+
+
+def pointing(
+    namer: ConceptNamer, store: RegionStore, phrases: Mapping[str, Sequence[Mapping[str, Any]]], lexicon: Lexicon
+) -> dict[str, Any]:
+    """Point at each phrase and average, with 95% intervals by the bootstrap over images."""
+    ids = {word: number for number, word in enumerate(namer.names)}
+    rows: dict[str, list[np.ndarray]] = defaultdict(list)
+    left_out = 0
+    for image, own in sorted(phrases.items()):
+        image_id = image if image in store else Path(image).stem
+        regions = store.read(store.position(image_id))
+        kept = np.flatnonzero((regions.boxes[:, 2:] - regions.boxes[:, :2]).prod(1) < 0.999)  # not the whole image
+        boxes = regions.boxes[kept]
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        scores = namer.network(torch.from_numpy(regions.features[kept].astype(np.float32))).numpy()
+        size = np.array([regions.width, regions.height] * 2)
+        hits = defaultdict(list)
+        for phrase in own:
+            head = ids.get((nouns(phrase["phrase"], lexicon) or [""])[-1])
+            if head is None:
+                left_out += 1
+                continue
+            targets = np.array(phrase["boxes"]) / size
+            best, inside = int(scores[:, head].argmax()), is_inside(centres, targets)
+            hits["pointing"].append(inside[best])
+            hits["iou"].append(best_iou(boxes[[best]], targets)[0] >= 0.5)
+            hits["random_region"].append(inside.mean())
+            hits["image_centre"].append(is_inside(np.full((1, 2), 0.5), targets)[0])
+            hits["any_region"].append(inside.any())
+        for name, values in hits.items():
+            rows[name].append(np.array(values, np.float64))
+    result: dict[str, Any] = {
+        "phrases": int(sum(map(len, rows["pointing"]))),
+        "phrases_without_word": left_out,
+        "images": len(rows["pointing"]),
+    }
+    for name, values in rows.items():
+        mean, low, high = interval(values, REPLICATES, 0)
+        result[name] = {"mean": mean, "low": low, "high": high}
+    return result
+
+
+def nouns(text: str, lexicon: Lexicon) -> list[str]:
+    """Return the lemmas of the nouns of a text, in order."""
+    return [word.lemma for word in lexicon.content(text) if word.part == "noun"]
+
+
+if __name__ == "__main__":
+    main()
