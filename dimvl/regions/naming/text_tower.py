@@ -155,7 +155,7 @@ class TextNamer(Namer):
             model = whole_model(transformers.AutoModel, folder)
             network = (_of_clip if family == "clip" else _of_siglip)(model, len(vocabulary))
             texts = [PROMPTS[family].format(name) for name in vocabulary]
-            _set(network.texts, _embedded(model, tokenizer, texts, masked=family == "clip"))
+            _set(network.texts, _embedded(model, tokenizer, texts))
         name = place.name if isinstance(place, Path) else place
         return cls(family, name, network, vocabulary, TransformersBackbone.create(place).fingerprint)
 
@@ -252,8 +252,11 @@ def _of_siglip(model: Any, names: int) -> TextSpace:
 
 
 @torch.inference_mode()
-def _embedded(model: Any, tokenizer: Any, texts: Sequence[str], masked: bool) -> Tensor:
-    """Embed texts (K, D), to length 1; SigLIP's tower was trained to see the padding."""
+def _embedded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Embed texts (K, D), to length 1.
+
+    The padding is not masked: SigLIP was trained to see it, and CLIP's text tower looks backward only.
+    """
     rows = []
     longest = model.config.text_config.max_position_embeddings
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -264,6 +267,5 @@ def _embedded(model: Any, tokenizer: Any, texts: Sequence[str], masked: bool) ->
             max_length=longest,
             return_tensors="pt",
         )
-        mask = {"attention_mask": tokens["attention_mask"]} if masked else {}
-        rows.append(model.get_text_features(input_ids=tokens["input_ids"], **mask).pooler_output)
+        rows.append(model.get_text_features(input_ids=tokens["input_ids"]).pooler_output)
     return F.normalize(torch.cat(rows), dim=-1)

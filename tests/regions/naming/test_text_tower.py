@@ -42,7 +42,7 @@ def save_towers(folder, family, seed=0, image_size=32, patch_size=8):
             for name, weight in model.named_parameters():
                 if weight.ndim > 1:
                     weight.mul_(4)
-                elif "head" in name:
+                elif "head" in name or "post_layernorm" in name:
                     weight.add_(torch.randn_like(weight) * 0.3)
             model.logit_scale.fill_(1.5)
     model.eval().save_pretrained(folder)
