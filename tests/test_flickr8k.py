@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dimvl.files import read_json, write_json
+from dimvl.tasks import load_config
 from tools import run_flickr8k
 from tools.run_flickr8k import Stage
 
@@ -31,9 +32,12 @@ def test_settings_are_chosen_on_training_images_that_are_held_out(tmp_path: Path
     parts = {}
     for development in (False, True):
         out = tmp_path / str(development)
-        for _ in range(2):  # a second start changes nothing
+        starts = []
+        for _ in range(2):
             run_flickr8k.lay_out(tmp_path / "data", out, development)
-        files = [read_json(out / "annotations" / f"{name}.json") for name in ("train", "held_out")]
+            starts.append([read_json(out / "annotations" / f"{name}.json") for name in ("train", "held_out")])
+        files, again = starts
+        assert files == again, "a second start changes nothing"
         parts[development] = [{image["id"] for image in file["images"]} for file in files]
         assert files[0]["annotations"][0]["caption"] == "a dog", "punctuation is not trained"
         assert files[1]["annotations"][0]["caption"].endswith(" ."), "references stay as they are"
@@ -66,7 +70,9 @@ def write_scores(out: Path, seed: int, run: str, cider: list[float]) -> None:
     mean = sum(cider) / len(cider)
     write_json(folder / "scores.json", {"official": {"Bleu_4": mean / 2, "METEOR": mean / 4, "CIDEr": mean}})
     items = [{"image_id": place, "official": {"CIDEr": value}} for place, value in enumerate(cider)]
-    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in reversed(items)))
+    (folder / "items.jsonl").write_text(
+        "".join(json.dumps(item) + "\n" for item in (items if run == "caption" else items[::-1]))
+    )
 
 
 def test_results_are_means_over_seeds_with_intervals_of_known_size(tmp_path: Path) -> None:
@@ -92,3 +98,20 @@ def test_every_stage_is_a_command_of_its_own_and_every_run_is_scored(monkeypatch
     for run in run_flickr8k.RUNS:
         for seed in (0, 1):
             assert names.index(f"seed-{seed}/{run}") < names.index(f"seed-{seed}/{run}-scores")
+
+
+def test_all_runs_of_a_seed_fit_together_and_those_alone_are_trained_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(run_flickr8k, "encoder", lambda: "minilm")
+    configs = {
+        stage.name: load_config(Path(stage.words[3]), stage.words[4:])
+        for stage in run_flickr8k.stages(1, 2)
+        if stage.words[2] in ("pretrain", "finetune")
+    }
+    pretrain, caption, alone, text, critical = (configs[f"seed-1/{name}"] for name in ("pretrain", *run_flickr8k.RUNS))
+    assert {config.seed for config in configs.values()} == {1}
+    assert (caption.initial, critical.initial) == (pretrain.output, caption.output)
+    assert alone.initial is None and alone.model.bert == text.model.bert == pretrain.model.bert
+    assert caption.inputs == pretrain.inputs == alone.inputs == critical.inputs
+    assert text.inputs.max_regions == text.inputs.tag_tokens == 0
+    assert alone.training.steps == pretrain.training.steps + caption.training.steps

@@ -39,7 +39,7 @@ EXTRACT = [
     *("--boxes", "data/detections_yolox.json"),
 ]
 DECODING = ["--beams", "3"]
-ALONE = ["model.bert=encoder"]
+ALONE = ["initial=null", "model.bert=encoder", "training.steps=3600"]  # as many as pretraining and fine-tuning together
 NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0"]
 SHORTER = ["training.steps=300", "training.rows_per_step=2048"]
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -154,7 +154,7 @@ def stages(seed: int, threads: int) -> list[Stage]:
         train("pretrain", "pretrain"),
         train("caption", "caption", pretrained),
         train("no_pretraining", "caption", *ALONE),
-        train("text_only", "caption", *NO_IMAGES, *ALONE, *SHORTER),
+        train("text_only", "caption", *NO_IMAGES, *ALONE[:2], *SHORTER),
         train("self_critical", "self-critical", f"initial={folder}/caption"),
     ]
     score = ["--regions", "stores/regions", "--captions", "annotations/held_out.json", "--threads", str(threads)]
