@@ -20,7 +20,7 @@ KINDS: dict[str | None, type[RegionDetector]] = {
     "scenes": Detector,
     "torchvision": TorchvisionDetector,
     "transformers": TransformersDetector,
-    "open_vocabulary": OpenVocabularyDetector,
+    "open_vocabulary": OpenVocabularyDetector,  # type: ignore[type-abstract]  # its `load` makes a subclass
 }
 """The class that reads a saved detector, by the kind in its `detector.json`."""
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class QueryDetector(RegionDetector):
 
     """
 
-    files = ("config.json", "model.safetensors", "preprocessor_config.json")
+    files: ClassVar[tuple[str, ...]] = ("config.json", "model.safetensors", "preprocessor_config.json")
     describes = False
 
     def __init__(

@@ -82,6 +82,7 @@ class TextSpace(nn.Module):
 
     def __init__(self, feature_width: int, text_width: int, mlp_width: int, names: int, eps: float) -> None:
         super().__init__()
+        self.widths = (feature_width, text_width, mlp_width)
         self.norm = nn.LayerNorm(feature_width, eps=eps)
         self.projection = nn.Linear(feature_width, text_width, bias=mlp_width > 0)
         self.mlp = (
@@ -127,7 +128,7 @@ class TextNamer(Namer):
         self.names = tuple(names)
         self.looks = looks
         self.prompt = PROMPTS[family]
-        self.feature_width = network.norm.normalized_shape[0]
+        self.feature_width = network.widths[0]
         self.fingerprint = _fingerprint(network.state_dict(), family, self.prompt, self.names)
 
     @classmethod
@@ -184,14 +185,13 @@ class TextNamer(Namer):
         """See `Namer.save`."""
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(folder / WEIGHTS, self.network.state_dict())
-        mlp = self.network.mlp
         settings = _Settings(
             family=self.family,  # type: ignore[arg-type]
             tower=self.tower,
             names=self.names,
             prompt=self.prompt,
             looks=self.looks,
-            widths=(self.feature_width, self.network.texts.shape[1], 0 if mlp is None else mlp[0].out_features),
+            widths=self.network.widths,
             eps=self.network.norm.eps,
             fingerprint=self.fingerprint,
         )
