@@ -84,7 +84,8 @@ class Backbone(ABC):
                 f"the side of backbone {name} is {side}; give a number of pixels from 1 to {LARGEST_SIDE:,}"
             )
         self.name = name
-        self.network: Any = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.network: Any = network.eval().requires_grad_(False)
+        self.network.to(memory_format=torch.channels_last)
         self.side = side
         self.pixels = pixels
         self._packed = False

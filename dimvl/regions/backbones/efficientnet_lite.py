@@ -126,9 +126,7 @@ class _Packed(nn.Module):
         limit, kernel, self.strided = 6.0 if plain.limited else None, plain.kernel_size[0], plain.stride[0] > 1
         self.packed = PackedConvolution(plain, limit)
         if self.strided:
-            wider = nn.Conv2d(
-                plain.in_channels, plain.out_channels, kernel + 1, plain.stride, kernel // 2, groups=plain.groups
-            )
+            wider = nn.Conv2d(plain.in_channels, plain.out_channels, kernel + 1, 2, kernel // 2, groups=plain.groups)
             wider.weight.data, wider.bias = F.pad(plain.weight.data, [1, 0, 1, 0]), plain.bias
             self.even = PackedConvolution(wider, limit)
             self.zeros = plain.zeros
