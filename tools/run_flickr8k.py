@@ -38,9 +38,9 @@ EXTRACT = [
     *("--where", "grid", "--grid", "5", "--features", "efficientnet_lite2", "--features-side", "288"),
     *("--boxes", "data/detections_yolox.json"),
 ]
-DECODING = ["--beams", "5", "--length-penalty", "0.8"]
+DECODING = ["--beams", "5", "--length-penalty", "0.7"]
 ALONE = ["initial=null", "model.bert=encoder"]
-LONGER = "training.steps=3600"
+LONGER = "training.steps=2200"
 """As many as pretraining and fine-tuning together."""
 NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0", "training.steps=300", "training.rows_per_step=2048"]
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
