@@ -89,7 +89,6 @@ class Backbone(ABC):
         self.network.to(memory_format=torch.channels_last)
         self.side = side
         self.pixels = pixels
-        self._packed = False
         self.width = self._width()
 
     @classmethod
@@ -157,9 +156,8 @@ class Backbone(ABC):
 
     def for_prediction(self) -> Self:
         """Pack the layers if they are on a CPU, for the same map in less time; it can no longer be saved."""
-        if not self._packed:
-            self._packed = bool(self.fingerprint)  # which needs the plain weights
-            self._pack()
+        _ = self.fingerprint  # which needs the plain weights
+        self._pack()
         return self
 
     def _pack(self) -> None:

@@ -44,6 +44,7 @@ from dimvl.showing import reason
 SOFTMAX = ("detr", "table-transformer")  # families whose last class is "no object"
 SIGMOID = ("rt_detr", "rt_detr_v2", "d_fine")  # families that judge each class independently
 OPEN_VOCABULARY = ("owlv2", "owlvit", "grounding-dino", "mm-grounding-dino")  # see `open_vocabulary`
+TEXTS_AT_ONCE = 256
 SIDES = {"shortest_edge": "shortest_side", "longest_edge": "longest_side", "height": "height", "width": "width"}
 """Sizes of an image processor, and their names here."""
 PIXELS = ("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
@@ -272,6 +273,27 @@ def opening(place: str | Path, what: str = "detector") -> Iterator[Any]:
         ) from None
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+
+
+@torch.inference_mode()
+def text_embeddings(model: Any, tokenizer: Any, texts: Sequence[str], inputs: Sequence[str]) -> Tensor:
+    """Embed texts (K, D) by a text tower, to length 1.
+
+    Args:
+        model: has `get_text_features`.
+        tokenizer: its tokenizer.
+        texts: K texts; the ends of too long ones are ignored.
+        inputs: what the tower reads of the tokenizer's output.
+
+    """
+    longest = model.config.text_config.max_position_embeddings
+    rows = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        batch = list(texts[start : start + TEXTS_AT_ONCE])
+        tokens = tokenizer(batch, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
+        features = model.get_text_features(**{name: tokens[name].to(model.device) for name in inputs})
+        rows.append(features.pooler_output)
+    return torch.nn.functional.normalize(torch.cat(rows), dim=-1)
 
 
 def is_hub_name(name: str, what: str = "detector") -> bool:

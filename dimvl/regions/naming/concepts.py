@@ -10,7 +10,6 @@ Letters: R regions of an image, N regions of all images, B images, F feature wid
 
 import math
 from pathlib import Path
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +148,6 @@ class ConceptNamer(Namer):
         self.names = words
         self.parts_of_speech = parts_of_speech
         self.features = features
-        self.feature_width = features.feature_width
         self.fingerprint = fingerprint(network.state_dict(), network.pooling, *words)
 
     @torch.inference_mode()
@@ -165,11 +163,6 @@ class ConceptNamer(Namer):
                 f"the concepts were trained on features of {self.features.name} but these are of {extractor.name}: "
                 f"{difference}; train concepts on a store of this extractor with `dimvl concepts`, or give that one"
             )
-
-    def to(self, device: torch.device | str) -> Self:
-        """See `Namer.to`."""
-        self.network.to(device)
-        return self
 
     def save(self, folder: Path) -> None:
         """See `Namer.save`."""
