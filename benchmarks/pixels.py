@@ -109,6 +109,8 @@ def make_owl(folder: Path) -> RegionExtractor:
 
 def make_backbone(name: str, side: int, folder: Path, small: bool) -> Backbone:
     """Make a backbone with random weights."""
+    if name.startswith("EfficientNet"):
+        return EfficientNetLite(architecture := f"efficientnet_lite{name[-1]}", Network(architecture), side, PIXELS)
     from transformers import (
         BitImageProcessor,
         CLIPImageProcessor,
@@ -121,8 +123,6 @@ def make_backbone(name: str, side: int, folder: Path, small: bool) -> Backbone:
         ViTModel,
     )
 
-    if name.startswith("EfficientNet"):
-        return EfficientNetLite(architecture := f"efficientnet_lite{name[-1]}", Network(architecture), side, PIXELS)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2} if small else {}
     dino = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14, **shape}
     model, processor = {

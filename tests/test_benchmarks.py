@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import decode, end_to_end, harness, inference, train
-from benchmarks.data import run_config, write_run_data
+from benchmarks import decode, end_to_end, harness, inference, pixels, train
+from benchmarks.data import run_config, write_photographs, write_run_data
 from benchmarks.peers import CORES, PaddedStream, Uniter
 from benchmarks.samples import draw_lengths, make_batch, pad, token_buckets
 from dimvl.tasks.captioning.config import CaptionConfig
@@ -240,3 +240,18 @@ def test_questions_with_other_answers_at_once_than_one_by_one_are_not_timed(monk
     monkeypatch.setattr(inference.Predictor, "answer", answer)
     with pytest.raises(SystemExit, match="3 questions at once have other answers"):
         inference.questions(inference.SMALL, "cpu", 1)
+
+
+@pytest.mark.parametrize("found", [["w1 w2", "w3 " * pixels.WORDS], torch.zeros(2, pixels.WORDS + 1)])
+def test_captions_of_another_number_of_words_are_not_timed(found):
+    pixels.checked(lambda files: ["w3 " * pixels.WORDS], "ours", [])
+    pixels.checked(lambda files: torch.zeros(2, pixels.WORDS), "peer", [])
+    with pytest.raises(SystemExit, match="ours: captions have"):
+        pixels.checked(lambda files: found, "ours", [])
+
+
+def test_photographs_are_the_same_each_time_and_differ_from_each_other(tmp_path):
+    first, again = (write_photographs(tmp_path / name, 2) for name in "ab")
+    contents = [file.read_bytes() for file in first]
+    assert contents == [file.read_bytes() for file in again] and contents[0] != contents[1]
+    assert all(20_000 < len(content) < 100_000 for content in contents), "as photographs of this size"

@@ -88,11 +88,13 @@ def test_results_are_means_over_seeds_with_intervals_of_known_size(tmp_path: Pat
     assert found["text_only"]["cider"] == 0.2 and found["text_only"]["interval"]["cider"] == [0.2, 0.2]
     assert found["no_pretraining"]["caption_minus_this"] == [0.4, 0.4, 0.4], "each image is better by .4"
     assert run_flickr8k.results(tmp_path, [1])["interval"]["cider"] is None, "one seed has no interval"
+    assert "text_only" not in run_flickr8k.results(tmp_path, [0, 1], ["caption", "self_critical"])
 
 
 def test_every_stage_is_a_command_of_its_own_and_every_run_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_flickr8k, "encoder", lambda: "minilm")
-    planned = [*run_flickr8k.shared_stages(2), *run_flickr8k.stages(0, 2), *run_flickr8k.stages(1, 2)]
+    planned = run_flickr8k.shared_stages(2)
+    planned += [stage for run in run_flickr8k.RUNS for seed in (0, 1) for stage in run_flickr8k.stages(run, seed, 2)]
     names = [stage.name for stage in planned]
     assert len(set(names)) == len(names)
     for run in run_flickr8k.RUNS:
@@ -105,7 +107,8 @@ def test_all_runs_of_a_seed_fit_together_and_those_alone_are_trained_as_long(mon
     monkeypatch.setattr(run_flickr8k, "encoder", lambda: "minilm")
     configs = {
         stage.name: load_config(Path(stage.words[3]), stage.words[4:])
-        for stage in run_flickr8k.stages(1, 2)
+        for run in run_flickr8k.RUNS
+        for stage in run_flickr8k.stages(run, 1, 2)
         if stage.words[2] in ("pretrain", "finetune")
     }
     pretrain, caption, alone, text, critical = (configs[f"seed-1/{name}"] for name in ("pretrain", *run_flickr8k.RUNS))

