@@ -132,8 +132,8 @@ def tag_quality(namer: ConceptNamer, images: LabelledImages, labels: np.ndarray,
 def is_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Whether points (R, 2) lie in one of some boxes (P, 4); (R,) bool."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    inside: np.ndarray = ((points[:, None] >= low) & (points[:, None] <= high)).all(-1)
-    return inside.any(1)
+    inside = np.asarray(((points[:, None] >= low) & (points[:, None] <= high)).all(-1))
+    return np.asarray(inside.any(1))
 
 
 def best_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

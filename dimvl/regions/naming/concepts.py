@@ -182,10 +182,10 @@ class ConceptNamer(Namer):
     def load(cls, folder: Path) -> "ConceptNamer":
         """See `Namer.load`."""
         settings = check_values(read_sealed(folder / SETTINGS, REMEDY), Settings, folder / SETTINGS, REMEDY)
-        weights = load_weights(folder / WEIGHTS, REMEDY)
         damaged = f"{folder / WEIGHTS} is damaged, or does not belong to {SETTINGS}; {REMEDY}"
-        if fingerprint(weights, settings.pooling, *settings.words) != settings.fingerprint:
+        shape = (settings.features.feature_width, len(settings.words), settings.pooling, settings.hidden)
+        network = loaded(lambda: ConceptNetwork(*shape), load_weights(folder / WEIGHTS, REMEDY), damaged)
+        namer = cls(network, settings.words, settings.parts_of_speech, settings.features)
+        if namer.fingerprint != settings.fingerprint:
             raise UserError(damaged)
-        width, words = settings.features.feature_width, len(settings.words)
-        network = loaded(lambda: ConceptNetwork(width, words, settings.pooling, settings.hidden), weights, damaged)
-        return cls(network, settings.words, settings.parts_of_speech, settings.features)
+        return namer

@@ -134,7 +134,7 @@ class TextNamer(Namer):
         self.names = tuple(names)
         self.looks = looks
         self.prompt = PROMPTS[family]
-        self.fingerprint = _fingerprint(network.state_dict(), family, self.prompt, self.names)
+        self.fingerprint = fingerprint(network.state_dict(), family, self.prompt, *map(repr, self.names))
 
     @classmethod
     def create(cls, place: str | Path, vocabulary: Sequence[str]) -> "TextNamer":
@@ -202,16 +202,13 @@ class TextNamer(Namer):
     def load(cls, folder: Path) -> "TextNamer":
         """See `Namer.load`."""
         settings = check_values(read_sealed(folder / SETTINGS, REMEDY), _Settings, folder / SETTINGS, REMEDY)
-        weights = load_weights(folder / WEIGHTS, REMEDY)
         damaged = f"{folder / WEIGHTS} is damaged, or does not belong to {SETTINGS}; {REMEDY}"
-        if _fingerprint(weights, settings.family, settings.prompt, settings.names) != settings.fingerprint:
+        shape = (*settings.widths, len(settings.names), settings.eps)
+        network = loaded(lambda: TextSpace(*shape), load_weights(folder / WEIGHTS, REMEDY), damaged)
+        namer = cls(settings.family, settings.tower, network, settings.names, settings.looks)
+        if namer.fingerprint != settings.fingerprint:
             raise UserError(damaged)
-        build = lambda: TextSpace(*settings.widths, len(settings.names), settings.eps)  # noqa: E731
-        return cls(settings.family, settings.tower, loaded(build, weights, damaged), settings.names, settings.looks)
-
-
-def _fingerprint(weights: dict[str, Tensor], family: str, prompt: str, names: Sequence[str]) -> str:
-    return fingerprint(weights, family, prompt, *map(repr, names))
+        return namer
 
 
 def _set(parameter: Tensor, values: Tensor) -> None:
