@@ -191,11 +191,12 @@ def _keep_edited_card(folder: Path) -> None:
 
 def _same_extractor(own: Extractor, given: Mapping[str, Any]) -> RegionExtractor:
     """Open what made a run's regions, with the settings that they were made with."""
-    side = {name: own.parameters[name] for name in ("features_side",) if name in own.parameters}
-    parts = {**own.recipe, **given}
-    found = load_extractor(**parts, options=side if "features" in parts else {})
-    settings = found.extractor.parameters
-    found.configure({name: value for name, value in own.parameters.items() if name in settings})
+    parts, options = {**own.recipe, **given}, {}
+    if "features" in parts and "features_side" in own.parameters:  # a backbone is opened for one side
+        options["features_side"] = own.parameters["features_side"]
+    found = load_extractor(**parts, options=options)
+    known = found.extractor.parameters
+    found.configure({name: value for name, value in own.parameters.items() if name in known})
     if conflict := own.conflict(found.extractor):
         raise UserError(
             f"{found.name} ({conflict}) is not the extractor {own.name} of the run; give what made its regions as "

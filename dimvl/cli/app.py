@@ -151,6 +151,8 @@ Concepts = Annotated[
     Path | None,
     typer.Option(parser=input_folder, help="What regions are called: a folder that `dimvl concepts` wrote."),
 ]
+PARTS = ("weights", "classes", "features", "features_weights", "vocabulary", "names_by", "concepts")
+"""The options above beside --where, as `load_extractor` takes them."""
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that override those of the file.")
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dimvl.cli.app import (
+    PARTS,
     AsJson,
     Beams,
     BlockNgrams,
@@ -72,12 +73,11 @@ def export(
 
     Example: dimvl export runs/vqa exports/vqa --scores runs/vqa/evaluation/scores.json
     """
+    parts = {name: value for name, value in locals().items() if name in PARTS}
     from dimvl.export import export as export_run
     from dimvl.fields import mapping
     from dimvl.files import read_json
 
-    parts = {"weights": weights, "classes": classes, "features": features, "features_weights": features_weights}
-    parts |= {"vocabulary": vocabulary, "names_by": names_by, "concepts": concepts}
     measured = None if scores is None else mapping(read_json(scores), (), str(scores), "give scores by name")
     print_text(f"exported: {export_run(run, out, where, measured, **parts)}")
 

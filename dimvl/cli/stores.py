@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from dimvl.cli.app import (
+    PARTS,
     AsJson,
     Classes,
     Concepts,
@@ -146,6 +147,7 @@ def extract(
 
     Example: dimvl extract photos stores/photos --where grid --features efficientnet_lite2
     """
+    parts = {name: value for name, value in locals().items() if name in PARTS}
     if where is None and boxes is not None and features is not None:
         where = "boxes"
     if where is None:
@@ -170,17 +172,7 @@ def extract(
     _log_estimates()
     given = None if boxes is None else GivenBoxes.read(boxes)
     with _named_as_typed(options):
-        found = load_extractor(
-            where,
-            options,
-            weights=weights,
-            classes=classes,
-            features=features,
-            features_weights=features_weights,
-            vocabulary=vocabulary,
-            names_by=names_by,
-            concepts=concepts,
-        ).to(choose_device(device))
+        found = load_extractor(where, options, **parts).to(choose_device(device))
         found.for_prediction()
     extractor = found.extractor if given is None else given.extractor(found)
     with RegionStoreWriter(share.out, extractor, feature_dtype=dtype) as writer, share.progress() as show:

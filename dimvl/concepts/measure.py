@@ -85,8 +85,8 @@ class AveragePrecision:
             if not len(words) or np.isnan(every[words]).all():
                 continue
             mean = float(np.nanmean(every[words]))
-            drawn = [np.nanmean(sample[words]) for sample in samples if not np.isnan(sample[words]).all()]
-            low, high = mean + _spread(drawn)
+            means = [float(np.nanmean(sample[words])) for sample in samples if not np.isnan(sample[words]).all()]
+            low, high = mean + _spread(means)
             result[name] = Precision(mean, float(low), float(high), int((~np.isnan(every[words])).sum()))
         return result
 
@@ -132,7 +132,8 @@ def tag_quality(namer: ConceptNamer, images: LabelledImages, labels: np.ndarray,
 def is_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Whether points (R, 2) lie in one of some boxes (P, 4); (R,) bool."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    return np.asarray(((points[:, None] >= low) & (points[:, None] <= high)).all(-1).any(1))
+    inside = np.asarray(((points[:, None] >= low) & (points[:, None] <= high)).all(-1))
+    return np.asarray(inside.any(1))
 
 
 def best_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -3,14 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
 from dimvl.regions.naming.base import Namer
 from dimvl.regions.naming.folds import Folds
-from dimvl.regions.records import HELD_OUT_NAMES, Extractor, Regions
+from dimvl.regions.records import HELD_OUT_NAMES, Extractor
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 
@@ -67,17 +64,8 @@ def name_store(
             already += 1
         else:
             own = None if folds is None else folds.namer_of(image_id)
-            writer.add(named(store.read(position), own or namer, kind))
+            regions = store.read(position)
+            writer.add(replace(regions, **(own or namer).arrays(regions.features, kind)))
         if progress is not None:
             progress(position + 1, len(store))
     return len(store) - already, already
-
-
-def named(regions: Regions, namer: Namer, kind: str) -> Regions:
-    """Return regions whose classes or attributes (`kind`) are the names of a namer."""
-    ids, scores = namer.name(torch.from_numpy(regions.features.astype(np.float32)))
-    arrays = {
-        f"{kind}_ids": ids.cpu().numpy().astype(np.int16),
-        f"{kind}_scores": scores.cpu().numpy().astype(np.float16),
-    }
-    return replace(regions, **arrays)

@@ -108,7 +108,9 @@ class Lexicon:
                 before[other][one] += 1
                 after[one][other] += 1
         possible = {form: _possible(form, self.counts) for form in self.counts if form not in STOP and form.isalpha()}
-        hyphenated = {form: {"noun": form, "adjective": form} for form in self.counts if "-" in form}
+        hyphenated: dict[str, dict[PartOfSpeech, str]] = {
+            form: {"noun": form, "adjective": form} for form in self.counts if "-" in form
+        }
         possible |= hyphenated
         content = {form for form, parts in possible.items() if "noun" in parts}
         adjectives = {form for form in possible if _is_adjective(possible[form], after[form], content)}

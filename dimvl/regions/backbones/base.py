@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dimvl.cpu.packed import pack_convolutions, pack_linears
 from dimvl.errors import UserError
 from dimvl.files import Strict, check_values, read_json, write_json
+from dimvl.files.weights import save_weights
 from dimvl.regions.detectors.weights import fingerprint
 from dimvl.showing import reason
 
@@ -78,17 +79,16 @@ class Backbone(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, name: str, network: nn.Module, side: int, pixels: Pixels) -> None:
+    def __init__(self, name: str, network: Any, side: int, pixels: Pixels) -> None:
         if not 1 <= side <= LARGEST_SIDE:
             raise UserError(
                 f"the side of backbone {name} is {side}; give a number of pixels from 1 to {LARGEST_SIDE:,}"
             )
         self.name = name
-        self.network: Any = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
         self.network.to(memory_format=torch.channels_last)
         self.side = side
         self.pixels = pixels
-        self._packed = False
         self.width = self._width()
 
     @classmethod
@@ -101,13 +101,13 @@ class Backbone(ABC):
 
         """
 
-    @abstractmethod
     def _save_weights(self, folder: Path) -> None:
         """Write the weights beside `looks.json`."""
+        save_weights(folder / WEIGHTS, self.network.state_dict())
 
-    @abstractmethod
-    def _map(self, images: Tensor) -> Tensor:
+    def _map(self, images: Tensor) -> Any:
         """Return the map (B, F, h, w) of normalised images (B, 3, S, S)."""
+        return self.network(images)
 
     def save(self, folder: Path) -> None:
         """Write `looks.json` (settings) and the weights (safetensors) into a folder."""
@@ -156,9 +156,8 @@ class Backbone(ABC):
 
     def for_prediction(self) -> Self:
         """Pack the layers if they are on a CPU, for the same map in less time; it can no longer be saved."""
-        if not self._packed:
-            self._packed = bool(self.fingerprint)  # which needs the plain weights
-            self._pack()
+        _ = self.fingerprint  # which needs the plain weights
+        self._pack()
         return self
 
     def _pack(self) -> None:
@@ -180,11 +179,18 @@ class Backbone(ABC):
         images = torch.tensor(pixels).to(self.device).permute(0, 3, 1, 2).float()
         mean, std = (images.new_tensor(values)[:, None, None] * 255 for values in (self.pixels.mean, self.pixels.std))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return self._map(images.sub_(mean).div_(std)).float()
+            features: Tensor = self._map(images.sub_(mean).div_(std)).float()
+        return features
 
 
-def read_looks(folder: Path) -> tuple[LooksSettings, Pixels]:
-    """Read the `looks.json` of a folder; a `UserError` if it is missing or has another form."""
+def read_looks(folder: Path, side: int | None = None) -> tuple[str, int, Pixels]:
+    """Read name, side and pixels of a `looks.json`; a side that is given replaces its own.
+
+    Raises:
+        UserError: the file is missing or has another form.
+
+    """
     file = folder / SETTINGS
     settings = check_values(read_json(file), LooksSettings, file, REMEDY)
-    return settings, Pixels(settings.mean, settings.std, settings.resample)
+    pixels = Pixels(settings.mean, settings.std, settings.resample)
+    return settings.name, settings.side if side is None else side, pixels

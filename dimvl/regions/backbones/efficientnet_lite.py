@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from dimvl.cpu.packed import PackedConvolution, can_pack
 from dimvl.errors import UserError
-from dimvl.files.weights import save_weights
-from dimvl.regions.backbones.base import WEIGHTS, Backbone, Pixels, read_looks
+from dimvl.regions.backbones.base import REMEDY, WEIGHTS, Backbone, Pixels, read_looks
 from dimvl.regions.detectors.settings import loaded
 from dimvl.regions.detectors.weights import read_weights
 
@@ -68,25 +67,18 @@ class EfficientNetLite(Backbone):
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "EfficientNetLite":
         """See `Backbone.load`."""
-        settings, pixels = read_looks(folder)
+        name, side, pixels = read_looks(folder, side)
         file = folder / WEIGHTS
-        mismatch = f"{file} does not hold weights of {settings.name}; copy the folder again"
-        if settings.name not in SCALES:
+        mismatch = f"{file} does not hold weights of {name}; {REMEDY}"
+        if name not in SCALES:
             raise UserError(mismatch)
-        network = loaded(lambda: Network(settings.name), read_weights(file), mismatch)
-        return cls(settings.name, network, settings.side if side is None else side, pixels)
-
-    def _save_weights(self, folder: Path) -> None:
-        save_weights(folder / WEIGHTS, self.network.state_dict())
+        return cls(name, loaded(lambda: Network(name), read_weights(file), mismatch), side, pixels)
 
     def _pack(self) -> None:
         for parent in list(self.network.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, _Convolution) and can_pack(child):
                     setattr(parent, name, _Packed(child))
-
-    def _map(self, images: Tensor) -> Tensor:
-        return self.network(images)
 
 
 class _Convolution(nn.Conv2d):

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from dimvl.errors import UserError
-from dimvl.files import HUB_NAME, read_json
+from dimvl.files import read_json
 from dimvl.regions.backbones.base import REMEDY, SETTINGS, Backbone
 from dimvl.regions.backbones.efficientnet_lite import SCALES, EfficientNetLite
 from dimvl.regions.backbones.torchvision_models import TorchvisionBackbone
 from dimvl.regions.backbones.transformers_models import TransformersBackbone
+from dimvl.regions.detectors.transformers_models import is_hub_name
 
 KINDS: dict[str, type[Backbone]] = {
     kind.kind: kind for kind in (EfficientNetLite, TorchvisionBackbone, TransformersBackbone)
@@ -30,8 +31,8 @@ def load_backbone(name: str, weights: str | None = None, side: int | None = None
 
     """
     folder = Path(name)
-    own = folder.is_dir() or _is_on_hub(name)
-    if own and weights is not None:
+    on_hub = not folder.is_dir() and is_hub_name(name, "backbone")
+    if weights is not None and (on_hub or folder.is_dir()):
         raise UserError(f"backbone {name} has its own weights; omit {weights}")
     if folder.is_dir():
         if (folder / SETTINGS).exists():
@@ -42,17 +43,10 @@ def load_backbone(name: str, weights: str | None = None, side: int | None = None
             f"folder {name} holds no backbone: neither {SETTINGS} nor config.json; use a folder that dimvl or "
             "transformers wrote"
         )
-    # "backbones/mine" looks like a name on the hub; where a folder "backbones" exists, a folder was meant.
-    if len(folder.parts) > 1:
-        if not own or folder.parent.is_dir():
-            raise UserError(f"backbone {name} does not exist; check the path")
+    if on_hub:
         return TransformersBackbone.create(name, side)
     kind = EfficientNetLite if name in SCALES else TorchvisionBackbone
     return kind.create(name, weights, side)
-
-
-def _is_on_hub(name: str) -> bool:
-    return HUB_NAME.fullmatch(name.partition("@")[0]) is not None
 
 
 def open_folder(folder: Path, side: int | None = None) -> Backbone:

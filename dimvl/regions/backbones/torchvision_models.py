@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dimvl.errors import UserError
-from dimvl.files.weights import save_weights
 from dimvl.regions.backbones.base import MEAN, SPREAD, WEIGHTS, Backbone, Pixels, read_looks
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
-from dimvl.regions.detectors.weights import read_weights
+from dimvl.regions.detectors.weights import read_weights, torchvision_weights
 
 EXAMPLES = "resnet50, mobilenet_v2, efficientnet_b0, convnext_tiny"
 HALVES = (0.5, 0.5, 0.5)
@@ -46,11 +44,8 @@ class TorchvisionBackbone(Backbone):
 
         """
         network = cut(name)
-        published = import_torchvision().models.get_model_weights(name)["DEFAULT"]
-        if weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors"):
-            state = read_weights(Path(weights))
-        else:
-            published, state = _published_weights(name, weights)
+        state, published = torchvision_weights(name, weights)
+        published = published or import_torchvision().models.get_model_weights(name)["DEFAULT"]
         known = network.state_dict().keys()  # without the classifier, which may have any classes
         _load(network, {own: value for own, value in state.items() if own in known}, str(weights or name), name)
         mean, std = (HALVES, HALVES) if name in INCEPTION else (MEAN, SPREAD)
@@ -60,16 +55,10 @@ class TorchvisionBackbone(Backbone):
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "TorchvisionBackbone":
         """See `Backbone.load`."""
-        settings, pixels = read_looks(folder)
-        network = folded(cut(settings.name))
-        _load(network, read_weights(folder / WEIGHTS), str(folder / WEIGHTS), settings.name)
-        return cls(settings.name, network, settings.side if side is None else side, pixels)
-
-    def _save_weights(self, folder: Path) -> None:
-        save_weights(folder / WEIGHTS, self.network.state_dict())
-
-    def _map(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        name, side, pixels = read_looks(folder, side)
+        network = folded(cut(name))
+        _load(network, read_weights(folder / WEIGHTS), str(folder / WEIGHTS), name)
+        return cls(name, network, side, pixels)
 
 
 def cut(name: str) -> fx.GraphModule:
@@ -138,23 +127,3 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], place: str, name: str
         network.load_state_dict(dict(state))
     except RuntimeError:
         raise UserError(f"{place} does not hold weights of {name}; check both names") from None
-
-
-def _published_weights(name: str, weights: str | None) -> tuple[Any, dict[str, Tensor]]:
-    """Download weights of torchvision once."""
-    members = import_torchvision().models.get_model_weights(name)
-    if weights is not None and weights not in members.__members__:
-        raise UserError(
-            f"{name} has no weights {weights}; use {', '.join(members.__members__)}, or a file ending in .pth or "
-            ".safetensors"
-        )
-    chosen = members[weights or "DEFAULT"]
-    try:
-        state = torch.hub.load_state_dict_from_url(
-            chosen.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"the weights {chosen.name} of {name} cannot be downloaded ({error}); give a file of weights"
-        ) from None
-    return chosen, dict(state)

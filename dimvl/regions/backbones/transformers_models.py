@@ -12,15 +12,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dimvl.errors import UserError
 from dimvl.files.weights import full_disk
 from dimvl.regions.backbones.base import Backbone, Pixels, read_looks
-from dimvl.regions.detectors.torchvision_ops import import_torchvision
-from dimvl.regions.detectors.transformers_models import fetched
-from dimvl.showing import reason
+from dimvl.regions.detectors.transformers_models import fetched, opening, whole_model
 
 FIRST = 2  # tokens of the whole image, beside registers: class and distillation
 
@@ -40,7 +37,10 @@ class TransformersBackbone(Backbone):
 
         """
         name = place.name if isinstance(place, Path) else place
-        network, processor = _open(place, with_processor=True)
+        with opening(place, "backbone") as transformers:
+            folder = fetched(place, "*.json", "*.safetensors")
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+            network = _image_tower(transformers, folder)
         pixels = Pixels(
             tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
             tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
@@ -51,10 +51,10 @@ class TransformersBackbone(Backbone):
     @classmethod
     def load(cls, folder: Path, side: int | None = None) -> "TransformersBackbone":
         """See `Backbone.load`."""
-        settings, pixels = read_looks(folder)
-        return cls(
-            settings.name, _open(folder, with_processor=False)[0], settings.side if side is None else side, pixels
-        )
+        name, side, pixels = read_looks(folder, side)
+        with opening(folder, "backbone") as transformers:
+            network = _image_tower(transformers, folder)
+        return cls(name, network, side, pixels)
 
     def _save_weights(self, folder: Path) -> None:
         with full_disk():
@@ -100,42 +100,7 @@ def _side(processor: Any) -> int:
     return int(next(side for side in sides if side is not None))
 
 
-def _open(place: str | Path, with_processor: bool) -> tuple[Any, Any]:
-    """Open model and image processor (None without)."""
-    import_torchvision()
-    try:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModel
-        from transformers.utils import logging as transformers_logging
-    except ImportError:
-        raise UserError(
-            "backbones of transformers need the package transformers; pip install 'dimvl[detectors]'"
-        ) from None
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it lists all weights of classifiers and text towers as unexpected
-    try:
-        folder = fetched(place, "*.json", "*.safetensors")
-        config = AutoConfig.from_pretrained(folder)
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil") if with_processor else None
-        model, info = AutoModel.from_pretrained(
-            folder,
-            config=getattr(config, "vision_config", config),
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # missing files, no network, another format, a missing extra: many types
-        raise UserError(
-            f"backbone {place} cannot be loaded by transformers ({reason(error)}); check name, files and network"
-        ) from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    # Absent weights are drawn at random. Those of the pooler, which classifiers are saved without, are not needed.
-    absent = sorted(info["missing_keys"])
-    if any(name.startswith("pooler.") for name in absent):
-        model.pooler = None
-    if lacking := [name for name in absent if not name.startswith("pooler.")]:
-        raise UserError(
-            f"backbone {place} lacks {len(lacking)} of its weights, {lacking[0]} first; use its whole model"
-        )
-    return model, processor
+def _image_tower(transformers: Any, folder: Path) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    vision = getattr(config, "vision_config", config)
+    return whole_model(transformers.AutoModel, folder, spare="pooler", config=vision)  # which classifiers lack

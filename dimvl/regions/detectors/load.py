@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.errors import UserError
-from dimvl.files import HUB_NAME
 from dimvl.regions.detectors.base import KIND, SETTINGS, RegionDetector
 from dimvl.regions.detectors.open_vocabulary import OpenVocabularyDetector
 from dimvl.regions.detectors.scenes import Detector, load_scene_detector
 from dimvl.regions.detectors.settings import REMEDY, read_settings
 from dimvl.regions.detectors.torchvision_models import TorchvisionDetector
-from dimvl.regions.detectors.transformers_models import OPEN_VOCABULARY, TransformersDetector, family_of
+from dimvl.regions.detectors.transformers_models import OPEN_VOCABULARY, TransformersDetector, family_of, is_hub_name
 from dimvl.regions.vocabulary import Vocabulary
 
 SCENES = "scenes"
@@ -48,8 +47,8 @@ def load_detector(
 
     """
     folder, name = Path(name), str(name)
-    own = name == SCENES or folder.is_dir()
-    if (weights is not None or classes is not None) and (own or _is_on_hub(name)):
+    own = name == SCENES or folder.is_dir() or is_hub_name(name)
+    if own and (weights is not None or classes is not None):
         raise UserError(f"detector {name} has its own weights and classes; omit the given ones")
     detector = _open(name, folder, weights, classes, vocabulary)
     if vocabulary is not None and not isinstance(detector, OpenVocabularyDetector):
@@ -64,16 +63,9 @@ def _open(
         return load_scene_detector()
     if folder.is_dir():
         return _open_folder(folder, vocabulary)
-    # "detectors/mine" looks like a name on the hub; where a folder "detectors" exists, a folder was meant.
-    if len(folder.parts) > 1:
-        if not _is_on_hub(name) or folder.parent.is_dir():
-            raise UserError(f"detector {name} does not exist; check the path")
+    if is_hub_name(name):
         return _of_transformers(name, vocabulary)
     return TorchvisionDetector.create(name, weights, None if classes is None else Vocabulary.read(classes).names)
-
-
-def _is_on_hub(name: str) -> bool:
-    return HUB_NAME.fullmatch(name.partition("@")[0]) is not None
 
 
 def missing_file(folder: Path) -> str | None:

@@ -12,7 +12,6 @@ Letters: B images, Q candidates, K names, T tokens, F feature width.
 """
 
 import logging
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +37,7 @@ from dimvl.regions.detectors.transformers_models import (
     family_of,
     fetched,
     opening,
+    text_embeddings,
     whole_model,
 )
 from dimvl.regions.detectors.weights import fingerprint
@@ -46,7 +46,6 @@ from dimvl.showing import counted, short, some
 log = logging.getLogger(__name__)
 
 GREY = 0.5  # of the padding, before normalisation, as OWLv2 was trained (google-research/scenic, projects/owl_vit)
-TEXTS_AT_ONCE = 256
 SEPARATORS = str.maketrans({".": " ", "?": " "})
 """Grounding DINO separates names by a full stop or a question mark, so a name cannot contain one."""
 
@@ -116,10 +115,6 @@ class OpenVocabularyDetector(QueryDetector):
         settings = [f"{name}={getattr(self.processor, name, None)}" for name in PIXELS]
         return fingerprint(self.network.state_dict(), *settings, self.prompt, *map(repr, self.classes))
 
-    @abstractmethod
-    def _candidates(self, arrays: Sequence[np.ndarray]) -> Iterable[Candidates]:
-        """See `QueryDetector`."""
-
 
 class OwlDetector(OpenVocabularyDetector):
     """OWL-ViT or OWLv2.
@@ -140,7 +135,6 @@ class OwlDetector(OpenVocabularyDetector):
         super().__init__(name, network, processor, tokenizer, vocabulary, selection, width)
 
     @cached_property
-    @torch.inference_mode()
     def queries(self) -> Tensor:
         """Embeddings (K, width of the text space) of the names, on the CPU."""
         texts = [self.prompt.format(name) for name in self.classes]
@@ -152,18 +146,7 @@ class OwlDetector(OpenVocabularyDetector):
                 *(counted(len(cut), "name"), longest, self.name, some(cut)),
             )
         tower = getattr(self.network, self.network.config.model_type)
-        parts = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            tokens = self.tokenizer(
-                texts[start : start + TEXTS_AT_ONCE],
-                padding="max_length",
-                truncation=True,
-                max_length=longest,
-                return_tensors="pt",
-            )
-            inputs = {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
-            parts.append(tower.get_text_features(**inputs).pooler_output)
-        return torch.nn.functional.normalize(torch.cat(parts), dim=-1).cpu()
+        return text_embeddings(tower, self.tokenizer, texts, ("input_ids", "attention_mask")).cpu()
 
     def _set_numbers(self, numbers: Mapping[str, int]) -> None:
         sides, patch = {**self._numbers(), **numbers}, self.network.config.vision_config.patch_size

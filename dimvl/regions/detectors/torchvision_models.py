@@ -34,7 +34,7 @@ from dimvl.regions.detectors.base import (
 from dimvl.regions.detectors.selection import Selection, label_first, select
 from dimvl.regions.detectors.settings import TorchvisionSettings, library_settings, loaded
 from dimvl.regions.detectors.torchvision_ops import import_torchvision
-from dimvl.regions.detectors.weights import fingerprint, read_weights
+from dimvl.regions.detectors.weights import fingerprint, read_weights, torchvision_weights
 
 FAMILIES = ("fasterrcnn_", "maskrcnn_", "keypointrcnn_")  # those with a box head
 SMALLEST_SIDE = 1e-2  # pixels; torchvision drops smaller boxes
@@ -76,15 +76,13 @@ class TorchvisionDetector(RegionDetector):
 
         """
         check_architecture(architecture)
-        if weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors"):
-            state = read_weights(Path(weights))
-        else:
-            state, published = _published_weights(architecture, weights)
+        state, published = torchvision_weights(architecture, weights)
+        if published is not None:
             if classes is not None:
                 raise UserError(
                     f"torchvision's weights of {architecture} come with class names; omit the file of class names"
                 )
-            classes = published
+            classes = published.meta["categories"][1:]
         scores = state.get("roi_heads.box_predictor.cls_score.weight")
         if scores is None:
             raise UserError(f"{weights} are not weights of {architecture}: they lack a box predictor; check both names")
@@ -199,26 +197,6 @@ def check_architecture(name: str) -> None:
             f"detector {name} is neither a folder here nor one of torchvision's; use a folder, a name of the Hugging "
             f"Face hub (owner/name), scenes, or {', '.join(usable)}"
         )
-
-
-def _published_weights(architecture: str, weights: str | None) -> tuple[dict[str, Tensor], list[str]]:
-    """Download weights of torchvision once, and return them with their class names without background."""
-    members = import_torchvision().models.get_model_weights(architecture)
-    if weights is not None and weights not in members.__members__:
-        raise UserError(
-            f"{architecture} has no weights {weights}; use {', '.join(members.__members__)}, or a file ending in .pth "
-            "or .safetensors"
-        )
-    chosen = members[weights or "DEFAULT"]
-    try:
-        state = torch.hub.load_state_dict_from_url(
-            chosen.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"the weights {chosen.name} of {architecture} cannot be downloaded ({error}); give a file of weights"
-        ) from None
-    return dict(state), list(chosen.meta["categories"][1:])
 
 
 def _class_names(classes: Sequence[str] | None, outputs: int, place: str) -> Sequence[str]:

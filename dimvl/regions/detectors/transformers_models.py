@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from dimvl.errors import UserError
-from dimvl.files import write_json
+from dimvl.files import HUB_NAME, write_json
 from dimvl.files.weights import full_disk
 from dimvl.regions.detectors.base import (
     CLASSES_KEPT,
@@ -44,6 +44,7 @@ from dimvl.showing import reason
 SOFTMAX = ("detr", "table-transformer")  # families whose last class is "no object"
 SIGMOID = ("rt_detr", "rt_detr_v2", "d_fine")  # families that judge each class independently
 OPEN_VOCABULARY = ("owlv2", "owlvit", "grounding-dino", "mm-grounding-dino")  # see `open_vocabulary`
+TEXTS_AT_ONCE = 256
 SIDES = {"shortest_edge": "shortest_side", "longest_edge": "longest_side", "height": "height", "width": "width"}
 """Sizes of an image processor, and their names here."""
 PIXELS = ("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
@@ -223,10 +224,27 @@ def family_of(place: str | Path, what: str = "detector") -> str:
         return str(transformers.AutoConfig.from_pretrained(fetched(place, "*.json")).model_type)
 
 
-def whole_model(kind: Any, folder: Path) -> Any:
-    """Load a model of transformers, ready for use; a `UserError` if weights are absent, which it would draw."""
-    model, info = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-    if absent := sorted(info["missing_keys"]):
+def whole_model(kind: Any, folder: Path, spare: str = "", **options: Any) -> Any:
+    """Load a model of transformers, ready for use.
+
+    Args:
+        kind: a class such as `AutoModel`.
+        folder: where it is.
+        spare: a part that is not needed; it is removed if its weights are absent.
+        options: of `from_pretrained`.
+
+    Raises:
+        UserError: other weights are absent, which transformers would draw at random.
+
+    """
+    model, info = kind.from_pretrained(
+        folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+    )
+    absent = sorted(info["missing_keys"])
+    if spare and any(name.startswith(f"{spare}.") for name in absent):
+        setattr(model, spare, None)
+        absent = [name for name in absent if not name.startswith(f"{spare}.")]
+    if absent:
         raise UserError(
             f"{folder} lacks {len(absent)} of the weights of {type(model).__name__}, {absent[0]} first; use a model "
             "that was saved whole"
@@ -244,7 +262,7 @@ def opening(place: str | Path, what: str = "detector") -> Iterator[Any]:
         raise UserError(f"{what} {place} needs the package transformers; pip install 'dimvl[detectors]'") from None
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # SigLIP's own configurations name tokens that do not exist
+    transformers.utils.logging.set_verbosity_error()  # it lists tokens that do not exist, and weights that are not read
     try:
         yield transformers
     except UserError:
@@ -255,6 +273,43 @@ def opening(place: str | Path, what: str = "detector") -> Iterator[Any]:
         ) from None
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+
+
+@torch.inference_mode()
+def text_embeddings(model: Any, tokenizer: Any, texts: Sequence[str], inputs: Sequence[str]) -> Tensor:
+    """Embed texts (K, D) by a text tower, to length 1.
+
+    Args:
+        model: has `get_text_features`.
+        tokenizer: its tokenizer.
+        texts: K texts; the ends of too long ones are ignored.
+        inputs: what the tower reads of the tokenizer's output.
+
+    """
+    longest = model.config.text_config.max_position_embeddings
+    rows = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        batch = list(texts[start : start + TEXTS_AT_ONCE])
+        tokens = tokenizer(batch, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
+        features = model.get_text_features(**{name: tokens[name].to(model.device) for name in inputs})
+        rows.append(features.pooler_output)
+    return torch.nn.functional.normalize(torch.cat(rows), dim=-1)
+
+
+def is_hub_name(name: str, what: str = "detector") -> bool:
+    """Return whether a name that is no folder's is one of the hub, `owner/name` or `owner/name@revision`.
+
+    "detectors/mine" looks like one; where a folder "detectors" exists, a folder was meant.
+
+    Raises:
+        UserError: it is a path, which does not exist.
+
+    """
+    if len(Path(name).parts) < 2:
+        return False
+    if not HUB_NAME.fullmatch(name.partition("@")[0]) or Path(name).parent.is_dir():
+        raise UserError(f"{what} {name} does not exist; check the path")
+    return True
 
 
 def fetched(place: str | Path, *patterns: str) -> Path:

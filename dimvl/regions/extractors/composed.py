@@ -145,17 +145,20 @@ class ComposedExtractor(RegionExtractor):
 
     def to(self, device: torch.device | str) -> Self:
         """See `RegionExtractor.to`."""
-        for part in (self.where, self.looks):
-            if part is not None and not isinstance(part, Grid):
-                part.to(device)
+        for model in self._models:
+            model.to(device)
         return self
 
     def for_prediction(self) -> Self:
         """See `RegionExtractor.for_prediction`."""
-        for part in (self.where, self.looks):
-            if part is not None and not isinstance(part, Grid):
-                part.for_prediction()
+        for model in self._models:
+            model.for_prediction()
         return self
+
+    @property
+    def _models(self) -> list[RegionDetector | Backbone]:
+        """What computes on a device; names are given on the CPU."""
+        return [part for part in (self.where, self.looks) if part is not None and not isinstance(part, Grid)]
 
     @classmethod
     def load(cls, folder: Path) -> "ComposedExtractor":
@@ -207,7 +210,10 @@ class ComposedExtractor(RegionExtractor):
         if self.looks is not None:
             features = self._features(self.looks, arrays, found, grid, given)
             found = [replace(one, features=own) for one, own in zip(found, features, strict=True)]
-        return found if self.called is None else [self._named(self.called, one) for one in found]
+        if self.called is None:
+            return found
+        kind = "attribute" if self._unnamed.classes else "class"
+        return [replace(one, **self.called.arrays(one.features, kind)) for one in found]
 
     @property
     def _detector(self) -> RegionDetector:
@@ -240,18 +246,6 @@ class ComposedExtractor(RegionExtractor):
             features = [torch.cat(parts)[: len(rows)] for *parts, rows in zip(pooled, placed, boxes, strict=True)]
         with np.errstate(over="ignore"):  # values beyond float16 become infinite, which the store's writer refuses
             return [rows.float().cpu().numpy().astype(np.float16) for rows in features]
-
-    def _named(self, called: Namer, found: Detections) -> Detections:
-        """Add the names of an image's regions."""
-        ids, scores = called.name(torch.from_numpy(found.features).float())
-        kind = "attribute" if self._unnamed.classes else "class"
-        return replace(
-            found,
-            **{
-                f"{kind}_ids": ids.cpu().numpy().astype(np.int16),
-                f"{kind}_scores": scores.cpu().numpy().astype(np.float16),
-            },
-        )
 
 
 def _unknown(boxes: np.ndarray) -> Detections:

@@ -11,7 +11,6 @@ from dimvl.regions.detectors.load import SCENES, load_detector
 from dimvl.regions.detectors.settings import read_settings
 from dimvl.regions.extractors.composed import COMPOSED, ComposedExtractor
 from dimvl.regions.extractors.grid import Grid
-from dimvl.regions.naming.base import Namer
 from dimvl.regions.naming.load import load_namer
 from dimvl.regions.naming.text_tower import TextNamer
 from dimvl.regions.vocabulary import Vocabulary
@@ -50,39 +49,38 @@ def load_extractor(
         UserError: a part does not exist or cannot be read, or does not fit another; or an option does not fit.
 
     """
-    parts = {"weights": weights, "classes": classes, "features_weights": features_weights}
-    called = {"vocabulary": vocabulary, "names_by": names_by, "concepts": concepts}
-    names = {"where": where, "features": features, **called, **parts}
-    detector: dict[str, Any] = {
-        "weights": weights,
-        "classes": None if classes is None else Path(classes),
-        "vocabulary": None if vocabulary is None or names_by is not None else Path(vocabulary),
-    }
-    options = dict(options or {})
+    named = {"where": where, "features": features, "vocabulary": vocabulary, "names_by": names_by, "concepts": concepts}
+    named |= {"weights": weights, "classes": classes, "features_weights": features_weights}
     if features_weights is not None and features is None:
         raise UserError(f"weights {features_weights} belong to no backbone; give its name as --features")
     if names_by is not None and (vocabulary is None or concepts is not None):
         remedy = "omit --concepts or --names-by" if concepts else "give a file of names as --vocabulary"
         raise UserError(f"{names_by} names regions by a vocabulary alone; {remedy}")
-    if is_composed(where) and not any((features, names_by, concepts, *detector.values())):
-        found: RegionExtractor = ComposedExtractor.load(Path(where))
-    elif (features, names_by, concepts) == (None,) * 3 and str(where) not in GRIDS:
-        found = load_detector(where, **detector)
-    else:
-        if str(where) in GRIDS and detector["vocabulary"]:
-            raise UserError(f"{where} looks for no names; omit --vocabulary, or give a model as --names-by")
-        if str(where) in GRIDS and any(detector.values()):
-            useless = next(filter(None, detector.values()))
-            raise UserError(f"{where} has no weights and classes; omit {useless}, or name a detector")
-        place = GRIDS.get(str(where)) or load_detector(where, **detector)
-        looks = None
+    of_detector: dict[str, Any] = {} if weights is None else {"weights": weights}
+    if classes is not None:
+        of_detector["classes"] = Path(classes)
+    if vocabulary is not None and names_by is None:
+        of_detector["vocabulary"] = Path(vocabulary)
+    grid, options = GRIDS.get(str(where)), dict(options or {})
+    found: RegionExtractor
+    if grid is not None and "vocabulary" in of_detector:
+        raise UserError(f"{where} looks for no names; omit --vocabulary, or give a model as --names-by")
+    if grid is not None and of_detector:
+        useless = next(iter(of_detector.values()))
+        raise UserError(f"{where} has no weights and classes; omit {useless}, or name a detector")
+    if grid is not None or features is not None or names_by is not None or concepts is not None:
+        place = grid or load_detector(where, **of_detector)
+        looks, namer = None, None if concepts is None else load_namer(Path(concepts))
         if features is not None:
             looks = load_backbone(str(features), features_weights, options.pop("features_side", None))
-        namer: Namer | None = None if concepts is None else load_namer(Path(concepts))
         if names_by is not None and vocabulary is not None:
             namer = TextNamer.create(names_by, Vocabulary.read(Path(vocabulary)).names)
         found = ComposedExtractor(place, looks, namer)
-    found.recipe = {name: _absolute(value) for name, value in names.items() if value is not None}
+    elif is_composed(where) and not of_detector:
+        found = ComposedExtractor.load(Path(where))
+    else:
+        found = load_detector(where, **of_detector)
+    found.recipe = {name: _absolute(value) for name, value in named.items() if value is not None}
     return found.configure(options)
 
 

@@ -5,8 +5,9 @@ Letters: R regions of an image, F feature width, K names of a region.
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +22,15 @@ class Namer(ABC):
     """A model that names regions, ready for use.
 
     Attributes:
+        network: its weights.
         names: all names that it can give; ids count them from 0.
         fingerprint: SHA-256 of its weights, names and whatever else changes what it says.
-        feature_width: F of the features that it reads; None if it reads those of any width.
 
     """
 
+    network: Any
     names: tuple[str, ...]
     fingerprint: str
-    feature_width: int | None
 
     @abstractmethod
     def name(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,6 +44,20 @@ class Namer(ABC):
             names if that is smaller.
 
         """
+
+    def arrays(self, features: np.ndarray, kind: str) -> dict[str, Any]:
+        """Name the regions of one image, as `name` does, in the arrays of `Detections`.
+
+        Args:
+            features: (R, F).
+            kind: `class` or `attribute`.
+
+        """
+        ids, scores = self.name(torch.from_numpy(features.astype(np.float32)))
+        return {
+            f"{kind}_ids": ids.cpu().numpy().astype(np.int16),
+            f"{kind}_scores": scores.cpu().numpy().astype(np.float16),
+        }
 
     @abstractmethod
     def check_features(self, extractor: Extractor) -> None:
@@ -62,6 +77,7 @@ class Namer(ABC):
 
         """
 
-    @abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device; returns the namer."""
+        self.network.to(device)
+        return self

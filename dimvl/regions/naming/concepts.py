@@ -10,7 +10,6 @@ Letters: R regions of an image, N regions of all images, B images, F feature wid
 
 import math
 from pathlib import Path
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +148,6 @@ class ConceptNamer(Namer):
         self.names = words
         self.parts_of_speech = parts_of_speech
         self.features = features
-        self.feature_width = features.feature_width
         self.fingerprint = fingerprint(network.state_dict(), network.pooling, *words)
 
     @torch.inference_mode()
@@ -165,11 +163,6 @@ class ConceptNamer(Namer):
                 f"the concepts were trained on features of {self.features.name} but these are of {extractor.name}: "
                 f"{difference}; train concepts on a store of this extractor with `dimvl concepts`, or give that one"
             )
-
-    def to(self, device: torch.device | str) -> Self:
-        """See `Namer.to`."""
-        self.network.to(device)
-        return self
 
     def save(self, folder: Path) -> None:
         """See `Namer.save`."""
@@ -189,10 +182,10 @@ class ConceptNamer(Namer):
     def load(cls, folder: Path) -> "ConceptNamer":
         """See `Namer.load`."""
         settings = check_values(read_sealed(folder / SETTINGS, REMEDY), Settings, folder / SETTINGS, REMEDY)
-        weights = load_weights(folder / WEIGHTS, REMEDY)
         damaged = f"{folder / WEIGHTS} is damaged, or does not belong to {SETTINGS}; {REMEDY}"
-        if fingerprint(weights, settings.pooling, *settings.words) != settings.fingerprint:
+        shape = (settings.features.feature_width, len(settings.words), settings.pooling, settings.hidden)
+        network = loaded(lambda: ConceptNetwork(*shape), load_weights(folder / WEIGHTS, REMEDY), damaged)
+        namer = cls(network, settings.words, settings.parts_of_speech, settings.features)
+        if namer.fingerprint != settings.fingerprint:
             raise UserError(damaged)
-        width, words = settings.features.feature_width, len(settings.words)
-        network = loaded(lambda: ConceptNetwork(width, words, settings.pooling, settings.hidden), weights, damaged)
-        return cls(network, settings.words, settings.parts_of_speech, settings.features)
+        return namer

@@ -17,7 +17,7 @@ Letters: R regions, F feature width, K names, D width of the text space.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +25,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dimvl.errors import UserError
-from dimvl.files import HUB_NAME, Sha256, Strict, check_values, read_sealed, write_sealed
+from dimvl.files import Sha256, Strict, check_values, read_sealed, write_sealed
 from dimvl.files.weights import load_weights, save_weights
 from dimvl.regions.backbones.transformers_models import TransformersBackbone
 from dimvl.regions.detectors.settings import loaded
-from dimvl.regions.detectors.transformers_models import family_of, fetched, opening, whole_model
+from dimvl.regions.detectors.transformers_models import (
+    family_of,
+    fetched,
+    is_hub_name,
+    opening,
+    text_embeddings,
+    whole_model,
+)
 from dimvl.regions.detectors.weights import fingerprint
 from dimvl.regions.naming.base import NAMES_KEPT, SETTINGS, Namer
 from dimvl.regions.records import Extractor
@@ -37,7 +44,6 @@ from dimvl.regions.records import Extractor
 WEIGHTS = "names.safetensors"
 REMEDY = "copy the folder again"
 TOWER = "text tower"
-TEXTS_AT_ONCE = 256
 PROMPTS = {"clip": "a photo of a {}.", "siglip": "this is a photo of {}."}
 """What the text tower reads for a name, as the authors' zero-shot classifiers."""
 
@@ -128,8 +134,7 @@ class TextNamer(Namer):
         self.names = tuple(names)
         self.looks = looks
         self.prompt = PROMPTS[family]
-        self.feature_width = network.widths[0]
-        self.fingerprint = _fingerprint(network.state_dict(), family, self.prompt, self.names)
+        self.fingerprint = fingerprint(network.state_dict(), family, self.prompt, *map(repr, self.names))
 
     @classmethod
     def create(cls, place: str | Path, vocabulary: Sequence[str]) -> "TextNamer":
@@ -145,7 +150,7 @@ class TextNamer(Namer):
 
         """
         place = Path(place) if Path(place).is_dir() else str(place)
-        if isinstance(place, str) and not HUB_NAME.fullmatch(place.partition("@")[0]):
+        if isinstance(place, str) and not is_hub_name(place, TOWER):
             raise UserError(f"{TOWER} {place} does not exist; check the path")
         family = family_of(place, TOWER)
         if family not in PROMPTS:
@@ -156,7 +161,8 @@ class TextNamer(Namer):
             model = whole_model(transformers.AutoModel, folder)
             network = (_of_clip if family == "clip" else _of_siglip)(model, len(vocabulary))
             texts = [PROMPTS[family].format(name) for name in vocabulary]
-            _set(network.texts, _embedded(model, tokenizer, texts))
+            # The padding is not masked: SigLIP was trained to see it, and CLIP's text tower looks backward only.
+            _set(network.texts, text_embeddings(model, tokenizer, texts, ["input_ids"]))
         name = place.name if isinstance(place, Path) else place
         return cls(family, name, network, vocabulary, TransformersBackbone.create(place).fingerprint)
 
@@ -175,11 +181,6 @@ class TextNamer(Namer):
                 f"the {TOWER} of {self.tower} does not belong to features of {extractor.name}, which another model "
                 f"made; give {self.tower} as --features too, or the model of the features as --names-by"
             )
-
-    def to(self, device: torch.device | str) -> Self:
-        """See `Namer.to`."""
-        self.network.to(device)
-        return self
 
     def save(self, folder: Path) -> None:
         """See `Namer.save`."""
@@ -201,16 +202,13 @@ class TextNamer(Namer):
     def load(cls, folder: Path) -> "TextNamer":
         """See `Namer.load`."""
         settings = check_values(read_sealed(folder / SETTINGS, REMEDY), _Settings, folder / SETTINGS, REMEDY)
-        weights = load_weights(folder / WEIGHTS, REMEDY)
         damaged = f"{folder / WEIGHTS} is damaged, or does not belong to {SETTINGS}; {REMEDY}"
-        if _fingerprint(weights, settings.family, settings.prompt, settings.names) != settings.fingerprint:
+        shape = (*settings.widths, len(settings.names), settings.eps)
+        network = loaded(lambda: TextSpace(*shape), load_weights(folder / WEIGHTS, REMEDY), damaged)
+        namer = cls(settings.family, settings.tower, network, settings.names, settings.looks)
+        if namer.fingerprint != settings.fingerprint:
             raise UserError(damaged)
-        build = lambda: TextSpace(*settings.widths, len(settings.names), settings.eps)  # noqa: E731
-        return cls(settings.family, settings.tower, loaded(build, weights, damaged), settings.names, settings.looks)
-
-
-def _fingerprint(weights: dict[str, Tensor], family: str, prompt: str, names: Sequence[str]) -> str:
-    return fingerprint(weights, family, prompt, *map(repr, names))
+        return namer
 
 
 def _set(parameter: Tensor, values: Tensor) -> None:
@@ -249,23 +247,3 @@ def _of_siglip(model: Any, names: int) -> TextSpace:
     _set(network.scale, model.logit_scale.exp().squeeze())
     _set(network.bias, model.logit_bias.squeeze())
     return network
-
-
-@torch.inference_mode()
-def _embedded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """Embed texts (K, D), to length 1.
-
-    The padding is not masked: SigLIP was trained to see it, and CLIP's text tower looks backward only.
-    """
-    rows = []
-    longest = model.config.text_config.max_position_embeddings
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        tokens = tokenizer(
-            list(texts[start : start + TEXTS_AT_ONCE]),
-            padding="max_length",
-            truncation=True,
-            max_length=longest,
-            return_tensors="pt",
-        )
-        rows.append(model.get_text_features(input_ids=tokens["input_ids"]).pooler_output)
-    return F.normalize(torch.cat(rows), dim=-1)

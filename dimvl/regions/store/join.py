@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
-from dimvl.files import FileChecksum, atomic_folder, reading
+from dimvl.files import FileChecksum, atomic_folder, reading, sha256
 from dimvl.regions.store.folder import Shard, StoreFolder
 from dimvl.regions.store.format import (
     INDEX_DTYPE,
@@ -169,5 +169,4 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _checksum(file: Path) -> FileChecksum:
-    with file.open("rb") as stream:
-        return FileChecksum(num_bytes=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+    return FileChecksum(num_bytes=file.stat().st_size, sha256=sha256(file))

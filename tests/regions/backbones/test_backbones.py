@@ -238,7 +238,7 @@ def spoilt(folder: Path, name: str) -> str:
         ("swin", "do not say which place"),
         ("bert", "makes nothing of an image"),
         ("no weights", "cannot be loaded by transformers"),
-        ("half the weights", "lacks 1 of its weights"),
+        ("half the weights", "lacks 1 of the weights of"),
     ],
 )
 def test_models_of_transformers_without_a_grid_or_weights_are_refused(tmp_path, name, message):
