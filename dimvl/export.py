@@ -193,6 +193,11 @@ def _same_extractor(own: Extractor, given: Mapping[str, Any]) -> RegionExtractor
     """Open what made a run's regions, with the settings that they were made with."""
     side = {name: own.parameters[name] for name in ("features_side",) if name in own.parameters}
     parts = {**own.recipe, **given}
+    if moved := [
+        name for name in own.recipe.keys() - given if (place := Path(parts[name])).is_absolute() and not place.exists()
+    ]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(moved))
+        raise UserError(f"{parts[min(moved)]}, which the regions were made with, does not exist; give {options} anew")
     found = load_extractor(**parts, options=side if "features" in parts else {})
     settings = found.extractor.parameters
     found.configure({name: value for name, value in own.parameters.items() if name in settings})

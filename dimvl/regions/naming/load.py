@@ -23,8 +23,6 @@ def load_namer(folder: Path) -> Namer:
 
     """
     file = folder / SETTINGS
-    if not folder.exists():
-        raise UserError(f"{folder}, which gives regions their names, does not exist; name its folder as --concepts")
     if not file.is_file():
         raise UserError(f"{folder} has no {SETTINGS}; give a folder that `dimvl concepts` wrote")
     kind = mapping(read_json(file, LARGEST), (), str(file), "copy the folder again").get("kind")

@@ -201,8 +201,3 @@ def test_the_command_names_a_grid_and_says_what_is_missing(folders, tmp_path, mo
     store = RegionStore(tmp_path / "store")
     assert store.extractor.classes == NAMES and store.extractor.recipe["names_by"] == str(clip)
     assert store.read(0).class_ids.shape == (50, 5)
-
-
-def test_names_that_have_moved_since_a_store_was_made_are_asked_X -> None:
-    with pytest.raises(UserError, match="moved, which gives .* does not exist; name its folder as --concepts"):
-        load_namer(tmp_path / "moved")
