@@ -520,5 +520,5 @@ def test_the_model_arguments_are_plain_json(run: Path, trained: TrainedModel) ->
 def test_parts_that_have_moved_since_extraction_are_asked_for_by_their_options(tmp_path: Path) -> None:
     recipe = {"where": "grid", "features": str(tmp_path / "moved"), "names_by": str(tmp_path / "moved")}
     own = replace(make_detector().extractor, recipe=recipe)
-    with pytest.raises(UserError, match="moved, which .* does not exist; give --features, --names-by anew"):
+    with pytest.raises(UserError, match=r"moved, which .* does not exist; give --features, --names-by anew"):
         dimvl.export._same_extractor(own, {})
