@@ -25,8 +25,9 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Several processes of one thread each; the tests of a file share one.
 test: lint
-	$(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 coverage: setup
 	$(VENV)/bin/pytest --cov=dimvl --cov-report=term:skip-covered

@@ -61,6 +61,7 @@ setup(
             *(package for packages in EXTRAS.values() for package in packages),
             "pytest>=8",
             "pytest-cov",
+            "pytest-xdist",  # tests in several processes
             "hypothesis",  # fuzzed readers
             "ruff",
             "mypy",

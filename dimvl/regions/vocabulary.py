@@ -105,7 +105,7 @@ def _check(path: Path, names: list[str]) -> None:
         numbers = [str(number) for number, name in enumerate(names, start=1) if not name]
         raise UserError(
             f"vocabulary {path} has no name in line {some(numbers)}; write the name that belongs there, or remove the "
-            "line if no ids count it"
+            "line if no file refers to names by their number"
         )
     if len(set(names)) < len(names):
         lines: dict[str, list[int]] = {}
@@ -115,7 +115,8 @@ def _check(path: Path, names: list[str]) -> None:
             f"{short(name)} in lines {' and '.join(map(str, where[:2]))}" for name, where in lines.items() if where[1:]
         ]
         raise UserError(
-            f"vocabulary {path} has names twice: {some(twice)}; make them differ, or remove a line if no ids count it"
+            f"vocabulary {path} has names twice: {some(twice)}; make them differ, or remove a line if no "
+            "file refers to names by their number"
         )
 
 

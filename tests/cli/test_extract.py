@@ -12,6 +12,7 @@ from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import Result, Run
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
+from tests.regions.backbones.tiny_backbones import transformers_folder
 from tests.regions.detectors.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
 from tests.regions.sources.shards import write_tar
 
@@ -29,6 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "boxes.json").write_text(json.dumps(content))
     torchvision_file(place)
     save_transformers(place / "detr", "detr")
+    transformers_folder(place / "vit", "vit")
     make_detector().save(place / "mine")
     return place
 
@@ -218,6 +220,10 @@ def test_options_that_would_be_ignored_are_rejected_before_anything_is_written(
         (("--boxes", place / "names.txt"), ("is not valid JSON",)),
         (("--weights", "COCO_V1"), ("has its own weights",)),
         (("--longest-side", 100), ("has no setting --longest-side",)),
+        (
+            ("--where", "grid", "--grid", 3, "--features", place / "vit", "--nms", 0.3),
+            ("error: grid, features of vit has no setting --nms",),
+        ),
         (("--threshold", 2), ("error: --threshold is 2.0; give a number from 0 to 1",)),
         (("--where", "yolo"), ("neither a folder here nor one of torchvision's",)),
         (("--where", place / "images"), ("detector.json does not exist",)),

@@ -280,10 +280,7 @@ class GroundingDinoDetector(OpenVocabularyDetector):
 
 def _opened(place: str | Path, name: str, vocabulary: Sequence[str] | None) -> OpenVocabularyDetector:
     if not vocabulary:
-        raise UserError(
-            f"{name} finds what a list of names says; give a file of names as --vocabulary, and omit --names-by, which "
-            "takes it"
-        )
+        raise UserError(f"{name} looks for the names of a file; give it as --vocabulary, without --names-by")
     kind = OwlDetector if family_of(place).startswith("owl") else GroundingDinoDetector
     with opening(place) as transformers:
         folder = fetched(place, "*.json", "*.txt", "*.safetensors")

@@ -75,7 +75,7 @@ class ComposedExtractor(RegionExtractor):
         self.looks = looks
         self.called = called
         self.recipe: dict[str, str] = {}
-        place = where.name if isinstance(where, RegionDetector) else "grid"
+        place = where.name if isinstance(where, RegionDetector) else "grid" if where.cells else "boxes"
         self.name = place if looks is None else f"{place}, features of {looks.name}"
         if called is not None:
             called.check_features(self._unnamed)

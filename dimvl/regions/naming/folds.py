@@ -36,6 +36,10 @@ class Folds:
         self.images = images
         self._fold_of = {image: fold for fold, own in enumerate(images) for image in own}
 
+    def __contains__(self, image_id: str) -> bool:
+        """Return whether the concepts were trained on an image."""
+        return image_id in self._fold_of
+
     def namer_of(self, image_id: str) -> ConceptNamer | None:
         """Return the model that was trained without an image; None if the image is in no part."""
         fold = self._fold_of.get(image_id)
@@ -47,6 +51,11 @@ class Folds:
             namer.save(folder / FOLDER / str(number))
         write_sealed(folder / FOLDER / IMAGES, {"images": self.images})
 
+    @staticmethod
+    def exist(folder: Path) -> bool:
+        """Return whether a folder of concepts has such models."""
+        return (folder / FOLDER / IMAGES).is_file()
+
     @classmethod
     def load(cls, folder: Path) -> "Folds":
         """Load what `save` wrote.
@@ -56,7 +65,7 @@ class Folds:
 
         """
         file = folder / FOLDER / IMAGES
-        if not file.is_file():
+        if not cls.exist(folder):
             raise UserError(
                 f"{folder} has no models for the images that it was trained on; train it with training.folds=5, or "
                 "omit --folds"

@@ -138,6 +138,8 @@ def test_each_part_changes_the_fingerprint_and_the_grid_does_not(place: Path) ->
     assert finer.conflict(parts["grid"]) is None and finer.deviations(parts["grid"]) == ["grid 7, not 2"]
     larger = opened(place, options={"features_side": 64}).extractor
     assert larger.conflict(parts["grid"]) == "features_side 48, not 64"
+    assert parts["named"].conflict(parts["grid"]) == "its regions were named by another model, or by none"
+    assert not parts["grid"].differs_in_names(parts["detector"])
     assert parts["named"] == parts["grid"].named(WORDS, parts["named"].parts["called"])
 
 
