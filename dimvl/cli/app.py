@@ -127,7 +127,9 @@ Features = Annotated[
 FeaturesWeights = Annotated[
     str | None,
     typer.Option(
-        parser=file_or_name, metavar="NAME", help="For a backbone of torchvision: as --weights for a detector."
+        parser=file_or_name,
+        metavar="NAME",
+        help="For a backbone: a file of weights, or for one of torchvision also a name of its weights.",
     ),
 ]
 VocabularyFile = Annotated[
@@ -149,7 +151,11 @@ NamesBy = Annotated[
 ]
 Concepts = Annotated[
     Path | None,
-    typer.Option(parser=input_folder, help="What regions are called: a folder that `dimvl concepts` wrote."),
+    typer.Option(
+        parser=input_folder,
+        help="What regions are called: a folder that `dimvl concepts` wrote. Its words are the classes "
+        "of regions that have none, else attributes.",
+    ),
 ]
 PARTS = ("weights", "classes", "features", "features_weights", "vocabulary", "names_by", "concepts")
 """The options above beside --where, as `load_extractor` takes them."""

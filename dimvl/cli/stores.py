@@ -124,7 +124,9 @@ def extract(
     nms: Annotated[
         float | None, typer.Option(help="IoU above which the lower-scoring region of a class is dropped; 1: never.")
     ] = None,
-    whole_image: Annotated[bool, typer.Option("--whole-image", help="Append the whole image as a region.")] = False,
+    whole_image: Annotated[
+        bool, typer.Option("--whole-image", help="Append the whole image as a region; a grid always does.")
+    ] = False,
     shortest_side: Annotated[
         int | None, typer.Option(help="Pixels that the shorter side of images is scaled to.")
     ] = None,

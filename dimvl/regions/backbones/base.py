@@ -134,8 +134,8 @@ class Backbone(ABC):
             raise
         except Exception as error:  # a side that the network does not take, too little memory: many types
             raise UserError(
-                f"backbone {self.name} makes nothing of an image of {size} ({reason(error)}); use the side that it was "
-                "trained at, or another backbone"
+                f"backbone {self.name} has no map for an image of {size} ({reason(error)}); use another backbone, or "
+                "the side that this one was trained at"
             ) from None
         if states.dim() != 4 or states.shape[2] != states.shape[3]:
             raise UserError(

@@ -135,7 +135,8 @@ class ComposedExtractor(RegionExtractor):
         where = {name: value for name, value in options.items() if name != "features_side"}
         if self.looks is not None and options.get("features_side", self.looks.side) != self.looks.side:
             raise UserError(
-                f"{self.looks.name} was opened for {self.looks.side} pixels; open it again with another side"
+                f"{self.looks.name} was opened for {self.looks.side} pixels; omit features_side, or name the "
+                "backbone itself"
             )
         if isinstance(self.where, Grid):
             self.where = self.where.configured(where)

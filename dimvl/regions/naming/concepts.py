@@ -160,8 +160,9 @@ class ConceptNamer(Namer):
         """See `Namer.check_features`."""
         if difference := self.features.difference(Source.of(extractor)):
             raise UserError(
-                f"the concepts were trained on features of {self.features.name} but these are of {extractor.name}: "
-                f"{difference}; train concepts on a store of this extractor with `dimvl concepts`, or give that one"
+                f"the concepts were trained on regions of another model ({self.features.name}) than these "
+                f"({extractor.name}): {difference}; train concepts on a store of this extractor with `dimvl "
+                "concepts`, or give that one"
             )
 
     def save(self, folder: Path) -> None:

@@ -178,8 +178,8 @@ class TextNamer(Namer):
         """See `Namer.check_features`."""
         if extractor.looks != self.looks:
             raise UserError(
-                f"the {TOWER} of {self.tower} does not belong to features of {extractor.name}, which another model "
-                f"made; give {self.tower} as --features too, or the model of the features as --names-by"
+                f"the {TOWER} of {self.tower} does not belong to the model of these features ({extractor.name}); "
+                f"give {self.tower} as --features too, or the model of the features as --names-by"
             )
 
     def save(self, folder: Path) -> None:

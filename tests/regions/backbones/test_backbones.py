@@ -236,7 +236,7 @@ def spoilt(folder: Path, name: str) -> str:
     [
         ("mae", "do not say which place"),
         ("swin", "do not say which place"),
-        ("bert", "makes nothing of an image"),
+        ("bert", "has no map for an image of"),
         ("no weights", "cannot be loaded by transformers"),
         ("half the weights", "lacks 1 of the weights of"),
     ],

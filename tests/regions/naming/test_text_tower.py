@@ -163,7 +163,7 @@ def test_a_grid_of_the_same_model_gets_names_as_classes_and_another_model_is_ref
     assert again.extractor == whole.extractor
     np.testing.assert_array_equal(again.detect(random_images((50, 40)))[0].class_scores, found.class_scores)
     other = load_backbone(str(save_towers(tmp_path / "other", namer.family, seed=1)))
-    message = rf"text tower of {namer.tower} does not belong to features of grid, features of other.*give {namer.tower}"
+    message = rf"{namer.tower} does not belong to the model of these features \(grid, .*other.*give {namer.tower}"
     with pytest.raises(UserError, match=message):
         ComposedExtractor(Grid(cells=2), other, namer)
 
