@@ -143,7 +143,7 @@ def write_run_data(folder: Path, images: int, regions: int = REGIONS, captions: 
     words = write_tokenizer(folder / "tokenizer.json")
     drawn = np.random.default_rng(0).integers(0, words, (images * captions, length))
     texts = [
-        {"id": number, "image_id": image_id(number // captions), "caption": " ".join(words[word] for word in row)}
+        {"id": number, "image_id": image_id(number // captions), "caption": " ".join(f"w{word}" for word in row)}
         for number, row in enumerate(drawn)
     ]
     write_json(folder / "captions.json", {"annotations": texts}, indent=None)

@@ -12,9 +12,8 @@ The backbone is EfficientNet-Lite2 with the weights of its package. Ways to look
 
 crops           each box is cut out and scaled to the side of the backbone: one forward pass for each box
 map             one forward pass for the image, scaled to a square, and RoIAlign over its map: as `dimvl extract`
-two_layers      the same, with the map before the last but one halving (120 numbers) beside the last (1,280)
+last_layer      the same, without the layer before the last halving: 1,280 numbers of 1,400
 aspect_kept     the same as map, but the image keeps its aspect at the same number of pixels
-centred         the same as map, but cells are where the middle of what they see is, not side by side from the edge
 side_S          the same as map, but the image is scaled to S x S pixels
 """
 
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.harness import interleaved, speeds
 from dimvl.regions.backbones.base import Backbone
-from dimvl.regions.backbones.efficientnet_lite import PIXELS, EfficientNetLite, Network
+from dimvl.regions.backbones.efficientnet_lite import HEAD, PIXELS, EfficientNetLite, Network
 from dimvl.regions.backbones.load import load_backbone
 from dimvl.regions.backbones.pooling import pool
 from dimvl.regions.images import load_image
@@ -85,18 +84,13 @@ class Seen:
 
     def __init__(self, backbone: Backbone, image: Image.Image, boxes: Tensor) -> None:
         self.backbone, self.image, self.boxes = backbone, image, boxes
-        self._maps: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._maps: dict[tuple[int, int], Tensor] = {}
 
-    def maps(self, width: int, height: int) -> tuple[Tensor, Tensor]:
-        """Return the last map of the image scaled to a size, and the one before the last halving."""
+    def map(self, width: int, height: int) -> Tensor:
+        """Return the map of the image scaled to a size."""
         if (width, height) not in self._maps:
-            inner: list[Tensor] = []
-            blocks = self.backbone.network.blocks
-            strided = [number for number, block in enumerate(blocks) if block.depthwise.stride[0] > 1]
-            hook = blocks[strided[-1] - 1].register_forward_hook(lambda *given: inner.append(given[-1]))
             pixels = np.asarray(self.image.resize((width, height), Image.Resampling(self.backbone.pixels.resample)))
-            self._maps[width, height] = self.backbone.feature_map(pixels[None]), inner[0].float()
-            hook.remove()
+            self._maps[width, height] = self.backbone.feature_map(pixels[None])
         return self._maps[width, height]
 
 
@@ -108,35 +102,17 @@ def _ways(backbone: Backbone) -> dict[str, Look]:
         return backbone.feature_map(np.stack([backbone.prepare(part) for part in cut])).mean((2, 3))
 
     def at(other: int) -> Look:
-        return lambda seen: pool(seen.maps(other, other)[0], [seen.boxes])[0]
+        return lambda seen: pool(seen.map(other, other), [seen.boxes])[0]
 
-    def two_layers(seen: Seen) -> Tensor:
-        return torch.cat([pool(layer, [seen.boxes])[0] for layer in seen.maps(side, side)], dim=1)
+    def last_layer(seen: Seen) -> Tensor:
+        return pool(seen.map(side, side)[:, :HEAD], [seen.boxes])[0]
 
     def aspect_kept(seen: Seen) -> Tensor:
         scale = side / (seen.image.width * seen.image.height) ** 0.5
-        maps = seen.maps(round(seen.image.width * scale), round(seen.image.height * scale))
-        return pool(maps[0], [seen.boxes])[0]
+        return pool(seen.map(round(seen.image.width * scale), round(seen.image.height * scale)), [seen.boxes])[0]
 
-    def centred(seen: Seen) -> Tensor:
-        own = seen.maps(side, side)[0]
-        cells = (seen.boxes * side - _first_centre(backbone)) / 32 + 0.5
-        return pool(own, [cells / own.shape[2]])[0]
-
-    ways = {"crops": crops, "map": at(side), "two_layers": two_layers, "aspect_kept": aspect_kept}
-    return {**ways, "centred": centred, **dict(zip(SIDED, map(at, SIDES), strict=True))}
-
-
-def _first_centre(backbone: Backbone) -> float:
-    """Return the place, in pixels from the edge, of the middle of what the first cell sees."""
-    side, centre = backbone.side, 0.0
-    sides = []
-    for _ in range(5):
-        sides.append(side)
-        side = (side + 1) // 2
-    for before in reversed(sides):
-        centre = 2 * centre + (1 if before % 2 == 0 else 0)
-    return centre + 0.5
+    ways = {"crops": crops, "map": at(side), "last_layer": last_layer, "aspect_kept": aspect_kept}
+    return {**ways, **dict(zip(SIDED, map(at, SIDES), strict=True))}
 
 
 def _corners(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -62,7 +62,8 @@ class Processor:
     def tags(self) -> TagWriter:
         """The writer of contexts."""
         extractor = self.extractor
-        return TagWriter(self.tokenizer, extractor.classes, extractor.attributes, self.tag_score, self.tag_tokens)
+        names, concepts = (extractor.classes, extractor.attributes), "called" in extractor.parts
+        return TagWriter(self.tokenizer, *names, self.tag_score, self.tag_tokens, concepts)
 
     @property
     def text_start(self) -> int:

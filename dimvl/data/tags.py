@@ -6,6 +6,7 @@ of word pieces, whole words only. Recorded in the configuration and in the expor
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -24,12 +25,21 @@ class TagWriter:
         attributes: attribute names of the extractor, by id.
         min_score: classes and attributes below this score give no word.
         max_tokens: budget of word pieces for all tags, shared equally by the images; 0 for no tags.
+        concepts: whether the attributes, or the classes if there are none, are concepts from another model. Several are
+            true of a region, and each is a tag of its own.
 
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, classes: Sequence[str], attributes: Sequence[str], min_score: float, max_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        classes: Sequence[str],
+        attributes: Sequence[str],
+        min_score: float,
+        max_tokens: int,
+        concepts: bool = False,
     ) -> None:
+        self.concepts = concepts
         self.classes = [tuple(tokens) for tokens in tokenizer.encode_all(classes)]
         self.attributes = [tuple(tokens) for tokens in tokenizer.encode_all(attributes)]
         self.min_score = min_score
@@ -62,22 +72,35 @@ class TagWriter:
 
     def _tags(self, regions: Named, room: int) -> Iterator[int]:
         """Token ids of the tags of one image, at most `room`."""
-        class_ids, class_scores, attribute_ids, attribute_scores = regions
-        attributes = np.where(attribute_scores >= self.min_score, attribute_ids, -1)
-        if class_ids.shape[1]:
-            none = class_ids[:, 0] < 0
-            classes = np.where(class_scores[:, 0] >= self.min_score, class_ids[:, 0], -1)
-        else:
-            none, classes = np.ones(len(attributes), bool), np.full(len(attributes), -1)
         tags: dict[tuple[int, ...], None] = {}
-        for row in np.flatnonzero(none | (classes >= 0)):
-            words = [self.attributes[attribute] for attribute in attributes[row].tolist() if attribute >= 0]
-            # Names of a region without a class are words of their own; of one with a class, they describe it.
-            named = words if none[row] else [sum((*words, self.classes[classes[row]]), ())]
-            for tag in named:
-                if tag not in tags and len(tag) <= room:
-                    tags[tag] = None
-                    room -= len(tag)
+        for tag in chain(self._phrases(regions), self._words(regions) if self.concepts else ()):
             if room < 1:
                 break
+            if tag not in tags and len(tag) <= room:
+                tags[tag] = None
+                room -= len(tag)
         return (token for tag in tags for token in tag)
+
+    def _phrases(self, regions: Named) -> Iterator[tuple[int, ...]]:
+        """The class of each region that has one, with its attributes unless these are concepts."""
+        class_ids, class_scores, attribute_ids, attribute_scores = regions
+        if not class_ids.shape[1] or (self.concepts and not self.attributes):
+            return
+        known = np.flatnonzero((class_ids[:, 0] >= 0) & (class_scores[:, 0] >= self.min_score))
+        described = (attribute_scores[known] >= self.min_score) & (not self.concepts)
+        attributes = np.where(described, attribute_ids[known], -1)
+        for class_id, own in zip(class_ids[known, 0].tolist(), attributes.tolist(), strict=True):
+            words = [*(self.attributes[attribute] for attribute in own if attribute >= 0), self.classes[class_id]]
+            yield tuple(token for word in words for token in word)
+
+    def _words(self, regions: Named) -> Iterator[tuple[int, ...]]:
+        """Concepts, best first: of the regions without a class, if there are any and concepts are not the classes."""
+        ids, scores, attribute_ids, attribute_scores = regions
+        names = self.classes
+        if self.attributes:
+            without = ids[:, 0] < 0 if ids.shape[1] else np.ones(len(ids), bool)
+            rows = without if without.any() else slice(None)
+            ids, scores, names = attribute_ids[rows], attribute_scores[rows], self.attributes
+        good = (ids >= 0) & (scores >= self.min_score)
+        for place in np.argsort(-scores[good].astype(np.float32), kind="stable"):
+            yield names[ids[good][place]]

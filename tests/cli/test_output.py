@@ -16,6 +16,8 @@ import typer.main
 
 import dimvl.cli
 from dimvl.demo import runner
+from dimvl.regions.naming.concepts import ConceptNamer, ConceptNetwork, Source
+from dimvl.regions.store import RegionStore
 from tests.cli.calls import write_config
 from tests.exports import all_abilities, make_image, make_trained, write_run
 from tests.factories import make_extractor
@@ -30,6 +32,9 @@ COMMANDS = {
     "import": (["{features}", "{new}"], "6 images done"),
     "inspect": (["{regions}"], "images: 6"),
     "verify": (["{regions}"], "is sound"),
+    "join": (["{new}", "{regions}"], "6 images"),
+    "concepts": (["{concepts}", "output={new}"], "trained: "),
+    "name": (["{regions}", "{words}", "{new}"], "6 images done"),
     "plan": (["{pretrain}"], "parameters"),
     "profile": (["{pretrain}", "--steps", "1", "--warmup", "1"], "forward"),
     "pretrain": (["{pretrain}"], "trained: "),
@@ -70,8 +75,15 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
     (folder / "answered.json").write_text(json.dumps(answers))
     captions = [{"image_id": image, "caption": "a red star"} for image in range(1, 7)]
     (folder / "captioned.json").write_text(json.dumps(captions))
+    concepts = {"regions": str(data.regions), "captions": str(data.captions), "words": 2, "output": "unused"}
+    (folder / "concepts.yaml").write_text(json.dumps(concepts))
+    extractor = RegionStore(data.regions).extractor
+    network = ConceptNetwork(extractor.feature_width, 2, "max")
+    ConceptNamer(network, ("star", "circle"), ("noun", "noun"), Source.of(extractor)).save(folder / "words")
     return {
         "model": model,
+        "concepts": folder / "concepts.yaml",
+        "words": folder / "words",
         "detector": model / "detector",
         "images": folder / "images",
         "features": write_lxmert(folder, images_of()),

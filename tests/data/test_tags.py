@@ -37,8 +37,20 @@ def test_a_class_that_scores_below_the_limit_gives_no_word():
     assert write([2, 0, 1], [0.9, 0.25, 0.3], [[0, 2], [0, 2], [-1, 3]], [[0.25, 0.5]] * 3) == "red star blue square"
 
 
-def test_attributes_of_a_region_without_a_class_are_words_of_their_own():
-    assert write([-1, 2, -1], [0.9] * 3, [[2, 0], [-1, -1], [3, 2]], [[0.5, 0.25]] * 3) == "red star blue"
+def test_concepts_are_tags_of_their_own_best_first_after_the_classes():
+    tokenizer = make_tokenizer()
+
+    def tags(classes, attributes, *image):
+        writer = TagWriter(tokenizer, classes, attributes, 0.3, 12, concepts=True)
+        return tokenizer.decode(writer.context([[np.array(column) for column in image]])[1:-1].tolist())
+
+    none = np.zeros((2, 0), np.int16)
+    best = [[2, 0], [2, 1]], [[0.4, 0.2], [0.9, 0.5]]
+    assert tags(CLASSES, (), *best, none, none) == "star square", "a grid has no other classes"
+    found = [[0, 3], [2, 3]], [[0.9, 0.1], [0.5, 0.8]]
+    assert tags(CLASSES, ATTRIBUTES, [[1], [0]], [[0.9], [0.9]], *found) == "square circle small blue red"
+    beside = tags(CLASSES, ATTRIBUTES, [[1], [-1]], [[0.9], [0.0]], *found)
+    assert beside == "square blue red", "of regions with classes, concepts are used only if there are no others"
 
 
 def test_a_score_of_just_the_limit_gives_a_word():

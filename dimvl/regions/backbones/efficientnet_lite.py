@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
@@ -47,7 +48,11 @@ PIXELS = Pixels(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resample=Image.Resa
 
 
 class EfficientNetLite(Backbone):
-    """An EfficientNet-Lite; its map is what the last convolution makes, 1,280 numbers wide."""
+    """An EfficientNet-Lite.
+
+    Its map has what the last convolution makes, 1,280 numbers, and beside it the layer before the last halving of the
+    sides (112 numbers in Lite0, 120 in Lite2), which tells better what small boxes show: docs/extracting.md.
+    """
 
     kind = "efficientnet_lite"
 
@@ -164,14 +169,16 @@ class Network(nn.Module):
                 blocks.append(_Block(channels, _scaled(outputs, width), kernel, 1 if repeat else stride, expansion))
                 channels = _scaled(outputs, width)
         self.blocks = nn.ModuleList(blocks)
+        self.halving = max(number for number, block in enumerate(blocks) if block.depthwise.stride[0] > 1)
         self.head = _Convolution(channels, HEAD)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the map (B, 1280, h, w) of images (B, 3, height, width) of any size."""
-        images = self.stem(images)
-        for block in self.blocks:
+        """Return the map (B, F, h, w) of images (B, 3, height, width) of any size, with a cell for 16 x 16 pixels."""
+        images = finer = self.stem(images)
+        for number, block in enumerate(self.blocks):
+            finer = images if number == self.halving else finer
             images = block(images)
-        return self.head(images)
+        return torch.cat([F.interpolate(self.head(images), finer.shape[2:], mode="nearest-exact"), finer], dim=1)
 
 
 def _scaled(channels: int, width: float) -> int:

@@ -199,7 +199,11 @@ def index_problem(index: np.ndarray, manifest: Manifest) -> str | None:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of the store in folder `path`, whole or not at all."""
-    write_sealed(path / "manifest.json", manifest.model_dump(mode="json"))
+    content = manifest.model_dump(mode="json")
+    for name in ("parts", "recipe"):  # a detector alone is described as in versions before 0.2, whose runs compare it
+        if not content["extractor"][name]:
+            del content["extractor"][name]
+    write_sealed(path / "manifest.json", content)
 
 
 def read_manifest(path: Path) -> Manifest:
