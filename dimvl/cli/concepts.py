@@ -10,8 +10,6 @@ from dimvl.cli.app import Config, Overrides, Threads, any_path, app, input_folde
 from dimvl.progress import progress
 from dimvl.showing import counted
 
-log = logging.getLogger(__name__)
-
 
 @app.command()
 def concepts(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
@@ -80,23 +78,16 @@ def name(
     Example: dimvl name stores/photos concepts/photos stores/photos-named
     """
     from dimvl.concepts.renaming import name_store, named_extractor
-    from dimvl.regions.naming.folds import Folds
+    from dimvl.regions.naming.folds import Folds, warn_if_seen
     from dimvl.regions.naming.load import load_namer
     from dimvl.regions.store import RegionStore
     from dimvl.regions.store.writer import RegionStoreWriter
 
     set_threads(threads)
     opened, namer = RegionStore(store, check=True), load_namer(concepts)
-    others = Folds.load(concepts) if folds or Folds.exist(concepts) else None
-    if others is not None and not folds:
-        seen = sum(opened.image_id(position) in others for position in range(len(opened)))
-        if seen:
-            log.warning(
-                "the concepts were trained on %s of %s, where their words are right more often than in new ones; use "
-                "--folds for a store to train on",
-                *(counted(seen, "image"), store),
-            )
-        others = None
+    others = Folds.load(concepts) if folds else None
+    if not folds:
+        warn_if_seen(concepts, map(opened.image_id, range(len(opened))), store, "use --folds")
     extractor = named_extractor(opened, namer, concepts, held_out=folds)
     dtype = opened.folders[0].manifest.feature_dtype
     with RegionStoreWriter(out, extractor, feature_dtype=dtype) as writer, progress("images") as show:

@@ -165,6 +165,7 @@ def extract(
     from dimvl.regions.detectors.given_boxes import GivenBoxes
     from dimvl.regions.extract import extract as extract_regions
     from dimvl.regions.extractors.load import load_extractor
+    from dimvl.regions.naming.folds import warn_if_seen
     from dimvl.regions.sources.opening import open_images
     from dimvl.regions.store.writer import RegionStoreWriter
     from dimvl.trained_model import choose_device
@@ -182,6 +183,9 @@ def extract(
         report = extract_regions(
             share.source, found, writer, batch_size=batch_size, workers=workers, progress=show, boxes=given
         )
+    if concepts is not None:
+        remedy = "extract without --concepts, and then use `dimvl name --folds`"
+        warn_if_seen(Path(concepts), writer.contents, share.out, remedy)
     passed = share.source.passed
     if str(passed):
         print_text(str(passed))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from dimvl.data.annotations.reading import read_captions
+from dimvl.regions.naming.folds import Folds
 from dimvl.regions.records import ARRAYS
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import Result, Run
+from tests.concepts.made import make_namer
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 from tests.regions.backbones.tiny_backbones import transformers_folder
 from tests.regions.detectors.tiny_detectors import CLASSES, TORCHVISION, save_transformers, torchvision_file
@@ -290,3 +292,14 @@ def test_an_export_without_a_detector_accepts_regions_and_rejects_images(run: Ru
     assert "has no detector" in card and "photo.png" not in card
     image_file = place / "images" / "1.png"
     refused(run("caption", image_file, "--model", tmp_path / "out"), "give the regions of a store as --regions")
+
+
+def test_extraction_warns_of_images_that_the_concepts_were_trained_on(
+    run: Run, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    namer = make_namer(make_detector().extractor)
+    namer.save(tmp_path / "concepts")
+    Folds([namer, namer], [["1", "7"], ["3"]]).save(tmp_path / "concepts")
+    call = ("extract", place / "images", tmp_path / "out", "--where", place / "mine", "--concepts")
+    assert run(*call, tmp_path / "concepts").code == 0
+    assert "trained on 2 images of" in caplog.text and "use `dimvl name --folds`" in caplog.text

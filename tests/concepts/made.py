@@ -5,12 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from dimvl.regions.naming.concepts import ConceptNamer, ConceptNetwork, Source
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store.writer import RegionStoreWriter
 from tests.factories import make_regions
 
 SHOWN = ("dog", "ball", "snow", "man", "red", "run")
+NAMED_WORDS = ("dog", "run", "red", "grass", "man", "sky", "ball")
 CAPTIONS = {
     "dog": "A dog is here.",
     "ball": "There are two balls and a ball.",
@@ -75,3 +78,11 @@ def write_config(folder: Path, store: Path, captions: Path, **more: object) -> P
     file = folder / "concepts.yaml"
     file.write_text(json.dumps({**config, **more}))
     return file
+
+
+def make_namer(extractor: Extractor, seed: int = 0) -> ConceptNamer:
+    """Concepts with random weights for the features of an extractor."""
+    torch.manual_seed(seed)
+    network = ConceptNetwork(extractor.feature_width, len(NAMED_WORDS), "max", 4)
+    torch.nn.init.normal_(network.word.weight)
+    return ConceptNamer(network, NAMED_WORDS, ("noun",) * len(NAMED_WORDS), Source.of(extractor))

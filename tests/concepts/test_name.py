@@ -8,21 +8,11 @@ from dimvl.concepts.renaming import name_store, named_extractor
 from dimvl.errors import UserError
 from dimvl.regions.extract import extract
 from dimvl.regions.extractors.composed import ComposedExtractor
-from dimvl.regions.naming.concepts import ConceptNamer, ConceptNetwork, Source
 from dimvl.regions.naming.folds import Folds
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
-from tests.concepts.made import EXTRACTOR, make_captioned
+from tests.concepts.made import EXTRACTOR, NAMED_WORDS, make_captioned, make_namer
 from tests.exports import make_detector, make_image
-
-WORDS = ("dog", "run", "red", "grass", "man", "sky", "ball")
-
-
-def make_namer(extractor, seed=0):
-    torch.manual_seed(seed)
-    network = ConceptNetwork(extractor.feature_width, len(WORDS), "max", 4)
-    torch.nn.init.normal_(network.word.weight)
-    return ConceptNamer(network, WORDS, ("noun",) * len(WORDS), Source.of(extractor))
 
 
 def written(store, namer, out, folds=None, limit=None):
@@ -63,7 +53,7 @@ def test_a_named_store_is_what_extraction_with_these_concepts_writes(tmp_path):
             extract(files, found, writer)
     written(tmp_path / "plain", namer, tmp_path / "named")
     one, other = RegionStore(tmp_path / "named"), RegionStore(tmp_path / "both")
-    assert one.extractor == other.extractor and one.extractor.attributes == WORDS
+    assert one.extractor == other.extractor and one.extractor.attributes == NAMED_WORDS
     assert all(map(equal, contents(tmp_path / "named"), contents(tmp_path / "both")))
 
 
@@ -75,7 +65,7 @@ def test_naming_copies_the_regions_and_gives_classes_to_those_without(tmp_path, 
         assert np.array_equal(before.boxes, after.boxes)
         np.testing.assert_allclose(before.features, after.features, rtol=1e-6)  # int8: a scale may round once more
         assert after.class_ids.shape == (len(before), 5) and (after.class_ids >= 0).all()
-    assert RegionStore(tmp_path / "named").extractor.classes == WORDS
+    assert RegionStore(tmp_path / "named").extractor.classes == NAMED_WORDS
 
 
 def test_an_interrupted_naming_resumes_to_the_same_store(tmp_path):

@@ -5,7 +5,8 @@ such words while it is trained would trust them too much. A folder of concepts m
 on, each trained without a part of the images; `folds/images.json` says which images are in which part.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -13,6 +14,9 @@ from pydantic import Field
 from dimvl.errors import UserError
 from dimvl.files import Strict, check_values, read_sealed, write_sealed
 from dimvl.regions.naming.concepts import REMEDY, ConceptNamer
+from dimvl.showing import counted
+
+log = logging.getLogger(__name__)
 
 FOLDER = "folds"
 IMAGES = "images.json"
@@ -72,3 +76,16 @@ class Folds:
             )
         images = check_values(read_sealed(file, REMEDY), _Images, file, REMEDY).images
         return cls([ConceptNamer.load(folder / FOLDER / str(number)) for number in range(len(images))], images)
+
+
+def warn_if_seen(concepts: Path, image_ids: Iterable[str], store: Path, remedy: str) -> None:
+    """Warn of images that were named by concepts trained on them, as far as the folder of concepts lists its images."""
+    if not Folds.exist(concepts):
+        return
+    folds = Folds.load(concepts)
+    if seen := sum(image_id in folds for image_id in image_ids):
+        log.warning(
+            "the concepts were trained on %s of %s, where their words are right more often than in new ones; for a "
+            "store to train on, %s",
+            *(counted(seen, "image"), store, remedy),
+        )
