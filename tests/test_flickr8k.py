@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dimvl.files import read_json, write_json
 from dimvl.tasks import load_config
@@ -26,9 +28,22 @@ def flickr(count: int, val: int) -> dict:
     }
 
 
+def write_data(folder: Path, count: int, val: int) -> None:
+    (folder / "images").mkdir(parents=True)
+    images, boxes = [], []
+    for number in range(count):
+        image = Image.new("RGB", (16, 8), "white")
+        image.paste("black", (2, 0, 6, 8))
+        image.save(folder / "images" / f"{number}.jpg")
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": 32, "height": 16})
+        boxes.append({"id": number, "image_id": number, "category_id": 1, "bbox": [4, 0, 8, 16], "score": 0.5})
+    write_json(folder / run_flickr8k.ANNOTATIONS, flickr(count, val))
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "bar"}]}
+    write_json(folder / run_flickr8k.BOXES, content)
+
+
 def test_settings_are_chosen_on_training_images_that_are_held_out(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    write_json(tmp_path / "data" / run_flickr8k.ANNOTATIONS, flickr(700, val=50))
+    write_data(tmp_path / "data", 700, val=50)
     parts = {}
     for development in (False, True):
         out = tmp_path / str(development)
@@ -39,12 +54,34 @@ def test_settings_are_chosen_on_training_images_that_are_held_out(tmp_path: Path
         files, again = starts
         assert files == again, "a second start changes nothing"
         parts[development] = [{image["id"] for image in file["images"]} for file in files]
+        copies = {image for image in parts[development][0] if image >= run_flickr8k.MIRRORED}
+        parts[development][0] -= copies
+        assert copies == {image + run_flickr8k.MIRRORED for image in parts[development][0]}
         assert files[0]["annotations"][0]["caption"] == "a dog", "punctuation is not trained"
         assert files[1]["annotations"][0]["caption"].endswith(" ."), "references stay as they are"
     train, val = parts[False]
     assert val == set(range(650, 700)) and train == set(range(650))
     smaller, held_out = parts[True]
     assert len(held_out) == run_flickr8k.DEVELOPMENT and smaller | held_out == train and not smaller & held_out
+
+
+def test_a_training_image_is_also_there_mirrored_with_its_captions_and_boxes(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", 3, val=1)
+    run_flickr8k.lay_out(tmp_path / "data", tmp_path / "out")
+    folder = tmp_path / "out" / "annotations"
+    boxes, texts = read_json(folder / "boxes.json"), read_json(folder / "train.json")
+    names = {image["id"]: image["file_name"] for image in boxes["images"]}
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == sorted(names.values())
+    dark = {}
+    for annotation in boxes["annotations"]:
+        left, _, width, _ = annotation["bbox"]
+        with Image.open(tmp_path / "out" / "images" / names[annotation["image_id"]]) as image:
+            pixels = np.asarray(image.convert("L"), dtype=float).mean(0)
+        dark[annotation["image_id"]] = (left, pixels[int(left / 2) : int((left + width) / 2)].mean() < 90)
+    ids = [0, 1, 2, run_flickr8k.MIRRORED, run_flickr8k.MIRRORED + 1]
+    assert dark == {image: (4 if image < 3 else 20, True) for image in ids}, "boxes lie where the bar is"
+    by_image = {annotation["image_id"]: annotation["caption"] for annotation in texts["annotations"]}
+    assert sorted(by_image) == [0, 1, *ids[3:]], "no copy of an image to score"
 
 
 def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ DATA is a folder with the reader's own copy of Flickr8k: `images`, `dataset_flic
 Java for the scores. Each command of `stages` runs in its own process in OUT. One that has ended is skipped when this
 tool runs again, and one that was interrupted goes on. Writes OUT/flickr8k.json, or another file by --results.
 
-All settings were chosen with --development: 500 images of the training split, drawn once, are held out in place of the
-official `val`.
+Each training image is used as it is and mirrored. All settings were chosen with --development: 500 images of the
+training split, drawn once, are held out in place of the official `val`.
 """
 
 import argparse
@@ -20,27 +20,31 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import ImageOps
 
-from dimvl.files import read_json, write_json
+from dimvl.files import atomic_path, read_json, write_json
+from dimvl.regions.images import load_image
 
 ROOT = Path(__file__).parents[1]
-ANNOTATIONS = "dataset_flickr8k.json"
+ANNOTATIONS, BOXES = "dataset_flickr8k.json", "detections_yolox.json"
 DEVELOPMENT = 500
+MIRRORED = 100_000
+"""Added to the id of an image for that of its mirrored copy."""
 METRICS = {"bleu4": "Bleu_4", "meteor": "METEOR", "cider": "CIDEr"}
 RUNS = ("caption", "no_pretraining", "text_only", "self_critical")
 EXTRACT = [
     *("--where", "grid", "--grid", "5", "--features", "efficientnet_lite2", "--features-side", "288"),
-    *("--boxes", "data/detections_yolox.json"),
+    *("--boxes", "annotations/boxes.json"),
 ]
 DECODING = ["--beams", "5", "--length-penalty", "0.7"]
 ALONE = ["initial=null", "model.bert=encoder"]
-LONGER = "training.steps=2200"
+LONGER = "training.steps=1750"
 """As many as pretraining and fine-tuning together."""
 NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0", "training.steps=300", "training.rows_per_step=2048"]
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -88,15 +92,49 @@ def main() -> None:
 
 
 def lay_out(data: Path, out: Path, development: bool = False) -> None:
-    """Link data and configurations into OUT, where commands run, and write the captions."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, target in (("data", data), ("configs", ROOT / "configs")):
-        if not (out / name).is_symlink():
-            (out / name).symlink_to(target.resolve())
-    (out / "annotations").mkdir(exist_ok=True)
+    """Link data and configurations into OUT, where commands run; write captions, mirrored images, and all boxes."""
+    for folder in (out / "annotations", out / "images"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (out / "configs").is_symlink():
+        (out / "configs").symlink_to(ROOT / "configs")
     train, held_out = split(read_json(data / ANNOTATIONS)["images"], development)
-    write_json(out / "annotations" / "train.json", captions(train, lambda sentence: " ".join(sentence["tokens"])))
+    copies = [
+        {**image, "cocoid": image["cocoid"] + MIRRORED, "filename": f"mirrored-{image['filename']}"} for image in train
+    ]
+    trained = captions([*train, *copies], lambda sentence: " ".join(sentence["tokens"]))
+    write_json(out / "annotations" / "train.json", trained)
     write_json(out / "annotations" / "held_out.json", captions(held_out, lambda sentence: str(sentence["raw"])))
+    for image in [*train, *held_out]:
+        if not (link := out / "images" / image["filename"]).is_symlink():
+            link.symlink_to((data / "images" / image["filename"]).resolve())
+    for image, copy in zip(train, copies, strict=True):
+        if not (path := out / "images" / copy["filename"]).exists():
+            with atomic_path(path) as temporary:
+                ImageOps.mirror(load_image(out / "images" / image["filename"])).save(temporary, "JPEG", quality=95)
+    boxes = mirrored_boxes(read_json(data / BOXES), {image["cocoid"] for image in train})
+    write_json(out / "annotations" / "boxes.json", boxes)
+
+
+def mirrored_boxes(content: dict[str, Any], images: Set[int]) -> dict[str, Any]:
+    """Return boxes in COCO's layout, and those of the mirrored copies of some images."""
+    widths = {image["id"]: image["width"] for image in content["images"]}
+    copies = [
+        {**image, "id": image["id"] + MIRRORED, "file_name": f"mirrored-{image['file_name']}"}
+        for image in content["images"]
+        if image["id"] in images
+    ]
+    boxes = []
+    for annotation in content["annotations"]:
+        if (image := annotation["image_id"]) in images:
+            left, top, width, height = annotation["bbox"]
+            box = [max(0.0, widths[image] - left - width), top, width, height]
+            ids = {"id": annotation["id"] + len(content["annotations"]), "image_id": image + MIRRORED}
+            boxes.append({**annotation, **ids, "bbox": box})
+    return {
+        **content,
+        "images": [*content["images"], *copies],
+        "annotations": [*content["annotations"], *boxes],
+    }
 
 
 def split(images: Sequence[dict[str, Any]], development: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -129,7 +167,7 @@ def captions(images: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], 
 def shared_stages(threads: int) -> list[Stage]:
     """What all seeds use: text encoder, regions, concepts."""
     tool = str(ROOT / "tools" / "trim_text_encoder.py")
-    extract = ["extract", "data/images", "stores/plain", *EXTRACT, "--threads", str(threads)]
+    extract = ["extract", "images", "stores/plain", *EXTRACT, "--threads", str(threads)]
     return [
         Stage("encoder", [tool, encoder(), "annotations/train.json", "encoder"]),
         Stage("extract", dimvl(*extract)),

@@ -58,7 +58,7 @@ def train_concepts(
     ids = {word.lemma: number for number, word in enumerate(words)}
     images = label(texts, lexicon, ids)
     started = time.monotonic()
-    fold_of = _fold_of(len(images), config)
+    fold_of = draw_folds(texts.texts, config)
     namer, *models = _models(config, images, words, fold_of, device, progress)
     report: dict[str, Any] = {
         "words": dict(Counter(word.part for word in words)),
@@ -107,12 +107,17 @@ def _chosen(lexicon: Lexicon, number: int) -> list[Word]:
     return words
 
 
-def _fold_of(images: int, config: ConceptConfig) -> np.ndarray:
-    """Draw the fold (I,) of each image."""
+def draw_folds(texts: Sequence[Sequence[str]], config: ConceptConfig) -> np.ndarray:
+    """Draw the fold (I,) of each image; images with the same captions, such as mirrored copies, share one."""
     folds = config.training.folds
-    if folds > images:
-        raise UserError(f"training.folds is {folds} but there are {images} images; give fewer training.folds")
-    return np.random.default_rng(config.seed).permutation(images) % max(folds, 1)
+    groups = {captions: number for number, captions in enumerate(dict.fromkeys(tuple(sorted(own)) for own in texts))}
+    if folds > len(groups):
+        raise UserError(
+            f"training.folds is {folds} but there are {len(groups)} images with captions of their own; give fewer "
+            "training.folds"
+        )
+    drawn = np.random.default_rng(config.seed).permutation(len(groups)) % max(folds, 1)
+    return drawn[[groups[tuple(sorted(own))] for own in texts]]
 
 
 def _models(

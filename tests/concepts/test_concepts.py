@@ -7,7 +7,7 @@ import torch
 
 import dimvl.concepts.run
 from dimvl.concepts.config import ConceptConfig, read_concept_config
-from dimvl.concepts.run import train_concepts
+from dimvl.concepts.run import draw_folds, train_concepts
 from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.regions.naming.concepts import ConceptNamer
@@ -157,7 +157,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(run, made, tmp_path):
         (f"captions={tmp_path / 'both.jsonl'}", "2 images", "one image each"),
         ("captions=nowhere.json", "nowhere.json does not exist (captions)"),
         ("training.folds=1", "at least 2"),
-        ("training.folds=61", "61", "60 images"),
+        ("training.folds=61", "61", "images with captions of their own"),
         ("training.pooling=mode", "pooling"),
         ("word=9", "did you mean 'words'"),
         (f"output={made / 'concepts'}", "exists already"),
@@ -180,3 +180,10 @@ def test_captions_of_missing_images_are_refused_or_dropped_and_counted(run, made
 def test_a_configuration_has_all_sections_by_default():
     config = ConceptConfig(output="c", regions="s", captions="f")
     assert config.validation is None and config.training.folds == 0 and config.words == 1000
+
+
+def test_copies_of_an_image_are_never_named_by_a_model_that_has_seen_one_of_them():
+    config = ConceptConfig(output="c", regions="s", captions="f", training={"folds": 3})
+    texts = [[f"dog {number}", "a dog"] for number in range(30)]
+    folds = draw_folds([*texts, *([second, first] for first, second in texts)], config)
+    assert (folds[:30] == folds[30:]).all() and np.bincount(folds).tolist() == [20, 20, 20]
