@@ -130,7 +130,7 @@ def test_results_are_means_over_seeds_with_intervals_of_known_size(tmp_path: Pat
 
 def test_every_stage_is_a_command_of_its_own_and_every_run_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_flickr8k, "encoder", lambda: "minilm")
-    planned = run_flickr8k.shared_stages(2)
+    planned = run_flickr8k.shared_stages()
     planned += [stage for run in run_flickr8k.RUNS for seed in (0, 1) for stage in run_flickr8k.stages(run, seed, 2)]
     names = [stage.name for stage in planned]
     assert len(set(names)) == len(names)

@@ -5,7 +5,8 @@ python tools/run_flickr8k.py DATA runs/flickr8k --seeds 0 1 2 --threads 2
 DATA is a folder with the reader's own copy of Flickr8k: `images`, `dataset_flickr8k.json` (Karpathy's splits) and
 `detections_yolox.json` (boxes with scores, COCO layout). The extras photos, encoder and metrics must be installed, and
 Java for the scores. Each command of `stages` runs in its own process in OUT. One that has ended is skipped when this
-tool runs again, and one that was interrupted goes on. Writes OUT/flickr8k.json, or another file by --results.
+tool runs again, and one that was interrupted goes on. Once the shared ones have ended, several calls may train several
+seeds at the same time. Writes OUT/flickr8k.json, or another file by --results.
 
 Each training image is used as it is and mirrored. All settings were chosen with --development: 500 images of the
 training split, drawn once, are held out in place of the official `val`.
@@ -64,13 +65,13 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="what to train and score")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of training and scoring")
     parser.add_argument("--development", action="store_true", help="hold out a part of the training images, not val")
     parser.add_argument("--results", type=Path, help="file to write; default OUT/flickr8k.json")
     parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
     arguments = parser.parse_args()
     lay_out(arguments.data, arguments.out, arguments.development)
-    planned = shared_stages(arguments.threads)
+    planned = shared_stages()
     for run_name in arguments.runs:
         for seed in arguments.seeds:
             planned += stages(run_name, seed, arguments.threads)
@@ -164,14 +165,14 @@ def captions(images: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], 
     }
 
 
-def shared_stages(threads: int) -> list[Stage]:
+def shared_stages() -> list[Stage]:
     """What all seeds use: text encoder, regions, concepts."""
     tool = str(ROOT / "tools" / "trim_text_encoder.py")
-    extract = ["extract", "images", "stores/plain", *EXTRACT, "--threads", str(threads)]
+    extract = ["extract", "images", "stores/plain", *EXTRACT]
     return [
         Stage("encoder", [tool, encoder(), "annotations/train.json", "encoder"]),
         Stage("extract", dimvl(*extract)),
-        Stage("concepts", dimvl("concepts", "configs/flickr8k/concepts.yaml", "--threads", str(threads))),
+        Stage("concepts", dimvl("concepts", "configs/flickr8k/concepts.yaml")),
         Stage("name", dimvl("name", "stores/plain", "concepts", "stores/regions", "--folds")),
     ]
 
