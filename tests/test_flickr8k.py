@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dimvl.data.annotations import read_captions
 from dimvl.files import read_json, write_json
 from dimvl.tasks import load_config
 from tools import run_flickr8k
@@ -82,6 +83,7 @@ def test_a_training_image_is_also_there_mirrored_with_its_captions_and_boxes(tmp
     assert dark == {image: (4 if image < 3 else 20, True) for image in ids}, "boxes lie where the bar is"
     by_image = {annotation["image_id"]: annotation["caption"] for annotation in texts["annotations"]}
     assert sorted(by_image) == [0, 1, *ids[3:]], "no copy of an image to score"
+    assert len(read_captions(folder / "train.json")) == 4, "captions have ids of their own"
 
 
 def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 ANNOTATIONS, BOXES = "dataset_flickr8k.json", "detections_yolox.json"
 DEVELOPMENT = 500
 MIRRORED = 100_000
-"""Added to the id of an image for that of its mirrored copy."""
+"""Added to the ids of an image and of its captions for those of its mirrored copy."""
 METRICS = {"bleu4": "Bleu_4", "meteor": "METEOR", "cider": "CIDEr"}
 RUNS = ("caption", "no_pretraining", "text_only", "self_critical")
 EXTRACT = [
@@ -99,9 +99,7 @@ def lay_out(data: Path, out: Path, development: bool = False) -> None:
     if not (out / "configs").is_symlink():
         (out / "configs").symlink_to(ROOT / "configs")
     train, held_out = split(read_json(data / ANNOTATIONS)["images"], development)
-    copies = [
-        {**image, "cocoid": image["cocoid"] + MIRRORED, "filename": f"mirrored-{image['filename']}"} for image in train
-    ]
+    copies = [mirrored(image) for image in train]
     trained = captions([*train, *copies], lambda sentence: " ".join(sentence["tokens"]))
     write_json(out / "annotations" / "train.json", trained)
     write_json(out / "annotations" / "held_out.json", captions(held_out, lambda sentence: str(sentence["raw"])))
@@ -114,6 +112,13 @@ def lay_out(data: Path, out: Path, development: bool = False) -> None:
                 ImageOps.mirror(load_image(out / "images" / image["filename"])).save(temporary, "JPEG", quality=95)
     boxes = mirrored_boxes(read_json(data / BOXES), {image["cocoid"] for image in train})
     write_json(out / "annotations" / "boxes.json", boxes)
+
+
+def mirrored(image: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of an image's mirrored copy."""
+    sentences = [{**sentence, "sentid": sentence["sentid"] + MIRRORED} for sentence in image["sentences"]]
+    ids = {"cocoid": image["cocoid"] + MIRRORED, "sentences": sentences}
+    return {**image, **ids, "filename": f"mirrored-{image['filename']}"}
 
 
 def mirrored_boxes(content: dict[str, Any], images: Set[int]) -> dict[str, Any]:
