@@ -29,6 +29,7 @@ import dimvl.cli.training
 import dimvl.cli.reporting
 import dimvl.cli.scoring
 import dimvl.cli.comparing
+import dimvl.cli.study
 import dimvl.cli.prediction  # noqa: F401
 # isort: on
 
