@@ -23,7 +23,7 @@ NAME = re.compile(r"[\w.-]+")
 
 
 class SettingConfig(Section):
-    """One setting: its stages in order, each after the one before, and values of its own."""
+    """A mapping of names to settings: the stages of each, one after the other, and values of its own."""
 
     stages: list[str] = Field(min_length=1, description="names of stages; those that evaluate give its scores")
     values: Values = Field({}, description="values for placeholders")

@@ -60,7 +60,7 @@ def changed(name: str, text: str) -> dict[str, Any]:
         (changed("score", "evaluate 'a"), r"'score' is not a command line \(No closing quotation\)"),
         (changed("pretrain", "finetune {here}/pretrain.yaml output=o"), r"is 'pretrain', which is for pretrain; begin"),
         (changed("answer", "finetune {here}/vqa.yaml training.stepz=1"), r"unknown key 'training.stepz'; did you mean"),
-        (changed("answer", "finetune {here}/vqa.yaml output={out}/{x} training.steps={seed}1"), r"differ; name what"),
+        (changed("answer", "finetune {here}/vqa.yaml output={out}/{x} training.steps=1{seed}"), r"differ; name what"),
         (changed("score", "evaluate {out}/{setting}"), r"one evaluation for x 10 and 200; name {x} in its stages"),
         (changed("score", "evaluate {out}/{setting}/{x}"), r"one evaluation for seed 0 and 1; name {seed} in its"),
         ({"values": {"run": "{run}/a"}}, r"the value of run refers to itself; write it without {run}"),
