@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_study_trains_evaluates_and_compares_with_the_commands_of_dimvl(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=InThisProcess, DEVNULL=subprocess.DEVNULL))
     data = make_data(tmp_path / "data")
     for name in ("pretrain", "vqa"):
         config = make_config(data, tmp_path / "run", name).model_dump(mode="json")
