@@ -65,8 +65,8 @@ def _work(runner: "Runner", every: bool) -> Iterator[str]:
     """Yield what is to be done: each stage if `every`, and how much it is together."""
     stages = runner.grid.stages
     for name, stage in stages.items() if every else ():
-        steps = f" ({counted(stage.steps, 'step')}, {stage.rows:,} rows)" if stage.steps else ""
-        yield f"{'ended ' if name in runner.ended else 'to run'} {name}{steps}: {stage.command}"
+        size = f" ({counted(stage.steps, 'step')}, {stage.rows:,} rows)" if stage.steps else ""
+        yield f"{'ended ' if name in runner.ended else 'to run'} {name}{size}: {stage.command}"
     left = [stage for name, stage in stages.items() if name not in runner.ended]
     trainings = [stage for stage in left if stage.steps]
     steps, rows = sum(stage.steps for stage in trainings), sum(stage.rows for stage in trainings)
@@ -76,7 +76,5 @@ def _work(runner: "Runner", every: bool) -> Iterator[str]:
     )
     if left:
         seconds, complete = runner.seconds_left()
-        known = (
-            f"{'about' if complete else 'more than'} {format_seconds(seconds)} of work, by the stages that have ended"
-        )
+        known = f"{'about' if complete else 'more than'} {format_seconds(seconds)} of work, going by those that ended"
         yield known if seconds else "how long that takes is not known before a stage of each kind has ended"

@@ -89,7 +89,13 @@ def _records(config: StudyConfig, runner: Runner, x: Value | None, evaluation: s
     for setting, found in estimates.items():
         compared = differences(estimates[config.baseline], found) if first and setting != config.baseline else {}
         for score, own in found.items():
-            record = {"setting": setting, "x": x, "evaluation": evaluation, "score": named(score), "mean": own.mean}
+            record: Record = {
+                "setting": setting,
+                "x": x,
+                "evaluation": evaluation,
+                "score": named(score),
+                "mean": own.mean,
+            }
             record |= {"by_seed": {str(seed): value for seed, value in zip(seeds[setting], own.by_seed, strict=True)}}
             record |= {"over_images": own.over_images, "over_seeds": own.over_seeds}
             if score in compared:

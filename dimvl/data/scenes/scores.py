@@ -55,8 +55,8 @@ class CaptionFacts(NamedTuple):
     parsed: bool
 
     @property
-    def count(self) -> int:
-        """Number of facts that it states."""
+    def number(self) -> int:
+        """How many facts it states."""
         return sum(count for _, count in self.stated.values()) if self.parsed else 0
 
 
@@ -83,7 +83,7 @@ def score_captions(
         relation_precision=_precision(found, ("relation",)),
         fact_recall=_mean([facts.recall for facts in found]),
         reference_recall=_mean([fact_recall(parse_caption(text) or [], world) for text, world in written]),
-        facts_per_caption=_mean([facts.count for facts in found]),
+        facts_per_caption=_mean([facts.number for facts in found]),
         distinct=len(set(captions.values())) / len(captions),
         parsed=_mean([facts.parsed for facts in found]),
     )
