@@ -58,6 +58,7 @@ def _label(axes: Any, places: Sequence[float], x: str, score: str) -> None:
     """Name the axes."""
     plain_axes(axes, INK, "y" if x else "x")
     if not x:
+        axes.margins(y=0.15)
         axes.invert_yaxis()
         axes.set_xlabel(score)
         return
