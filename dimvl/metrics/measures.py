@@ -1,7 +1,8 @@
 """The scores of an evaluation as sums over its items, for intervals and comparisons.
 
 `items.jsonl` has what a score needs of each item: its accuracy, the statistics of BLEU and METEOR, the facts that a
-caption states. `measures` finds it there, so a task whose items have such fields needs nothing else.
+caption states, and as `means` the values of any score that is a mean over items. `measures` finds it there, so a task
+whose items have such fields needs nothing else.
 
 Letters: N items, S numbers of an item.
 """
@@ -44,7 +45,7 @@ def measures(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
         KeyError, TypeError, ValueError: the items are not as `dimvl evaluate` writes them.
 
     """
-    return {**_accuracies(items), **_official(items), **_facts(items)}
+    return {**_accuracies(items), **_official(items), **_facts(items), **_means(items)}
 
 
 def intervals(items: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -168,18 +169,23 @@ def meteor(sums: np.ndarray) -> np.ndarray:
 
 
 def _facts(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
-    """Return the scores of the facts that captions of scenes state; see `dimvl.data.scenes.scores`."""
+    """Return the precisions of facts that captions of scenes state; see `dimvl.data.scenes.scores`."""
     facts = [item["facts"] for item in items if "facts" in item]
     if not facts or len(facts) < len(items):
         return {}
-    kinds = {
-        kind: np.array([own["stated"].get(kind, [0, 0]) for own in facts], np.float64) for kind in facts[0]["stated"]
-    }
-    found: dict[Place, Measure] = {("fact_precision",): Measure(sum(kinds.values(), np.zeros((len(facts), 2))), _share)}
+    kinds = {kind: np.array([own[kind] for own in facts], np.float64) for kind in facts[0]}
+    found: dict[Place, Measure] = {("fact_precision",): Measure(np.sum([*kinds.values()], axis=0), _share)}
     for kind in ("attribute", "place", "relation"):
         found[f"{kind}_precision",] = Measure(kinds[kind], _share)
-    found["fact_recall",] = _mean_of([own["recall"] for own in facts])
     return found
+
+
+def _means(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
+    """Return the scores that are means of what `means` of each item has under their names."""
+    means = [item["means"] for item in items if "means" in item]
+    if not means or len(means) < len(items):
+        return {}
+    return {(name,): _mean_of([own[name] for own in means]) for name in means[0]}
 
 
 def _share(sums: np.ndarray) -> np.ndarray:

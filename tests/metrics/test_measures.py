@@ -79,11 +79,11 @@ def test_facts_of_captions_have_the_precision_and_recall_of_all_captions() -> No
     scores = score_captions(texts, worlds, {image: [text] for image, text in texts.items()})
     facts = {image: caption_facts(text, worlds[image]) for image, text in texts.items()}
     items = [
-        json.loads(json.dumps({"image_id": image, "facts": {"stated": own.stated, "recall": own.recall}}))
+        json.loads(json.dumps({"image_id": image, "facts": own.stated, "means": own.means}))
         for image, own in facts.items()
     ]
     found = values_of(items)
-    assert found == pytest.approx({name: getattr(scores, name) for name in found}) and len(found) == 5
+    assert found == pytest.approx({name: getattr(scores, name) for name in found}) and len(found) == 7
     assert 0 < found["fact_precision"] < 1 and intervals(items)["fact_recall"][0] < found["fact_recall"]
-    nothing = {"image_id": 1, "facts": {"stated": {kind: [0, 0] for kind in facts[0].stated}, "recall": 0.0}}
+    nothing = {"image_id": 1, "facts": {kind: [0, 0] for kind in facts[0].stated}}
     assert values_of([nothing])["place_precision"] == 0

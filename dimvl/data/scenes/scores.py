@@ -45,19 +45,12 @@ class CaptionFacts(NamedTuple):
     Attributes:
         stated: kind of fact -> how many are true, and how many are stated; one that cannot be parsed states one false
             fact of each kind.
-        recall: share of the scene's facts that it states correctly.
-        parsed: whether it can be parsed.
+        means: the other scores of this caption; those of all captions are their means.
 
     """
 
     stated: dict[str, tuple[int, int]]
-    recall: float
-    parsed: bool
-
-    @property
-    def number(self) -> int:
-        """How many facts it states."""
-        return sum(count for _, count in self.stated.values()) if self.parsed else 0
+    means: dict[str, float]
 
 
 def caption_facts(caption: str, world: World) -> CaptionFacts:
@@ -66,8 +59,8 @@ def caption_facts(caption: str, world: World) -> CaptionFacts:
     judged: dict[str, list[bool]] = {kind: [] if facts else [False] for kind in get_args(FactKind)}
     for fact in facts:
         judged[fact.kind].append(judge(fact, world))
-    stated = {kind: (sum(truths), len(truths)) for kind, truths in judged.items()}
-    return CaptionFacts(stated, fact_recall(facts, world), bool(facts))
+    means = {"fact_recall": fact_recall(facts, world), "facts_per_caption": len(facts), "parsed": float(bool(facts))}
+    return CaptionFacts({kind: (sum(truths), len(truths)) for kind, truths in judged.items()}, means)
 
 
 def score_captions(
@@ -81,11 +74,9 @@ def score_captions(
         attribute_precision=_precision(found, ("attribute",)),
         place_precision=_precision(found, ("place",)),
         relation_precision=_precision(found, ("relation",)),
-        fact_recall=_mean([facts.recall for facts in found]),
         reference_recall=_mean([fact_recall(parse_caption(text) or [], world) for text, world in written]),
-        facts_per_caption=_mean([facts.number for facts in found]),
         distinct=len(set(captions.values())) / len(captions),
-        parsed=_mean([facts.parsed for facts in found]),
+        **{name: _mean([facts.means[name] for facts in found]) for name in found[0].means},
     )
 
 

@@ -168,7 +168,7 @@ def evaluate_captions(
         numbers = {image: world.image_id for image, world in scenes.items()}
         for item, ((ids, _), caption) in zip(items, found.items(), strict=True):
             own = caption_facts(caption, scenes[ids[0]])
-            item["facts"] = {"stated": own.stated, "recall": own.recall}
+            item |= {"facts": own.stated, "means": own.means}
         facts = score_captions(
             {numbers[ids[0]]: caption for (ids, _), caption in found.items()},
             {world.image_id: world for world in scenes.values()},
