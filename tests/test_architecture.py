@@ -24,15 +24,15 @@ ORDER = (
         "config",
         "regions",
         "data",
-        "concepts",
         "metrics",
+        "concepts",
         "model",
         "objectives",
         "decoding",
     ),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
     *("model_card", "export", "image_inputs", "explanation", "predictor", "evaluation", "drawing", "progress"),
-    *("report", "demo", "cli", "__main__"),
+    *("stopping", "report", "study", "demo", "cli", "__main__"),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

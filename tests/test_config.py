@@ -9,6 +9,8 @@ from dimvl.concepts.config import ConceptConfig, read_concept_config
 from dimvl.config import ModelConfig, Section, read_yaml, validate
 from dimvl.demo.config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
+from dimvl.study.config import read_study_config
+from dimvl.study.stages import make_grid
 from dimvl.tasks import load_config
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.captioning.config import CaptionConfig
@@ -391,6 +393,9 @@ def test_every_configuration_that_comes_with_dimvl_loads(path):
         assert isinstance(validate(ModelConfig, content["model"], str(path)), ModelConfig)
     elif kind == "scenes":
         assert isinstance(load_demo_config(path), DemoConfig)
+    elif path.parent == CONFIGS / "studies":
+        grid = make_grid(read_study_config(path), path.parent)
+        assert any(stage.steps for stage in grid.stages.values())
     elif path.stem == "concepts":
         assert isinstance(read_concept_config(path), ConceptConfig)
     else:

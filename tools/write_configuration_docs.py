@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from dimvl.concepts.config import ConceptConfig
 from dimvl.config import RunConfig
+from dimvl.study.config import StudyConfig
 from dimvl.tasks import CONFIGS, all_tasks
 from dimvl.training.run_folder import FREE
 
@@ -52,6 +53,7 @@ def page() -> str:
     for name, task in all_tasks().items():
         parts.append(_tables(f"{task.title} (`task: {name}`)", "", CONFIGS[name], RunConfig.model_fields))
     parts.append(_tables("Concepts (`dimvl concepts`)", "", ConceptConfig, {}))
+    parts.append(_tables("Studies (`dimvl study`)", "", StudyConfig, {}))
     return "\n".join(parts).rstrip() + "\n"
 
 

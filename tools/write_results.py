@@ -18,7 +18,7 @@ from typing import Any
 from dimvl.demo.config import load_demo_config, shipped_config
 from dimvl.demo.results import goals_of
 from dimvl.files import read_json, write_json
-from dimvl.training.report import format_seconds
+from dimvl.showing import format_seconds
 
 ROOT = Path(__file__).parents[1]
 

@@ -29,14 +29,15 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _distinct(values: List) -> List:
+def distinct(values: List) -> List:
+    """Return a list in which nothing is named twice; a `ValueError` otherwise."""
     for place, value in enumerate(values):
         if value in values[:place]:
             raise ValueError(f"{value} is named twice; name each one once")
     return values
 
 
-Files = Annotated[list[Path], BeforeValidator(_as_list), AfterValidator(_distinct), Field(min_length=1)]
+Files = Annotated[list[Path], BeforeValidator(_as_list), AfterValidator(distinct), Field(min_length=1)]
 FilesOrNone = Annotated[list[Path | None], BeforeValidator(_as_list)]
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 
@@ -88,7 +89,7 @@ class ModelConfig(Section):
     width: int = Field(768, ge=8, le=10**5, description="hidden size; a multiple of heads")
     heads: int = Field(12, ge=1, description="number of attention heads")
     inner_width: int = Field(3072, ge=8, le=10**6, description="hidden size inside the feed-forward sublayer")
-    split: Annotated[list[Split], AfterValidator(_distinct)] = Field(
+    split: Annotated[list[Split], AfterValidator(distinct)] = Field(
         ["qkv"], description="sublayers with separate weights for vision and language"
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout after embeddings and sublayers; none in attention")

@@ -11,13 +11,11 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +27,8 @@ from dimvl.demo.stages import Stage, all_stages
 from dimvl.errors import Interrupted, UserError
 from dimvl.files import read_json, write_json
 from dimvl.progress import newest_line
-from dimvl.training.report import format_seconds
+from dimvl.showing import format_seconds
+from dimvl.stopping import stop_signals
 
 POLL = 0.25  # seconds between two checks of the running stages
 PLAIN_EVERY = 15.0  # seconds between progress lines where there is no terminal
@@ -105,7 +104,7 @@ def run_stages(config: DemoConfig, paths: DemoPaths, stages: Sequence[Stage]) ->
     context.set_forkserver_preload(["dimvl.demo.stages"])
     done = {stage.name for stage in stages if (paths.stages / f"{stage.name}.json").exists()}
     running: list[Running] = []
-    with _stop_signals() as signals, newest_line(PLAIN_EVERY) as show:
+    with stop_signals() as signals, newest_line(PLAIN_EVERY) as show:
         try:
             while len(done) < len(stages):
                 started = done | {item.stage.name for item in running}
@@ -173,22 +172,6 @@ def _check(item: Running, paths: DemoPaths) -> None:
         raise UserError(f"stage {item.stage.name}: {error.read_text()}")
     if code:
         raise RuntimeError(f"stage {item.stage.name} ended with exit code {code}; see its traceback above")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect the numbers of SIGINT and SIGTERM as they arrive, instead of being ended by them."""
-    signals: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _progress(paths: DemoPaths, stage: Stage, done: set[str]) -> tuple[float, float]:

@@ -110,14 +110,7 @@ def curve_svg(series: Sequence[Series], label: str, logarithmic: bool = True) ->
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    settings: Any = {
-        "svg.hashsalt": label,  # ids are the same every time and differ between figures
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(figure_settings(label, _INK)):
         figure = Figure(figsize=(4.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
         for index, (_, steps, values, smooth) in enumerate(series):
@@ -129,15 +122,27 @@ def curve_svg(series: Sequence[Series], label: str, logarithmic: bool = True) ->
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(which="both", length=0)
-        axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.7)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_alpha(0.4)
+        plain_axes(axes, _INK)
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline_svg(buffer.getvalue(), label)
+
+
+def figure_settings(salt: str, ink: str) -> Any:
+    """Return matplotlib's settings of a figure: text stays text, ids are the same every time and differ by the salt."""
+    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings = {"svg.hashsalt": salt, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    return {**settings, **dict.fromkeys(coloured, ink)}
+
+
+def plain_axes(axes: Any, ink: str, grid: str = "y") -> None:
+    """Leave of the axes the line below, and pale lines across one of them."""
+    axes.tick_params(which="both", length=0)
+    axes.grid(axis=grid, color=ink, alpha=0.12, linewidth=0.7)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_alpha(0.4)
 
 
 def _inline_svg(file: str, label: str) -> str:

@@ -17,6 +17,7 @@ from dimvl.config import RunConfig
 from dimvl.data.sampler import Step
 from dimvl.files import atomic_path, open_own, read_lines, sealed_line, writing
 from dimvl.model.work import Work
+from dimvl.showing import format_seconds
 from dimvl.tasks.task import ValidationScore
 from dimvl.training.ranks import Ranks, fail_together
 from dimvl.training.validation import Best
@@ -63,13 +64,6 @@ class StepReport:
             f"{self.examples_per_second:.0f} examples/s {self.rows_per_second:.0f} rows/s wait {self.data_wait:.0%}"
             f"{ranks}{reached} {self.memory_gb:.1f} GB left {format_seconds(self.seconds_left)}"
         )
-
-
-def format_seconds(seconds: float) -> str:
-    """Return minutes and seconds, and hours if there are any."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def peak_memory_gb(device: torch.device) -> float:
