@@ -20,6 +20,7 @@ from dimvl.data.scenes import (
 from dimvl.demo.config import DemoConfig, DemoPaths
 from dimvl.files import read_json, write_json
 from dimvl.metrics.vqa import question_accuracy
+from dimvl.metrics.wording import wording
 from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.prediction import answer_questions
@@ -114,7 +115,8 @@ def _score_split_captions(
     store = RegionStore(paths.regions(split))
     generated = caption_images(trained, store, list(map(str, references)), options, progress=progress)
     captions = {int(image): text for image, text in generated.items()}
-    return score_captions(captions, read_worlds(folder / "worlds.jsonl"), references).__dict__, captions
+    scores = score_captions(captions, read_worlds(folder / "worlds.jsonl"), references)
+    return scores.__dict__ | wording(captions.values()), captions
 
 
 def score_matching(config: DemoConfig, paths: DemoPaths, progress: Progress, *, plain: str) -> None:

@@ -17,6 +17,7 @@ from dimvl.decoding import AllRanks, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import official_images
+from dimvl.metrics.wording import wording
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
 from dimvl.tasks.inference import store_batches
@@ -163,7 +164,9 @@ def evaluate_captions(
         for key, text in found.items()
     ]
     scored = sum("references" in item for item in items)
-    scores = {"task": "caption", "data": describe_file(path), "count": scored} if scored else {}
+    scores: dict[str, Any] = {"task": "caption", "data": describe_file(path), "count": scored} if scored else {}
+    if scored:
+        scores |= wording([item["prediction"] for item in items if "references" in item])
     if scenes is not None:
         numbers = {image: world.image_id for image, world in scenes.items()}
         facts = score_captions(
