@@ -93,6 +93,7 @@ class Origin(Strict):
     git_revision: str | None = None
     data: dict[str, DataFile] = Field(default_factory=dict)
     start: Start | None = None
+    judges: dict[str, Start] = Field(default_factory=dict)
 
     @property
     def synthetic(self) -> bool:
@@ -104,10 +105,11 @@ class Origin(Strict):
 
 
 class RunDescription(Strict):
-    """The form of a run's `run.json`; versions before 0.2 have no `start`."""
+    """The form of a run's `run.json`; versions before 0.2 have no `start`, and only some runs have `judges`."""
 
     config: dict[str, Any]
     data: dict[str, DataFile]
+    judges: dict[str, Start] = Field(default_factory=dict)
     stores: list[str] = Field(default_factory=list)
     versions: dict[str, str]
     git_revision: str | None
@@ -223,7 +225,7 @@ def origin_of(folder: Path) -> Origin:
     """
     if (folder / RUN).exists():
         run = run_arguments(folder)
-        known = {name: run[name] for name in ("git_revision", "data", "start") if name in run}
+        known = {name: run[name] for name in ("git_revision", "data", "start", "judges") if name in run}
         return check_values({"seed": run["config"].get("seed"), **known}, Origin, folder / RUN, RESTORE)
     path = folder / ORIGIN
     return read_sealed_as(path, Origin, RESTORE) if path.exists() else Origin()

@@ -124,7 +124,7 @@ def _describe(
             "folder": model.name,
             "weights": str(trained.weights.relative_to(model)),
             "sha256": trained.weights_sha256 or sha256(trained.weights),
-            "trained_by": origin.model_dump(mode="json", include={"git_revision", "data", "start"}, exclude_unset=True),
+            "trained_by": origin.model_dump(mode="json", exclude={"seed"}, exclude_unset=True),
         },
         "seed": origin.seed,
         "regions": [

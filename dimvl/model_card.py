@@ -63,6 +63,10 @@ def model_card(
         *(data_line(name, file) for name, file in origin.data.items()),
         f"- regions: {code(processor.extractor.name)}, fingerprint {code(processor.extractor.fingerprint)}",
         *_started_from(origin.start),
+        *(
+            f"- rewarded by: the model {code(judge.name)}, SHA-256 {code(str(judge.sha256))}"
+            for judge in origin.judges.values()
+        ),
         "",
         "## Scores",
         "",

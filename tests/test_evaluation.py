@@ -15,6 +15,7 @@ from dimvl.data.scenes import SceneOptions, read_worlds, write_scenes
 from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.metrics.captions import CaptionScores
+from dimvl.metrics.wording import faults
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.answering.config import VqaEvaluation
@@ -228,8 +229,12 @@ def test_captions_of_images_that_are_not_scenes_have_no_fact_scores(
     found = evaluate_two_images(tmp_path, trained, store)
     expected = caption_images(trained, store, ["2", "1"], DecodingOptions(beams=2))
     assert found.predictions == [{"image_id": 2, "caption": expected["2"]}, {"image_id": 1, "caption": expected["1"]}]
-    assert found.items[0] == {"image_id": 2, "prediction": expected["2"], "references": ["a star", "a star"]}
-    assert set(found.scores) == {"task", "data", "count"} and found.scores["count"] == 2
+    form = [faults(expected[image]) for image in ("2", "1")]
+    said = {"prediction": expected["2"], "references": ["a star", "a star"], "means": form[0]}
+    assert found.items[0] == {"image_id": 2, **said}
+    means = {name: (form[0][name] + form[1][name]) / 2 for name in form[0]}
+    assert found.scores.items() >= {**means, "count": 2}.items()
+    assert set(found.scores) == {"task", "data", "count", "bad_endings", "repeated_phrases"}
 
 
 def test_captions_are_scored_only_by_the_scenes_of_their_images(

@@ -3,7 +3,8 @@
 An example carries the payload of its kind (`Example.target`); `gather` turns the payloads of all examples with one
 objective into tensors. A kind names the head that runs on its rows, so that FLOPs, memory and profiles include it.
 
-Letters: M targets, R regions, T texts, P prefixes, K classes, A answers, S captions drawn for an image, L words.
+Letters: M targets, R regions, T texts, P prefixes, K classes, A answers, S captions drawn for an image, L words,
+I images that a caption is compared with.
 """
 
 from abc import ABC, abstractmethod
@@ -156,11 +157,13 @@ class Draws(NamedTuple):
     Attributes:
         numbers: (S, L) float32 in [0, 1), which decide the words of S captions.
         reference: the image's place in the references that the reward compares with.
+        others: (I - 1,) places of the images that a caption must tell it from.
 
     """
 
     numbers: np.ndarray
     reference: int
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +174,13 @@ class SampleTargets(Targets):
         rows: (M,) the prefix of each caption (no row of the batch: the caption's rows do not exist yet).
         images: (M,) the image's place in the references.
         draws: (M, L) numbers in [0, 1) that decide the words.
+        others: (M, I - 1) places of the images that the caption must tell its own from.
 
     """
 
     images: Tensor
     draws: Tensor
+    others: Tensor
     head = ""
 
     @classmethod
@@ -186,7 +191,8 @@ class SampleTargets(Targets):
         owner = np.repeat(np.array(chosen.indices, dtype=np.int64), samples)
         images = np.repeat(np.array([payload.reference for payload in payloads], dtype=np.int64), samples)
         draws = _stack([payload.numbers for payload in payloads], width)
-        return cls(torch.from_numpy(owner), torch.from_numpy(images), torch.from_numpy(draws))
+        others = np.repeat(np.array([payload.others for payload in payloads], dtype=np.int64), samples, axis=0)
+        return cls(*map(torch.from_numpy, (owner, images, draws, others)))
 
 
 class HiddenObjects(NamedTuple):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from dimvl.config import DecodingOptions, InputsConfig, ModelConfig, Section, TrainingConfig, read_yaml, validate
 from dimvl.data.scenes import SceneOptions
 from dimvl.errors import UserError
-from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.captioning.config import RetrievalReward, Seq2seqConfig
 from dimvl.tasks.pretraining.config import ObjectivesConfig
 
 
@@ -67,11 +67,20 @@ class DemoConfig(Section):
     self_critical: TrainingConfig | None = Field(
         None, description="self-critical training after captioning; null: captioning is the last run"
     )
+    retrieval: RetrievalReward | None = Field(
+        None, description="its second reward, by the last run of pretraining; null: CIDEr-D alone"
+    )
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
     decoding: DecodingOptions = DecodingOptions()
     seconds: dict[str, float] = Field(description="expected seconds of each stage")
     minutes: float = Field(12, gt=0, description="goal for the wall-clock time of the whole demo on 2 cores")
     note: str = Field("", description="remark printed beside the scores")
+
+    @model_validator(mode="after")
+    def _retrieval_has_a_run(self) -> "DemoConfig":
+        if self.retrieval is not None and self.self_critical is None:
+            raise ValueError("retrieval is a reward of self_critical, which is null; add self_critical or remove it")
+        return self
 
     @property
     def options(self) -> SceneOptions:

@@ -4,7 +4,7 @@ from typing import Any
 
 from dimvl.demo.config import DemoConfig, DemoPaths
 from dimvl.tasks.answering.config import VqaConfig
-from dimvl.tasks.captioning.config import CaptionConfig, SelfCriticalConfig
+from dimvl.tasks.captioning.config import CaptionConfig, RetrievalConfig, SelfCriticalConfig
 from dimvl.tasks.pretraining.config import PretrainConfig
 
 
@@ -67,8 +67,11 @@ def _captioning(config: DemoConfig, paths: DemoPaths, name: str, common: dict[st
         initial = paths.run(config.last_pretraining)
         return CaptionConfig(**common, training=config.caption, initial=initial, smoothing=config.smoothing)
     assert config.self_critical is not None
-    initial = paths.run("caption")
-    return CaptionConfig(**common, training=config.self_critical, initial=initial, self_critical=SelfCriticalConfig())
+    initial, judge, retrieval = paths.run("caption"), paths.run(config.last_pretraining), None
+    if config.retrieval is not None:
+        retrieval = RetrievalConfig(judge=judge, **config.retrieval.model_dump())
+    reward = SelfCriticalConfig(retrieval=retrieval)
+    return CaptionConfig(**common, training=config.self_critical, initial=initial, self_critical=reward)
 
 
 def previous_phase(config: DemoConfig, series: str, number: int) -> str:

@@ -21,6 +21,7 @@ from dimvl.demo.config import DemoConfig, DemoPaths
 from dimvl.files import read_json, write_json
 from dimvl.metrics.intervals import mean_interval
 from dimvl.metrics.vqa import question_accuracy
+from dimvl.metrics.wording import faults
 from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.prediction import answer_questions
@@ -116,7 +117,9 @@ def _score_split_captions(
     store = RegionStore(paths.regions(split))
     generated = caption_images(trained, store, list(map(str, references)), options, progress=progress)
     captions = {int(image): text for image, text in generated.items()}
-    return score_captions(captions, read_worlds(folder / "worlds.jsonl"), references).__dict__, captions
+    scores = score_captions(captions, read_worlds(folder / "worlds.jsonl"), references)
+    form = [faults(caption) for caption in captions.values()]
+    return scores.__dict__ | {name: float(np.mean([own[name] for own in form])) for name in form[0]}, captions
 
 
 def score_matching(config: DemoConfig, paths: DemoPaths, progress: Progress, *, plain: str) -> None:

@@ -182,10 +182,9 @@ def _facts(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
 
 def _means(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
     """Return the scores that are means of what `means` of each item has under their names."""
-    means = [item["means"] for item in items if "means" in item]
-    if not means or len(means) < len(items):
-        return {}
-    return {(name,): _mean_of([own[name] for own in means]) for name in means[0]}
+    means = [item.get("means", {}) for item in items]
+    names = dict.fromkeys(name for own in means for name in own)
+    return {(name,): _mean_of([own.get(name, 0) for own in means], [name in own for own in means]) for name in names}
 
 
 def _share(sums: np.ndarray) -> np.ndarray:

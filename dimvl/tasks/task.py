@@ -169,6 +169,10 @@ class Task(ABC, Generic[Config]):
     def annotation_files(self, config: Config) -> dict[str, list[Path]]:
         """Return the annotation files of a run by name; those for validation are named `validation NAME`."""
 
+    def judges(self, config: Config) -> dict[str, Path]:
+        """Return the models that a run's losses depend on but do not train, by the key that names them."""
+        return {}
+
     @abstractmethod
     def read(self, config: Config, store: RegionStore) -> Sequence[Record]:
         """Read the training texts and match them with the images of the store.

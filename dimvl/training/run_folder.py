@@ -64,7 +64,8 @@ def describe(config: RunConfig) -> dict[str, Any]:
     described = {"config": values, "data": data, "stores": stores, "versions": packages}
     start = _start(config)
     started = {} if start is None else {"start": start.model_dump(mode="json", exclude_defaults=True)}
-    return {**described, "git_revision": git_revision(), **started}
+    judges = {key: start_of(path).model_dump(mode="json") for key, path in task_of(config).judges(config).items()}
+    return {**described, "git_revision": git_revision(), **started, **({"judges": judges} if judges else {})}
 
 
 def _start(config: RunConfig) -> Start | None:
@@ -89,6 +90,7 @@ def check_ranks(ranks: Ranks, config: RunConfig, description: dict[str, Any]) ->
     facts |= {f"version of {name}": value for name, value in description["versions"].items()}
     facts |= {"git revision of dimvl": description["git_revision"]}
     facts |= {"initial model (checksum of its weights)": _start_checksum(description)}
+    facts |= {f"{key} (checksum of its weights)": digest for key, digest in _judge_checksums(description).items()}
     # Other instructions select other kernels (`dimvl/cpu/linear.py`), whose gradients round differently.
     check_same(ranks, facts | {"kind of CPU (vector instructions)": torch.backends.cpu.get_cpu_capability()})
 
@@ -154,6 +156,8 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
     ]
     if latest_checkpoint(run) is None and _start_checksum(old) != _start_checksum(description):
         changed += ["initial model (its weights differ)"]
+    before, now = _judge_checksums(old), _judge_checksums(description)
+    changed += [f"{key} (its weights differ)" for key in now if before.get(key) != now[key]]
     if changed:
         raise UserError(
             f"{run} holds a run with another {changed[0]}; give another output, or remove this folder to start again"
@@ -162,6 +166,10 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
 
 def _start_checksum(description: Mapping[str, Any]) -> str | None:
     return description.get("start", {}).get("sha256")
+
+
+def _judge_checksums(description: Mapping[str, Any]) -> dict[str, str | None]:
+    return {key: judge.get("sha256") for key, judge in description.get("judges", {}).items()}
 
 
 def _with_defaults(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:

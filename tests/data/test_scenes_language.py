@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from dimvl.data.scenes.facts import Fact
 from dimvl.data.scenes.language import _PATTERNS, sample_captions
 from dimvl.data.scenes.phrases import Phrase
 from dimvl.data.scenes.questions import KINDS, sample_questions
+from dimvl.data.scenes.scores import recalls
 from dimvl.data.scenes.word_changes import WORD_CATEGORIES
 from dimvl.data.scenes.world import HELD_OUT_COMBINATIONS, SceneObject
 
@@ -171,9 +173,43 @@ def test_caption_scores_equal_those_counted_by_hand():
     assert scores.fact_recall == pytest.approx((5 / 11 + 2 / 11 + 0) / 3)
     # two circles, and star + small; then the two circles, each once
     assert scores.reference_recall == pytest.approx((4 / 11 + 2 / 11) / 2)
+    # none of 3 places; of 3 pairs the first caption states one, the second one falsely
+    assert (scores.place_recall, scores.relation_recall) == (0, pytest.approx((1 / 3 + 0 + 0) / 3))
+    assert (scores.reference_place_recall, scores.reference_relation_recall) == (0, 0)
     assert scores.facts_per_caption == pytest.approx((6 + 4 + 0) / 3)
     assert scores.distinct == 1.0
     assert scores.parsed == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("caption", "places", "relations"),
+    [
+        ("a circle lies in the top left and a circle in the top right.", 2, 0),
+        ("a red circle lies in the top right and a star in the bottom right.", 1, 0),
+        ("a circle lies in the top left and a red circle in the top left.", 1, 0),  # the same one again
+        ("a star is below a circle and right of a circle.", 0, 1),  # right of the red one only, as already said
+        ("a star is below a circle and below a circle.", 0, 2),
+        ("a star is above a circle and below a blue circle.", 0, 1),
+        ("a star lies in the bottom right, below a circle.", 1, 1),
+    ],
+)
+def test_true_places_count_once_for_each_object_and_true_relations_once_for_each_pair(caption, places, relations):
+    found = recalls(parse_caption(caption), WORLD)
+    assert (found["place_recall"], found["relation_recall"]) == (
+        pytest.approx(places / 3),
+        pytest.approx(relations / 3),
+    )
+
+
+def test_the_same_words_about_two_objects_count_for_both():
+    circles = tuple(an_object("circle", "red", "large", "plain", x, y) for x, y in ((30, 30), (40, 60)))
+    found = recalls(
+        parse_caption("a circle lies in the top left and a circle in the top left."), replace(WORLD, objects=circles)
+    )
+    assert (found["place_recall"], found["relation_recall"]) == (1, 0)
+    above = parse_caption("a circle is above a circle and above a circle.")
+    found = recalls(above, replace(WORLD, objects=(*circles, an_object("circle", "blue", "small", "plain", 50, 90))))
+    assert (found["place_recall"], found["relation_recall"]) == (0, pytest.approx(2 / 3))
 
 
 def test_references_scored_as_captions_are_true_and_have_their_own_recall():
@@ -183,6 +219,8 @@ def test_references_scored_as_captions_are_true_and_have_their_own_recall():
     assert scores.fact_precision == scores.attribute_precision == scores.relation_precision == scores.parsed == 1.0
     assert scores.place_precision == 1.0
     assert scores.fact_recall == scores.reference_recall > 0.3
+    assert scores.place_recall == scores.reference_place_recall > 0.05
+    assert scores.relation_recall == scores.reference_relation_recall > 0.15
 
 
 def test_word_pairs_of_training_and_tests_are_disjoint_and_training_has_every_word():

@@ -6,6 +6,7 @@ from dimvl.demo.config import DemoPaths, load_demo_config, shipped_config
 from dimvl.demo.runs import run_config
 from dimvl.demo.stages import all_stages
 from dimvl.errors import UserError
+from dimvl.tasks.captioning.config import RetrievalReward
 
 PATHS = DemoPaths(Path("out"))
 
@@ -46,6 +47,10 @@ def test_self_critical_training_starts_from_the_captioner_and_replaces_it_in_sco
     stages = {stage.name: stage for stage in all_stages(config)}
     assert stages["self_critical"].after == ("caption",)
     assert "self_critical" in stages["score-captions"].after and "self_critical" in stages["export"].after
+    assert after.self_critical.retrieval is None
+    mixed = config.model_copy(update={"retrieval": RetrievalReward(weight=0.5)})
+    retrieval = run_config(mixed, PATHS, "self_critical").self_critical.retrieval
+    assert (retrieval.judge, retrieval.weight) == (PATHS.run(config.last_pretraining), 0.5)
     plain = config.model_copy(update={"self_critical": None})
     assert plain.captioner == "caption" and "self_critical" not in {stage.name for stage in all_stages(plain)}
 

@@ -34,6 +34,11 @@ SPLIT_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 TRAINING = {"steps": 6, "learning_rate": 1e-3, "warmup_steps": 2, "rows_per_micro_batch": 60, "keep": 1}
 
 
+def drawing(folder):
+    """Settings of self-critical training, whose judge is the run of `curve_0`."""
+    return {"samples": 2, "retrieval": {"judge": folder / "stage0-on-2", "weight": 0.5, "among": 3}}
+
+
 class Scenarios:
     """One method per scenario; its result is written to a file."""
 
@@ -283,8 +288,8 @@ class Scenarios:
         self.train("validated-loss", 2, task="caption", validation=section | {"metric": "loss"})
 
     def self_critical(self):
-        """Sample captions of different lengths on ranks with different load, at stage 3."""
-        changes = {"initial": self.folder / "validated-caption", "self_critical": {"samples": 2}}
+        """Sample captions of different lengths on ranks with different load, at stage 3, and judge them."""
+        changes = {"initial": self.folder / "validated-caption", "self_critical": drawing(self.folder)}
         return self.train("drawn", 3, task="caption", training={"rows_per_micro_batch": 1000}, **changes)
 
     # --- failures

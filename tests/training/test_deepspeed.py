@@ -18,7 +18,7 @@ from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 from tests.training.launch import finish, start_ranks
-from tests.training.rank_scenarios import TRAINING
+from tests.training.rank_scenarios import TRAINING, drawing
 
 pytestmark = pytest.mark.slow
 STAGES = (0, 1, 2, 3)
@@ -258,8 +258,8 @@ def validations(run):
     return [line["validation"] for line in lines if "validation" in line]
 
 
-def test_self_critical_training_draws_the_same_captions_on_two_ranks_at_stage_3(folder):
-    changes = {"initial": folder / "validated-caption", "self_critical": {"samples": 2}}
+def test_self_critical_training_draws_and_judges_the_same_captions_on_two_ranks_at_stage_3(folder):
+    changes = {"initial": folder / "validated-caption", "self_critical": drawing(folder)}
     training = TRAINING | {"rows_per_micro_batch": 1000}
     alone = torch_losses(folder, "drawn-alone", task="caption", training=training, **changes)
     assert found(folder, "self_critical") == pytest.approx(alone, rel=1e-3, abs=1e-3)

@@ -118,14 +118,22 @@ def test_freezing_more_layers_than_exist_is_an_error(data, tmp_path):
 # --- self-critical training
 
 
-def self_critical(data, output, captioner, samples=4, **training):
+@pytest.fixture(scope="module")
+def judge(data, tmp_path_factory):
+    """A pretraining run whose matching scores differ."""
+    training = {"steps": 10, "learning_rate": 2e-2}
+    run = tmp_path_factory.mktemp("runs") / "judge"
+    return run_training(make_config(data, run, objectives={"shares": {"matching": 1}}, training=training))
+
+
+def self_critical(data, output, captioner, samples=4, retrieval=None, **training):
     return make_config(
         data,
         output,
         "caption",
         model=MODEL,
         initial=captioner,
-        self_critical={"samples": samples},
+        self_critical={"samples": samples, "retrieval": retrieval},
         training={"rows_per_step": 800, "rows_per_micro_batch": 300, "learning_rate": 2e-3, **training},
     )
 
@@ -137,26 +145,55 @@ def test_self_critical_training_raises_the_reward_of_its_samples(data, tmp_path,
     assert np.mean(rewards[-5:]) > 1.2 * np.mean(rewards[:5]), rewards
 
 
-def test_a_killed_self_critical_run_resumes_bit_for_bit(data, tmp_path, captioner):
-    whole = run_training(self_critical(data, tmp_path / "whole", captioner))
-    config = self_critical(data, tmp_path / "killed", captioner, save_every=2)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_killed_self_critical_run_resumes_bit_for_bit(data, tmp_path, captioner, judge, mixed):
+    retrieval = {"judge": judge, "weight": 1.0} if mixed else None
+    whole = run_training(self_critical(data, tmp_path / "whole", captioner, retrieval=retrieval))
+    config = self_critical(data, tmp_path / "killed", captioner, retrieval=retrieval, save_every=2)
     with pytest.raises(Killed):
         run_training(config, at_step(5, kill))
     run_training(config)
     assert bytes_of(config.output) == bytes_of(whole) and losses_of(config.output) == losses_of(whole)
 
 
-def test_the_size_of_micro_batches_changes_self_critical_training_only_by_rounding(data, tmp_path, captioner):
+def test_the_size_of_micro_batches_changes_self_critical_training_only_by_rounding(data, tmp_path, captioner, judge):
+    once = {"retrieval": {"judge": judge, "weight": 0.5}, "steps": 1, "learning_rate": 1e-5}
     runs = [
-        run_training(
-            self_critical(data, tmp_path / str(rows), captioner, steps=1, rows_per_micro_batch=rows, learning_rate=1e-5)
-        )
+        run_training(self_critical(data, tmp_path / str(rows), captioner, rows_per_micro_batch=rows, **once))
         for rows in (150, 800)
     ]
     small, large = (losses_of(run)[0] for run in runs)
-    assert small["self_critical/reward"] == pytest.approx(large["self_critical/reward"], rel=1e-6)
+    for name in ("reward", "cider", "retrieval"):
+        assert small[f"self_critical/{name}"] == pytest.approx(large[f"self_critical/{name}"], rel=1e-5)
     # advantages of both signs cancel, which leaves the fp32 rounding of log-probabilities around -30
     assert small["self_critical"] == pytest.approx(large["self_critical"], abs=1e-4)
+
+
+def test_a_judge_is_named_in_the_record_and_one_that_has_changed_is_refused(data, tmp_path, captioner, judge):
+    changing = shutil.copytree(judge, tmp_path / "judge")
+    config = self_critical(data, tmp_path / "run", captioner, retrieval={"judge": changing, "weight": 1}, save_every=2)
+    with pytest.raises(Killed):
+        run_training(config, at_step(3, kill))
+    digest = sha256(latest_checkpoint(judge) / WEIGHTS)
+    out = export(config.output, tmp_path / "export", "none")
+    for found in (origin_of(config.output), origin_of(out)):
+        assert found.judges["self_critical.retrieval.judge"].sha256 == digest
+    assert f"- rewarded by: the model `judge`, SHA-256 `{digest}`" in (out / "README.md").read_text()
+    weights = read_weights(latest_checkpoint(config.output) / WEIGHTS)
+    assert weights.keys() == read_weights(latest_checkpoint(captioner) / WEIGHTS).keys()
+    shutil.rmtree(changing)
+    shutil.copytree(captioner, changing)
+    with pytest.raises(
+        UserError, match=r"another self_critical\.retrieval\.judge \(its weights differ\); give another"
+    ):
+        run_training(config)
+
+
+def test_a_judge_without_a_matching_head_leaves_the_folder_free(data, tmp_path, captioner, judge):
+    wrong = self_critical(data, tmp_path / "run", captioner, retrieval={"judge": captioner, "weight": 1}, steps=1)
+    with pytest.raises(UserError, match=r"self_critical\.retrieval\.judge .* has no matching head; give a pretraining"):
+        run_training(wrong)
+    run_training(self_critical(data, wrong.output, captioner, retrieval={"judge": judge, "weight": 1}, steps=1))
 
 
 @pytest.mark.parametrize(

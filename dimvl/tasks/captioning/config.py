@@ -42,10 +42,26 @@ class DropWorstConfig(Section):
         return int(self.share * captions + 1e-9)  # .29 * 100 is a little less than 29
 
 
+class RetrievalReward(Section):
+    """How much a drawn caption is rewarded for finding its own image among others."""
+
+    weight: float = Field(gt=0, description="weight of this reward; that of CIDEr-D is 1")
+    among: int = Field(
+        4, ge=1, le=1000, description="images to choose from, its own included; 1: only whether the caption fits it"
+    )
+
+
+class RetrievalConfig(RetrievalReward):
+    """Also reward a drawn caption for finding its own image among others, by the scores of a pretrained model."""
+
+    judge: Path = Field(description="a pretraining run or its export, with a trained matching head; it is not trained")
+
+
 class SelfCriticalConfig(Section):
     """Self-critical training: drawn captions are rewarded by CIDEr-D, relative to the others of the image."""
 
     samples: int = Field(5, ge=2, description="captions drawn per image")
+    retrieval: RetrievalConfig | None = None
 
 
 class CaptionConfig(RunConfig):

@@ -17,6 +17,7 @@ from dimvl.decoding import AllRanks, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import official_images
+from dimvl.metrics.wording import faults
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
 from dimvl.tasks.inference import store_batches
@@ -159,16 +160,20 @@ def evaluate_captions(
     found = {key: written[images] for key, images in stored.items()}
     records = [{**names[key], "caption": caption} for key, caption in found.items()]
     items: list[dict[str, Any]] = [
-        {**names[key], "prediction": text, **({"references": references[key]} if references[key] else {})}
+        {**names[key], "prediction": text}
+        | ({"references": references[key], "means": faults(text)} if references[key] else {})
         for key, text in found.items()
     ]
     scored = sum("references" in item for item in items)
-    scores = {"task": "caption", "data": describe_file(path), "count": scored} if scored else {}
+    scores: dict[str, Any] = {"task": "caption", "data": describe_file(path), "count": scored} if scored else {}
+    if scored:
+        judged = [item["means"] for item in items if "means" in item]
+        scores |= {name: sum(own[name] for own in judged) / len(judged) for name in judged[0]}
     if scenes is not None:
         numbers = {image: world.image_id for image, world in scenes.items()}
         for item, ((ids, _), caption) in zip(items, found.items(), strict=True):
             own = caption_facts(caption, scenes[ids[0]])
-            item |= {"facts": own.stated, "means": own.means}
+            item |= {"facts": own.stated, "means": {**item["means"], **own.means}}
         facts = score_captions(
             {numbers[ids[0]]: caption for (ids, _), caption in found.items()},
             {world.image_id: world for world in scenes.values()},

@@ -4,6 +4,8 @@ Rennie et al. (CVPR 2017) use the reward of the greedy caption as the baseline. 
 image, and the baseline of each is the mean reward of the others (Luo, arXiv 2003.09971, who found it better than the
 greedy baseline, without its decoding). As the baseline does not depend on the caption itself, the gradient is unbiased.
 
+The reward is CIDEr-D; `retrieval.py` adds one for captions from which their image is found.
+
 Rewards and log-probabilities include the final [SEP] if it was drawn, so a truncated caption earns less than a complete
 one. Captions are drawn without gradients from a cached prefix; then their log-probabilities are computed in one ragged
 forward pass. Both use the same distribution: without dropout, over the tokens that a text may contain.
@@ -11,7 +13,7 @@ forward pass. Both use the same distribution: without dropout, over the tokens t
 The random numbers that decide what is drawn are part of the example, keyed by seed, epoch and example, so micro-batches
 and ranks do not change it.
 
-Letters: M drawn captions, L maximum number of tokens of a caption.
+Letters: M drawn captions, L maximum number of tokens of a caption, I images that a caption is compared with.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,33 +32,45 @@ from dimvl.data.processor import Processor
 from dimvl.data.targets import Draws, SampleTargets, TargetSpec
 from dimvl.data.text_store import TextStore
 from dimvl.decoding import CachedDecoder, Sample, sample
+from dimvl.errors import UserError
 from dimvl.model.model import DimvlModel
 from dimvl.regions.records import Detections
 from dimvl.tasks.base import ImageSource, TaskModule
+from dimvl.tasks.captioning.retrieval import SelfRetrieval
 
 OBJECTIVE = "self_critical"
-REWARD = f"{OBJECTIVE}/reward"
+REWARD, CIDER, RETRIEVAL = (f"{OBJECTIVE}/{name}" for name in ("reward", "cider", "retrieval"))
+TRIES = 10
+"""Images drawn to compare with that share an image with a group, before one of them is accepted."""
 Reward = Callable[[Sequence[Sequence[int]], np.ndarray], np.ndarray]
 
 
 class SelfCriticalModule(TaskModule):
     """Loss of a drawn caption: minus its advantage times its log-probability.
 
-    The mean reward is logged as a loss of weight 0.
+    The mean reward, and its parts if it has two, are logged as losses of weight 0.
 
     Args:
         model: a model with a word head and without dropout.
         processor: a processor of the causal variant.
         reward: (token ids of M captions, index (M,) of each one's image in the references) -> (M,).
         longest: L, including [SEP].
+        retrieval: a second reward, with its weight.
 
     """
 
-    weights = MappingProxyType({OBJECTIVE: 1.0, REWARD: 0.0})
+    weights = MappingProxyType({OBJECTIVE: 1.0, REWARD: 0.0, CIDER: 0.0, RETRIEVAL: 0.0})
 
-    def __init__(self, model: DimvlModel, processor: Processor, reward: Reward, longest: int) -> None:
+    def __init__(
+        self,
+        model: DimvlModel,
+        processor: Processor,
+        reward: Reward,
+        longest: int,
+        retrieval: SelfRetrieval | None = None,
+    ) -> None:
         super().__init__(model, processor)
-        self.reward, self.longest = reward, longest
+        self.reward, self.longest, self.retrieval = reward, longest, retrieval
         self.objectives = {OBJECTIVE: TargetSpec(SampleTargets, longest)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -66,10 +80,23 @@ class SelfCriticalModule(TaskModule):
         owners = targets.rows.cpu().numpy()
         texts = [drawn.token_ids for drawn in self.draw(batch)]
         self.drawn_rows += sum(map(len, texts))
-        rewards = np.asarray(self.reward(texts, targets.images.cpu().numpy()), dtype=np.float64)
+        rewards = self.rewards(texts, targets)
         log_probabilities = self.log_probabilities(batch, texts, owners)
-        loss = self_critical_loss(log_probabilities, rewards, owners)
-        return {OBJECTIVE: loss, REWARD: loss.new_tensor(rewards.sum())}
+        loss = self_critical_loss(log_probabilities, rewards[REWARD], owners)
+        return {OBJECTIVE: loss, **{name: loss.new_tensor(values.sum()) for name, values in rewards.items()}}
+
+    def rewards(self, texts: Sequence[Sequence[int]], targets: SampleTargets) -> dict[str, np.ndarray]:
+        """Return the reward of each drawn caption (M,), and its parts if it has two, by name."""
+        images = targets.images.cpu().numpy()
+        cider = np.asarray(self.reward(texts, images), dtype=np.float64)
+        if self.retrieval is None:
+            return {REWARD: cider}
+        self.retrieval.judge.to(targets.images.device)
+        end = self.processor.tokenizer.sep
+        words = [np.array(text[: len(text) - (text[-1] == end)], dtype=np.int64) for text in texts]
+        among = np.column_stack([images, targets.others.cpu().numpy()])
+        found = self.retrieval.rewards(words, targets.rows.cpu().numpy(), among)
+        return {REWARD: cider + self.retrieval.weight * found, CIDER: cider, RETRIEVAL: found}
 
     @torch.no_grad()
     def draw(self, batch: Batch) -> list[Sample]:
@@ -144,12 +171,23 @@ class SampleSource(ImageSource):
         samples: captions drawn per image.
         longest: L, including [SEP].
         seed: seed of the run.
+        among: I; 1 compares with no other image.
+
+    Raises:
+        UserError: there are fewer than I images.
 
     """
 
-    def __init__(self, captions: TextStore, images: ImageReader, samples: int, longest: int, seed: int) -> None:
+    def __init__(
+        self, captions: TextStore, images: ImageReader, samples: int, longest: int, seed: int, among: int = 1
+    ) -> None:
         super().__init__(captions, images)
-        self.samples, self.longest, self.seed = samples, longest, seed
+        self.samples, self.longest, self.seed, self.among = samples, longest, seed, among
+        if among > len(self):
+            raise UserError(
+                f"self_critical.retrieval.among is {among} but there are captions of {len(self)} images; set it to at "
+                f"most {len(self)}"
+            )
 
     def costs(self, epoch: int, span: slice) -> np.ndarray:
         """Upper bound of the rows of a span of examples, including the captions to draw."""
@@ -164,5 +202,18 @@ class SampleSource(ImageSource):
             prefix=self.images.prefix(regions),
             texts=[],
             seq2seq=True,
-            target=Draws(generator.random((self.samples, self.longest), dtype=np.float32), index),
+            target=Draws(
+                generator.random((self.samples, self.longest), dtype=np.float32), index, self.others(epoch, index)
+            ),
         )
+
+    def others(self, epoch: int, index: int) -> tuple[int, ...]:
+        """Draw I - 1 images to compare with, all different; of groups of several images, those that share none."""
+        generator, found, tries = keyed_generator(self.seed, "others", epoch, index), dict[int, None](), 0
+        while len(found) < self.among - 1:
+            other = (index + int(generator.integers(1, len(self)))) % len(self)
+            shares = tries < TRIES and self.texts.share_images(index, other)
+            tries += shares
+            if not shares:
+                found[other] = None
+        return tuple(found)

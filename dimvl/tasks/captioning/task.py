@@ -18,6 +18,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning.config import CaptionConfig, CaptionEvaluation, Seq2seqConfig
 from dimvl.tasks.captioning.prediction import CAPTION, evaluate_captions, with_official_scores
+from dimvl.tasks.captioning.retrieval import KEY, SelfRetrieval, load_judge
 from dimvl.tasks.captioning.self_critical import SampleSource, SelfCriticalModule, token_references
 from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 from dimvl.tasks.captioning.validation import caption_validator
@@ -115,12 +116,26 @@ class SelfCritical(Captioning):
     def build(
         self, config: CaptionConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
     ) -> tuple[TaskModule, ImageSource]:
-        """Build the losses and the examples."""
+        """Build the losses and the examples.
+
+        Raises:
+            UserError: the judge of the captions cannot judge them, or there are too few images to choose from.
+
+        """
         assert config.self_critical is not None
-        longest = processor.text_tokens + 1
+        samples, section = config.self_critical.samples, config.self_critical.retrieval
+        longest, retrieval = processor.text_tokens + 1, None
+        if section is not None:
+            judge = load_judge(section.judge, processor, images.store)
+            retrieval = SelfRetrieval(judge, texts, images.store, section.weight)
+        source = SampleSource(texts, images, samples, longest, config.seed, 1 if section is None else section.among)
         reward = CiderD(token_references(texts, processor.tokenizer.sep)).scores
-        source = SampleSource(texts, images, config.self_critical.samples, longest, config.seed)
-        return SelfCriticalModule(model, processor, reward, longest), source
+        return SelfCriticalModule(model, processor, reward, longest, retrieval), source
+
+    def judges(self, config: CaptionConfig) -> dict[str, Path]:
+        """Return the judge of self-retrieval, if there is one."""
+        section = config.self_critical and config.self_critical.retrieval
+        return {KEY: section.judge} if section else {}
 
 
 def average_captions(config: RunConfig, seq2seq: Seq2seqConfig, facts: DataFacts) -> AverageExample:

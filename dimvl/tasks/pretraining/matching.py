@@ -18,8 +18,8 @@ from dimvl.trained_model import TrainedModel
 
 
 @torch.inference_mode()
-def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
-    """Return the probability that each prefix and its text belong together: (M,).
+def match_logits(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return the matching head's logit for each prefix and its text: (M,), on the model's device.
 
     If the model's prefixes do not depend on the text, consecutive equal prefixes (the same object) are computed once.
     """
@@ -38,7 +38,12 @@ def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words
     batch = trained.batch(examples, {"matching": TargetSpec(MatchTargets)})
     assert trained.model.match_head is not None
     rows = trained.model(batch)[batch.targets["matching"].rows]
-    return finite(trained.model.match_head(rows).float().sigmoid().cpu())
+    return trained.model.match_head(rows).float()
+
+
+def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return the probability that each prefix and its text belong together, as `match_logits`: (M,)."""
+    return finite(match_logits(trained, prefixes, words).sigmoid().cpu())
 
 
 MATCH = Ability(
