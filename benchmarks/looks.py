@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness import interleaved, speeds
+from dimvl.metrics.intervals import mean_interval
 from dimvl.regions.backbones.base import Backbone
 from dimvl.regions.backbones.efficientnet_lite import HEAD, PIXELS, EfficientNetLite, Network
 from dimvl.regions.backbones.load import load_backbone
@@ -193,10 +194,8 @@ class Probe:
 
 
 def _interval(by_image: Sequence[np.ndarray]) -> list[float]:
-    sums, counts = np.array([rows.sum() for rows in by_image]), np.array([len(rows) for rows in by_image])
-    drawn = np.random.default_rng(0).integers(0, len(sums), (DRAWS, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return [round(float(end), 4) for end in np.quantile(means, [0.025, 0.975])]
+    images = np.repeat(np.arange(len(by_image)), list(map(len, by_image)))
+    return [round(end, 4) for end in mean_interval(np.concatenate(by_image), images.tolist(), DRAWS)]
 
 
 def _share(types: list[np.ndarray]) -> float:

@@ -5,6 +5,7 @@ Nothing is random, and results do not depend on the order of texts and regions.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,13 +17,14 @@ from dimvl.config import validate
 from dimvl.data.annotations import describe_file
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, sha256, write_json
+from dimvl.metrics.evaluations import ITEMS, MANIFEST, PREDICTIONS, SCORES
+from dimvl.metrics.measures import intervals
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import all_tasks, task_of_model
 from dimvl.tasks.task import Evaluation, Task
 from dimvl.trained_model import TrainedModel
 
 PACKAGES = ("dimvl", "torch", "tokenizers", "numpy", "pycocoevalcap")
-PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
 OPTIONS = frozenset(
     ("questions", "annotations", "captions", "split", "worlds", "beams", "max_tokens", "length_penalty", "block_ngrams")
 )
@@ -39,6 +41,8 @@ def evaluate(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict for the annotation files of the model's task, score the predictions, and write everything to a folder.
+
+    The scores have 95% `intervals` by the bootstrap over images, by name: see `dimvl.metrics.intervals`.
 
     Args:
         model: folder of the run or export.
@@ -68,6 +72,8 @@ def evaluate(
     for name in (ITEMS, SCORES, MANIFEST):  # of an earlier evaluation
         (folder / name).unlink(missing_ok=True)
     found = task.with_official_scores(found)
+    if found.scores and (known := intervals(found.items)):
+        found = replace(found, scores={**found.scores, "intervals": known})
     with atomic_path(folder / ITEMS) as temporary:
         lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in found.items)
         temporary.write_text("".join(lines), encoding="utf-8")

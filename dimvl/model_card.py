@@ -135,10 +135,15 @@ def _score_table(scores: Mapping[str, Any], place: str = "") -> list[str]:
         if isinstance(value, Mapping):
             rows += _score_table(value, f"{place}{name} / ")
         else:
-            rows.append(
-                f"| {plain(f'{place}{name}')} | {f'{value:.4f}' if isinstance(value, float) else plain(value)} |"
-            )
+            rows.append(f"| {plain(f'{place}{name}')} | {_score(value)} |")
     return rows
+
+
+def _score(value: Any) -> str:
+    """Write a score, or an interval [low, high]."""
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(end, float) for end in value):
+        return " to ".join(map(_score, value))
+    return f"{value:.4f}" if isinstance(value, float) else plain(value)
 
 
 def _without_folders(value: Any) -> Any:

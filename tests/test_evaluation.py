@@ -173,7 +173,8 @@ def test_answers_to_a_question_file_are_in_the_official_format_with_their_scores
     assert {item["question_id"]: item["accuracy"] for item in found.items} == right
     first = {"question_id": 100, "image_id": 1, "question": TEXTS[0], "prediction": answers[100]}
     people = (answers[100] if right[100] else "never",) * 10
-    assert found.items[0] == {**first, "answers": people, "accuracy": right[100]}
+    kinds = {"kind": "even", "answer_type": "other"}
+    assert found.items[0] == {**first, "answers": people, "accuracy": right[100], **kinds}
     assert scores["by_kind"] == {"even": 1.0, "odd": 0.0} and scores["overall"] == 0.5 and scores["count"] == 18
     assert scores["data"]["synthetic"]
     unscored = evaluate_questions(trained, store, VqaEvaluation(questions=questions_file))
@@ -270,6 +271,7 @@ def test_captions_get_official_scores_or_the_reason_for_their_absence(
         return CaptionScores(
             corpus={"CIDEr": 1.5},
             per_image=per_image,
+            statistics={image: {} for image in per_image},
             left_out={"SPICE": "why"},
             failed=("SPICE",),
             count=2,

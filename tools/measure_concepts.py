@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dimvl.concepts.measure import best_iou, interval, is_inside
+from dimvl.concepts.measure import best_iou, is_inside
 from dimvl.concepts.words import Lexicon
 from dimvl.data.annotations import read_captions
 from dimvl.errors import UserError
 from dimvl.files import read_text, write_json
+from dimvl.metrics.intervals import mean_interval
 from dimvl.regions.naming.concepts import ConceptNamer
 from dimvl.regions.store import RegionStore
 
@@ -106,8 +107,9 @@ def pointing(
         "images": len(rows["pointing"]),
     }
     for name, values in rows.items():
-        mean, low, high = interval(values, REPLICATES, 0)
-        result[name] = {"mean": mean, "low": low, "high": high}
+        every, images = np.concatenate(values), np.repeat(np.arange(len(values)), list(map(len, values)))
+        low, high = mean_interval(every, images.tolist(), REPLICATES)
+        result[name] = {"mean": float(every.mean()), "low": low, "high": high}
     return result
 
 

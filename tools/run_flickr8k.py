@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dimvl.files import read_json, write_json
+from dimvl.metrics import intervals
 
 ROOT = Path(__file__).parents[1]
 ANNOTATIONS = "dataset_flickr8k.json"
@@ -43,8 +44,6 @@ ALONE = ["initial=null", "model.bert=encoder"]
 LONGER = "training.steps=2200"
 """As many as pretraining and fine-tuning together."""
 NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0", "training.steps=300", "training.rows_per_step=2048"]
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Half a 95% interval of a mean over so many seeds, in standard errors."""
 
 
 class Stage(NamedTuple):
@@ -212,11 +211,9 @@ def summary(official: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def t_interval(values: Sequence[float]) -> list[float] | None:
-    """Return the 95% interval of a mean over seeds by Student's t; None for one seed, or more than 10."""
-    if len(values) not in STUDENT:
-        return None
-    half = STUDENT[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return [round(float(np.mean(values)) + side * half, 4) for side in (-1, 1)]
+    """Return the 95% interval of a mean over seeds by Student's t; None for fewer than three."""
+    found = intervals.t_interval(values)
+    return None if found is None else [round(end, 4) for end in found]
 
 
 def image_scores(evaluation: Path) -> list[float]:
@@ -226,10 +223,9 @@ def image_scores(evaluation: Path) -> list[float]:
     return [item["official"]["CIDEr"] for item in sorted(items, key=lambda item: int(item["image_id"]))]
 
 
-def bootstrap(values: np.ndarray, draws: int = 10_000) -> list[float]:
+def bootstrap(values: np.ndarray) -> list[float]:
     """Mean of values and its 95% interval, by a bootstrap over the values."""
-    drawn = values[np.random.default_rng(0).integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    return [round(float(value), 4) for value in (values.mean(), *np.quantile(drawn, [0.025, 0.975]))]
+    return [round(float(value), 4) for value in (values.mean(), *intervals.mean_interval(values))]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 from dimvl.data.annotations import read_questions
 from dimvl.data.answers import answer_vocabulary
 from dimvl.files import read_json, write_json
+from dimvl.metrics.intervals import mean_interval
 from dimvl.metrics.vqa import question_accuracy
 
 ROOT = Path(__file__).parents[1]
@@ -154,10 +155,9 @@ def item_scores(task: str, evaluation: Path) -> list[float]:
     return [100 * item["accuracy"] for item in sorted(items, key=lambda item: item["question_id"])]
 
 
-def interval(values: np.ndarray, draws: int = 10_000) -> list[float]:
+def interval(values: np.ndarray) -> list[float]:
     """Mean of values and its 95% interval, by a bootstrap over the values."""
-    drawn = values[np.random.default_rng(0).integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    return [round(float(value), 4) for value in (values.mean(), *np.quantile(drawn, [0.025, 0.975]))]
+    return [round(float(value), 4) for value in (values.mean(), *mean_interval(values))]
 
 
 def answer_floors(annotations: Path) -> dict[str, Any]:

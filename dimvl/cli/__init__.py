@@ -28,6 +28,7 @@ import dimvl.cli.profiling
 import dimvl.cli.training
 import dimvl.cli.reporting
 import dimvl.cli.scoring
+import dimvl.cli.comparing
 import dimvl.cli.prediction  # noqa: F401
 # isort: on
 

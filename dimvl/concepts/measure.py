@@ -3,16 +3,14 @@
 Letters: I images, W words, K part of them, S bootstrap samples, R regions, P boxes of people.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dimvl.concepts.data import LabelledImages
+from dimvl.metrics.intervals import draws, percentiles
 from dimvl.regions.naming.base import NAMES_KEPT
 from dimvl.regions.naming.concepts import ConceptNamer
-
-CONFIDENCE = 0.95
 
 
 class Precision(NamedTuple):
@@ -76,26 +74,17 @@ class AveragePrecision:
 
         """
         every = self.of_words()
-        samples = []
-        for number in range(replicates):
-            drawn = np.random.default_rng([seed, number]).integers(self.images, size=self.images)
-            samples.append(self.of_words(np.bincount(drawn, minlength=self.images).astype(np.float64)))
+        samples = [self.of_words(counts) for block in draws(self.images, replicates, seed) for counts in block]
         result = {}
         for name, words in groups.items():
             if not len(words) or np.isnan(every[words]).all():
                 continue
             mean = float(np.nanmean(every[words]))
             means = [float(np.nanmean(sample[words])) for sample in samples if not np.isnan(sample[words]).all()]
-            low, high = mean + _spread(means)
-            result[name] = Precision(mean, float(low), float(high), int((~np.isnan(every[words])).sum()))
+            spread = percentiles(np.array(means) - np.mean(means)) if means else None
+            low, high = (mean, mean) if spread is None else (mean + spread.low, mean + spread.high)
+            result[name] = Precision(mean, low, high, int((~np.isnan(every[words])).sum()))
         return result
-
-
-def _spread(samples: Sequence[float]) -> np.ndarray:
-    """Return the quantiles (2,) of samples minus their mean; zeros without samples."""
-    if not samples:
-        return np.zeros(2)
-    return np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - np.mean(samples)
 
 
 def tag_quality(namer: ConceptNamer, images: LabelledImages, labels: np.ndarray, threshold: float) -> dict[str, float]:
@@ -143,18 +132,3 @@ def best_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     shared = np.clip(high - low, 0, None).prod(-1)
     areas = [np.clip(some[:, 2:] - some[:, :2], 0, None).prod(-1) for some in (boxes, others)]
     return np.asarray((shared / np.maximum(areas[0][:, None] + areas[1] - shared, 1e-12)).max(1))
-
-
-def interval(hits: Sequence[np.ndarray], replicates: int, seed: int) -> tuple[float, float, float]:
-    """Return the mean over all phrases, and its 95% interval by the bootstrap over images.
-
-    Args:
-        hits: of the phrases of each image, 0 to 1.
-        replicates: S.
-        seed: of the samples.
-
-    """
-    sums, counts = np.array([own.sum() for own in hits]), np.array([len(own) for own in hits])
-    drawn = np.random.default_rng(seed).integers(len(hits), size=(replicates, len(hits)))
-    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(sums.sum() / counts.sum()), float(low), float(high)

@@ -8,21 +8,22 @@ others, or two files mean different images by one id, the user must choose the r
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dimvl.config import InputsConfig, Match, Missing
 from dimvl.data.annotations import Caption, Question
+from dimvl.data.examples import keyed_generator
 from dimvl.errors import UserError
 from dimvl.files import write_json
 from dimvl.regions.matching import choose_rule
 from dimvl.regions.store import RegionStore
-from dimvl.showing import with_others
+from dimvl.showing import counted, with_others
 
 if TYPE_CHECKING:
     from dimvl.data.processor import Processor
@@ -67,6 +68,39 @@ RULES: Mapping[str, Callable[[str, str], str]] = {
     "twelve_digits": lambda image_id, file: _twelve_digits(image_id),
 }
 """Rules in order of preference: (image id, file name) -> id in the store, or empty if the rule does not apply."""
+
+
+class Subset(NamedTuple):
+    """A part of the texts to train on.
+
+    Attributes:
+        number: how many to draw; None takes all.
+        seed: of the draw; the same seed puts smaller subsets inside larger ones.
+        noun: what is counted, such as `question`.
+        key: record -> what it belongs to; records with the same one are drawn together.
+
+    """
+
+    number: int | None
+    seed: int
+    noun: str
+    key: Callable[[Any], Hashable]
+
+    def of(self, records: Sequence[Record], files: str) -> list[Record]:
+        """Draw, in the order of the records.
+
+        Raises:
+            UserError: there are fewer.
+
+        """
+        if self.number is None:
+            return list(records)
+        keys = list(dict.fromkeys(map(self.key, records)))
+        if self.number > len(keys):
+            raise UserError(f"subset is {self.number:,} but {files} has {counted(len(keys), self.noun)}; lower subset")
+        order = keyed_generator(self.seed, "subset").permutation(len(keys))
+        chosen = {keys[place] for place in order[: self.number]}
+        return [record for record in records if self.key(record) in chosen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +215,7 @@ def match_files(
     report: Path,
     dropped: Mapping[str, int] | None = None,
     rule: Match = "auto",
+    subset: Subset | None = None,
 ) -> list[Record]:
     """Match the annotation files of a run with its store, and report the result in the log and in a JSON file.
 
@@ -192,23 +227,28 @@ def match_files(
         report: the JSON file, written before missing images are refused.
         dropped: reason -> number of texts dropped earlier.
         rule: how images are found, as in `match_file`.
+        subset: which of the records whose images are in the store to keep; by default all.
 
     Returns:
         The records whose images are all in the store, with the store's image ids.
 
     Raises:
-        UserError: as `match_file`; an image is missing and `missing` is `error`; or, with the rule `auto`, two files
-            give an image different file names.
+        UserError: as `match_file`; an image is missing and `missing` is `error`; with the rule `auto`, two files
+            give an image different file names; or there are fewer texts than the subset asks for.
 
     """
     matches = [match_file(path, records, store, limits, rule) for path, records in files]
     if rule == "auto":
         _check_file_names(matches)
     found = [record for match, (_, records) in zip(matches, files, strict=True) for record in in_store(records, match)]
+    matched = len(found)
+    if subset is not None:
+        found = subset.of(found, ", ".join(str(path) for path, _ in files))
     used = np.zeros(len(store), dtype=bool)
     used[store.positions({image for record in found for image in record.image_ids})] = True
     unused = np.flatnonzero(~used)
     dropped = {**(dropped or {}), "image not in the store": sum(match.texts_missing for match in matches)}
+    dropped |= {"not drawn for subset": matched - len(found)} if matched > len(found) else {}
     write_json(
         report,
         {
@@ -218,7 +258,7 @@ def match_files(
                 "without_text": len(unused),
                 "without_text_examples": [store.image_id(int(place)) for place in unused[:EXAMPLES]],
             },
-            "texts_used": sum(match.texts - match.texts_missing for match in matches),
+            "texts_used": len(found),
             "texts_dropped": dropped,
         },
     )

@@ -19,6 +19,7 @@ from dimvl.data.scenes import (
 )
 from dimvl.demo.config import DemoConfig, DemoPaths
 from dimvl.files import read_json, write_json
+from dimvl.metrics.intervals import mean_interval
 from dimvl.metrics.vqa import question_accuracy
 from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
 from dimvl.regions.store import RegionStore
@@ -62,16 +63,17 @@ def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
     }
     gain = np.array(scores["heldout"]) - np.array(scores["no_pretraining"])
     result: dict[str, Any] = {name: float(np.mean(values)) for name, values in scores.items()}
-    result["heldout_interval"] = interval(scores["heldout"])
+    result["heldout_interval"] = interval(scores["heldout"], heldout)
     result["pretraining_gain"] = float(gain.mean())
-    result["pretraining_gain_interval"] = interval(gain)
+    result["pretraining_gain_interval"] = interval(gain, heldout)
     result["questions"] = len(heldout)
     write_json(paths.scores / "vqa.json", {**result, "by_kind": by_kind})
 
 
-def interval(values: Sequence[float] | np.ndarray) -> float:
-    """Half of the 95% interval of a mean over questions: 1.96 standard errors."""
-    return float(1.96 * np.std(values, ddof=1) / np.sqrt(len(values)))
+def interval(values: Sequence[float] | np.ndarray, questions: Sequence[Question]) -> float:
+    """Half of the 95% interval of a mean over questions, by the bootstrap over their images."""
+    low, high = mean_interval(values, [question.images for question in questions])
+    return (high - low) / 2
 
 
 def _by_kind(values: Sequence[float], questions: Sequence[Question]) -> dict[str, float]:

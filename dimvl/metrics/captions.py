@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -32,7 +33,9 @@ class CaptionScores:
 
     Attributes:
         corpus: Bleu_1 to Bleu_4, METEOR, ROUGE_L and SPICE from 0 to 1, CIDEr from 0 to 10.
-        per_image: the same for each image; not all corpus scores are means of these.
+        per_image: the same for each image; BLEU and METEOR of the corpus are not means of these.
+        statistics: of each image, what BLEU and METEOR of the corpus need: `bleu` and `meteor`, as in
+            `dimvl.metrics.measures`.
         left_out: for each missing score, why it is missing.
         failed: those of `left_out` whose program failed.
         count: number of images.
@@ -42,6 +45,7 @@ class CaptionScores:
 
     corpus: dict[str, float]
     per_image: dict[str, dict[str, float]]
+    statistics: dict[str, dict[str, list[float]]]
     left_out: dict[str, str]
     failed: tuple[str, ...] = ()
     count: int
@@ -67,7 +71,6 @@ def caption_scores(
         raise UserError("pycocoevalcap is not installed, which caption scores need; pip install 'dimvl[metrics]'")
     if not tokenised and shutil.which("java") is None:
         raise UserError(f"{_JAVA}, or score texts that are already tokenised without METEOR by --tokenised")
-    from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
@@ -80,11 +83,11 @@ def caption_scores(
         found = {image: [next(tokens)] for image in images}
     if not any(text for texts in truth.values() for text in texts):
         raise UserError("no reference caption has a word; give annotations with captions")
-    bleu, bleu_of_images = Bleu(4).compute_score(truth, found, verbose=0)
-    scores = {f"Bleu_{size}": each for size, each in enumerate(zip(bleu, bleu_of_images, strict=True), start=1)}
+    statistics: dict[str, Sequence[Sequence[float]]] = {}
+    scores, statistics["bleu"] = _bleu(truth, found)
     left_out, failed = {}, []
     for name, compute, missing in (
-        ("METEOR", _meteor, _JAVA if shutil.which("java") is None else None),
+        ("METEOR", partial(_meteor, statistics), _JAVA if shutil.which("java") is None else None),
         ("ROUGE_L", Rouge().compute_score, None),
         ("CIDEr", Cider().compute_score, None),
         ("SPICE", _spice, _missing_for_spice()),
@@ -102,6 +105,9 @@ def caption_scores(
         per_image={
             image: {name: float(values[place]) for name, (_, values) in scores.items()}
             for place, image in enumerate(images)
+        },
+        statistics={
+            image: {name: list(rows[place]) for name, rows in statistics.items()} for place, image in enumerate(images)
         },
         left_out=left_out,
         failed=tuple(failed),
@@ -136,8 +142,31 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     return [" ".join(token for token in line.rstrip().split(" ") if token not in removed) for line in found]
 
 
-def _meteor(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> tuple[float, list[float]]:
-    """Return METEOR of the corpus and of each image: a line of statistics for each image, then all scores."""
+def _bleu(
+    truth: Mapping[str, list[str]], found: Mapping[str, list[str]]
+) -> tuple[dict[str, tuple[float, list[float]]], list[list[float]]]:
+    """Return BLEU 1 to 4 of the corpus and of each image, and the statistics (9,) of each image."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=4)
+    for image, (text,) in found.items():
+        scorer += (text, truth[image])
+    corpus, of_images = scorer.compute_score(option="closest", verbose=0)
+    scores = {f"Bleu_{size}": each for size, each in enumerate(zip(corpus, of_images, strict=True), start=1)}
+    rows = [
+        [min((abs(length - own["testlen"]), length) for length in lengths)[1], *own["guess"], *own["correct"]]
+        for own, (lengths, _) in zip(scorer.ctest, scorer.crefs, strict=True)
+    ]
+    return scores, rows
+
+
+def _meteor(
+    of_images: dict[str, Sequence[Sequence[float]]], truth: Mapping[str, list[str]], found: Mapping[str, list[str]]
+) -> tuple[float, list[float]]:
+    """Return METEOR of the corpus and of each image, and put the statistics (23,) of each image into `of_images`.
+
+    The program gives a line of statistics for each image, then all scores.
+    """
     from pycocoevalcap.meteor import meteor
 
     command = ["java", "-Xmx2G", *_UTF_8, "-jar", meteor.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
@@ -156,12 +185,24 @@ def _meteor(truth: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> t
                         statistics.append(replies.readline().strip())
                     print("EVAL", *statistics, sep=" ||| ", file=requests, flush=True)
                     values = [float(replies.readline()) for _ in range(len(found) + 1)]
+                    of_images["meteor"] = [_meteor_statistics(line) for line in statistics]
                 finally:
                     process.kill()  # it would wait for more lines
-        except (OSError, ValueError):  # it ended too early: the pipe is broken, or there is no number to read
+        except (
+            OSError,
+            ValueError,
+            IndexError,
+        ):  # it ended too early: no pipe, or no number
             messages.seek(0)
             raise _failed("METEOR", messages.read()) from None
     return values[-1], values[:-1]
+
+
+def _meteor_statistics(line: str) -> list[float]:
+    """Return the statistics of one text; one that equals its reference has no chunk, so that they can be added."""
+    values = [float(value) for value in line.split()]
+    same = values[20] == 1 and values[:2] == values[21:]
+    return [*values[:20], 0.0 if same else values[20], *values[21:]]
 
 
 def _environment() -> dict[str, str]:

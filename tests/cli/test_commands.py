@@ -208,6 +208,8 @@ def test_evaluate_writes_the_official_formats_and_the_scores(
     scores = json.loads((written / "scores.json").read_text())
     assert result.code == 0 and json.loads(result.out) == scores
     assert scores["count"] == 12 and 0 <= scores["overall"] <= 1
+    low, high = scores["intervals"]["overall"]
+    assert 0 <= low <= scores["overall"] <= high <= 1 and "by_answer_type / other" in scores["intervals"]
     answers = json.loads((written / "predictions.json").read_text())
     questions = json.loads(data.questions.read_text())["questions"]
     assert [record["question_id"] for record in answers] == [record["question_id"] for record in questions]

@@ -7,7 +7,7 @@ import pytest
 
 from dimvl.config.sections import InputsConfig, Match
 from dimvl.data.annotations import Caption
-from dimvl.data.matching import RULES, match_file, match_files
+from dimvl.data.matching import RULES, Subset, match_file, match_files
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
@@ -214,6 +214,26 @@ def test_the_report_tells_what_was_found_and_what_not_before_missing_images_are_
     assert any("lacks image '77' and 1 others" in line and "2 of 5 texts are dropped" in line for line in said)
     assert any("3 texts are dropped: unanswered" in line for line in said)
     assert any("5 texts on 4 images; 2 of these are in the store (found by id), 2" in line for line in caplog.messages)
+
+
+def test_a_subset_is_drawn_by_its_seed_and_lies_inside_larger_ones_and_the_rest_is_counted(tmp_path):
+    store = make_store(tmp_path, *map(str, range(12)))
+    texts = [Caption(number, (str(number // 3),), "a star") for number in range(36)]
+
+    def drawn(number, seed=0, key=lambda caption: caption):
+        subset = Subset(number, seed, "caption", key)
+        found = match_files([(FILE, texts)], store, INPUTS, "error", tmp_path / "report.json", subset=subset)
+        return [caption.caption_id for caption in found]
+
+    few, more = drawn(5), drawn(20)
+    assert len(few) == 5 and few == sorted(few) and set(few) < set(more) and drawn(5, seed=1) != few
+    reported = json.loads((tmp_path / "report.json").read_text())
+    assert reported["texts_used"] == 5 and reported["texts_dropped"]["not drawn for subset"] == 31
+    assert drawn(None) == list(range(36)) == drawn(36)
+    images = [number // 3 for number in drawn(4, key=lambda caption: caption.images)]
+    assert len(images) == 12 and len(set(images)) == 4, "all captions of an image, or none"
+    with pytest.raises(UserError, match=r"subset is 37 but captions\.json has 36 captions; lower subset"):
+        drawn(37)
 
 
 def test_a_whole_file_without_a_match_is_an_error_even_where_missing_images_are_skipped(tmp_path):

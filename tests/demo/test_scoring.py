@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dimvl.data.annotations import Question
 from dimvl.data.scenes import is_true, read_worlds, write_scenes
 from dimvl.demo.config import DemoPaths
 from dimvl.demo.results import goals_of
@@ -18,8 +19,12 @@ def test_half_of_the_matching_pairs_are_true_and_the_others_are_verified_false(c
         assert sum(truth) * 2 == len(truth)
 
 
-def test_the_interval_is_1_96_standard_errors():
-    assert interval([0.0, 1.0, 1.0, 0.0]) == pytest.approx(1.96 * np.sqrt(1 / 3) / 2)
+def test_the_interval_counts_images_and_not_their_questions():
+    right = np.random.default_rng(0).random(400) < 0.7
+    asked = [Question(number, (str(number),), "is it red?", ("yes",)) for number in range(400)]
+    half = interval(right, asked)
+    assert half == pytest.approx(1.96 * right.std() / 20, rel=0.05)
+    assert interval(np.repeat(right, 5), [question for question in asked for _ in range(5)]) == pytest.approx(half)
 
 
 def test_a_goal_is_met_only_if_it_is_reached(results):

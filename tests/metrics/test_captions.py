@@ -11,6 +11,7 @@ import pytest
 from dimvl.errors import UserError
 from dimvl.metrics import captions
 from dimvl.metrics.captions import CaptionScores, caption_scores, ptb_tokens
+from dimvl.metrics.measures import measures
 
 GOLDEN = Path(__file__).parents[2].parent / "shared/data/golden/caption_golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the official scores are not on this machine")
@@ -33,6 +34,12 @@ def package_files() -> set[Path]:
     return {path for path in Path(pycocoevalcap[0]).parent.rglob("*") if path.suffix != ".pyc"}
 
 
+def from_sums(scores: CaptionScores) -> dict[str, float]:
+    """Scores of the corpus from what is kept of each image."""
+    items = [{"official": own, "statistics": scores.statistics[image]} for image, own in scores.per_image.items()]
+    return {name: float(score(numbers.sum(axis=0))) for (_, name), (numbers, score) in measures(items).items()}
+
+
 @pytest.fixture(scope="module")
 def golden() -> CaptionScores:
     before = package_files()
@@ -53,6 +60,7 @@ def test_scores_equal_those_of_the_official_evaluation_to_the_digit(golden: Capt
     assert (golden.count, golden.references) == (expected["n_images"], expected["n_references"])
     for image, scores in expected["per_image"].items():
         assert {name: round(golden.per_image[image][name], 4) for name in scores} == scores, image
+    assert from_sums(golden) == pytest.approx(golden.corpus, abs=1e-12), "what intervals resample"
 
 
 @needs_golden
@@ -97,6 +105,7 @@ def test_line_breaks_empty_texts_and_odd_characters_shift_no_caption_to_another_
 def test_an_empty_caption_scores_0_and_does_not_affect_others() -> None:
     scores = caption_scores({"1": "", "2": "a red star\n"}, {"1": ["a dog"], "2": ["a red star", "..."]})
     assert set(scores.per_image["1"].values()) == {0} and scores.per_image["2"]["Bleu_2"] == pytest.approx(1)
+    assert from_sums(scores) == pytest.approx(scores.corpus, abs=1e-12), "one text equals its reference"
 
 
 def make_java(folder: Path, script: str) -> None:

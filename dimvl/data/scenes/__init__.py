@@ -8,7 +8,7 @@ changing one word (word_changes.py).
 from dimvl.data.scenes.facts import Fact, judge
 from dimvl.data.scenes.language import is_true, parse_caption
 from dimvl.data.scenes.render import render
-from dimvl.data.scenes.scores import score_captions
+from dimvl.data.scenes.scores import caption_facts, score_captions
 from dimvl.data.scenes.word_changes import changed_caption, word_change_pairs
 from dimvl.data.scenes.world import (
     COLOURS,
@@ -31,6 +31,7 @@ __all__ = [
     "Fact",
     "SceneOptions",
     "World",
+    "caption_facts",
     "changed_caption",
     "is_true",
     "judge",

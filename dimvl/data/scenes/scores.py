@@ -1,9 +1,8 @@
 """Precision and recall of the facts in captions of scenes."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -40,33 +39,60 @@ class CaptionScores:
     parsed: float
 
 
+class CaptionFacts(NamedTuple):
+    """The facts of one caption.
+
+    Attributes:
+        stated: kind of fact -> how many are true, and how many are stated; one that cannot be parsed states one false
+            fact of each kind.
+        recall: share of the scene's facts that it states correctly.
+        parsed: whether it can be parsed.
+
+    """
+
+    stated: dict[str, tuple[int, int]]
+    recall: float
+    parsed: bool
+
+    @property
+    def count(self) -> int:
+        """Number of facts that it states."""
+        return sum(count for _, count in self.stated.values()) if self.parsed else 0
+
+
+def caption_facts(caption: str, world: World) -> CaptionFacts:
+    """Judge the facts of a caption of a scene."""
+    facts = parse_caption(caption) or []
+    judged: dict[str, list[bool]] = {kind: [] if facts else [False] for kind in get_args(FactKind)}
+    for fact in facts:
+        judged[fact.kind].append(judge(fact, world))
+    stated = {kind: (sum(truths), len(truths)) for kind, truths in judged.items()}
+    return CaptionFacts(stated, fact_recall(facts, world), bool(facts))
+
+
 def score_captions(
     captions: Mapping[int, str], worlds: Mapping[int, World], references: Mapping[int, Sequence[str]]
 ) -> CaptionScores:
     """Score one caption per image against the scenes and reference captions of these images; keys are image ids."""
-    judged: dict[str, list[bool]] = defaultdict(list)
-    stated, recalls = [], []
-    for image, caption in captions.items():
-        facts = parse_caption(caption) or []
-        for fact in facts:
-            judged[fact.kind].append(judge(fact, worlds[image]))
-        if not facts:  # the caption cannot be parsed
-            for kind in get_args(FactKind):
-                judged[kind].append(False)
-        stated.append(len(facts))
-        recalls.append(fact_recall(facts, worlds[image]))
+    found = [caption_facts(caption, worlds[image]) for image, caption in captions.items()]
     written = [(reference, worlds[image]) for image in captions for reference in references[image]]
     return CaptionScores(
-        fact_precision=_mean([truth for truths in judged.values() for truth in truths]),
-        attribute_precision=_mean(judged["attribute"]),
-        place_precision=_mean(judged["place"]),
-        relation_precision=_mean(judged["relation"]),
-        fact_recall=_mean(recalls),
+        fact_precision=_precision(found, get_args(FactKind)),
+        attribute_precision=_precision(found, ("attribute",)),
+        place_precision=_precision(found, ("place",)),
+        relation_precision=_precision(found, ("relation",)),
+        fact_recall=_mean([facts.recall for facts in found]),
         reference_recall=_mean([fact_recall(parse_caption(text) or [], world) for text, world in written]),
-        facts_per_caption=_mean(stated),
+        facts_per_caption=_mean([facts.count for facts in found]),
         distinct=len(set(captions.values())) / len(captions),
-        parsed=_mean([count > 0 for count in stated]),
+        parsed=_mean([facts.parsed for facts in found]),
     )
+
+
+def _precision(found: Sequence[CaptionFacts], kinds: Sequence[str]) -> float:
+    """Return the share of the stated facts of some kinds that are true."""
+    counts = [facts.stated[kind] for facts in found for kind in kinds]
+    return sum(true for true, _ in counts) / max(sum(count for _, count in counts), 1)
 
 
 def fact_recall(facts: Sequence[Fact], world: World) -> float:

@@ -36,6 +36,9 @@ class VqaConfig(RunConfig):
     answers: Annotated[int | Path, BeforeValidator(_number_or_file)] = Field(
         3129, description="number of most frequent training answers to keep, or a JSON file that lists the answers"
     )
+    subset: int | None = Field(
+        None, ge=1, description="number of questions to train on, drawn by `seed`; null uses all"
+    )
     shared_prefix: bool = Field(
         False, description="questions see the image but not the reverse, so an image is computed once for its questions"
     )

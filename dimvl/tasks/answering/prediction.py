@@ -120,6 +120,8 @@ def evaluate_questions(
         item |= {"question": question.text, "prediction": answer}
         if question.answers:
             item |= {"answers": question.answers, "accuracy": question_accuracy(answer, question.answers)}
+            kinds = {"kind": question.kind, "answer_type": question.answer_type}
+            item |= {name: kind for name, kind in kinds.items() if kind}
         items.append(item)
     records = [{"question_id": item["question_id"], "answer": item["prediction"]} for item in items]
     scores: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH, MODEL
 from dimvl.data.annotations import Question, read_questions
 from dimvl.data.answers import answer_ids, answer_vocabulary, label_ids, read_answers, soft_scores
-from dimvl.data.matching import match_files
+from dimvl.data.matching import Subset, match_files
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
@@ -76,7 +76,8 @@ class Answering(Task[VqaConfig]):
             files.append((path, answered))
         skipped = {"question without an answer": unanswered}
         report = config.output / MATCH
-        return match_files(files, store, config.inputs, config.missing, report, skipped, config.match)
+        subset = Subset(config.subset, config.seed, "question", lambda question: question)
+        return match_files(files, store, config.inputs, config.missing, report, skipped, config.match, subset)
 
     def labelled_texts(self, records: Sequence[Question], processor: Processor) -> list[LabelledText]:
         """Label each question with the soft scores of its answers in the vocabulary.

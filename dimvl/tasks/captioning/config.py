@@ -55,6 +55,9 @@ class CaptionConfig(RunConfig):
     task: Literal["caption"]
     captions: Files = Field(description="captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")
+    subset: int | None = Field(
+        None, ge=1, description="number of images whose captions to train on, drawn by `seed`; null uses all"
+    )
     seq2seq: Seq2seqConfig = Seq2seqConfig()
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     drop_worst: DropWorstConfig | None = None

@@ -12,7 +12,7 @@ from dimvl.data.annotations import ImageKey, describe_file, read_captions
 from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.prefixes import Prefix
-from dimvl.data.scenes import World, read_worlds, score_captions
+from dimvl.data.scenes import World, caption_facts, read_worlds, score_captions
 from dimvl.decoding import AllRanks, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
@@ -158,7 +158,7 @@ def evaluate_captions(
     written = caption_groups(trained, store, list(stored.values()), options.decoding, progress)
     found = {key: written[images] for key, images in stored.items()}
     records = [{**names[key], "caption": caption} for key, caption in found.items()]
-    items = [
+    items: list[dict[str, Any]] = [
         {**names[key], "prediction": text, **({"references": references[key]} if references[key] else {})}
         for key, text in found.items()
     ]
@@ -166,6 +166,9 @@ def evaluate_captions(
     scores = {"task": "caption", "data": describe_file(path), "count": scored} if scored else {}
     if scenes is not None:
         numbers = {image: world.image_id for image, world in scenes.items()}
+        for item, ((ids, _), caption) in zip(items, found.items(), strict=True):
+            own = caption_facts(caption, scenes[ids[0]])
+            item["facts"] = {"stated": own.stated, "recall": own.recall}
         facts = score_captions(
             {numbers[ids[0]]: caption for (ids, _), caption in found.items()},
             {world.image_id: world for world in scenes.values()},
@@ -208,7 +211,7 @@ def _scenes(options: CaptionEvaluation, truth: Path, names: Mapping[str, Sequenc
 def with_official_scores(evaluation: Evaluation) -> Evaluation:
     """Add the scores of the COCO protocol to captions, under `official` in the scores and in each item.
 
-    The reasons for missing scores are under `left_out`.
+    An item also has the `statistics` of BLEU and METEOR. The reasons for missing scores are under `left_out`.
     """
     scored = {str(place): item for place, item in enumerate(evaluation.items) if "references" in item}
     if not scored:
@@ -222,7 +225,9 @@ def with_official_scores(evaluation: Evaluation) -> Evaluation:
         return replace(evaluation, scores={**evaluation.scores, "left_out": {"official": str(error)}})
     for name in found.failed:
         logger.warning("%s is missing: %s", name, found.left_out[name])
-    official = {name: {"official": scores} for name, scores in found.per_image.items()}
+    official = {
+        name: {"official": scores, "statistics": found.statistics[name]} for name, scores in found.per_image.items()
+    }
     items = [item | official.get(str(place), {}) for place, item in enumerate(evaluation.items)]
     scores: dict[str, Any] = {**evaluation.scores, "official": found.corpus, "left_out": found.left_out}
     return replace(evaluation, items=items, scores=scores)

@@ -8,7 +8,7 @@ from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH
 from dimvl.config import RunConfig
 from dimvl.data.annotations import Caption, read_captions
-from dimvl.data.matching import match_files
+from dimvl.data.matching import Subset, match_files
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
@@ -46,7 +46,9 @@ class CaptionDataTask(Task[Config], abstract=True):
 
         """
         read = [(path, read_captions(path, config.split)) for path in config.captions]
-        return match_files(read, store, config.inputs, config.missing, config.output / MATCH, rule=config.match)
+        subset = Subset(config.subset, config.seed, "image", lambda caption: caption.images)
+        report = config.output / MATCH
+        return match_files(read, store, config.inputs, config.missing, report, rule=config.match, subset=subset)
 
     def labelled_texts(self, records: Sequence[Caption], processor: Processor) -> list[LabelledText]:
         """Return the captions, which have no labels."""

@@ -78,6 +78,9 @@ class PretrainConfig(RunConfig):
     task: Literal["pretrain"] = "pretrain"
     captions: Files = Field(description="captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")
+    subset: int | None = Field(
+        None, ge=1, description="number of images whose captions to train on, drawn by `seed`; null uses all"
+    )
     objectives: ObjectivesConfig = ObjectivesConfig()
     seq2seq: Seq2seqConfig = Seq2seqConfig()
     validation: PretrainValidationConfig | None = None
