@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dimvl.drawing import Box, draw_heat, draw_regions, png_data_uri
 from dimvl.regions.images import load_image
-from dimvl.report.curves import read_losses
+from dimvl.report.curves import Series, read_losses
 from dimvl.report.page import drawn_curves, number, words, write_page
 
 
@@ -97,6 +97,7 @@ class Report:
     results: Mapping[str, Any]  # scores by group and name, as in `results.json`; groups may be nested
     goals: Sequence[Goal] = ()
     baselines: Sequence[Baseline] = ()
+    labels: Sequence[Series] = ()  # accuracy by number of labelled questions
     logs: Mapping[str, Path] = field(default_factory=dict)  # `log.jsonl` by name of the run
     examples: Sequence[Example] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
@@ -118,6 +119,7 @@ def write_report(path: Path, report: Report) -> None:
         title=report.title,
         report=report,
         score_tables={name: list(_tables(values)) for name, values in groups.items()},
+        labels=drawn_curves("VQA accuracy", "Accuracy by labels", report.labels, False, "labelled questions"),
         curves=[drawn_curves(name, f"Losses of {name}", read_losses(log)) for name, log in report.logs.items()],
         examples=[_drawn(example) for example in report.examples],
     )

@@ -69,7 +69,7 @@ def all_stages(config: DemoConfig) -> list[Stage]:
         Stage("extract-test", _extract_tests, ("scenes",), "detect regions of both test splits", tests),
         train("question_only", "extract-train", "baseline without images"),
     ]
-    for number, phase in enumerate(config.pretraining, start=1):
+    for number in range(1, len(config.pretraining) + 1):
         for series in ("pretraining", "pretraining_without_word_change"):
             if series == "pretraining" or changes_words(config, number):
                 before = previous_phase(config, series, number) if number > 1 else "extract-train"

@@ -97,13 +97,14 @@ def line_colour(index: int) -> str:
     return LINE_COLOURS[index % len(LINE_COLOURS)]
 
 
-def curve_svg(series: Sequence[Series], label: str, logarithmic: bool = True) -> str:
+def curve_svg(series: Sequence[Series], label: str, logarithmic: bool = True, across: str = "step") -> str:
     """Draw curves as an `<svg>` element in the text colour of its page.
 
     Args:
         series: drawn in `LINE_COLOURS`: the running mean, and in a pale tone the values as logged.
         label: describes the curves in words, for readers who do not see them.
         logarithmic: whether the vertical axis is.
+        across: what `steps` are, if they are not steps; then the horizontal axis is logarithmic, and points are marked.
 
     """
     import matplotlib
@@ -122,7 +123,7 @@ def curve_svg(series: Sequence[Series], label: str, logarithmic: bool = True) ->
         axes = figure.add_subplot()
         for index, (_, steps, values, smooth) in enumerate(series):
             axes.plot(steps, values, color=line_colour(index), alpha=0.25, linewidth=0.8)
-            marker = "o" if len(steps) == 1 else None  # a line needs two points
+            marker = "o" if len(steps) == 1 or across != "step" else None  # a line needs two points
             axes.plot(steps, smooth, marker=marker, color=line_colour(index), linewidth=1.8, solid_capstyle="round")
         if logarithmic:
             axes.set_yscale("log", nonpositive="mask")
@@ -133,8 +134,14 @@ def curve_svg(series: Sequence[Series], label: str, logarithmic: bool = True) ->
         axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.7)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_alpha(0.4)
-        axes.set_xlabel("step")
-        axes.set_xlim(left=0)
+        axes.set_xlabel(across)
+        if across == "step":
+            axes.set_xlim(left=0)
+        else:
+            axes.set_xscale("log")
+            axes.set_xticks(points := sorted({float(step) for one in series for step in one.steps}), minor=False)
+            axes.set_xticks([], minor=True)
+            axes.set_xticklabels([f"{point:,.0f}" for point in points])
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline_svg(buffer.getvalue(), label)

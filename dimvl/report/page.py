@@ -52,7 +52,9 @@ def _percent(share: float) -> str:
     return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
 
 
-def drawn_curves(title: str, what: str, series: Sequence[Series], logarithmic: bool = True) -> dict[str, Any]:
+def drawn_curves(
+    title: str, what: str, series: Sequence[Series], logarithmic: bool = True, across: str = "step"
+) -> dict[str, Any]:
     """A figure for the macro `curve`: its curves, and a line of words for each.
 
     Args:
@@ -60,8 +62,9 @@ def drawn_curves(title: str, what: str, series: Sequence[Series], logarithmic: b
         what: describes it in words, as in "Losses of vqa".
         series: may be empty.
         logarithmic: whether the vertical axis is.
+        across: as in `curve_svg`.
 
     """
     ends = [f"{words(name)} {smooth[0]:.3g} → {smooth[-1]:.3g}" for name, _, _, smooth in series]
-    svg = curve_svg(series, f"{what}: {'; '.join(ends)}", logarithmic) if series else ""
+    svg = curve_svg(series, f"{what}: {'; '.join(ends)}", logarithmic, across) if series else ""
     return {"title": title, "svg": svg, "keys": [(line_colour(index), end) for index, end in enumerate(ends)]}
