@@ -62,13 +62,18 @@ def scores(results: Mapping[str, Any], source: str, minutes: float) -> str:
     for goal in goals_of(results, minutes):
         bound = f"{'at most ' * goal.at_most}{goal.goal:.3f}"
         lines.append(f"| {goal.name} | {goal.value:.3f} | {bound} | {'met' if goal.met else 'not met'} |")
+    lines += ["", "| labelled questions | pretrained | not | gain | its interval |", "|---|---|---|---|---|"]
+    for number, point in vqa["few_labels"].items():
+        low, high = point["interval"]
+        values = f"{point['pretrained']:.3f} | {point['none']:.3f} | {point['gain']:.3f} | {low:.3f} to {high:.3f}"
+        lines.append(f"| {int(number):,} | {values} |")
     lines += ["", "| VQA accuracy of | all | " + " | ".join(kinds := sorted(vqa["by_kind"]["heldout"])) + " |"]
     lines.append("|---" * (len(kinds) + 2) + "|")
     names = {
-        "heldout": "pretrained, held-out",
+        "heldout": f"pretrained, {vqa['labels']:,} labels",
         "compositional": "pretrained, unseen combinations",
         "ground_truth_boxes": "pretrained, generator's boxes",
-        "no_pretraining": "no pretraining",
+        "no_pretraining": f"no pretraining, {vqa['labels']:,} labels",
         "question_only": "question only",
         "majority": "most common answer",
     }

@@ -46,6 +46,18 @@ class PhaseConfig(Section):
         return self
 
 
+class LabelsConfig(Section):
+    """One point of the curve over labels: question answering learned from some of the questions."""
+
+    questions: int = Field(ge=1, description="number of labelled questions, drawn at random")
+    steps: int = Field(ge=1, description="optimiser steps after pretraining")
+    steps_from_scratch: int = Field(ge=1, description="optimiser steps without pretraining, as many as help most")
+
+
+FEW_LABELS = 3000
+"""Labelled questions of the point of the curve that the goals are about."""
+
+
 class DemoConfig(Section):
     """A whole demo on synthetic scenes.
 
@@ -62,7 +74,8 @@ class DemoConfig(Section):
     shared_prefix: bool = Field(
         False, description="share one prefix among the texts of an image, in question answering and in matching"
     )
-    vqa: TrainingConfig
+    labels: list[LabelsConfig] = Field(min_length=1, description="the curve over labels, from few to many questions")
+    vqa: TrainingConfig = Field(description="question answering; `labels` sets its steps")
     caption: TrainingConfig
     self_critical: TrainingConfig | None = Field(
         None, description="self-critical training after captioning; null: captioning is the last run"
@@ -82,10 +95,27 @@ class DemoConfig(Section):
             raise ValueError("retrieval is a reward of self_critical, which is null; add self_critical or remove it")
         return self
 
+    @model_validator(mode="after")
+    def _labels_rise(self) -> "DemoConfig":
+        numbers = [entry.questions for entry in self.labels]
+        most = self.scenes.train * self.scenes.questions_per_image
+        if sorted(set(numbers)) != numbers or numbers[-1] > most:
+            raise ValueError(
+                f"labels has {', '.join(map(str, numbers))} questions; they must rise, up to the {most} of the scenes"
+            )
+        if FEW_LABELS not in numbers:
+            raise ValueError(f"labels lacks {FEW_LABELS} questions, which the goals are about; add them")
+        return self
+
     @property
     def options(self) -> SceneOptions:
         """Options of the scene generator."""
         return SceneOptions(seed=self.seed, **self.scenes.model_dump())
+
+    @property
+    def answerer(self) -> str:
+        """Name of the run with the most labelled questions, whose answers are scored in full and exported."""
+        return f"vqa-{self.labels[-1].questions}"
 
     @property
     def captioner(self) -> str:

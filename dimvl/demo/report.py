@@ -14,8 +14,9 @@ from rich.text import Text
 
 from dimvl.drawing import Box, draw_heat, draw_regions, png_data_uri
 from dimvl.regions.images import load_image
-from dimvl.report.curves import read_losses
+from dimvl.report.curves import inline_svg, read_losses
 from dimvl.report.page import drawn_curves, number, words, write_page
+from dimvl.study.figure import Point, study_svg
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Report:
     results: Mapping[str, Any]  # scores by group and name, as in `results.json`; groups may be nested
     goals: Sequence[Goal] = ()
     baselines: Sequence[Baseline] = ()
+    labels: Mapping[str, Sequence[Point]] = field(default_factory=dict)  # accuracy by number of labelled questions
     logs: Mapping[str, Path] = field(default_factory=dict)  # `log.jsonl` by name of the run
     examples: Sequence[Example] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
@@ -118,6 +120,9 @@ def write_report(path: Path, report: Report) -> None:
         title=report.title,
         report=report,
         score_tables={name: list(_tables(values)) for name, values in groups.items()},
+        labels=inline_svg(study_svg(report.labels, "labelled questions", "VQA accuracy"), _in_words(report.labels))
+        if report.labels
+        else "",
         curves=[drawn_curves(name, f"Losses of {name}", read_losses(log)) for name, log in report.logs.items()],
         examples=[_drawn(example) for example in report.examples],
     )
@@ -156,6 +161,12 @@ def _tables(values: Mapping[str, Any], title: str = "") -> Iterator[dict[str, An
     for name, group in groups.items():
         if name not in flat:
             yield from _tables(group, words(name))
+
+
+def _in_words(lines: Mapping[str, Sequence[Point]]) -> str:
+    """Say what a figure shows."""
+    values = {name: ", ".join(f"{point.mean:.3f} at {point.x}" for point in points) for name, points in lines.items()}
+    return "Accuracy by labelled questions: " + "; ".join(f"{name} {text}" for name, text in values.items())
 
 
 def _drawn(example: Example) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from typing import Any
 
 from dimvl.data.annotations import read_captions
 from dimvl.data.scenes import Fact, judge, parse_caption, read_worlds
-from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.demo.config import FEW_LABELS, DemoConfig, DemoPaths
 from dimvl.demo.report import Baseline, Example, Goal, Question, Region, Report
 from dimvl.files import read_json
+from dimvl.study.figure import Point
 
 SYNTHETIC = (
     "All images, captions and questions are synthetic: drawn and written by a seeded generator. The images go through "
@@ -28,10 +29,13 @@ def goals_of(results: Mapping[str, Any], minutes: float) -> list[Goal]:
     vqa, caption, matching = results["vqa"], results["caption"], results["matching"]
     recall = caption["fact_recall"] / max(caption["reference_recall"], 1e-9)
     wall = results["seconds"]["wall"] / 60
+    few = vqa["few_labels"][str(FEW_LABELS)]
+    labels = f"{FEW_LABELS:,} labels"
     return [
-        Goal("VQA, held-out", vqa["heldout"], 0.80),
-        Goal("VQA over question-only", vqa["heldout"] - vqa["question_only"], 0.25),
-        Goal("VQA over no pretraining, beyond its interval", vqa["pretraining_gain"], vqa["pretraining_gain_interval"]),
+        Goal(f"VQA with {labels}", few["pretrained"], 0.70),
+        Goal(f"VQA with {labels}: gain by pretraining", few["gain"], 0.15),
+        Goal(f"VQA with {labels}: lower end of that gain's interval", few["interval"][0], 0.10),
+        Goal(f"VQA with {vqa['labels']:,} labels over question-only", vqa["heldout"] - vqa["question_only"], 0.25),
         Goal("captions: fact precision", caption["fact_precision"], 0.90),
         Goal("captions: attribute precision", caption["attribute_precision"], 0.80),
         Goal("captions: relation precision", caption["relation_precision"], 0.80),
@@ -56,8 +60,7 @@ def demo_report(
     day: str,
 ) -> Report:
     """Collect everything that the report shows."""
-    vqa = results["vqa"]
-    inputs = "regions and tags" if config.inputs.tag_tokens else "regions"
+    vqa, few_labels = results["vqa"], results["vqa"]["few_labels"]
     return Report(
         title="dimvl on synthetic scenes",
         note=f"{SYNTHETIC} {config.note}".rstrip(),
@@ -66,18 +69,27 @@ def demo_report(
         date=day,
         results=results,
         goals=goals,
-        baselines=[
-            Baseline("pretrained and fine-tuned", vqa["heldout"], inputs, vqa["heldout_interval"], ours=True),
-            Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
-            Baseline("no pretraining", vqa["no_pretraining"], "the same fine-tuning from scratch, same steps"),
-            Baseline("question only", vqa["question_only"], "no regions and no tags, from scratch, same steps"),
-            Baseline("most common answer", vqa["majority"], "of the training questions"),
-        ],
+        baselines=_baselines(vqa, "regions and tags" if config.inputs.tag_tokens else "regions"),
+        labels={
+            name: [Point(int(number), point[key], *point[f"{key}_interval"]) for number, point in few_labels.items()]
+            for name, key in (("pretrained", "pretrained"), ("not pretrained", "none"))
+        },
         logs={log.parent.name: log for log in sorted(paths.out.glob("train/*/log.jsonl"))},
         examples=[_example(paths, record) for record in read_json(paths.scores / "examples.json")],
         seconds={name: value for name, value in results["seconds"].items() if name != "wall"},
         budget=sum(config.seconds.values()),
     )
+
+
+def _baselines(vqa: Mapping[str, Any], inputs: str) -> list[Baseline]:
+    asked = f"{vqa['labels']:,} labels"
+    return [
+        Baseline(f"pretrained, {asked}", vqa["heldout"], inputs, vqa["heldout_interval"], ours=True),
+        Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
+        Baseline(f"no pretraining, {asked}", vqa["no_pretraining"], "the same, from scratch, as many steps as help"),
+        Baseline(f"question only, {asked}", vqa["question_only"], "no regions and no tags, from scratch"),
+        Baseline("most common answer", vqa["majority"], "of the training questions"),
+    ]
 
 
 def _example(paths: DemoPaths, record: Mapping[str, Any]) -> Example:

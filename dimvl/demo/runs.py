@@ -11,13 +11,14 @@ from dimvl.tasks.pretraining.config import PretrainConfig
 def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfig | VqaConfig | CaptionConfig:
     """Make the configuration of one training run of the demo.
 
-    Each baseline differs from the model in one thing: `question_only` sees no regions and no tags, `no_pretraining`
-    starts from scratch, `pretraining_without_word_change-*` has no negatives with one word changed.
+    Each baseline differs from its model in one thing: `no_pretraining-N` starts from scratch, with the steps that suit
+    this; `question_only` is the same without regions and tags, for the largest N; `pretraining_without_word_change-*`
+    has no negatives with one word changed.
 
     Args:
         config: the demo's configuration.
         paths: the demo's files.
-        name: `pretraining-1`, ..., `vqa`, `caption`, `self_critical` or a baseline.
+        name: `pretraining-1`, ..., `vqa-N` for N labelled questions, `caption`, `self_critical` or a baseline.
 
     """
     common: dict[str, Any] = {
@@ -32,15 +33,24 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
         return _pretraining(config, paths, name, common)
     if name in ("caption", "self_critical"):
         return _captioning(config, paths, name, common)
+    return _answering(config, paths, name, common)
+
+
+def _answering(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str, Any]) -> VqaConfig:
     if name == "question_only":
         common["inputs"] = common["inputs"].model_copy(update={"max_regions": 0, "tag_tokens": 0})
+    series, _, number = name.rpartition("-")
+    point = next((point for point in config.labels if str(point.questions) == number), config.labels[-1])
+    pretrained = series == "vqa"
+    steps = point.steps if pretrained else point.steps_from_scratch
     return VqaConfig(
         **common,
         task="vqa",
-        training=config.vqa,
-        initial=paths.run(config.last_pretraining) if name == "vqa" else None,
+        training=config.vqa.model_copy(update={"steps": steps}),
+        initial=paths.run(config.last_pretraining) if pretrained else None,
         questions=[paths.scenes / "train" / "questions.json"],
         annotations=[paths.scenes / "train" / "annotations.json"],
+        subset=point.questions,
         shared_prefix=config.shared_prefix,
     )
 

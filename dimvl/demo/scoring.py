@@ -19,7 +19,7 @@ from dimvl.data.scenes import (
 )
 from dimvl.demo.config import DemoConfig, DemoPaths
 from dimvl.files import read_json, write_json
-from dimvl.metrics.intervals import mean_interval
+from dimvl.metrics.intervals import Interval, mean_interval
 from dimvl.metrics.vqa import question_accuracy
 from dimvl.metrics.wording import faults
 from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
@@ -40,44 +40,58 @@ def read_split_questions(paths: DemoPaths, split: str) -> list[Question]:
 
 
 def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
-    """Score the answers of the model and its baselines, overall and by kind of question."""
+    """Score the answers of the models and their baselines: by number of labels, overall, and by kind of question."""
     questions = {split: read_split_questions(paths, split) for split in ("train", *SPLITS)}
-    heldout = questions["heldout"]
+    heldout, images = questions["heldout"], [question.images for question in questions["heldout"]]
 
-    def accuracies(trained: TrainedModel, store: str, split: str = "heldout") -> list[float]:
-        regions = RegionStore(paths.regions(store))
-        answers = answer_questions(trained, regions, questions[split], progress=progress)
-        return [question_accuracy(answers[question.question_id], question.answers) for question in questions[split]]
+    def accuracies(run: str, store: str = "heldout", split: str = "heldout") -> np.ndarray:
+        answers = answer_questions(
+            load_model(paths.run(run)), RegionStore(paths.regions(store)), questions[split], progress=progress
+        )
+        asked = questions[split]
+        return np.array([question_accuracy(answers[question.question_id], question.answers) for question in asked])
 
-    main, scratch = load_model(paths.run("vqa")), load_model(paths.run("no_pretraining"))
+    few_labels = {}
+    for point in config.labels:
+        ours, scratch = (accuracies(f"{series}-{point.questions}") for series in ("vqa", "no_pretraining"))
+        few_labels[str(point.questions)] = {
+            "pretrained": float(ours.mean()),
+            "none": float(scratch.mean()),
+            "pretrained_interval": list(mean_interval(ours, images)),
+            "none_interval": list(mean_interval(scratch, images)),
+            "gain": float((ours - scratch).mean()),
+            "interval": list(mean_interval(ours - scratch, images)),
+        }
     scores = {
-        "heldout": accuracies(main, "heldout"),
-        "compositional": accuracies(main, "compositional", "compositional"),
-        "ground_truth_boxes": accuracies(main, GROUND_TRUTH),
-        "no_pretraining": accuracies(scratch, "heldout"),
-        "question_only": accuracies(load_model(paths.run("question_only")), "heldout"),
-        "majority": _majority(questions["train"], heldout),
+        "heldout": ours,
+        "compositional": accuracies(config.answerer, "compositional", "compositional"),
+        "ground_truth_boxes": accuracies(config.answerer, GROUND_TRUTH),
+        "no_pretraining": scratch,
+        "question_only": accuracies("question_only"),
+        "majority": np.array(_majority(questions["train"], heldout)),
     }
-    by_kind = {
-        name: _by_kind(values, questions["compositional"] if name == "compositional" else heldout)
-        for name, values in scores.items()
+    result = {
+        **{name: float(values.mean()) for name, values in scores.items()},
+        "heldout_interval": half(mean_interval(ours, images)),
+        "pretraining_gain": float((ours - scratch).mean()),
+        "pretraining_gain_interval": half(mean_interval(ours - scratch, images)),
+        "labels": config.labels[-1].questions,
+        "questions": len(heldout),
+        "few_labels": few_labels,
+        "by_kind": {
+            name: _by_kind(values, questions["compositional"] if name == "compositional" else heldout)
+            for name, values in scores.items()
+        },
     }
-    gain = np.array(scores["heldout"]) - np.array(scores["no_pretraining"])
-    result: dict[str, Any] = {name: float(np.mean(values)) for name, values in scores.items()}
-    result["heldout_interval"] = interval(scores["heldout"], heldout)
-    result["pretraining_gain"] = float(gain.mean())
-    result["pretraining_gain_interval"] = interval(gain, heldout)
-    result["questions"] = len(heldout)
-    write_json(paths.scores / "vqa.json", {**result, "by_kind": by_kind})
+    write_json(paths.scores / "vqa.json", result)
 
 
-def interval(values: Sequence[float] | np.ndarray, questions: Sequence[Question]) -> float:
-    """Half of the 95% interval of a mean over questions, by the bootstrap over their images."""
-    low, high = mean_interval(values, [question.images for question in questions])
-    return (high - low) / 2
+def half(interval: Interval) -> float:
+    """Half of the length of an interval."""
+    return (interval.high - interval.low) / 2
 
 
-def _by_kind(values: Sequence[float], questions: Sequence[Question]) -> dict[str, float]:
+def _by_kind(values: np.ndarray, questions: Sequence[Question]) -> dict[str, float]:
     kinds = [question.kind for question in questions]
     return {
         kind: float(np.mean([value for value, own in zip(values, kinds, strict=True) if own == kind]))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.config import TrainingConfig
 from dimvl.data.annotations import Question, read_captions, read_questions
 from dimvl.data.scenes import COLOURS, SIZES, TEXTURES, word_change_pairs, write_scenes
 from dimvl.data.tokenizer import Tokenizer
@@ -60,32 +59,35 @@ def all_stages(config: DemoConfig) -> list[Stage]:
     tests = scenes.heldout + scenes.compositional
     questions = scenes.train * scenes.questions_per_image
 
-    def train(name: str, after: str, about: str, training: TrainingConfig, examples: int = 0) -> Stage:
-        return Stage(name, partial(_train, name), (after,), about, scenes.train, examples, training.steps)
+    def train(name: str, after: str, about: str, examples: int = 0) -> Stage:
+        steps = run_config(config, DemoPaths(Path()), name).training.steps
+        return Stage(name, partial(_train, name), (after,), about, scenes.train, examples, steps)
 
     stages = [
         Stage("scenes", _write_scenes, (), "render images, write annotations", scenes.train + tests, questions),
         Stage("extract-train", partial(_extract, "train"), ("scenes",), "detect regions", scenes.train),
         Stage("extract-test", _extract_tests, ("scenes",), "detect regions of both test splits", tests),
-        train("question_only", "extract-train", "baseline without images", config.vqa),
+        train("question_only", "extract-train", "baseline without images"),
     ]
-    for number, phase in enumerate(config.pretraining, start=1):
+    for number in range(1, len(config.pretraining) + 1):
         for series in ("pretraining", "pretraining_without_word_change"):
             if series == "pretraining" or changes_words(config, number):
                 before = previous_phase(config, series, number) if number > 1 else "extract-train"
-                stages.append(train(f"{series}-{number}", before, "pretrain from captions", phase.training))
+                stages.append(train(f"{series}-{number}", before, "pretrain from captions"))
     final = plain = config.last_pretraining
     if changes_words(config, len(config.pretraining)):
         plain = final.replace("pretraining", "pretraining_without_word_change")
-    stages += [
-        train("vqa", final, "fine-tune for questions", config.vqa, questions),
-        train("no_pretraining", "extract-train", "baseline from scratch", config.vqa),
-        train("caption", final, "fine-tune for captions", config.caption),
-    ]
+    answerers = []
+    for point in config.labels:
+        for series, before in (("vqa", final), ("no_pretraining", "extract-train")):
+            answerers.append(f"{series}-{point.questions}")
+            about = f"{'fine-tune' if series == 'vqa' else 'baseline'} for questions"
+            stages.append(train(answerers[-1], before, about, point.questions))
+    stages.append(train("caption", final, "fine-tune for captions"))
     if config.self_critical is not None:
-        stages.append(train("self_critical", "caption", "reward captions by CIDEr-D", config.self_critical))
+        stages.append(train("self_critical", "caption", "reward captions by CIDEr-D"))
     matching = partial(scoring.score_matching, plain=plain)
-    answering = ("vqa", "no_pretraining", "question_only", "extract-test")
+    answering = (*answerers, "question_only", "extract-test")
     captioning = (config.captioner, "extract-test")
     asked = tests * scenes.questions_per_image
     return [
@@ -94,7 +96,7 @@ def all_stages(config: DemoConfig) -> list[Stage]:
         Stage("score-matching", matching, (final, plain, "extract-test"), "true or false"),
         Stage("score-captions", scoring.score_caption_facts, captioning, "facts of captions", tests),
         Stage("score-vqa", scoring.score_vqa, answering, "answers beside the baselines", tests, asked),
-        Stage("export", _export, ("vqa", config.captioner), "write the exports"),
+        Stage("export", _export, (config.answerer, config.captioner), "write the exports"),
         Stage("predict", _predict, ("export",), "answer and caption from image files", EXAMPLES),
     ]
 
@@ -144,7 +146,7 @@ def _train(name: str, config: DemoConfig, paths: DemoPaths, progress: Progress) 
 
 
 def _export(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
-    for ability, run in {"vqa": "vqa", "caption": config.captioner, "match": config.last_pretraining}.items():
+    for ability, run in {"vqa": config.answerer, "caption": config.captioner, "match": config.last_pretraining}.items():
         export(paths.run(run), paths.exports / ability)
 
 

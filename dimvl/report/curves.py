@@ -127,7 +127,7 @@ def curve_svg(series: Sequence[Series], label: str, logarithmic: bool = True) ->
         axes.set_xlim(left=0)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline_svg(buffer.getvalue(), label)
+    return inline_svg(buffer.getvalue(), label)
 
 
 def figure_settings(salt: str, ink: str) -> Any:
@@ -145,7 +145,7 @@ def plain_axes(axes: Any, ink: str, grid: str = "y") -> None:
     axes.spines["bottom"].set_alpha(0.4)
 
 
-def _inline_svg(file: str, label: str) -> str:
+def inline_svg(file: str, label: str) -> str:
     """Reduce an SVG file to what belongs in an HTML page: without namespaces, metadata and names of groups."""
     attributes, _, content = file.partition("<svg")[2].partition(">")
     view_box = re.search(r'viewBox="[^"]*"', attributes)

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.demo.config import DemoPaths, load_demo_config, shipped_config
+from dimvl.config import validate
+from dimvl.demo.config import DemoConfig, DemoPaths, load_demo_config, shipped_config
 from dimvl.demo.runs import run_config
 from dimvl.demo.stages import all_stages
 from dimvl.errors import UserError
@@ -24,12 +25,12 @@ def test_every_stage_can_start_once_earlier_ones_are_done_and_has_expected_secon
 def test_stages_that_train_and_no_others_state_their_steps(config):
     trained = {stage.name: stage.steps for stage in all_stages(config) if stage.steps}
     runs = {name: run_config(config, PATHS, name).training.steps for name in trained}
-    assert trained == runs and len(trained) == 7
+    assert trained == runs and len(trained) == 9
 
 
 def test_each_baseline_differs_from_the_model_in_one_thing(config):
-    main = run_config(config, PATHS, "vqa").model_dump()
-    scratch = run_config(config, PATHS, "no_pretraining").model_dump()
+    main = run_config(config, PATHS, "vqa-3000").model_dump()
+    scratch = run_config(config, PATHS, "no_pretraining-3000").model_dump()
     blind = run_config(config, PATHS, "question_only").model_dump()
     assert {key for key in main if main[key] != scratch[key]} == {"output", "initial"}
     assert {key for key in scratch if scratch[key] != blind[key]} == {"output", "inputs"}
@@ -61,3 +62,22 @@ def test_changed_words_without_matching_are_refused_in_one_sentence(tmp_path):
     path.write_text(text.replace("matching: 0.25", "matching: 0").replace("masked_lm: 0.25", "masked_lm: 0.5"))
     with pytest.raises(UserError, match=r"pretraining\.0: word_change_share .* is 0; raise that share or remove"):
         load_demo_config(path)
+
+
+def test_each_point_of_the_curve_has_its_own_labels_and_steps_with_and_without_pretraining():
+    config = load_demo_config(shipped_config("demo"))
+    for point in config.labels:
+        ours, scratch = (run_config(config, PATHS, f"{name}-{point.questions}") for name in ("vqa", "no_pretraining"))
+        assert ours.subset == scratch.subset == point.questions and scratch.initial is None
+        assert (ours.training.steps, scratch.training.steps) == (point.steps, point.steps_from_scratch)
+    assert run_config(config, PATHS, "question_only").subset == config.labels[-1].questions
+
+
+@pytest.mark.parametrize(
+    ("numbers", "mistake"),
+    [([3000, 300], "they must rise"), ([3000, 4000], "up to the 3000 of the scenes"), ([300], "lacks 3000 questions")],
+)
+def test_labels_that_cannot_be_are_refused_in_one_sentence(config, numbers, mistake):
+    labels = [{"questions": number, "steps": 1, "steps_from_scratch": 1} for number in numbers]
+    with pytest.raises(UserError, match=mistake):
+        validate(DemoConfig, config.model_dump() | {"labels": labels}, "demo.yaml")

@@ -83,7 +83,7 @@ def test_facts_of_captions_have_the_precision_and_recall_of_all_captions() -> No
         for image, own in facts.items()
     ]
     found = values_of(items)
-    assert found == pytest.approx({name: getattr(scores, name) for name in found}) and len(found) == 7
+    assert found == pytest.approx({name: getattr(scores, name) for name in found}) and len(found) == 9
     assert 0 < found["fact_precision"] < 1 and intervals(items)["fact_recall"][0] < found["fact_recall"]
     nothing = {"image_id": 1, "facts": {kind: [0, 0] for kind in facts[0].stated}}
     assert values_of([nothing])["place_precision"] == 0
