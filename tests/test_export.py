@@ -346,7 +346,7 @@ def test_a_model_that_the_weights_are_not_of_is_an_error_before_it_is_built(
         ({"text_tokens": 400}, r"have \d+ token positions but the model has"),
         ({"times": True}, "have True times but the model has False"),
         ({"max_images": 0}, "max_images is 0: input should be"),
-        ({"tag_score": "high"}, "tag_score is 'high'"),
+        ({"concept_score": "high"}, "concept_score is 'high'"),
         ({"answers": None}, "answers is None"),
         ({"extractor": {}}, r"extractor\.name: field required"),
         ({"variant": "both"}, "variant is 'both'"),

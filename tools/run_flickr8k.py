@@ -42,7 +42,7 @@ DECODING = ["--beams", "5", "--length-penalty", "0.7"]
 ALONE = ["initial=null", "model.bert=encoder"]
 LONGER = "training.steps=2200"
 """As many as pretraining and fine-tuning together."""
-NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0", "training.steps=300", "training.rows_per_step=2048"]
+NO_IMAGES = ["inputs.max_regions=0", "inputs.concepts=none", "training.steps=300", "training.rows_per_step=2048"]
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Half a 95% interval of a mean over so many seeds, in standard errors."""
 

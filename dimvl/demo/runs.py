@@ -11,7 +11,7 @@ from dimvl.tasks.pretraining.config import PretrainConfig
 def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfig | VqaConfig | CaptionConfig:
     """Make the configuration of one training run of the demo.
 
-    Each baseline differs from the model in one thing: `question_only` sees no regions and no tags, `no_pretraining`
+    Each baseline differs from the model in one thing: `question_only` sees no regions and no concepts, `no_pretraining`
     starts from scratch, `pretraining_without_word_change-*` has no negatives with one word changed.
 
     Args:
@@ -33,7 +33,7 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
     if name in ("caption", "self_critical"):
         return _captioning(config, paths, name, common)
     if name == "question_only":
-        common["inputs"] = common["inputs"].model_copy(update={"max_regions": 0, "tag_tokens": 0})
+        common["inputs"] = common["inputs"].model_copy(update={"max_regions": 0, "concepts": "none"})
     return VqaConfig(
         **common,
         task="vqa",

@@ -81,7 +81,7 @@ def test_a_prefix_of_two_images_is_their_regions_in_order_and_their_tags_between
     assert np.array_equal(prefix.boxes, np.concatenate([first.boxes, second.boxes]))
     assert prefix.image_index.tolist() == [0, 0, 0, 1, 1] and not prefix.hidden.any()
     assert prefix.times.tolist() == [0, 0, 0, 2.5, 2.5]
-    half = make_processor(tag_tokens=5).tags  # (12 - 1 separator) // 2
+    half = make_processor(concept_tokens=5).tags  # (12 - 1 separator) // 2
     wanted = [*make_prefix(first, half).context, *make_prefix(second, half).context[1:]]
     assert prefix.context.tolist() == wanted and wanted.count(TOKENIZER.sep) == 2
 
@@ -143,7 +143,7 @@ def test_the_features_of_a_batch_are_not_copied(data):
 
 
 def test_the_order_of_images_matters_through_their_index_only():
-    processor, model = make_processor(tag_tokens=0), make_model(vocabulary=len(TOKENIZER))
+    processor, model = make_processor(concepts="none"), make_model(vocabulary=len(TOKENIZER))
     first, second = make_regions(1, count=3), make_regions(2, count=2)
     prefix = make_prefix(join_images([first, second]), processor.tags)
     swapped = make_prefix(join_images([second, first]), processor.tags)
@@ -195,7 +195,7 @@ def test_hiding_a_region_takes_its_tags_from_its_own_image_only():
         image = int(hidden_one >= 3)
         assert found[1 - image] == shown[1 - image]
         own = (first, second)[image]
-        half = make_processor(tag_tokens=5).tags
+        half = make_processor(concept_tokens=5).tags
         alone = make_prefix(own, half, hidden[:3] if image == 0 else hidden[3:])
         assert found[image] == segments(alone.context)[0]
 

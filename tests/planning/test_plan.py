@@ -81,7 +81,7 @@ def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(request, tmp
     # Tags fill their whole budget in a plan, so they are given none here. Half of the regions are to be predicted, as
     # rounding makes a small share of few regions larger. Texts of other lengths than the mean round their number of
     # masks otherwise, and small batches have few examples of each objective.
-    inputs = {"tag_tokens": 0, "max_images": 5, "times": images == "several"}
+    inputs = {"concepts": "none", "max_images": 5, "times": images == "several"}
     if images == "several" and task == "vqa":
         changes = {"annotations": [], **changes}
     config = make_config(request.getfixturevalue(images), tmp_path / "run", task, **{"inputs": inputs, **changes})
@@ -104,7 +104,7 @@ def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(request, tmp
 
 
 def test_a_planned_step_has_the_operations_of_real_steps(data, tmp_path):
-    config = make_config(data, tmp_path / "run", inputs={"tag_tokens": 0}, training={"rows_per_step": 400})
+    config = make_config(data, tmp_path / "run", inputs={"concepts": "none"}, training={"rows_per_step": 400})
     run_training(config)
     model = meta_model(config, gather(config, DataOverrides()))
     plan = make_plan(config, Cluster(gpus=1))
