@@ -5,14 +5,15 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model
 
 from dimvl.config import REGION_WORDS, TAGS, Concepts, InputsConfig, Variant, present_concepts
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.files import RESTORE, Strict, read_json_as, write_json
+from dimvl.files import RESTORE, Strict, check_values, read_json, write_json
+from dimvl.files.reading import SMALL
 from dimvl.regions.records import Extractor
 from dimvl.regions.store import RegionStore
 
@@ -107,8 +108,8 @@ class Processor:
             UserError: a file is missing or not of this form.
 
         """
-        values = vars(read_json_as(folder / FILE, _form(), RESTORE))
-        return cls(tokenizer=Tokenizer.load(folder), **values)
+        values = present_concepts(read_json(folder / FILE, SMALL))
+        return cls(tokenizer=Tokenizer.load(folder), **vars(check_values(values, _form(), folder / FILE, RESTORE)))
 
     def check_extractor(self, extractor: Extractor, place: str) -> None:
         """Refuse regions that the model cannot take; warn about those selected with other thresholds.
@@ -151,5 +152,4 @@ def _form() -> type[Strict]:
         for field in fields(Processor)
         if field.name != "tokenizer"
     }
-    renaming = {"of_version_0_1": model_validator(mode="before")(present_concepts)}
-    return create_model("Processor", __base__=Strict, __validators__=renaming, **own)
+    return create_model("Processor", __base__=Strict, **own)

@@ -112,7 +112,7 @@ def test_prefixes_read_from_the_store_are_those_made_of_each_image(tmp_path, fea
             assert np.array_equal(getattr(prefix, name), getattr(wanted, name)), name
     used = [sum(min(most, len(store.read(position))) for position in group) for group in groups]
     assert reader.num_regions(images).tolist() == used
-    assert (reader.rows(images) - used == PROCESSOR.tag_tokens + 2).all()
+    assert reader.rows(images).tolist() == [len(p.features) + len(p.context) for p in reader.prefixes(images)]
 
 
 def test_chosen_prefixes_keep_their_images_and_times():
@@ -206,8 +206,9 @@ def test_an_image_with_all_regions_hidden_leaves_an_empty_segment():
     assert len(found) == 3 and found[1] == [] and found[0] and found[2]
 
 
-def test_classes_of_hidden_regions_reach_nothing_that_the_model_sees(data):
-    source, images = pretraining(data, "masked_object"), set()
+@pytest.mark.parametrize("concepts", ["text", "both"])
+def test_names_of_hidden_regions_reach_nothing_that_the_model_sees(data, concepts):
+    source, images = pretraining(data, "masked_object", make_processor(concepts=concepts)), set()
     for index in range(len(source)):
         example = source.build(0, index)
         if example.objective != "masked_object":
@@ -225,6 +226,8 @@ def test_classes_of_hidden_regions_reach_nothing_that_the_model_sees(data):
         source.images.read = read
         assert not np.array_equal(example.target.class_probabilities, other.target.class_probabilities)
         assert np.array_equal(example.prefix.context, other.prefix.context)
+        for name in ("token_ids", "weights", "counts") if concepts == "both" else ():
+            assert np.array_equal(getattr(example.prefix.words, name), getattr(other.prefix.words, name))
         images |= set(example.prefix.image_index[example.target.regions].tolist())
     assert len(images) > 1, "targets are in several images"
 
