@@ -57,7 +57,8 @@ def demo_report(
 ) -> Report:
     """Collect everything that the report shows."""
     vqa = results["vqa"]
-    inputs = "regions and tags" if config.inputs.tag_tokens else "regions"
+    inputs = "regions with their names" if config.inputs.region_words else "regions"
+    inputs += " and tags" if config.inputs.tag_tokens else ""
     return Report(
         title="dimvl on synthetic scenes",
         note=f"{SYNTHETIC} {config.note}".rstrip(),
@@ -70,7 +71,7 @@ def demo_report(
             Baseline("pretrained and fine-tuned", vqa["heldout"], inputs, vqa["heldout_interval"], ours=True),
             Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
             Baseline("no pretraining", vqa["no_pretraining"], "the same fine-tuning from scratch, same steps"),
-            Baseline("question only", vqa["question_only"], "no regions and no tags, from scratch, same steps"),
+            Baseline("question only", vqa["question_only"], "no regions and no names, from scratch, same steps"),
             Baseline("most common answer", vqa["majority"], "of the training questions"),
         ],
         logs={log.parent.name: log for log in sorted(paths.out.glob("train/*/log.jsonl"))},

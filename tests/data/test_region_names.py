@@ -13,12 +13,13 @@ from dimvl.data.prefixes import ImageReader, PrefixImages, join_images, make_pre
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.regions.store import RegionStore
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.base import ConceptDropout
 from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.training import CaptionSource
-from dimvl.tasks.pretraining.config import ObjectivesConfig
+from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainSource
-from tests.factories import ATTRIBUTES, CLASSES, FEATURE_WIDTH, make_processor, make_regions, make_store
+from tests.factories import ATTRIBUTES, CLASSES, FEATURE_WIDTH, make_extractor, make_processor, make_regions, make_store
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data, make_several
 
 NAMES = ("star", "red star", "small star", "square", "starcircle", "red", "circle star square", "  ")
@@ -42,7 +43,7 @@ def named(generator, regions, classes=2, attributes=3):
 @settings(deadline=None, derandomize=True, database=None, max_examples=150)
 @given(
     counts=st.lists(st.integers(0, 7), min_size=1, max_size=5),
-    rooms=st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    rooms=st.lists(st.integers(1, 25), min_size=5, max_size=5),
     kind=st.sampled_from(["phrases", "concepts", "classes are concepts"]),
     columns=st.sampled_from([(2, 3), (1, 1), (0, 2), (2, 0), (0, 0)]),
     seed=st.integers(0, 10_000),
@@ -59,13 +60,25 @@ def test_tags_counted_at_once_are_as_long_as_those_written_and_never_shorter_if_
     room = np.array(rooms[: len(counts)])
     writers = [TagWriter(TOKENIZER, *names, 0.25, most, concepts=kind != "phrases") for most in room.tolist()]
     exact, most = (
-        writers[0].lengths(together, np.array(counts), room, np.full(len(counts), may_hide)) for may_hide in (0, 1)
+        writers[0].lengths(together, np.array(counts), room, np.full(len(counts), may_hide))
+        for may_hide in (False, True)
     )
     written = [len(writer.context([image])) - 2 for writer, image in zip(writers, images, strict=True)]
     assert exact.tolist() == written and (most >= exact).all()
     for image, writer, bound in zip(images, writers, most.tolist(), strict=True):
-        shown = generator.random(len(image[0])) < 0.6
-        assert len(writer.context([[part[shown] for part in image]])) - 2 <= bound <= writer.max_tokens
+        with_class = image[0][:, 0] >= 0 if columns[0] else np.zeros(len(image[0]), bool)
+        for shown in (with_class, ~with_class, generator.random(len(image[0])) < 0.6):
+            assert len(writer.context([[part[shown] for part in image]])) - 2 <= bound <= writer.max_tokens
+
+
+def test_tags_of_the_same_words_count_once_and_in_another_order_twice():
+    writer = TagWriter(TOKENIZER, NAMES, NAMES, 0.25, 20)
+    star, red_star, red = (NAMES.index(name) for name in ("star", "red star", "red"))
+    for classes, attributes, pieces in (([star, red], [red, star], 4), ([star, red_star, star], [red, -1, -1], 3)):
+        names = np.array(classes)[:, None], np.array(attributes)[:, None]
+        image = [part for ids in names for part in (ids, np.full(ids.shape, 0.5))]
+        assert len(writer.context([image])) - 2 == pieces
+        assert writer.lengths(image, np.array([len(classes)]), np.array([20]), np.array([False])).tolist() == [pieces]
 
 
 @pytest.mark.parametrize("feature_dtype", ["float16", "int8"])
@@ -120,6 +133,29 @@ def test_costs_bound_the_rows_of_examples_of_several_images_with_hidden_regions(
     for epoch in range(8):
         rows = [collate([source.build(epoch, index)], SHAPE).layout.num_rows for index in range(len(source))]
         assert (all_costs(source, epoch) >= rows).all()
+
+
+def test_costs_bound_the_rows_where_hiding_a_region_gives_tags_to_others(tmp_path):
+    data, extractor = make_data(tmp_path, 8), replace(make_extractor(), parts={"called": "c" * 64})
+    with RegionStoreWriter(tmp_path / "named", extractor) as writer:
+        for number in range(1, 9):
+            regions = make_regions(number, str(number), 4)
+            regions.class_ids[1] = -1  # the only concepts of the image, if it is visible
+            writer.add(regions)
+    processor = replace(make_processor(), extractor=extractor)
+    reader = processor.reader(RegionStore(tmp_path / "named"))
+    hiding = ObjectivesConfig(shares=SharesConfig(masked_lm=0, seq2seq_lm=0, masked_object=1, matching=0))
+    arguments = (caption_store(data, processor), reader, hiding, Seq2seqConfig(), processor.tokenizer, 1)
+    source, more = PretrainSource(*arguments), 0
+    for epoch in range(4):
+        prefixes = [source.build(epoch, index).prefix for index in range(8)]
+        rows = np.array([len(prefix.features) + len(prefix.context) for prefix in prefixes])
+        assert (source.prefix_rows(epoch, slice(0, 8), np.ones(8, bool)) >= rows).all()
+        assert (
+            all_costs(source, epoch) >= rows + [len(source.build(epoch, i).texts[0].token_ids) for i in range(8)]
+        ).all()
+        more += (source.prefix_rows(epoch, slice(0, 8)) < rows).sum()
+    assert more > 3, "hidden regions would have been counted short"
 
 
 # --- words of regions
