@@ -76,7 +76,7 @@ TAGS, REGION_WORDS = ("text", "both"), ("region", "both")
 def present_concepts(values: Any) -> Any:
     """Rename the keys of version 0.1: `tag_tokens` (0 for no tags) and `tag_score`, if no present key is there."""
     old = {"tag_tokens", "tag_score"}
-    if not isinstance(values, Mapping) or not old & values.keys() or any(key.startswith("concept") for key in values):
+    if not isinstance(values, Mapping) or not old & values.keys() or any(str(key).startswith("concept") for key in values):
         return values
     budget = values.get("tag_tokens", 20)
     renamed = {key: value for key, value in values.items() if key not in old}
@@ -113,7 +113,12 @@ class InputsConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _of_version_0_1(cls, values: Any) -> Any:
-        return present_concepts(values)
+        renamed = present_concepts(values)
+        if isinstance(renamed, Mapping) and {"tag_tokens", "tag_score"} & renamed.keys():
+            raise ValueError(
+                "tag_tokens is now concept_tokens (for none, concepts: none) and tag_score concept_score; rename them"
+            )
+        return renamed
 
     @property
     def tag_tokens(self) -> int:

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dimvl.config import InputsConfig
+from dimvl.config import InputsConfig, validate
 from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.prefixes import ImageReader, PrefixImages, join_images, make_prefix, names_of
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
+from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.base import ConceptDropout
@@ -277,3 +278,9 @@ def test_examples_lose_their_tags_or_words_as_drawn_whichever_are_built_together
 )
 def test_keys_of_version_0_1_mean_what_they_did(old, new):
     assert InputsConfig(**old) == InputsConfig(**new)
+
+
+def test_keys_of_version_0_1_beside_present_ones_are_refused_with_their_new_names():
+    for old in ({"tag_tokens": 0}, {"tag_score": 0.3}):
+        with pytest.raises(UserError, match=r"tag_tokens is now concept_tokens .* rename them"):
+            validate(InputsConfig, {"concepts": "region", **old}, "run.yaml")
