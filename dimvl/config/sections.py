@@ -76,7 +76,9 @@ TAGS, REGION_WORDS = ("text", "both"), ("region", "both")
 def present_concepts(values: Any) -> Any:
     """Rename the keys of version 0.1: `tag_tokens` (0 for no tags) and `tag_score`, if no present key is there."""
     old = {"tag_tokens", "tag_score"}
-    if not isinstance(values, Mapping) or not old & values.keys() or any(str(key).startswith("concept") for key in values):
+    if not isinstance(values, Mapping) or not old & values.keys():
+        return values
+    if any(str(key).startswith("concept") for key in values):
         return values
     budget = values.get("tag_tokens", 20)
     renamed = {key: value for key, value in values.items() if key not in old}
