@@ -75,7 +75,14 @@ def write_regions(folder: Path, images: int, regions: int = REGIONS, width: int 
 def make_processor(extractor: Extractor, vocabulary: int = 200, **changes: Any) -> Processor:
     """Make a processor with a tokenizer that knows the words of `TEXTS` and of the extractor."""
     tokenizer = Tokenizer.train([*TEXTS, *extractor.classes, *extractor.attributes], vocabulary)
-    settings = {"max_regions": 36, "tag_tokens": 20, "tag_score": 0.3, "text_tokens": 40, **changes}
+    settings = {
+        "max_regions": 36,
+        "concepts": "text",
+        "concept_tokens": 20,
+        "concept_score": 0.3,
+        "text_tokens": 40,
+        **changes,
+    }
     return Processor(tokenizer=tokenizer, extractor=extractor, **settings)
 
 

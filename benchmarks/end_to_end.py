@@ -63,7 +63,7 @@ class Pairs:
 
     def costs(self, epoch: int, some: slice) -> np.ndarray:
         """Upper bound on the rows of the examples of some images."""
-        return self.source.costs(epoch, some) + (CAPTIONS - 1) * self.source.prefix_rows(some)
+        return self.source.costs(epoch, some) + (CAPTIONS - 1) * self.source.prefix_rows(epoch, some)
 
     def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
         """Examples of some images; each image is read once."""
@@ -79,7 +79,7 @@ def measure_captions(
     write_run_data(folder, images * (rounds + 2), regions, CAPTIONS, 13)
     training = {"steps": rounds + 2, "device": device, "precision": "bf16" if device == "cuda" else "fp32"}
     seq2seq = {"variant": variant, "share": 0.15, "captions": CAPTIONS}
-    inputs = {"max_regions": regions, "tag_tokens": 0}
+    inputs = {"max_regions": regions, "concepts": "none"}
     sections = {"task": "caption", "inputs": inputs, "model": model, "seq2seq": seq2seq, "training": training}
     config = CaptionConfig.model_validate(run_config(folder, "captions", **sections))
     task, source = build_task(config, store := RegionStore(config.regions), task_of(config).read(config, store))
@@ -149,7 +149,7 @@ def measure_run(
         **{"device": device, "precision": "bf16", "workers": LOADERS if cuda else 1, "compile": cuda},
     }
     shares = {"masked_lm": 1.0, "seq2seq_lm": 0.0, "masked_object": 0.0, "matching": 0.0}
-    sections = {"inputs": {"max_regions": regions, "tag_tokens": 0}, "model": model | {"dropout": DROPOUT}}
+    sections = {"inputs": {"max_regions": regions, "concepts": "none"}, "model": model | {"dropout": DROPOUT}}
     sections |= {"objectives": {"shares": shares}, "training": training}
     config = PretrainConfig.model_validate(run_config(folder, "run", **sections))
     run_training(config, reports.append)

@@ -142,7 +142,14 @@ def make_predictor(source: RegionExtractor, sizes: Sizes, folder: Path, captions
     processor = Processor(
         tokenizer=Tokenizer.load(folder / "tokenizer.json"),
         extractor=source.extractor,
-        **{"max_regions": 50, "tag_tokens": 20, "tag_score": 0.3, "text_tokens": 20, "shared_prefix": True},
+        **{
+            "max_regions": 50,
+            "concepts": "text",
+            "concept_tokens": 20,
+            "concept_score": 0.3,
+            "text_tokens": 20,
+            "shared_prefix": True,
+        },
         answers=() if captions else tuple(f"answer {number}" for number in range(ANSWERS)),
         captions=captions,
     )

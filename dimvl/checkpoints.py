@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -105,7 +105,7 @@ class Origin(Strict):
 
 
 class RunDescription(Strict):
-    """The form of a run's `run.json`; versions before 0.2 have no `start`, and only some runs have `judges`."""
+    """The form of a run's `run.json`; versions before 0.2 have no `start` and no `rows`, and only some `judges`."""
 
     config: dict[str, Any]
     data: dict[str, DataFile]
@@ -114,6 +114,7 @@ class RunDescription(Strict):
     versions: dict[str, str]
     git_revision: str | None
     start: Start | None = None
+    rows: Literal["exact"] | None = None
 
 
 def trained_files(data: Mapping[str, DataFile]) -> list[DataFile]:

@@ -199,6 +199,7 @@ def _check_fit(folder: Path, processor: Processor, model: DimvlModel) -> None:
         "features of a region": (processor.extractor.feature_width, model.regions.hidden_feature.numel()),
         "images": (processor.max_images, model.regions.image_index.num_embeddings),
         "times": (processor.times, model.regions.time is not None),
+        "words in regions": (processor.region_words, model.regions.words is not None),
         "answers": (len(processor.answers), heads["answer_head"].outputs if "answer_head" in heads else 0),
     }
     found = [(name, own, other) for name, (own, other) in numbers.items() if own != other]

@@ -66,6 +66,7 @@ def model_arguments(processor: Processor) -> dict[str, object]:
         "max_positions": processor.max_positions,
         "max_images": processor.max_images,
         "times": processor.times,
+        "region_words": processor.region_words,
         "word_head": processor.captions,
         "match_head": processor.matches,
         "answers": len(processor.answers),

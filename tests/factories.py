@@ -83,7 +83,7 @@ def make_extractor() -> Extractor:
 
 
 def make_processor(**changes: object) -> Processor:
-    arguments = {"max_regions": 10, "tag_tokens": 12, "tag_score": 0.3, "text_tokens": 16}
+    arguments = {"max_regions": 10, "concepts": "text", "concept_tokens": 12, "concept_score": 0.3, "text_tokens": 16}
     return Processor(tokenizer=make_tokenizer(), extractor=make_extractor(), **{**arguments, **changes})
 
 

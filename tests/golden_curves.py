@@ -29,6 +29,10 @@ CURVES = {  # name -> task, what is changed in its configuration
     "pretrain, shared prefix": ("pretrain", {"training": {"steps": 10}, "objectives": {"shared_prefix": True}}),
     "vqa": ("vqa", {"training": {"steps": 10}}),
     "caption": ("caption", {"training": {"steps": 10}}),
+    "concepts in regions": (
+        "pretrain",
+        {"training": {"steps": 10}, "inputs": {"concepts": "both", "concept_dropout": 0.3}},
+    ),
 }
 
 

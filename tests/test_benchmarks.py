@@ -215,7 +215,7 @@ def test_a_decoder_with_other_captions_or_another_number_of_steps_is_not_timed(m
 def test_pairs_with_another_loss_than_shared_prefixes_are_not_timed(tmp_path):
     write_run_data(tmp_path, 4, 6, end_to_end.CAPTIONS, 13)
     sections = {"task": "caption", "model": end_to_end.TINY, "training": {"steps": 2, "device": "cpu"}}
-    sections |= {"inputs": {"max_regions": 6, "tag_tokens": 0}}
+    sections |= {"inputs": {"max_regions": 6, "concepts": "none"}}
     config = CaptionConfig.model_validate(run_config(tmp_path, "run", **sections))
     store = end_to_end.RegionStore(config.regions)
     task, source = end_to_end.build_task(config, store, end_to_end.task_of(config).read(config, store))

@@ -280,13 +280,14 @@ def test_the_largest_and_the_smallest_random_number_pick_a_word_of_the_vocabular
 
 
 def make_captioner(variant="causal"):
-    processor = make_processor(variant=variant, captions=True)
+    processor = make_processor(variant=variant, captions=True, concepts="both")
     model = make_model(
         2,
         vocabulary=len(processor.tokenizer),
         word_head=True,
         max_positions=processor.max_positions,
         split=["qkv", "ffn"],
+        region_words=True,
     )
     return model, processor
 

@@ -43,7 +43,7 @@ def detector() -> Detector:
 
 @pytest.fixture(scope="module")
 def trained(detector: Detector) -> TrainedModel:
-    return make_trained(all_abilities(detector.extractor))
+    return make_trained(all_abilities(detector.extractor, concepts="both"))
 
 
 @pytest.fixture
@@ -72,6 +72,20 @@ def test_an_export_computes_the_same_as_the_newest_checkpoint_of_its_run(run: Pa
     exported = probabilities(load_model(out))
     torch.testing.assert_close(exported, probabilities(newer), rtol=0, atol=0)
     assert not torch.equal(exported, probabilities(trained))
+
+
+def test_an_export_of_version_0_1_has_its_tags_and_no_words_in_regions(run: Path, trained: TrainedModel) -> None:
+    folders = [write_run(run.parent / name, make_trained(all_abilities(trained.processor.extractor))) for name in "ab"]
+    for budget, folder in zip((12, 0), folders, strict=True):
+        plain = load_model(folder)
+        out = export_tiny(folder, folder.parent / f"out-{budget}")
+        values = json.loads((out / "processor.json").read_text())
+        for name in ("concepts", "concept_tokens", "concept_score"):
+            del values[name]
+        (out / "processor.json").write_text(json.dumps({**values, "tag_tokens": budget, "tag_score": 0.3}))
+        old = load_model(out, check=False)
+        assert (old.processor.concepts, old.processor.text_start) == ("text" if budget else "none", budget + 2)
+        assert torch.equal(probabilities(old), probabilities(plain)) == (budget > 0)
 
 
 def test_an_export_opens_through_the_model_mixin_of_the_hub(run: Path, trained: TrainedModel) -> None:
@@ -345,8 +359,10 @@ def test_a_model_that_the_weights_are_not_of_is_an_error_before_it_is_built(
         ({"max_images": 5}, "have 5 images but the model has 4"),
         ({"text_tokens": 400}, r"have \d+ token positions but the model has"),
         ({"times": True}, "have True times but the model has False"),
+        ({"concepts": "text"}, "have False words in regions but the model has True"),
+        ({"concepts": "everywhere"}, "concepts is 'everywhere'"),
         ({"max_images": 0}, "max_images is 0: input should be"),
-        ({"tag_score": "high"}, "tag_score is 'high'"),
+        ({"concept_score": "high"}, "concept_score is 'high'"),
         ({"answers": None}, "answers is None"),
         ({"extractor": {}}, r"extractor\.name: field required"),
         ({"variant": "both"}, "variant is 'both'"),

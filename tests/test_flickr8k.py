@@ -155,5 +155,5 @@ def test_all_runs_of_a_seed_fit_together_and_those_alone_are_trained_as_long(mon
     assert (caption.initial, critical.initial) == (pretrain.output, caption.output)
     assert alone.initial is None and alone.model.bert == text.model.bert == pretrain.model.bert
     assert caption.inputs == pretrain.inputs == alone.inputs == critical.inputs
-    assert text.inputs.max_regions == text.inputs.tag_tokens == 0
+    assert (text.inputs.max_regions, text.inputs.concepts) == (0, "none")
     assert alone.training.steps == pretrain.training.steps + caption.training.steps

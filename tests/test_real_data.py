@@ -46,10 +46,10 @@ def test_each_configuration_has_the_values_of_the_page_and_of_its_comments(path:
     configs = [load_config(path, values) for values in in_page]
     assert len({config.output for config in configs}) == len(in_page)
     assert {config.training.steps for config in configs} == {configs[0].training.steps}
-    assert [config.inputs.max_regions == config.inputs.tag_tokens == 0 for config in configs].count(True) == 1
+    assert [(config.inputs.max_regions, config.inputs.concepts) == (0, "none") for config in configs].count(True) == 1
 
 
-@pytest.mark.parametrize("overrides", [[], ["inputs.max_regions=0", "inputs.tag_tokens=0"]], ids=["images", "text"])
+@pytest.mark.parametrize("overrides", [[], ["inputs.max_regions=0", "inputs.concepts=none"]], ids=["images", "text"])
 def test_fine_tuning_uses_the_model_and_inputs_of_the_pretraining(overrides: list[str]) -> None:
     pretrain, caption, vqa = (
         load_config(CONFIGS / f"{name}.yaml", overrides) for name in ("pretrain", "caption", "vqa")

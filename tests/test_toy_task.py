@@ -100,7 +100,7 @@ class CountSource(ImageSource):
         self.tokenizer = tokenizer
 
     def costs(self, epoch, some):
-        return self.prefix_rows(some) + self.texts.lengths_of(some)[0] + 1
+        return self.prefix_rows(epoch, some) + self.texts.lengths_of(some)[0] + 1
 
     def build_from(self, regions, epoch, index):
         text = plain_text(self.texts.tokens(index), self.tokenizer)
@@ -187,7 +187,7 @@ class Count(Task[CountConfig]):
         return Evaluation(predictions=predictions, items=predictions, scores={"accuracy": float(np.mean(right))})
 
     def average_example(self, config, facts):
-        work = planned_work(config, facts, count_head=1.0)
+        work = planned_work(facts, count_head=1.0)
         return AverageExample(work=work, cost=work.rows)
 
 
@@ -221,7 +221,7 @@ def counting(tmp_path, monkeypatch):
         "output": str(tmp_path / "run"),
         "regions": str(tmp_path / "regions"),
         "counts": str(counts),
-        "inputs": {"max_regions": 10, "tag_tokens": 8, "text_tokens": 12, "vocabulary": 100},
+        "inputs": {"max_regions": 10, "concept_tokens": 8, "text_tokens": 12, "vocabulary": 100},
         "model": {"layers": 1, "width": 16, "heads": 2, "inner_width": 32},
         "training": {"steps": 6, "rows_per_step": 400, "rows_per_micro_batch": 60, "learning_rate": 1e-2},
         "validation": {"counts": str(counts), "every": 2},

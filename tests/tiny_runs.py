@@ -92,7 +92,7 @@ def make_several(data: TinyData, images: int = 6, times: bool = False) -> TinyDa
 def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes: object) -> RunConfig:
     """A run of a few steps; `changes` are top-level keys, and mappings are merged into the defaults."""
     content: dict = {"task": task, "output": output, "regions": data.regions, "seed": 3}
-    content |= {"inputs": {"max_regions": 10, "tag_tokens": 8, "text_tokens": 12, "vocabulary": 100}}
+    content |= {"inputs": {"max_regions": 10, "concept_tokens": 8, "text_tokens": 12, "vocabulary": 100}}
     content |= {"model": MODEL, "training": TRAINING}
     if task == "vqa":
         content |= {"questions": data.questions, "annotations": data.annotations}

@@ -48,7 +48,7 @@ DECODING = ["--beams", "5", "--length-penalty", "0.7"]
 ALONE = ["initial=null", "model.bert=encoder"]
 LONGER = "training.steps=1750"
 """As many as pretraining and fine-tuning together."""
-NO_IMAGES = ["inputs.max_regions=0", "inputs.tag_tokens=0", "training.steps=300", "training.rows_per_step=2048"]
+NO_IMAGES = ["inputs.max_regions=0", "inputs.concepts=none", "training.steps=300", "training.rows_per_step=2048"]
 
 
 class Stage(NamedTuple):

@@ -246,7 +246,7 @@ def make_data(folder: Path) -> None:
 def make_config(folder: Path, run: Path, stage: int | None, loaders: int) -> PretrainConfig:
     """Twelve steps with dropout and a checkpoint after every second one."""
     content: dict[str, Any] = {"output": run, "regions": folder / "regions", "captions": folder / "captions.json"}
-    content |= {"inputs": {"max_regions": 5, "tag_tokens": 6, "text_tokens": 10, "vocabulary": 60}}
+    content |= {"inputs": {"max_regions": 5, "concept_tokens": 6, "text_tokens": 10, "vocabulary": 60}}
     content |= {"model": {"layers": 1, "width": 64, "heads": 2, "inner_width": 128}}
     budgets = {"rows_per_step": 300, "rows_per_micro_batch": 100, "workers": loaders}
     content |= {"training": {"steps": 12, "save_every": 2, "keep": 2, "log_every": 1, "threads": 1, **budgets}}

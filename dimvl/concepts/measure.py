@@ -97,7 +97,7 @@ def tag_quality(namer: ConceptNamer, images: LabelledImages, labels: np.ndarray,
         namer: names the regions.
         images: I images.
         labels: (I, W) bool, whether a caption of the image has the word.
-        threshold: smallest score of a tag; `inputs.tag_score` of a run.
+        threshold: smallest score of a tag; `inputs.concept_score` of a run.
 
     Returns:
         `threshold`; `per_image`, tags of an image; `precision`, the share of the tags that are in a caption of their

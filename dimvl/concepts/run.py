@@ -191,7 +191,7 @@ def _on_validation_images(
     return {
         **report,
         "average_precision": precision,
-        "tags": tag_quality(namer, images, labels, InputsConfig().tag_score),
+        "tags": tag_quality(namer, images, labels, InputsConfig().concept_score),
         "each_word": each,
     }
 

@@ -9,6 +9,9 @@ from dimvl.config.decoding import DecodingOptions
 from dimvl.config.reading import merge, parse_overrides, read_run, read_yaml, validate
 from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
 from dimvl.config.sections import (
+    REGION_WORDS,
+    TAGS,
+    Concepts,
     DeepSpeedConfig,
     Files,
     FilesOrNone,
@@ -22,9 +25,13 @@ from dimvl.config.sections import (
     Split,
     TrainingConfig,
     Variant,
+    present_concepts,
 )
 
 __all__ = [
+    "REGION_WORDS",
+    "TAGS",
+    "Concepts",
     "DecodingOptions",
     "DeepSpeedConfig",
     "EvaluationOptions",
@@ -44,6 +51,7 @@ __all__ = [
     "Variant",
     "merge",
     "parse_overrides",
+    "present_concepts",
     "read_run",
     "read_yaml",
     "validate",

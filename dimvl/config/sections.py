@@ -1,6 +1,6 @@
 """The sections that every run configuration has: each key with its type, its bounds and one line of explanation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -21,6 +21,7 @@ from dimvl.files import local_path
 Split = Literal["qkv", "out", "norm", "ffn"]
 Missing = Literal["error", "skip"]
 Variant = Literal["causal", "masked"]
+Concepts = Literal["none", "text", "region", "both"]
 Match = Literal["auto", "id", "file_name", "stem", "path_stem", "coco_number", "twelve_digits"]
 List = TypeVar("List", bound=Sequence[Any])
 
@@ -69,17 +70,68 @@ class Section(BaseModel):
         return value
 
 
+TAGS, REGION_WORDS = ("text", "both"), ("region", "both")
+"""Values of `inputs.concepts` with tags, and with words in the rows of regions."""
+
+
+def present_concepts(values: Any) -> Any:
+    """Rename the keys of version 0.1: `tag_tokens` (0 for no tags) and `tag_score`, if no present key is there."""
+    old = {"tag_tokens", "tag_score"}
+    if not isinstance(values, Mapping) or not old & values.keys():
+        return values
+    if any(str(key).startswith("concept") for key in values):
+        return values
+    budget = values.get("tag_tokens", 20)
+    renamed = {key: value for key, value in values.items() if key not in old}
+    renamed |= {"concept_score": values["tag_score"]} if "tag_score" in values else {}
+    if budget == 0 and not isinstance(budget, bool):
+        return renamed | {"concepts": "none"}
+    return renamed | {"concepts": "text", "concept_tokens": budget}
+
+
 class InputsConfig(Section):
     """What the model sees of an example; fixed by pretraining and recorded in every checkpoint."""
 
     max_regions: int = Field(36, ge=0, le=1000, description="highest-scoring regions used of each image; 0 uses none")
     max_images: int = Field(4, ge=1, le=256, description="largest number of images in one record")
     times: bool = Field(False, description="embed the times of images, in seconds, that the annotations give")
-    tag_tokens: int = Field(20, ge=0, le=400, description="budget of word pieces for visual-concept tags; 0 for none")
-    tag_score: float = Field(0.3, ge=0, le=1, description="classes and attributes below this score give no tag")
+    concepts: Concepts = Field(
+        "text",
+        description="where the model sees the names of regions: as tags beside the text, in the rows of the regions, "
+        "or both",
+    )
+    concept_score: float = Field(0.3, ge=0, le=1, description="classes and attributes below this score are left out")
+    concept_tokens: int = Field(20, ge=1, le=400, description="budget of word pieces for the tags of an example")
+    concept_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training examples without tags, and of those without names in their regions, each "
+        "drawn alone",
+    )
     text_tokens: int = Field(40, ge=1, le=400, description="longest text in word pieces; longer ones are cut")
     tokenizer: Path | None = Field(None, description="a tokenizer.json; null trains a WordPiece tokenizer")
     vocabulary: int = Field(8000, ge=10, le=10**6, description="vocabulary size of a tokenizer that is trained")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_0_1(cls, values: Any) -> Any:
+        renamed = present_concepts(values)
+        if isinstance(renamed, Mapping) and {"tag_tokens", "tag_score"} & renamed.keys():
+            raise ValueError(
+                "tag_tokens is now concept_tokens (for none, concepts: none) and tag_score concept_score; rename them"
+            )
+        return renamed
+
+    @property
+    def tag_tokens(self) -> int:
+        """Budget of word pieces for tags; 0 where there are none."""
+        return self.concept_tokens if self.concepts in TAGS else 0
+
+    @property
+    def region_words(self) -> bool:
+        """Whether the row of a region has the words of its names."""
+        return self.concepts in REGION_WORDS
 
 
 class ModelConfig(Section):

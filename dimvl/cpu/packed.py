@@ -64,7 +64,8 @@ class HalfLinear(_Packed):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach(), linear.bias.detach())
+        bias = None if linear.bias is None else linear.bias.detach()
+        self.packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach(), bias)
         shape = torch.empty_like(linear.weight, device="meta")
         self.weight = shape if tied else nn.Parameter(shape, requires_grad=False)
 

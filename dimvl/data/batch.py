@@ -3,7 +3,7 @@
 The rows are in three blocks: the regions of all prefixes, then the contexts of all prefixes, then all texts. All visual
 rows come first, so a projection for one modality is a slice. The `Layout` alone says which rows belong together.
 
-Letters: P prefixes, T texts, N rows, Nv visual rows, Nl language rows, F region feature, M targets.
+Letters: P prefixes, T texts, N rows, Nv visual rows, Nl language rows, F region feature, M targets, Z word pieces.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,9 @@ class Batch:
         sources: what each example came from, for error messages.
         region_feature_scales: (Nv, 1) float32 scales of int8 features; None for others.
         region_times: (Nv,) float32 seconds of the region's image; None for a model that does not use them.
+        region_word_ids: (Z,) word pieces of the regions' names, region by region; None for a model without them.
+        region_word_weights: (Z,) float32; those of a region sum to 1.
+        region_word_offsets: (Nv + 1,) where those of each region start and end.
 
     """
 
@@ -49,6 +52,9 @@ class Batch:
     sources: Sequence[str] = ()
     region_feature_scales: Tensor | None = None
     region_times: Tensor | None = None
+    region_word_ids: Tensor | None = None
+    region_word_weights: Tensor | None = None
+    region_word_offsets: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """Move all tensors to `device`."""

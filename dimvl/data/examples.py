@@ -18,6 +18,7 @@ from torch import Tensor
 from dimvl.data.batch import Batch
 from dimvl.data.layout import Layout, ranges, starts_of
 from dimvl.data.prefixes import Prefix
+from dimvl.data.tags import RegionWords
 from dimvl.data.targets import Chosen, TargetSpec, join, lengths
 from dimvl.regions.geometry import geometry_features
 
@@ -134,6 +135,7 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
         region_image_index=torch.from_numpy(join([p.image_index for p in prefixes], np.int64)),
         region_hidden=torch.from_numpy(join([p.hidden for p in prefixes], np.bool_)),
         region_times=_optional([p.times for p in prefixes]),
+        **_words([p.words for p in prefixes]),
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(positions),
         segments=(torch.arange(len(token_ids)) >= num_context).long(),
@@ -149,6 +151,20 @@ def _optional(arrays: Sequence[np.ndarray | None], *width: int) -> Tensor | None
         return None
     assert len(found) == len(arrays), "int8 features or times are missing in some prefixes"
     return torch.from_numpy(_end_to_end(found, *width))
+
+
+def _words(prefixes: Sequence[RegionWords | None]) -> dict[str, Tensor]:
+    """Join the words of regions, which either all prefixes of a batch have or none."""
+    found = [words for words in prefixes if words is not None]
+    if not found:
+        return {}
+    assert len(found) == len(prefixes), "words of regions are missing in some prefixes"
+    counts = np.concatenate([words.counts for words in found])
+    return {
+        "region_word_ids": torch.from_numpy(np.concatenate([words.token_ids for words in found])),
+        "region_word_weights": torch.from_numpy(np.concatenate([words.weights for words in found])),
+        "region_word_offsets": torch.from_numpy(np.cumsum(np.append(0, counts))),
+    }
 
 
 def _end_to_end(arrays: Sequence[np.ndarray], *width: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Prefixes: the regions of one or more images in order, then the context `[CLS] tags [SEP]`.
 
-Letters: B prefixes, M images, R regions, F region feature, C context tokens.
+Letters: B prefixes, I images, M images of several prefixes, R regions, F region feature, C context tokens.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,12 @@ import numpy as np
 
 from dimvl.data.annotations.records import ImageKey
 from dimvl.data.layout import ranges, starts_of
-from dimvl.data.tags import TagWriter
+from dimvl.data.tags import RegionWords, TagWriter
 from dimvl.regions.records import Detections, Regions
 from dimvl.regions.store import RegionStore
+
+PREFIXES_AT_ONCE = 1024
+"""Prefixes whose tags are counted at once, which bounds temporary memory."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,16 @@ class PrefixRegions(Detections):
         image_index: (R,) int64 the image of each region, ascending from 0.
         num_images: number of images; any of them may have no regions.
         times: (R,) float32 seconds of each region's image; None for a model that does not use them.
+        tags: False for an example without tags (concept dropout).
+        words: False for an example without words in its regions, likewise.
 
     """
 
     image_index: np.ndarray
     num_images: int
     times: np.ndarray | None = None
+    tags: bool = True
+    words: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +90,7 @@ class Prefix:
         context: (C,) token ids of `[CLS] tags [SEP]`, with tags for each image.
         feature_scales: (R, 1) float32 scales of int8 features; None for others.
         times: (R,) float32 seconds of each region's image; None for a model that does not use them.
+        words: words of each region; None for a model that does not use them.
 
     """
 
@@ -93,6 +101,7 @@ class Prefix:
     context: np.ndarray
     feature_scales: np.ndarray | None = None
     times: np.ndarray | None = None
+    words: RegionWords | None = None
 
 
 class ImageReader:
@@ -100,25 +109,62 @@ class ImageReader:
 
     Args:
         store: the regions.
-        tags: writes the context.
+        tags: writes the context and the words of regions.
         max_regions: number of regions used of each image, the best ones; 0 for none.
         times: whether the model uses the times of images.
+        whole_budget: count the whole budget of tags in `rows`, as version 0.1 did.
 
     """
 
-    def __init__(self, store: RegionStore, tags: TagWriter, max_regions: int, times: bool = False) -> None:
+    def __init__(
+        self,
+        store: RegionStore,
+        tags: TagWriter,
+        max_regions: int,
+        times: bool = False,
+        whole_budget: bool = False,
+    ) -> None:
         self.store = store
         self.tags = tags
         self.max_regions = max_regions
         self.times = times
+        self.whole_budget = whole_budget
 
     def num_regions(self, images: PrefixImages) -> np.ndarray:
         """Regions used in each prefix: (B,)."""
         return images.sums(np.minimum(self.store.num_regions(images.positions), self.max_regions))
 
-    def rows(self, images: PrefixImages) -> np.ndarray:
-        """Upper bound of the rows of each prefix: (B,)."""
-        return self.num_regions(images) + self.tags.max_length
+    def rows(
+        self, images: PrefixImages, untagged: np.ndarray | None = None, hidden: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Rows of each prefix (B,), an upper bound where regions may be hidden. Only names are read, no features.
+
+        Args:
+            images: of the prefixes.
+            untagged: (B,) bool, prefixes without tags.
+            hidden: (B,) bool, prefixes some of whose regions may be hidden.
+
+        """
+        if self.whole_budget:
+            return self.num_regions(images) + self.tags.max_length
+        room, context = self.tags.room(images.counts), np.full(len(images), 2)
+        tagged = np.flatnonzero((room > 0) & (True if untagged is None else ~untagged))
+        for start in range(0, len(tagged), PREFIXES_AT_ONCE):
+            chosen = tagged[start : start + PREFIXES_AT_ONCE]
+            some = images[chosen]
+            may_hide = np.zeros(len(chosen), bool) if hidden is None else hidden[chosen]
+            lengths = self._tag_lengths(
+                some.positions, np.repeat(room[chosen], some.counts), np.repeat(may_hide, some.counts)
+            )
+            context[chosen] = 1 + some.sums(lengths + 1)
+        return self.num_regions(images) + context
+
+    def _tag_lengths(self, positions: np.ndarray, room: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+        """Word pieces of the tags of images (I,), of which several may be the same: (I,)."""
+        kinds = (positions * self.tags.max_length + room) * 2 + hidden
+        _, first, places = np.unique(kinds, return_index=True, return_inverse=True)
+        found = self.store.read_packed(positions[first], limit=self.max_regions, features=False)
+        return self.tags.lengths(names_of(found), found.num_regions, room[first], hidden[first])[places]
 
     def read(self, images: PrefixImages) -> list[PrefixRegions]:
         """Read the regions of B prefixes at once; their arrays are contiguous, as in a batch."""
@@ -140,7 +186,7 @@ class ImageReader:
         ]
 
     def prefix(self, regions: Detections, hidden: np.ndarray | None = None) -> Prefix:
-        """Make a prefix; `hidden` (R,) bool are regions that the model may not see, not even by their tags."""
+        """Make a prefix; `hidden` (R,) bool are regions that the model may not see, not even by their names."""
         return make_prefix(regions, self.tags, hidden)
 
     def prefixes(self, images: PrefixImages) -> list[Prefix]:
@@ -167,18 +213,23 @@ def join_images(images: Sequence[Detections], times: Sequence[float] | None = No
     )
 
 
+def names_of(regions: Detections) -> list[np.ndarray]:
+    """Return the classes and attributes of regions, as `TagWriter` takes them."""
+    return [regions.class_ids, regions.class_scores, regions.attribute_ids, regions.attribute_scores]
+
+
 def make_prefix(regions: Detections, tags: TagWriter, hidden: np.ndarray | None = None) -> Prefix:
-    """Make the prefix of one image, or of several joined ones; tags come from regions that are not hidden."""
+    """Make the prefix of one image, or of several joined ones; tags and words are those of regions not hidden."""
     if not isinstance(regions, PrefixRegions):
         regions = join_images([regions])
-    named = [regions.class_ids, regions.class_scores, regions.attribute_ids, regions.attribute_scores]
-    index = regions.image_index
+    named, index = names_of(regions), regions.image_index
     if hidden is None:
         hidden = np.zeros(len(regions), dtype=bool)
-    else:
+    words = tags.words(named, ~hidden & regions.words)
+    if hidden.any():
         named, index = [array[~hidden] for array in named], index[~hidden]
-    parts = [named]
-    if regions.num_images > 1:
+    parts = [named] if regions.tags else []
+    if regions.tags and regions.num_images > 1:
         bounds = pairwise(np.searchsorted(index, np.arange(regions.num_images + 1)).tolist())
         parts = [[array[start:end] for array in named] for start, end in bounds]
     return Prefix(
@@ -189,4 +240,5 @@ def make_prefix(regions: Detections, tags: TagWriter, hidden: np.ndarray | None 
         context=tags.context(parts),
         feature_scales=regions.feature_scales,
         times=regions.times,
+        words=words,
     )

@@ -7,12 +7,13 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field, create_model
 
-from dimvl.config import Variant
+from dimvl.config import REGION_WORDS, TAGS, Concepts, InputsConfig, Variant, present_concepts
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.files import RESTORE, Strict, read_json_as, write_json
+from dimvl.files import RESTORE, Strict, check_values, read_json, write_json
+from dimvl.files.reading import SMALL
 from dimvl.regions.records import Extractor
 from dimvl.regions.store import RegionStore
 
@@ -29,8 +30,9 @@ class Processor:
         tokenizer: the model's tokenizer.
         extractor: the extractor of the regions that it was trained with.
         max_regions: highest-scoring regions used of each image; 0 for none.
-        tag_tokens: budget of word pieces for tags; 0 for none.
-        tag_score: lowest score of a class or attribute that gives a tag.
+        concepts: where the model sees the names of regions, as in the configuration.
+        concept_tokens: budget of word pieces for tags.
+        concept_score: lowest score of a class or attribute that gives a word.
         text_tokens: longest text in word pieces.
         variant: variant of the sequence-to-sequence language model.
         answers: the answer vocabulary in the order of the answer head; empty without one.
@@ -46,9 +48,10 @@ class Processor:
     tokenizer: Tokenizer
     extractor: Extractor
     max_regions: Count
-    tag_tokens: Count
-    tag_score: Annotated[float, Field(ge=0, le=1)]
+    concepts: Concepts
+    concept_score: Annotated[float, Field(ge=0, le=1)]
     text_tokens: Count
+    concept_tokens: Count = 0
     variant: Variant = "causal"
     answers: tuple[str, ...] = ()
     shared_prefix: bool = False
@@ -59,11 +62,19 @@ class Processor:
     task: str = ""
 
     @property
+    def tag_tokens(self) -> int:
+        """Budget of word pieces for tags; 0 where there are none."""
+        return self.concept_tokens if self.concepts in TAGS else 0
+
+    @property
+    def region_words(self) -> bool:
+        """Whether the row of a region has the words of its names."""
+        return self.concepts in REGION_WORDS
+
+    @property
     def tags(self) -> TagWriter:
-        """The writer of contexts."""
-        extractor = self.extractor
-        names, concepts = (extractor.classes, extractor.attributes), "called" in extractor.parts
-        return TagWriter(self.tokenizer, *names, self.tag_score, self.tag_tokens, concepts)
+        """The writer of contexts and of the words of regions."""
+        return tag_writer(self.tokenizer, self.extractor, self)
 
     @property
     def text_start(self) -> int:
@@ -75,9 +86,9 @@ class Processor:
         """Token positions that the model needs: context, BOS row, words and final [SEP]."""
         return self.text_start + self.text_tokens + 2
 
-    def reader(self, store: RegionStore) -> ImageReader:
-        """Return the reader of prefixes from a region store."""
-        return ImageReader(store, self.tags, self.max_regions, self.times)
+    def reader(self, store: RegionStore, whole_budget: bool = False) -> ImageReader:
+        """Return the reader of prefixes from a region store; `whole_budget` as in `ImageReader`."""
+        return ImageReader(store, self.tags, self.max_regions, self.times, whole_budget)
 
     def without_recipe(self) -> "Processor":
         """Return a copy that does not name the files of its extractor, which are of use on their own machine only."""
@@ -97,8 +108,8 @@ class Processor:
             UserError: a file is missing or not of this form.
 
         """
-        values = vars(read_json_as(folder / FILE, _form(), RESTORE))
-        return cls(tokenizer=Tokenizer.load(folder), **values)
+        values = present_concepts(read_json(folder / FILE, SMALL))
+        return cls(tokenizer=Tokenizer.load(folder), **vars(check_values(values, _form(), folder / FILE, RESTORE)))
 
     def check_extractor(self, extractor: Extractor, place: str) -> None:
         """Refuse regions that the model cannot take; warn about those selected with other thresholds.
@@ -118,6 +129,19 @@ class Processor:
             )
         if deviations := own.deviations(extractor):
             logger.warning("%s has regions selected differently from training: %s", place, "; ".join(deviations))
+
+
+def tag_writer(tokenizer: Tokenizer, extractor: Extractor, inputs: Processor | InputsConfig) -> TagWriter:
+    """Return the writer of tags and words for the names of an extractor."""
+    return TagWriter(
+        tokenizer,
+        extractor.classes,
+        extractor.attributes,
+        inputs.concept_score,
+        inputs.tag_tokens,
+        concepts="called" in extractor.parts,
+        region_words=inputs.region_words,
+    )
 
 
 def _form() -> type[Strict]:

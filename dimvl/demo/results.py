@@ -61,6 +61,8 @@ def demo_report(
 ) -> Report:
     """Collect everything that the report shows."""
     vqa, few_labels = results["vqa"], results["vqa"]["few_labels"]
+    inputs = "regions with their names" if config.inputs.region_words else "regions"
+    inputs += " and tags" if config.inputs.tag_tokens else ""
     return Report(
         title="dimvl on synthetic scenes",
         note=f"{SYNTHETIC} {config.note}".rstrip(),
@@ -69,7 +71,7 @@ def demo_report(
         date=day,
         results=results,
         goals=goals,
-        baselines=_baselines(vqa, "regions and tags" if config.inputs.tag_tokens else "regions"),
+        baselines=_baselines(vqa, inputs),
         labels={
             name: [Point(int(number), point[key], *point[f"{key}_interval"]) for number, point in few_labels.items()]
             for name, key in (("pretrained", "pretrained"), ("not pretrained", "none"))
@@ -87,7 +89,7 @@ def _baselines(vqa: Mapping[str, Any], inputs: str) -> list[Baseline]:
         Baseline(f"pretrained, {asked}", vqa["heldout"], inputs, vqa["heldout_interval"], ours=True),
         Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
         Baseline(f"no pretraining, {asked}", vqa["no_pretraining"], "the same, from scratch, as many steps as help"),
-        Baseline(f"question only, {asked}", vqa["question_only"], "no regions and no tags, from scratch"),
+        Baseline(f"question only, {asked}", vqa["question_only"], "no regions and no names, from scratch"),
         Baseline("most common answer", vqa["majority"], "of the training questions"),
     ]
 

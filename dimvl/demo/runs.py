@@ -12,8 +12,8 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
     """Make the configuration of one training run of the demo.
 
     Each baseline differs from its model in one thing: `no_pretraining-N` starts from scratch, with the steps that suit
-    this; `question_only` is the same without regions and tags, for the largest N; `pretraining_without_word_change-*`
-    has no negatives with one word changed.
+    this; `question_only` is the same without regions and concepts, for the largest N;
+    `pretraining_without_word_change-*` has no negatives with one word changed.
 
     Args:
         config: the demo's configuration.
@@ -38,7 +38,7 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
 
 def _answering(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str, Any]) -> VqaConfig:
     if name == "question_only":
-        common["inputs"] = common["inputs"].model_copy(update={"max_regions": 0, "tag_tokens": 0})
+        common["inputs"] = common["inputs"].model_copy(update={"max_regions": 0, "concepts": "none"})
     series, _, number = name.rpartition("-")
     point = next((point for point in config.labels if str(point.questions) == number), config.labels[-1])
     pretrained = series == "vqa"

@@ -95,7 +95,8 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
 
     Where the model has separate visual weights and the checkpoint has shared ones, these are copied: a shared
     checkpoint becomes a decoupled one that computes the same function (DiMBERT: the module plugs into other models).
-    If the model takes more images than the checkpoint, or times, these embeddings stay newly initialised.
+    If the model takes more images than the checkpoint, or times, these embeddings stay newly initialised. Words of
+    regions that only the model has begin with a weight of 0, so that it computes the same function.
 
     Args:
         model: the model to fill.
@@ -142,8 +143,12 @@ def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: st
 
 
 def _grown(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the model's initial embeddings of images and times that the checkpoint does not have."""
-    grown = {name: weight for name, weight in own.items() if name.startswith("regions.time.")} | dict(weights)
+    """Add the model's initial embeddings of images, times and words of regions that the checkpoint does not have."""
+    added = ("regions.time.", "regions.words")
+    grown = {name: weight for name, weight in own.items() if name.startswith(added)}
+    if "regions.words_norm.weight" in grown:
+        grown["regions.words_norm.weight"] = torch.zeros_like(grown["regions.words_norm.weight"])
+    grown |= weights
     index = "regions.image_index.weight"
     if index in grown and grown[index].shape[1:] == own[index].shape[1:]:
         grown[index] = torch.cat([grown[index], own[index][len(grown[index]) :]])

@@ -1,10 +1,11 @@
 """Embeddings of regions and tokens.
 
-A region is its feature, standardised and projected, plus its projected geometry (7 numbers), each normalised, plus a
+A region is its feature, standardised and projected, plus its projected geometry (7 numbers) and, in models with
+`region_words`, the projected mean embedding of the words that name it; each of these is normalised. To them come a
 segment vector, the embedding of its image's index (row 0 is zero) and, in models with `times`, the projected time of
 its image. A token is word + position + segment, as in BERT.
 
-Letters: Nv visual rows, Nl language rows, F region feature, D width, V vocabulary.
+Letters: Nv visual rows, Nl language rows, F region feature, D width, V vocabulary, Z word pieces.
 """
 
 import torch
@@ -28,13 +29,20 @@ def sinusoids(places: Tensor, width: int) -> Tensor:
 
 
 class RegionEmbeddings(nn.Module):
-    """(Nv, F) features and (Nv, 7) geometry -> (Nv, D)."""
+    """(Nv, F) features, (Nv, 7) geometry and (Nv, D) words -> (Nv, D)."""
 
     feature_mean: Tensor
     feature_std: Tensor
 
     def __init__(
-        self, feature_width: int, width: int, max_images: int, times: bool, dropout: float, norm_eps: float
+        self,
+        feature_width: int,
+        width: int,
+        max_images: int,
+        times: bool,
+        region_words: bool,
+        dropout: float,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         self.register_buffer("feature_mean", torch.zeros(feature_width))
@@ -47,6 +55,8 @@ class RegionEmbeddings(nn.Module):
         self.segment = nn.Parameter(torch.zeros(width))
         self.image_index = nn.Embedding(max_images, width, padding_idx=0)
         self.time = Linear(TIME, width, bias=False) if times else None
+        self.words = Linear(width, width, bias=False) if region_words else None
+        self.words_norm = LayerNorm(width, norm_eps) if region_words else None
         self.norm = LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
@@ -72,6 +82,8 @@ class RegionEmbeddings(nn.Module):
         hidden: Tensor,
         image_index: Tensor,
         times: Tensor | None = None,
+        words: Tensor | None = None,
+        named: Tensor | None = None,
     ) -> Tensor:
         """Embed regions.
 
@@ -82,6 +94,8 @@ class RegionEmbeddings(nn.Module):
             hidden: (Nv,) bool, True where the learned vector replaces the feature.
             image_index: (Nv,) number of the region's image in its prefix, from 0.
             times: (Nv,) seconds, ignored by a model without `times`; None means 0.
+            words: (Nv, D) mean embedding of the words of each region, for a model with `region_words`.
+            named: (Nv,) bool, False for regions without words: these get nothing, not even a bias.
 
         """
         kind = self.hidden_feature.dtype
@@ -91,7 +105,40 @@ class RegionEmbeddings(nn.Module):
         if self.time is not None:
             seconds = geometry.new_zeros(len(geometry)) if times is None else times
             rows = rows + self.time(sinusoids(seconds, TIME).to(kind))
+        if self.words is not None and self.words_norm is not None:
+            assert words is not None and named is not None
+            rows = rows + self.words_norm(self.words(words)) * named[:, None]
         return self.dropout(self.norm(rows))
+
+
+class WordEmbedding(nn.Embedding):
+    """`nn.Embedding`, with the same weight and name, that also returns weighted sums.
+
+    Sums are computed in `forward`, since ZeRO 3 has the weight only while a module is called.
+    """
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Embed words, or sum the weighted embeddings of each of Nv groups.
+
+        Args:
+            ids: (Nl,), or (Z,) of all groups.
+            offsets: (Nv + 1,) where each group starts and ends.
+            weights: (Z,)
+
+        Returns:
+            (Nl, D), or (Nv, D).
+
+        """
+        if offsets is None or weights is None:
+            return super().forward(ids)
+        return F.embedding_bag(
+            ids,
+            self.weight,
+            offsets,
+            mode="sum",
+            per_sample_weights=weights.to(self.weight.dtype),
+            include_last_offset=True,
+        )
 
 
 class TokenEmbeddings(nn.Module):
@@ -99,7 +146,7 @@ class TokenEmbeddings(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, max_positions: int, dropout: float, norm_eps: float) -> None:
         super().__init__()
-        self.word = nn.Embedding(vocabulary, width)
+        self.word = WordEmbedding(vocabulary, width)
         self.position = nn.Embedding(max_positions, width)
         self.segment = nn.Embedding(2, width)
         self.norm = LayerNorm(width, norm_eps)

@@ -137,6 +137,8 @@ def _takes_gradient(model: DimvlModel, name: str) -> bool:
         return False
     if name == "regions.feature":  # its input includes the vector of hidden regions
         return model.regions.hidden_feature.requires_grad
+    if name == "regions.words":
+        return model.tokens.word.weight.requires_grad
     reaches = [_is_trained(model.regions) or _is_trained(model.tokens), *_gradient_reaches_layers(model)]
     top, *rest = name.split(".")
     if top == "encoder":

@@ -41,6 +41,7 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         max_positions: number of token positions.
         max_images: maximum number of images in a prefix.
         times: whether regions have an embedding of their image's time.
+        region_words: whether regions have the embeddings of the words that name them.
         dropout: after embeddings and after each sublayer.
         activation: `gelu`, `relu` or `silu`.
         norm_eps: epsilon of every layer norm.
@@ -67,6 +68,7 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         max_positions: Size = 512,
         max_images: Size = 4,
         times: bool = False,
+        region_words: bool = False,
         dropout: Share = 0.1,
         activation: Activation = "gelu",
         norm_eps: Share = 1e-12,
@@ -77,7 +79,7 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
             raise ValueError(f"width {width} is not a multiple of heads {heads}; choose one that divides it")
         if unknown := set(split) - set(SPLITS):
             raise ValueError(f"split {sorted(unknown)} is unknown; choose from {list(SPLITS)}")
-        self.regions = RegionEmbeddings(feature_width, width, max_images, times, dropout, norm_eps)
+        self.regions = RegionEmbeddings(feature_width, width, max_images, times, region_words, dropout, norm_eps)
         self.tokens = TokenEmbeddings(vocabulary, width, max_positions, dropout, norm_eps)
         self.encoder = Encoder(layers, width, heads, inner_width, split, dropout, activation, norm_eps)
         sizes = Sizes(self.tokens.word, width, feature_width, activation, norm_eps)
@@ -97,8 +99,20 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
             batch.region_hidden,
             batch.region_image_index,
             batch.region_times,
+            *(() if self.regions.words is None else self._words(batch)),
         )
         return torch.cat([regions, self.tokens(batch.token_ids, batch.positions, batch.segments)])
+
+    def _words(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean embedding of the words of each region (Nv, D), and which regions have any (Nv,).
+
+        The word embedding is called for a batch without words too: with ZeRO 3 all ranks must call the same modules.
+        """
+        ids, weights, offsets = batch.region_word_ids, batch.region_word_weights, batch.region_word_offsets
+        if ids is None or weights is None or offsets is None:
+            ids, weights = batch.token_ids[:0], batch.region_geometry.new_zeros(0)
+            offsets = batch.token_ids.new_zeros(batch.layout.num_vision + 1)
+        return self.tokens.word(ids, offsets, weights), offsets.diff() > 0
 
     def forward(self, batch: Batch) -> Tensor:
         """Embed and encode a batch: (N, D)."""
@@ -129,7 +143,8 @@ def initialise(model: DimvlModel) -> None:
 
     BERT's fixed std of .02 is small at small widths: attention starts flat and learns late. Where keys start as copies
     of queries, a row attends to rows like itself: at step 0 a word finds the tag of the same name and, since
-    neighbouring positions have similar embeddings, the words beside it.
+    neighbouring positions have similar embeddings, the words beside it. A region has its words unchanged, so a word of
+    the text finds the region that it names.
 
     | weights                                    | drawn from                         |
     |--------------------------------------------|------------------------------------|
@@ -142,6 +157,7 @@ def initialise(model: DimvlModel) -> None:
     | layer norms                                | 1 and 0                            |
     | embedding of the first image's index       | 0                                  |
     | projection of times                        | 0                                  |
+    | projection of the words of regions         | the identity                       |
     | visual weights of a split sublayer         | a copy of its language weights     |
     """
     for module in model.modules():
@@ -155,6 +171,8 @@ def initialise(model: DimvlModel) -> None:
                 nn.init.zeros_(module.weight[module.padding_idx])
     if model.regions.time is not None:
         nn.init.zeros_(model.regions.time.weight)
+    if model.regions.words is not None:
+        nn.init.eye_(model.regions.words.weight)
     positions, width = model.tokens.position.weight.shape
     model.tokens.position.weight.data.copy_(sinusoids(torch.arange(positions), width))
     nn.init.normal_(model.regions.segment, std=len(model.regions.segment) ** -0.5)

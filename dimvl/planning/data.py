@@ -10,6 +10,8 @@ import numpy as np
 
 from dimvl.checkpoints import MODEL
 from dimvl.config import RunConfig
+from dimvl.data.prefixes import ImageReader, PrefixImages
+from dimvl.data.processor import tag_writer
 from dimvl.data.text_store import TextStore, open_text_store
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
@@ -22,6 +24,8 @@ from dimvl.tasks.base import shared_rows
 from dimvl.tasks.costs import DataFacts, TextFacts
 
 IMAGES_AT_ONCE = 1_000_000
+SAMPLE = 20_000
+"""Prefixes whose tags are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +61,12 @@ def _of_regions(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -
     if all((path / "manifest.json").exists() for path in config.regions):
         store = RegionStore(config.regions)
         manifest = next((folder.manifest for folder in store.folders if len(folder)), store.folders[0].manifest)
+        if config.inputs.tag_tokens and _tokenizer(config) is None:
+            facts = facts.assuming("no tokenizer exists yet: every word of a tag is one word piece")
+        every = PrefixImages(np.arange(len(store)), np.ones(len(store), dtype=np.int64))
         return replace(
             facts,
+            context=_mean_context(config, store, every),
             images=overrides.images or len(store) or None,
             regions=_mean_regions(store, limit),
             feature_width=store.extractor.feature_width,
@@ -68,11 +76,14 @@ def _of_regions(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -
             attribute_columns=manifest.attribute_columns,
         )
     where = " and ".join(map(str, config.regions))
+    budget = config.inputs.tag_tokens
+    tags = f", {budget} word pieces of tags (inputs.concept_tokens)" if budget else ""
     return facts.assuming(
         f"{where} does not exist: {limit} regions per image (inputs.max_regions), features of width "
-        f"{facts.feature_width}, {facts.classes} classes, one class kept per region",
+        f"{facts.feature_width}, {facts.classes} classes, one class kept per region{tags}",
         images=overrides.images,
         regions=float(limit),
+        context=2.0 + budget * (1 - config.inputs.concept_dropout),
     )
 
 
@@ -82,6 +93,26 @@ def _mean_regions(store: RegionStore, limit: int) -> float:
         positions = np.arange(start, min(start + IMAGES_AT_ONCE, len(store)))
         total += int(np.minimum(store.num_regions(positions), limit).sum())
     return total / max(1, len(store))
+
+
+def _mean_context(config: RunConfig, store: RegionStore, images: PrefixImages) -> float:
+    """Mean rows of the contexts of up to `SAMPLE` prefixes, evenly spaced."""
+    inputs, names = config.inputs, [*store.extractor.classes, *store.extractor.attributes]
+    if not len(images) or not names or not inputs.tag_tokens:
+        return 2.0
+    tokenizer = _tokenizer(config) or Tokenizer.train(names, inputs.vocabulary)
+    reader = ImageReader(store, tag_writer(tokenizer, store.extractor, inputs), inputs.max_regions)
+    some = images[np.linspace(0, len(images) - 1, min(len(images), SAMPLE)).astype(np.int64)]
+    tags = float((reader.rows(some) - reader.num_regions(some)).mean()) - 2
+    return 2 + tags * (1 - inputs.concept_dropout)
+
+
+def _tokenizer(config: RunConfig) -> Tokenizer | None:
+    """Return the tokenizer of a run; None if it is still to be trained, or does not exist."""
+    folders = [config.output, *(folder for folder in (config.initial, config.model.bert) if folder is not None)]
+    given = [] if config.inputs.tokenizer is None else [config.inputs.tokenizer]
+    places = [*given, *(folder / TOKENIZER for folder in folders)]
+    return next((Tokenizer.load(place) for place in places if place.exists()), None)
 
 
 def _of_texts(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -> DataFacts:
@@ -109,13 +140,16 @@ def _of_texts(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -> 
 
 def _of_prefixes(config: RunConfig, overrides: DataOverrides, facts: DataFacts, texts: TextStore) -> DataFacts:
     images, members, regions = len(texts.image_offsets) - 1, texts.group_images, facts.regions
-    count = texts.num_groups if members is None else len(members)
+    count, context = texts.num_groups if members is None else len(members), facts.context
     if members is not None and all((path / "manifest.json").exists() for path in config.regions):
         store = RegionStore(config.regions)
-        used = np.minimum(store.num_regions(store.positions(texts.image_ids())), config.inputs.max_regions)
-        regions = float(used[members].mean())
+        positions = store.positions(texts.image_ids())
+        regions = float(np.minimum(store.num_regions(positions), config.inputs.max_regions)[members].mean())
+        assert texts.group_offsets is not None
+        context = _mean_context(config, store, PrefixImages(positions[members], np.diff(texts.group_offsets)))
     return replace(
         facts,
+        context=context,
         images=overrides.images or images,
         images_per_prefix=count / texts.num_groups,
         prefixes_per_image=texts.num_groups / images,

@@ -42,6 +42,8 @@ from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
 from dimvl.regions.store.format import FeatureDtype, feature_bytes
 
+PIECES = 3
+"""Word pieces of a region's names, about."""
 Arithmetic = Literal["fp32", "autocast", "bf16"]
 """`autocast` is bf16 with the torch engine and at stage 0; `bf16` is bf16 at stages 1 to 3, which cast the model."""
 
@@ -171,7 +173,8 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
 def batch_bytes(model: DimvlModel, work: Work, feature_dtype: FeatureDtype) -> float:
     """Bytes of a micro-batch: features in the type of the store, fp32 geometry and times, 64-bit ids, targets."""
     times = 4 * (model.regions.time is not None)
-    region = feature_bytes(model.regions.feature.in_features, feature_dtype) + 4 * 7 + times + 8 + 1
+    words = (8 + PIECES * (8 + 4)) * (model.regions.words is not None)
+    region = feature_bytes(model.regions.feature.in_features, feature_dtype) + 4 * 7 + times + words + 8 + 1
     targets = sum((8 + head.label_bytes) * work.heads.get(name, 0.0) for name, head in heads_of(model).items())
     return region * work.vision + 24 * work.language + targets
 
@@ -213,4 +216,6 @@ def _embedding_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> float:
     stream = embedding + numbers.mask(embedding)
     vision = features * element + 7 * element * (element == 2) + width * (2 * element + stream)
     vision += 0 if model.regions.time is None else model.regions.time.in_features * element
+    if model.regions.words is not None:  # inputs of projection and norm; words with weights, in the type of the weights
+        vision += width * 2 * element + 3 * embedding + 1 + 8 * PIECES
     return work.vision * (vision + 6 * embedding) + work.language * (width * stream + 2 * embedding)

@@ -215,8 +215,7 @@ def average_example(config: RunConfig, facts: DataFacts) -> AverageExample:
 def average_step(training: TrainingConfig, example: AverageExample, ranks: int) -> AverageStep:
     """Fill the row budget of a step and split it over ranks and micro-batches, as the sampler does.
 
-    Upper bounds of rows (`ExampleSource.costs`) fill the budget; the work is that of texts of average length and of
-    contexts that fill their budget.
+    Upper bounds of rows (`ExampleSource.costs`) fill the budget; the work is that of texts of average length.
 
     Raises:
         UserError: the budget is less than one example, or less than one per rank.
@@ -251,6 +250,7 @@ def meta_model(config: RunConfig, facts: DataFacts) -> DimvlModel:
         "vocabulary": facts.vocabulary,
         "max_images": config.inputs.max_images,
         "times": config.inputs.times,
+        "region_words": config.inputs.region_words,
         "feature_width": facts.feature_width,
         "max_positions": facts.max_positions,
         **task_of(config).heads(config, facts.classes, facts.answers),

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from dimvl.config import Variant
 from dimvl.data.batch import Batch
-from dimvl.data.examples import BatchShape, Example, Text
+from dimvl.data.examples import BatchShape, Example, KeyedUniform, Text
 from dimvl.data.prefixes import ImageReader, PrefixImages, PrefixRegions
 from dimvl.data.processor import Processor
 from dimvl.data.targets import TargetSpec
@@ -61,6 +62,27 @@ class TaskModule(nn.Module):
         raise NotImplementedError
 
 
+class ConceptDropout:
+    """Draws which training examples have no tags, and which no words in their regions, by seed, epoch and example.
+
+    Args:
+        share: share of the examples, of either kind.
+        seed: seed of the run.
+
+    """
+
+    def __init__(self, share: float, seed: int) -> None:
+        self.share, self.seed = share, seed
+        self._drawn: tuple[int, KeyedUniform] | None = None
+
+    def without(self, epoch: int, span: slice) -> np.ndarray:
+        """Return (D, 2) bool for a span of an epoch's examples: without tags, without words in their regions."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = (epoch, KeyedUniform(self.seed, "concepts", epoch))
+        drawn: np.ndarray = self._drawn[1][2 * span.start : 2 * span.stop].reshape(-1, 2) < self.share
+        return drawn
+
+
 class ImageSource(ABC):
     """Examples for `dimvl.data.sampler.TrainingSteps`: by default one for each group of texts about the same images.
 
@@ -70,7 +92,12 @@ class ImageSource(ABC):
         texts: tokenised texts.
         images: reads the region store.
 
+    Attributes:
+        dropout: leaves out concepts in training; None in validation.
+
     """
+
+    dropout: ConceptDropout | None = None
 
     def __init__(self, texts: TextStore, images: ImageReader) -> None:
         self.texts, self.images = texts, images
@@ -88,9 +115,17 @@ class ImageSource(ABC):
         """Images of examples (B,) in the region store."""
         return self.texts.images_in(self.images.store, self.groups(examples))
 
-    def prefix_rows(self, span: slice) -> np.ndarray:
-        """Upper bound of the prefix rows of a span of examples."""
-        return self.images.rows(self.prefix_images(np.arange(span.start, span.stop)))
+    def prefix_rows(self, epoch: int, span: slice, hidden: np.ndarray | None = None) -> np.ndarray:
+        """Prefix rows of a span of an epoch's examples (D,), an upper bound for those in which regions are hidden.
+
+        Args:
+            epoch: number of the epoch.
+            span: examples.
+            hidden: (D,) bool, examples some of whose regions are hidden; None for none.
+
+        """
+        untagged = None if self.dropout is None else self.dropout.without(epoch, span)[:, 0]
+        return self.images.rows(self.prefix_images(np.arange(span.start, span.stop)), untagged, hidden)
 
     @abstractmethod
     def costs(self, epoch: int, span: slice) -> np.ndarray:
@@ -103,7 +138,17 @@ class ImageSource(ABC):
     def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
         """Build examples of an epoch, reading all their images at once; an example does not depend on the others."""
         found = self.images.read(self.prefix_images(indexes))
-        return [self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)]
+        return [
+            self.build_from(self._shown(regions, epoch, index), epoch, index)
+            for regions, index in zip(found, indexes.tolist(), strict=True)
+        ]
+
+    def _shown(self, regions: PrefixRegions, epoch: int, index: int) -> PrefixRegions:
+        """Leave out the concepts of an example, or not."""
+        if self.dropout is None:
+            return regions
+        untagged, unnamed = self.dropout.without(epoch, slice(index, index + 1))[0].tolist()
+        return replace(regions, tags=not untagged, words=not unnamed)
 
     @abstractmethod
     def build_from(self, regions: PrefixRegions, epoch: int, index: int) -> Example:

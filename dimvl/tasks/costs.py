@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from dimvl.config import RunConfig
 from dimvl.model.work import Work, example_work
 from dimvl.regions.store.format import FeatureDtype
 
@@ -38,6 +37,7 @@ class DataFacts:
         images_per_prefix: mean number of images in a prefix.
         prefixes_per_image: number of different prefixes divided by `images`.
         regions: mean number of regions in a prefix.
+        context: mean rows of `[CLS] tags [SEP]`.
         feature_width: F.
         classes: K of the extractor.
         feature_dtype: type of the features in the store.
@@ -55,6 +55,7 @@ class DataFacts:
     images_per_prefix: float = 1.0
     prefixes_per_image: float = 1.0
     regions: float = 0.0
+    context: float = 2.0
     feature_width: int = 2048
     classes: int = 1600
     feature_dtype: FeatureDtype = "float16"
@@ -87,13 +88,11 @@ class AverageExample:
     per_prefix: float = 1.0
 
 
-def planned_work(
-    config: RunConfig, facts: DataFacts, texts: float = 1.0, shared_prefix: bool = False, **heads: float
-) -> Work:
+def planned_work(facts: DataFacts, texts: float = 1.0, shared_prefix: bool = False, **heads: float) -> Work:
     """Return the work of an example of average lengths; the other arguments are as in `example_work`."""
     return example_work(
         regions=facts.regions,
-        context=config.inputs.tag_tokens + 2,
+        context=facts.context,
         texts=texts,
         text_rows=facts.texts.words + 1,
         shared_prefix=shared_prefix,

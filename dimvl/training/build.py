@@ -9,7 +9,7 @@ import torch
 
 from dimvl.callbacks import NamedProgress
 from dimvl.checkpoints import MODEL, VALIDATION
-from dimvl.config import RunConfig
+from dimvl.config import TAGS, RunConfig
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import FILE as TOKENIZER
@@ -20,9 +20,10 @@ from dimvl.model.convert import bert_arguments, check_bert, load_bert, load_pret
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks import task_of
-from dimvl.tasks.base import ImageSource, TaskModule
+from dimvl.tasks.base import ConceptDropout, ImageSource, TaskModule
 from dimvl.tasks.task import Record
 from dimvl.trained_model import TrainedModel, load_model
+from dimvl.training.run_folder import counts_whole_budget
 from dimvl.training.texts import tokenised
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,11 @@ def build_task(
         known = tokenised(config, processor, files, task.labelled_texts(records, processor), initial, progress)
     heads = task.heads(config, len(store.extractor.classes), len(processor.answers))
     model = _model(config, processor, store, initial, heads)
-    return task.build(config, model, processor, known, processor.reader(store))
+    reader = processor.reader(store, whole_budget=counts_whole_budget(config.output))
+    module, source = task.build(config, model, processor, known, reader)
+    if config.inputs.concept_dropout:
+        source.dropout = ConceptDropout(config.inputs.concept_dropout, config.seed)
+    return module, source
 
 
 def _initial(config: RunConfig, store: RegionStore) -> TrainedModel | None:
@@ -95,8 +100,9 @@ def _processor(
         tokenizer=tokenizer,
         extractor=store.extractor,
         max_regions=inputs.max_regions,
-        tag_tokens=inputs.tag_tokens,
-        tag_score=inputs.tag_score,
+        concepts=inputs.concepts,
+        concept_score=inputs.concept_score,
+        concept_tokens=inputs.concept_tokens,
         text_tokens=inputs.text_tokens,
         max_images=inputs.max_images,
         times=inputs.times,
@@ -110,13 +116,18 @@ def _processor(
 
 
 def _check_same_inputs(processor: Processor, initial: TrainedModel) -> None:
-    """Refuse a tokenizer, text budgets or a variant that the initial model was not trained with."""
+    """Refuse a tokenizer, text budgets, a variant or places of concepts that the initial model was not trained with.
+
+    Words in the rows of regions may be added.
+    """
     old = initial.processor
     if old.tokenizer.fingerprint != processor.tokenizer.fingerprint:
         raise UserError(
             f"inputs.tokenizer is not the tokenizer of {initial.weights}; omit inputs.tokenizer to use that one"
         )
-    names = ["tag_tokens", "text_tokens", *(["times"] if old.times else [])]
+    names = ["text_tokens", *(["times"] if old.times else [])]
+    names += ["concepts"] if (old.concepts in TAGS) != (processor.concepts in TAGS) or old.region_words else []
+    names += ["concept_tokens"] if processor.concepts in TAGS else []
     names += ["variant"] if processor.captions and old.captions else []
     for name in names:
         if getattr(old, name) != getattr(processor, name):
@@ -138,6 +149,7 @@ def _model(
         "max_positions": processor.max_positions,
         "max_images": processor.max_images,
         "times": processor.times,
+        "region_words": processor.region_words,
         **heads,
     }
     if config.model.bert is not None:
@@ -169,7 +181,7 @@ def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
     if processor.max_positions > arguments["max_positions"]:
         raise UserError(
             f"model.bert {folder} has {arguments['max_positions']} positions but {processor.max_positions} are needed; "
-            "lower inputs.tag_tokens or inputs.text_tokens"
+            "lower inputs.concept_tokens or inputs.text_tokens"
         )
     return arguments
 

@@ -36,6 +36,8 @@ PLANS = ".plans"  # hidden, since this folder is removed at the end
 PATIENCE = 10.0
 """Seconds to wait for the folder's lock, which loader processes of a killed run hold for a second or two."""
 OTHERS = {"scenes.json": "scenes", "manifest.json": "a region store", "demo.json": "a demo"}
+EXACT_ROWS = "exact"
+"""Value of `rows` in `run.json`: the row budget counts the tags that an image has. Absent: it counts their budget."""
 PATHS = {"regions", "cache"}
 """Keys that may differ between ranks and starts; region stores are compared by their manifests instead."""
 FREE = PATHS | {
@@ -61,7 +63,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
     packages = {name: version(name) for name in names}
     values = config.model_dump(mode="json")
     stores = [sha256(folder.path / "manifest.json") for folder in RegionStore(config.regions).folders]
-    described = {"config": values, "data": data, "stores": stores, "versions": packages}
+    described = {"config": values, "data": data, "stores": stores, "versions": packages, "rows": EXACT_ROWS}
     start = _start(config)
     started = {} if start is None else {"start": start.model_dump(mode="json", exclude_defaults=True)}
     judges = {key: start_of(path).model_dump(mode="json") for key, path in task_of(config).judges(config).items()}
@@ -137,6 +139,14 @@ def release(run: Path) -> None:
     """Free the folder of a run that has trained nothing, so that a corrected configuration can use it."""
     for name in (RUN, TOKENIZER, CHECKSUMS):
         (run / name).unlink(missing_ok=True)
+
+
+def counts_whole_budget(run: Path) -> bool:
+    """Return whether a run was begun by version 0.1, which counted the whole budget of tags as rows of each example.
+
+    Such a run goes on so, since its steps depend on these rows.
+    """
+    return (run / RUN).exists() and run_arguments(run).get("rows") != EXACT_ROWS
 
 
 def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> None:

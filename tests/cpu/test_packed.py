@@ -6,9 +6,13 @@ from torch import nn
 
 from dimvl.cpu.linear import onednn_is_faster
 from dimvl.cpu.packed import HalfLinear, PackedConvolution, PackedLinear, has_half_linears, pack_linears
+from dimvl.data.examples import BatchShape, Example, collate
+from dimvl.data.prefixes import join_images, make_prefix
 from dimvl.trained_model import TrainedModel
-from tests.factories import make_batch, make_layout, make_model, make_processor
+from tests.factories import FEATURE_WIDTH, make_batch, make_layout, make_model, make_processor, make_regions
 
+WORDS = make_processor(concepts="region")
+HALF = pytest.mark.skipif(not has_half_linears(), reason="torch has no linear layers of float16 weights here")
 pytestmark = pytest.mark.skipif(not onednn_is_faster(), reason="needs a CPU with AVX-512 and torch with oneDNN")
 
 
@@ -48,6 +52,20 @@ def test_a_packed_model_computes_the_same_rows_and_heads(split):
     assert count_parameters(packed) == count_parameters(plain), "the words' embedding and decoder are one"
 
 
+@pytest.mark.parametrize("half", [False, pytest.param(True, marks=HALF)])
+def test_a_packed_model_has_the_words_of_regions_too(half):
+    options = {"width": 192, "heads": 4, "region_words": True, "max_images": 7, "vocabulary": 200}
+    plain, packed = make_model(3, **options), make_model(3, **options)
+    pack_linears(packed, half)
+    assert type(packed.regions.words) is (HalfLinear if half else PackedLinear), "it has no bias"
+    several = join_images([make_regions(1), make_regions(2)])
+    example = Example(source="", objective="", prefix=make_prefix(several, WORDS.tags), texts=[], seq2seq=True)
+    batch = collate([example], BatchShape(objectives={}, text_start=0, feature_width=FEATURE_WIDTH))
+    with torch.inference_mode():
+        # without rounding sums in another order; with it 2^-11 of each weight
+        torch.testing.assert_close(packed(batch), plain(batch), atol=2e-2 if half else 2e-5, rtol=0)
+
+
 def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -70,9 +88,6 @@ def test_a_packed_model_refuses_to_be_saved_without_its_weights():
     pack_linears(model)
     with pytest.raises(RuntimeError, match=r"encoder.layers.0.qkv.language is packed for prediction"):
         model.state_dict()
-
-
-HALF = pytest.mark.skipif(not has_half_linears(), reason="torch has no linear layers of float16 weights here")
 
 
 @HALF

@@ -81,7 +81,7 @@ def test_a_prefix_of_two_images_is_their_regions_in_order_and_their_tags_between
     assert np.array_equal(prefix.boxes, np.concatenate([first.boxes, second.boxes]))
     assert prefix.image_index.tolist() == [0, 0, 0, 1, 1] and not prefix.hidden.any()
     assert prefix.times.tolist() == [0, 0, 0, 2.5, 2.5]
-    half = make_processor(tag_tokens=5).tags  # (12 - 1 separator) // 2
+    half = make_processor(concept_tokens=5).tags  # (12 - 1 separator) // 2
     wanted = [*make_prefix(first, half).context, *make_prefix(second, half).context[1:]]
     assert prefix.context.tolist() == wanted and wanted.count(TOKENIZER.sep) == 2
 
@@ -112,7 +112,7 @@ def test_prefixes_read_from_the_store_are_those_made_of_each_image(tmp_path, fea
             assert np.array_equal(getattr(prefix, name), getattr(wanted, name)), name
     used = [sum(min(most, len(store.read(position))) for position in group) for group in groups]
     assert reader.num_regions(images).tolist() == used
-    assert (reader.rows(images) - used == PROCESSOR.tag_tokens + 2).all()
+    assert reader.rows(images).tolist() == [len(p.features) + len(p.context) for p in reader.prefixes(images)]
 
 
 def test_chosen_prefixes_keep_their_images_and_times():
@@ -143,7 +143,7 @@ def test_the_features_of_a_batch_are_not_copied(data):
 
 
 def test_the_order_of_images_matters_through_their_index_only():
-    processor, model = make_processor(tag_tokens=0), make_model(vocabulary=len(TOKENIZER))
+    processor, model = make_processor(concepts="none"), make_model(vocabulary=len(TOKENIZER))
     first, second = make_regions(1, count=3), make_regions(2, count=2)
     prefix = make_prefix(join_images([first, second]), processor.tags)
     swapped = make_prefix(join_images([second, first]), processor.tags)
@@ -195,7 +195,7 @@ def test_hiding_a_region_takes_its_tags_from_its_own_image_only():
         image = int(hidden_one >= 3)
         assert found[1 - image] == shown[1 - image]
         own = (first, second)[image]
-        half = make_processor(tag_tokens=5).tags
+        half = make_processor(concept_tokens=5).tags
         alone = make_prefix(own, half, hidden[:3] if image == 0 else hidden[3:])
         assert found[image] == segments(alone.context)[0]
 
@@ -206,8 +206,9 @@ def test_an_image_with_all_regions_hidden_leaves_an_empty_segment():
     assert len(found) == 3 and found[1] == [] and found[0] and found[2]
 
 
-def test_classes_of_hidden_regions_reach_nothing_that_the_model_sees(data):
-    source, images = pretraining(data, "masked_object"), set()
+@pytest.mark.parametrize("concepts", ["text", "both"])
+def test_names_of_hidden_regions_reach_nothing_that_the_model_sees(data, concepts):
+    source, images = pretraining(data, "masked_object", make_processor(concepts=concepts)), set()
     for index in range(len(source)):
         example = source.build(0, index)
         if example.objective != "masked_object":
@@ -225,6 +226,8 @@ def test_classes_of_hidden_regions_reach_nothing_that_the_model_sees(data):
         source.images.read = read
         assert not np.array_equal(example.target.class_probabilities, other.target.class_probabilities)
         assert np.array_equal(example.prefix.context, other.prefix.context)
+        for name in ("token_ids", "weights", "counts") if concepts == "both" else ():
+            assert np.array_equal(getattr(example.prefix.words, name), getattr(other.prefix.words, name))
         images |= set(example.prefix.image_index[example.target.regions].tolist())
     assert len(images) > 1, "targets are in several images"
 

@@ -58,7 +58,7 @@ def cast(batch):
 @pytest.mark.parametrize(("name", "split"), list(itertools.product(["pretrain", "vqa", "caption"], SPLITS)))
 @pytest.mark.parametrize("dropout", [0, 0.1])
 def test_activations_are_what_autograd_keeps(data, tmp_path, arithmetic, name, split, dropout):
-    inputs = {"times": name == "caption"}
+    inputs = {"times": name == "caption", "concepts": "region" if name == "vqa" else "text"}
     task, batch = build(data, tmp_path, name, model={**MODEL, "split": split, "dropout": dropout}, inputs=inputs)
     if arithmetic == "bf16":
         task, batch = task.bfloat16(), cast(batch)
@@ -71,7 +71,7 @@ def test_activations_are_what_autograd_keeps(data, tmp_path, arithmetic, name, s
 @pytest.mark.parametrize(("name", "times"), [("pretrain", False), ("vqa", True)])
 def test_the_planned_bytes_of_a_batch_are_those_of_its_tensors(tmp_path, name, times, dtype):
     data = make_data(tmp_path / "data", 24, empty=3, feature_dtype=dtype)
-    task, batch = build(data, tmp_path, name, inputs={"times": times})
+    task, batch = build(data, tmp_path, name, inputs={"times": times, "concepts": "both" if times else "text"})
     held = sum(tensor.nbytes for tensor in tensors_of(batch))
     counted = batch_bytes(task.model, Work.of(batch, padded=True), dtype)
     assert counted == pytest.approx(held, rel=TOLERANCE)

@@ -43,7 +43,8 @@ def several(tmp_path_factory):
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
 def test_a_planned_model_equals_that_of_the_run(data, tmp_path, task, split):
-    config = make_config(data, tmp_path / "run", task, model={"split": split}, training={"steps": 1})
+    inputs = {"concepts": "both" if split else "none"}
+    config = make_config(data, tmp_path / "run", task, model={"split": split}, training={"steps": 1}, inputs=inputs)
     run = run_training(config)
     trained = load_model(run).model
     planned = meta_model(config, gather(config, DataOverrides()))
@@ -78,10 +79,10 @@ def test_before_a_run_only_facts_about_its_texts_are_assumed(data, tmp_path, tas
     ],
 )
 def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(request, tmp_path, images, task, changes):
-    # Tags fill their whole budget in a plan, so they are given none here. Half of the regions are to be predicted, as
-    # rounding makes a small share of few regions larger. Texts of other lengths than the mean round their number of
-    # masks otherwise, and small batches have few examples of each objective.
-    inputs = {"tag_tokens": 0, "max_images": 5, "times": images == "several"}
+    # Half of the regions are to be predicted, as rounding makes a small share of few regions larger. Texts of other
+    # lengths than the mean round their number of masks otherwise, small batches have few examples of each objective,
+    # and hidden regions have no tags.
+    inputs = {"concepts": "both", "concept_dropout": 0.25, "max_images": 5, "times": images == "several"}
     if images == "several" and task == "vqa":
         changes = {"annotations": [], **changes}
     config = make_config(request.getfixturevalue(images), tmp_path / "run", task, **{"inputs": inputs, **changes})
@@ -104,7 +105,7 @@ def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(request, tmp
 
 
 def test_a_planned_step_has_the_operations_of_real_steps(data, tmp_path):
-    config = make_config(data, tmp_path / "run", inputs={"tag_tokens": 0}, training={"rows_per_step": 400})
+    config = make_config(data, tmp_path / "run", training={"rows_per_step": 400})
     run_training(config)
     model = meta_model(config, gather(config, DataOverrides()))
     plan = make_plan(config, Cluster(gpus=1))

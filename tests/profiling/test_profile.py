@@ -187,7 +187,7 @@ def config_file(data, tmp_path):
     path.write_text(
         f"output: {tmp_path / 'run'}\nregions: {data.regions}\ncaptions: {data.captions}\n"
         "model: {layers: 1, width: 16, heads: 2, inner_width: 32}\n"
-        "inputs: {max_regions: 10, tag_tokens: 8, text_tokens: 12, vocabulary: 100}\n"
+        "inputs: {max_regions: 10, concept_tokens: 8, text_tokens: 12, vocabulary: 100}\n"
         "training: {steps: 3, rows_per_step: 200, rows_per_micro_batch: 80}\n"
     )
     return path

@@ -17,7 +17,7 @@ from dimvl.training.run import run_training
 from tests.factories import CLASSES, make_model, make_processor
 from tests.tiny_runs import caption_store, image_reader, make_config, make_data
 
-PROCESSOR = make_processor()
+PROCESSOR = make_processor(concepts="both")
 OBJECTIVES = list(SharesConfig.model_fields)
 
 
@@ -34,7 +34,7 @@ def make_source(data, objective):
 
 def make_task(data):
     """Make a task with the feature statistics of the store, as in a run."""
-    heads = {"word_head": True, "match_head": True, "classes": len(CLASSES)}
+    heads = {"word_head": True, "match_head": True, "classes": len(CLASSES), "region_words": True}
     task = PretrainModule(make_model(vocabulary=len(PROCESSOR.tokenizer), **heads), PROCESSOR, ObjectivesConfig())
     mean, deviation = map(torch.from_numpy, feature_statistics(RegionStore(data.regions)))
     task.model.regions.feature_mean.copy_(mean)

@@ -239,7 +239,7 @@ def test_a_judge_that_cannot_judge_is_refused_in_one_sentence(data, tmp_path, ch
 
 
 def test_a_judge_may_take_more_regions_and_other_tags_than_the_captioner(data, tmp_path):
-    run = write_run(tmp_path / "judge", make_trained(make_processor(matches=True, tag_tokens=0, max_regions=20)))
+    run = write_run(tmp_path / "judge", make_trained(make_processor(matches=True, concepts="none", max_regions=20)))
     judge = load_judge(run, make_processor(captions=True), image_reader(data).store)
     made = SelfRetrieval(judge, caption_store(data, judge.processor), image_reader(data).store, 1.0)
     assert made.rewards(texts_of([5, 6]), np.zeros(1, int), np.array([[0, 1]])).shape == (1,)

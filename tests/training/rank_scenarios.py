@@ -49,7 +49,7 @@ class Scenarios:
 
     def config(self, output, stage, task="pretrain", training=None, deepspeed=None, **changes):
         settings = {"stage": stage, "timeout": 60, "options": SPLIT_ALL if stage == 3 else {}, **(deepspeed or {})}
-        changes = {"model": {"dropout": 0, "layers": 2}, **changes}
+        changes = {"model": {"dropout": 0, "layers": 2}, "inputs": {"concepts": "both"}, **changes}
         return make_config(
             self.data, self.folder / output, task, training=TRAINING | (training or {}), deepspeed=settings, **changes
         )

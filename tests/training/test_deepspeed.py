@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 
 
 def torch_config(data, output, task="pretrain", **changes):
-    settings = {"model": {"dropout": 0, "layers": 2}, "training": TRAINING, **changes}
+    settings = {"model": {"dropout": 0, "layers": 2}, "training": TRAINING, "inputs": {"concepts": "both"}, **changes}
     return make_config(data, output, task, **settings)
 
 

@@ -79,6 +79,30 @@ def test_a_run_without_a_checkpoint_does_not_restart_from_other_weights(data, tm
 FREEZE = {"freeze": {"embeddings": True, "layers": 2}, "layer_decay": 0.75, "head_multiplier": 4}
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "says"),
+    [
+        ("none", "region", ""),
+        ("text", "both", ""),
+        ("none", "text", "inputs.concepts is 'text' but .* was trained with 'none'; set it to that"),
+        ("region", "none", "inputs.concepts is 'none' but .* was trained with 'region'; set it to that"),
+        ("both", "text", "inputs.concepts is 'text' but .* was trained with 'both'; set it to that"),
+    ],
+)
+def test_names_of_regions_can_be_added_to_a_model_but_stay_where_they_are(data, tmp_path, before, now, says):
+    runs = [
+        make_config(data, tmp_path / name, "caption", inputs={"concepts": concepts}, training={"steps": 1})
+        for name, concepts in (("before", before), ("now", now))
+    ]
+    config = runs[1].model_copy(update={"initial": run_training(runs[0])})
+    if says:
+        with pytest.raises(UserError, match=says):
+            run_training(config)
+    else:
+        old, new = read_weights(latest_checkpoint(runs[0].output) / WEIGHTS), load_model(run_training(config)).model
+        assert new.regions.words is not None and not any("regions.words" in name for name in old)
+
+
 @pytest.mark.parametrize("task", ["vqa", "caption"])
 def test_frozen_weights_stay_bit_equal_have_no_state_and_all_others_move(data, tmp_path, captioner, task):
     config = make_config(data, tmp_path, task, model=MODEL, initial=captioner, training={**FREEZE, "steps": 3})

@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 def config(data, tmp_path):
     """A configuration file; its run is in the folder `run` next to it."""
     content = {"output": str(tmp_path / "run"), "regions": str(data.regions), "captions": str(data.captions)}
-    content |= {"inputs": {"max_regions": 10, "tag_tokens": 8, "text_tokens": 12, "vocabulary": 100}}
+    content |= {"inputs": {"max_regions": 10, "concept_tokens": 8, "text_tokens": 12, "vocabulary": 100}}
     content |= {"model": {"layers": 1, "width": 16, "heads": 2, "inner_width": 32}}
     content |= {"training": {**TRAINING, "rows_per_step": 200, "log_every": 1, "save_every": 2}}
     path = tmp_path / "pretrain.yaml"

@@ -69,10 +69,11 @@ def test_a_damaged_line_of_the_log_is_set_aside_and_the_run_resumes(data, tmp_pa
     assert log_of(config.output) == [line for line in log_of(undisturbed) if line["step"] != 2]
 
 
-def test_a_killed_run_with_muon_resumes_bit_for_bit(data, tmp_path):
+def test_a_killed_run_with_muon_and_concept_dropout_resumes_bit_for_bit(data, tmp_path):
     settings = {"steps": 8, "save_every": 3, "muon_rate": 0.01}
-    whole = run_training(make_config(data, tmp_path / "whole", training=settings))
-    config = make_config(data, tmp_path / "run", training=settings)
+    inputs = {"concepts": "both", "concept_dropout": 0.5}
+    whole = run_training(make_config(data, tmp_path / "whole", training=settings, inputs=inputs))
+    config = make_config(data, tmp_path / "run", training=settings, inputs=inputs)
     with pytest.raises(Killed):
         run_training(config, at_step(5, kill))
     run_training(config)

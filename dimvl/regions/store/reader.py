@@ -165,6 +165,7 @@ class RegionStore:
         positions: np.ndarray,
         *,
         limit: int | None = None,
+        features: bool = True,
         allocate: Callable[[tuple[int, int], np.dtype], np.ndarray] = np.empty,
     ) -> PackedRegions:
         """Regions of several images end to end, each image's rows read straight to their place.
@@ -174,6 +175,7 @@ class RegionStore:
         Args:
             positions: (B,) integers.
             limit: maximum number of regions per image, the first and best; None for all.
+            features: False for features of width 0. They are not read, so that no checksum can be compared.
             allocate: returns an array of a shape and dtype to read into, such as one in pinned memory.
 
         Raises:
@@ -183,19 +185,19 @@ class RegionStore:
         records, owners = self._records(positions)
         num_regions = records["num_regions"].astype(np.int64)
         if limit is not None and num_regions.max(initial=0) > limit:
-            if self.check:  # a checksum covers all rows of an image
+            if self.check and features:  # a checksum covers all rows of an image
                 return self.read_packed(positions, allocate=allocate).first(limit)
             num_regions = np.minimum(num_regions, limit)
         rows, (dtype, feature_width) = int(num_regions.sum()), self._manifest.layout["features"]
-        features = allocate((rows, feature_width), np.dtype(dtype))
+        wide = allocate((rows, feature_width if features else 0), np.dtype(dtype))
         details = np.empty((rows, self._manifest.layout["details"][1]), dtype=np.float32)
-        self._read_rows(positions, records, owners, num_regions, (features, details))
+        self._read_rows(positions, records, owners, num_regions, {"features": wide, "details": details})
         arrays, column = {}, 0
         for name, (dtype, columns) in self._manifest.details.items():
             arrays[name] = allocate((rows, columns), np.dtype(dtype))
             np.copyto(arrays[name], details[:, column : column + columns], casting="unsafe")
             column += columns
-        return PackedRegions(num_regions=num_regions, features=features, **arrays)
+        return PackedRegions(num_regions=num_regions, features=wide, **arrays)
 
     def _read_rows(
         self,
@@ -203,21 +205,23 @@ class RegionStore:
         records: np.ndarray,
         owners: np.ndarray,
         num_regions: np.ndarray,
-        arrays: tuple[np.ndarray, np.ndarray],
+        arrays: dict[str, np.ndarray],
     ) -> None:
-        """Fill features and details with the first `num_regions` (B,) rows of each image."""
-        (features, wide), (details, narrow) = (
-            (array.reshape(-1).view(np.uint8).data, array.itemsize * array.shape[1]) for array in arrays
-        )
+        """Fill arrays of a shard, all that are not of width 0, with the first `num_regions` (B,) rows of each image."""
+        buffers = [
+            (name, array.reshape(-1).view(np.uint8).data, array.itemsize * array.shape[1])
+            for name, array in arrays.items()
+            if array.shape[1]
+        ]
         ends = np.cumsum(num_regions)
         columns = [positions, owners, *(records[name] for name in ("shard", "first_row", "rows_checksum"))]
         columns += [ends - num_regions, ends]
         for position, owner, number, row, checksum, start, end in zip(*map(np.ndarray.tolist, columns), strict=True):
             shard = self.folders[owner].shard(number)
-            parts = features[start * wide : end * wide], details[start * narrow : end * narrow]
-            shard.read_into("features", row, parts[0])
-            shard.read_into("details", row, parts[1])
-            if self.check and checksum_of_rows(parts) != checksum:
+            parts = [buffer[start * width : end * width] for _, buffer, width in buffers]
+            for (name, *_), part in zip(buffers, parts, strict=True):
+                shard.read_into(name, row, part)
+            if self.check and len(parts) == len(arrays) and checksum_of_rows(parts) != checksum:
                 raise UserError(
                     f"shard {shard.file} is damaged: the regions of image {self.image_id(position)!r} do not match "
                     f"their checksum; `dimvl verify {shard.file.parent}` lists all damage"

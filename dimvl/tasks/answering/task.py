@@ -144,7 +144,7 @@ class Answering(Task[VqaConfig]):
     def average_example(self, config: VqaConfig, facts: DataFacts) -> AverageExample:
         """Count one question, or all questions of an image on its shared prefix."""
         texts = facts.texts.number if config.shared_prefix else 1.0
-        work = planned_work(config, facts, texts, config.shared_prefix, answer_head=texts)
+        work = planned_work(facts, texts, config.shared_prefix, answer_head=texts)
         return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
 
     def planned_answers(self, config: VqaConfig) -> tuple[int, str]:

@@ -102,9 +102,9 @@ class QuestionSource(ImageSource):
     def costs(self, epoch: int, span: slice) -> np.ndarray:
         """Upper bound of the rows of a span of examples."""
         if not self.processor.shared_prefix:
-            return self.prefix_rows(span) + self.texts.lengths(span) + 1
+            return self.prefix_rows(epoch, span) + self.texts.lengths(span) + 1
         lengths, starts = self.texts.lengths_of(span)
-        return self.prefix_rows(span) + np.add.reduceat(lengths + 1, starts)
+        return self.prefix_rows(epoch, span) + np.add.reduceat(lengths + 1, starts)
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
         """Build the example of a question, or of an image's questions."""

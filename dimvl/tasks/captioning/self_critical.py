@@ -191,7 +191,7 @@ class SampleSource(ImageSource):
 
     def costs(self, epoch: int, span: slice) -> np.ndarray:
         """Upper bound of the rows of a span of examples, including the captions to draw."""
-        return self.prefix_rows(span) + self.samples * self.longest
+        return self.prefix_rows(epoch, span) + self.samples * self.longest
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""

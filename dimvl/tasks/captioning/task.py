@@ -6,7 +6,6 @@ from typing import Any
 
 from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH
-from dimvl.config import RunConfig
 from dimvl.data.annotations import Caption, read_captions
 from dimvl.data.matching import Subset, match_files
 from dimvl.data.prefixes import ImageReader
@@ -104,7 +103,7 @@ class Captioning(CaptionDataTask[CaptionConfig]):
 
     def average_example(self, config: CaptionConfig, facts: DataFacts) -> AverageExample:
         """Count the captions of an image on one prefix."""
-        return average_captions(config, config.seq2seq, facts)
+        return average_captions(config.seq2seq, facts)
 
 
 class SelfCritical(Captioning):
@@ -138,9 +137,9 @@ class SelfCritical(Captioning):
         return {KEY: section.judge} if section else {}
 
 
-def average_captions(config: RunConfig, seq2seq: Seq2seqConfig, facts: DataFacts) -> AverageExample:
+def average_captions(seq2seq: Seq2seqConfig, facts: DataFacts) -> AverageExample:
     """Return the cost of the captions of an average image on one prefix."""
     texts, whole = facts.texts.drawn, facts.texts.words + 1
     words = whole if seq2seq.variant == "causal" else float(max(1, round(seq2seq.share * whole)))
-    work = planned_work(config, facts, texts, True, word_head=texts * words)
+    work = planned_work(facts, texts, True, word_head=texts * words)
     return AverageExample(work=work, cost=work.rows + facts.texts.drawn_rows - texts * whole)

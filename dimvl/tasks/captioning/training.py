@@ -97,7 +97,7 @@ class CaptionSource(ImageSource):
 
     def costs(self, epoch: int, span: slice) -> np.ndarray:
         """Upper bound of the rows of a span of examples."""
-        return self.prefix_rows(span) + shared_rows(self.texts, self.seq2seq.captions, span)
+        return self.prefix_rows(epoch, span) + shared_rows(self.texts, self.seq2seq.captions, span)
 
     def build_from(self, regions: Detections, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""

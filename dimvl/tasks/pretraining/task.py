@@ -67,13 +67,13 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
             shares |= {"masked_lm": shares["masked_lm"] + shares["masked_object"], "masked_object": 0.0}
         number = texts.drawn if objectives.shared_prefix else 1.0
         longest, longest_of_image = texts.longest - texts.words, texts.longest_of_image - texts.words
-        masked = planned_work(config, facts, word_head=words)
-        hidden = planned_work(config, facts, object_head=regions)
-        matching = planned_work(config, facts, number, objectives.shared_prefix, match_head=number)
+        masked = planned_work(facts, word_head=words)
+        hidden = planned_work(facts, object_head=regions)
+        matching = planned_work(facts, number, objectives.shared_prefix, match_head=number)
         kinds = {
             "masked_lm": AverageExample(work=masked, cost=masked.rows + longest_of_image),
             "masked_object": AverageExample(work=hidden, cost=hidden.rows + longest_of_image),
-            "seq2seq_lm": average_captions(config, config.seq2seq, facts),
+            "seq2seq_lm": average_captions(config.seq2seq, facts),
             # another image's text may be the longest
             "matching": AverageExample(work=matching, cost=matching.rows + number * longest),
         }

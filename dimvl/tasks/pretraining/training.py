@@ -145,7 +145,7 @@ class PretrainSource(ImageSource):
         text = np.where(objectives == names.index("matching"), number * (self._longest + 1), text)
         shared = shared_rows(self.texts, self.seq2seq.captions, span)
         text = np.where(objectives == names.index("seq2seq_lm"), shared, text)
-        return self.prefix_rows(span) + text
+        return self.prefix_rows(epoch, span, objectives == names.index("masked_object")) + text
 
     def build_from(self, regions: PrefixRegions, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""
