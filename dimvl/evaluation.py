@@ -24,7 +24,10 @@ from dimvl.trained_model import TrainedModel
 PACKAGES = ("dimvl", "torch", "tokenizers", "numpy", "pycocoevalcap")
 PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
 OPTIONS = frozenset(
-    ("questions", "annotations", "captions", "split", "worlds", "beams", "max_tokens", "length_penalty", "block_ngrams")
+    (
+        *("questions", "annotations", "statements", "captions", "split", "worlds"),
+        *("beams", "max_tokens", "length_penalty", "block_ngrams"),
+    )
 )
 """Files and settings that are options of `dimvl evaluate`; others are given as KEY=VALUE."""
 
@@ -103,7 +106,7 @@ def _task_for(trained: TrainedModel, values: Mapping[str, Any]) -> Task[Any]:
     for task in (own, *all_tasks().values()):
         fields = task.evaluation.model_fields
         required = {name for name, field in fields.items() if field.is_required()}
-        if required <= values.keys() <= fields.keys() and any(a.available(trained.processor) for a in task.abilities):
+        if required <= values.keys() <= fields.keys() and task.can_evaluate(trained.processor, values):
             return task
     return own
 

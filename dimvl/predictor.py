@@ -22,11 +22,14 @@ from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder,
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import abilities_of
+from dimvl.tasks.answering.statements import StatementRules, read_statements
+from dimvl.tasks.answering.zero_shot import zero_shot
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
 
 Texts = str | Sequence[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
+Rules = str | Path | StatementRules
 ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
 ROWS_CACHED = 8192  # rows of captions decoded together, including their prefixes
 
@@ -179,7 +182,17 @@ class Predictor:
             UserError: the model lacks the ability, an image cannot be read, or a text is empty; or as `check`.
 
         """
-        ability = self._ability(verb)
+        return self._predict(self._ability(verb), images, texts, times, skipped, **options)
+
+    def _predict(
+        self,
+        ability: Ability,
+        images: Input | Inputs,
+        texts: Texts | None,
+        times: Times,
+        skipped: Skipped | None,
+        **options: Any,
+    ) -> list[Any]:
         if ability.takes_text:
             raw = self._of_pairs(images, texts if texts is not None else [], ability, times, skipped)
         else:
@@ -187,12 +200,29 @@ class Predictor:
         return [None if one is None else ability.result(self.trained, one, **options) for one in raw]
 
     @overload
-    def answer(self, images: Input, questions: str, top: int = 5, times: Times = None) -> Answer: ...  # type: ignore[overload-overlap]
-    @overload
-    def answer(self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None) -> list[Answer]: ...
+    def answer(  # type: ignore[overload-overlap]
+        self, images: Input, questions: str, top: int = 5, times: Times = None, *, statements: Rules | None = None
+    ) -> Answer: ...
     @overload
     def answer(
-        self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None, *, skipped: Skipped
+        self,
+        images: Input | Inputs,
+        questions: Texts,
+        top: int = 5,
+        times: Times = None,
+        *,
+        statements: Rules | None = None,
+    ) -> list[Answer]: ...
+    @overload
+    def answer(
+        self,
+        images: Input | Inputs,
+        questions: Texts,
+        top: int = 5,
+        times: Times = None,
+        *,
+        skipped: Skipped,
+        statements: Rules | None = None,
     ) -> list[Answer | None]: ...
     def answer(
         self,
@@ -201,17 +231,21 @@ class Predictor:
         top: int = 5,
         times: Times = None,
         skipped: Skipped | None = None,
+        statements: Rules | None = None,
     ) -> Any:
         """Answer a question about an image or a tuple of images, or several questions; two lists are taken in pairs.
 
         Regions are detected once per image. `top` is the number of answers to return for each question; `times` and
-        `skipped` are as in `predict`.
+        `skipped` are as in `predict`. With `statements`, a file of rules or `read_statements` of one, a pretrained
+        model answers by these statements; a question that no rule covers gets the empty answer.
 
         Raises:
-            UserError: an empty question, an image that cannot be read, or a model that cannot answer.
+            UserError: an empty question, an image that cannot be read, a model that cannot answer, or a mistake in the
+                rules.
 
         """
-        answers = self.predict("answer", images, questions, times, skipped, top=top)
+        ability = self._ability("answer") if statements is None else self._zero_shot(statements)
+        answers = self._predict(ability, images, questions, times, skipped, top=top)
         return answers[0] if isinstance(questions, str) and not is_batch(images) else answers
 
     @overload
@@ -304,6 +338,12 @@ class Predictor:
             )
         return able[verb]
 
+    def _zero_shot(self, statements: Rules) -> Ability:
+        rules = statements if isinstance(statements, StatementRules) else read_statements(Path(statements))
+        ability = zero_shot(rules)
+        ability.check(self.trained)
+        return ability
+
     def _best(self, regions: Regions) -> Regions:
         """Return the regions with the highest scores, as many as the model takes."""
         processor = self.trained.processor
@@ -328,7 +368,7 @@ class Predictor:
         In any order of the pairs, the texts of an image share its prefix.
         """
         inputs = len(listed(images))
-        words = self.trained.tokenise([texts] if isinstance(texts, str) else texts)  # refuses empty texts early
+        words = list(ability.prepare(self.trained, [texts] if isinstance(texts, str) else texts))  # refuses empty texts
         if inputs != len(words) and 1 not in (inputs, len(words)):
             raise UserError(f"{inputs} images and {len(words)} texts do not pair up; give as many of each")
         count = len(words) if inputs == 1 else inputs

@@ -52,7 +52,12 @@ class VqaConfig(RunConfig):
 
 
 class VqaEvaluation(EvaluationOptions):
-    """The question file to answer, and its annotations if they are published."""
+    """The question file to answer, its annotations if they are published, and the rules of a zero-shot evaluation."""
 
     questions: Path
     annotations: Path | None = None
+    statements: Path | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options other than files, and whether the model answers without question labels."""
+        return super().settings() | ({} if self.statements is None else {"zero_shot": True})

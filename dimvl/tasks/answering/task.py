@@ -1,7 +1,7 @@
 """Visual question answering: classification over an answer vocabulary, as is usual for VQA v2."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,10 @@ class Answering(Task[VqaConfig]):
     def validator(self, config: VqaConfig, module: TaskModule, store: RegionStore) -> Validator:
         """Validate by official accuracy."""
         return AccuracyValidator(config, module, store)
+
+    def can_evaluate(self, processor: Processor, values: Mapping[str, Any]) -> bool:
+        """Return whether a model was trained to answer, or gets statements in place of an answer head."""
+        return "statements" in values or super().can_evaluate(processor, values)
 
     def evaluate(
         self, trained: TrainedModel, store: RegionStore, options: VqaEvaluation, progress: Progress | None = None

@@ -18,8 +18,8 @@ from dimvl.trained_model import TrainedModel
 
 
 @torch.inference_mode()
-def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
-    """Return the probability that each prefix and its text belong together: (M,).
+def match_logits(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return the logit of the probability that each prefix and its text belong together: (M,).
 
     If the model's prefixes do not depend on the text, consecutive equal prefixes (the same object) are computed once.
     """
@@ -38,7 +38,12 @@ def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words
     batch = trained.batch(examples, {"matching": TargetSpec(MatchTargets)})
     assert trained.model.match_head is not None
     rows = trained.model(batch)[batch.targets["matching"].rows]
-    return finite(trained.model.match_head(rows).float().sigmoid().cpu())
+    return finite(trained.model.match_head(rows).float().cpu())
+
+
+def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return the probability that each prefix and its text belong together: (M,); see `match_logits`."""
+    return match_logits(trained, prefixes, words).sigmoid()
 
 
 MATCH = Ability(

@@ -1,0 +1,186 @@
+"""Zero-shot answering: a pretrained model judges a statement for each answer, so no question label is needed.
+
+Scores of a statement:
+
+- `match`: the logit of the matching head. A statement is a text of its own, judged as in pretraining.
+- `masked_word`: the log-probability of the answer's tokens, all masked at once, by the word head; an article that the
+  statement fits to the answer is masked with it, since "an" would reveal the orange one of several colours. It is the
+  mean over the tokens: their sum would be lower for each further piece, and short answers would win. Image and text
+  see each other, as in masked language modelling, so `shared_prefix` does not matter here.
+
+Answering by statements of a masked or matched text is as old as zero-shot classification by prompts (PET: Schick and
+Schütze, EACL 2021; CLIP: Radford et al., ICML 2021). Here `otherwise` is added, since matching knows true and false.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dimvl.callbacks import Progress
+from dimvl.data.annotations import Id, Question
+from dimvl.data.answers import Answer
+from dimvl.data.examples import Example, Text
+from dimvl.data.layout import starts_of
+from dimvl.data.prefixes import Prefix
+from dimvl.data.targets import TargetSpec, WordTargets
+from dimvl.errors import UserError
+from dimvl.regions.store import RegionStore
+from dimvl.showing import short
+from dimvl.tasks.answering.statements import Asked, Statement, StatementRules
+from dimvl.tasks.base import plain_text
+from dimvl.tasks.inference import finite, pair_batches
+from dimvl.tasks.pretraining.matching import match_logits
+from dimvl.tasks.task import Ability
+from dimvl.trained_model import TrainedModel
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A question by its tokenised statements.
+
+    Attributes:
+        asked: its statements; None if no rule covers it.
+        words: token ids (T,) of each statement.
+        places: places (L,) of the answer's tokens in each statement.
+
+    """
+
+    asked: Asked | None
+    words: Sequence[np.ndarray]
+    places: Sequence[np.ndarray]
+
+    def __len__(self) -> int:
+        return sum(len(text) + 1 for text in self.words)
+
+
+def zero_shot(rules: StatementRules) -> Ability:
+    """Return the ability to answer questions by statements."""
+    match = rules.score == "match"
+
+    def apply(trained: TrainedModel, prefixes: Sequence[Prefix], asked: Sequence[_Prepared]) -> list[Any]:
+        logits = (_match_scores if match else _word_scores)(trained, prefixes, asked)
+        return [[] if one.asked is None else one.asked.ranked(own) for one, own in zip(asked, logits, strict=True)]
+
+    return Ability(
+        verb="match" if match else "predict masked words",
+        available=lambda processor: processor.matches and (match or processor.captions),
+        apply=apply,
+        result=_best_answer,
+        takes_text=True,
+        example="",
+        prepare=lambda trained, questions: _prepare(trained, rules, questions),
+    )
+
+
+def answer_by_statements(
+    trained: TrainedModel,
+    store: RegionStore,
+    questions: Sequence[Question],
+    rules: StatementRules,
+    progress: Progress | None = None,
+) -> dict[Id, str]:
+    """Return the best answer to each question that a rule covers, by question id.
+
+    Raises:
+        UserError: the model cannot score statements, no question is covered, or as `answer_questions`.
+
+    """
+    ability = zero_shot(rules)
+    ability.check(trained)
+    asked = ability.prepare(trained, [question.text for question in questions])
+    covered = [place for place, one in enumerate(asked) if one.asked is not None]
+    if questions and not covered:
+        raise UserError(
+            f"{rules.source} covers none of the {len(questions):,} questions, such as {short(questions[0].text)}; "
+            "write rules for them"
+        )
+    result: dict[Id, str] = {}
+    images, rows = [questions[place].images for place in covered], [len(asked[place]) for place in covered]
+    for chosen, prefixes in pair_batches(trained, store, images, rows, trained.processor.shared_prefix):
+        places = [covered[one] for one in chosen]
+        found = ability.apply(trained, prefixes, [asked[place] for place in places])
+        result |= {questions[place].question_id: one[0][0] for place, one in zip(places, found, strict=True)}
+        if progress is not None:
+            progress(len(result), len(covered))
+    return result
+
+
+def _best_answer(trained: TrainedModel, ranked: Sequence[tuple[str, float]], top: int = 5) -> Answer:
+    """Return the best of the ranked answers; of none, the empty answer."""
+    if top < 1:
+        raise UserError(f"top is {top}; it must be at least 1")
+    return Answer(*ranked[0], list(ranked[:top])) if ranked else Answer("", 0.0, [])
+
+
+def _prepare(trained: TrainedModel, rules: StatementRules, questions: Sequence[str]) -> list[_Prepared]:
+    """Tokenise the statements of questions, each statement once."""
+    asked = [rules.ask(question) for question in questions]
+    needed = list(dict.fromkeys(statement for one in asked if one for statement in one.statements))
+    whole = trained.tokenise([statement.text for statement in needed])
+    if rules.score == "match":
+        tokens = {statement: (words, np.zeros(0, int)) for statement, words in zip(needed, whole, strict=True)}
+    else:
+        tokens = {
+            statement: _with_places(trained, statement, len(words))
+            for statement, words in zip(needed, whole, strict=True)
+        }
+    found = [[tokens[statement] for statement in (one.statements if one else ())] for one in asked]
+    return [
+        _Prepared(one, [words for words, _ in own], [places for _, places in own])
+        for one, own in zip(asked, found, strict=True)
+    ]
+
+
+def _with_places(trained: TrainedModel, statement: Statement, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first token ids (length,) of a statement, and the places (L,) of its answer's among them."""
+    parts = trained.processor.tokenizer.encode_all(statement.parts)
+    is_answer = np.repeat(np.arange(len(parts)) % 2 == 1, [len(part) for part in parts])[:length]
+    return np.array([token for part in parts for token in part][:length], dtype=np.int64), np.flatnonzero(is_answer)
+
+
+def _match_scores(trained: TrainedModel, prefixes: Sequence[Prefix], asked: Sequence[_Prepared]) -> list[np.ndarray]:
+    """Return the matching logits (S,) of each question's statements."""
+    repeated = [prefix for prefix, one in zip(prefixes, asked, strict=True) for _ in one.words]
+    words = [text for one in asked for text in one.words]
+    logits = match_logits(trained, repeated, words).double().numpy() if words else np.zeros(0)
+    return np.split(logits, np.cumsum([len(one.words) for one in asked])[:-1])
+
+
+@torch.inference_mode()
+def _word_scores(trained: TrainedModel, prefixes: Sequence[Prefix], asked: Sequence[_Prepared]) -> list[np.ndarray]:
+    """Return the mean log-probability (S,) of the answer's tokens in each question's statements.
+
+    Statements that are equal once masked are computed once.
+    """
+    tokenizer, examples = trained.processor.tokenizer, list[Example]()
+    number_of = dict[tuple[int, bytes], int]()
+    uses = list[list[tuple[int, np.ndarray]]]()  # of each question: number of the masked text, wanted tokens
+    for prefix, one in zip(prefixes, asked, strict=True):
+        uses.append([])
+        for words, places in zip(one.words, one.places, strict=True):
+            masked = words.copy()
+            masked[places] = tokenizer.mask
+            number = number_of.setdefault((id(prefix), masked.tobytes()), len(examples))
+            if number == len(examples):
+                text = Text(token_ids=plain_text(masked, tokenizer).token_ids, places=places, labels=words[places])
+                examples.append(Example(source="statement", objective="masked_lm", prefix=prefix, texts=[text]))
+            uses[-1].append((number, words[places]))
+    if not examples:
+        return [np.zeros(0) for _ in asked]
+    batch = trained.batch(examples, {"masked_lm": TargetSpec(WordTargets)})
+    assert trained.model.word_head is not None
+    rows = trained.model(batch)[batch.targets["masked_lm"].rows]
+    logs = finite(trained.model.word_head(rows).float().log_softmax(dim=-1).cpu()).double().numpy()
+    starts = starts_of(np.array([len(example.texts[0].places) for example in examples]))
+    return [
+        np.array(
+            [
+                logs[starts[number] + np.arange(len(wanted)), wanted].sum() / max(1, len(wanted))
+                for number, wanted in own
+            ]
+        )
+        for own in uses
+    ]
