@@ -1,9 +1,9 @@
 """Rules of zero-shot answering: which statements a question becomes, and what their scores mean."""
 
+import re
 from math import exp
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
@@ -92,7 +92,7 @@ def test_the_probabilities_are_those_of_true_statements_and_the_rest_is_for_othe
         "there are three red stars",
         "there is a red star",
     ]
-    found = dict(asked.ranked(np.array([1.0, -1.0, 0.5])))
+    found = dict(asked.ranked([1.0, -1.0, 0.5]))
     rest = 1 / (exp(1) + exp(-1) + 1)
     one = rest / (1 + exp(-0.5))
     wanted = {"2": exp(1) * rest, "3": exp(-1) * rest, "1": one, "0": rest - one}
@@ -102,7 +102,7 @@ def test_the_probabilities_are_those_of_true_statements_and_the_rest_is_for_othe
 
 def test_answers_that_exclude_each_other_have_the_softmax_of_their_scores() -> None:
     level = [(name, Statement((name,))) for name in ("red", "blue")]
-    assert dict(Asked([level], None).ranked(np.array([-801.0, -800.0]))) == pytest.approx(
+    assert dict(Asked([level], None).ranked([-801.0, -800.0])) == pytest.approx(
         {"blue": 1 / (1 + exp(-1)), "red": 1 / (1 + exp(1))}
     )
 
@@ -166,6 +166,19 @@ def test_rules_are_read_from_json_too(tmp_path: Path) -> None:
     )
     asked = read_statements(tmp_path / "rules.json").ask("Is it red?")
     assert texts(asked) == [("yes", "a red")] and asked.otherwise == "no"
+
+
+def test_the_rules_on_the_page_about_scoring_are_valid(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text()
+    [code] = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "rules.yaml").write_text(code)
+    rules = read_statements(tmp_path / "rules.yaml")
+    assert texts(rules.ask("Is the black dog to the left of the cat?")) == [
+        ("yes", "the black dog is to the left of the cat."),
+        ("no", "the black dog is to the right of the cat."),
+    ]
+    assert texts(rules.ask("how many black dogs are there?"))[2] == ("1", "there is a black dog.")
+    assert rules.ask("can you see an old cat?").otherwise == "no"
 
 
 NOT_STATED = {"comparison"}

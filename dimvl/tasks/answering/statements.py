@@ -16,10 +16,10 @@ docs/scoring.md explains all keys. No torch here; `zero_shot.py` scores the stat
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import exp, inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import BeforeValidator, Field
 
 from dimvl.config import Section, read_yaml, validate
@@ -109,7 +109,7 @@ class Asked:
         """The statements of all levels, in order."""
         return [statement for level in self.levels for _, statement in level]
 
-    def ranked(self, logits: np.ndarray) -> list[tuple[str, float]]:
+    def ranked(self, logits: Sequence[float]) -> list[tuple[str, float]]:
         """Return the answers with their probabilities, best first.
 
         The probabilities of a level are the softmax of its logits and, if anything comes after it, of a 0 for what
@@ -121,12 +121,12 @@ class Asked:
         """
         probabilities, left, start = dict[str, float](), 1.0, 0
         for level in self.levels:
-            own = np.append(logits[start : start + len(level)], 0.0 if self._goes_on(level) else -np.inf)
-            shares = np.exp(own - own.max())
-            shares *= left / shares.sum()
-            for (answer, _), share in zip(level, shares[:-1].tolist(), strict=True):
+            own = [*logits[start : start + len(level)], 0.0 if self._goes_on(level) else -inf]
+            powers = [exp(logit - max(own)) for logit in own]
+            shares = [left * power / sum(powers) for power in powers]
+            for (answer, _), share in zip(level, shares[:-1], strict=True):
                 probabilities[answer] = probabilities.get(answer, 0.0) + share
-            left, start = float(shares[-1]), start + len(level)
+            left, start = shares[-1], start + len(level)
         if self.otherwise is not None:
             probabilities[self.otherwise] = probabilities.get(self.otherwise, 0.0) + left
         return sorted(probabilities.items(), key=lambda item: -item[1])
@@ -152,6 +152,7 @@ class StatementRules:
     Attributes:
         score: `match` or `masked_word`.
         source: where the rules come from, for messages.
+        values: the rules as read, with those of included files.
 
     Raises:
         UserError: a mistake in them.
@@ -160,6 +161,7 @@ class StatementRules:
 
     def __init__(self, config: StatementsConfig, source: str) -> None:
         self.score, self.source, self._config = config.score, source, config
+        self.values = config.model_dump(mode="json", exclude_defaults=True)
         self._rules = [rule for own in config.statements for rule in self._compiled(own)]
         patterns = [_plain(pattern) for own in config.statements for pattern in own.questions]
         for place, pattern in enumerate(patterns):

@@ -8,8 +8,9 @@ Scores of a statement:
   mean over the tokens: their sum would be lower for each further piece, and short answers would win. Image and text
   see each other, as in masked language modelling, so `shared_prefix` does not matter here.
 
-Answering by statements of a masked or matched text is as old as zero-shot classification by prompts (PET: Schick and
-Schütze, EACL 2021; CLIP: Radford et al., ICML 2021). Here `otherwise` is added, since matching knows true and false.
+Sources: masked words decide between answers in PET (Schick and Schütze, EACL 2021), and statements made of question and
+answer are matched with images by CLIP in Song et al. (ACL 2022). Different on purpose: matching knows true and false,
+so one answer may be for images of which no statement is true.
 """
 
 from collections.abc import Sequence
@@ -62,7 +63,9 @@ def zero_shot(rules: StatementRules) -> Ability:
 
     def apply(trained: TrainedModel, prefixes: Sequence[Prefix], asked: Sequence[_Prepared]) -> list[Any]:
         logits = (_match_scores if match else _word_scores)(trained, prefixes, asked)
-        return [[] if one.asked is None else one.asked.ranked(own) for one, own in zip(asked, logits, strict=True)]
+        return [
+            [] if one.asked is None else one.asked.ranked(own.tolist()) for one, own in zip(asked, logits, strict=True)
+        ]
 
     return Ability(
         verb="match" if match else "predict masked words",
