@@ -106,7 +106,7 @@ def _task_for(trained: TrainedModel, values: Mapping[str, Any]) -> Task[Any]:
     for task in (own, *all_tasks().values()):
         fields = task.evaluation.model_fields
         required = {name for name, field in fields.items() if field.is_required()}
-        if required <= values.keys() <= fields.keys() and task.can_evaluate(trained.processor, values):
+        if required <= values.keys() <= fields.keys() and any(a.available(trained.processor) for a in task.abilities):
             return task
     return own
 

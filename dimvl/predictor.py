@@ -22,14 +22,13 @@ from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder,
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import abilities_of
-from dimvl.tasks.answering.statements import StatementRules, read_statements
-from dimvl.tasks.answering.zero_shot import zero_shot
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
 
 Texts = str | Sequence[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
-Rules = str | Path | StatementRules
+Rules = object | None
+"""A file of rules for zero-shot answers, or what `read_statements` made of one."""
 ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
 ROWS_CACHED = 8192  # rows of captions decoded together, including their prefixes
 
@@ -182,26 +181,16 @@ class Predictor:
             UserError: the model lacks the ability, an image cannot be read, or a text is empty; or as `check`.
 
         """
-        return self._predict(self._ability(verb), images, texts, times, skipped, **options)
-
-    def _predict(
-        self,
-        ability: Ability,
-        images: Input | Inputs,
-        texts: Texts | None,
-        times: Times,
-        skipped: Skipped | None,
-        **options: Any,
-    ) -> list[Any]:
+        ability = self._ability(verb)
         if ability.takes_text:
-            raw = self._of_pairs(images, texts if texts is not None else [], ability, times, skipped)
+            raw = self._of_pairs(images, texts if texts is not None else [], ability, options, times, skipped)
         else:
             raw = self._of_images(images, ability, options, times, skipped)
         return [None if one is None else ability.result(self.trained, one, **options) for one in raw]
 
     @overload
     def answer(  # type: ignore[overload-overlap]
-        self, images: Input, questions: str, top: int = 5, times: Times = None, *, statements: Rules | None = None
+        self, images: Input, questions: str, top: int = 5, times: Times = None, *, statements: Rules = None
     ) -> Answer: ...
     @overload
     def answer(
@@ -211,7 +200,7 @@ class Predictor:
         top: int = 5,
         times: Times = None,
         *,
-        statements: Rules | None = None,
+        statements: Rules = None,
     ) -> list[Answer]: ...
     @overload
     def answer(
@@ -222,7 +211,7 @@ class Predictor:
         times: Times = None,
         *,
         skipped: Skipped,
-        statements: Rules | None = None,
+        statements: Rules = None,
     ) -> list[Answer | None]: ...
     def answer(
         self,
@@ -231,7 +220,7 @@ class Predictor:
         top: int = 5,
         times: Times = None,
         skipped: Skipped | None = None,
-        statements: Rules | None = None,
+        statements: Rules = None,
     ) -> Any:
         """Answer a question about an image or a tuple of images, or several questions; two lists are taken in pairs.
 
@@ -244,8 +233,8 @@ class Predictor:
                 rules.
 
         """
-        ability = self._ability("answer") if statements is None else self._zero_shot(statements)
-        answers = self._predict(ability, images, questions, times, skipped, top=top)
+        verb, rules = ("answer", {}) if statements is None else ("answer by statements", {"statements": statements})
+        answers = self.predict(verb, images, questions, times, skipped, top=top, **rules)
         return answers[0] if isinstance(questions, str) and not is_batch(images) else answers
 
     @overload
@@ -338,12 +327,6 @@ class Predictor:
             )
         return able[verb]
 
-    def _zero_shot(self, statements: Rules) -> Ability:
-        rules = statements if isinstance(statements, StatementRules) else read_statements(Path(statements))
-        ability = zero_shot(rules)
-        ability.check(self.trained)
-        return ability
-
     def _best(self, regions: Regions) -> Regions:
         """Return the regions with the highest scores, as many as the model takes."""
         processor = self.trained.processor
@@ -361,14 +344,20 @@ class Predictor:
         return [None if prefix is None else next(found) for prefix in every]
 
     def _of_pairs(
-        self, images: Input | Inputs, texts: Texts, ability: Ability, times: Times, skipped: Skipped | None
+        self,
+        images: Input | Inputs,
+        texts: Texts,
+        ability: Ability,
+        options: Any,
+        times: Times,
+        skipped: Skipped | None,
     ) -> list[Any]:
         """Return the raw result of each pair, None for one of a skipped input.
 
         In any order of the pairs, the texts of an image share its prefix.
         """
         inputs = len(listed(images))
-        words = list(ability.prepare(self.trained, [texts] if isinstance(texts, str) else texts))  # refuses empty texts
+        words = list(ability.prepare(self.trained, [texts] if isinstance(texts, str) else texts, **options))
         if inputs != len(words) and 1 not in (inputs, len(words)):
             raise UserError(f"{inputs} images and {len(words)} texts do not pair up; give as many of each")
         count = len(words) if inputs == 1 else inputs

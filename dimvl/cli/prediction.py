@@ -182,7 +182,7 @@ def answer(
     if single and uncovered:
         raise UserError(f"no rule of {statements} covers {short(uncovered[0])}; add one, or ask in the words of a rule")
     predictor = open_model(model, device, threads)
-    verb = "answer" if rules is None else "match"
+    verb = "answer" if rules is None else "answer by statements"
     if single:
         check_inputs(predictor, verb, groups)
         [[record]] = groups.values()

@@ -42,7 +42,7 @@ class Ability:
         result: (trained model, raw result, **options) -> what the predictor returns.
         takes_text: whether each prefix has a text.
         rows: (trained model, **options) -> rows per prefix that decoding adds, for an ability without texts.
-        prepare: (trained model, texts) -> what `apply` takes for each text, whose length is its number of tokens.
+        prepare: (trained model, texts, **options) -> what `apply` takes for each text, as long as it has tokens.
         example: a line of Python for the model card that uses `predictor`.
 
     """
@@ -54,7 +54,7 @@ class Ability:
     takes_text: bool
     example: str
     rows: Callable[..., int] = lambda trained, **options: 0
-    prepare: Callable[[TrainedModel, Sequence[str]], Sequence[Any]] = TrainedModel.tokenise
+    prepare: Callable[..., Sequence[Any]] = lambda trained, texts, **options: trained.tokenise(texts)
 
     def check(self, trained: TrainedModel) -> None:
         """Check that a model was trained for this.
@@ -214,10 +214,6 @@ class Task(ABC, Generic[Config]):
             UserError: the annotations do not fit the store.
 
         """
-
-    def can_evaluate(self, processor: Processor, values: Mapping[str, Any]) -> bool:
-        """Return whether `evaluate` may take a model, of this task or of another, with these options."""
-        return any(ability.available(processor) for ability in self.abilities)
 
     @abstractmethod
     def evaluate(

@@ -1,7 +1,6 @@
 """Zero-shot answering with a model: scores, batches, evaluation and prediction."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from dimvl.evaluation import evaluate
 from dimvl.predictor import Predictor
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.statements import StatementRules, read_statements
-from dimvl.tasks.answering.zero_shot import answer_by_statements, zero_shot
+from dimvl.tasks.answering.zero_shot import ZERO_SHOT, answer_by_statements
 from dimvl.tasks.pretraining.matching import match_pairs
 from dimvl.trained_model import TrainedModel, load_model
 from tests.exports import all_abilities, make_trained, write_run
@@ -122,9 +121,8 @@ def test_masked_words_score_the_mean_log_probability_of_the_answer_with_its_arti
             hidden = [*range(1 + pieces), *range(last, last + pieces)]
             text = f"a {answer} {thing} is {answer}"
             logs.append(log_probability(trained, store, question.image_ids[0], text, hidden))
-        ability = zero_shot(masked)
         [prefix] = trained.processor.reader(store).prefixes(PrefixImages.find(store, [question.images]))
-        [ranked] = ability.apply(trained, [prefix], ability.prepare(trained, [question.text]))
+        [ranked] = ZERO_SHOT.apply(trained, [prefix], ZERO_SHOT.prepare(trained, [question.text], masked))
         shares = np.exp(logs) / np.exp(logs).sum()
         assert dict(ranked) == pytest.approx(dict(zip(ANSWERS, shares, strict=True)), abs=1e-5)  # sums in another order
 
@@ -213,17 +211,15 @@ def test_rules_that_cover_no_question_are_an_error(
         answer_by_statements(trained, store, asked("why {}?"), rules)
 
 
-@pytest.mark.parametrize(
-    ("score", "lacking", "verb"),
-    [("match", "matches", "match"), ("masked_word", "captions", "predict masked words")],
-)
+@pytest.mark.parametrize(("score", "lacking"), [("match", "matches"), ("masked_word", "captions")])
 def test_a_model_without_the_head_that_scores_statements_is_refused(
-    tmp_path: Path, store: RegionStore, score: str, lacking: str, verb: str
+    tmp_path: Path, store: RegionStore, score: str, lacking: str
 ) -> None:
     trained, rules = make_trained(all_abilities(**{lacking: False})), read(tmp_path, score=score)
-    with pytest.raises(UserError, match=f"cannot {verb}; give one trained to {verb}"):
+    message = rf"not trained to predict (matches|masked words), by which .*{score}.yaml scores; give a pretraining run"
+    with pytest.raises(UserError, match=message):
         answer_by_statements(trained, store, asked(), rules)
-    with pytest.raises(UserError, match=f"cannot {verb}; give one trained to {verb}"):
+    with pytest.raises(UserError, match=f"{message}|cannot answer by statements, but it can answer and caption; give"):
         Predictor(trained, tmp_path).answer(store.read(0), "is there a star?", statements=rules)
 
 
@@ -247,11 +243,11 @@ def test_a_predictor_answers_as_an_evaluation_does_with_images_in_any_order(
     assert both[0].text == one.text and (both[1].text, both[1].probability, both[1].top) == ("", 0.0, [])
 
 
-def test_a_model_that_answers_by_its_own_head_does_so_without_statements(tmp_path: Path, store: RegionStore) -> None:
-    trained = make_trained()
-    own = Predictor(trained, tmp_path).answer(store.read(0), "is there a star?")
-    assert own.text in trained.processor.answers
-    with pytest.raises(UserError, match="cannot answer, but it can caption and match"):
-        Predictor(replace(trained, processor=replace(trained.processor, answers=())), tmp_path).answer(
-            store.read(0), "a?"
-        )
+def test_a_pretrained_model_without_statements_says_that_it_needs_them(
+    tmp_path: Path, trained: TrainedModel, store: RegionStore
+) -> None:
+    with pytest.raises(UserError, match="cannot answer, but it can answer by statements and caption and match"):
+        Predictor(trained, tmp_path).answer(store.read(0), "is there a star?")
+    (tmp_path / "q.jsonl").write_text('{"image": 1, "question": "is there a star?"}\n')
+    with pytest.raises(UserError, match=r"was not trained to answer; give rules as --statements FILE"):
+        evaluate(write_run(tmp_path / "run", trained), trained, store, {"questions": tmp_path / "q.jsonl"}, tmp_path)

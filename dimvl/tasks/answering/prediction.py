@@ -22,7 +22,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.statements import read_statements
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
-from dimvl.tasks.answering.zero_shot import answer_by_statements
+from dimvl.tasks.answering.zero_shot import ZERO_SHOT, answer_by_statements
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.inference import finite, pair_batches
 from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
@@ -112,6 +112,8 @@ def evaluate_questions(
     match.check(store, options.missing, "--skip-missing")
     questions = list(in_store(read, match))
     if rules is None:
+        if ZERO_SHOT.available(trained.processor) and not ANSWER.available(trained.processor):
+            raise UserError(f"{trained.weights.parent} was not trained to answer; give rules as --statements FILE")
         answers = answer_questions(trained, store, questions, progress)
     else:
         answers = answer_by_statements(trained, store, questions, rules, progress)

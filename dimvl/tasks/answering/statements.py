@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Field
 from dimvl.config import Section, read_yaml, validate
 from dimvl.errors import UserError
 from dimvl.fields import is_blank
-from dimvl.showing import short
+from dimvl.showing import counted, short
 
 ANSWER = "answer"
 YES, NO = "yes", "no"
@@ -49,8 +49,8 @@ def _words_of_answers(value: Any) -> Any:
 
 
 def _certain(value: Any) -> Any:
-    """Turn an answer without a statement into a judgement that nothing can refute."""
-    return {"statement": "", "answers": [value]} if isinstance(value, str) else value
+    """Turn an answer without a statement into a judgement of the empty statement, which is always true."""
+    return value if value is None or isinstance(value, dict | Section) else {"statement": "", "answers": [value]}
 
 
 class JudgementConfig(Section):
@@ -139,6 +139,10 @@ class _Level(NamedTuple):
     template: str
     answers: Mapping[str, str]
 
+    @property
+    def texts(self) -> list[str]:
+        return [self.template, *self.answers.values()]
+
 
 class _Rule(NamedTuple):
     pattern: re.Pattern[str]
@@ -164,12 +168,14 @@ class StatementRules:
         self.values = config.model_dump(mode="json", exclude_defaults=True)
         self._rules = [rule for own in config.statements for rule in self._compiled(own)]
         patterns = [_plain(pattern) for own in config.statements for pattern in own.questions]
-        for place, pattern in enumerate(patterns):
-            if pattern in patterns[:place]:
-                raise UserError(f"{source}: two rules have the question {short(pattern)}; remove one")
+        if twice := [pattern for place, pattern in enumerate(patterns) if pattern in patterns[:place]]:
+            raise UserError(f"{source}: two rules have the question {short(twice[0])}; remove one")
         blanks = {name for rule in self._rules for name in rule.pattern.groupindex}
-        if unused := [name for name in config.words if name not in blanks]:
-            raise UserError(f"{source}: no question has the blank {{{unused[0]}}}; remove it from words, or use it")
+        texts = [text for rule in self._rules for level in rule.levels for text in level.texts]
+        changes = {change for text in texts for change, _ in _FILLED.findall(text)}
+        for key, unused in (("words", config.words.keys() - blanks), ("changes", config.changes.keys() - changes)):
+            if unused:
+                raise UserError(f"{source}: nothing uses {min(unused)!r} of {key}; remove it")
         if not any(map(self._can_score, self._rules)):
             raise UserError(
                 f"{source}: no rule has words to mask, which need {{answer}}, two answers or more and no otherwise; "
@@ -202,13 +208,15 @@ class StatementRules:
         levels, otherwise = list[_Level](), None
         judgement: JudgementConfig | None = own
         while judgement is not None:
-            if not judgement.statement:
-                [otherwise] = judgement.answers or [None]
+            answers, template = judgement.answers, judgement.statement
+            if is_blank(template):
+                if not levels or answers is None or len(answers) != 1 or any(map(is_blank, answers)):
+                    raise UserError(f"{self.source}: question {short(own.questions[0])} has no statement; write one")
+                [otherwise] = answers
                 break
-            answers = judgement.answers or ({} if _has_answer(judgement.statement) else {YES: YES})
-            if judgement.answers is None and judgement.otherwise is None and answers:
-                otherwise = NO
-            levels.append(_Level(judgement.statement, answers))
+            if answers is None and not _has_answer(template):
+                answers, otherwise = {YES: YES}, NO if judgement.otherwise is None else None
+            levels.append(_Level(template, answers or {}))
             judgement = judgement.otherwise
         for pattern in own.questions:
             rule = _Rule(self._pattern(pattern), levels, otherwise)
@@ -223,6 +231,8 @@ class StatementRules:
                 name, optional = blank.groups()
                 names.append(name)
                 given = self._config.words.get(name)
+                if given is not None and (not given or any(map(is_blank, given))):
+                    raise UserError(f"{self.source}: words of {name!r} are missing or empty; give some, or remove it")
                 inner = _ANY_WORDS if given is None else "|".join(re.escape(_plain(value)) for value in given)
                 part = f"(?P<{name}>{inner}) "
                 parts.append(f"(?:{part})?" if optional else part)
@@ -242,9 +252,9 @@ class StatementRules:
         """Refuse a statement with blanks that the question lacks, or with answers that do not fit it."""
         template, answers = level
         place, blanks = f"{self.source}: statement {short(template)}", rule.pattern.groupindex
-        for text, own in ((template, ANSWER), *((words, "") for words in answers.values())):
+        for text in level.texts:
             for change, name in _FILLED.findall(text):
-                if name not in blanks and name != own:
+                if name not in blanks and (name != ANSWER or text is not template):
                     raise UserError(
                         f"{place} has the blank {{{name}}}, which a question of its rule lacks; name a blank of all "
                         "its questions"
@@ -259,9 +269,11 @@ class StatementRules:
             raise UserError(f"{place} has the empty answer {empty[0]!r}; remove it, or give its words")
         last = level is rule.levels[-1] and rule.otherwise is None
         if not _has_answer(template) and len(answers) != 1:
-            raise UserError(f"{place} has no {{answer}} but {len(answers)} answers; say where the answer stands")
+            raise UserError(
+                f"{place} has no {{answer}} but {counted(len(answers), 'answer')}; say where the answer stands"
+            )
         if not answers or (last and len(answers) == 1):
-            raise UserError(f"{place} has {len(answers)} answers to choose from; give at least two, or otherwise")
+            raise UserError(f"{place} has {counted(len(answers), 'answer')} to choose from; give two, or otherwise")
 
     def _filled(self, template: str, answer: str, values: Mapping[str, str]) -> Statement:
         def value(blank: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """Visual question answering: classification over an answer vocabulary, as is usual for VQA v2."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dimvl.showing import short
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.prediction import ANSWER, AccuracyValidator, evaluate_questions
 from dimvl.tasks.answering.training import QuestionSource, VqaModule
+from dimvl.tasks.answering.zero_shot import ZERO_SHOT
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.task import Evaluation, Task, Validator
@@ -41,7 +42,7 @@ class Answering(Task[VqaConfig]):
     title = "Fine-tuning for question answering"
     evaluation = VqaEvaluation
     pipeline_tag = "visual-question-answering"
-    abilities = (ANSWER,)
+    abilities = (ANSWER, ZERO_SHOT)
 
     def annotation_files(self, config: VqaConfig) -> dict[str, list[Path]]:
         """Return question and annotation files."""
@@ -133,10 +134,6 @@ class Answering(Task[VqaConfig]):
     def validator(self, config: VqaConfig, module: TaskModule, store: RegionStore) -> Validator:
         """Validate by official accuracy."""
         return AccuracyValidator(config, module, store)
-
-    def can_evaluate(self, processor: Processor, values: Mapping[str, Any]) -> bool:
-        """Return whether a model was trained to answer, or gets statements in place of an answer head."""
-        return "statements" in values or super().can_evaluate(processor, values)
 
     def evaluate(
         self, trained: TrainedModel, store: RegionStore, options: VqaEvaluation, progress: Progress | None = None

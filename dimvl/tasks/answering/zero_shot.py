@@ -15,6 +15,7 @@ so one answer may be for images of which no statement is true.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,15 @@ from dimvl.data.targets import TargetSpec, WordTargets
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.showing import short
-from dimvl.tasks.answering.statements import Asked, Statement, StatementRules
+from dimvl.tasks.answering.statements import Asked, Statement, StatementRules, read_statements
 from dimvl.tasks.base import plain_text
 from dimvl.tasks.inference import finite, pair_batches
 from dimvl.tasks.pretraining.matching import match_logits
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel
+
+Rules = str | Path | StatementRules
+"""A file of rules, or the rules."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,14 @@ class _Prepared:
     """A question by its tokenised statements.
 
     Attributes:
-        asked: its statements; None if no rule covers it.
+        score: what decides between them, `match` or `masked_word`.
+        asked: the statements; None if no rule covers the question.
         words: token ids (T,) of each statement.
         places: places (L,) of the answer's tokens in each statement.
 
     """
 
+    score: str
     asked: Asked | None
     words: Sequence[np.ndarray]
     places: Sequence[np.ndarray]
@@ -57,25 +63,65 @@ class _Prepared:
         return sum(len(text) + 1 for text in self.words)
 
 
-def zero_shot(rules: StatementRules) -> Ability:
-    """Return the ability to answer questions by statements."""
-    match = rules.score == "match"
+def _prepare(trained: TrainedModel, questions: Sequence[str], statements: Rules, **options: Any) -> list[_Prepared]:
+    """Tokenise the statements of questions, each statement once.
 
-    def apply(trained: TrainedModel, prefixes: Sequence[Prefix], asked: Sequence[_Prepared]) -> list[Any]:
-        logits = (_match_scores if match else _word_scores)(trained, prefixes, asked)
-        return [
-            [] if one.asked is None else one.asked.ranked(own.tolist()) for one, own in zip(asked, logits, strict=True)
-        ]
+    Raises:
+        UserError: the model lacks the head that scores them, or a mistake in the rules.
 
-    return Ability(
-        verb="match" if match else "predict masked words",
-        available=lambda processor: processor.matches and (match or processor.captions),
-        apply=apply,
-        result=_best_answer,
-        takes_text=True,
-        example="",
-        prepare=lambda trained, questions: _prepare(trained, rules, questions),
-    )
+    """
+    rules = statements if isinstance(statements, StatementRules) else read_statements(Path(statements))
+    processor, masked = trained.processor, rules.score == "masked_word"
+    if not processor.matches or (masked and not processor.captions):
+        raise UserError(
+            f"{trained.weights.parent} was not trained to predict {'masked words' if masked else 'matches'}, by which "
+            f"{rules.source} scores; give a pretraining run or its export"
+        )
+    asked = [rules.ask(question) for question in questions]
+    needed = list(dict.fromkeys(statement for one in asked if one for statement in one.statements))
+    tokens = dict(zip(needed, trained.tokenise([statement.text for statement in needed]), strict=True))
+    places = dict.fromkeys(needed, np.zeros(0, dtype=np.int64))
+    if masked:
+        places = {statement: _places_of_answer(trained, statement, len(words)) for statement, words in tokens.items()}
+    return [
+        _Prepared(rules.score, one, [tokens[each] for each in own], [places[each] for each in own])
+        for one, own in ((one, one.statements if one else []) for one in asked)
+    ]
+
+
+def _places_of_answer(trained: TrainedModel, statement: Statement, length: int) -> np.ndarray:
+    """Return the places (L,) of the answer's tokens among the first `length` of a statement."""
+    pieces = [len(part) for part in trained.processor.tokenizer.encode_all(statement.parts)]
+    return np.flatnonzero(np.repeat(np.arange(len(pieces)) % 2 == 1, pieces)[:length])
+
+
+def _ranked(
+    trained: TrainedModel, prefixes: Sequence[Prefix], asked: Sequence[_Prepared]
+) -> list[list[tuple[str, float]]]:
+    """Return the answers to each question with their probabilities, best first; none if no rule covers it."""
+    scores = _match_scores if all(one.score == "match" for one in asked) else _word_scores
+    return [
+        [] if one.asked is None else one.asked.ranked(logits.tolist())
+        for one, logits in zip(asked, scores(trained, prefixes, asked), strict=True)
+    ]
+
+
+def _best_answer(trained: TrainedModel, ranked: Sequence[tuple[str, float]], top: int = 5, **options: Any) -> Answer:
+    """Return the best of the ranked answers; of none, the empty answer."""
+    if top < 1:
+        raise UserError(f"top is {top}; it must be at least 1")
+    return Answer(*ranked[0], list(ranked[:top])) if ranked else Answer("", 0.0, [])
+
+
+ZERO_SHOT = Ability(
+    verb="answer by statements",
+    available=lambda processor: processor.matches,
+    prepare=_prepare,
+    apply=_ranked,
+    result=_best_answer,
+    takes_text=True,
+    example='predictor.answer("image.png", "is there a circle?", statements="rules.yaml")',
+)
 
 
 def answer_by_statements(
@@ -91,9 +137,7 @@ def answer_by_statements(
         UserError: the model cannot score statements, no question is covered, or as `answer_questions`.
 
     """
-    ability = zero_shot(rules)
-    ability.check(trained)
-    asked = ability.prepare(trained, [question.text for question in questions])
+    asked = _prepare(trained, [question.text for question in questions], rules)
     covered = [place for place, one in enumerate(asked) if one.asked is not None]
     if questions and not covered:
         raise UserError(
@@ -104,44 +148,11 @@ def answer_by_statements(
     images, rows = [questions[place].images for place in covered], [len(asked[place]) for place in covered]
     for chosen, prefixes in pair_batches(trained, store, images, rows, trained.processor.shared_prefix):
         places = [covered[one] for one in chosen]
-        found = ability.apply(trained, prefixes, [asked[place] for place in places])
+        found = _ranked(trained, prefixes, [asked[place] for place in places])
         result |= {questions[place].question_id: one[0][0] for place, one in zip(places, found, strict=True)}
         if progress is not None:
             progress(len(result), len(covered))
     return result
-
-
-def _best_answer(trained: TrainedModel, ranked: Sequence[tuple[str, float]], top: int = 5) -> Answer:
-    """Return the best of the ranked answers; of none, the empty answer."""
-    if top < 1:
-        raise UserError(f"top is {top}; it must be at least 1")
-    return Answer(*ranked[0], list(ranked[:top])) if ranked else Answer("", 0.0, [])
-
-
-def _prepare(trained: TrainedModel, rules: StatementRules, questions: Sequence[str]) -> list[_Prepared]:
-    """Tokenise the statements of questions, each statement once."""
-    asked = [rules.ask(question) for question in questions]
-    needed = list(dict.fromkeys(statement for one in asked if one for statement in one.statements))
-    whole = trained.tokenise([statement.text for statement in needed])
-    if rules.score == "match":
-        tokens = {statement: (words, np.zeros(0, int)) for statement, words in zip(needed, whole, strict=True)}
-    else:
-        tokens = {
-            statement: _with_places(trained, statement, len(words))
-            for statement, words in zip(needed, whole, strict=True)
-        }
-    found = [[tokens[statement] for statement in (one.statements if one else ())] for one in asked]
-    return [
-        _Prepared(one, [words for words, _ in own], [places for _, places in own])
-        for one, own in zip(asked, found, strict=True)
-    ]
-
-
-def _with_places(trained: TrainedModel, statement: Statement, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first token ids (length,) of a statement, and the places (L,) of its answer's among them."""
-    parts = trained.processor.tokenizer.encode_all(statement.parts)
-    is_answer = np.repeat(np.arange(len(parts)) % 2 == 1, [len(part) for part in parts])[:length]
-    return np.array([token for part in parts for token in part][:length], dtype=np.int64), np.flatnonzero(is_answer)
 
 
 def _match_scores(trained: TrainedModel, prefixes: Sequence[Prefix], asked: Sequence[_Prepared]) -> list[np.ndarray]:
