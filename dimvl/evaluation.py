@@ -26,7 +26,10 @@ from dimvl.trained_model import TrainedModel
 
 PACKAGES = ("dimvl", "torch", "tokenizers", "numpy", "pycocoevalcap")
 OPTIONS = frozenset(
-    ("questions", "annotations", "captions", "split", "worlds", "beams", "max_tokens", "length_penalty", "block_ngrams")
+    (
+        *("questions", "annotations", "statements", "captions", "split", "worlds"),
+        *("beams", "max_tokens", "length_penalty", "block_ngrams"),
+    )
 )
 """Files and settings that are options of `dimvl evaluate`; others are given as KEY=VALUE."""
 

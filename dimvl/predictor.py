@@ -27,6 +27,8 @@ from dimvl.trained_model import TrainedModel, choose_device, load_model
 
 Texts = str | Sequence[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
+Rules = object | None
+"""A file of rules for zero-shot answers, or what `read_statements` made of one."""
 ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
 ROWS_CACHED = 8192  # rows of captions decoded together, including their prefixes
 
@@ -181,18 +183,35 @@ class Predictor:
         """
         ability = self._ability(verb)
         if ability.takes_text:
-            raw = self._of_pairs(images, texts if texts is not None else [], ability, times, skipped)
+            raw = self._of_pairs(images, texts if texts is not None else [], ability, options, times, skipped)
         else:
             raw = self._of_images(images, ability, options, times, skipped)
         return [None if one is None else ability.result(self.trained, one, **options) for one in raw]
 
     @overload
-    def answer(self, images: Input, questions: str, top: int = 5, times: Times = None) -> Answer: ...  # type: ignore[overload-overlap]
-    @overload
-    def answer(self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None) -> list[Answer]: ...
+    def answer(  # type: ignore[overload-overlap]
+        self, images: Input, questions: str, top: int = 5, times: Times = None, *, statements: Rules = None
+    ) -> Answer: ...
     @overload
     def answer(
-        self, images: Input | Inputs, questions: Texts, top: int = 5, times: Times = None, *, skipped: Skipped
+        self,
+        images: Input | Inputs,
+        questions: Texts,
+        top: int = 5,
+        times: Times = None,
+        *,
+        statements: Rules = None,
+    ) -> list[Answer]: ...
+    @overload
+    def answer(
+        self,
+        images: Input | Inputs,
+        questions: Texts,
+        top: int = 5,
+        times: Times = None,
+        *,
+        skipped: Skipped,
+        statements: Rules = None,
     ) -> list[Answer | None]: ...
     def answer(
         self,
@@ -201,17 +220,21 @@ class Predictor:
         top: int = 5,
         times: Times = None,
         skipped: Skipped | None = None,
+        statements: Rules = None,
     ) -> Any:
         """Answer a question about an image or a tuple of images, or several questions; two lists are taken in pairs.
 
         Regions are detected once per image. `top` is the number of answers to return for each question; `times` and
-        `skipped` are as in `predict`.
+        `skipped` are as in `predict`. With `statements`, a file of rules or `read_statements` of one, a pretrained
+        model answers by these statements; a question that no rule covers gets the empty answer.
 
         Raises:
-            UserError: an empty question, an image that cannot be read, or a model that cannot answer.
+            UserError: an empty question, an image that cannot be read, a model that cannot answer, or a mistake in the
+                rules.
 
         """
-        answers = self.predict("answer", images, questions, times, skipped, top=top)
+        verb, rules = ("answer", {}) if statements is None else ("answer by statements", {"statements": statements})
+        answers = self.predict(verb, images, questions, times, skipped, top=top, **rules)
         return answers[0] if isinstance(questions, str) and not is_batch(images) else answers
 
     @overload
@@ -321,14 +344,20 @@ class Predictor:
         return [None if prefix is None else next(found) for prefix in every]
 
     def _of_pairs(
-        self, images: Input | Inputs, texts: Texts, ability: Ability, times: Times, skipped: Skipped | None
+        self,
+        images: Input | Inputs,
+        texts: Texts,
+        ability: Ability,
+        options: Any,
+        times: Times,
+        skipped: Skipped | None,
     ) -> list[Any]:
         """Return the raw result of each pair, None for one of a skipped input.
 
         In any order of the pairs, the texts of an image share its prefix.
         """
         inputs = len(listed(images))
-        words = self.trained.tokenise([texts] if isinstance(texts, str) else texts)  # refuses empty texts early
+        words = list(ability.prepare(self.trained, [texts] if isinstance(texts, str) else texts, **options))
         if inputs != len(words) and 1 not in (inputs, len(words)):
             raise UserError(f"{inputs} images and {len(words)} texts do not pair up; give as many of each")
         count = len(words) if inputs == 1 else inputs

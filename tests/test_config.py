@@ -13,6 +13,7 @@ from dimvl.study.config import read_study_config
 from dimvl.study.stages import make_grid
 from dimvl.tasks import load_config
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
+from dimvl.tasks.answering.statements import read_statements
 from dimvl.tasks.captioning.config import CaptionConfig
 from dimvl.tasks.pretraining.config import PretrainConfig
 
@@ -391,6 +392,8 @@ def test_every_configuration_that_comes_with_dimvl_loads(path):
         content = read_yaml(path)
         assert content.keys() == {"model"}, "a model section, to be included"
         assert isinstance(validate(ModelConfig, content["model"], str(path)), ModelConfig)
+    elif path.stem == "statements":
+        assert read_statements(path).score == "match"
     elif kind == "scenes":
         assert isinstance(load_demo_config(path), DemoConfig)
     elif path.parent == CONFIGS / "studies":

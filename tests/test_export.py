@@ -385,13 +385,15 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error(run: Path) -> N
         load_model(out, check=False)
 
 
-def test_predictions_that_are_not_finite_are_errors(trained: TrainedModel) -> None:
+def test_predictions_that_are_not_finite_are_errors(tmp_path: Path, trained: TrainedModel) -> None:
+    (tmp_path / "rules.yaml").write_text("statements: [{questions: ['is the {what}?'], statement: 'a {what}'}]")
     damaged = make_trained(trained.processor)
     with torch.no_grad():
         damaged.model.encoder.layers[0].ffn.language.outer.bias[0] = float("nan")
     prefix = make_prefix(make_regions(1), trained.processor.tags)
     for ability in abilities_of(trained.processor).values():
-        words = damaged.tokenise(["is the star red"]) if ability.takes_text else None
+        texts = ["is the star red"]
+        words = ability.prepare(damaged, texts, statements=tmp_path / "rules.yaml") if ability.takes_text else None
         with pytest.raises(UserError, match="predictions are not finite"):
             ability.apply(damaged, [prefix], words)
 

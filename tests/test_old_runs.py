@@ -19,7 +19,12 @@ from dimvl.training.run import run_training
 from tests.tiny_runs import make_data
 
 RUNS = Path(__file__).parent / "runs_0_1"
-ABILITIES = {"pretrain": {"caption", "match"}, "vqa": {"answer"}, "caption": {"caption"}, "self_critical": {"caption"}}
+ABILITIES = {
+    "pretrain": {"answer by statements", "caption", "match"},
+    "vqa": {"answer"},
+    "caption": {"caption"},
+    "self_critical": {"caption"},
+}
 
 
 @pytest.fixture(scope="module")

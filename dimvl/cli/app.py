@@ -159,6 +159,15 @@ Concepts = Annotated[
 ]
 PARTS = ("weights", "classes", "features", "features_weights", "vocabulary", "names_by", "concepts")
 """The options above beside --where, as `load_extractor` takes them."""
+StatementsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--statements",
+        parser=input_file,
+        help="YAML or JSON file of rules by which a pretrained model answers without question labels, see "
+        "docs/scoring.md.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that override those of the file.")
 ]

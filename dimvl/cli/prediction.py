@@ -22,6 +22,7 @@ from dimvl.cli.app import (
     MaxTokens,
     Model,
     NamesBy,
+    StatementsFile,
     Threads,
     VocabularyFile,
     Weights,
@@ -37,11 +38,13 @@ from dimvl.cli.app import (
 from dimvl.cli.inputs import Group, Groups, Ids, Images, Stores, Together, check_inputs, named, open_model
 from dimvl.errors import UserError
 from dimvl.files import read_text
+from dimvl.showing import counted, short
 
 if TYPE_CHECKING:
     from dimvl.data.answers import Answer
     from dimvl.image_inputs import Input
     from dimvl.predictor import Predictor
+    from dimvl.tasks.answering.statements import StatementRules
 
 ImagePaths = Annotated[
     list[Path] | None,
@@ -142,6 +145,7 @@ def answer(
     ] = None,
     regions: Stores = None,
     ids: Ids = None,
+    statements: StatementsFile = None,
     top: Annotated[int, typer.Option(min=1, help="Number of answers to print.")] = 1,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print how much the answer's probability drops without each region.")
@@ -157,7 +161,12 @@ def answer(
     to --folder, which must not leave it, or, with --regions, by their ids in the store. An image that cannot be read is
     reported and skipped; the exit code is then 1, or 2 if that image was named on the command line.
 
+    With --statements, the model needs no training on questions. Questions that no rule of the file covers get an empty
+    answer and are counted; the exit code is then 1.
+
     Example: dimvl answer photo.png "what color is the star?" --model exports/vqa --explain
+
+    Example: dimvl answer photo.png "what color is the star?" --model exports/pretrain --statements rules.yaml
 
     Example: dimvl answer "what color is the star?" --regions stores/val --images 17 --model exports/vqa
 
@@ -167,25 +176,52 @@ def answer(
     single = chosen.is_single(groups)
     if explain and not single:
         raise UserError("--explain needs one image and one question; omit it")
+    if explain and statements:
+        raise UserError("--explain is for models that were trained to answer; omit it, or --statements")
+    rules, uncovered = _rules(statements, groups)
+    if single and uncovered:
+        raise UserError(f"no rule of {statements} covers {short(uncovered[0])}; add one, or ask in the words of a rule")
     predictor = open_model(model, device, threads)
+    verb = "answer" if rules is None else "answer by statements"
     if single:
-        check_inputs(predictor, "answer", groups)
+        check_inputs(predictor, verb, groups)
         [[record]] = groups.values()
-        _answer_one(predictor, chosen.single(predictor, groups), record, top, explain, as_json)
+        _answer_one(predictor, chosen.single(predictor, groups), record, top, explain, rules, as_json)
         return
     timed = sum("times" in record for records in groups.values() for record in records)
     used = timed and predictor.trained.processor.times
-    check_inputs(predictor, "answer", groups, [[0.0] * len(group) for group in groups] if used else None)
+    check_inputs(predictor, verb, groups, [[0.0] * len(group) for group in groups] if used else None)
     if timed and not used:  # as in an evaluation: a fact of the file, which other models may use
         print_text(f"the times of {timed} texts are ignored; train with inputs.times=true to use them", error=True)
+    if uncovered:
+        asked = f"{counted(len(uncovered), 'question')}, such as {short(uncovered[0])}"
+        print_text(f"no rule of {statements} covers {asked}; the answer is empty", error=True)
     with chosen.regions(predictor, groups, "questions") as batches:
         for found in batches:
             pairs = [(images, record) for group, images in found.items() for record in groups[group]]
             times = [record.get("times", [0.0] * len(images)) for images, record in pairs] if used else None
             texts = [record["question"] for _, record in pairs]
-            answers = predictor.answer([images for images, _ in pairs], texts, top, times)
+            answers = predictor.answer([images for images, _ in pairs], texts, top, times, statements=rules)
             for (_, record), one in zip(pairs, answers, strict=True):
                 print(json.dumps({**record, **_fields(one)}), flush=True)
+    if uncovered:
+        raise typer.Exit(1)
+
+
+def _rules(statements: Path | None, groups: Groups) -> tuple["StatementRules | None", list[str]]:
+    """Return the rules of a file, and the questions that none of them covers.
+
+    Raises:
+        UserError: a mistake in the file.
+
+    """
+    if statements is None:
+        return None, []
+    from dimvl.tasks.answering.statements import read_statements
+
+    rules = read_statements(statements)
+    questions = [record["question"] for records in groups.values() for record in records]
+    return rules, [question for question in questions if rules.ask(question) is None]
 
 
 def _asked(
@@ -239,10 +275,16 @@ def _asked_in(file: Path, folder: Path | None, regions: Sequence[Path] | None) -
 
 
 def _answer_one(
-    predictor: "Predictor", image: "Input", record: Mapping[str, Any], top: int, explain: bool, as_json: bool
+    predictor: "Predictor",
+    image: "Input",
+    record: Mapping[str, Any],
+    top: int,
+    explain: bool,
+    rules: "StatementRules | None",
+    as_json: bool,
 ) -> None:
     explanation = predictor.explain(image, record["question"], top) if explain else None
-    found = explanation.answer if explanation else predictor.answer(image, record["question"], top)
+    found = explanation.answer if explanation else predictor.answer(image, record["question"], top, statements=rules)
     if as_json:
         described = {} if explanation is None else {"regions": [region._asdict() for region in explanation.regions]}
         print(json.dumps({**record, **_fields(found), **described}))

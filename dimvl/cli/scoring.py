@@ -13,6 +13,7 @@ from dimvl.cli.app import (
     Device,
     LengthPenalty,
     MaxTokens,
+    StatementsFile,
     Threads,
     any_path,
     app,
@@ -58,6 +59,7 @@ def evaluate(
         Path | None, typer.Option(parser=input_file, help="Questions in any format of docs/annotations.md.")
     ] = None,
     annotations: Answers = None,
+    statements: StatementsFile = None,
     captions: Annotated[
         Path | None, typer.Option(parser=input_file, help="Captions in any format; the model captions their images.")
     ] = None,
@@ -82,11 +84,13 @@ def evaluate(
     given, and manifest.json, which records what the result depends on.
 
     Example: dimvl evaluate runs/vqa --regions data/regions --questions questions.json --annotations annotations.json
+
+    Example: dimvl evaluate runs/pretrain --regions data/regions --questions questions.json --statements rules.yaml
     """
     from dimvl.config import parse_overrides
 
-    options: dict[str, Any] = {"questions": questions, "annotations": annotations, "captions": captions}
-    options |= {"split": split, "worlds": worlds, "beams": beams, "max_tokens": max_tokens}
+    options: dict[str, Any] = {"questions": questions, "annotations": annotations, "statements": statements}
+    options |= {"captions": captions, "split": split, "worlds": worlds, "beams": beams, "max_tokens": max_tokens}
     options |= {"length_penalty": length_penalty, "block_ngrams": block_ngrams, "match": match}
     named = parse_overrides(values or []) | given(**options)
     from dimvl import evaluation

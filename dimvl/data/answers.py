@@ -32,7 +32,8 @@ _NUMBERS = {
 class Answer:
     """The best answer with its probability, and the best few (answer, probability), best first.
 
-    Each answer has a probability of its own (a sigmoid, as is usual for VQA v2); they do not add up to 1.
+    Each answer has a probability of its own (a sigmoid, as is usual for VQA v2); they do not add up to 1. Those of
+    answers by statements do.
     """
 
     text: str

@@ -1,6 +1,7 @@
 """Batches of a region store's images for a trained model."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -47,3 +48,29 @@ def store_batches(
     trained.refuse_trained([image_id for image_ids, _ in images for image_id in image_ids])
     for indices in in_order(reader.rows(found) + np.array(text_rows), ROW_BUDGET):
         yield indices, reader.prefixes(found[indices])
+
+
+def pair_batches(
+    trained: TrainedModel, store: RegionStore, images: Sequence[ImageKey], text_rows: Sequence[int], shared: bool
+) -> Iterator[tuple[list[int], list[Prefix]]]:
+    """Yield batches of pairs of images and texts: their indices, and a prefix for each.
+
+    Args:
+        trained: the model.
+        store: regions of the images.
+        images: image or images of each pair, as in records.
+        text_rows: rows of each pair besides its prefix.
+        shared: whether pairs about the same images come one after the other, with the same prefix (the same object).
+
+    Raises:
+        UserError: as `store_batches`.
+
+    """
+    groups: dict[Any, list[int]] = {}
+    for place, key in enumerate(images):
+        groups.setdefault(key if shared else place, []).append(place)
+    grouped = list(groups.values())
+    rows = [sum(text_rows[place] for place in group) for group in grouped]
+    for chosen, prefixes in store_batches(trained, store, [images[group[0]] for group in grouped], rows):
+        pairs = [(place, prefix) for prefix, one in zip(prefixes, chosen, strict=True) for place in grouped[one]]
+        yield [place for place, _ in pairs], [prefix for _, prefix in pairs]

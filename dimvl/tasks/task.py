@@ -42,6 +42,7 @@ class Ability:
         result: (trained model, raw result, **options) -> what the predictor returns.
         takes_text: whether each prefix has a text.
         rows: (trained model, **options) -> rows per prefix that decoding adds, for an ability without texts.
+        prepare: (trained model, texts, **options) -> what `apply` takes for each text, as long as it has tokens.
         example: a line of Python for the model card that uses `predictor`.
 
     """
@@ -53,6 +54,7 @@ class Ability:
     takes_text: bool
     example: str
     rows: Callable[..., int] = lambda trained, **options: 0
+    prepare: Callable[..., Sequence[Any]] = lambda trained, texts, **options: trained.tokenise(texts)
 
     def check(self, trained: TrainedModel) -> None:
         """Check that a model was trained for this.

@@ -293,6 +293,29 @@ def test_a_model_of_synthetic_scenes_says_so_first_and_others_say_nothing(
         assert len(with_note.err.splitlines()) == len(without.err.splitlines()) + 1
 
 
+def test_statements_answer_without_an_answer_head_and_questions_without_a_rule_are_counted(
+    predict: Run, images: list[Path], predictor: Predictor, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("statements: [{questions: ['is it {what}?'], statement: 'a {what} star'}]")
+    given = ("--statements", rules)
+    wanted = predictor.answer(images[0], "is it red", statements=rules)
+    assert predict("answer", images[0], "is it red", *given).out == f"{wanted.text}\n"
+    assert predict("answer", images[0], "is it red", *given, "--top", 2).out.splitlines() == [
+        f"{text} ({probability:.3f})" for text, probability in wanted.top
+    ]
+    lines = [{"image": "images/1.png", "question": question} for question in ("Is it red?", "why is it red?")]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = predict("answer", tmp_path / "asked.jsonl", *given)
+    assert [one["answer"] for one in records(result)] == [wanted.text, ""] and result.code == 1
+    assert f"no rule of {rules} covers 1 question, such as 'why is it red?'; the answer is empty" in result.err
+    assert predict("answer", tmp_path / "asked.jsonl").code == 0
+    refused(predict("answer", images[0], "why?", *given), "covers 'why?'; add one, or ask in the words of a rule")
+    refused(predict("answer", images[0], "is it red", "--explain", *given), "omit it, or --statements")
+    rules.write_text("statements: [{questions: ['is it {what}?'], statement: 'a {kind} star'}]")
+    refused(predict("answer", images[0], "is it red", *given), "has the blank {kind}", "which a question of its rule")
+
+
 def test_times_that_a_model_does_not_use_are_told_once_and_ignored(
     predict: Run, images: list[Path], predictor: Predictor, tmp_path: Path
 ) -> None:

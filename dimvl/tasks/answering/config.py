@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
 from dimvl.config.sections import Files, FilesOrNone
+from dimvl.tasks.answering.statements import read_statements
 
 
 def _number_or_file(value: Any) -> Any:
@@ -55,7 +56,13 @@ class VqaConfig(RunConfig):
 
 
 class VqaEvaluation(EvaluationOptions):
-    """The question file to answer, and its annotations if they are published."""
+    """The question file to answer, its annotations if they are published, and the rules of a zero-shot evaluation."""
 
     questions: Path
     annotations: Path | None = None
+    statements: Path | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options other than files, and the rules of a zero-shot evaluation."""
+        rules = {} if self.statements is None else {"zero_shot": read_statements(self.statements).values}
+        return super().settings() | rules

@@ -20,9 +20,11 @@ from dimvl.metrics.predictions import official_images
 from dimvl.metrics.vqa import question_accuracy, vqa_accuracy
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
+from dimvl.tasks.answering.statements import read_statements
 from dimvl.tasks.answering.training import answer_logits, answer_spec, question_example
+from dimvl.tasks.answering.zero_shot import ZERO_SHOT, answer_by_statements
 from dimvl.tasks.base import TaskModule
-from dimvl.tasks.inference import finite, store_batches
+from dimvl.tasks.inference import finite, pair_batches
 from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
 from dimvl.tasks.validating import matched, sample, subset
 from dimvl.trained_model import TrainedModel
@@ -82,17 +84,10 @@ def answer_questions(
     ANSWER.check(trained)
     result: dict[Id, str] = {}
     words = trained.tokenise([question.text for question in questions])
-    groups: dict[Any, list[int]] = {}  # questions that share a prefix
-    for place, question in enumerate(questions):
-        groups.setdefault(question.images if trained.processor.shared_prefix else place, []).append(place)
-    grouped = list(groups.values())
-    images = [questions[group[0]].images for group in grouped]
-    rows = [sum(len(words[place]) + 1 for place in group) for group in grouped]
-    for chosen, prefixes in store_batches(trained, store, images, rows):
-        pairs = [(prefix, place) for prefix, one in zip(prefixes, chosen, strict=True) for place in grouped[one]]
-        repeated, texts = [prefix for prefix, _ in pairs], [words[place] for _, place in pairs]
-        best = answer_probabilities(trained, repeated, texts).argmax(dim=1).tolist()
-        for (_, place), answer in zip(pairs, best, strict=True):
+    images, rows = [question.images for question in questions], [len(text) + 1 for text in words]
+    for chosen, prefixes in pair_batches(trained, store, images, rows, trained.processor.shared_prefix):
+        best = answer_probabilities(trained, prefixes, [words[place] for place in chosen]).argmax(dim=1).tolist()
+        for place, answer in zip(chosen, best, strict=True):
             result[questions[place].question_id] = trained.processor.answers[answer]
         if progress is not None:
             progress(len(result), len(questions))
@@ -104,15 +99,26 @@ def evaluate_questions(
 ) -> Evaluation:
     """Answer a question file and, if it has annotations, score the answers by the official VQA accuracy.
 
+    With `options.statements`, the model answers by these rules. Questions that no rule covers get the empty answer.
+
     Raises:
-        UserError: as in `answer_questions`, `read_questions` and `match_file`.
+        UserError: as in `answer_questions` or `answer_by_statements`, `read_questions`, `match_file` and
+            `read_statements`.
 
     """
+    rules = None if options.statements is None else read_statements(options.statements)
     read = read_questions(options.questions, options.annotations)
     match = match_file(options.questions, read, store, trained.processor, options.match, "--match ")
     match.check(store, options.missing, "--skip-missing")
     questions = list(in_store(read, match))
-    answers = answer_questions(trained, store, questions, progress=progress)
+    if rules is None:
+        if ZERO_SHOT.available(trained.processor) and not ANSWER.available(trained.processor):
+            raise UserError(f"{trained.weights.parent} was not trained to answer; give rules as --statements FILE")
+        answers = answer_questions(trained, store, questions, progress)
+    else:
+        answers = answer_by_statements(trained, store, questions, rules, progress)
+    uncovered = len(questions) - len(answers)
+    answers = {question.question_id: "" for question in questions} | answers
     items = []
     for question in questions:
         answer, images = answers[question.question_id], official_images(question.named_images)
@@ -130,8 +136,11 @@ def evaluate_questions(
         for remark in found.remarks():
             logger.warning("%s", remark)
         scores = {"task": "vqa", "data": describe_file(options.questions), **asdict(found)}
+        if rules is not None:
+            scores["zero_shot"] = {"score": rules.score, "uncovered": uncovered}
     left_out = {
         "image not in the store": match.texts_missing,
+        "question that no rule covers, with the empty answer": uncovered,
         "question without an answer to compare with": scores["unanswered"] if scores else 0,
     }
     return Evaluation(predictions=records, items=items, scores=scores, left_out=left_out)

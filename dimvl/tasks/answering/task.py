@@ -23,6 +23,7 @@ from dimvl.showing import short
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
 from dimvl.tasks.answering.prediction import ANSWER, AccuracyValidator, evaluate_questions
 from dimvl.tasks.answering.training import QuestionSource, VqaModule
+from dimvl.tasks.answering.zero_shot import ZERO_SHOT
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.task import Evaluation, Task, Validator
@@ -41,7 +42,7 @@ class Answering(Task[VqaConfig]):
     title = "Fine-tuning for question answering"
     evaluation = VqaEvaluation
     pipeline_tag = "visual-question-answering"
-    abilities = (ANSWER,)
+    abilities = (ANSWER, ZERO_SHOT)
 
     def annotation_files(self, config: VqaConfig) -> dict[str, list[Path]]:
         """Return question and annotation files."""

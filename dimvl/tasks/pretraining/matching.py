@@ -38,12 +38,12 @@ def match_logits(trained: TrainedModel, prefixes: Sequence[Prefix], words: Seque
     batch = trained.batch(examples, {"matching": TargetSpec(MatchTargets)})
     assert trained.model.match_head is not None
     rows = trained.model(batch)[batch.targets["matching"].rows]
-    return trained.model.match_head(rows).float()
+    return finite(trained.model.match_head(rows).float())
 
 
 def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
     """Return the probability that each prefix and its text belong together, as `match_logits`: (M,)."""
-    return finite(match_logits(trained, prefixes, words).sigmoid().cpu())
+    return match_logits(trained, prefixes, words).sigmoid().cpu()
 
 
 MATCH = Ability(
