@@ -21,6 +21,10 @@ from dimvl.files import read_json, write_json
 from dimvl.showing import format_seconds
 
 ROOT = Path(__file__).parents[1]
+CAPTION_SCORES = (
+    *("fact_precision", "attribute_precision", "place_precision", "relation_precision"),
+    *("fact_recall", "place_recall", "relation_recall", "bad_endings", "repeated_phrases"),
+)
 
 
 def main() -> None:
@@ -80,11 +84,22 @@ def scores(results: Mapping[str, Any], source: str, minutes: float) -> str:
     for key, name in names.items():
         row = " | ".join(f"{vqa['by_kind'][key][kind]:.3f}" for kind in kinds)
         lines.append(f"| {name} | {vqa[key]:.3f} | {row} |")
-    if before := results["caption"].get("before_self_critical"):
-        names = ("fact_precision", "attribute_precision", "place_precision", "relation_precision", "fact_recall")
-        shown = ", ".join(f"{name.replace('_', ' ')} {before[name]:.3f}" for name in names)
-        lines += ["", f"Captions before self-critical training: {shown}."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *captions(results["caption"])])
+
+
+def captions(scores: Mapping[str, Any]) -> list[str]:
+    """Return a table of caption scores: by cross entropy alone, after self-critical training, and of references."""
+    reference = {"fact_recall": "reference_recall"}
+    reference |= {f"{kind}_recall": f"reference_{kind}_recall" for kind in ("place", "relation")}
+    before = scores.get("before_self_critical")
+    rows = {"cross entropy": scores} if before is None else {"cross entropy": before, "self-critical training": scores}
+    rows["one reference"] = {name: scores[key] for name, key in reference.items()}
+    lines = [f"| captions by | {' | '.join(name.replace('_', ' ') for name in CAPTION_SCORES)} |"]
+    lines.append("|---" * (len(CAPTION_SCORES) + 1) + "|")
+    for row, found in rows.items():
+        values = (f"{found[name]:.3f}" if name in found else "" for name in CAPTION_SCORES)
+        lines.append(f"| {row} | {' | '.join(values)} |")
+    return lines
 
 
 def times(results: Mapping[str, Any], source: str) -> str:

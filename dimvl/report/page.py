@@ -36,7 +36,9 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
 
 
 def number(value: Any) -> str:
-    """Three decimals for fractions, fewer for larger numbers, words as they are."""
+    """Three decimals for fractions, fewer for larger numbers, both ends of an interval, words as they are."""
+    if isinstance(value, list) and len(value) == 2:
+        return " to ".join(map(number, value))
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
     return "not measured" if value is None else str(value)

@@ -15,6 +15,7 @@ from rich.console import Console
 from dimvl.demo.report import Baseline, Example, Goal, Question, Region, Report, summary_table, write_report
 from dimvl.errors import UserError
 from dimvl.report.curves import read_losses
+from dimvl.study.figure import Point
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 RESULTS = {
@@ -22,6 +23,7 @@ RESULTS = {
     "matching": {"random": 0.9781},
     "detector": {"heldout": {"ap50": 0.9123}, "compositional": {"ap50": 0.8901}},
     "deep": {"first": {"second": {"third": 0.1357}}},
+    "labels": {"3000": {"gain": 0.1742, "interval": [0.0912345, 0.2534567]}},
     "seconds": {"pretraining": 61.4},
     "peak_memory_gb": 2.314,
     "seed": 7,
@@ -49,6 +51,7 @@ def make_report(folder: Path, text: str = "plain words") -> Report:
         results={**RESULTS, "comment": {text: text}},
         goals=[*GOALS, Goal(text, 0.9, 0.8)],
         baselines=[Baseline(text, 0.4567, text, 0.0123)],
+        labels={"pretrained": [Point(300, 0.52, 0.5, 0.55), Point(3000, 0.72, 0.7, 0.75)]},
         logs={text: make_log(folder / "log.jsonl")},
         examples=[
             Example(
@@ -93,7 +96,8 @@ def test_every_score_is_on_the_page_and_all_but_nested_ones_are_in_the_table(pag
         assert f">{score}<" in page
     for score in ("0.812", "0.457", "2.31"):
         assert score in shown
-    assert "61.4 s" in page
+    assert "61.4 s" in page and ">0.091 to 0.253<" in page
+    assert "Accuracy by labelled questions: pretrained 0.520 at 300, 0.720 at 3000" in page
 
 
 def test_an_unmet_goal_is_marked_in_words_and_a_met_one_is_not(page):
