@@ -42,7 +42,8 @@ class Ability:
         result: (trained model, raw result, **options) -> what the predictor returns.
         takes_text: whether each prefix has a text.
         rows: (trained model, **options) -> rows per prefix that decoding adds, for an ability without texts.
-        prepare: (trained model, texts, **options) -> what `apply` takes for each text, as long as it has tokens.
+        prepare: (trained model, texts, **options) -> what `apply` takes for each text; its length is about the rows
+            that it adds to a prefix.
         example: a line of Python for the model card that uses `predictor`.
 
     """

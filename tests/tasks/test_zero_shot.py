@@ -161,6 +161,16 @@ def test_an_image_is_computed_once_for_all_statements_if_its_prefix_is_shared(
     assert seen == [len(IMAGES) if trained.processor.shared_prefix else statements, statements]
 
 
+def test_the_rows_of_a_question_include_the_prefix_of_each_statement(
+    trained: TrainedModel, rules: StatementRules, masked: StatementRules
+) -> None:
+    processor, text = trained.processor, "what is the star?"
+    words = sum(len(processor.tokenizer.encode(one.text)) + 1 for one in rules.ask(text).statements)
+    prefixes = 0 if processor.shared_prefix else (len(ANSWERS) - 1) * (processor.max_regions + processor.text_start)
+    asked = [ZERO_SHOT.prepare(trained, [text, "why?"], chosen) for chosen in (rules, masked)]
+    assert [list(map(len, ones)) for ones in asked] == [[words + prefixes, 0], [words, 0]]
+
+
 def test_statements_that_differ_in_their_masked_words_only_are_computed_once(
     trained: TrainedModel, store: RegionStore, masked: StatementRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:

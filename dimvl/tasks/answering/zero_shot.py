@@ -51,6 +51,7 @@ class _Prepared:
         asked: the statements; None if no rule covers the question.
         words: token ids (T,) of each statement.
         places: places (L,) of the answer's tokens in each statement.
+        repeated: rows that each statement after the first adds besides its text, those of a prefix of its own.
 
     """
 
@@ -58,9 +59,11 @@ class _Prepared:
     asked: Asked | None
     words: Sequence[np.ndarray]
     places: Sequence[np.ndarray]
+    repeated: int
 
     def __len__(self) -> int:
-        return sum(len(text) + 1 for text in self.words)
+        """Rows besides those of one prefix, about."""
+        return sum(len(text) + 1 + self.repeated for text in self.words) - self.repeated * (len(self.words) > 0)
 
 
 def _prepare(trained: TrainedModel, questions: Sequence[str], statements: Rules, **options: Any) -> list[_Prepared]:
@@ -83,8 +86,10 @@ def _prepare(trained: TrainedModel, questions: Sequence[str], statements: Rules,
     places = dict.fromkeys(needed, np.zeros(0, dtype=np.int64))
     if masked:
         places = {statement: _places_of_answer(trained, statement, len(words)) for statement, words in tokens.items()}
+    # Masked statements are nearly all equal, and computed once.
+    repeated = 0 if masked or processor.shared_prefix else processor.max_regions + processor.text_start
     return [
-        _Prepared(rules.score, one, [tokens[each] for each in own], [places[each] for each in own])
+        _Prepared(rules.score, one, [tokens[each] for each in own], [places[each] for each in own], repeated)
         for one, own in ((one, one.statements if one else []) for one in asked)
     ]
 
