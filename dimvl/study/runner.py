@@ -5,6 +5,7 @@ it has ended with the same words and those of the stages before it are the same.
 and a training then resumes. Where words have changed, the folder of the earlier training is kept in `OUT/replaced`.
 """
 
+import itertools
 import logging
 import os
 import subprocess
@@ -149,7 +150,8 @@ class Runner:
             return
         folder = self.out / "replaced"
         folder.mkdir(exist_ok=True)
-        kept = folder / f"{stage.name.replace('/', '-')}-{1 + sum(1 for _ in folder.iterdir())}"
+        names = (folder / f"{stage.name.replace('/', '-')}-{number}" for number in itertools.count(1))
+        kept = next(name for name in names if not name.exists())
         stage.output.rename(kept)
         logger.warning("%s runs again, since it was another command; its earlier folder is now %s", stage.name, kept)
 

@@ -133,7 +133,7 @@ def _stage(template: str, config: StudyConfig, known: Values) -> Stage:
     """Make a stage from its template, with the values of all placeholders."""
     place = f"stage {template!r}"
     try:
-        words = [_filled(word, known, place) for word in shlex.split(config.stages[template])]
+        words = [part for word in shlex.split(config.stages[template]) for part in _parts(_filled(word, known, place))]
     except ValueError as error:
         raise UserError(f"{place} is not a command line ({error}); close its quotes") from None
     if not words or words[0] not in COMMANDS:
@@ -183,6 +183,11 @@ def _filled(text: str, known: Values, place: str, depth: int = 0) -> str:
         return _filled(str(known[name]), known, place, depth + 1)
 
     return _PLACEHOLDER.sub(value, text)
+
+
+def _parts(word: str) -> list[str]:
+    """Split `--option=value` into its two words."""
+    return word.split("=", 1) if word.startswith("--") else [word]
 
 
 def _overrides(words: Sequence[str]) -> list[str]:

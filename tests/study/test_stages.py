@@ -46,6 +46,14 @@ def test_a_stage_that_several_chains_share_comes_after_what_any_of_them_needs(tm
         grid_of(tmp_path, stages=stages, settings=settings)
 
 
+def test_an_option_and_its_value_may_be_one_word(tmp_path: Path) -> None:
+    words = "evaluate {run} --regions=regions --out={run}/scores --threads=2"
+    grid = grid_of(tmp_path, stages={**STUDY["stages"], "score": words})
+    assert grid.stages["scratch/10-0/scores"].words == (
+        *("evaluate", "out/scratch/10-0", "--regions", "regions", "--out", "out/scratch/10-0/scores", "--threads", "2"),
+    )
+
+
 def changed(name: str, text: str) -> dict[str, Any]:
     return {"seeds": [0, 1], "stages": {**STUDY["stages"], name: text}}
 
