@@ -105,7 +105,10 @@ class Origin(Strict):
 
 
 class RunDescription(Strict):
-    """The form of a run's `run.json`; versions before 0.2 have no `start` and no `rows`, and only some `judges`."""
+    """The form of a run's `run.json`.
+
+    Those of versions before 0.2 have no `start` and no `rows`; only runs that are rewarded by a judge have `judges`.
+    """
 
     config: dict[str, Any]
     data: dict[str, DataFile]

@@ -188,11 +188,7 @@ def _meteor(
                     of_images["meteor"] = [_meteor_statistics(line) for line in statistics]
                 finally:
                     process.kill()  # it would wait for more lines
-        except (
-            OSError,
-            ValueError,
-            IndexError,
-        ):  # it ended too early: no pipe, or no number
+        except (OSError, ValueError, IndexError):  # it ended too early: no pipe, or too few numbers
             messages.seek(0)
             raise _failed("METEOR", messages.read()) from None
     return values[-1], values[:-1]
