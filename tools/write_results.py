@@ -77,6 +77,7 @@ def scores(results: Mapping[str, Any], source: str, minutes: float) -> str:
         "heldout": f"pretrained, {vqa['labels']:,} labels",
         "compositional": "pretrained, unseen combinations",
         "ground_truth_boxes": "pretrained, generator's boxes",
+        "zero_shot": "pretrained, no labels (statements)",
         "no_pretraining": f"no pretraining, {vqa['labels']:,} labels",
         "question_only": "question only",
         "majority": "most common answer",

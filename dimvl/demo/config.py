@@ -129,7 +129,7 @@ class DemoConfig(Section):
 
 
 def shipped_config(name: str) -> Path:
-    """Path of a demo configuration that comes with dimvl: demo, full or quick."""
+    """Path of a file of the demo that comes with dimvl: the configurations demo, full and quick, or statements."""
     package = Path(__file__).parents[1]
     installed, checkout = package / "configs", package.parent / "configs"
     return (installed if installed.is_dir() else checkout) / "scenes" / f"{name}.yaml"

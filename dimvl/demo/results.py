@@ -88,6 +88,7 @@ def _baselines(vqa: Mapping[str, Any], inputs: str) -> list[Baseline]:
     return [
         Baseline(f"pretrained, {asked}", vqa["heldout"], inputs, vqa["heldout_interval"], ours=True),
         Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
+        Baseline("pretrained, no labels", vqa["zero_shot"], f"{inputs}; statements judged by matching"),
         Baseline(f"no pretraining, {asked}", vqa["no_pretraining"], "the same, from scratch, as many steps as help"),
         Baseline(f"question only, {asked}", vqa["question_only"], "no regions and no names, from scratch"),
         Baseline("most common answer", vqa["majority"], "of the training questions"),

@@ -1,12 +1,12 @@
 """The demo's scores: answers beside their baselines, facts of captions, matching, and the detector."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.data.annotations import Question, read_captions, read_questions
+from dimvl.data.annotations import Id, Question, read_captions, read_questions
 from dimvl.data.scenes import (
     COLOURS,
     SIZES,
@@ -17,7 +17,7 @@ from dimvl.data.scenes import (
     score_captions,
     word_change_pairs,
 )
-from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.demo.config import DemoConfig, DemoPaths, shipped_config
 from dimvl.files import read_json, write_json
 from dimvl.metrics.intervals import Interval, mean_interval
 from dimvl.metrics.vqa import question_accuracy
@@ -25,6 +25,8 @@ from dimvl.metrics.wording import faults
 from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.answering.prediction import answer_questions
+from dimvl.tasks.answering.statements import read_statements
+from dimvl.tasks.answering.zero_shot import answer_by_statements
 from dimvl.tasks.captioning.prediction import caption_images
 from dimvl.tasks.pretraining.matching import match_pairs
 from dimvl.trained_model import TrainedModel, load_model
@@ -40,7 +42,10 @@ def read_split_questions(paths: DemoPaths, split: str) -> list[Question]:
 
 
 def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
-    """Score the answers of the models and their baselines: by number of labels, overall, and by kind of question."""
+    """Score the answers of the models and their baselines: by number of labels, overall, and by kind of question.
+
+    The pretrained model, which knows no label, answers by statements; questions that no rule covers count as wrong.
+    """
     questions = {split: read_split_questions(paths, split) for split in ("train", *SPLITS)}
     heldout, images = questions["heldout"], [question.images for question in questions["heldout"]]
 
@@ -48,8 +53,12 @@ def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
         answers = answer_questions(
             load_model(paths.run(run)), RegionStore(paths.regions(store)), questions[split], progress=progress
         )
-        asked = questions[split]
-        return np.array([question_accuracy(answers[question.question_id], question.answers) for question in asked])
+        return _accuracies(answers, questions[split])
+
+    def zero_shot() -> np.ndarray:
+        trained, store = load_model(paths.run(config.last_pretraining)), RegionStore(paths.regions("heldout"))
+        rules = read_statements(shipped_config("statements"))
+        return _accuracies(answer_by_statements(trained, store, heldout, rules, progress), heldout)
 
     few_labels = {}
     for point in config.labels:
@@ -66,6 +75,7 @@ def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
         "heldout": ours,
         "compositional": accuracies(config.answerer, "compositional", "compositional"),
         "ground_truth_boxes": accuracies(config.answerer, GROUND_TRUTH),
+        "zero_shot": zero_shot(),
         "no_pretraining": scratch,
         "question_only": accuracies("question_only"),
         "majority": np.array(_majority(questions["train"], heldout)),
@@ -84,6 +94,12 @@ def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
         },
     }
     write_json(paths.scores / "vqa.json", result)
+
+
+def _accuracies(answers: Mapping[Id, str], questions: Sequence[Question]) -> np.ndarray:
+    """Accuracies of the answers to questions; 0 for one without an answer."""
+    found = [(answers.get(question.question_id, ""), question.answers) for question in questions]
+    return np.array([question_accuracy(*pair) for pair in found])
 
 
 def half(interval: Interval) -> float:

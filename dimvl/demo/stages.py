@@ -87,7 +87,7 @@ def all_stages(config: DemoConfig) -> list[Stage]:
     if config.self_critical is not None:
         stages.append(train("self_critical", "caption", "reward captions by CIDEr-D"))
     matching = partial(scoring.score_matching, plain=plain)
-    answering = (*answerers, "question_only", "extract-test")
+    answering = (final, *answerers, "question_only", "extract-test")
     captioning = (config.captioner, "extract-test")
     asked = tests * scenes.questions_per_image
     return [
