@@ -34,16 +34,15 @@ def compare(
 ) -> None:
     """Compare evaluations of the same annotations: differences from the first, with 95% intervals.
 
-    Over images by the paired bootstrap, where seeds are averaged first; over seeds by Student's t, where both settings
-    have three or more. A difference is claimed if each of these intervals excludes zero.
+    Over images by the paired bootstrap, after averaging the seeds of a setting; over seeds by Welch's t, where both
+    settings have three or more. A difference is claimed if each of these intervals excludes zero.
 
     Example: dimvl compare none=runs/a0/evaluation,runs/a1/evaluation pretrained=runs/b0/evaluation,runs/b1/evaluation
     """
     named = _groups(evaluations)
     from dimvl.metrics.comparison import differences, estimate
     from dimvl.metrics.evaluations import common_measures, read_groups
-    from dimvl.metrics.measures import named as named_score
-    from dimvl.metrics.measures import units_of
+    from dimvl.metrics.measures import score_name, units_of
 
     groups = read_groups(named)
     _, partial = common_measures(groups)
@@ -57,7 +56,7 @@ def compare(
     for name in others:
         found = differences(estimates[baseline], estimates[name])
         records = [
-            _record(baseline, name, named_score(place), estimates[baseline][place], estimates[name][place], difference)
+            _record(baseline, name, score_name(place), estimates[baseline][place], estimates[name][place], difference)
             for place, difference in found.items()
         ]
         for record in records if as_json else ():
@@ -65,7 +64,7 @@ def compare(
         for line in () if as_json else ("", _title(name, named), *_table(records)):
             print_text(line)
     if partial:
-        left_out = ", ".join(map(named_score, partial))
+        left_out = ", ".join(map(score_name, partial))
         print_text(f"left out: {left_out}, which not all evaluations have", error=True)
         raise typer.Exit(1)
 

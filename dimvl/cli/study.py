@@ -76,5 +76,5 @@ def _work(runner: "Runner", every: bool) -> Iterator[str]:
     )
     if left:
         seconds, complete = runner.seconds_left()
-        known = f"{'about' if complete else 'more than'} {format_seconds(seconds)} of work, going by those that ended"
-        yield known if seconds else "how long that takes is not known before a stage of each kind has ended"
+        known = f"{'about' if complete else 'more than'} {format_seconds(seconds)} of work, judging by those that ended"
+        yield known if seconds else "the time is not known before a stage has ended"

@@ -25,7 +25,7 @@ from dimvl.config.sections import (
     Split,
     TrainingConfig,
     Variant,
-    present_concepts,
+    rename_tag_keys,
 )
 
 __all__ = [
@@ -51,8 +51,8 @@ __all__ = [
     "Variant",
     "merge",
     "parse_overrides",
-    "present_concepts",
     "read_run",
     "read_yaml",
+    "rename_tag_keys",
     "validate",
 ]

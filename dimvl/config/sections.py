@@ -31,7 +31,7 @@ def _as_list(value: Any) -> Any:
 
 
 def distinct(values: List) -> List:
-    """Return a list in which nothing is named twice; a `ValueError` otherwise."""
+    """Return the list unchanged; raise a `ValueError` if a value is in it twice."""
     for place, value in enumerate(values):
         if value in values[:place]:
             raise ValueError(f"{value} is named twice; name each one once")
@@ -74,8 +74,8 @@ TAGS, REGION_WORDS = ("text", "both"), ("region", "both")
 """Values of `inputs.concepts` with tags, and with words in the rows of regions."""
 
 
-def present_concepts(values: Any) -> Any:
-    """Rename the keys of version 0.1: `tag_tokens` (0 for no tags) and `tag_score`, if no present key is there."""
+def rename_tag_keys(values: Any) -> Any:
+    """Rename the keys of version 0.1, `tag_tokens` (0 for no tags) and `tag_score`, unless a newer key is there too."""
     old = {"tag_tokens", "tag_score"}
     if not isinstance(values, Mapping) or not old & values.keys():
         return values
@@ -106,8 +106,8 @@ class InputsConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="share of the training examples without tags, and of those without names in their regions, each "
-        "drawn alone",
+        description="share of the training examples whose tags are left out, and, drawn separately, of those whose "
+        "regions lose their names",
     )
     text_tokens: int = Field(40, ge=1, le=400, description="longest text in word pieces; longer ones are cut")
     tokenizer: Path | None = Field(None, description="a tokenizer.json; null trains a WordPiece tokenizer")
@@ -116,7 +116,7 @@ class InputsConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _of_version_0_1(cls, values: Any) -> Any:
-        renamed = present_concepts(values)
+        renamed = rename_tag_keys(values)
         if isinstance(renamed, Mapping) and {"tag_tokens", "tag_score"} & renamed.keys():
             raise ValueError(
                 "tag_tokens is now concept_tokens (for none, concepts: none) and tag_score concept_score; rename them"

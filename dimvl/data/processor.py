@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field, create_model
 
-from dimvl.config import REGION_WORDS, TAGS, Concepts, InputsConfig, Variant, present_concepts
+from dimvl.config import REGION_WORDS, TAGS, Concepts, InputsConfig, Variant, rename_tag_keys
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.tags import TagWriter
 from dimvl.data.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ class Processor:
             UserError: a file is missing or not of this form.
 
         """
-        values = present_concepts(read_json(folder / FILE, SMALL))
+        values = rename_tag_keys(read_json(folder / FILE, SMALL))
         return cls(tokenizer=Tokenizer.load(folder), **vars(check_values(values, _form(), folder / FILE, RESTORE)))
 
     def check_extractor(self, extractor: Extractor, place: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from dimvl.errors import UserError
 from dimvl.fields import mapping
 from dimvl.files import open_regular, parse_json, read_json, reading
-from dimvl.metrics.measures import Measure, Place, measures, named, scores_of
+from dimvl.metrics.measures import Measure, Place, measures, score_name, scores_of
 from dimvl.metrics.predictions import images_of
 from dimvl.showing import counted, some
 
@@ -160,8 +160,8 @@ def _check(folder: Path, found: Mapping[Place, Measure], scores: Mapping[str, An
             written = written.get(name) if isinstance(written, dict) else None
         if not isinstance(written, int | float) or abs(written - value) > _CLOSE:
             raise UserError(
-                f"{folder / SCORES} has {named(place)} {written} and {ITEMS} gives {value:.6f}, so they do not belong "
-                f"together; {AGAIN}"
+                f"{folder / SCORES} has {score_name(place)} {written} and {ITEMS} gives {value:.6f}, so they do not "
+                f"belong together; {AGAIN}"
             )
 
 

@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 REPLICATES = 10_000
 """Bootstrap samples; the ends of an interval then vary by about 2% of its length with the seed of the samples."""
 FEWEST_SEEDS = 3
-"""Seeds that an interval over seeds needs; that of two would be six times as long as that of three."""
+"""Seeds that an interval over seeds needs; that of two would be nearly four times as long as that of three."""
 STUDENT = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),

@@ -58,12 +58,12 @@ def intervals(items: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         return {}
     sums = unit_sums(np.hstack([measure.numbers for measure in found.values()]), units_of(items))
     samples = scores_of(found, resampled(sums))
-    known = {named(place): percentiles(values) for place, values in samples.items()}
+    known = {score_name(place): percentiles(values) for place, values in samples.items()}
     return {name: _rounded(interval) for name, interval in known.items() if interval is not None}
 
 
-def named(place: Place) -> str:
-    """Name a score in a table."""
+def score_name(place: Place) -> str:
+    """Return the name of a score, such as `official / CIDEr`."""
     return " / ".join(place)
 
 

@@ -1,4 +1,4 @@
-"""Two faults of form that rewards teach captions: endings in the middle of a phrase, and repeated phrases."""
+"""Two faults that captions learn from rewards: they end in the middle of a phrase, or repeat one."""
 
 from dimvl.metrics.cider import plain_words
 

@@ -1,7 +1,7 @@
 """Embeddings of regions and tokens.
 
 A region is its feature, standardised and projected, plus its projected geometry (7 numbers) and, in models with
-`region_words`, the projected mean embedding of the words that name it; each of these is normalised. To them come a
+`region_words`, the projected mean embedding of the words that name it; each of these is normalised. Added to them are a
 segment vector, the embedding of its image's index (row 0 is zero) and, in models with `times`, the projected time of
 its image. A token is word + position + segment, as in BERT.
 

@@ -11,7 +11,7 @@ from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, write_json
 from dimvl.metrics.comparison import differences, estimate
 from dimvl.metrics.evaluations import read_groups
-from dimvl.metrics.measures import named
+from dimvl.metrics.measures import score_name
 from dimvl.study.config import StudyConfig, Value
 from dimvl.study.figure import Point, study_svg
 from dimvl.study.runner import Runner
@@ -93,7 +93,7 @@ def _records(config: StudyConfig, runner: Runner, x: Value | None, evaluation: s
                 "setting": setting,
                 "x": x,
                 "evaluation": evaluation,
-                "score": named(score),
+                "score": score_name(score),
                 "mean": own.mean,
             }
             record |= {"by_seed": {str(seed): value for seed, value in zip(seeds[setting], own.by_seed, strict=True)}}

@@ -139,12 +139,12 @@ class ImageSource(ABC):
         """Build examples of an epoch, reading all their images at once; an example does not depend on the others."""
         found = self.images.read(self.prefix_images(indexes))
         return [
-            self.build_from(self._shown(regions, epoch, index), epoch, index)
+            self.build_from(self._with_dropout(regions, epoch, index), epoch, index)
             for regions, index in zip(found, indexes.tolist(), strict=True)
         ]
 
-    def _shown(self, regions: PrefixRegions, epoch: int, index: int) -> PrefixRegions:
-        """Leave out the concepts of an example, or not."""
+    def _with_dropout(self, regions: PrefixRegions, epoch: int, index: int) -> PrefixRegions:
+        """Leave out the tags or the words of an example's regions if they are drawn for dropout."""
         if self.dropout is None:
             return regions
         untagged, unnamed = self.dropout.without(epoch, slice(index, index + 1))[0].tolist()

@@ -148,7 +148,7 @@ def test_a_dry_run_lists_the_work_and_does_none(study: Any, tmp_path: Path) -> N
     lines = first.out.splitlines()
     assert len(lines) == 9 + 2 and "to run pretrained-0 (4 steps, 400 rows): dimvl pretrain" in first.out
     assert lines[-2] == "9 of 9 stages to run: 5 trainings with 14 steps and 1,400 rows, 4 evaluations"
-    assert "is not known before a stage of each kind has ended" in lines[-1]
+    assert "the time is not known before a stage has ended" in lines[-1]
     make_runner(tmp_path / "study.yaml").run(2)
     assert make_runner(tmp_path / "study.yaml", "seeds=[0,1]").seconds_left()[1], "one stage of each kind has ended"
     assert "9 of 18 stages to run" in study("seeds=[0,1]", "--dry-run").out

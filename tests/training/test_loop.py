@@ -10,9 +10,9 @@ from dimvl.data.prefixes import ImageReader
 from dimvl.errors import NotFiniteError, UserError
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
+from dimvl.showing import format_seconds
 from dimvl.training.engine import TorchEngine
 from dimvl.training.loop import seed_dropout
-from dimvl.training.report import format_seconds
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config
 from tests.training.runs import log_of, weights_of

@@ -9,9 +9,9 @@ score of its own image alone. Here the judge is a pretrained model that stays as
 A matching head trained on true and drawn pairs estimates the log-odds of a pair, so a softmax over images is the
 probability that the caption was written about each of them. One more choice, "about none of them", has log-odds 0: a
 caption with a false detail loses even where it fits the other images still less, and with a single image the reward is
-that of Cho et al. The logarithm of the probability is divided by the number of choices' logarithm, which is known
-beforehand, so the weight of the reward means the same for any data and any number of images, and the gradient stays
-unbiased; dividing by the spread of the drawn captions, as is often done, would bias it.
+that of Cho et al. The log-probability is divided by the logarithm of the number of choices. This is a constant, so the
+gradient stays unbiased, and the weight of the reward means the same for any data and any number of images. Dividing by
+the spread of the drawn captions, as is often done, would bias the gradient.
 
 The other images are drawn by seed, epoch and image, not taken from the batch: ranks and micro-batches change nothing.
 

@@ -41,7 +41,7 @@ from dimvl.tasks.captioning.retrieval import SelfRetrieval
 OBJECTIVE = "self_critical"
 REWARD, CIDER, RETRIEVAL = (f"{OBJECTIVE}/{name}" for name in ("reward", "cider", "retrieval"))
 TRIES = 10
-"""Images drawn to compare with that share an image with a group, before one of them is accepted."""
+"""Groups that share an image with the caption's own group, drawn and refused before one of them is accepted."""
 Reward = Callable[[Sequence[Sequence[int]], np.ndarray], np.ndarray]
 
 
