@@ -242,8 +242,8 @@ def results(out: Path, seeds: Sequence[int], runs: Sequence[str] = RUNS) -> dict
     for name in runs:
         if name != "caption" and "caption" in runs:
             found[name]["caption_minus_this"] = bootstrap(images["caption"] - images[name])
-    intervals = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"
-    return {"seeds": list(seeds), "intervals": intervals, **found.pop("caption", {}), **found}
+    legend = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"
+    return {"seeds": list(seeds), "intervals": legend, **found.pop("caption", {}), **found}
 
 
 def summary(official: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a study found: scores of its settings and differences from the baseline, as JSON, a table and a figure."""
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -44,7 +45,7 @@ def write_results(config: StudyConfig, runner: Runner, command: str) -> list[str
     seconds = {name: mark.seconds for name, mark in runner.marks.items() if mark is not None and mark.seconds}
     content = {
         "command": command,
-        "machine": machine(),
+        "machine": f"{machine()}, {os.cpu_count()} cores",
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {name: version(name) for name in ("dimvl", "torch", "numpy")},
         "git_revision": git_revision(),
