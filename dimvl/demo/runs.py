@@ -13,7 +13,8 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
 
     Each baseline differs from its model in one thing: `no_pretraining-N` starts from scratch, with the steps that suit
     this; `question_only` is the same without regions and concepts, for the largest N;
-    `pretraining_without_word_change-*` has no negatives with one word changed.
+    `pretraining_without_word_change-*` has no negatives with one word changed. If N is the most that the scenes may
+    have, all questions are taken, since some scenes may have fewer.
 
     Args:
         config: the demo's configuration.
@@ -50,7 +51,7 @@ def _answering(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str
         initial=paths.run(config.last_pretraining) if pretrained else None,
         questions=[paths.scenes / "train" / "questions.json"],
         annotations=[paths.scenes / "train" / "annotations.json"],
-        subset=point.questions,
+        subset=point.questions if point.questions < config.scenes.train * config.scenes.questions_per_image else None,
         shared_prefix=config.shared_prefix,
     )
 
