@@ -1,5 +1,6 @@
 """What a study found: scores of its settings and differences from the baseline, as JSON, a table and a figure."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,13 +12,14 @@ from typing import Any
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, write_json
 from dimvl.metrics.comparison import differences, estimate
-from dimvl.metrics.evaluations import read_groups
+from dimvl.metrics.evaluations import common_measures, read_groups
 from dimvl.metrics.measures import score_name
 from dimvl.study.config import StudyConfig, Value
 from dimvl.study.figure import Point, study_svg
 from dimvl.study.runner import Runner
 from dimvl.study.stages import Grid
 
+logger = logging.getLogger(__name__)
 RESULTS, TABLE, FIGURE = "results.json", "results.md", "figure.svg"
 Record = dict[str, Any]
 INTERVALS = (
@@ -85,7 +87,11 @@ def _records(config: StudyConfig, runner: Runner, x: Value | None, evaluation: s
         return []
     first = {config.baseline: seeds.pop(config.baseline)} if config.baseline in seeds else {}
     seeds = first | seeds
-    estimates = estimate(read_groups({name: [*folders.values()] for name, folders in seeds.items()}))
+    groups = read_groups({name: [*folders.values()] for name, folders in seeds.items()})
+    if partial := common_measures(groups)[1]:
+        names = ", ".join(map(score_name, partial))
+        logger.warning("left out: %s, which not all evaluations of stage %r have", names, evaluation)
+    estimates = estimate(groups)
     records = []
     for setting, found in estimates.items():
         compared = differences(estimates[config.baseline], found) if first and setting != config.baseline else {}
