@@ -86,6 +86,16 @@ def test_a_training_image_is_also_there_mirrored_with_its_captions_and_boxes(tmp
     assert len(read_captions(folder / "train.json")) == 4, "captions have ids of their own"
 
 
+def test_data_that_is_not_there_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run_flickr8k.py", str(tmp_path / "none"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        run_flickr8k.main()
+    assert "dataset_flickr8k.json does not exist; check the path" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:
     log = "open('log', 'a').write('x')"
     stage = Stage("seed-0/caption", ["-c", log])

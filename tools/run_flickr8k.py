@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ImageOps
 
+from dimvl.errors import UserError
 from dimvl.files import atomic_path, read_json, write_json
 from dimvl.metrics import intervals
 from dimvl.regions.images import load_image
@@ -69,7 +70,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file to write; default OUT/flickr8k.json")
     parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
     arguments = parser.parse_args()
-    lay_out(arguments.data, arguments.out, arguments.development)
+    try:
+        lay_out(arguments.data, arguments.out, arguments.development)
+    except UserError as error:
+        parser.error(str(error))
     planned = shared_stages()
     for run_name in arguments.runs:
         for seed in arguments.seeds:
@@ -93,11 +97,12 @@ def main() -> None:
 
 def lay_out(data: Path, out: Path, development: bool = False) -> None:
     """Link data and configurations into OUT, where commands run; write captions, mirrored images, and all boxes."""
+    train, held_out = split(read_json(data / ANNOTATIONS)["images"], development)
+    boxes = mirrored_boxes(read_json(data / BOXES), {image["cocoid"] for image in train})
     for folder in (out / "annotations", out / "images"):
         folder.mkdir(parents=True, exist_ok=True)
     if not (out / "configs").is_symlink():
         (out / "configs").symlink_to(ROOT / "configs")
-    train, held_out = split(read_json(data / ANNOTATIONS)["images"], development)
     copies = [mirrored(image) for image in train]
     trained = captions([*train, *copies], lambda sentence: " ".join(sentence["tokens"]))
     write_json(out / "annotations" / "train.json", trained)
@@ -109,7 +114,6 @@ def lay_out(data: Path, out: Path, development: bool = False) -> None:
         if not (path := out / "images" / copy["filename"]).exists():
             with atomic_path(path) as temporary:
                 ImageOps.mirror(load_image(out / "images" / image["filename"])).save(temporary, "JPEG", quality=95)
-    boxes = mirrored_boxes(read_json(data / BOXES), {image["cocoid"] for image in train})
     write_json(out / "annotations" / "boxes.json", boxes)
 
 
