@@ -38,7 +38,7 @@ THINGS = ("star", "large square", "circle above a star")
 
 def read(folder: Path, **changes: object) -> StatementRules:
     path = folder / f"{changes.get('score', 'match')}.yaml"
-    path.write_text(yaml.safe_dump(RULES | changes))
+    path.write_text(yaml.safe_dump(RULES | changes, width=1000))
     return read_statements(path)
 
 
@@ -231,6 +231,15 @@ def test_a_model_without_the_head_that_scores_statements_is_refused(
         answer_by_statements(trained, store, asked(), rules)
     with pytest.raises(UserError, match=f"{message}|cannot answer by statements, but it can answer and caption; give"):
         Predictor(trained, tmp_path).answer(store.read(0), "is there a star?", statements=rules)
+
+
+def test_a_masked_answer_beyond_the_text_tokens_is_refused(tmp_path: Path, store: RegionStore) -> None:
+    long = " ".join(["star"] * 40)
+    rules = read(
+        tmp_path, score="masked_word", statements=[{**RULES["statements"][0], "statement": f"{long} {{answer}}"}]
+    )
+    with pytest.raises(UserError, match=r"the answer of 'star star .* has no word among the \d+ text tokens of the"):
+        answer_by_statements(make_trained(all_abilities()), store, asked(), rules)
 
 
 @pytest.mark.parametrize("score", ["match", "masked_word"])

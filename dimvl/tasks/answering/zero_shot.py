@@ -70,7 +70,8 @@ def _prepare(trained: TrainedModel, questions: Sequence[str], statements: Rules,
     """Tokenise the statements of questions, each statement once.
 
     Raises:
-        UserError: the model lacks the head that scores them, or a mistake in the rules.
+        UserError: the model lacks the head that scores them, a mistake in the rules, or a statement that is cut
+            before its answer.
 
     """
     rules = statements if isinstance(statements, StatementRules) else read_statements(Path(statements))
@@ -86,6 +87,11 @@ def _prepare(trained: TrainedModel, questions: Sequence[str], statements: Rules,
     places = dict.fromkeys(needed, np.zeros(0, dtype=np.int64))
     if masked:
         places = {statement: _places_of_answer(trained, statement, len(words)) for statement, words in tokens.items()}
+        if cut := [statement.text for statement, own in places.items() if len(own) == 0]:
+            raise UserError(
+                f"{rules.source}: the answer of {short(cut[0])} has no word among the {processor.text_tokens} text "
+                "tokens of the model; shorten the statement"
+            )
     # Masked statements are nearly all equal, and computed once.
     repeated = 0 if masked or processor.shared_prefix else processor.max_regions + processor.text_start
     return [
@@ -195,11 +201,6 @@ def _word_scores(trained: TrainedModel, prefixes: Sequence[Prefix], asked: Seque
     logs = finite(trained.model.word_head(rows).float().log_softmax(dim=-1).cpu()).double().numpy()
     starts = starts_of(np.array([len(example.texts[0].places) for example in examples]))
     return [
-        np.array(
-            [
-                logs[starts[number] + np.arange(len(wanted)), wanted].sum() / max(1, len(wanted))
-                for number, wanted in own
-            ]
-        )
+        np.array([logs[starts[number] + np.arange(len(wanted)), wanted].mean() for number, wanted in own])
         for own in uses
     ]
