@@ -22,14 +22,13 @@ from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder,
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import abilities_of
-from dimvl.tasks.answering.statements import StatementRules
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
 
 Texts = str | Sequence[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
-Rules = str | Path | StatementRules | None
-"""A file of rules for zero-shot answers, or what `read_statements` made of one."""
+Rules = Any
+"""A file of rules for zero-shot answers, or what `read_statements` of dimvl.tasks.answering made of one."""
 ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
 ROWS_CACHED = 8192  # rows of captions decoded together, including their prefixes
 

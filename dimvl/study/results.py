@@ -44,7 +44,9 @@ def write_results(config: StudyConfig, runner: Runner, command: str) -> list[str
 
     """
     records = [record for place in _places(runner.grid) for record in _records(config, runner, *place)]
-    seconds = {name: mark.seconds for name, mark in runner.marks.items() if mark is not None and mark.seconds}
+    seconds = {
+        name: mark.seconds for name, mark in runner.marks.items() if mark is not None and mark.seconds is not None
+    }
     content = {
         "command": command,
         "machine": f"{machine()}, {os.cpu_count()} cores",

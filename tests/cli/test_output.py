@@ -19,9 +19,11 @@ from dimvl.demo import runner
 from dimvl.regions.naming.concepts import ConceptNamer, ConceptNetwork, Source
 from dimvl.regions.store import RegionStore
 from tests.cli.calls import write_config
+from tests.cli.test_compare import RIGHT, flipped, write_evaluation
 from tests.exports import all_abilities, make_image, make_trained, write_run
 from tests.factories import make_extractor
 from tests.regions.importers.written import images_of, write_lxmert
+from tests.study.fakes import pretend, write_study
 from tests.tiny_runs import make_data
 
 SHOWN_IN_PLACE = "\x1b[?25l"  # the cursor is hidden
@@ -48,6 +50,8 @@ COMMANDS = {
         "overall: ",
     ),
     "score caption": (["--annotations", "{captions}", "--predictions", "{captioned}", "--tokenised"], "CIDEr: "),
+    "compare": (["{worse}", "{better}"], "higher"),
+    "study": (["{study}"], "| pretrained |"),
     "report": (["{run}"], "report: "),
     "export": (["{run}", "{new}", "--where", "none"], "exported: "),
     "caption": (["{images}", "--model", "{model}", "--json"], '2.png", "caption": "'),
@@ -55,7 +59,7 @@ COMMANDS = {
     "match": (["{images}/1.png", "a star", "--model", "{model}"], r"0\.\d"),
 }
 """Of every command: arguments, and something that its results contain."""
-QUIET = {"inspect", "plan", "report", "score vqa", "score caption", "export", "match"}
+QUIET = {"inspect", "plan", "report", "score vqa", "score caption", "compare", "export", "match"}
 """Commands that show no progress."""
 
 
@@ -93,6 +97,9 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
         "captions": data.captions,
         "answered": folder / "answered.json",
         "captioned": folder / "captioned.json",
+        "worse": write_evaluation(folder / "worse", RIGHT),
+        "better": write_evaluation(folder / "better", flipped(0.9, 0)),
+        "study": write_study(folder),
         "run": write_run(folder / "run", make_trained(all_abilities(make_extractor()))),
         **{task: write_config(folder, data, task) for task in ("pretrain", "vqa")},
     }
@@ -133,6 +140,8 @@ def test_results_arrive_in_a_file_while_a_terminal_shows_progress(
     monkeypatch.setenv("PATH", "")  # no Java, whose start would take most of the time
     monkeypatch.setattr(runner, "all_stages", lambda config: [])
     monkeypatch.setattr(runner, "finish", lambda *_: print("results"))
+    if command == "study":
+        pretend(monkeypatch, tmp_path)
     arguments, expected = COMMANDS[command]
     words = [word.format(**places, new=tmp_path / "new") for word in [*command.split(), *arguments]]
     monkeypatch.setattr(sys, "argv", ["dimvl", *words])

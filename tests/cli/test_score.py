@@ -127,7 +127,8 @@ def test_an_evaluation_can_be_read_rescored_and_traced(run: Run, tmp_path: Path,
     assert {name: scores[name] for name in again} == again
     items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
     assert sum(item["accuracy"] for item in items) / 12 == pytest.approx(scores["overall"])
-    assert set(items[0]) == {"question_id", "image_id", "question", "prediction", "answers", "accuracy"}
+    keys = {"question_id", "image_id", "question", "prediction", "answers", "answer_type", "accuracy"}
+    assert set(items[0]) == keys
     manifest = json.loads((out / "manifest.json").read_text())
     weights = trained / "checkpoints" / "step-00000003" / "model.safetensors"
     assert manifest["model"]["weights"] == "checkpoints/step-00000003/model.safetensors"
@@ -160,7 +161,7 @@ def test_captions_record_how_they_were_decoded_and_replace_old_scores(
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["settings"].items() >= decoding.items() and set(manifest["data"]) == {"captions"}
     items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
-    assert len(items) == 6 and set(items[0]) == {"image_id", "prediction", "references"}
+    assert len(items) == 6 and set(items[0]) == {"image_id", "prediction", "references", "means"}
     assert max(len(item["prediction"].split()) for item in items) <= 5
     assert run(*place, "--questions", data.questions)[0] == 0
     assert not (out / "scores.json").exists(), "scores of other predictions are removed"

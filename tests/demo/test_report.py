@@ -145,7 +145,9 @@ def test_a_missing_or_malformed_log_is_one_clear_sentence(tmp_path):
 
 
 def test_a_report_with_scores_only_has_no_empty_sections(tmp_path):
-    bare = replace(make_report(tmp_path), goals=(), baselines=(), logs={}, examples=(), seconds={}, budget=None)
+    bare = replace(
+        make_report(tmp_path), goals=(), baselines=(), labels={}, logs={}, examples=(), seconds={}, budget=None
+    )
     write_report(tmp_path / "report.html", bare)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["All scores"]
@@ -155,4 +157,4 @@ def test_every_image_and_chart_has_a_text_alternative(page):
     images = re.findall(r"<img [^>]*>", page)
     assert len(images) == 2 and all(re.search(r'alt="[^"]+"', image) for image in images)
     charts = re.findall(r"<svg [^>]*>", page)
-    assert len(charts) == 1 and "Words 3 → 1" in charts[0]
+    assert len(charts) == 2 and "pretrained 0.520 at 300, 0.720 at 3000" in charts[0] and "Words 3 → 1" in charts[1]
