@@ -3,7 +3,7 @@
 A template is a sentence with alternatives "(is|sits)" and slots "{a}". Writing picks one alternative and fills the
 slots; parsing turns the same template into a regular expression, so the two cannot drift apart. The slots:
 
-    {a} {b} {c}       "a large red circle"; {A} {B} may say "the" if the phrase matches one object only
+    {a} {b} {c}       "a large red circle" or "a large red object"; {A} {B} may say "the" if only one object matches
     {side} {side2}    "to the left of": a is on that side of b, or of c
     {its}             "on its left": a is on that side of b
     {place} {place2}  "top left": a, or b, is in that quarter of the image
@@ -68,6 +68,7 @@ _ITS = {
 }
 _WORDS, _FACTS = range(8, 23), range(3, 9)  # allowed in a caption
 _NUM_ADJECTIVES = (1, 1, 1, 2, 2, 2, 2, 3, 3)  # drawn for each phrase
+_OBJECT_SHARE = 0.3  # of phrases that say "object" instead of the shape, as most questions do
 _TRIES = 200
 
 
@@ -204,7 +205,8 @@ def _counted_phrases(world: World, items: list[SceneObject], inside: bool) -> li
 
 def _describe(item: SceneObject, generator: np.random.Generator) -> Phrase:
     adjectives = ["size", "colour"] + (["texture"] if item.texture != "plain" else [])
-    return describe(item, [*shuffled(adjectives, generator)[: pick(_NUM_ADJECTIVES, generator)], "shape"])
+    named = shuffled(adjectives, generator)[: pick(_NUM_ADJECTIVES, generator)]
+    return describe(item, named if generator.random() < _OBJECT_SHARE else [*named, "shape"])
 
 
 def _with_article(slot: str, phrase: Phrase, world: World, generator: np.random.Generator) -> str:
