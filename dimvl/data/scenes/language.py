@@ -45,6 +45,8 @@ TEMPLATES = (
     f"{_PICTURE} {{a}} {{side}} {{b}}",
     "there are {all} and {A} (is|sits|lies) {side} {B}",
     "{A} (is|sits|lies) {side} {B}, and there are {all} (in total|altogether)",
+    "{A} (is|sits|lies) in the {place}",
+    f"{_SEE} {{a}} in the {{place}}",
     "{A} (is|sits|lies) in the {place} and {B} in the {place2}",
     f"{_SEE} {{a}} in the {{place}} and {{b}} in the {{place2}}",
     "in the {place} (there is|you can see|lies) {a}, and in the {place2} {b}",
@@ -57,7 +59,7 @@ TEMPLATES = (
     f"{_SEE} {{a}}, {{b}} and {{c}}",
     f"{_PICTURE} {{a}}, {{b}} and {{c}}",
 )
-_SHARES = {"{place}": 4, "{side}": 3, "{its}": 3}  # templates about positions are drawn more often than the others (2)
+_SHARES = {"{place}": 8, "{many}": 4, "{all}": 4, "{side}": 4, "{its}": 4}  # how often templates are drawn; others: 2
 _DRAWN = [t for t in TEMPLATES for _ in range(next((n for slot, n in _SHARES.items() if slot in t), 2))]
 
 _ITS = {
