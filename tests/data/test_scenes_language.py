@@ -91,6 +91,18 @@ def test_captions_use_at_least_12_templates_and_every_kind_of_fact():
     assert len(set(captions)) > 0.95 * len(captions)
 
 
+def test_captions_also_say_object_instead_of_the_shape():
+    phrases = [
+        fact.phrase for captions in CAPTIONS for c in captions for fact in parse_caption(c) if fact.kind == "object"
+    ]
+    assert 0.2 < np.mean([phrase.shape is None for phrase in phrases]) < 0.4
+    assert all(phrase.adjectives for phrase in phrases if phrase.shape is None)
+    assert truths("there is a red object over a dotted object.") == [("object", True), ("attribute", True)] * 2 + [
+        ("relation", True)
+    ]
+    assert truths("there is a red dotted object over a star.")[0] == ("object", False)
+
+
 def test_the_parser_returns_the_facts_of_a_sentence():
     red, star = Phrase(size="large", colour="red", shape="circle"), Phrase(texture="dotted", shape="star")
     assert parse_caption("There are three objects and a large red circle is to the left of the dotted star") == [

@@ -1,7 +1,7 @@
 """Facts that a caption states, and whether they are true in a scene.
 
-Kinds: `object` (an object of that shape exists), `attribute` (one per adjective of a phrase), `place`, `relation` and
-`count`. A counted phrase ("two red circles") states one count fact and nothing else.
+Kinds: `object` (the scene has what the phrase names), `attribute` (one per adjective of a phrase), `place`, `relation`
+and `count`. A counted phrase ("two red circles") states one count fact and nothing else.
 """
 
 from collections.abc import Set
@@ -57,13 +57,15 @@ def best_match(phrase: Phrase, world: World, taken: Set[int] = frozenset()) -> i
 def judge(fact: Fact, world: World) -> bool:
     """Return whether `fact` is true in `world`.
 
-    - object: an object of that shape exists;
+    - object: an object of that shape exists; for "object" instead of a shape, one that the whole phrase matches;
     - attribute: the object that best matches the whole phrase (`best_match`) has it;
     - place: an object that matches the whole phrase has its centre there;
     - relation: two distinct objects match the two phrases, and the centre of the first is strictly on that side of the
       centre of the second;
     - count: exactly that many objects match.
     """
+    if fact.kind == "object" and fact.phrase.shape is None:
+        return fact.phrase.count_in(world) > 0
     if fact.kind in ("object", "attribute"):
         index = best_match(fact.phrase, world)
         return index is not None and (

@@ -3,7 +3,7 @@
 A template is a sentence with alternatives "(is|sits)" and slots "{a}". Writing picks one alternative and fills the
 slots; parsing turns the same template into a regular expression, so the two cannot drift apart. The slots:
 
-    {a} {b} {c}       "a large red circle"; {A} {B} may say "the" if the phrase matches one object only
+    {a} {b} {c}       "a large red circle" or "a large red object"; {A} {B} may say "the" if only one object matches
     {side} {side2}    "to the left of": a is on that side of b, or of c
     {its}             "on its left": a is on that side of b
     {place} {place2}  "top left": a, or b, is in that quarter of the image
@@ -45,6 +45,8 @@ TEMPLATES = (
     f"{_PICTURE} {{a}} {{side}} {{b}}",
     "there are {all} and {A} (is|sits|lies) {side} {B}",
     "{A} (is|sits|lies) {side} {B}, and there are {all} (in total|altogether)",
+    "{A} (is|sits|lies) in the {place}",
+    f"{_SEE} {{a}} in the {{place}}",
     "{A} (is|sits|lies) in the {place} and {B} in the {place2}",
     f"{_SEE} {{a}} in the {{place}} and {{b}} in the {{place2}}",
     "in the {place} (there is|you can see|lies) {a}, and in the {place2} {b}",
@@ -57,7 +59,7 @@ TEMPLATES = (
     f"{_SEE} {{a}}, {{b}} and {{c}}",
     f"{_PICTURE} {{a}}, {{b}} and {{c}}",
 )
-_SHARES = {"{place}": 4, "{side}": 3, "{its}": 3}  # templates about positions are drawn more often than the others (2)
+_SHARES = {"{place}": 8, "{many}": 4, "{all}": 4, "{side}": 4, "{its}": 4}  # how often templates are drawn; others: 2
 _DRAWN = [t for t in TEMPLATES for _ in range(next((n for slot, n in _SHARES.items() if slot in t), 2))]
 
 _ITS = {
@@ -68,6 +70,7 @@ _ITS = {
 }
 _WORDS, _FACTS = range(8, 23), range(3, 9)  # allowed in a caption
 _NUM_ADJECTIVES = (1, 1, 1, 2, 2, 2, 2, 3, 3)  # drawn for each phrase
+_OBJECT_SHARE = 0.3  # of phrases that say "object" instead of the shape, as most questions do
 _TRIES = 200
 
 
@@ -204,7 +207,8 @@ def _counted_phrases(world: World, items: list[SceneObject], inside: bool) -> li
 
 def _describe(item: SceneObject, generator: np.random.Generator) -> Phrase:
     adjectives = ["size", "colour"] + (["texture"] if item.texture != "plain" else [])
-    return describe(item, [*shuffled(adjectives, generator)[: pick(_NUM_ADJECTIVES, generator)], "shape"])
+    named = shuffled(adjectives, generator)[: pick(_NUM_ADJECTIVES, generator)]
+    return describe(item, named if generator.random() < _OBJECT_SHARE else [*named, "shape"])
 
 
 def _with_article(slot: str, phrase: Phrase, world: World, generator: np.random.Generator) -> str:
