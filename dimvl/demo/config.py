@@ -76,6 +76,7 @@ class DemoConfig(Section):
     )
     labels: list[LabelsConfig] = Field(min_length=1, description="the curve over labels, from few to many questions")
     vqa: TrainingConfig = Field(description="question answering; `labels` sets its steps")
+    answer_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of question answering")
     caption: TrainingConfig
     self_critical: TrainingConfig | None = Field(
         None, description="self-critical training after captioning; null: captioning is the last run"

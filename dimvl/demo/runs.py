@@ -40,6 +40,7 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
 def _answering(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str, Any]) -> VqaConfig:
     if name == "question_only":
         common["inputs"] = common["inputs"].model_copy(update={"max_regions": 0, "concepts": "none"})
+    common["model"] = config.model.model_copy(update={"dropout": config.answer_dropout})
     series, _, number = name.rpartition("-")
     point = next((point for point in config.labels if str(point.questions) == number), config.labels[-1])
     pretrained = series == "vqa"
