@@ -71,6 +71,8 @@ def test_each_point_of_the_curve_has_its_own_labels_and_steps_with_and_without_p
         ours, scratch = (run_config(config, PATHS, f"{name}-{point.questions}") for name in ("vqa", "no_pretraining"))
         assert ours.subset == scratch.subset == point.questions and scratch.initial is None
         assert (ours.training.steps, scratch.training.steps) == (point.steps, point.steps_from_scratch)
+        assert ours.model.dropout == scratch.model.dropout == config.answer_dropout == 0.1
+    assert run_config(config, PATHS, "pretraining-1").model.dropout == config.model.dropout == 0
     assert run_config(config, PATHS, "question_only").subset == config.labels[-1].questions
 
 
