@@ -146,8 +146,6 @@ def test_the_python_of_the_page_about_the_network_runs(tmp_path, monkeypatch):
     [
         (README, "results", "demo"),
         (EXPERIMENTS, "demo-times", "demo"),
-        (EXPERIMENTS, "full", "full"),
-        (EXPERIMENTS, "full-times", "full"),
     ],
 )
 def test_the_results_of_the_demo_are_what_their_tool_writes(page, mark, demo):
