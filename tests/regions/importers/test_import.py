@@ -235,21 +235,24 @@ def test_an_unrecognised_source_asks_for_a_format(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_source(tmp_path):
-    """20 and 200 images of 32 kB; only one id per image may be added."""
+    """20 and 200 images of 32 kB; only one id per image may be added. Of three tries: another thread may allocate."""
     regions = replace(image_of(2), features=np.ones((3, 4096), dtype=np.float16))
-    peaks = []
-    for count in (20, 200):
+
+    def peak(count: int, number: int) -> int:
         (tmp_path / "x.tsv").write_text(
             "".join(lxmert_line(replace(regions, image_id=str(number))) + "\n" for number in range(count))
         )
         opened = FORMATS["lxmert-tsv"](tmp_path / "x.tsv", Assembler())
         extractor = extractor_of("test", first_regions(opened), Assembler())
-        with RegionStoreWriter(tmp_path / str(count), extractor, shard_bytes=10**5) as writer:
+        with RegionStoreWriter(tmp_path / f"{count}-{number}", extractor, shard_bytes=10**5) as writer:
             tracemalloc.start()
             import_regions(opened, writer)
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            found = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 180 * 1500
+        return found
+
+    few, many = (min(peak(count, number) for number in range(3)) for count in (20, 200))
+    assert many < few + 180 * 1500
 
 
 # The command
