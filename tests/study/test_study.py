@@ -1,5 +1,6 @@
 """`dimvl study`: what runs, what is skipped, and what it makes of scores."""
 
+import json
 import signal
 from collections import Counter
 from pathlib import Path
@@ -132,6 +133,13 @@ def test_scores_have_means_intervals_and_differences_from_the_baseline(study: An
     assert ">labels</text>" in figure and ">pretrained</text>" in figure and ">200</text>" in figure
     (tmp_path / "out/figure.svg").unlink()
     assert study("seeds=[0,1,2]", scores=["overall"]).code == 0 and (tmp_path / "out/figure.svg").read_text() == figure
+
+
+def test_a_stage_that_took_no_time_has_its_seconds_too(study: Any, tmp_path: Path) -> None:
+    assert study().code == 0
+    for mark in (tmp_path / "out/done").rglob("*.json"):
+        mark.write_text(json.dumps(json.loads(mark.read_text()) | {"seconds": 0.0}))
+    assert study().code == 0 and list(results(tmp_path)["seconds"].values()) == [0.0] * 9
 
 
 def test_a_study_without_points_has_a_row_for_each_setting(study: Any, tmp_path: Path) -> None:
