@@ -93,7 +93,7 @@ def _ranks(scores: np.ndarray, right: Right, candidates: Candidates | None) -> n
     is_rest = np.ones(scores.shape, dtype=bool)
     is_rest[rows, places] = False
     assert (is_rest.sum(axis=1) == scores.shape[1] - places.shape[1]).all(), "a candidate occurs twice"
-    behind = places.shape[1] + _wrong_ahead(scores, is_right & is_rest, is_rest)
+    behind = places.shape[1] + _wrong_ahead(scores, is_right, is_rest)
     ahead = np.where(among.any(axis=1), _wrong_ahead(candidates.scores, among), behind)
     return np.where(counts, 1 + ahead, 0)
 
