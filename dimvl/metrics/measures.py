@@ -7,7 +7,7 @@ items. `measures` finds it there, so a task whose items have such fields needs n
 Letters: N items, S numbers of an item.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -200,10 +200,18 @@ def _recalls(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
 
 
 def _means(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
-    """Return the scores that are means of what `means` of each item has under their names."""
-    means = [item.get("means", {}) for item in items]
-    names = dict.fromkeys(name for own in means for name in own)
-    return {(name,): _mean_of([own.get(name, 0) for own in means], [name in own for own in means]) for name in names}
+    """Return the scores that are means of what `means` of each item has under their names, which may be nested."""
+    means = [dict(_flat(item.get("means", {}))) for item in items]
+    places = dict.fromkeys(place for own in means for place in own)
+    return {place: _mean_of([own.get(place, 0) for own in means], [place in own for own in means]) for place in places}
+
+
+def _flat(values: Mapping[str, Any], above: Place = ()) -> Iterator[tuple[Place, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, (*above, name))
+        else:
+            yield (*above, name), value
 
 
 def _share(sums: np.ndarray) -> np.ndarray:
