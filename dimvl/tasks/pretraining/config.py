@@ -34,8 +34,6 @@ class WeightsConfig(Section):
     object_class: float = Field(1.0, description="KL divergence from the detector's classes of hidden regions")
     object_feature: float = Field(1.0, description="squared error of the features of hidden regions")
     matching: float = Field(1.0, description="binary cross entropy of image-text matching")
-    contrastive_global: float = Field(1.0, description="contrastive loss of whole images and texts")
-    contrastive_tokens: float = Field(1.0, description="contrastive loss of regions and words")
 
 
 class ContrastiveConfig(Section):
@@ -44,6 +42,8 @@ class ContrastiveConfig(Section):
     group: int = Field(32, ge=2, le=2**14, description="images of a group, drawn by seed, epoch and image")
     captions: int = Field(1, ge=1, description="maximum number of captions of an image in a group")
     width: int = Field(256, ge=1, le=2**14, description="dimensions of the shared space")
+    global_weight: float = Field(1.0, ge=0, description="weight of the loss of whole images and texts")
+    tokens_weight: float = Field(1.0, ge=0, description="weight of the loss of regions and words")
 
 
 class ObjectivesConfig(Section):

@@ -73,8 +73,8 @@ class PretrainModule(TaskModule):
             "masked_object/class": weights.object_class,
             "masked_object/feature": weights.object_feature,
             "matching": weights.matching,
-            "contrastive/global": weights.contrastive_global,
-            "contrastive/tokens": weights.contrastive_tokens,
+            "contrastive/global": config.contrastive.global_weight,
+            "contrastive/tokens": config.contrastive.tokens_weight,
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

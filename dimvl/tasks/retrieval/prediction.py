@@ -137,7 +137,7 @@ def embed_store(
         done += len(chosen)
         if progress is not None:
             progress(done, len(images))
-    return _joined([one for one in found if one is not None])
+    return joined([one for one in found if one is not None])
 
 
 def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
@@ -157,10 +157,11 @@ def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progr
         done += len(chosen)
         if progress is not None:
             progress(done, len(words))
-    return _joined([one for one in found if one is not None])
+    return joined([one for one in found if one is not None])
 
 
-def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+def joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """Join embeddings, in order."""
     counts = np.concatenate([part.counts for part in parts])
     return Embeddings(torch.cat([part.pooled for part in parts]), torch.cat([part.rows for part in parts]), counts)
 
@@ -172,4 +173,12 @@ EMBED_IMAGE = Ability(
     result=lambda trained, embedded: embedded.pooled[0].numpy(),
     takes_text=False,
     example='predictor.embed_image("image.png")',
+)
+EMBED_TEXT = Ability(
+    verb="embed text",
+    available=lambda processor: processor.aligns,
+    apply=lambda trained, prefixes, words: list(embed_texts(trained, words)),
+    result=lambda trained, embedded: embedded.pooled[0].numpy(),
+    takes_text=True,
+    example='predictor.embed_text("a red circle")',
 )
