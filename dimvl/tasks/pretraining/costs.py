@@ -12,7 +12,7 @@ from dimvl.tasks.pretraining.config import ContrastiveConfig, ObjectivesConfig
 def average_of_objectives(objectives: ObjectivesConfig, seq2seq: Seq2seqConfig, facts: DataFacts) -> AverageExample:
     """Return the cost of an average example over the objectives, by their shares."""
     texts = facts.texts
-    shares = objectives.shares.model_dump()
+    shares = objectives.shares_of_examples()
     words, regions = float(max(1, round(objectives.text_share * texts.words))), 0.0
     if facts.regions:
         regions = float(max(1, round(objectives.region_share * facts.regions)))

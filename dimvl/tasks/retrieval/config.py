@@ -31,7 +31,10 @@ class RetrieveConfig(RunConfig):
         None, ge=1, description="number of images whose captions to train on, drawn by `seed`; null uses all"
     )
     matching_share: float = Field(
-        0.5, ge=0, lt=1, description="share of the examples that train matching; the others are contrastive groups"
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the images on which matching is trained; the others are in contrastive groups",
     )
     negative_share: float = Field(0.5, ge=0, le=1, description="share of pairs in matching that are mismatched")
     shared_prefix: bool = Field(

@@ -19,7 +19,7 @@ from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.retrieval.config import RetrievalEvaluation, RetrieveConfig
 from dimvl.tasks.retrieval.evaluation import RecallValidator, evaluate_retrieval
-from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, EMBED_TEXT
+from dimvl.tasks.retrieval.prediction import ALIGN, EMBED_IMAGE, EMBED_TEXT
 from dimvl.tasks.task import Evaluation, Validator
 from dimvl.trained_model import TrainedModel
 
@@ -31,7 +31,7 @@ class Retrieval(CaptionDataTask[RetrieveConfig]):
     title = "Fine-tuning for retrieval"
     pipeline_tag = "feature-extraction"
     evaluation = RetrievalEvaluation
-    abilities = (EMBED_IMAGE, EMBED_TEXT, MATCH)
+    abilities = (EMBED_IMAGE, EMBED_TEXT, ALIGN, MATCH)
     texts_per_image = 5.0
 
     def capabilities(self, config: RetrieveConfig, records: Sequence[Caption]) -> dict[str, Any]:
