@@ -55,7 +55,7 @@ def cast(batch):
 
 
 @pytest.mark.parametrize("arithmetic", ["fp32", "autocast", "bf16"])
-@pytest.mark.parametrize(("name", "split"), list(itertools.product(["pretrain", "vqa", "caption"], SPLITS)))
+@pytest.mark.parametrize(("name", "split"), list(itertools.product(["pretrain", "vqa", "caption", "retrieve"], SPLITS)))
 @pytest.mark.parametrize("dropout", [0, 0.1])
 def test_activations_are_what_autograd_keeps(data, tmp_path, arithmetic, name, split, dropout):
     inputs = {"times": name == "caption", "concepts": "region" if name == "vqa" else "text"}

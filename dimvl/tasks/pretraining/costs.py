@@ -33,6 +33,8 @@ def average_of_objectives(objectives: ObjectivesConfig, seq2seq: Seq2seqConfig, 
     }
     total, work, cost = sum(shares.values()), Work(), 0.0
     for name, share in shares.items():
+        if name == "contrastive" and not share:  # the model has no head for it
+            continue
         work += kinds[name].work * (share / total)
         cost += kinds[name].cost * (share / total)
     return AverageExample(work=work, cost=cost)
