@@ -142,9 +142,7 @@ class ImageSource(ABC):
         One of the B may be a group, for which several examples are returned, one after the other.
         """
         found = self.read(epoch, indexes)
-        return [
-            self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)
-        ]
+        return [self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)]
 
     def read(self, epoch: int, indexes: np.ndarray) -> list[PrefixRegions]:
         """Read the regions of examples (B,) of an epoch, without the concepts that dropout leaves out."""

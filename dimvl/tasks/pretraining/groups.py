@@ -75,7 +75,9 @@ class Groups:
                 source=self.captions.describe(image),
                 objective="contrastive",
                 prefix=prefix,
-                texts=[plain_text(self.captions.tokens(text).astype(np.int64), self.tokenizer) for text in own.tolist()],
+                texts=[
+                    plain_text(self.captions.tokens(text).astype(np.int64), self.tokenizer) for text in own.tolist()
+                ],
                 apart=True,
                 target=Member(place == 0, relations[place]),
             )
@@ -91,7 +93,9 @@ class Groups:
         relations = np.full((len(members), len(owners)), OTHER, dtype=np.int8)
         having: dict[bytes, list[int]] = {}  # text -> places of the images that have it
         for place, image in enumerate(members.tolist()):
-            for text in {self.captions.tokens(text).tobytes() for text in range(*self.captions.groups[image : image + 2])}:
+            for text in {
+                self.captions.tokens(text).tobytes() for text in range(*self.captions.groups[image : image + 2])
+            }:
                 having.setdefault(text, []).append(place)
         for column, text in enumerate(np.concatenate(drawn).tolist()):
             relations[having[self.captions.tokens(text).tobytes()], column] = IGNORED

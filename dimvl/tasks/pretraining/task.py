@@ -19,6 +19,7 @@ from dimvl.tasks.pretraining.groups import average_group
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.pretraining.validation import PretrainValidator
+from dimvl.tasks.retrieval.zero_shot import CLASSIFY
 from dimvl.tasks.task import Validator
 
 
@@ -28,7 +29,7 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
     name = "pretrain"
     title = "Pretraining"
     pipeline_tag = "feature-extraction"
-    abilities = (CAPTION, MATCH)
+    abilities = (CAPTION, MATCH, CLASSIFY)
 
     def capabilities(self, config: PretrainConfig, records: Sequence[Caption]) -> dict[str, Any]:
         """Record that the model captions and matches, and whether it aligns."""
