@@ -187,7 +187,7 @@ class Predictor:
 
         """
         ability = self._ability(verb)
-        options = ability.settle(self.trained, **options)
+        options = dict(ability.settle(self.trained, **options))
         if ability.takes_text:
             raw = self._of_pairs(images, texts if texts is not None else [], ability, options, times, skipped)
         else:
@@ -302,7 +302,7 @@ class Predictor:
         return probabilities[0] if isinstance(texts, str) and not is_batch(images) else probabilities
 
     @overload
-    def classify(  # type: ignore[overload-overlap]
+    def classify(
         self, images: Input, labels: Labels, top: int = 5, times: Times = None, *, templates: Templates = None
     ) -> Labelled: ...
     @overload

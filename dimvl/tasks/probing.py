@@ -189,10 +189,10 @@ def evaluate_probes(
             numbers = [[pairs.pair(rule.store_ids[str(image)], text) for text in texts] for image in probe.images]
             found.append(_Item(name, probe, np.array(numbers), np.array(texts)))
     if alike := [item for item in found if item.texts[0] == item.texts[1]]:
-        texts = [short(text) for text in alike[0].probe.texts]
+        shown = [short(text) for text in alike[0].probe.texts]
         logger.warning(
             "%s of caption and foil have the same tokens, such as %s and %s; they count as wrong",
-            *(counted(len(alike), "pair"), *texts),
+            *(counted(len(alike), "pair"), *shown),
         )
     scores = _scores(trained, store, pairs, scorers, progress)
     items = [_record(item, scores, several=len(files) > 1) for item in found]
