@@ -26,7 +26,8 @@ def data(tmp_path_factory):
 
 def tensors_of(batch):
     own = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    return own + [part for target in batch.targets.values() for part in vars(target).values()]
+    parts = [part for target in batch.targets.values() for part in vars(target).values()]
+    return own + [part for part in parts if isinstance(part, torch.Tensor)]
 
 
 def kept_by_autograd(task, batch, autocast):

@@ -76,7 +76,7 @@ def test_before_a_run_only_facts_about_its_texts_are_assumed(data, tmp_path, tas
         ("vqa", {"shared_prefix": True}),
         ("caption", {}),
         ("caption", {"seq2seq": {"captions": 3, "variant": "masked"}}),
-        ("retrieve", {"contrastive": {"group": 4, "captions": 2}}),
+        ("retrieve", {"contrastive": {"group": 4}, "captions_per_image": 2}),
     ],
 )
 def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(request, tmp_path, images, task, changes):
