@@ -364,7 +364,7 @@ class Predictor:
         return embedded if is_batch(images) else embedded[0]
 
     @overload
-    def embed_text(self, texts: str) -> np.ndarray: ...
+    def embed_text(self, texts: str) -> np.ndarray: ...  # type: ignore[overload-overlap]
     @overload
     def embed_text(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def embed_text(self, texts: Texts) -> Any:

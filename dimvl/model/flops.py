@@ -99,7 +99,7 @@ def products(model: DimvlModel, work: Work, recompute: bool = False) -> Iterator
         elements = 2 * width * (work.attention.queries + work.attention.keys)
         yield Product(name=f"encoder.layers.{layer}.attention", part="attention scores", flops=flops, elements=elements)
     if model.align_head is not None:
-        space = model.align_head.outputs
+        space = model.align_head.space
         forward, elements = 2.0 * work.similarities * space, work.heads.get("align_head", 0.0) * space
         flops = Flops(forward, 2 * forward * any(parameter.requires_grad for parameter in model.parameters()))
         yield Product(name="align_head.similarities", part="align_head", flops=flops, elements=elements)

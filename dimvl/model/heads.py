@@ -150,16 +150,21 @@ class AlignHead(Head):
 
     def __init__(self, width: int, space: int) -> None:
         super().__init__()
-        self.outputs, self.hidden = space, width + 2 * space
+        self.space = space
+        self.outputs, self.hidden = 2 * space, width + 1  # projections and unit vectors, both in fp32; their lengths
         self.image, self.region = Linear(width, space), Linear(width, space)
         self.text, self.word = Linear(width, space), Linear(width, space)
         self.log_scales = nn.Parameter(torch.full((2,), -math.log(0.07)))
 
     def forward(self, images: Tensor, regions: Tensor, texts: Tensor, words: Tensor) -> Aligned:
         """(I, D), (R, D), (T, D), (L, D) -> the same in the shared space."""
-        parts = ((self.image, images), (self.region, regions), (self.text, texts), (self.word, words))
-        units = (F.normalize(project(rows).float(), dim=1) for project, rows in parts)
-        return Aligned(*units, self.scales())
+        return Aligned(
+            images=F.normalize(self.image(images).float(), dim=1),
+            regions=F.normalize(self.region(regions).float(), dim=1),
+            texts=F.normalize(self.text(texts).float(), dim=1),
+            words=F.normalize(self.word(words).float(), dim=1),
+            scales=self.scales(),
+        )
 
     def scales(self) -> Tensor:
         """Return the factors (2,) on the global and the token-wise score, 1 / temperature."""

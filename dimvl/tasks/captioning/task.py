@@ -27,9 +27,7 @@ from dimvl.trained_model import TrainedModel
 
 
 class CaptionDataTask(Task[Config], abstract=True):
-    """Base of tasks that are trained on captions: how captions are read, tokenised and evaluated."""
-
-    evaluation = CaptionEvaluation
+    """Base of tasks that are trained on captions: how captions are read and tokenised."""
 
     def annotation_files(self, config: Any) -> dict[str, list[Path]]:
         """Return the caption files."""
@@ -54,6 +52,16 @@ class CaptionDataTask(Task[Config], abstract=True):
         """Return the captions, which have no labels."""
         return [LabelledText(c.caption_id, c.image_ids, c.text, times=c.times) for c in records]
 
+    def texts_per_prefix(self, config: Any) -> int:
+        """Return the maximum number of captions that share a prefix."""
+        return int(config.seq2seq.captions)
+
+
+class CaptioningTask(CaptionDataTask[Config], abstract=True):
+    """Base of tasks whose models are evaluated by their captions."""
+
+    evaluation = CaptionEvaluation
+
     def evaluate(
         self, trained: TrainedModel, store: RegionStore, options: CaptionEvaluation, progress: Progress | None = None
     ) -> Evaluation:
@@ -64,12 +72,8 @@ class CaptionDataTask(Task[Config], abstract=True):
         """Add the scores of the COCO protocol."""
         return with_official_scores(evaluation)
 
-    def texts_per_prefix(self, config: Any) -> int:
-        """Return the maximum number of captions that share a prefix."""
-        return int(config.seq2seq.captions)
 
-
-class Captioning(CaptionDataTask[CaptionConfig]):
+class Captioning(CaptioningTask[CaptionConfig]):
     """Captioning by cross entropy."""
 
     name = "caption"

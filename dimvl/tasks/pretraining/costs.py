@@ -44,7 +44,7 @@ def average_group(config: ContrastiveConfig, facts: DataFacts) -> AverageExample
     images, texts = config.group, facts.texts.drawn
     regions, words = facts.regions, texts * facts.texts.words
     parts = {"align_head.image": 1.0, "align_head.region": regions, "align_head.text": texts, "align_head.word": words}
-    one = planned_work(facts, texts, apart=True, **parts, align_head=sum(parts.values()))
+    one = replace(planned_work(facts, texts, apart=True), heads={"align_head": sum(parts.values()), **parts})
     similarities = images**2 * (texts + regions * words)
     cost = one.rows + facts.texts.drawn_rows - texts * (facts.texts.words + 1)
     return AverageExample(work=replace(one * images, similarities=similarities), cost=images * cost)

@@ -11,7 +11,7 @@ from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning.prediction import CAPTION
-from dimvl.tasks.captioning.task import CaptionDataTask
+from dimvl.tasks.captioning.task import CaptioningTask
 from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.tasks.pretraining.costs import average_of_objectives
@@ -21,7 +21,7 @@ from dimvl.tasks.pretraining.validation import PretrainValidator
 from dimvl.tasks.task import Validator
 
 
-class Pretraining(CaptionDataTask[PretrainConfig]):
+class Pretraining(CaptioningTask[PretrainConfig]):
     """The two language models, masked object prediction, image-text matching and contrastive alignment."""
 
     name = "pretrain"

@@ -293,7 +293,7 @@ class RecallValidator(Validator):
         """Return pooled vectors and rows of each item: an image, or after the images a text."""
         number = len(self.gallery.images)
         images, texts = items[items < number], items[items >= number] - number
-        found = {}
+        found: dict[int, Embeddings] = {}
         if len(images):
             embedded = embed_images(self.trained, self.reader.prefixes(self.images[images]))
             found |= dict(zip(images.tolist(), embedded, strict=True))

@@ -66,10 +66,6 @@ class Retrieval(CaptionDataTask[RetrieveConfig]):
         """Search the images of a caption file by its texts, and the other way round."""
         return evaluate_retrieval(trained, store, options, progress)
 
-    def with_official_scores(self, evaluation: Evaluation) -> Evaluation:
-        """Return the evaluation; all scores are there."""
-        return evaluation
-
     def texts_per_prefix(self, config: RetrieveConfig) -> int:
         """Return the maximum number of texts that share an image."""
         return config.captions_per_image
