@@ -30,7 +30,8 @@ import dimvl.cli.reporting
 import dimvl.cli.scoring
 import dimvl.cli.comparing
 import dimvl.cli.study
-import dimvl.cli.prediction  # noqa: F401
+import dimvl.cli.prediction
+import dimvl.cli.searching  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

@@ -22,6 +22,7 @@ class Tokenizer:
     """Text to token ids and back, without special tokens.
 
     Attributes:
+        unknown: id of [UNK], which stands for a word that no tokens make up.
         cls: id of [CLS], which also starts a sequence-to-sequence text.
         sep: id of [SEP], which ends context and text.
         mask: id of [MASK].
@@ -40,7 +41,7 @@ class Tokenizer:
         inner.encode_special_tokens = True  # "[MASK]" in a caption is an ordinary word
         self._inner = inner
         vocabulary = inner.get_vocab()
-        self.cls, self.sep, self.mask = (vocabulary[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
+        self.unknown, self.cls, self.sep, self.mask = (vocabulary[token] for token in SPECIAL[1:])
         self.special_ids = frozenset(vocabulary[token] for token in SPECIAL)
         self.unwritten_ids = sorted(self.special_ids - {self.sep})
         self.ordinary_ids = np.setdiff1d(np.arange(len(vocabulary)), list(self.special_ids))
