@@ -107,30 +107,25 @@ class ImageIndex:
         """Do what `search` does for a few queries.
 
         The product of query and embedding is that of their codes, and an error of at most the error of the embedding
-        plus that of the query times the length of the coded embedding. So an image whose upper bound is below the
+        plus that of the query times the length of the coded embedding. An image whose upper bound is below the
         `count`-th highest lower bound is not among the best.
         """
         codes, scales, errors = quantise(queries)
-        digits = codes.T.contiguous()
-        bars = torch.full((len(queries), 1), -torch.inf)
-        highest = bars[:, :0]
-        kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in queries]
+        reach, base = 1 + errors, errors + ROUNDING  # the bounds are reach * error + base from the product of the codes
+        candidates = [_Candidates(count) for _ in queries]
         for (start, _), part in self._spans():
-            about = products(part.codes, digits).mul_(part.scales[:, None]).mul_(scales).T  # (Q, P)
-            slack = part.errors + errors[:, None] * (1 + part.errors) + ROUNDING
-            highest = torch.cat([highest, (about - slack).topk(min(count, len(part.scales))).values], 1)
-            highest = highest.topk(min(count, highest.shape[1])).values
-            if highest.shape[1] == count:
-                bars = highest[:, -1:]
-            upper = about + slack
-            for own, possible, bar in zip(kept, upper, bars, strict=True):
-                places = (possible >= bar).nonzero()[:, 0]
-                own.append((start + places, possible[places]))
-        found = []
-        for query, bar, own in zip(queries, bars, kept, strict=True):
-            positions, possible = (torch.cat(column) for column in zip(*own, strict=True))
-            found.append(self._best(query, positions[possible >= bar], count))
-        return found
+            # In units of the query's scale, which leaves one product less for each image
+            upper = products(codes, part.codes).mul_(part.scales).addcmul_(part.errors, (reach / scales)[:, None])
+            bars = torch.tensor([own.bar for own in candidates])
+            found = upper >= ((bars - base) / scales)[:, None]
+            places = found.nonzero()[:, 1].split(found.sum(1).tolist())
+            for number, own in enumerate(places):
+                if len(own):
+                    highest = upper[number, own] * scales[number] + base[number]
+                    slack = reach[number] * part.errors[own] + base[number]
+                    candidates[number].add(start + own, highest, highest - 2 * slack)
+        pairs = zip(queries, candidates, strict=True)
+        return [self._best(query, own.positions(), count) for query, own in pairs]
 
     def _best(self, query: Tensor, positions: Tensor, count: int) -> Found:
         """Compare embeddings at ascending positions with a query in full."""
@@ -151,11 +146,41 @@ class ImageIndex:
         return self.parts[number], position - (int(self._ends[number - 1]) if number else 0)
 
 
-def products(codes: Tensor, digits: Tensor) -> Tensor:
-    """Products (P, Q) float32 of int8 codes (P, W) and (W, Q).
+class _Candidates:
+    """Images that may be among the best for one query.
+
+    Args:
+        count: number of images to find.
+
+    Attributes:
+        bar: the `count`-th highest lower bound so far; images with upper bounds below it are not among the best.
+
+    """
+
+    def __init__(self, count: int) -> None:
+        self.bar = -torch.inf
+        self._count, self._highest = count, torch.zeros(0)
+        self._found: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, positions: Tensor, upper: Tensor, lower: Tensor) -> None:
+        """Add images (M,) with bounds of their products."""
+        self._found.append((positions, upper))
+        highest = torch.cat([self._highest, lower])
+        self._highest = highest.topk(min(self._count, len(highest)), sorted=False).values
+        if len(self._highest) == self._count:
+            self.bar = self._highest.min().item()
+
+    def positions(self) -> Tensor:
+        """Return the images that may still be among the best."""
+        positions, upper = (torch.cat(column) for column in zip(*self._found, strict=True))
+        return positions[upper >= self.bar]
+
+
+def products(queries: Tensor, codes: Tensor) -> Tensor:
+    """Products (Q, P) float32 of int8 codes (Q, W) and (P, W).
 
     Where the CPU lacks instructions for it, oneDNN may cut sums of int8 products off at 16 bits; float32 is exact.
     """
     if torch.cpu._is_vnni_supported():
-        return torch._int_mm(codes, digits).float()
-    return codes.float() @ digits.float()
+        return torch._int_mm(queries, codes.T).float()
+    return queries.float() @ codes.float().T
