@@ -5,12 +5,12 @@ training loop divides them by the global number of targets of the optimiser step
 is connected to the weights.
 
 Sources: masked LM and 80/10/10 from BERT; the two LM modes from DiMBERT and VLP; masked object prediction (KL to the
-detector's distribution, feature regression) and matching from UNITER and LXMERT. Deliberate differences: a box is
-hidden because of the share of a *target* that it covers, not because of IoU; mismatched pairs have no language or
-object loss.
+detector's distribution, feature regression) and matching from UNITER and LXMERT; contrastive alignment from CLIP and
+FILIP. Deliberate differences: a box is hidden because of the share of a *target* that it covers, not because of IoU;
+mismatched pairs have no language or object loss; a contrastive loss is within a group of images, not within a batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dimvl.data.targets import IGNORED, OWN, AlignTargets
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.model.heads import ObjectPrediction
+from dimvl.model.heads import Aligned, ObjectPrediction
 from dimvl.regions.geometry import coverage
 from dimvl.regions.records import Detections
 
@@ -183,6 +184,86 @@ def object_feature_loss(prediction: ObjectPrediction, features: Tensor) -> Tenso
 def match_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross entropy, 1 = match, summed: (M,), (M,) -> ()."""
     return F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+
+
+def contrastive_losses(aligned: Aligned, targets: AlignTargets) -> tuple[Tensor, Tensor]:
+    """Contrastive losses of the global and of the token-wise score, each summed over images: (), ().
+
+    For each image, half of the cross entropy of its own texts among those of its group (their mean), and half of that
+    of the image among the group's, averaged over its texts (CLIP: Radford et al., ICML 2021). Ignored pairs take no
+    part. The token-wise score of an image for its texts is the mean over regions of the most similar word, that of a
+    text for its images the mean over words of the most similar region (FILIP: Yao et al., ICLR 2022, equations 4 and
+    5). Groups are independent, so ranks and micro-batches change nothing.
+    """
+    with torch.autocast(aligned.images.device.type, enabled=False):
+        every = zip(_grouped(aligned, targets), targets.groups, strict=True)
+        zero = sum((part.sum() for part in aligned), torch.zeros((), device=aligned.images.device)) * 0.0
+        whole, tokens, place = zero, zero, 0
+        for (images, regions, region_counts, texts, words, word_counts), (rows, columns) in every:
+            relations = targets.relations[place : place + rows * columns].view(rows, columns)
+            place += rows * columns
+            cosines = images @ texts.T
+            whole = whole + _group_loss(aligned.scales[0] * cosines, aligned.scales[0] * cosines, relations)
+            to_texts, to_images = token_similarities(regions, region_counts, words, word_counts)
+            tokens = tokens + _group_loss(aligned.scales[1] * to_texts, aligned.scales[1] * to_images, relations)
+    return whole, tokens
+
+
+Part = tuple[Tensor, Tensor, Sequence[int], Tensor, Tensor, Sequence[int]]
+
+
+def _grouped(aligned: Aligned, targets: AlignTargets) -> Iterator[Part]:
+    """Yield images, regions and their counts, texts, words and their counts of each group."""
+    image, text, region, word = 0, 0, 0, 0
+    for rows, columns in targets.groups:
+        images, texts = slice(image, image + rows), slice(text, text + columns)
+        region_counts, word_counts = targets.region_counts[images], targets.word_counts[texts]
+        regions, words = slice(region, region + sum(region_counts)), slice(word, word + sum(word_counts))
+        yield (
+            *(aligned.images[images], aligned.regions[regions], region_counts),
+            *(aligned.texts[texts], aligned.words[words], word_counts),
+        )
+        image, text, region, word = images.stop, texts.stop, regions.stop, words.stop
+
+
+def token_similarities(
+    regions: Tensor, region_counts: Sequence[int], words: Tensor, word_counts: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the token-wise scores of I images for T texts, and of the texts for the images: (I, T) each.
+
+    Args:
+        regions: (R, E) unit vectors, image by image.
+        region_counts: (I,) regions of each image; the scores of one without any are 0.
+        words: (L, E) unit vectors, text by text.
+        word_counts: (T,) words of each text, at least one.
+
+    """
+    similar = regions @ words.T
+    to_words = segment_maxima(similar, region_counts)  # (I, L)
+    to_regions = segment_maxima(similar.T, word_counts)  # (T, R)
+    return segment_means(to_regions.T, region_counts), segment_means(to_words.T, word_counts).T
+
+
+def segment_maxima(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Maximum of each column over consecutive rows: (sum of S counts, C) -> (S, C); 0 for a segment without rows."""
+    nothing = values.new_zeros(values.shape[1])
+    return torch.stack([part.amax(dim=0) if len(part) else nothing for part in values.split(list(counts))])
+
+
+def segment_means(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mean of each column over consecutive rows: (sum of S counts, C) -> (S, C); 0 for a segment without rows."""
+    return torch.stack([part.sum(dim=0) / max(1, len(part)) for part in values.split(list(counts))])
+
+
+def _group_loss(to_texts: Tensor, to_images: Tensor, relations: Tensor) -> Tensor:
+    """Sum over images of the two halves of a group's contrastive loss: logits (I, T) twice, (I, T) -> ()."""
+    own, ignored = relations == OWN, relations == IGNORED
+    share = own / own.sum(dim=1, keepdim=True)  # each image's texts count as one
+    loss = to_texts.new_zeros(())
+    for logits, dim in ((to_texts, 1), (to_images, 0)):
+        losses = -logits.masked_fill(ignored, -torch.inf).log_softmax(dim=dim)
+        loss = loss + 0.5 * (share * losses.masked_fill(~own, 0.0)).sum()
+    return loss
 
 
 def answer_loss(logits: Tensor, scores: Tensor) -> Tensor:

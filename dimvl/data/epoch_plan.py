@@ -41,7 +41,10 @@ class ExampleSource(Protocol):
         ...
 
     def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
-        """Build the examples (B,) of a batch; the same epoch and number always give the same example."""
+        """Build the examples (B,) of a batch; the same epoch and number always give the same example.
+
+        A group counts as one here, and consists of several examples, one after the other.
+        """
         ...
 
 

@@ -78,8 +78,9 @@ class Example:
         source: what it came from, for messages.
         objective: name of the objective that its targets belong to.
         prefix: images and context.
-        texts: one, or any number if `seq2seq`.
+        texts: one, or any number if `seq2seq` or `apart`.
         seq2seq: whether the prefix sees only itself, and a text sees the prefix and its own past.
+        apart: whether the prefix and each text see only themselves.
         target: the payload of the objective's kind of target, see `dimvl/data/targets.py`; None where it needs none.
 
     """
@@ -89,6 +90,7 @@ class Example:
     prefix: Prefix
     texts: Sequence[Text]
     seq2seq: bool = False
+    apart: bool = False
     target: Any = None
 
 
@@ -118,6 +120,7 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
         text_lengths=lengths([text.token_ids for text in texts]),
         text_prefix=np.repeat(np.arange(len(examples)), [len(example.texts) for example in examples]).astype(int),
         seq2seq=np.array([example.seq2seq for example in examples], dtype=bool),
+        apart=np.array([example.apart for example in examples]) if any(each.apart for each in examples) else None,
     )
     first_positions = np.array([0] * len(prefixes) + [shape.text_start + (not text.has_start) for text in texts], int)
     positions = ranges(first_positions, np.concatenate([layout.num_context, layout.text_lengths]))

@@ -31,6 +31,8 @@ class Layout:
         text_prefix: (T,) the prefix of each text, ascending.
         seq2seq: (P,) True: the prefix sees itself only and a text sees the prefix and its own past (any number of
             texts); False: prefix and text see each other entirely (at most one text).
+        apart: (P,) True: the prefix sees itself only and each of any number of texts sees itself only, entirely; None
+            if no prefix is of this kind.
 
     """
 
@@ -39,12 +41,18 @@ class Layout:
     text_lengths: np.ndarray
     text_prefix: np.ndarray
     seq2seq: np.ndarray
+    apart: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check that a bidirectional prefix has at most one text."""
         texts = np.bincount(self.text_prefix, minlength=len(self.num_regions))
-        if (texts[~self.seq2seq] > 1).any():
+        if (texts[self.together] > 1).any():
             raise ValueError("a bidirectional prefix takes at most one text; give it one prefix per text")
+
+    @property
+    def together(self) -> np.ndarray:
+        """(P,) bool, prefixes that see their text and are seen by it."""
+        return ~self.seq2seq if self.apart is None else ~(self.seq2seq | self.apart)
 
     @property
     def num_vision(self) -> int:

@@ -41,6 +41,7 @@ class Processor:
         shared_prefix: whether questions, and texts to match, see their prefix but not the other way round.
         captions: whether it was trained to caption.
         matches: whether it was trained to judge whether a text belongs to an image.
+        aligns: whether it was trained to compare images and texts that are each encoded alone.
         task: the task it was trained on, a key of `dimvl.tasks.CONFIGS`; empty in models saved before version 0.2.
 
     """
@@ -57,6 +58,7 @@ class Processor:
     shared_prefix: bool = False
     captions: bool = False
     matches: bool = False
+    aligns: bool = False
     max_images: Annotated[Count, Field(ge=1)] = 4
     times: bool = False
     task: str = ""

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations.records import ImageKey, name_images
-from dimvl.data.layout import ranges
+from dimvl.data.layout import ranges, starts_of
 from dimvl.data.prefixes import PrefixImages
 from dimvl.data.text_arrays import TEXTS_AT_ONCE, text_arrays
 from dimvl.data.tokenizer import Tokenizer
@@ -161,6 +162,12 @@ class TextStore:
         bounds = self.groups[groups.start : groups.stop + 1]
         return self.lengths(slice(bounds[0], bounds[-1])), bounds[:-1] - bounds[0]
 
+    def lengths_of_each(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token counts of all texts of any groups (B,), end to end, and where each group starts (B,)."""
+        counts = self.groups[groups + 1] - self.groups[groups]
+        texts = ranges(self.groups[groups], counts)
+        return self.offsets[texts + 1] - self.offsets[texts], starts_of(counts)
+
     def longest(self) -> int:
         """Token count of the longest text."""
         starts = range(0, len(self), TEXTS_AT_ONCE)
@@ -178,6 +185,17 @@ class TextStore:
     def share_images(self, group: int, other: int) -> bool:
         """Whether two groups have an image in common."""
         return not set(self._images(group)).isdisjoint(self._images(other))
+
+    def pairs_with_common_images(self, groups: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield the places of two different ones of the groups (B,) that have an image in common, in both orders."""
+        if self.group_offsets is None:
+            return
+        having: dict[int, list[int]] = {}
+        for place, group in enumerate(groups.tolist()):
+            for image in set(self._images(group)):
+                having.setdefault(image, []).append(place)
+        for places in having.values():
+            yield from permutations(places, 2)
 
     def positions_in(self, store: RegionStore) -> np.ndarray:
         """Positions (I,) int64 of all images in a region store.

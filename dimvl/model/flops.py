@@ -98,6 +98,11 @@ def products(model: DimvlModel, work: Work, recompute: bool = False) -> Iterator
         flops = Flops(forward, 2 * forward * flows + forward * recompute)
         elements = 2 * width * (work.attention.queries + work.attention.keys)
         yield Product(name=f"encoder.layers.{layer}.attention", part="attention scores", flops=flops, elements=elements)
+    if model.align_head is not None:
+        space = model.align_head.outputs
+        forward, elements = 2.0 * work.similarities * space, work.heads.get("align_head", 0.0) * space
+        flops = Flops(forward, 2 * forward * any(parameter.requires_grad for parameter in model.parameters()))
+        yield Product(name="align_head.similarities", part="align_head", flops=flops, elements=elements)
 
 
 def flops_by_part(model: DimvlModel, work: Work, recompute: bool = False) -> dict[str, Flops]:
@@ -116,7 +121,9 @@ def total_flops(model: DimvlModel, work: Work) -> float:
 def _rows(name: str, part: str, work: Work) -> float:
     """Return the number of rows of a product."""
     by_part = {"regions": work.vision, "encoder vision": work.vision, "encoder language": work.language}
-    return work.heads.get(part, 0.0) if is_head(part) else by_part.get(part, work.rows)
+    if is_head(part):
+        return work.heads.get(name, work.heads.get(part, 0.0))
+    return by_part.get(part, work.rows)
 
 
 def _is_trained(module: nn.Module) -> bool:

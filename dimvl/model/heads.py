@@ -3,9 +3,11 @@
 A head runs on the rows that have a target of its kind (`Targets.head` in `dimvl/data/targets.py`), possibly none. The
 model, checkpoint conversion, the optimiser, FLOP counting, memory planning and the profile all read the table.
 
-Letters: M rows with a target, D width, V vocabulary, K classes, F region feature, A answers.
+Letters: M rows with a target, D width, V vocabulary, K classes, F region feature, A answers, E shared space, I images,
+R regions, T texts, L words.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,6 +125,47 @@ class AnswerHead(Head):
         return self.outer(self.norm(F.gelu(self.inner(rows))))
 
 
+class Aligned(NamedTuple):
+    """Images, regions, texts and words in the shared space: unit vectors (I, E), (R, E), (T, E), (L, E) in fp32.
+
+    `scales` (2,) are the factors on cosines of the global and of the token-wise score, 1 / temperature.
+    """
+
+    images: Tensor
+    regions: Tensor
+    texts: Tensor
+    words: Tensor
+    scales: Tensor
+
+
+class AlignHead(Head):
+    """Projections of images, regions, texts and words to a shared space, as unit vectors, and two temperatures.
+
+    CLIP (Radford et al., ICML 2021): temperatures are learned as the logarithm of their inverse, start at .07 and stay
+    above .01. FILIP (Yao et al., ICLR 2022): regions and words have the same space. Here an image is its [CLS] row, a
+    text its last row.
+    """
+
+    label_bytes = 8
+
+    def __init__(self, width: int, space: int) -> None:
+        super().__init__()
+        self.outputs, self.hidden = space, width + 2 * space
+        self.image, self.region = Linear(width, space), Linear(width, space)
+        self.text, self.word = Linear(width, space), Linear(width, space)
+        self.log_scales = nn.Parameter(torch.full((2,), -math.log(0.07)))
+
+    def forward(self, images: Tensor, regions: Tensor, texts: Tensor, words: Tensor) -> Aligned:
+        """(I, D), (R, D), (T, D), (L, D) -> the same in the shared space."""
+        parts = ((self.image, images), (self.region, regions), (self.text, texts), (self.word, words))
+        units = (F.normalize(project(rows).float(), dim=1) for project, rows in parts)
+        return Aligned(*units, self.scales())
+
+    def scales(self) -> Tensor:
+        """Return the factors (2,) on the global and the token-wise score, 1 / temperature."""
+        return self.log_scales.float().clamp(max=math.log(100)).exp()
+
+
 class Sizes(NamedTuple):
     """What heads are built from: the word embedding, D, F, the activation and the epsilon of layer norms."""
 
@@ -137,7 +180,7 @@ class HeadEntry(NamedTuple):
     """One head of the table.
 
     Attributes:
-        argument: argument of `DimvlModel` that requests it: true, or the number of classes or answers.
+        argument: argument of `DimvlModel` that requests it: true, or the number of classes, answers or dimensions.
         build: builds it from the argument's value and the model's sizes.
         rows: which rows it runs on.
         label: its name in profiles.
@@ -165,6 +208,9 @@ HEADS: dict[str, HeadEntry] = {
     ),
     "answer_head": HeadEntry(
         "answers", lambda size, s: AnswerHead(s.width, size, s.norm_eps), "last tokens of questions", "head: answers"
+    ),
+    "align_head": HeadEntry(
+        "aligned", lambda space, s: AlignHead(s.width, space), "images, regions, texts and words", "head: alignment"
     ),
 }
 """Attribute of the model -> head. Weights are initialised in this order, so add new heads at the end."""

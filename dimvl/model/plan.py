@@ -162,7 +162,7 @@ def plan_attention(layout: Layout, device: torch.device | str = "cpu") -> Attent
     """
     own_text = np.full(len(layout.num_regions), -1)
     own_text[layout.text_prefix] = np.arange(len(layout.text_prefix))
-    own_text[layout.seq2seq] = -1
+    own_text[~layout.together] = -1
     has_text = own_text >= 0
     text_starts, text_lengths = np.zeros_like(own_text), np.zeros_like(own_text)
     text_starts[has_text] = layout.text_starts[own_text[has_text]]
@@ -171,9 +171,14 @@ def plan_attention(layout: Layout, device: torch.device | str = "cpu") -> Attent
     calls = []
     starts = np.stack([layout.region_starts, layout.context_starts, text_starts], axis=1)
     lengths = np.stack([layout.num_regions, layout.num_context, text_lengths], axis=1)
-    total = lengths.sum(axis=1)
+    total, starts, lengths = lengths.sum(axis=1), starts.reshape(-1), lengths.reshape(-1)
+    if layout.apart is not None:
+        alone = np.flatnonzero(layout.apart[layout.text_prefix])
+        starts = np.append(starts, layout.text_starts[alone])
+        lengths = np.append(lengths, layout.text_lengths[alone])
+        total = np.append(total, layout.text_lengths[alone])
     if total.any():
-        rows = torch.from_numpy(ranges(starts.reshape(-1), lengths.reshape(-1))).to(device)
+        rows = torch.from_numpy(ranges(starts, lengths)).to(device)
         calls.append(AttentionCall(rows, rows, total[total > 0], total[total > 0], causal=False))
 
     texts = np.flatnonzero(layout.seq2seq[layout.text_prefix] & (layout.text_lengths > 0))

@@ -47,7 +47,8 @@ class Work:
         vision: rows of regions.
         language: rows of context and text.
         attention: all attention calls.
-        heads: name of a head -> rows that it runs on.
+        heads: name of a head, or of a part of one (`head.part`) -> rows that it runs on.
+        similarities: products of vectors in the shared space.
 
     """
 
@@ -55,6 +56,7 @@ class Work:
     language: float = 0.0
     attention: AttentionWork = AttentionWork()
     heads: Mapping[str, float] = field(default_factory=dict)
+    similarities: float = 0.0
 
     @property
     def rows(self) -> float:
@@ -64,13 +66,23 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         names = dict.fromkeys([*self.heads, *other.heads])
         heads = {name: self.heads.get(name, 0.0) + other.heads.get(name, 0.0) for name in names}
-        vision, language = self.vision + other.vision, self.language + other.language
-        return Work(vision=vision, language=language, attention=self.attention + other.attention, heads=heads)
+        return Work(
+            vision=self.vision + other.vision,
+            language=self.language + other.language,
+            attention=self.attention + other.attention,
+            heads=heads,
+            similarities=self.similarities + other.similarities,
+        )
 
     def __mul__(self, factor: float) -> "Work":
         heads = {name: rows * factor for name, rows in self.heads.items()}
-        vision, language = self.vision * factor, self.language * factor
-        return Work(vision=vision, language=language, attention=self.attention * factor, heads=heads)
+        return Work(
+            vision=self.vision * factor,
+            language=self.language * factor,
+            attention=self.attention * factor,
+            heads=heads,
+            similarities=self.similarities * factor,
+        )
 
     @classmethod
     def of(cls, batch: Batch, padded: bool) -> Self:
@@ -81,9 +93,10 @@ class Work:
         else:
             attention = ragged_attention(layout)
         for targets in batch.targets.values():
-            if targets.head:
-                heads[targets.head] = heads.get(targets.head, 0.0) + len(targets)
+            for name, rows in targets.head_rows.items():
+                heads[name] = heads.get(name, 0.0) + rows
         return cls(
+            similarities=sum(targets.similarities for targets in batch.targets.values()),
             vision=layout.num_vision,
             language=layout.num_rows - layout.num_vision,
             attention=attention,
@@ -95,8 +108,10 @@ def ragged_attention(layout: Layout) -> AttentionWork:
     """Count both attention calls without padding, from the lengths alone: cheap enough for every step of a run."""
     prefix, lengths, owner = layout.num_regions + layout.num_context, layout.text_lengths, layout.text_prefix
     causal = layout.seq2seq[owner] & (lengths > 0)
+    joined = layout.together[owner]
     whole = prefix.copy()
-    whole[owner[~causal]] += lengths[~causal]
+    whole[owner[joined]] += lengths[joined]
+    whole = np.append(whole, lengths[~joined & ~layout.seq2seq[owner]])
     texts, keys = lengths[causal], lengths[causal] + prefix[owner[causal]]
     return AttentionWork(
         queries=float(whole.sum() + texts.sum()),
@@ -117,7 +132,14 @@ def _padded_call(call: AttentionCall) -> AttentionWork:
 
 
 def example_work(
-    *, regions: float, context: float, texts: float, text_rows: float, shared_prefix: bool, **heads: float
+    *,
+    regions: float,
+    context: float,
+    texts: float,
+    text_rows: float,
+    shared_prefix: bool = False,
+    apart: bool = False,
+    **heads: float,
 ) -> Work:
     """Return the work of an example of average lengths.
 
@@ -127,6 +149,7 @@ def example_work(
         texts: number of texts; one if the prefix sees its text.
         text_rows: rows of each text.
         shared_prefix: sequence-to-sequence: the prefix sees only itself and is computed once for all texts.
+        apart: the prefix and each text see only themselves.
         heads: name of a head -> rows that it runs on.
 
     """
@@ -136,6 +159,9 @@ def example_work(
         attention = AttentionWork(queries=prefix, keys=prefix, pairs=prefix * prefix)
         pairs = text * (prefix + text_rows)
         attention += AttentionWork(queries=text, keys=keys, pairs=pairs, masked=pairs)
+    elif apart:
+        pairs = prefix * prefix + text * text_rows
+        attention = AttentionWork(queries=prefix + text, keys=prefix + text, pairs=pairs)
     else:
         rows = prefix + text
         attention = AttentionWork(queries=rows, keys=rows, pairs=rows * rows)

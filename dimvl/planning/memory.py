@@ -44,6 +44,8 @@ from dimvl.regions.store.format import FeatureDtype, feature_bytes
 
 PIECES = 3
 """Word pieces of a region's names, about."""
+SIMILARITY = 4
+"""Bytes kept per product of vectors in the shared space, in fp32."""
 Arithmetic = Literal["fp32", "autocast", "bf16"]
 """`autocast` is bf16 with the torch engine and at stage 0; `bf16` is bf16 at stages 1 to 3, which cast the model."""
 
@@ -163,6 +165,7 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
         work.heads.get(name, 0.0) * (numbers.element * head.hidden + 4 * head.outputs)
         for name, head in heads_of(model).items()
     )
+    heads += SIMILARITY * work.similarities
     kept = {"embeddings": _embedding_bytes(model, work, numbers), "encoder": encoder, "heads": heads}
     if numbers.arithmetic == "autocast":
         linear = (module for module in model.modules() if isinstance(module, nn.Linear))

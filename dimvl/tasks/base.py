@@ -132,15 +132,25 @@ class ImageSource(ABC):
         """Upper bound of the rows of a span of examples."""
 
     def build(self, epoch: int, index: int) -> Example:
-        """Build one example of an epoch."""
-        return self.build_all(epoch, np.array([index]))[0]
+        """Build one example of an epoch that is not a group."""
+        [example] = self.build_all(epoch, np.array([index]))
+        return example
 
     def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
-        """Build examples of an epoch, reading all their images at once; an example does not depend on the others."""
+        """Build examples (B,) of an epoch, reading all their images at once; one does not depend on the others.
+
+        One of the B may be a group, for which several examples are returned, one after the other.
+        """
+        found = self.read(epoch, indexes)
+        return [
+            self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)
+        ]
+
+    def read(self, epoch: int, indexes: np.ndarray) -> list[PrefixRegions]:
+        """Read the regions of examples (B,) of an epoch, without the concepts that dropout leaves out."""
         found = self.images.read(self.prefix_images(indexes))
         return [
-            self.build_from(self._with_dropout(regions, epoch, index), epoch, index)
-            for regions, index in zip(found, indexes.tolist(), strict=True)
+            self._with_dropout(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)
         ]
 
     def _with_dropout(self, regions: PrefixRegions, epoch: int, index: int) -> PrefixRegions:

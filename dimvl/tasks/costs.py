@@ -88,7 +88,9 @@ class AverageExample:
     per_prefix: float = 1.0
 
 
-def planned_work(facts: DataFacts, texts: float = 1.0, shared_prefix: bool = False, **heads: float) -> Work:
+def planned_work(
+    facts: DataFacts, texts: float = 1.0, shared_prefix: bool = False, apart: bool = False, **heads: float
+) -> Work:
     """Return the work of an example of average lengths; the other arguments are as in `example_work`."""
     return example_work(
         regions=facts.regions,
@@ -96,5 +98,6 @@ def planned_work(facts: DataFacts, texts: float = 1.0, shared_prefix: bool = Fal
         texts=texts,
         text_rows=facts.texts.words + 1,
         shared_prefix=shared_prefix,
+        apart=apart,
         **heads,
     )

@@ -18,7 +18,7 @@ from dimvl.tasks.answering.training import QuestionSource
 from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.self_critical import SampleSource
 from dimvl.tasks.captioning.training import CaptionSource
-from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
+from dimvl.tasks.pretraining.config import ContrastiveConfig, ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainSource
 from dimvl.training.run import run_training
 from tests.factories import FEATURE_WIDTH, TEXTS, make_model, make_processor, make_regions, make_store
@@ -42,7 +42,7 @@ def several(*groups):
 
 def pretraining(data, objective=None, processor=PROCESSOR, texts=None, **config):
     shares = SharesConfig(**{name: float(objective in (None, name)) for name in OBJECTIVES})
-    settings = ObjectivesConfig(shares=shares).model_copy(update=config)
+    settings = ObjectivesConfig(shares=shares, contrastive=ContrastiveConfig(group=3)).model_copy(update=config)
     texts = texts or caption_store(data, processor)
     return PretrainSource(texts, image_reader(data, processor), settings, Seq2seqConfig(captions=2), TOKENIZER, 1)
 
@@ -256,8 +256,8 @@ def test_costs_bound_the_rows_of_every_example(data):
         drawn = 2 * 5 if name == "sample" else 0
         for epoch in range(4):
             costs = all_costs(source, epoch)
-            for index, example in enumerate(source.build_all(epoch, np.arange(len(source)))):
-                rows = collate([example], SHAPE).layout.num_rows + drawn
+            for index in range(len(source)):
+                rows = collate(source.build_all(epoch, np.array([index])), SHAPE).layout.num_rows + drawn
                 assert rows <= costs[index], name
                 assert source.costs(epoch, slice(index, index + 1)).tolist() == [costs[index]]
 

@@ -17,7 +17,7 @@ from dimvl.objectives import (
 )
 from dimvl.tasks.answering.training import QuestionSource, VqaModule, answer_logits
 from dimvl.tasks.captioning.config import Seq2seqConfig
-from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
+from dimvl.tasks.pretraining.config import ContrastiveConfig, ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from tests.factories import ATTRIBUTES, CLASSES, make_model, make_processor, make_tokenizer
 from tests.tiny_runs import all_costs, caption_store, image_reader, make_data
@@ -37,13 +37,15 @@ def data(tmp_path_factory):
 def make_source(data, objective=None, **config):
     processor = make_processor()
     shares = {name: float(objective in (None, name)) for name in SharesConfig.model_fields}
-    settings = ObjectivesConfig(shares=SharesConfig(**shares)).model_copy(update=config)
+    groups = ContrastiveConfig(group=3, captions=2)
+    settings = ObjectivesConfig(shares=SharesConfig(**shares), contrastive=groups).model_copy(update=config)
     arguments = (caption_store(data, processor), image_reader(data, processor), settings, Seq2seqConfig(captions=2))
     return PretrainSource(*arguments, processor.tokenizer, 1)
 
 
 def make_task(**config):
-    model = make_model(len(TOKENIZER), vocabulary=len(TOKENIZER), word_head=True, match_head=True, classes=len(CLASSES))
+    heads = {"word_head": True, "match_head": True, "classes": len(CLASSES), "aligned": 8}
+    model = make_model(len(TOKENIZER), vocabulary=len(TOKENIZER), **heads)
     return PretrainModule(model, make_processor(), ObjectivesConfig(**config))
 
 
@@ -150,7 +152,7 @@ def test_a_data_set_with_one_image_or_one_text_has_no_negatives(tmp_path):
 def test_a_pair_that_may_be_mismatched_has_no_other_target(data):
     source, task = make_source(data, "matching"), make_task()
     counts = collate([source.build(0, index) for index in range(len(source))], task.shape).counts()
-    assert counts == {"masked_lm": 0, "seq2seq_lm": 0, "masked_object": 0, "matching": 8}
+    assert counts == {"masked_lm": 0, "seq2seq_lm": 0, "masked_object": 0, "matching": 8, "contrastive": 0}
 
 
 def test_one_modality_is_masked_at_a_time(data):
@@ -301,10 +303,12 @@ def gradients(task, batches, counts):
 
 def test_uneven_micro_batches_give_the_loss_and_gradient_of_one_large_batch(data):
     source, task = make_source(data), make_task(weights={"masked_lm": 0.5, "object_feature": 2.0})
-    examples = [source.build(epoch, index) for epoch in range(2) for index in range(8)]
-    whole = collate(examples, task.shape)
+    items = [source.build_all(epoch, np.array([index])) for epoch in range(2) for index in range(8)]
+    whole, *cuts = (
+        collate([example for item in items[a:b] for example in item], task.shape)
+        for a, b in ((0, 16), (0, 1), (1, 9), (9, 9), (9, 16))
+    )
     assert all(whole.counts().values())
-    cuts = [collate(examples[a:b], task.shape) for a, b in ((0, 1), (1, 9), (9, 9), (9, 16))]
     loss, wanted = gradients(task, [whole], whole.counts())
     split_loss, split = gradients(task, cuts, whole.counts())
     assert split_loss == pytest.approx(loss, rel=1e-5)
@@ -319,10 +323,10 @@ def test_the_loss_is_the_weighted_sum_of_means_over_targets():
     assert normalise(losses, {"a": 3, "b": 4}, weights).item() == pytest.approx(1 + 1 + 4)
 
 
-@pytest.mark.parametrize("objective", ["masked_lm", "seq2seq_lm", "masked_object", "matching"])
+@pytest.mark.parametrize("objective", ["masked_lm", "seq2seq_lm", "masked_object", "matching", "contrastive"])
 def test_objectives_without_targets_add_a_connected_zero(data, objective):
     source, task = make_source(data, objective), make_task()
-    batch = collate([source.build(0, 0)], task.shape)
+    batch = collate(source.build_all(0, np.array([0])), task.shape)
     losses = task(batch)
     for name, loss in losses.items():
         assert loss.requires_grad and loss.isfinite()

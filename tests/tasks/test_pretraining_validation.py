@@ -60,7 +60,7 @@ def test_matching_accuracy_is_the_share_of_pairs_judged_right(data, tmp_path):
     validator, rates = task_of(config).validator(config, module, store), []
     everything = np.arange(len(validator.costs))
     matching = list(config.objectives.shares.model_dump()).index("matching")
-    pairs = validator.sources[matching].build_all(0, np.arange(validator.images))
+    pairs = validator.sources[matching].build_all(0, validator.image_of[validator.source_of == matching])
     with torch.inference_mode():
         for bias in (5.0, -5.0):  # every pair, or none, is called a match
             module.model.match_head.score.weight.zero_()

@@ -17,6 +17,7 @@ class SharesConfig(Section):
     seq2seq_lm: float = Field(0.25, ge=0, description="captions predicted from the image and the words so far")
     masked_object: float = Field(0.25, ge=0, description="masked region prediction")
     matching: float = Field(0.25, ge=0, description="image-text matching")
+    contrastive: float = Field(0.0, ge=0, description="contrastive alignment; an example is a group of images")
 
     @model_validator(mode="after")
     def _some_share(self) -> "SharesConfig":
@@ -33,10 +34,20 @@ class WeightsConfig(Section):
     object_class: float = Field(1.0, description="KL divergence from the detector's classes of hidden regions")
     object_feature: float = Field(1.0, description="squared error of the features of hidden regions")
     matching: float = Field(1.0, description="binary cross entropy of image-text matching")
+    contrastive_global: float = Field(1.0, description="contrastive loss of whole images and texts")
+    contrastive_tokens: float = Field(1.0, description="contrastive loss of regions and words")
+
+
+class ContrastiveConfig(Section):
+    """Contrastive alignment: images and texts, each encoded alone, find each other within a group."""
+
+    group: int = Field(32, ge=2, le=2**14, description="images of a group, drawn by seed, epoch and image")
+    captions: int = Field(1, ge=1, description="maximum number of captions of an image in a group")
+    width: int = Field(256, ge=1, le=2**14, description="dimensions of the shared space")
 
 
 class ObjectivesConfig(Section):
-    """The four pretraining objectives."""
+    """The pretraining objectives."""
 
     shares: SharesConfig = SharesConfig()
     weights: WeightsConfig = WeightsConfig()
@@ -52,6 +63,7 @@ class ObjectivesConfig(Section):
     shared_prefix: bool = Field(
         False, description="matching: texts see the image but not the reverse, so it is computed once for its texts"
     )
+    contrastive: ContrastiveConfig = ContrastiveConfig()
 
     @model_validator(mode="after")
     def _word_changes_come_together(self) -> "ObjectivesConfig":

@@ -15,6 +15,7 @@ from dimvl.tasks.captioning.prediction import CAPTION
 from dimvl.tasks.captioning.task import CaptionDataTask, average_captions
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.pretraining.config import PretrainConfig
+from dimvl.tasks.pretraining.groups import average_group
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.pretraining.validation import PretrainValidator
@@ -22,7 +23,7 @@ from dimvl.tasks.task import Validator
 
 
 class Pretraining(CaptionDataTask[PretrainConfig]):
-    """The two language models, masked object prediction and image-text matching."""
+    """The two language models, masked object prediction, image-text matching and contrastive alignment."""
 
     name = "pretrain"
     title = "Pretraining"
@@ -30,13 +31,15 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
     abilities = (CAPTION, MATCH)
 
     def capabilities(self, config: PretrainConfig, records: Sequence[Caption]) -> dict[str, Any]:
-        """Record that the model captions and matches."""
-        shared = config.objectives.shared_prefix
-        return {"captions": True, "matches": True, "shared_prefix": shared, "variant": config.seq2seq.variant}
+        """Record that the model captions and matches, and whether it aligns."""
+        shared, aligns = config.objectives.shared_prefix, config.objectives.shares.contrastive > 0
+        can = {"captions": True, "matches": True, "aligns": aligns}
+        return {**can, "shared_prefix": shared, "variant": config.seq2seq.variant}
 
     def heads(self, config: PretrainConfig, classes: int, answers: int) -> dict[str, Any]:
-        """Request the heads of words, matching and objects."""
-        return {"word_head": True, "match_head": True, "classes": classes}
+        """Request the heads of words, matching and objects, and of alignment if it is trained."""
+        space = config.objectives.contrastive.width if config.objectives.shares.contrastive else 0
+        return {"word_head": True, "match_head": True, "classes": classes, "aligned": space}
 
     def build(
         self, config: PretrainConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
@@ -44,7 +47,7 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
         """Build the losses and the examples.
 
         Raises:
-            UserError: the file of word changes is wrong.
+            UserError: the file of word changes is wrong, or there are fewer images than a contrastive group needs.
 
         """
         objectives = config.objectives
@@ -76,6 +79,7 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
             "seq2seq_lm": average_captions(config.seq2seq, facts),
             # another image's text may be the longest
             "matching": AverageExample(work=matching, cost=matching.rows + number * longest),
+            "contrastive": average_group(objectives.contrastive, facts),
         }
         total, work, cost = sum(shares.values()), Work(), 0.0
         for name, share in shares.items():

@@ -1,6 +1,6 @@
-"""Pretraining: masked LM, sequence-to-sequence LM, masked object prediction and image-text matching.
+"""Pretraining: masked LM, sequence-to-sequence LM, masked object prediction, matching and contrastive alignment.
 
-DiMBERT is pretrained with the two language models; the other two objectives are additions.
+DiMBERT is pretrained with the two language models; the other objectives are additions.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,24 @@ from dimvl.data.batch import Batch
 from dimvl.data.examples import Example, KeyedUniform, keyed_generator
 from dimvl.data.prefixes import ImageReader, PrefixRegions
 from dimvl.data.processor import Processor
-from dimvl.data.targets import HiddenObjects, Matches, MatchTargets, ObjectTargets, TargetSpec, WordTargets
+from dimvl.data.targets import (
+    AlignTargets,
+    HiddenObjects,
+    Matches,
+    MatchTargets,
+    ObjectTargets,
+    TargetSpec,
+    WordTargets,
+)
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.files import read_json
+from dimvl.model.heads import Aligned, heads_of
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import (
     WordChanges,
     class_distribution,
+    contrastive_losses,
     hide_regions,
     match_loss,
     object_class_loss,
@@ -31,27 +41,31 @@ from dimvl.tasks.base import ImageSource, TaskModule, masked_text, plain_text, s
 from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.training import caption_example
 from dimvl.tasks.pretraining.config import ObjectivesConfig
+from dimvl.tasks.pretraining.groups import Groups
 
 DRAWS = 10
 """Texts drawn for a negative before the pair stays a match."""
 
 
-def target_specs(classes: int) -> dict[str, TargetSpec]:
-    """Return the targets of the four objectives, for K classes of the extractor."""
-    return {
+def target_specs(model: DimvlModel, classes: int) -> dict[str, TargetSpec]:
+    """Return the targets of the objectives that a model has the heads for, for K classes of the extractor."""
+    every = {
         "masked_lm": TargetSpec(WordTargets),
         "seq2seq_lm": TargetSpec(WordTargets),
         "masked_object": TargetSpec(ObjectTargets, classes + 1),
         "matching": TargetSpec(MatchTargets),
+        "contrastive": TargetSpec(AlignTargets),
     }
+    heads = heads_of(model)
+    return {name: spec for name, spec in every.items() if spec.kind.head in heads}
 
 
 class PretrainModule(TaskModule):
-    """The four objectives over one encoder."""
+    """The objectives over one encoder, as far as the model has their heads."""
 
     def __init__(self, model: DimvlModel, processor: Processor, config: ObjectivesConfig) -> None:
         super().__init__(model, processor)
-        self.objectives = target_specs(len(processor.extractor.classes))
+        self.objectives = target_specs(model, len(processor.extractor.classes))
         weights = config.weights
         self.weights = {
             "masked_lm": weights.masked_lm,
@@ -59,6 +73,8 @@ class PretrainModule(TaskModule):
             "masked_object/class": weights.object_class,
             "masked_object/feature": weights.object_feature,
             "matching": weights.matching,
+            "contrastive/global": weights.contrastive_global,
+            "contrastive/tokens": weights.contrastive_tokens,
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -67,22 +83,35 @@ class PretrainModule(TaskModule):
 
     def losses(self, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
         """Return the losses of a batch from its encoded rows (N, D)."""
-        heads, targets = self.model, batch.targets
-        masked, seq2seq = targets["masked_lm"], targets["seq2seq_lm"]
-        objects, match = targets["masked_object"], targets["matching"]
-        assert isinstance(masked, WordTargets) and isinstance(seq2seq, WordTargets)
-        assert isinstance(objects, ObjectTargets) and isinstance(match, MatchTargets)
-        assert heads.word_head is not None and heads.object_head is not None and heads.match_head is not None
-        prediction = heads.object_head(rows[objects.rows])
-        features, scales = batch.region_features[objects.rows], batch.region_feature_scales
-        features = heads.regions.standardise(features, None if scales is None else scales[objects.rows])
-        return {
-            "masked_lm": word_loss(heads.word_head(rows[masked.rows]), masked.labels),
-            "seq2seq_lm": word_loss(heads.word_head(rows[seq2seq.rows]), seq2seq.labels),
-            "masked_object/class": object_class_loss(prediction, objects.class_probabilities),
-            "masked_object/feature": object_feature_loss(prediction, features),
-            "matching": match_loss(heads.match_head(rows[match.rows]), match.labels),
-        }
+        losses: dict[str, Tensor] = {}
+        for name, targets in batch.targets.items():
+            if isinstance(targets, WordTargets):
+                losses[name] = self._word_loss(targets, rows)
+            elif isinstance(targets, ObjectTargets):
+                losses[f"{name}/class"], losses[f"{name}/feature"] = self._object_losses(targets, batch, rows)
+            elif isinstance(targets, MatchTargets):
+                losses[name] = self._match_loss(targets, rows)
+            elif isinstance(targets, AlignTargets):
+                losses[f"{name}/global"], losses[f"{name}/tokens"] = self._contrastive_losses(targets, rows)
+        return losses
+
+    def _word_loss(self, targets: WordTargets, rows: Tensor) -> Tensor:
+        assert self.model.word_head is not None
+        return word_loss(self.model.word_head(rows[targets.rows]), targets.labels)
+
+    def _object_losses(self, targets: ObjectTargets, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.model.object_head is not None
+        prediction = self.model.object_head(rows[targets.rows])
+        features, scales = batch.region_features[targets.rows], batch.region_feature_scales
+        features = self.model.regions.standardise(features, None if scales is None else scales[targets.rows])
+        return object_class_loss(prediction, targets.class_probabilities), object_feature_loss(prediction, features)
+
+    def _match_loss(self, targets: MatchTargets, rows: Tensor) -> Tensor:
+        assert self.model.match_head is not None
+        return match_loss(self.model.match_head(rows[targets.rows]), targets.labels)
+
+    def _contrastive_losses(self, targets: AlignTargets, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return contrastive_losses(align(self.model, targets, rows), targets)
 
     def count_correct(self, batch: Batch, rows: Tensor) -> int:
         """Count the pairs of a batch that are classified correctly, from its encoded rows (N, D)."""
@@ -91,8 +120,18 @@ class PretrainModule(TaskModule):
         return int(((self.model.match_head(rows[targets.rows]) > 0) == (targets.labels > 0.5)).sum())
 
 
+def align(model: DimvlModel, targets: AlignTargets, rows: Tensor) -> Aligned:
+    """Apply the alignment head to the encoded rows (N, D) of images and texts that were each encoded alone."""
+    assert model.align_head is not None
+    kinds = (targets.images, targets.regions, targets.texts, targets.words)
+    aligned: Aligned = model.align_head(*(rows[kind] for kind in kinds))
+    return aligned
+
+
 class PretrainSource(ImageSource):
     """One example per image and epoch, its objective drawn by share; all draws are keyed by seed, epoch and image.
+
+    A contrastive example is a group of images.
 
     Args:
         captions: tokenised captions, grouped by image.
@@ -103,7 +142,7 @@ class PretrainSource(ImageSource):
         seed: seed of the run.
 
     Raises:
-        UserError: the file of word changes is wrong.
+        UserError: the file of word changes is wrong, or there are fewer images than a contrastive group needs.
 
     """
 
@@ -123,6 +162,7 @@ class PretrainSource(ImageSource):
         self.shares: Mapping[str, float] = config.shares.model_dump()
         self._matching_texts = seq2seq.captions if config.shared_prefix else 1
         self._longest = captions.longest()
+        self._groups = Groups(captions, config.contrastive, tokenizer, seed) if config.shares.contrastive else None
         self._drawn: tuple[int, KeyedUniform] | None = None
 
     def objectives(self, epoch: int, span: slice) -> np.ndarray:
@@ -145,7 +185,33 @@ class PretrainSource(ImageSource):
         text = np.where(objectives == names.index("matching"), number * (self._longest + 1), text)
         shared = shared_rows(self.texts, self.seq2seq.captions, span)
         text = np.where(objectives == names.index("seq2seq_lm"), shared, text)
-        return self.prefix_rows(epoch, span, objectives == names.index("masked_object")) + text
+        rows = self.prefix_rows(epoch, span, objectives == names.index("masked_object")) + text
+        grouped = np.flatnonzero(objectives == names.index("contrastive"))
+        if self._groups is not None and len(grouped):
+            members = np.concatenate([self._groups.members(epoch, span.start + place) for place in grouped.tolist()])
+            each = self.images.rows(self.prefix_images(members)) + self._groups.text_rows(members)
+            rows[grouped] = each.reshape(len(grouped), -1).sum(axis=1)
+        return rows
+
+    def build_all(self, epoch: int, indexes: np.ndarray) -> list[Example]:
+        """Build examples of an epoch, reading all their images at once; a group gives an example for each image."""
+        members = [self._members(epoch, index) for index in indexes.tolist()]
+        found = iter(self.read(epoch, np.concatenate([[], *members]).astype(np.int64)))
+        examples: list[Example] = []
+        for own in members:
+            if len(own) == 1:
+                examples.append(self.build_from(next(found), epoch, int(own[0])))
+            elif self._groups is not None:
+                prefixes = [self.images.prefix(next(found)) for _ in own]
+                examples += self._groups.examples(epoch, own, prefixes)
+        return examples
+
+    def _members(self, epoch: int, index: int) -> np.ndarray:
+        """Images (K,) of an example, of which only a contrastive one has several."""
+        objective = list(self.shares)[self.objectives(epoch, slice(index, index + 1))[0]]
+        if self._groups is None or objective != "contrastive":
+            return np.array([index])
+        return self._groups.members(epoch, index)
 
     def build_from(self, regions: PrefixRegions, epoch: int, index: int) -> Example:
         """Build the example of an image in an epoch."""

@@ -1,7 +1,7 @@
 """Validation of pretraining: losses by objective and matching accuracy on held-out captions.
 
-Each objective with a share has one example per image. Masks, negatives and captions are drawn by the section's seed, so
-they are the same at every validation.
+Each objective with a share has one example per image, contrastive alignment one for as many images as a group has.
+Masks, negatives, groups and captions are drawn by the section's seed, so they are the same at every validation.
 """
 
 from collections.abc import Sequence
@@ -35,22 +35,29 @@ class PretrainValidator(Validator):
         images = processor.reader(store)
         self.module, self.metric = module, section.metric
         wanted = [name for name, share in config.objectives.shares if share]
-        alone = [
-            SharesConfig(**{other: float(other == name) for other in SharesConfig.model_fields}) for name in wanted
-        ]
-        self.sources = [
-            PretrainSource(tokens, images, objectives, config.seq2seq, processor.tokenizer, section.seed)
-            for objectives in [config.objectives.model_copy(update={"shares": shares}) for shares in alone]
-        ]
-        self.images = tokens.num_groups
-        self.costs = np.concatenate([source.costs(0, slice(0, self.images)) for source in self.sources])
+        contrastive = config.objectives.contrastive
+        group = max(2, min(contrastive.group, tokens.num_groups))
+        common = {"contrastive": contrastive.model_copy(update={"group": group})}
+        self.sources: list[PretrainSource] = []
+        sources, items, costs = [], [], []
+        for number, name in enumerate(wanted):
+            shares = SharesConfig(**{other: float(other == name) for other in SharesConfig.model_fields})
+            objectives = config.objectives.model_copy(update={**common, "shares": shares})
+            self.sources.append(
+                PretrainSource(tokens, images, objectives, config.seq2seq, processor.tokenizer, section.seed)
+            )
+            own = np.arange(0, tokens.num_groups, group if name == "contrastive" else 1)
+            sources.append(np.full(len(own), number))
+            items.append(own)
+            costs.append(self.sources[number].costs(0, slice(0, tokens.num_groups))[own])
+        self.source_of, self.image_of, self.costs = map(np.concatenate, (sources, items, costs))
 
     def run(self, items: np.ndarray) -> Sums:
-        """Return the sums of losses and of correct pairs; item i of source s is image i - s x images."""
+        """Return the sums of losses and of correct pairs."""
         examples = [
             example
             for number, source in enumerate(self.sources)
-            for example in source.build_all(0, items[items // self.images == number] % self.images)
+            for example in source.build_all(0, self.image_of[items[self.source_of[items] == number]])
         ]
         batch = collate(examples, self.module.shape).to(self.module.device)
         rows, counts = self.module.model(batch), batch.counts()

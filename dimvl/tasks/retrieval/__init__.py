@@ -1,0 +1,1 @@
+"""Retrieval: images found by texts, and texts by images."""

@@ -1,0 +1,175 @@
+"""Images and texts, each encoded alone, in the space that they share.
+
+Letters: I images, T texts, M items, R rows of all items, E dimensions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.callbacks import Progress
+from dimvl.data.annotations import ImageKey
+from dimvl.data.examples import Example
+from dimvl.data.prefixes import Prefix
+from dimvl.data.sampler import in_order
+from dimvl.data.targets import OTHER, AlignTargets, Member, TargetSpec
+from dimvl.objectives import token_similarities
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.base import plain_text
+from dimvl.tasks.inference import ROW_BUDGET, finite, store_batches
+from dimvl.tasks.pretraining.training import align
+from dimvl.tasks.task import Ability
+from dimvl.trained_model import TrainedModel
+
+NO_REGIONS = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Images with their regions, or texts with their words, in the shared space, on the CPU.
+
+    Attributes:
+        pooled: (M, E) float32 unit vectors.
+        rows: (R, E) float32 unit vectors of the regions or words, item by item.
+        counts: (M,) rows of each item.
+
+    """
+
+    pooled: Tensor
+    rows: Tensor
+    counts: np.ndarray
+
+    def __iter__(self) -> Iterator["Embeddings"]:
+        """Yield each item alone."""
+        for item, (start, end) in enumerate(pairwise(np.cumsum(np.append(0, self.counts)).tolist())):
+            yield Embeddings(self.pooled[item : item + 1], self.rows[start:end], self.counts[item : item + 1])
+
+
+@torch.inference_mode()
+def embed_images(trained: TrainedModel, prefixes: Sequence[Prefix]) -> Embeddings:
+    """Embed images, or prefixes of several images, and their regions; a region has the place it has in its prefix."""
+    examples = [
+        Example(
+            source="image",
+            objective="contrastive",
+            prefix=prefix,
+            texts=[],
+            apart=True,
+            target=Member(True, np.zeros(0, np.int8)),
+        )
+        for prefix in prefixes
+    ]
+    batch = trained.batch(examples, {"contrastive": TargetSpec(AlignTargets)})
+    targets = batch.targets["contrastive"]
+    assert isinstance(targets, AlignTargets)
+    found = align(trained.model, targets, trained.model(batch))
+    return Embeddings(finite(found.images).cpu(), found.regions.cpu(), np.array(targets.region_counts, dtype=np.int64))
+
+
+@torch.inference_mode()
+def embed_texts(trained: TrainedModel, words: Sequence[np.ndarray]) -> Embeddings:
+    """Embed texts, given as token ids, and their word pieces."""
+    processor = trained.processor
+    nothing = np.zeros((0, 4), np.float32)
+    prefix = Prefix(
+        features=np.zeros((0, processor.extractor.feature_width), np.float32),
+        boxes=nothing,
+        image_index=NO_REGIONS,
+        hidden=NO_REGIONS.astype(bool),
+        context=processor.tags.context([]),
+    )
+    texts = [plain_text(text, processor.tokenizer) for text in words]
+    example = Example(
+        source="text",
+        objective="contrastive",
+        prefix=prefix,
+        texts=texts,
+        apart=True,
+        target=Member(True, np.full(len(texts), OTHER, np.int8)),
+    )
+    batch = trained.batch([example] if texts else [], {"contrastive": TargetSpec(AlignTargets)})
+    targets = batch.targets["contrastive"]
+    assert isinstance(targets, AlignTargets)
+    found = align(trained.model, targets, trained.model(batch))
+    return Embeddings(finite(found.texts).cpu(), found.words.cpu(), np.array(targets.word_counts, dtype=np.int64))
+
+
+def global_scores(images: Tensor, texts: Tensor) -> Tensor:
+    """Cosines of images (I, E) and texts (T, E): (I, T)."""
+    return images @ texts.T
+
+
+def token_scores(images: Embeddings, texts: Embeddings) -> Tensor:
+    """Token-wise scores of images and texts: (I, T), the mean of both directions."""
+    to_texts, to_images = token_similarities(images.rows, images.counts.tolist(), texts.rows, texts.counts.tolist())
+    return (to_texts + to_images) / 2
+
+
+def similarity(trained: TrainedModel, images: Embeddings, texts: Embeddings) -> Tensor:
+    """Logits (I, T) of the global score: cosines divided by the learned temperature."""
+    return scales(trained)[0] * global_scores(images.pooled, texts.pooled)
+
+
+def scales(trained: TrainedModel) -> Tensor:
+    """Return the factors (2,) on the global and the token-wise score, 1 / temperature, on the CPU."""
+    assert trained.model.align_head is not None
+    return trained.model.align_head.scales().detach().cpu()
+
+
+def embed_store(
+    trained: TrainedModel, store: RegionStore, images: Sequence[ImageKey], progress: Progress | None = None
+) -> Embeddings:
+    """Embed images of a store, in the order given.
+
+    Raises:
+        UserError: as `store_batches`.
+
+    """
+    found: list[Embeddings | None] = [None] * len(images)
+    done = 0
+    for chosen, prefixes in store_batches(trained, store, images, [0] * len(images)):
+        for place, one in zip(chosen.tolist(), embed_images(trained, prefixes), strict=True):
+            found[place] = one
+        done += len(chosen)
+        if progress is not None:
+            progress(done, len(images))
+    return _joined([one for one in found if one is not None])
+
+
+def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
+    """Embed any number of texts, in the order given.
+
+    Raises:
+        UserError: as `TrainedModel.tokenise`.
+
+    """
+    words = trained.tokenise(texts)
+    found: list[Embeddings | None] = [None] * len(words)
+    done = 0
+    for chosen in in_order(np.array([len(text) + 1 for text in words], dtype=np.int64), ROW_BUDGET):
+        embedded = embed_texts(trained, [words[place] for place in chosen.tolist()])
+        for place, one in zip(chosen.tolist(), embedded, strict=True):
+            found[place] = one
+        done += len(chosen)
+        if progress is not None:
+            progress(done, len(words))
+    return _joined([one for one in found if one is not None])
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    counts = np.concatenate([part.counts for part in parts])
+    return Embeddings(torch.cat([part.pooled for part in parts]), torch.cat([part.rows for part in parts]), counts)
+
+
+EMBED_IMAGE = Ability(
+    verb="embed image",
+    available=lambda processor: processor.aligns,
+    apply=lambda trained, prefixes, words: list(embed_images(trained, prefixes)),
+    result=lambda trained, embedded: embedded.pooled[0].numpy(),
+    takes_text=False,
+    example='predictor.embed_image("image.png")',
+)
