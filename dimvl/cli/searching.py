@@ -14,6 +14,7 @@ from dimvl.progress import progress
 from dimvl.showing import counted, some
 
 if TYPE_CHECKING:
+    from dimvl.predictor import Predictor
     from dimvl.search.index import ImageIndex
     from dimvl.search.queries import Hit
 
@@ -151,22 +152,23 @@ def _number(top: int | None, rerank: int | None, most: int, what: str) -> int:
 
 def _search_images(
     opened: "ImageIndex",
-    predictor: Any,
+    predictor: "Predictor",
     texts: Sequence[str],
     image: str | None,
     top: int | None,
     rerank: int | None,
 ) -> list[tuple[str, list["Hit"]]]:
     """Return each query and the images found."""
-    from dimvl.search.queries import embed_all_texts, find_images, find_similar, image_query, rerank_images, tokenise
+    from dimvl.search.queries import find_images, find_similar, image_query, known_words, rerank_images
+    from dimvl.tasks.retrieval.prediction import embed_all_texts
 
     if image is not None:
         query = image_query(predictor, opened, image)
         most = len(opened) - (query.position is not None)
         return [(image, find_similar(opened, query, _number(top, rerank, most, "images")))]
     number = _number(top, rerank, len(opened), "images")
-    words = tokenise(predictor.trained, texts)
-    found = find_images(opened, embed_all_texts(predictor.trained, words), number)
+    words = known_words(predictor.trained, texts)
+    found = find_images(opened, embed_all_texts(predictor.trained, texts).pooled, number)
     if rerank:
         found = rerank_images(predictor.trained, opened, words, found)
     return [(text, hits[: top or TOP]) for text, hits in zip(texts, found, strict=True)]
@@ -174,7 +176,7 @@ def _search_images(
 
 def _search_texts(
     opened: "ImageIndex",
-    predictor: Any,
+    predictor: "Predictor",
     image: str,
     file: Path,
     top: int | None,
@@ -182,14 +184,15 @@ def _search_texts(
     as_json: bool,
 ) -> None:
     """Find and print the texts of a file that fit an image."""
-    from dimvl.search.queries import embed_all_texts, find_texts, image_query, read_texts, rerank_texts
+    from dimvl.search.queries import find_texts, image_query, read_texts, rerank_texts
+    from dimvl.tasks.retrieval.prediction import embed_all_texts
 
     texts = read_texts(file)
     number, trained = _number(top, rerank, len(texts), "texts"), predictor.trained
-    query, words = image_query(predictor, opened, image), trained.tokenise(texts)
-    hits = find_texts(query, embed_all_texts(trained, words), number)
+    query = image_query(predictor, opened, image)
+    hits = find_texts(query, embed_all_texts(trained, texts).pooled, number)
     if rerank:
-        hits = rerank_texts(trained, opened, query, words, hits)
+        hits = rerank_texts(trained, opened, query, [texts[hit.place] for hit in hits], hits)
     _print([(image, hits[: top or TOP])], texts.__getitem__, "text", as_json)
 
 

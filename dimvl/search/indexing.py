@@ -17,7 +17,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.search.format import Manifest, check_aligned, model_fingerprint, read_part
 from dimvl.search.writer import IndexWriter
 from dimvl.showing import counted
-from dimvl.tasks.inference import ROW_BUDGET, finite
+from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.retrieval.prediction import embed_images
 from dimvl.trained_model import TrainedModel
 
@@ -82,7 +82,7 @@ def _embedded(trained: TrainedModel, reader: ImageReader, positions: np.ndarray)
     """Yield batches of images of similar size: their places in `positions`, and their embeddings (B, W)."""
     found = PrefixImages(positions, np.ones_like(positions))
     for chosen in in_order(reader.rows(found), ROW_BUDGET):
-        yield chosen, finite(embed_images(trained, reader.prefixes(found[chosen])).pooled)
+        yield chosen, embed_images(trained, reader.prefixes(found[chosen])).pooled
 
 
 def _lacking(out: Path, manifest: Manifest, store: RegionStore) -> np.ndarray:

@@ -20,9 +20,9 @@ from dimvl.regions.detectors.load import is_no_detector
 from dimvl.regions.store import RegionStore
 from dimvl.search.index import ImageIndex
 from dimvl.showing import short
-from dimvl.tasks.inference import ROW_BUDGET, finite, pair_batches, store_batches
+from dimvl.tasks.inference import ROW_BUDGET, pair_batches, store_batches
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
-from dimvl.tasks.retrieval.prediction import embed_images, embed_texts
+from dimvl.tasks.retrieval.prediction import embed_images
 from dimvl.trained_model import TrainedModel
 
 
@@ -72,7 +72,7 @@ def read_texts(path: Path) -> list[str]:
     return list(dict.fromkeys(filter(None, texts)))
 
 
-def tokenise(trained: TrainedModel, texts: Sequence[str]) -> list[np.ndarray]:
+def known_words(trained: TrainedModel, texts: Sequence[str]) -> list[np.ndarray]:
     """Return the token ids of texts to search by.
 
     Raises:
@@ -84,13 +84,6 @@ def tokenise(trained: TrainedModel, texts: Sequence[str]) -> list[np.ndarray]:
         if (tokens == trained.processor.tokenizer.unknown).all():
             raise UserError(f"the model knows no word of {short(text)}; use other words")
     return words
-
-
-def embed_all_texts(trained: TrainedModel, words: Sequence[np.ndarray]) -> Tensor:
-    """Return the embeddings (M, W) of any number of texts, given as token ids."""
-    parts = in_order(np.array([len(tokens) + 2 for tokens in words]), ROW_BUDGET)
-    rows = [finite(embed_texts(trained, [words[place] for place in part]).pooled) for part in parts]
-    return torch.cat(rows)[torch.from_numpy(np.argsort(np.concatenate(parts)))]
 
 
 def image_query(predictor: Predictor, index: ImageIndex, image: str) -> ImageQuery:
@@ -119,7 +112,7 @@ def image_query(predictor: Predictor, index: ImageIndex, image: str) -> ImageQue
     processor = trained.processor
     regions = best_regions(predictor.regions(Path(image)).checked(processor.extractor), processor.max_regions)
     prefix = make_prefix(regions, processor.tags)
-    return ImageQuery(finite(embed_images(trained, [prefix]).pooled), prefix=prefix)
+    return ImageQuery(embed_images(trained, [prefix]).pooled, prefix=prefix)
 
 
 def find_images(index: ImageIndex, queries: Tensor, count: int) -> list[list[Hit]]:
@@ -201,20 +194,26 @@ def rerank_images(
 
 
 def rerank_texts(
-    trained: TrainedModel, index: ImageIndex, query: ImageQuery, words: Sequence[np.ndarray], hits: Sequence[Hit]
+    trained: TrainedModel, index: ImageIndex, query: ImageQuery, texts: Sequence[str], hits: Sequence[Hit]
 ) -> list[Hit]:
-    """Sort the texts found for an image by the matching head; raises as `rerank_images`."""
+    """Sort the texts found for an image by the matching head; `texts` are those of the results.
+
+    Raises:
+        UserError: as `rerank_images`.
+
+    """
     MATCH.check(trained)
-    prefix, chosen = query.prefix, [words[hit.place] for hit in hits]
+    prefix, words = query.prefix, trained.tokenise(texts)
     if prefix is None:
         assert query.position is not None
         store = open_store(index)
         images = image_keys(index, store, [query.position])
         [(_, [prefix])] = store_batches(trained.without_guard(), store, images, [0])
-    rows = np.array([len(text) + 1 for text in chosen])
+    assert prefix is not None
+    again = 0 if trained.processor.shared_prefix else len(prefix.features) + len(prefix.context)
     logits = torch.zeros(len(hits))
-    for part in in_order(rows, ROW_BUDGET):
-        own = [chosen[place] for place in part]
+    for part in in_order(np.array([len(text) + 1 + again for text in words]), ROW_BUDGET):
+        own = [words[place] for place in part]
         logits[torch.from_numpy(part)] = match_logits(trained, [prefix] * len(own), own).cpu()
     return _sorted(hits, logits)
 
