@@ -19,12 +19,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of an untrained model that answers, captions and matches."""
+    """An export of an untrained model that answers, captions, matches and aligns."""
     place = tmp_path_factory.mktemp("model")
     detector = make_detector()
     detector.save(place / "detector")
     run = write_run(
-        place / "run", make_trained(all_abilities(detector.extractor, max_images=3)), description="photographs"
+        place / "run",
+        make_trained(all_abilities(detector.extractor, max_images=3, aligns=True)),
+        description="photographs",
     )
     return export(run, place / "export", place / "detector")
 
