@@ -11,7 +11,7 @@ from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app, input_f
 from dimvl.cli.inputs import open_model, refuse_empty, say_synthetic
 from dimvl.errors import UserError
 from dimvl.progress import progress
-from dimvl.showing import counted, some
+from dimvl.showing import counted, short, some
 
 if TYPE_CHECKING:
     from dimvl.predictor import Predictor
@@ -127,10 +127,12 @@ def search(
 
 def _check_query(texts: Sequence[str] | None, image: str | None, texts_file: Path | None, rerank: int | None) -> None:
     """Refuse arguments that do not make one kind of query."""
-    if bool(texts) == bool(image):
-        raise UserError("give texts to search by, or --image, but not both")
+    if texts and image:
+        raise UserError(f"{short(texts[0])} and --image are both given to search by; omit one")
     if texts_file and not image:
         raise UserError("--texts are searched by an image; give --image, or texts as arguments to find images")
+    if not texts and not image:
+        raise UserError("there is nothing to search by; give texts, or --image")
     if rerank and image and not texts_file:
         raise UserError("--rerank compares images with texts, not with images; omit it, or give --texts")
     refuse_empty(texts or [])

@@ -171,7 +171,7 @@ def check_aligned(trained: TrainedModel) -> None:
     if not trained.processor.aligns:
         raise UserError(
             f"the model {trained.weights.parent} cannot search: it was not trained to align images and texts; give one "
-            "that was"
+            "that was, by objectives.shares.contrastive in pretraining or by the task retrieve"
         )
 
 

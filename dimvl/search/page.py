@@ -13,6 +13,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.report.page import write_page
 from dimvl.search.index import ImageIndex
 from dimvl.search.queries import Hit, image_keys, open_store
+from dimvl.showing import counted
 
 REGIONS = 5
 """Regions that are drawn, the best."""
@@ -50,7 +51,8 @@ def write_search_page(
     write_page(
         path,
         Path(__file__).with_name("page.html.jinja"),
-        title=f"Search in {len(index):,} images",
+        title=f"Search in {counted(len(index), 'image')}",
+        regions=REGIONS,
         queries=[(query, [(hit, found[hit.place]) for hit in hits]) for query, hits in results],
     )
     return missing
