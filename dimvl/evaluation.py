@@ -4,7 +4,7 @@ Nothing is random, and results do not depend on the order of texts and regions.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -71,10 +71,39 @@ def evaluate(
         raise UserError(f"{model} needs an annotation file to predict for; give {_typed(missing[0], 'FILE')}")
     options = validate(task.evaluation, dict(values), f"evaluation of {model}")
     found = task.evaluate(trained, store, options, progress)
+    found = replace(found, files={**options.files(), **found.files})
+    everything = {**options.settings(), **(settings or {})}
+    return write_evaluation(model, trained, store, found, folder, everything, task.with_official_scores)
+
+
+def write_evaluation(
+    model: Path,
+    trained: TrainedModel,
+    store: RegionStore,
+    found: Evaluation,
+    folder: Path,
+    settings: Mapping[str, Any],
+    complete: Callable[[Evaluation], Evaluation] = lambda found: found,
+) -> Evaluation:
+    """Write predictions, items, scores with their intervals, and a manifest.
+
+    Args:
+        model: folder of the run or export.
+        trained: the model loaded from it.
+        store: regions of the images.
+        found: the predictions and their scores.
+        folder: folder to write.
+        settings: what the predictions depend on besides files, for the manifest.
+        complete: adds scores after the predictions are written.
+
+    Returns:
+        What was written.
+
+    """
     write_json(folder / PREDICTIONS, found.predictions, indent=None)
     for name in (ITEMS, SCORES, MANIFEST):  # of an earlier evaluation
         (folder / name).unlink(missing_ok=True)
-    found = task.with_official_scores(found)
+    found = complete(found)
     if found.scores and (known := intervals(found.items)):
         found = replace(found, scores={**found.scores, "intervals": known})
     with atomic_path(folder / ITEMS) as temporary:
@@ -82,8 +111,7 @@ def evaluate(
         temporary.write_text("".join(lines), encoding="utf-8")
     if found.scores:
         write_json(folder / SCORES, found.scores)
-    everything = {**options.settings(), **(settings or {}), "device": str(trained.device)}
-    manifest = _describe(model, trained, store, {**options.files(), **found.files}, everything)
+    manifest = _describe(model, trained, store, found.files, {**settings, "device": str(trained.device)})
     write_json(folder / MANIFEST, {**manifest, "predictions_sha256": sha256(folder / PREDICTIONS)})
     return found
 

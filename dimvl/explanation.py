@@ -1,4 +1,4 @@
-"""The regions behind an answer: by how much its probability drops without each of them."""
+"""The regions behind an answer or a word: by how much a probability drops without each, or how similar each is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +39,22 @@ class Explanation:
 
     answer: Answer
     regions: list[RegionDrop]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The words of a text and the regions of an image, and how similar they are.
+
+    Attributes:
+        words: L words.
+        regions: R regions, in the order of the image; their `probability_drop` is 0.
+        similarities: (L, R) cosines.
+
+    """
+
+    words: list[str]
+    regions: list[RegionDrop]
+    similarities: np.ndarray
 
 
 def without(regions: PrefixRegions, place: int) -> PrefixRegions:

@@ -12,11 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
+import numpy as np
+
 from dimvl.callbacks import Progress
 from dimvl.data.answers import Answer
 from dimvl.data.prefixes import Prefix, best_regions, join_images, make_prefix
 from dimvl.errors import UserError
-from dimvl.explanation import Explanation, describe, without
+from dimvl.explanation import Alignment, Explanation, describe, without
 from dimvl.export import DETECTOR, check_export, find_export
 from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder, Skipped, images_of, is_batch, listed
 from dimvl.regions.records import Regions
@@ -294,6 +296,57 @@ class Predictor:
         """
         probabilities = self.predict("match", images, texts, times, skipped)
         return probabilities[0] if isinstance(texts, str) and not is_batch(images) else probabilities
+
+    @overload
+    def embed_image(self, images: Input, times: Times = None) -> np.ndarray: ...  # type: ignore[overload-overlap]
+    @overload
+    def embed_image(self, images: Inputs, times: Times = None) -> list[np.ndarray]: ...
+    @overload
+    def embed_image(self, images: Inputs, times: Times = None, *, skipped: Skipped) -> list[np.ndarray | None]: ...
+    def embed_image(self, images: Input | Inputs, times: Times = None, skipped: Skipped | None = None) -> Any:
+        """Embed an image, a tuple of images or a list: unit vectors (E,) float32, to be compared by their products.
+
+        `times` and `skipped` are as in `predict`.
+
+        Raises:
+            UserError: an image that cannot be read, or a model that was not trained to align.
+
+        """
+        embedded = self.predict("embed image", images, None, times, skipped)
+        return embedded if is_batch(images) else embedded[0]
+
+    @overload
+    def embed_text(self, texts: str) -> np.ndarray: ...
+    @overload
+    def embed_text(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+    def embed_text(self, texts: Texts) -> Any:
+        """Embed a text or several: unit vectors (E,) float32 in the space of `embed_image`.
+
+        Raises:
+            UserError: an empty text, or a model that was not trained to align.
+
+        """
+        ability = self._ability("embed text")
+        words = ability.prepare(self.trained, [texts] if isinstance(texts, str) else texts)
+        found = [ability.result(self.trained, one) for one in ability.apply(self.trained, None, words)] if words else []
+        return found[0] if isinstance(texts, str) else found
+
+    def align(self, image: Input, text: str, times: Sequence[float] | None = None) -> Alignment:
+        """Compare each word of a text with each region of an image, or of a tuple of images.
+
+        Raises:
+            UserError: an empty text, an image that cannot be read, or a model that was not trained to align.
+
+        """
+        ability = self._ability("align")
+        [(group, seconds)] = self._groups([image], None if times is None else [times], None)
+        regions = join_images(group, seconds)
+        words, similarities = ability.apply(
+            self.trained, [make_prefix(regions, self._tags)], self.trained.tokenise([text])
+        )[0]
+        extractor = self.trained.processor.extractor
+        described = [describe(extractor, group, regions, place, 0.0) for place in range(len(regions))]
+        return Alignment(words, described, similarities)
 
     def explain(self, image: Input, question: str, top: int = 5, times: Sequence[float] | None = None) -> Explanation:
         """Answer a question, and return by how much the answer's probability drops without each region.

@@ -1,8 +1,9 @@
-"""The commands evaluate and score."""
+"""The commands evaluate, probe and score."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,15 @@ from dimvl.cli.app import (
 from dimvl.progress import progress
 from dimvl.showing import counted
 
+if TYPE_CHECKING:
+    from dimvl.regions.store import RegionStore
+    from dimvl.tasks.task import Evaluation
+    from dimvl.trained_model import TrainedModel
+
+RunOrExport = Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run or of an export.")]
+RegionStores = Annotated[
+    list[Path], typer.Option(parser=input_folder, help="Region store of the images; repeat it to use several as one.")
+]
 Worlds = Annotated[
     Path | None,
     typer.Option(
@@ -47,11 +57,8 @@ Answers = Annotated[
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run or of an export.")],
-    regions: Annotated[
-        list[Path],
-        typer.Option(parser=input_folder, help="Region store of the images; repeat it to use several as one."),
-    ],
+    model: RunOrExport,
+    regions: RegionStores,
     values: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Files and settings of other tasks.")
     ] = None,
@@ -94,22 +101,74 @@ def evaluate(
     options |= {"length_penalty": length_penalty, "block_ngrams": block_ngrams, "match": match}
     named = parse_overrides(values or []) | given(**options)
     from dimvl import evaluation
+
+    folder = out or model / "evaluation"
+    trained, store = _opened(model, regions, folder, allow_trained_images, device, threads)
+    named |= {"missing": "skip" if skip_missing else "error"}
+    with progress("predictions") as shown:
+        settings = {"allow_trained_images": allow_trained_images}
+        found = evaluation.evaluate(model, trained, store, named, folder, settings, shown)
+    _print_written(found, folder)
+
+
+@app.command()
+def probe(
+    model: RunOrExport,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=input_file, metavar="FILE", help="Pairs of caption and foil, in any format of docs/annotations.md."
+        ),
+    ],
+    regions: RegionStores,
+    out: Annotated[Path | None, typer.Option(parser=any_path, help="Folder to write; default MODEL/probes.")] = None,
+    match: MatchRule = None,
+    skip_missing: SkipMissing = False,
+    allow_trained_images: AllowTrained = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Test whether a model prefers a true caption to a false one: VALSE, SugarCrepe, FOIL, Winoground, or your own.
+
+    Prints and writes the accuracy by each score that the model has, and beside it that of the same score without the
+    image: what the texts alone give away. Writes the same files as `dimvl evaluate`.
+
+    Example: dimvl probe runs/pretrain valse/existence.json valse/plurals.json --regions stores/visual7w --regions
+    stores/coco
+    """
+    from dimvl.config import EvaluationOptions, validate
+
+    missing = "skip" if skip_missing else "error"
+    options = validate(EvaluationOptions, given(match=match, missing=missing), "options of dimvl probe")
+    from dimvl import evaluation
+    from dimvl.tasks.probing import evaluate_probes
+
+    folder = out or model / "probes"
+    trained, store = _opened(model, regions, folder, allow_trained_images, device, threads)
+    with progress("scores") as shown:
+        found = evaluate_probes(trained, store, files, options, shown)
+    settings = {**options.settings(), "allow_trained_images": allow_trained_images}
+    _print_written(evaluation.write_evaluation(model, trained, store, found, folder, settings), folder)
+
+
+def _opened(
+    model: Path, regions: Sequence[Path], folder: Path, allow_trained_images: bool, device: str, threads: int
+) -> tuple["TrainedModel", "RegionStore"]:
+    """Open model and store, after a look at the folder for the results."""
+    from dimvl.evaluation import check_folder
     from dimvl.files import check_writable
     from dimvl.regions.store import RegionStore
     from dimvl.trained_model import choose_device, load_model
 
     set_threads(threads)
-    folder = out or model / "evaluation"
-    evaluation.check_folder(folder)
+    check_folder(folder)
     check_writable(folder)
     store = RegionStore(regions, check=True)
     trained = load_model(model, choose_device(device)).for_prediction()
-    if allow_trained_images:
-        trained = trained.without_guard()
-    named |= {"missing": "skip" if skip_missing else "error"}
-    with progress("predictions") as shown:
-        settings = {"allow_trained_images": allow_trained_images}
-        found = evaluation.evaluate(model, trained, store, named, folder, settings, shown)
+    return (trained.without_guard() if allow_trained_images else trained), store
+
+
+def _print_written(found: "Evaluation", folder: Path) -> None:
     if found.scores:
         print(json.dumps(found.scores, indent=2))
     left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in found.left_out.items() if count)

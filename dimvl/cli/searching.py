@@ -68,7 +68,7 @@ def search(
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Number of results; default 10.")] = None,
     rerank: Annotated[
-        int | None, typer.Option(min=1, help="Sort this many, the best by embedding, by the matching head.")
+        int | None, typer.Option(min=1, help="Judge this many, the best by embedding, by the matching head too.")
     ] = None,
     as_json: AsJson = False,
     html: Annotated[
@@ -86,8 +86,8 @@ def search(
 ) -> None:
     """Find the images of an index that fit a text or are like an image, or the texts that fit an image.
 
-    All images are compared. The score is the cosine of the embeddings; with --rerank, the best are sorted by the
-    probability that the matching head gives.
+    All images are compared. The score is the cosine of the embeddings; with --rerank, the best are judged by the
+    matching head and sorted by both, and its probability is printed after the score.
 
     Example: dimvl search indexes/photos "a dog on a beach" "two children" --model exports/retrieve --rerank 128
 

@@ -101,7 +101,9 @@ class Targets(ABC):
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply a function to every tensor."""
-        tensors = {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
+        tensors = {
+            field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+        }
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 

@@ -18,7 +18,7 @@ from dimvl.metrics.predictions import images_of
 from dimvl.showing import counted, some
 
 PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
-ASKED = ("question", "answers", "references", "image_id", "images", "times")
+ASKED = ("question", "text", "caption", "foil", "answers", "references", "image_id", "images", "times")
 """Fields of an item that come from the annotations."""
 AGAIN = "run `dimvl evaluate` again"
 _CLOSE = 1e-6
@@ -142,7 +142,9 @@ def _read_items(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _key(item: Mapping[str, Any], place: str) -> str:
-    """Return the id of an item: of its question, else of its images."""
+    """Return the id of an item: of its question or text, else of its images."""
+    if "text_id" in item:
+        return f"text {item['text_id']}"
     if "question_id" in item:
         return f"question {item['question_id']}"
     if "image_id" not in item and "images" not in item:

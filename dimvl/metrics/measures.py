@@ -1,24 +1,28 @@
 """The scores of an evaluation as sums over its items, for intervals and comparisons.
 
 `items.jsonl` has what a score needs of each item: its accuracy, the statistics of BLEU and METEOR, the facts that a
-caption states, and as `means` the values of any score that is a mean over items. `measures` finds it there, so a task
-whose items have such fields needs nothing else.
+caption states, the rank of the right answer of a search, and as `means` the values of any score that is a mean over
+items. `measures` finds it there, so a task whose items have such fields needs nothing else.
 
 Letters: N items, S numbers of an item.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dimvl.metrics.intervals import Interval, Score, mean, percentiles, resampled, unit_sums
 from dimvl.metrics.predictions import images_of
+from dimvl.metrics.recall import DIRECTIONS, RECALLS
 
 Place = tuple[str, ...]
 """Where `scores.json` has a score, such as ("official", "CIDEr")."""
 GROUPS = {"by_answer_type": "answer_type", "by_kind": "kind"}
 """Means over a part of the questions, and the field of an item that says which."""
+RANKS: Mapping[str, Place] = {"rank": (), "embedding_rank": ("embedding_only",)}
+"""Fields of an item that are ranks, 0 without a right answer, and where their scores are: see `recall.py`."""
 SMALL, TINY = 1e-9, 1e-15  # of pycocoevalcap's BLEU
 METEOR = {"alpha": 0.85, "beta": 0.2, "gamma": 0.6, "delta": 0.75}
 METEOR_WEIGHTS = (1.0, 0.6, 0.8, 0.6)
@@ -45,7 +49,7 @@ def measures(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
         KeyError, TypeError, ValueError: the items are not as `dimvl evaluate` writes them.
 
     """
-    return {**_accuracies(items), **_official(items), **_facts(items), **_means(items)}
+    return {**_accuracies(items), **_official(items), **_facts(items), **_recalls(items), **_means(items)}
 
 
 def intervals(items: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -180,11 +184,34 @@ def _facts(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
     return found
 
 
+def _recalls(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
+    """Return recalls and mean rank of searches, by the `direction` of the items; a median is no sum over items."""
+    found: dict[Place, Measure] = {}
+    for (field, group), direction in product(RANKS.items(), DIRECTIONS):
+        ranks = [item.get(field, 0) if item.get("direction") == direction else 0 for item in items]
+        chosen = [rank > 0 for rank in ranks]
+        if not any(chosen):
+            continue
+        hits = {f"r{k}": [float(rank <= k) for rank in ranks] for k in RECALLS}
+        means = [sum(each) / len(RECALLS) for each in zip(*hits.values(), strict=True)]
+        for name, values in {**hits, "mean_recall": means, "mean_rank": ranks}.items():
+            found[*group, direction, name] = _mean_of(values, chosen)
+    return found
+
+
 def _means(items: Sequence[Mapping[str, Any]]) -> dict[Place, Measure]:
-    """Return the scores that are means of what `means` of each item has under their names."""
-    means = [item.get("means", {}) for item in items]
-    names = dict.fromkeys(name for own in means for name in own)
-    return {(name,): _mean_of([own.get(name, 0) for own in means], [name in own for own in means]) for name in names}
+    """Return the scores that are means of what `means` of each item has under their names, which may be nested."""
+    means = [dict(_flat(item.get("means", {}))) for item in items]
+    places = dict.fromkeys(place for own in means for place in own)
+    return {place: _mean_of([own.get(place, 0) for own in means], [place in own for own in means]) for place in places}
+
+
+def _flat(values: Mapping[str, Any], above: Place = ()) -> Iterator[tuple[Place, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, (*above, name))
+        else:
+            yield (*above, name), value
 
 
 def _share(sums: np.ndarray) -> np.ndarray:

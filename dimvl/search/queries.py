@@ -22,7 +22,7 @@ from dimvl.search.index import ImageIndex
 from dimvl.showing import short
 from dimvl.tasks.inference import ROW_BUDGET, pair_batches, store_batches
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
-from dimvl.tasks.retrieval.prediction import embed_images
+from dimvl.tasks.retrieval.prediction import embed_images, scales
 from dimvl.trained_model import TrainedModel
 
 
@@ -169,7 +169,9 @@ def image_keys(index: ImageIndex, store: RegionStore, positions: Sequence[int]) 
 def rerank_images(
     trained: TrainedModel, index: ImageIndex, words: Sequence[np.ndarray], found: Sequence[Sequence[Hit]]
 ) -> list[list[Hit]]:
-    """Sort the results of texts by the matching head; the prefix of an image is computed once where the model allows.
+    """Sort the results of texts by the matching head's logit plus the scaled cosine, as evaluations of retrieval do.
+
+    The prefix of an image is computed once for all texts where the model allows.
 
     Args:
         trained: a model with a matching head.
@@ -190,13 +192,14 @@ def rerank_images(
         trained.without_guard(), store, images, [len(text) + 1 for text in texts], shared
     ):
         logits[places] = match_logits(trained, prefixes, [texts[place] for place in places]).cpu()
-    return [_sorted(hits, own) for hits, own in zip(found, logits.split([len(hits) for hits in found]), strict=True)]
+    parts = logits.split([len(hits) for hits in found])
+    return [_sorted(trained, hits, own) for hits, own in zip(found, parts, strict=True)]
 
 
 def rerank_texts(
     trained: TrainedModel, index: ImageIndex, query: ImageQuery, texts: Sequence[str], hits: Sequence[Hit]
 ) -> list[Hit]:
-    """Sort the texts found for an image by the matching head; `texts` are those of the results.
+    """Sort the texts found for an image as `rerank_images` does; `texts` are those of the results.
 
     Raises:
         UserError: as `rerank_images`.
@@ -215,11 +218,12 @@ def rerank_texts(
     for part in in_order(np.array([len(text) + 1 + again for text in words]), ROW_BUDGET):
         own = [words[place] for place in part]
         logits[torch.from_numpy(part)] = match_logits(trained, [prefix] * len(own), own).cpu()
-    return _sorted(hits, logits)
+    return _sorted(trained, hits, logits)
 
 
-def _sorted(hits: Sequence[Hit], logits: Tensor) -> list[Hit]:
-    """Return results with probabilities, the most probable first; equal ones stay in their order."""
-    order = torch.sort(logits, descending=True, stable=True).indices.tolist()
+def _sorted(trained: TrainedModel, hits: Sequence[Hit], logits: Tensor) -> list[Hit]:
+    """Return results with the probabilities of the matching head, the best first; equal ones stay in their order."""
+    sums = logits + scales(trained)[0] * torch.tensor([hit.score for hit in hits])
     probabilities = logits.sigmoid().tolist()
+    order = torch.sort(sums, descending=True, stable=True).indices.tolist()
     return [hits[place]._replace(probability=probabilities[place]) for place in order]

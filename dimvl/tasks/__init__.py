@@ -1,4 +1,4 @@
-"""Tasks: pretraining, question answering and captioning, each a package behind the interface `Task`.
+"""Tasks: pretraining, question answering, captioning and retrieval, each a package behind the interface `Task`.
 
 The configuration of a run is read and checked without torch; what trains and applies a task is imported on use.
 """
@@ -13,6 +13,7 @@ from dimvl.errors import UserError
 from dimvl.tasks.answering.config import VqaConfig
 from dimvl.tasks.captioning.config import CaptionConfig
 from dimvl.tasks.pretraining.config import PretrainConfig
+from dimvl.tasks.retrieval.config import RetrieveConfig
 
 if TYPE_CHECKING:
     from dimvl.data.processor import Processor
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CONFIGS", "abilities_of", "all_tasks", "load_config", "task_of", "task_of_model"]
 
-CONFIGS: dict[str, type[RunConfig]] = {"pretrain": PretrainConfig, "vqa": VqaConfig, "caption": CaptionConfig}
+CONFIGS: dict[str, type[RunConfig]] = {
+    "pretrain": PretrainConfig,
+    "vqa": VqaConfig,
+    "caption": CaptionConfig,
+    "retrieve": RetrieveConfig,
+}
 """The table of tasks: value of `task` in a configuration -> its class, which names that of the task (`task_class`).
 
 The first is the default.

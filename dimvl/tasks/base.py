@@ -142,9 +142,7 @@ class ImageSource(ABC):
         One of the B may be a group, for which several examples are returned, one after the other.
         """
         found = self.read(epoch, indexes)
-        return [
-            self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)
-        ]
+        return [self.build_from(regions, epoch, index) for regions, index in zip(found, indexes.tolist(), strict=True)]
 
     def read(self, epoch: int, indexes: np.ndarray) -> list[PrefixRegions]:
         """Read the regions of examples (B,) of an epoch, without the concepts that dropout leaves out."""
@@ -193,13 +191,18 @@ def seq2seq_text(
     `causal`: `[CLS] words`, where every row predicts the next token, [SEP] at the end. `masked` (VLP, UniLM):
     `words [SEP]` with a share of the tokens masked, possibly the final [SEP].
     """
-    whole = _with_end(words, tokenizer)
     if variant == "causal":
-        rows = np.empty_like(whole)
-        rows[0], rows[1:] = tokenizer.cls, words
-        return Text(token_ids=rows, places=np.arange(len(rows)), labels=whole, has_start=True)
-    masked = mask_tokens(whole, generator, tokenizer, share)
+        return causal_text(words, tokenizer)
+    masked = mask_tokens(_with_end(words, tokenizer), generator, tokenizer, share)
     return Text(token_ids=masked.token_ids, places=masked.places, labels=masked.labels)
+
+
+def causal_text(words: np.ndarray, tokenizer: Tokenizer) -> Text:
+    """Return `[CLS] words`, where every row predicts the next token, [SEP] at the end."""
+    whole = _with_end(words, tokenizer)
+    rows = np.empty_like(whole)
+    rows[0], rows[1:] = tokenizer.cls, words
+    return Text(token_ids=rows, places=np.arange(len(rows)), labels=whole, has_start=True)
 
 
 def _with_end(words: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:

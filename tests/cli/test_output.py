@@ -50,6 +50,7 @@ COMMANDS = {
         ["{run}", "--regions", "{regions}", "--questions", "{questions}", "--annotations", "{answers}"],
         "overall",
     ),
+    "probe": (["{run}", "{probes}", "--regions", "{regions}"], "text_only"),
     "score vqa": (
         ["--questions", "{questions}", "--annotations", "{answers}", "--predictions", "{answered}"],
         "overall: ",
@@ -86,6 +87,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
     (folder / "answered.json").write_text(json.dumps(answers))
     captions = [{"image_id": image, "caption": "a red star"} for image in range(1, 7)]
     (folder / "captioned.json").write_text(json.dumps(captions))
+    (folder / "probes.jsonl").write_text('{"image": 1, "caption": "a red star", "foil": "a blue star"}')
     concepts = {"regions": str(data.regions), "captions": str(data.captions), "words": 2, "output": "unused"}
     (folder / "concepts.yaml").write_text(json.dumps(concepts))
     detector = load_detector(model / "detector")
@@ -110,6 +112,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
         "captions": data.captions,
         "answered": folder / "answered.json",
         "captioned": folder / "captioned.json",
+        "probes": folder / "probes.jsonl",
         "worse": write_evaluation(folder / "worse", RIGHT),
         "better": write_evaluation(folder / "better", flipped(0.9, 0)),
         "study": write_study(folder),

@@ -66,7 +66,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
         make_image(number).save(place / "images" / f"{name}.png")
     for name, changes in {
         "model": {"aligns": True, "shared_prefix": True},
-        "unaligned": {},
+        "unaligned": {"aligns": False},
         "other": {"aligns": True, "matches": False, "answers": ()},
     }.items():
         made = make_trained(all_abilities(detector.extractor, captions=False, **changes), seed=len(name))

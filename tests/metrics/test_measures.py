@@ -8,7 +8,9 @@ import pytest
 from dimvl.data.scenes import SceneOptions, caption_facts, sample_world, score_captions
 from dimvl.data.scenes.language import sample_captions
 from dimvl.metrics.captions import caption_scores
+from dimvl.metrics.evaluations import _key
 from dimvl.metrics.measures import bleu, intervals, measures, meteor, units_of
+from dimvl.metrics.recall import recall_scores
 
 LINES = (
     *("8.0 8.0 3.0 2.0 4.0 4.0 2.0 2.0 0.0 0.0 0.0 0.0 1.0 1.0 0.0 0.0 0.0 0.0 0.0 0.0 3.0 7.0 7.0",),
@@ -87,3 +89,31 @@ def test_facts_of_captions_have_the_precision_and_recall_of_all_captions() -> No
     assert 0 < found["fact_precision"] < 1 and intervals(items)["fact_recall"][0] < found["fact_recall"]
     nothing = {"image_id": 1, "facts": {kind: [0, 0] for kind in facts[0].stated}}
     assert values_of([nothing])["place_precision"] == 0
+
+
+def test_the_ranks_of_a_search_give_its_recalls_by_direction_and_stage() -> None:
+    rng = np.random.default_rng(5)
+    image_ranks, text_ranks, first = rng.integers(0, 12, 40), rng.integers(1, 12, 80), rng.integers(1, 30, 80)
+    items = [
+        {"direction": "image_to_text", "image_id": image, "rank": rank}
+        for image, rank in enumerate(image_ranks.tolist())
+    ]
+    items += [
+        {"direction": "text_to_image", "text_id": text, "image_id": text // 2, "rank": rank, "embedding_rank": other}
+        for text, (rank, other) in enumerate(zip(text_ranks.tolist(), first.tolist(), strict=True))
+    ]
+    found, expected = values_of(items), dict[str, float]()
+    for place, ranks in (
+        ("image_to_text", image_ranks),
+        ("text_to_image", text_ranks),
+        ("embedding_only / text_to_image", first),
+    ):
+        scores = recall_scores(ranks)
+        expected |= {f"{place} / {name}": scores[name] for name in ("r1", "r5", "r10", "mean_recall", "mean_rank")}
+    assert found == pytest.approx(expected)
+    ends = intervals(items)
+    assert ends.keys() == found.keys() and all(ends[name][0] < value < ends[name][1] for name, value in found.items())
+    assert [_key(item, "an item") for item in items] == [
+        *(f"image {n}" for n in range(40)),
+        *(f"text {n}" for n in range(80)),
+    ]

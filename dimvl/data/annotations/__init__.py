@@ -4,8 +4,20 @@ Image ids become text here, because the region store identifies images by text. 
 images of the store a record refers to.
 """
 
+from dimvl.data.annotations.probes import Probe, Probes, read_probes
 from dimvl.data.annotations.reading import describe_file, read_captions, read_questions
 from dimvl.data.annotations.records import Caption, ImageKey, Question
 from dimvl.fields import Id
 
-__all__ = ["Caption", "Id", "ImageKey", "Question", "describe_file", "read_captions", "read_questions"]
+__all__ = [
+    "Caption",
+    "Id",
+    "ImageKey",
+    "Probe",
+    "Probes",
+    "Question",
+    "describe_file",
+    "read_captions",
+    "read_probes",
+    "read_questions",
+]

@@ -37,9 +37,9 @@ def jsonl_captions(path: Path, bare: bool = False) -> list[Caption]:
         UserError: a line that is not JSON, a missing or wrong field, an empty caption, or a duplicate id.
 
     """
-    found = list(_records(path, () if bare else ("caption",)))
+    found = list(jsonl_records(path, () if bare else ("caption",)))
     result = []
-    for number, (place, record, written, (images, times)) in zip(_ids(found, "id"), found, strict=True):
+    for number, (place, record, written, (images, times)) in zip(jsonl_ids(found, "id"), found, strict=True):
         is_bare = bare and "caption" not in record
         text = "" if is_bare else words(record["caption"], f"caption of {name_images(images)}", place)
         result.append(Caption(number, images, text, images, times, written))
@@ -53,9 +53,9 @@ def jsonl_questions(path: Path) -> list[Question]:
         UserError: a line that is not JSON, a missing or wrong field, an empty question, or a duplicate question id.
 
     """
-    found = list(_records(path, ("question",)))
+    found = list(jsonl_records(path, ("question",)))
     result = []
-    for number, (place, record, written, (images, times)) in zip(_ids(found, "question_id"), found, strict=True):
+    for number, (place, record, written, (images, times)) in zip(jsonl_ids(found, "question_id"), found, strict=True):
         kind, answer_type = (label(record.get(name, ""), name, place) for name in ("question_type", "answer_type"))
         text = words(record["question"], f"question {number} of {name_images(images)}", place)
         answers = _answers(record, number, place)
@@ -64,7 +64,7 @@ def jsonl_questions(path: Path) -> list[Question]:
     return result
 
 
-def _ids(found: Sequence[Line], field: str) -> list[Id]:
+def jsonl_ids(found: Sequence[Line], field: str) -> list[Id]:
     """Return the id of each line, those of lines without one last."""
     once = Once(field)
     given: list[Id | None] = []
@@ -79,7 +79,7 @@ def _ids(found: Sequence[Line], field: str) -> list[Id]:
     ]
 
 
-def _records(path: Path, fields: Sequence[str]) -> Iterator[Line]:
+def jsonl_records(path: Path, fields: Sequence[str]) -> Iterator[Line]:
     """Yield each line; `fields` are required besides the images."""
     for number, line in lines(path):
         place = f"{path}, line {number}"

@@ -11,13 +11,13 @@ from dimvl.tasks.captioning.config import Seq2seqConfig
 
 
 class SharesConfig(Section):
-    """Share of the examples of each objective."""
+    """Share of the images of each objective."""
 
     masked_lm: float = Field(0.25, ge=0, description="masked language modelling; image and text see each other")
     seq2seq_lm: float = Field(0.25, ge=0, description="captions predicted from the image and the words so far")
     masked_object: float = Field(0.25, ge=0, description="masked region prediction")
     matching: float = Field(0.25, ge=0, description="image-text matching")
-    contrastive: float = Field(0.0, ge=0, description="contrastive alignment; an example is a group of images")
+    contrastive: float = Field(0.0, ge=0, description="contrastive alignment, in groups of images")
 
     @model_validator(mode="after")
     def _some_share(self) -> "SharesConfig":
@@ -34,8 +34,6 @@ class WeightsConfig(Section):
     object_class: float = Field(1.0, description="KL divergence from the detector's classes of hidden regions")
     object_feature: float = Field(1.0, description="squared error of the features of hidden regions")
     matching: float = Field(1.0, description="binary cross entropy of image-text matching")
-    contrastive_global: float = Field(1.0, description="contrastive loss of whole images and texts")
-    contrastive_tokens: float = Field(1.0, description="contrastive loss of regions and words")
 
 
 class ContrastiveConfig(Section):
@@ -44,6 +42,8 @@ class ContrastiveConfig(Section):
     group: int = Field(32, ge=2, le=2**14, description="images of a group, drawn by seed, epoch and image")
     captions: int = Field(1, ge=1, description="maximum number of captions of an image in a group")
     width: int = Field(256, ge=1, le=2**14, description="dimensions of the shared space")
+    global_weight: float = Field(1.0, ge=0, description="weight of the loss of whole images and texts")
+    tokens_weight: float = Field(1.0, ge=0, description="weight of the loss of regions and words")
 
 
 class ObjectivesConfig(Section):
@@ -64,6 +64,11 @@ class ObjectivesConfig(Section):
         False, description="matching: texts see the image but not the reverse, so it is computed once for its texts"
     )
     contrastive: ContrastiveConfig = ContrastiveConfig()
+
+    def shares_of_examples(self) -> dict[str, float]:
+        """Return the share of the examples of each objective; they need not sum to 1. A group is one example."""
+        shares = self.shares.model_dump()
+        return {**shares, "contrastive": shares["contrastive"] / self.contrastive.group}
 
     @model_validator(mode="after")
     def _word_changes_come_together(self) -> "ObjectivesConfig":

@@ -1,7 +1,7 @@
 """Groups of images for the contrastive objective, drawn by seed, epoch and image alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.tasks.base import plain_text
-from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.pretraining.config import ContrastiveConfig
 
 
@@ -75,7 +74,9 @@ class Groups:
                 source=self.captions.describe(image),
                 objective="contrastive",
                 prefix=prefix,
-                texts=[plain_text(self.captions.tokens(text).astype(np.int64), self.tokenizer) for text in own.tolist()],
+                texts=[
+                    plain_text(self.captions.tokens(text).astype(np.int64), self.tokenizer) for text in own.tolist()
+                ],
                 apart=True,
                 target=Member(place == 0, relations[place]),
             )
@@ -91,7 +92,9 @@ class Groups:
         relations = np.full((len(members), len(owners)), OTHER, dtype=np.int8)
         having: dict[bytes, list[int]] = {}  # text -> places of the images that have it
         for place, image in enumerate(members.tolist()):
-            for text in {self.captions.tokens(text).tobytes() for text in range(*self.captions.groups[image : image + 2])}:
+            for text in {
+                self.captions.tokens(text).tobytes() for text in range(*self.captions.groups[image : image + 2])
+            }:
                 having.setdefault(text, []).append(place)
         for column, text in enumerate(np.concatenate(drawn).tolist()):
             relations[having[self.captions.tokens(text).tobytes()], column] = IGNORED
@@ -99,14 +102,3 @@ class Groups:
             relations[place, owners == other] = IGNORED
         relations[owners, np.arange(len(owners))] = OWN
         return relations
-
-
-def average_group(config: ContrastiveConfig, facts: DataFacts) -> AverageExample:
-    """Return the cost of a group of average images, for `dimvl plan`."""
-    images, texts = config.group, min(float(config.captions), facts.texts.number)
-    regions, words = facts.regions, texts * facts.texts.words
-    parts = {"align_head.image": 1.0, "align_head.region": regions, "align_head.text": texts, "align_head.word": words}
-    one = planned_work(facts, texts, apart=True, **parts, align_head=sum(parts.values()))
-    similarities = images**2 * (texts + regions * words)
-    cost = one.rows + texts * (facts.texts.longest_of_image - facts.texts.words)
-    return AverageExample(work=replace(one * images, similarities=similarities), cost=images * cost)

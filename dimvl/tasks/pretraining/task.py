@@ -8,14 +8,13 @@ from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.model.model import DimvlModel
-from dimvl.model.work import Work
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning.prediction import CAPTION
-from dimvl.tasks.captioning.task import CaptionDataTask, average_captions
-from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.captioning.task import CaptionDataTask
+from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.tasks.pretraining.config import PretrainConfig
-from dimvl.tasks.pretraining.groups import average_group
+from dimvl.tasks.pretraining.costs import average_of_objectives
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.pretraining.validation import PretrainValidator
@@ -61,28 +60,4 @@ class Pretraining(CaptionDataTask[PretrainConfig]):
 
     def average_example(self, config: PretrainConfig, facts: DataFacts) -> AverageExample:
         """Average over the objectives, by their shares."""
-        objectives, texts = config.objectives, facts.texts
-        shares = objectives.shares.model_dump()
-        words, regions = float(max(1, round(objectives.text_share * texts.words))), 0.0
-        if facts.regions:
-            regions = float(max(1, round(objectives.region_share * facts.regions)))
-        else:  # without regions, the masked language model takes the place of masked object prediction
-            shares |= {"masked_lm": shares["masked_lm"] + shares["masked_object"], "masked_object": 0.0}
-        number = texts.drawn if objectives.shared_prefix else 1.0
-        longest, longest_of_image = texts.longest - texts.words, texts.longest_of_image - texts.words
-        masked = planned_work(facts, word_head=words)
-        hidden = planned_work(facts, object_head=regions)
-        matching = planned_work(facts, number, objectives.shared_prefix, match_head=number)
-        kinds = {
-            "masked_lm": AverageExample(work=masked, cost=masked.rows + longest_of_image),
-            "masked_object": AverageExample(work=hidden, cost=hidden.rows + longest_of_image),
-            "seq2seq_lm": average_captions(config.seq2seq, facts),
-            # another image's text may be the longest
-            "matching": AverageExample(work=matching, cost=matching.rows + number * longest),
-            "contrastive": average_group(objectives.contrastive, facts),
-        }
-        total, work, cost = sum(shares.values()), Work(), 0.0
-        for name, share in shares.items():
-            work += kinds[name].work * (share / total)
-            cost += kinds[name].cost * (share / total)
-        return AverageExample(work=work, cost=cost)
+        return average_of_objectives(config.objectives, config.seq2seq, facts)

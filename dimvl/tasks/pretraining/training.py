@@ -73,8 +73,8 @@ class PretrainModule(TaskModule):
             "masked_object/class": weights.object_class,
             "masked_object/feature": weights.object_feature,
             "matching": weights.matching,
-            "contrastive/global": weights.contrastive_global,
-            "contrastive/tokens": weights.contrastive_tokens,
+            "contrastive/global": config.contrastive.global_weight,
+            "contrastive/tokens": config.contrastive.tokens_weight,
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ class PretrainSource(ImageSource):
         self.config, self.seq2seq, self.tokenizer, self.seed = config, seq2seq, tokenizer, seed
         pairs = None if config.word_changes is None else read_json(config.word_changes)
         self.word_changes = None if pairs is None else WordChanges(pairs, tokenizer)
-        self.shares: Mapping[str, float] = config.shares.model_dump()
+        self.shares: Mapping[str, float] = config.shares_of_examples()
         self._matching_texts = seq2seq.captions if config.shared_prefix else 1
         self._longest = captions.longest()
         self._groups = Groups(captions, config.contrastive, tokenizer, seed) if config.shares.contrastive else None

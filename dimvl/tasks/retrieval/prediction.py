@@ -137,7 +137,7 @@ def embed_store(
         done += len(chosen)
         if progress is not None:
             progress(done, len(images))
-    return _joined([one for one in found if one is not None])
+    return joined([one for one in found if one is not None])
 
 
 def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
@@ -157,10 +157,11 @@ def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progr
         done += len(chosen)
         if progress is not None:
             progress(done, len(words))
-    return _joined([one for one in found if one is not None])
+    return joined([one for one in found if one is not None])
 
 
-def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+def joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """Join embeddings, in order."""
     counts = np.concatenate([part.counts for part in parts])
     return Embeddings(torch.cat([part.pooled for part in parts]), torch.cat([part.rows for part in parts]), counts)
 
@@ -172,4 +173,41 @@ EMBED_IMAGE = Ability(
     result=lambda trained, embedded: embedded.pooled[0].numpy(),
     takes_text=False,
     example='predictor.embed_image("image.png")',
+)
+
+
+def word_similarities(
+    trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]
+) -> list[tuple[list[str], np.ndarray]]:
+    """Return, for each prefix and its text, the words (L,) and their cosines with the regions (L, R).
+
+    A word has the mean of its pieces.
+    """
+    tokenizer, found = trained.processor.tokenizer, []
+    for image, text, ids in zip(embed_images(trained, prefixes), embed_texts(trained, words), words, strict=True):
+        starts = [
+            place for place, token in enumerate(ids.tolist()) if place == 0 or not tokenizer.continues_word(token)
+        ]
+        bounds = list(pairwise([*starts, len(ids)]))
+        cosines = (text.rows @ image.rows.T).numpy()
+        means = [cosines[start:end].mean(axis=0) for start, end in bounds]
+        found.append(([tokenizer.decode(ids[start:end].tolist()) for start, end in bounds], np.stack(means)))
+    return found
+
+
+ALIGN = Ability(
+    verb="align",
+    available=lambda processor: processor.aligns,
+    apply=word_similarities,
+    result=lambda trained, found: found,
+    takes_text=True,
+    example='predictor.align("image.png", "a red circle")',
+)
+EMBED_TEXT = Ability(
+    verb="embed text",
+    available=lambda processor: processor.aligns,
+    apply=lambda trained, prefixes, words: list(embed_texts(trained, words)),
+    result=lambda trained, embedded: embedded.pooled[0].numpy(),
+    takes_text=True,
+    example='predictor.embed_text("a red circle")',
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.data.annotations import read_captions, read_questions
+from dimvl.data.annotations import read_captions, read_probes, read_questions
 from tests.data.annotations.files import write
 
 PAGE = Path(__file__).parents[3] / "docs" / "annotations.md"
@@ -43,3 +43,18 @@ def test_examples_of_questions_are_read(tmp_path):
     assert read_questions(one, write(tmp_path / "a.json", answered))[0].answers == ("rice", "rice", "food")
     ((_, lines),) = SECTIONS["Questions as JSON lines"]
     assert [len(question.answers) for question in read_questions(write(tmp_path / "q.jsonl", lines))] == [1, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("heading", "name"),
+    [
+        ("VALSE", "a.json"),
+        ("SugarCrepe", "a.json"),
+        ("FOIL", "a.json"),
+        ("Winoground", "a.jsonl"),
+        ("Your own probes", "a.jsonl"),
+    ],
+)
+def test_examples_of_probes_are_read(tmp_path, heading, name):
+    ((_, content),) = SECTIONS[heading]
+    assert len(read_probes(write(tmp_path / name, content)).items) in (1, 2)

@@ -1,0 +1,74 @@
+"""Configuration of retrieval."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
+from dimvl.config.sections import Files, Names
+from dimvl.tasks.pretraining.config import ContrastiveConfig, ObjectivesConfig, SharesConfig
+
+Score = Literal["global", "tokens"]
+
+
+class RetrieveValidationConfig(ValidationConfig):
+    """Validate by recall on other images, by embeddings alone."""
+
+    captions: Path = Field(description="captions in any format of annotations.md")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
+    score: Score = Field("global", description="global: whole images and texts; tokens: regions and words")
+
+
+class RetrieveConfig(RunConfig):
+    """Fine-tuning for retrieval: contrastive alignment, and matching for a second stage that re-ranks."""
+
+    task_class = "dimvl.tasks.retrieval.task:Retrieval"
+    task: Literal["retrieve"]
+    captions: Files = Field(description="captions in any format of annotations.md")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")
+    subset: int | None = Field(
+        None, ge=1, description="number of images whose captions to train on, drawn by `seed`; null uses all"
+    )
+    matching_share: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the images on which matching is trained; the others are in contrastive groups",
+    )
+    negative_share: float = Field(0.5, ge=0, le=1, description="share of pairs in matching that are mismatched")
+    shared_prefix: bool = Field(
+        True, description="matching: texts see the image but not the reverse, so it is computed once for its texts"
+    )
+    matching_texts: int = Field(5, ge=1, description="maximum number of texts that share an image in matching")
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    validation: RetrieveValidationConfig | None = None
+
+    @property
+    def objectives(self) -> ObjectivesConfig:
+        """The objectives of pretraining that this is."""
+        shares = dict.fromkeys(SharesConfig.model_fields, 0.0)
+        shares |= {"matching": self.matching_share, "contrastive": 1 - self.matching_share}
+        return ObjectivesConfig(
+            shares=SharesConfig(**shares),
+            negative_share=self.negative_share,
+            shared_prefix=self.shared_prefix,
+            contrastive=self.contrastive,
+        )
+
+
+class RetrievalEvaluation(EvaluationOptions):
+    """The caption file to search in, and how.
+
+    Attributes:
+        captions: the images to search and the texts of each.
+        split: splits of a file in Karpathy's format.
+        score: of the embeddings.
+        candidates: how many of the best by embedding the matching head ranks again; 0 for none.
+
+    """
+
+    captions: Path
+    split: Names = Field([])
+    score: Score = "global"
+    candidates: int = Field(16, ge=0, le=10**6)
