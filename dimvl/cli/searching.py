@@ -1,6 +1,7 @@
 """Search: index, search."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -136,6 +137,10 @@ def _check_query(texts: Sequence[str] | None, image: str | None, texts_file: Pat
     if rerank and image and not texts_file:
         raise UserError("--rerank compares images with texts, not with images; omit it, or give --texts")
     refuse_empty(texts or [])
+    if file := next(filter(os.path.exists, texts or []), None):
+        raise UserError(
+            f"{file} is a file or a folder, not a text; give it as --image {file}, or write it in other words"
+        )
 
 
 def _image_files(folder: Path, coco: Path | None) -> dict[str, Path]:
@@ -192,7 +197,9 @@ def _search_texts(
     texts = read_texts(file)
     number, trained = _number(top, rerank, len(texts), "texts"), predictor.trained
     query = image_query(predictor, opened, image)
-    hits = find_texts(query, embed_all_texts(trained, texts).pooled, number)
+    with progress("texts") as show:
+        embedded = embed_all_texts(trained, texts, show).pooled
+    hits = find_texts(query, embedded, number)
     if rerank:
         hits = rerank_texts(trained, opened, query, [texts[hit.place] for hit in hits], hits)
     _print([(image, hits[: top or TOP])], texts.__getitem__, "text", as_json)

@@ -206,4 +206,7 @@ def read_part(folder: Path, manifest: Manifest, entry: PartEntry) -> Part:
     ends = arrays["id_ends"].numpy()
     if (np.diff(ends, prepend=0) < 0).any() or ends[-1] != len(arrays["ids"]):
         raise UserError(f"{file} is damaged: it describes ids that do not exist; {REMEDY}")
-    return Part(**arrays)
+    part = Part(**arrays)
+    if not ((part.scales > 0) & (part.errors >= 0) & (part.scales + part.errors).isfinite()).all():
+        raise UserError(f"{file} is damaged: it has scales or errors that no codes have; {REMEDY}")
+    return part

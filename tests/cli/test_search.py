@@ -1,6 +1,7 @@
 """`dimvl index` and `dimvl search`, in this process."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.search.format import MANIFEST, read_manifest
 from dimvl.search.index import ImageIndex
 from dimvl.search.queries import image_query
-from dimvl.tasks.retrieval.prediction import embed_all_texts
+from dimvl.tasks.retrieval.prediction import embed_all_texts, scales
 from tests.cli.calls import Result, Run, refused
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 
@@ -188,18 +189,31 @@ def test_images_are_found_by_the_cosine_with_a_text(
     assert search(*TEXTS, "--top", 1).out.splitlines()[::2] == [f"{text}:" for text in TEXTS]
 
 
-def test_the_best_are_sorted_by_the_matching_head(places: Places, search: Run, predictor: Predictor) -> None:
-    by_embedding = [one["image_id"] for one in records(search(TEXTS[0], "--json", "--top", 5))]
-    found = records(search(*TEXTS, "--json", "--rerank", 5, "--top", 4))
-    own = [one for one in found if one["query"] == TEXTS[0]]
-    probabilities = {name: predictor.match(places.images / f"{name}.png", TEXTS[0]) for name in by_embedding}
-    assert len(own) == 4 and {one["image_id"] for one in own} <= {*by_embedding}
-    expected = sorted(probabilities.values(), reverse=True)[:4]
-    assert [one["probability"] for one in own] == pytest.approx(expected, abs=1e-3)
-    for one in own:
-        assert one["probability"] == pytest.approx(probabilities[one["image_id"]], abs=1e-3)
-    alone = records(search(TEXTS[0], "--json", "--rerank", 5, "--top", 4))
-    assert [one["image_id"] for one in alone] == [one["image_id"] for one in own]
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def test_the_best_are_sorted_by_matching_head_and_scaled_cosine(
+    places: Places, search: Run, predictor: Predictor
+) -> None:
+    by_embedding = records(search(*TEXTS, "--json", "--top", 5))
+    found = records(search(*TEXTS, "--json", "--rerank", 5))
+    scale, moved = float(scales(predictor.trained)[0]), 0
+    for place, text in enumerate(TEXTS):
+        own, before = found[5 * place : 5 * place + 5], by_embedding[5 * place : 5 * place + 5]
+        names = [[one["image_id"] for one in hits] for hits in (own, before)]
+        assert sorted(names[0]) == sorted(names[1])
+        moved += names[0] != names[1]
+        for one in own:
+            expected = predictor.match(places.images / f"{one['image_id']}.png", text)
+            assert one["probability"] == pytest.approx(expected, abs=1e-3)
+        sums = [logit(one["probability"]) + scale * one["score"] for one in own]
+        assert sums == sorted(sums, reverse=True)
+    assert moved, "otherwise the matching head makes no difference here"
+    own = found[:5]
+    alone = search(TEXTS[0], "--rerank", 5, "--top", 4).out.splitlines()
+    line = "  {rank}  {score:.3f}  {probability:.3f}  {image_id}"
+    assert alone == [line.format(**one) for one in own[:4]]
 
 
 def test_images_like_one_of_the_index_or_of_a_file_are_found(places: Places, run: Run, embedded: Tensor) -> None:
@@ -224,7 +238,9 @@ def test_texts_of_a_file_are_found_for_an_image(
     sorted_again = records(search(*given, "--rerank", 3))
     expected = {text: predictor.match(places.images / f"{IMAGES[0]}.png", text) for text in texts}
     assert {one["text"]: one["probability"] for one in sorted_again} == pytest.approx(expected, abs=1e-3)
-    assert [one["text"] for one in sorted_again] == sorted(texts, key=expected.__getitem__, reverse=True)
+    scale = float(scales(predictor.trained)[0])
+    sums = [logit(one["probability"]) + scale * one["score"] for one in sorted_again]
+    assert sums == sorted(sums, reverse=True)
     captions = [{"image": name, "caption": text} for name, text in zip(IMAGES, texts, strict=False)]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in captions))
     assert records(search("--image", IMAGES[0], "--texts", tmp_path / "captions.jsonl", "--json")) == found
@@ -250,7 +266,9 @@ def test_a_page_shows_the_images_with_their_regions_and_names_those_that_are_not
     assert "lacks 6 images" in search(*given, "--top", 7, "--coco", tmp_path / "coco.json").err
 
 
-def test_what_cannot_be_searched_is_one_sentence(places: Places, run: Run, search: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_searched_is_one_sentence(
+    places: Places, run: Run, search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused(search("xylophone zq", "zebra"), "the model knows no word of", "use other words")
     refused(search("a star", "--top", 8), "--top is 8 but there are 7 images to find; give at most 7")
     refused(search("a star", "--rerank", 9), "--rerank is 9 but there are 7 images")
@@ -262,6 +280,10 @@ def test_what_cannot_be_searched_is_one_sentence(places: Places, run: Run, searc
     refused(search("--image", IMAGES[0], "--rerank", 3), "compares images with texts")
     refused(search("--image", "photo 8"), "is neither a file nor an image of", "an id such as 'photo 1'")
     refused(search("--image", places.images / f"{IMAGES[0]}.png"), "takes no image files; give the id of an image")
+    refused(search(places.images / f"{IMAGES[0]}.png"), "is a file or a folder, not a text; give it as --image")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / IMAGES[0]).touch()
+    refused(search("--image", IMAGES[0]), "photo 1 is a file and an image of", "write ./photo 1 for the file")
     refused(search("a star", "--html", tmp_path / "page.html"), "give --images")
     refused(search("a star", "--images", places.images), "give it too, or omit them")
     other = partial(places.command, run, "search", places.index, "a star", "--model")
