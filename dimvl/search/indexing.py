@@ -35,8 +35,8 @@ class IndexReport(NamedTuple):
 def index_store(trained: TrainedModel, store: RegionStore, out: Path, progress: Progress | None = None) -> IndexReport:
     """Embed the images of a store that an index lacks, in the order of the store.
 
-    Memory does not grow with the images, except for nine bytes of each. A killed run loses the images since the last full
-    part, and one that is interrupted in another way at most one block.
+    Memory does not grow with the images, except for nine bytes of each. A killed run loses the images since the last
+    full part, and one that is interrupted in another way at most one block.
 
     Args:
         trained: a model that aligns, an export.
