@@ -64,6 +64,7 @@ def index_store(trained: TrainedModel, store: RegionStore, out: Path, progress: 
     )
     with IndexWriter(out, manifest) as writer:
         todo = np.flatnonzero(_lacking(out, writer.manifest, store))
+        writer.use_store(manifest.store)
         done = kept = len(store) - len(todo)
         for start in range(0, len(todo), BLOCK):
             block = todo[start : start + BLOCK]

@@ -35,8 +35,7 @@ class IndexWriter:
 
     Args:
         path: folder of the index; created if missing.
-        manifest: the index without parts. Model and width must be those of an index that is continued; the store is
-            replaced.
+        manifest: the index without parts. Model and width must be those of an index that is continued.
 
     Attributes:
         manifest: what is committed.
@@ -90,6 +89,12 @@ class IndexWriter:
         while len(self._ids) >= PART_IMAGES:
             self._commit(PART_IMAGES)
 
+    def use_store(self, store: str) -> None:
+        """Record the folder of the region store, if it is another one than before."""
+        if self.manifest.store != store:
+            self.manifest = self.manifest.model_copy(update={"store": store})
+            write_manifest(self.path, self.manifest)
+
     @property
     def _written(self) -> int:
         """Images of the parts that stay as they are."""
@@ -112,9 +117,6 @@ class IndexWriter:
             for file in self.path.iterdir():
                 if _is_remnant(file) or (file.suffix == ".safetensors" and file.name not in committed):
                     file.unlink()
-        if manifest.store != wanted.store:
-            manifest = manifest.model_copy(update={"store": wanted.store})
-            write_manifest(self.path, manifest)
         return manifest
 
     def _commit(self, count: int) -> None:

@@ -128,6 +128,7 @@ def test_an_index_is_continued_with_the_images_that_it_lacks_and_keeps_the_other
     result = index(places.store, tmp_path / "index")
     assert result.out == f"0 images embedded, 7 kept: {tmp_path / 'index'}\n"
     refused(index(places.fewer, tmp_path / "index"), "has images that region store", "lacks, such as 'photo 5'")
+    assert read_manifest(tmp_path / "index").store == str(places.store)
 
 
 def test_an_interrupted_index_that_is_continued_is_that_of_one_run(
