@@ -31,6 +31,11 @@ Texts = str | Sequence[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
 Rules = Any
 """A file of rules for zero-shot answers, or what `read_statements` of dimvl.tasks.answering made of one."""
+Labels = Any
+"""Names of classes, or what `embed_classes` of dimvl.tasks.retrieval.zero_shot made of them, to save time."""
+Labelled = list[tuple[str, float]]
+"""Labels with their probabilities, best first."""
+Templates = Sequence[str] | None
 ROWS_AT_ONCE = 2048  # rows of one forward pass; with 8192, a CPU spends a fifth of the time on memory
 ROWS_CACHED = 8192  # rows of captions decoded together, including their prefixes
 
@@ -184,6 +189,7 @@ class Predictor:
 
         """
         ability = self._ability(verb)
+        options = dict(ability.settle(self.trained, **options))
         if ability.takes_text:
             raw = self._of_pairs(images, texts if texts is not None else [], ability, options, times, skipped)
         else:
@@ -296,6 +302,48 @@ class Predictor:
         """
         probabilities = self.predict("match", images, texts, times, skipped)
         return probabilities[0] if isinstance(texts, str) and not is_batch(images) else probabilities
+
+    @overload
+    def classify(
+        self, images: Input, labels: Labels, top: int = 5, times: Times = None, *, templates: Templates = None
+    ) -> Labelled: ...
+    @overload
+    def classify(
+        self, images: Inputs, labels: Labels, top: int = 5, times: Times = None, *, templates: Templates = None
+    ) -> list[Labelled]: ...
+    @overload
+    def classify(
+        self,
+        images: Inputs,
+        labels: Labels,
+        top: int = 5,
+        times: Times = None,
+        *,
+        skipped: Skipped,
+        templates: Templates = None,
+    ) -> list[Labelled | None]: ...
+    def classify(
+        self,
+        images: Input | Inputs,
+        labels: Labels,
+        top: int = 5,
+        times: Times = None,
+        skipped: Skipped | None = None,
+        templates: Templates = None,
+    ) -> Any:
+        """Return the most probable labels of an image, a tuple of images or a list, with their probabilities.
+
+        No training on these labels is needed. Each label is put into the templates, in which `{}` stands for it; there
+        are some by default. `top` is the number of labels to return; `times` and `skipped` are as in `predict`.
+
+        Raises:
+            UserError: labels that do not differ, an image that cannot be read, or a model that does not align images
+                and texts.
+
+        """
+        sentences: dict[str, Any] = {} if templates is None else {"templates": templates}
+        found = self.predict("classify", images, None, times, skipped, labels=labels, top=top, **sentences)
+        return found if is_batch(images) else found[0]
 
     @overload
     def embed_image(self, images: Input, times: Times = None) -> np.ndarray: ...  # type: ignore[overload-overlap]

@@ -70,7 +70,7 @@ def model_arguments(processor: Processor) -> dict[str, object]:
         "word_head": processor.captions,
         "match_head": processor.matches,
         "answers": len(processor.answers),
-        "aligned": 12 if processor.aligns else 0,
+        "aligned": 8 if processor.aligns else 0,
     }
 
 

@@ -14,9 +14,7 @@ from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, text_store
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.format import FeatureDtype
-from dimvl.tasks.answering.config import VqaConfig
-from dimvl.tasks.captioning.config import CaptionConfig
-from dimvl.tasks.pretraining.config import PretrainConfig
+from dimvl.tasks import CONFIGS
 from tests.factories import make_processor, make_store
 
 WORDS = ("a", "small", "large", "red", "blue", "circle", "square", "star", "is", "above", "below", "two")
@@ -97,10 +95,11 @@ def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes:
     if task == "vqa":
         content |= {"questions": data.questions, "annotations": data.annotations}
     else:
-        content |= {"captions": data.captions, "seq2seq": {"captions": 2}}
+        content |= {"captions": data.captions}
+        content |= {"contrastive": {"group": 3}} if task == "retrieve" else {"seq2seq": {"captions": 2}}
     for key, value in changes.items():
         content[key] = {**content.get(key, {}), **value} if isinstance(value, dict) else value
-    return {"pretrain": PretrainConfig, "vqa": VqaConfig, "caption": CaptionConfig}[task](**content)
+    return CONFIGS[task](**content)
 
 
 def caption_store(data: TinyData, processor: Processor) -> TextStore:

@@ -49,6 +49,7 @@ from dimvl.showing import counted, short
 from dimvl.tasks.base import causal_text
 from dimvl.tasks.inference import ROW_BUDGET, finite, pair_batches
 from dimvl.tasks.pretraining.matching import match_logits
+from dimvl.tasks.retrieval.prediction import embed_images, embed_texts, similarity
 from dimvl.tasks.task import Evaluation
 from dimvl.trained_model import TrainedModel
 
@@ -78,6 +79,17 @@ def log_likelihoods(trained: TrainedModel, prefixes: Sequence[Prefix], words: Se
     return finite(torch.zeros(len(words)).index_add(0, targets.texts.cpu(), torch.cat(logs)))
 
 
+def cosines(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return the similarity of each prefix and its text, each embedded alone: (M,), on the CPU.
+
+    Equal prefixes (the same object) are computed once.
+    """
+    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(map(id, prefixes)))}
+    distinct = {id(prefix): prefix for prefix in prefixes}
+    images, texts = embed_images(trained, list(distinct.values())), embed_texts(trained, words)
+    return similarity(trained, images, texts)[[numbers[id(prefix)] for prefix in prefixes], range(len(words))]
+
+
 class Scorer(NamedTuple):
     """A score of pairs of image and text.
 
@@ -95,6 +107,7 @@ class Scorer(NamedTuple):
 
 SCORERS: Mapping[str, Scorer] = {
     "match": Scorer(lambda own: own.matches, match_logits, lambda own: own.shared_prefix),
+    "cosine": Scorer(lambda own: own.aligns, cosines, lambda own: True),
     "likelihood": Scorer(lambda own: own.captions and own.variant == "causal", log_likelihoods, lambda own: True),
 }
 Scores = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -176,10 +189,10 @@ def evaluate_probes(
             numbers = [[pairs.pair(rule.store_ids[str(image)], text) for text in texts] for image in probe.images]
             found.append(_Item(name, probe, np.array(numbers), np.array(texts)))
     if alike := [item for item in found if item.texts[0] == item.texts[1]]:
-        texts = [short(text) for text in alike[0].probe.texts]
+        shown = [short(text) for text in alike[0].probe.texts]
         logger.warning(
             "%s of caption and foil have the same tokens, such as %s and %s; they count as wrong",
-            *(counted(len(alike), "pair"), *texts),
+            *(counted(len(alike), "pair"), *shown),
         )
     scores = _scores(trained, store, pairs, scorers, progress)
     items = [_record(item, scores, several=len(files) > 1) for item in found]

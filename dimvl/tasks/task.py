@@ -44,6 +44,8 @@ class Ability:
         rows: (trained model, **options) -> rows per prefix that decoding adds, for an ability without texts.
         prepare: (trained model, texts, **options) -> what `apply` takes for each text; its length is about the rows
             that it adds to a prefix.
+        settle: (trained model, **options) -> the options as the functions above take them, worked out once for all
+            inputs.
         example: a line of Python for the model card that uses `predictor`.
 
     """
@@ -56,6 +58,7 @@ class Ability:
     example: str
     rows: Callable[..., int] = lambda trained, **options: 0
     prepare: Callable[..., Sequence[Any]] = lambda trained, texts, **options: trained.tokenise(texts)
+    settle: Callable[..., Mapping[str, Any]] = lambda trained, **options: options
 
     def check(self, trained: TrainedModel) -> None:
         """Check that a model was trained for this.

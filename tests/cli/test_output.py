@@ -62,6 +62,7 @@ COMMANDS = {
     "export": (["{run}", "{new}", "--where", "none"], "exported: "),
     "caption": (["{images}", "--model", "{model}", "--json"], '2.png", "caption": "'),
     "answer": (["{images}", "what is it?", "--model", "{model}"], '2.png", "question": "what is it\\?", "answer"'),
+    "classify": (["{images}", "--labels", "{labels}", "--model", "{model}"], "2.png: (star|circle)"),
     "match": (["{images}/1.png", "a star", "--model", "{model}"], r"0\.\d"),
     "index": (["{seen}", "{new}", "--model", "{model}"], "2 images embedded"),
     "search": (["{index}", "a star", "--model", "{model}"], r"2  -?0\.\d+  "),
@@ -87,6 +88,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
     (folder / "answered.json").write_text(json.dumps(answers))
     captions = [{"image_id": image, "caption": "a red star"} for image in range(1, 7)]
     (folder / "captioned.json").write_text(json.dumps(captions))
+    (folder / "labels.txt").write_text("star\ncircle\n")
     (folder / "probes.jsonl").write_text('{"image": 1, "caption": "a red star", "foil": "a blue star"}')
     concepts = {"regions": str(data.regions), "captions": str(data.captions), "words": 2, "output": "unused"}
     (folder / "concepts.yaml").write_text(json.dumps(concepts))
@@ -113,6 +115,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
         "answered": folder / "answered.json",
         "captioned": folder / "captioned.json",
         "probes": folder / "probes.jsonl",
+        "labels": folder / "labels.txt",
         "worse": write_evaluation(folder / "worse", RIGHT),
         "better": write_evaluation(folder / "better", flipped(0.9, 0)),
         "study": write_study(folder),

@@ -62,6 +62,8 @@ def test_counted_operations_of_pretraining_equal_torchs_count(data, tmp_path, sp
         ("caption", {"seq2seq": {"captions": 2, "variant": "masked"}}),
         ("pretrain", {"objectives": {"shared_prefix": True}}),
         ("pretrain", {"inputs": {"concepts": "both"}}),
+        ("pretrain", {"objectives": {"shares": {"contrastive": 2}, "contrastive": {"group": 4}}}),
+        ("retrieve", {}),
     ],
 )
 def test_counted_operations_of_every_task_equal_torchs_count(data, tmp_path, task, changes):

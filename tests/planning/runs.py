@@ -1,5 +1,6 @@
 """Real tasks and batches to compare plans with."""
 
+import numpy as np
 import torch
 
 from dimvl.data.epoch_plan import plan_epoch
@@ -21,7 +22,7 @@ def build(data, output, task="pretrain", frozen=None, **changes):
     task, source = build_task(config, store, task_of(config).read(config, store))
     if frozen is not None:
         freeze(task.model, frozen)
-    batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
+    batch = collate(source.build_all(0, np.arange(len(source))), task.shape)
     return task, batch
 
 
@@ -36,6 +37,6 @@ def all_batches(config, epochs, in_steps=False):
             plan = plan_epoch(source, epoch, config.seed, config.training.rows_per_step)
             steps = [plan.step(number)[0] for number in range(len(plan) - 1)]
         for step in steps:
-            batches.append(collate([source.build(epoch, int(index)) for index in step], task.shape))
+            batches.append(collate(source.build_all(epoch, np.array(step)), task.shape))
         examples += len(source)
     return batches, examples

@@ -53,7 +53,7 @@ def test_a_planned_model_equals_that_of_the_run(data, tmp_path, task, split):
     assert sum(parameters_by_part(planned).values()) == sum(p.numel() for p in trained.parameters())
 
 
-@pytest.mark.parametrize("task", ["pretrain", "vqa", "caption"])
+@pytest.mark.parametrize("task", ["pretrain", "vqa", "caption", "retrieve"])
 def test_before_a_run_only_facts_about_its_texts_are_assumed(data, tmp_path, task):
     config = make_config(data, tmp_path / "run", task)
     before = gather(config, DataOverrides())
@@ -76,6 +76,7 @@ def test_before_a_run_only_facts_about_its_texts_are_assumed(data, tmp_path, tas
         ("vqa", {"shared_prefix": True}),
         ("caption", {}),
         ("caption", {"seq2seq": {"captions": 3, "variant": "masked"}}),
+        ("retrieve", {"contrastive": {"group": 4}, "captions_per_image": 2}),
     ],
 )
 def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(request, tmp_path, images, task, changes):

@@ -26,10 +26,15 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), 9, empty=3)
 
 
-def make_source(data, seed=1, **contrastive):
+def make_source(data, seed=1, captions=1, group=4):
     processor = make_processor()
-    settings = ObjectivesConfig(shares=ALONE, contrastive=ContrastiveConfig(**{"group": 4, **contrastive}))
-    arguments = (caption_store(data, processor), image_reader(data, processor), settings, Seq2seqConfig())
+    settings = ObjectivesConfig(shares=ALONE, contrastive=ContrastiveConfig(group=group))
+    arguments = (
+        caption_store(data, processor),
+        image_reader(data, processor),
+        settings,
+        Seq2seqConfig(captions=captions),
+    )
     return PretrainSource(*arguments, processor.tokenizer, seed)
 
 

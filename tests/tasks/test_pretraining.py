@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 def make_source(data, objective=None, **config):
     processor = make_processor()
     shares = {name: float(objective in (None, name)) for name in SharesConfig.model_fields}
-    groups = ContrastiveConfig(group=3, captions=2)
+    groups = ContrastiveConfig(group=3)
     settings = ObjectivesConfig(shares=SharesConfig(**shares), contrastive=groups).model_copy(update=config)
     arguments = (caption_store(data, processor), image_reader(data, processor), settings, Seq2seqConfig(captions=2))
     return PretrainSource(*arguments, processor.tokenizer, 1)

@@ -19,7 +19,8 @@ from dimvl.evaluation import write_evaluation
 from dimvl.metrics.evaluations import read_evaluation
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import causal_text
-from dimvl.tasks.probing import Scorer, evaluate_probes, log_likelihoods
+from dimvl.tasks.probing import Scorer, cosines, evaluate_probes, log_likelihoods
+from dimvl.tasks.retrieval.prediction import embed_images, embed_texts, scales
 from dimvl.tasks.task import Evaluation
 from dimvl.trained_model import TrainedModel, load_model
 from tests.data.annotations.files import write
@@ -43,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RegionStore:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["shared prefix", "own prefixes"])
 def trained(request: pytest.FixtureRequest) -> TrainedModel:
-    return make_trained(all_abilities(answers=(), shared_prefix=request.param, task="pretrain"), seed=2)
+    return make_trained(all_abilities(answers=(), shared_prefix=request.param, aligns=True, task="pretrain"), seed=2)
 
 
 def own_file(folder: Path, name: str = "own.jsonl", pairs: Sequence[tuple[str, str]] = PAIRS) -> Path:
@@ -134,13 +135,25 @@ def test_the_likelihood_of_a_text_is_that_of_its_words_one_after_the_other(
         assert value == pytest.approx(float(own.sum()), abs=1e-3)
 
 
+def test_cosines_are_those_of_images_and_texts_one_by_one(trained: TrainedModel, store: RegionStore) -> None:
+    prefixes = trained.processor.reader(store).prefixes(PrefixImages.find(store, [((i,), ()) for i in "134"]))
+    words = trained.tokenise([text for pair in PAIRS for text in pair])
+    chosen = [prefixes[place] for place in (0, 0, 2, 1, 1, 0, 2, 1)]
+    found = cosines(trained, chosen, words)
+    for prefix, text, value in zip(chosen, words, found.tolist(), strict=True):
+        image = embed_images(trained, [prefix]).pooled
+        assert value == pytest.approx(
+            float(scales(trained)[0] * image @ embed_texts(trained, [text]).pooled.T), abs=1e-3
+        )
+
+
 def test_scores_depend_on_neither_the_order_nor_the_batches_and_progress_ends_with_everything_done(
     trained: TrainedModel, store: RegionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [own_file(tmp_path), winoground_file(tmp_path)]
     done: list[tuple[int, int]] = []
     whole = evaluate_probes(trained, store, paths, OPTIONS, lambda *count: done.append(count))
-    assert done[-1][0] == done[-1][1] and set(whole.scores) >= {"match", "likelihood", "by_file", "mean_of_files"}
+    assert done[-1][0] == done[-1][1] and set(whole.scores) >= {"match", "cosine", "likelihood", "by_file"}
     assert 0 < whole.scores["match"]["accuracy"] < 1 and whole.scores["count"] == 29
     for module in (dimvl.tasks.inference, dimvl.tasks.probing):
         monkeypatch.setattr(module, "ROW_BUDGET", 1)
@@ -170,7 +183,7 @@ def test_several_files_are_scored_together_each_alone_and_by_their_mean(
 ) -> None:
     paths = [own_file(tmp_path), own_file(tmp_path, "few.jsonl", PAIRS[:1])]
     both, alone = evaluated(trained, store, paths), [evaluated(trained, store, [path]).scores for path in paths]
-    for name in ("match", "likelihood"):
+    for name in ("match", "cosine", "likelihood"):
         assert both.scores["by_file"]["few"][name] == alone[1][name]
         values = [scores[name]["accuracy"] for scores in alone]
         assert both.scores["mean_of_files"][name]["accuracy"] == pytest.approx(sum(values) / 2)

@@ -17,7 +17,9 @@ class Seq2seqConfig(Section):
         "causal", description="causal: every position predicts the next word; masked: masked words as in VLP and UniLM"
     )
     share: float = Field(0.5, gt=0, le=1, description="masked variant: share of tokens predicted")
-    captions: int = Field(5, ge=1, description="maximum number of captions of an image that share one prefix")
+    captions: int = Field(
+        5, ge=1, description="maximum number of captions of an image used at a time, here and in other objectives"
+    )
 
 
 class CaptionValidationConfig(ValidationConfig):

@@ -40,7 +40,6 @@ class ContrastiveConfig(Section):
     """Contrastive alignment: images and texts, each encoded alone, find each other within a group."""
 
     group: int = Field(32, ge=2, le=2**14, description="images of a group, drawn by seed, epoch and image")
-    captions: int = Field(1, ge=1, description="maximum number of captions of an image in a group")
     width: int = Field(256, ge=1, le=2**14, description="dimensions of the shared space")
     global_weight: float = Field(1.0, ge=0, description="weight of the loss of whole images and texts")
     tokens_weight: float = Field(1.0, ge=0, description="weight of the loss of regions and words")

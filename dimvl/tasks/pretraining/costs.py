@@ -33,17 +33,18 @@ def average_of_objectives(objectives: ObjectivesConfig, seq2seq: Seq2seqConfig, 
     }
     total, work, cost = sum(shares.values()), Work(), 0.0
     for name, share in shares.items():
-        work += kinds[name].work * (share / total)
-        cost += kinds[name].cost * (share / total)
+        if share:
+            work += kinds[name].work * (share / total)
+            cost += kinds[name].cost * (share / total)
     return AverageExample(work=work, cost=cost)
 
 
 def average_group(config: ContrastiveConfig, facts: DataFacts) -> AverageExample:
     """Return the cost of a group of average images."""
-    images, texts = config.group, min(float(config.captions), facts.texts.number)
+    images, texts = config.group, facts.texts.drawn
     regions, words = facts.regions, texts * facts.texts.words
     parts = {"align_head.image": 1.0, "align_head.region": regions, "align_head.text": texts, "align_head.word": words}
     one = planned_work(facts, texts, apart=True, **parts, align_head=sum(parts.values()))
     similarities = images**2 * (texts + regions * words)
-    cost = one.rows + texts * (facts.texts.longest_of_image - facts.texts.words)
+    cost = one.rows + facts.texts.drawn_rows - texts * (facts.texts.words + 1)
     return AverageExample(work=replace(one * images, similarities=similarities), cost=images * cost)

@@ -21,7 +21,8 @@ class Groups:
 
     Args:
         captions: tokenised captions, grouped by image.
-        config: size of a group, captions of an image.
+        config: size of a group.
+        limit: maximum number of captions of an image.
         tokenizer: the model's tokenizer.
         seed: seed of the run.
 
@@ -32,6 +33,7 @@ class Groups:
 
     captions: TextStore
     config: ContrastiveConfig
+    limit: int
     tokenizer: Tokenizer
     seed: int
 
@@ -60,14 +62,14 @@ class Groups:
     def text_rows(self, images: np.ndarray) -> np.ndarray:
         """Upper bound of the rows of the captions drawn for images (B,): (B,)."""
         lengths, starts = self.captions.lengths_of_each(images)
-        number = np.minimum(np.diff(np.append(starts, len(lengths))), self.config.captions)
+        number = np.minimum(np.diff(np.append(starts, len(lengths))), self.limit)
         return number * (np.maximum.reduceat(lengths, starts) + 1)
 
     def examples(self, epoch: int, members: np.ndarray, prefixes: Sequence[Prefix]) -> list[Example]:
         """Build the examples of a group (K,), one for each image."""
         generator = keyed_generator(self.seed, "captions of a group", epoch, int(members[0]))
         bounds = [self.captions.groups[image : image + 2] for image in members.tolist()]
-        drawn = [np.sort(generator.permutation(np.arange(*ends))[: self.config.captions]) for ends in bounds]
+        drawn = [np.sort(generator.permutation(np.arange(*ends))[: self.limit]) for ends in bounds]
         relations = self._relations(members, drawn)
         return [
             Example(

@@ -162,7 +162,9 @@ class PretrainSource(ImageSource):
         self.shares: Mapping[str, float] = config.shares_of_examples()
         self._matching_texts = seq2seq.captions if config.shared_prefix else 1
         self._longest = captions.longest()
-        self._groups = Groups(captions, config.contrastive, tokenizer, seed) if config.shares.contrastive else None
+        self._groups: Groups | None = None
+        if config.shares.contrastive:
+            self._groups = Groups(captions, config.contrastive, seq2seq.captions, tokenizer, seed)
         self._drawn: tuple[int, KeyedUniform] | None = None
 
     def objectives(self, epoch: int, span: slice) -> np.ndarray:

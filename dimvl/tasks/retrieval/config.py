@@ -40,7 +40,7 @@ class RetrieveConfig(RunConfig):
     shared_prefix: bool = Field(
         True, description="matching: texts see the image but not the reverse, so it is computed once for its texts"
     )
-    matching_texts: int = Field(5, ge=1, description="maximum number of texts that share an image in matching")
+    captions_per_image: int = Field(5, ge=1, description="maximum number of captions of an image used at a time")
     contrastive: ContrastiveConfig = ContrastiveConfig()
     validation: RetrieveValidationConfig | None = None
 

@@ -20,6 +20,7 @@ from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.retrieval.config import RetrievalEvaluation, RetrieveConfig
 from dimvl.tasks.retrieval.evaluation import RecallValidator, evaluate_retrieval
 from dimvl.tasks.retrieval.prediction import ALIGN, EMBED_IMAGE, EMBED_TEXT
+from dimvl.tasks.retrieval.zero_shot import CLASSIFY
 from dimvl.tasks.task import Evaluation, Validator
 from dimvl.trained_model import TrainedModel
 
@@ -31,7 +32,7 @@ class Retrieval(CaptionDataTask[RetrieveConfig]):
     title = "Fine-tuning for retrieval"
     pipeline_tag = "feature-extraction"
     evaluation = RetrievalEvaluation
-    abilities = (EMBED_IMAGE, EMBED_TEXT, ALIGN, MATCH)
+    abilities = (EMBED_IMAGE, EMBED_TEXT, ALIGN, CLASSIFY, MATCH)
     texts_per_image = 5.0
 
     def capabilities(self, config: RetrieveConfig, records: Sequence[Caption]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class Retrieval(CaptionDataTask[RetrieveConfig]):
             UserError: there are fewer images than a group needs.
 
         """
-        seq2seq = Seq2seqConfig(captions=config.matching_texts)
+        seq2seq = Seq2seqConfig(captions=config.captions_per_image)
         source = PretrainSource(texts, images, config.objectives, seq2seq, processor.tokenizer, config.seed)
         return PretrainModule(model, processor, config.objectives), source
 
@@ -71,8 +72,8 @@ class Retrieval(CaptionDataTask[RetrieveConfig]):
 
     def texts_per_prefix(self, config: RetrieveConfig) -> int:
         """Return the maximum number of texts that share an image."""
-        return config.matching_texts
+        return config.captions_per_image
 
     def average_example(self, config: RetrieveConfig, facts: DataFacts) -> AverageExample:
         """Average over both objectives, by their shares."""
-        return average_of_objectives(config.objectives, Seq2seqConfig(captions=config.matching_texts), facts)
+        return average_of_objectives(config.objectives, Seq2seqConfig(captions=config.captions_per_image), facts)

@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dimvl.data.annotations import Probe, read_probes
 from dimvl.data.annotations.probes import ALONE, INVALID
 from dimvl.errors import UserError
 from tests.data.annotations.files import write
+from tests.data.annotations.test_fuzz import FUZZING, damaged_bytes, damaged_tree
 
 VALSE = {
     "actions_test_0": {
@@ -64,6 +67,7 @@ FILES = {
     "winoground.jsonl": json.dumps(WINOGROUND),
     "own.jsonl": json.dumps(OWN) + '\n{"image": "a.png", "caption": "x y", "foil": "y x", "id": 0}\n',
 }
+TREES = {"valse.json": VALSE, "sugar-crepe.json": SUGAR_CREPE, "foil.json": FOIL}
 COCO_9 = "COCO_val2014_000000000009.jpg"
 EXPECTED = {
     "valse.json": [
@@ -134,3 +138,24 @@ def test_a_mistake_in_a_file_of_probes_is_one_sentence(name: str, content: str, 
     with pytest.raises(UserError) as error:
         read_probes(write(tmp_path / name, content))
     assert str(tmp_path / name) in str(error.value) and words in str(error.value)
+
+
+@settings(FUZZING, max_examples=200)
+@given(data=st.data())
+def test_a_damaged_file_of_probes_is_one_sentence_or_a_correct_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(FILES)))
+    changed_tree = name in TREES and data.draw(st.booleans())
+    content = data.draw(damaged_tree(TREES[name]) if changed_tree else damaged_bytes(FILES[name]))
+    path = write(tmp_path_factory.getbasetemp() / name, content)
+    try:
+        found = read_probes(path)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    assert len({str(probe.probe_id) for probe in found.items}) == len(found.items) > 0
+    for probe in found.items:
+        one, two = probe.texts
+        assert one.strip() == one != two == two.strip() and one and two
+        assert len(set(map(str, probe.images))) == len(probe.images) in (1, 2)
