@@ -32,7 +32,7 @@ ORDER = (
     ),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
     *("model_card", "export", "image_inputs", "explanation", "predictor", "evaluation", "drawing", "progress"),
-    *("stopping", "report", "study", "demo", "cli", "__main__"),
+    *("stopping", "report", "search", "study", "demo", "cli", "__main__"),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

@@ -31,7 +31,8 @@ import dimvl.cli.scoring
 import dimvl.cli.comparing
 import dimvl.cli.study
 import dimvl.cli.prediction
-import dimvl.cli.aligning  # noqa: F401
+import dimvl.cli.aligning
+import dimvl.cli.searching  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

@@ -190,6 +190,11 @@ def check_inputs(
 ) -> None:
     """Refuse inputs and a verb that the model does not take; then say what the model knows, if that is little."""
     predictor.check(verb, list(groups), times)
+    say_synthetic(predictor)
+
+
+def say_synthetic(predictor: "Predictor") -> None:
+    """Say what the model knows, if that is little."""
     if predictor.trained.synthetic:
         print_text("this model knows synthetic scenes only; what it says about other images means nothing", error=True)
 
@@ -197,3 +202,9 @@ def check_inputs(
 def named(group: Sequence[int | str], together: bool) -> dict[str, Any]:
     """Return the images of a result for JSON."""
     return {"images": list(group)} if together else {"image": group[0]}
+
+
+def refuse_empty(texts: Sequence[str]) -> None:
+    """Do early what the model's tokenizer does."""
+    if empty := [place for place, text in enumerate(texts, start=1) if not text.strip()]:
+        raise UserError(f"text {empty[0]} of {len(texts)} is empty; give some words")

@@ -35,7 +35,7 @@ from dimvl.cli.app import (
     input_folder,
     print_text,
 )
-from dimvl.cli.inputs import Group, Groups, Ids, Images, Stores, Together, check_inputs, named, open_model
+from dimvl.cli.inputs import Group, Groups, Ids, Images, Stores, Together, check_inputs, named, open_model, refuse_empty
 from dimvl.errors import UserError
 from dimvl.files import read_text
 from dimvl.showing import counted, short
@@ -247,7 +247,7 @@ def _asked(
     if not questions:
         subject = f"{first} has" if first else "there is"
         raise UserError(f"{subject} no question; give one, or a .jsonl file of images and questions")
-    _refuse_empty(questions)
+    refuse_empty(questions)
     if chosen.store is not None and (image := next((text for text in questions if text in chosen.store), None)):
         raise UserError(f"{image!r} is an image of the region store, not a question; give it as --images {image}")
     if path := next(filter(os.path.exists, questions), None):
@@ -430,14 +430,8 @@ def _texts(arguments: Sequence[str], texts: Sequence[str], file: Path | None) ->
         wanted = [images.pop()]
         if os.path.exists(wanted[0]):
             raise UserError(f"{wanted[0]} is a file or a folder, not a text; give a text last, or by --text or --texts")
-    _refuse_empty(wanted)
+    refuse_empty(wanted)
     return [any_path(image) for image in images], list(dict.fromkeys(wanted))
-
-
-def _refuse_empty(texts: Sequence[str]) -> None:
-    """Do early what the model's tokenizer does."""
-    if empty := [place for place, text in enumerate(texts, start=1) if not text.strip()]:
-        raise UserError(f"text {empty[0]} of {len(texts)} is empty; give some words")
 
 
 def _print(record: Mapping[str, Any], text: str, as_json: bool) -> None:

@@ -16,8 +16,13 @@ import typer.main
 
 import dimvl.cli
 from dimvl.demo import runner
+from dimvl.regions.detectors.load import load_detector
+from dimvl.regions.extract import extract
 from dimvl.regions.naming.concepts import ConceptNamer, ConceptNetwork, Source
 from dimvl.regions.store import RegionStore
+from dimvl.regions.store.writer import RegionStoreWriter
+from dimvl.search.indexing import index_store
+from dimvl.trained_model import load_model
 from tests.cli.calls import write_config
 from tests.cli.test_compare import RIGHT, flipped, write_evaluation
 from tests.exports import all_abilities, make_image, make_trained, write_run
@@ -59,9 +64,11 @@ COMMANDS = {
     "answer": (["{images}", "what is it?", "--model", "{model}"], '2.png", "question": "what is it\\?", "answer"'),
     "classify": (["{images}", "--labels", "{labels}", "--model", "{model}"], "2.png: (star|circle)"),
     "match": (["{images}/1.png", "a star", "--model", "{model}"], r"0\.\d"),
+    "index": (["{seen}", "{new}", "--model", "{model}"], "2 images embedded"),
+    "search": (["{index}", "a star", "--model", "{model}"], r"2  -?0\.\d+  "),
 }
 """Of every command: arguments, and something that its results contain."""
-QUIET = {"inspect", "plan", "report", "score vqa", "score caption", "compare", "export", "match"}
+QUIET = {"inspect", "plan", "report", "score vqa", "score caption", "compare", "export", "match", "search"}
 """Commands that show no progress."""
 
 
@@ -85,11 +92,17 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
     (folder / "probes.jsonl").write_text('{"image": 1, "caption": "a red star", "foil": "a blue star"}')
     concepts = {"regions": str(data.regions), "captions": str(data.captions), "words": 2, "output": "unused"}
     (folder / "concepts.yaml").write_text(json.dumps(concepts))
+    detector = load_detector(model / "detector")
+    with RegionStoreWriter(folder / "seen", detector.extractor) as writer:
+        extract([(str(number), folder / "images" / f"{number}.png") for number in (1, 2)], detector, writer)
+    index_store(load_model(model), RegionStore(folder / "seen"), folder / "index")
     extractor = RegionStore(data.regions).extractor
     network = ConceptNetwork(extractor.feature_width, 2, "max")
     ConceptNamer(network, ("star", "circle"), ("noun", "noun"), Source.of(extractor)).save(folder / "words")
     return {
         "model": model,
+        "seen": folder / "seen",
+        "index": folder / "index",
         "concepts": folder / "concepts.yaml",
         "words": folder / "words",
         "detector": model / "detector",

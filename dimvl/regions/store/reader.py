@@ -100,7 +100,7 @@ class RegionStore:
         return int(self._ends[-1])
 
     def __contains__(self, image_id: str) -> bool:
-        return self._find([image_id])[0] >= 0
+        return bool(self.find([image_id])[0] >= 0)
 
     @property
     def path(self) -> str:
@@ -126,7 +126,7 @@ class RegionStore:
         rest = iter(image_ids)
         found, first, missing = [np.zeros(0, dtype=np.int64)], "", 0
         while ids := list(islice(rest, IDS_AT_ONCE)):
-            found.append(self._find(ids))
+            found.append(self.find(ids))
             lacking = np.flatnonzero(found[-1] < 0)
             if lacking.size and not missing:
                 first = ids[lacking[0]]
@@ -138,6 +138,15 @@ class RegionStore:
             )
         return np.concatenate(found)
 
+    def find(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Positions (B,) int64 of images by their ids, -1 for missing ones."""
+        encoded = list(map(encode_id, image_ids))
+        found = np.full(len(encoded), -1, dtype=np.int64)
+        for folder, end in zip(self.folders, self._ends.tolist(), strict=True):
+            here = folder.find(encoded)
+            found = np.where(here >= 0, here + end - len(folder), found)
+        return found
+
     def num_regions(self, positions: np.ndarray) -> np.ndarray:
         """Numbers of regions (B,) int64 of images by position, from the index alone."""
         if len(self.folders) == 1:  # whole records of a large epoch would take 56 bytes per image
@@ -148,6 +157,10 @@ class RegionStore:
         """Widths and heights (B, 2) int64 in pixels of images by position, from the index alone."""
         records, _ = self._records(positions)
         return np.stack([records["width"], records["height"]], axis=-1).astype(np.int64)
+
+    def checksums(self, positions: np.ndarray) -> np.ndarray:
+        """Checksums (B,) int64 of the stored rows of images by position, from the index alone."""
+        return self._records(positions)[0]["rows_checksum"].astype(np.int64)
 
     def read(self, position: int) -> Regions:
         """Regions of one image, with features as float16 or float32.
@@ -241,15 +254,6 @@ class RegionStore:
         for owner in np.unique(owners).tolist():
             records[owners == owner] = self.folders[owner].index[local[owners == owner]]
         return records, owners
-
-    def _find(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Positions (B,) of images, -1 for missing ones."""
-        encoded = list(map(encode_id, image_ids))
-        found = np.full(len(encoded), -1, dtype=np.int64)
-        for folder, end in zip(self.folders, self._ends.tolist(), strict=True):
-            here = folder.find(encoded)
-            found = np.where(here >= 0, here + end - len(folder), found)
-        return found
 
 
 def common_manifest(folders: Sequence[StoreFolder]) -> Manifest:

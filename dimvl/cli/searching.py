@@ -1,0 +1,220 @@
+"""Search: index, search."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app, input_file, input_folder, print_text
+from dimvl.cli.inputs import open_model, refuse_empty, say_synthetic
+from dimvl.errors import UserError
+from dimvl.progress import progress
+from dimvl.showing import counted, short, some
+
+if TYPE_CHECKING:
+    from dimvl.predictor import Predictor
+    from dimvl.search.index import ImageIndex
+    from dimvl.search.queries import Hit
+
+TOP = 10
+"""Results without --top, if there are so many."""
+
+
+@app.command()
+def index(
+    store: Annotated[Path, typer.Argument(parser=input_folder, help="Region store.")],
+    out: Annotated[Path, typer.Argument(parser=any_path, help="Index to create or continue.")],
+    model: Model,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Embed the images of a region store for `dimvl search`.
+
+    The model must have been trained to align images and texts. Resumes if interrupted; images that the index has
+    already are kept, so that run again with a store of more images it adds these.
+
+    Example: dimvl index stores/photos indexes/photos --model exports/retrieve
+    """
+    from dimvl.regions.store import RegionStore
+    from dimvl.search.indexing import index_store
+
+    opened = RegionStore(store, check=True)
+    predictor = open_model(model, device, threads)
+    with progress("images") as show:
+        report = index_store(predictor.trained, opened, out, show)
+    print_text(f"{counted(report.embedded, 'image')} embedded, {report.kept:,} kept: {out}")
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Argument(parser=input_folder, help="Index that `dimvl index` wrote.")],
+    model: Model,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="What the images show; several texts are several queries."),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Image file, or id of an image of the index, to search by.")
+    ] = None,
+    texts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts",
+            parser=input_file,
+            help="With --image, find the best texts of this file: captions in any format, or .txt, one per line.",
+        ),
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Number of results; default 10.")] = None,
+    rerank: Annotated[
+        int | None, typer.Option(min=1, help="Judge this many, the best by embedding, by the matching head too.")
+    ] = None,
+    as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(parser=any_path, help="HTML file to write: the images with their regions.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(parser=input_folder, help="Folder of the images for --html.")] = None,
+    coco: Annotated[
+        Path | None,
+        typer.Option(
+            parser=input_file, help="COCO file that lists the images and their ids; by default file names are ids."
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Find the images of an index that fit a text or are like an image, or the texts that fit an image.
+
+    All images are compared. The score is the cosine of the embeddings; with --rerank, the best are judged by the
+    matching head and sorted by both, and its probability is printed after the score.
+
+    Example: dimvl search indexes/photos "a dog on a beach" "two children" --model exports/retrieve --rerank 128
+
+    Example: dimvl search indexes/photos --image photo.jpg --model exports/retrieve --html found.html --images photos
+
+    Example: dimvl search indexes/photos --image 1000268201 --texts captions.txt --model exports/retrieve --json
+    """
+    _check_query(texts, image, texts_file, rerank)
+    if top and rerank and top > rerank:
+        raise UserError(f"--top {top} is more than --rerank {rerank}; sort at least as many as you want")
+    if html and (images is None or texts_file):
+        raise UserError("--html shows images and takes them from a folder; give --images, and omit --texts")
+    if not html and (images or coco):
+        raise UserError("--images and --coco are for the page of --html; give it too, or omit them")
+    from dimvl.search.format import check_model
+    from dimvl.search.index import ImageIndex
+
+    opened = ImageIndex(index)
+    files = _image_files(images, coco) if images else {}
+    predictor = open_model(model, device, threads)
+    check_model(index, opened.manifest, predictor.trained)
+    say_synthetic(predictor)
+    if texts_file is not None:
+        _search_texts(opened, predictor, str(image), texts_file, top, rerank, as_json)
+        return
+    found = _search_images(opened, predictor, texts or [], image, top, rerank)
+    _print(found, opened.image_id, "image_id", as_json)
+    if html is not None:
+        from dimvl.search.page import write_search_page
+
+        missing = write_search_page(html, opened, found, files)
+        print_text(f"page: {html}", error=True)
+        if missing:
+            print_text(f"{images} lacks {counted(len(missing), 'image')}: {some(missing)}", error=True)
+            raise typer.Exit(1)
+
+
+def _check_query(texts: Sequence[str] | None, image: str | None, texts_file: Path | None, rerank: int | None) -> None:
+    """Refuse arguments that do not make one kind of query."""
+    if texts and image:
+        raise UserError(f"{short(texts[0])} and --image are both given to search by; omit one")
+    if texts_file and not image:
+        raise UserError("--texts are searched by an image; give --image, or texts as arguments to find images")
+    if not texts and not image:
+        raise UserError("there is nothing to search by; give texts, or --image")
+    if rerank and image and not texts_file:
+        raise UserError("--rerank compares images with texts, not with images; omit it, or give --texts")
+    refuse_empty(texts or [])
+    if file := next(filter(os.path.exists, texts or []), None):
+        raise UserError(
+            f"{file} is a file or a folder, not a text; give it as --image {file}, or write it in other words"
+        )
+
+
+def _image_files(folder: Path, coco: Path | None) -> dict[str, Path]:
+    from dimvl.regions.listing import images_of_coco, images_of_folder
+
+    return dict(images_of_folder(folder) if coco is None else images_of_coco(coco, folder))
+
+
+def _number(top: int | None, rerank: int | None, most: int, what: str) -> int:
+    """Return how many results to find by embedding."""
+    for option, number in (("--top", top), ("--rerank", rerank)):
+        if number and number > most:
+            raise UserError(f"{option} is {number:,} but there are {most:,} {what} to find; give at most {most:,}")
+    return rerank or top or min(TOP, most)
+
+
+def _search_images(
+    opened: "ImageIndex",
+    predictor: "Predictor",
+    texts: Sequence[str],
+    image: str | None,
+    top: int | None,
+    rerank: int | None,
+) -> list[tuple[str, list["Hit"]]]:
+    """Return each query and the images found."""
+    from dimvl.search.queries import find_images, find_similar, image_query, known_words, rerank_images
+    from dimvl.tasks.retrieval.prediction import embed_all_texts
+
+    if image is not None:
+        query = image_query(predictor, opened, image)
+        most = len(opened) - (query.position is not None)
+        return [(image, find_similar(opened, query, _number(top, rerank, most, "images")))]
+    number = _number(top, rerank, len(opened), "images")
+    words = known_words(predictor.trained, texts)
+    found = find_images(opened, embed_all_texts(predictor.trained, texts).pooled, number)
+    if rerank:
+        found = rerank_images(predictor.trained, opened, words, found)
+    return [(text, hits[: top or TOP]) for text, hits in zip(texts, found, strict=True)]
+
+
+def _search_texts(
+    opened: "ImageIndex",
+    predictor: "Predictor",
+    image: str,
+    file: Path,
+    top: int | None,
+    rerank: int | None,
+    as_json: bool,
+) -> None:
+    """Find and print the texts of a file that fit an image."""
+    from dimvl.search.queries import find_texts, image_query, read_texts, rerank_texts
+    from dimvl.tasks.retrieval.prediction import embed_all_texts
+
+    texts = read_texts(file)
+    number, trained = _number(top, rerank, len(texts), "texts"), predictor.trained
+    query = image_query(predictor, opened, image)
+    with progress("texts") as show:
+        embedded = embed_all_texts(trained, texts, show).pooled
+    hits = find_texts(query, embedded, number)
+    if rerank:
+        hits = rerank_texts(trained, opened, query, [texts[hit.place] for hit in hits], hits)
+    _print([(image, hits[: top or TOP])], texts.__getitem__, "text", as_json)
+
+
+def _print(found: Sequence[tuple[str, Sequence["Hit"]]], name: Any, key: str, as_json: bool) -> None:
+    """Print each query's results; `name` of a place is the value of `key`."""
+    for query, hits in found:
+        if not as_json and len(found) > 1:
+            print_text(f"{query}:")
+        for rank, hit in enumerate(hits, start=1):
+            probability = {} if hit.probability is None else {"probability": hit.probability}
+            if as_json:
+                record = {"query": query, "rank": rank, key: name(hit.place), "score": hit.score, **probability}
+                print(json.dumps(record), flush=True)
+            else:
+                match = "".join(f"  {value:.3f}" for value in probability.values())
+                print_text(f"{rank:3}  {hit.score:.3f}{match}  {name(hit.place)}")

@@ -1,0 +1,229 @@
+"""Texts and images as queries, and the best results scored again by the matching head."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.data.annotations import ImageKey, read_captions
+from dimvl.data.prefixes import Prefix, best_regions, make_prefix
+from dimvl.data.sampler import in_order
+from dimvl.errors import UserError
+from dimvl.export import DETECTOR
+from dimvl.files import read_text
+from dimvl.predictor import Predictor
+from dimvl.regions.detectors.load import is_no_detector
+from dimvl.regions.store import RegionStore
+from dimvl.search.index import ImageIndex
+from dimvl.showing import short
+from dimvl.tasks.inference import ROW_BUDGET, pair_batches, store_batches
+from dimvl.tasks.pretraining.matching import MATCH, match_logits
+from dimvl.tasks.retrieval.prediction import embed_images, scales
+from dimvl.trained_model import TrainedModel
+
+
+class Hit(NamedTuple):
+    """A result.
+
+    Attributes:
+        place: position of the image in the index, or place of the text among the texts.
+        score: cosine of its embedding and that of the query.
+        probability: that image and text belong together, by the matching head; None if it was not asked.
+
+    """
+
+    place: int
+    score: float
+    probability: float | None = None
+
+
+class ImageQuery(NamedTuple):
+    """An image to search by.
+
+    Attributes:
+        embedding: (1, W).
+        position: of an image of the index; None for a file.
+        prefix: of a file; None for an image of the index.
+
+    """
+
+    embedding: Tensor
+    position: int | None = None
+    prefix: Prefix | None = None
+
+
+def read_texts(path: Path) -> list[str]:
+    """Read the different texts of a caption file of any known format, or of a `.txt` file, one per line.
+
+    Raises:
+        UserError: as `read_captions`, or the file has no text.
+
+    """
+    if path.suffix.lower() == ".txt":
+        texts = [line.strip() for line in read_text(path).splitlines()]
+    else:
+        texts = [caption.text.strip() for caption in read_captions(path)]
+    if not any(texts):
+        raise UserError(f"{path} has no text; give some")
+    return list(dict.fromkeys(filter(None, texts)))
+
+
+def known_words(trained: TrainedModel, texts: Sequence[str]) -> list[np.ndarray]:
+    """Return the token ids of texts to search by.
+
+    Raises:
+        UserError: a text is empty, or the model knows none of its words.
+
+    """
+    words = trained.tokenise(texts)
+    for text, tokens in zip(texts, words, strict=True):
+        if (tokens == trained.processor.tokenizer.unknown).all():
+            raise UserError(f"the model knows no word of {short(text)}; use other words")
+    return words
+
+
+def image_query(predictor: Predictor, index: ImageIndex, image: str) -> ImageQuery:
+    """Return an image to search by: a file, or the id of an image of the index.
+
+    Raises:
+        UserError: it is neither, or both; or a file that cannot be read, or for which the model has no detector.
+
+    """
+    position, is_file = index.find(image), os.path.exists(image)
+    if position is not None and is_file:
+        raise UserError(f"{image} is a file and an image of {index.path}; write ./{image} for the file")
+    if position is not None:
+        return ImageQuery(index.embedding(position)[None], position)
+    if not is_file:
+        raise UserError(
+            f"{image} is neither a file nor an image of {index.path}; give a file, or an id such as "
+            f"{index.image_id(0)!r}"
+        )
+    trained = predictor.trained
+    if is_no_detector(trained.weights.parent / DETECTOR):
+        raise UserError(
+            f"the model {trained.weights.parent} has no detector, so it takes no image files; give the id of an image "
+            f"of the index, such as {index.image_id(0)!r}"
+        )
+    processor = trained.processor
+    regions = best_regions(predictor.regions(Path(image)).checked(processor.extractor), processor.max_regions)
+    prefix = make_prefix(regions, processor.tags)
+    return ImageQuery(embed_images(trained, [prefix]).pooled, prefix=prefix)
+
+
+def find_images(index: ImageIndex, queries: Tensor, count: int) -> list[list[Hit]]:
+    """Find the `count` best images for each query (Q, W); raises as `ImageIndex.search`."""
+    return [
+        [Hit(place, score) for place, score in zip(found.positions.tolist(), found.scores.tolist(), strict=True)]
+        for found in index.search(queries, count)
+    ]
+
+
+def find_similar(index: ImageIndex, query: ImageQuery, count: int) -> list[Hit]:
+    """Find the `count` images most similar to one; an image of the index is not among its own results."""
+    own = query.position is not None
+    [found] = find_images(index, query.embedding, count + own)
+    return [hit for hit in found if hit.place != query.position][:count]
+
+
+def find_texts(query: ImageQuery, texts: Tensor, count: int) -> list[Hit]:
+    """Find the `count` best of texts, given as embeddings (M, W), for an image."""
+    scores = (texts.double() @ query.embedding[0].double()).float()
+    best = torch.sort(scores, descending=True, stable=True)
+    found = zip(best.indices[:count].tolist(), best.values[:count].tolist(), strict=True)
+    return [Hit(place, score) for place, score in found]
+
+
+def open_store(index: ImageIndex) -> RegionStore:
+    """Open the region store of an index; a `UserError` if it is not where it was."""
+    folder = Path(index.manifest.store)
+    if not folder.is_dir():
+        raise UserError(
+            f"region store {folder} of {index.path} does not exist; run `dimvl index` with its new place and this index"
+        )
+    return RegionStore(folder, check=True)
+
+
+def image_keys(index: ImageIndex, store: RegionStore, positions: Sequence[int]) -> list[ImageKey]:
+    """Return images of an index as records name them.
+
+    Raises:
+        UserError: the store lacks one, or has other regions of it than were embedded.
+
+    """
+    ids = [index.image_id(position) for position in positions]
+    checksums = [index.checksum(position) for position in positions]
+    changed = np.flatnonzero(store.checksums(store.positions(ids)) != np.array(checksums, dtype=np.int64))
+    if len(changed):
+        raise UserError(
+            f"region store {store.path} has other regions of image {ids[changed[0]]!r} than were embedded; make the "
+            f"index {index.path} anew, in another folder"
+        )
+    return [((image_id,), ()) for image_id in ids]
+
+
+def rerank_images(
+    trained: TrainedModel, index: ImageIndex, words: Sequence[np.ndarray], found: Sequence[Sequence[Hit]]
+) -> list[list[Hit]]:
+    """Sort the results of texts by the matching head's logit plus the scaled cosine, as evaluations of retrieval do.
+
+    The prefix of an image is computed once for all texts where the model allows.
+
+    Args:
+        trained: a model with a matching head.
+        index: the index, with the region store of its images.
+        words: token ids of each of the Q texts.
+        found: results of each.
+
+    Raises:
+        UserError: the model cannot match, or as `open_store` and `image_keys`.
+
+    """
+    MATCH.check(trained)
+    store = open_store(index)
+    texts = [text for text, hits in zip(words, found, strict=True) for _ in hits]
+    images = image_keys(index, store, [hit.place for hits in found for hit in hits])
+    logits, shared = torch.zeros(len(texts)), trained.processor.shared_prefix
+    for places, prefixes in pair_batches(
+        trained.without_guard(), store, images, [len(text) + 1 for text in texts], shared
+    ):
+        logits[places] = match_logits(trained, prefixes, [texts[place] for place in places]).cpu()
+    parts = logits.split([len(hits) for hits in found])
+    return [_sorted(trained, hits, own) for hits, own in zip(found, parts, strict=True)]
+
+
+def rerank_texts(
+    trained: TrainedModel, index: ImageIndex, query: ImageQuery, texts: Sequence[str], hits: Sequence[Hit]
+) -> list[Hit]:
+    """Sort the texts found for an image as `rerank_images` does; `texts` are those of the results.
+
+    Raises:
+        UserError: as `rerank_images`.
+
+    """
+    MATCH.check(trained)
+    prefix, words = query.prefix, trained.tokenise(texts)
+    if prefix is None:
+        assert query.position is not None
+        store = open_store(index)
+        images = image_keys(index, store, [query.position])
+        [(_, [prefix])] = store_batches(trained.without_guard(), store, images, [0])
+    assert prefix is not None
+    again = 0 if trained.processor.shared_prefix else len(prefix.features) + len(prefix.context)
+    logits = torch.zeros(len(hits))
+    for part in in_order(np.array([len(text) + 1 + again for text in words]), ROW_BUDGET):
+        own = [words[place] for place in part]
+        logits[torch.from_numpy(part)] = match_logits(trained, [prefix] * len(own), own).cpu()
+    return _sorted(trained, hits, logits)
+
+
+def _sorted(trained: TrainedModel, hits: Sequence[Hit], logits: Tensor) -> list[Hit]:
+    """Return results with the probabilities of the matching head, the best first; equal ones stay in their order."""
+    sums = logits + scales(trained)[0] * torch.tensor([hit.score for hit in hits])
+    probabilities = logits.sigmoid().tolist()
+    order = torch.sort(sums, descending=True, stable=True).indices.tolist()
+    return [hits[place]._replace(probability=probabilities[place]) for place in order]
