@@ -13,6 +13,7 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.tasks.base import plain_text
 from dimvl.tasks.pretraining.config import ContrastiveConfig
+from dimvl.tasks.pretraining.hard_negatives import HardNegatives
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Groups:
         limit: maximum number of captions of an image.
         tokenizer: the model's tokenizer.
         seed: seed of the run.
+        hard: draws a share of the members from those most like the image; None for none.
 
     Raises:
         UserError: there are fewer images than a group needs.
@@ -36,6 +38,7 @@ class Groups:
     limit: int
     tokenizer: Tokenizer
     seed: int
+    hard: HardNegatives | None = None
 
     def __post_init__(self) -> None:
         """Check the number of images."""
@@ -57,7 +60,8 @@ class Groups:
         edges = 1 + np.arange(others + 1) * (images - 1) // others
         drawn = self._drawn[1][index * others : (index + 1) * others]
         offsets = edges[:-1] + (drawn * np.diff(edges)).astype(np.int64)
-        return np.append(index, (index + offsets) % images)
+        members = np.append(index, (index + offsets) % images)
+        return members if self.hard is None else self.hard.replace(epoch, members)
 
     def text_rows(self, images: np.ndarray) -> np.ndarray:
         """Upper bound of the rows of the captions drawn for images (B,): (B,)."""

@@ -42,6 +42,7 @@ from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.training import caption_example
 from dimvl.tasks.pretraining.config import ObjectivesConfig
 from dimvl.tasks.pretraining.groups import Groups
+from dimvl.tasks.pretraining.hard_negatives import HardNegatives
 
 DRAWS = 10
 """Texts drawn for a negative before the pair stays a match."""
@@ -140,6 +141,7 @@ class PretrainSource(ImageSource):
         seq2seq: variant, share of masked tokens and captions per prefix.
         tokenizer: the model's tokenizer.
         seed: seed of the run.
+        hard: where a share of the negatives of matching and of the members of groups come from; None for any image.
 
     Raises:
         UserError: the file of word changes is wrong, or there are fewer images than a contrastive group needs.
@@ -154,9 +156,10 @@ class PretrainSource(ImageSource):
         seq2seq: Seq2seqConfig,
         tokenizer: Tokenizer,
         seed: int,
+        hard: HardNegatives | None = None,
     ) -> None:
         super().__init__(captions, images)
-        self.config, self.seq2seq, self.tokenizer, self.seed = config, seq2seq, tokenizer, seed
+        self.config, self.seq2seq, self.tokenizer, self.seed, self.hard = config, seq2seq, tokenizer, seed, hard
         pairs = None if config.word_changes is None else read_json(config.word_changes)
         self.word_changes = None if pairs is None else WordChanges(pairs, tokenizer)
         self.shares: Mapping[str, float] = config.shares_of_examples()
@@ -164,7 +167,7 @@ class PretrainSource(ImageSource):
         self._longest = captions.longest()
         self._groups: Groups | None = None
         if config.shares.contrastive:
-            self._groups = Groups(captions, config.contrastive, seq2seq.captions, tokenizer, seed)
+            self._groups = Groups(captions, config.contrastive, seq2seq.captions, tokenizer, seed, hard)
         self._drawn: tuple[int, KeyedUniform] | None = None
 
     def objectives(self, epoch: int, span: slice) -> np.ndarray:
@@ -289,7 +292,8 @@ class PretrainSource(ImageSource):
             if changed is not None and not self._is_own(index, changed):
                 return changed, 0.0
         for _ in range(DRAWS if len(self) > 1 else 0):
-            other = (index + int(generator.integers(1, len(self)))) % len(self)
+            near = None if self.hard is None else self.hard.draw(index, generator)
+            other = (index + int(generator.integers(1, len(self)))) % len(self) if near is None else near
             drawn = self._words(other, generator)
             if not self._is_own(index, drawn) and not self.texts.share_images(index, other):
                 return drawn, 0.0

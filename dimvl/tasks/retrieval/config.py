@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
-from dimvl.config.sections import Files, Names
+from dimvl.config.sections import Files, Names, Section
 from dimvl.tasks.pretraining.config import ContrastiveConfig, ObjectivesConfig, SharesConfig
 
 Score = Literal["global", "tokens"]
@@ -18,6 +18,16 @@ class RetrieveValidationConfig(ValidationConfig):
     captions: Path = Field(description="captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
     score: Score = Field("global", description="global: whole images and texts; tokens: regions and words")
+
+
+class HardNegativesConfig(Section):
+    """Draw negatives from the images whose captions fit best, by the embeddings of a model, which is not trained."""
+
+    model: Path = Field(description="a run or an export that was trained with contrastive alignment")
+    among: int = Field(20, ge=1, le=10**4, description="number of best images to draw from")
+    share: float = Field(
+        0.5, gt=0, le=1, description="share of the negatives of matching, and of the other images of a group"
+    )
 
 
 class RetrieveConfig(RunConfig):
@@ -42,6 +52,7 @@ class RetrieveConfig(RunConfig):
     )
     captions_per_image: int = Field(5, ge=1, description="maximum number of captions of an image used at a time")
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    hard_negatives: HardNegativesConfig | None = None
     validation: RetrieveValidationConfig | None = None
 
     @property

@@ -18,7 +18,6 @@ from dimvl.errors import UserError
 from dimvl.metrics.predictions import official_images
 from dimvl.metrics.recall import (
     DIRECTIONS,
-    RECALLS,
     Candidates,
     folds,
     inverse,
@@ -254,22 +253,18 @@ def _items(
     answers: dict[str, np.ndarray],
     reranked: bool,
 ) -> list[dict[str, Any]]:
-    """A record per query, with its ranks and whether the right answer is among the first."""
+    """A record per query: the first answer, and the rank of the best right one in both stages."""
     items = []
     for direction in DIRECTIONS:
         for place, own in enumerate(answers[direction].tolist()):
-            rank, before = int(final[direction][place]), int(first[direction][place])
-            means = {f"{direction}/r{k}": float(rank <= k) for k in RECALLS}
-            if reranked:
-                means |= {f"embedding_only/{direction}/r{k}": float(before <= k) for k in RECALLS}
             if direction == "text_to_image":
                 caption = gallery.captions[place]
-                item = {**official_images(caption.named_images), "query": caption.text}
+                item = {**official_images(caption.named_images), "text_id": caption.caption_id, "query": caption.text}
                 item["prediction"] = official_images(_named(gallery, own[0]))
             else:
-                item = {**official_images(_named(gallery, place)), "query": "image"}
-                item["prediction"] = gallery.captions[own[0]].text
-            items.append({**item, "rank": rank, "embedding_rank": before, "means": means})
+                item = {**official_images(_named(gallery, place)), "prediction": gallery.captions[own[0]].text}
+            item |= {"direction": direction, "rank": int(final[direction][place])}
+            items.append(item | ({"embedding_rank": int(first[direction][place])} if reranked else {}))
     return items
 
 

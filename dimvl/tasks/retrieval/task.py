@@ -1,6 +1,7 @@
 """Retrieval: images by texts and texts by images, in two stages (ALBEF: Li et al., NeurIPS 2021)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dimvl.callbacks import Progress
@@ -15,10 +16,12 @@ from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.task import CaptionDataTask
 from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.tasks.pretraining.costs import average_of_objectives
+from dimvl.tasks.pretraining.hard_negatives import HardNegatives
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.retrieval.config import RetrievalEvaluation, RetrieveConfig
 from dimvl.tasks.retrieval.evaluation import RecallValidator, evaluate_retrieval
+from dimvl.tasks.retrieval.neighbours import KEY, find_neighbours
 from dimvl.tasks.retrieval.prediction import ALIGN, EMBED_IMAGE, EMBED_TEXT
 from dimvl.tasks.retrieval.zero_shot import CLASSIFY
 from dimvl.tasks.task import Evaluation, Validator
@@ -49,12 +52,19 @@ class Retrieval(CaptionDataTask[RetrieveConfig]):
         """Build the losses and the examples.
 
         Raises:
-            UserError: there are fewer images than a group needs.
+            UserError: there are fewer images than a group needs, or the model of hard negatives does not fit.
 
         """
-        seq2seq = Seq2seqConfig(captions=config.captions_per_image)
-        source = PretrainSource(texts, images, config.objectives, seq2seq, processor.tokenizer, config.seed)
+        seq2seq, section, hard = Seq2seqConfig(captions=config.captions_per_image), config.hard_negatives, None
+        if section is not None:
+            neighbours = find_neighbours(section, processor, texts, images.store)
+            hard = HardNegatives(neighbours, section.share, config.seed)
+        source = PretrainSource(texts, images, config.objectives, seq2seq, processor.tokenizer, config.seed, hard)
         return PretrainModule(model, processor, config.objectives), source
+
+    def judges(self, config: RetrieveConfig) -> dict[str, Path]:
+        """Return the model that chooses hard negatives, if there is one."""
+        return {KEY: config.hard_negatives.model} if config.hard_negatives else {}
 
     def validator(self, config: RetrieveConfig, module: TaskModule, store: RegionStore) -> Validator:
         """Validate by recall."""

@@ -1,0 +1,97 @@
+"""Hard negatives: which images are neighbours, and where they are drawn."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dimvl.data.examples import keyed_generator
+from dimvl.errors import UserError
+from dimvl.regions.store import RegionStore
+from dimvl.tasks.pretraining.hard_negatives import HardNegatives
+from dimvl.tasks.retrieval.config import HardNegativesConfig
+from dimvl.tasks.retrieval.neighbours import find_neighbours
+from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_store
+from dimvl.trained_model import load_model
+from dimvl.training.run import run_training
+from tests.exports import all_abilities, make_trained, write_run
+from tests.tiny_runs import caption_store, make_config, make_data, make_several
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"), 9, empty=4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("model") / "run", make_trained(all_abilities(aligns=True)))
+
+
+def find(data, run, among=3):
+    trained = load_model(run)
+    captions, config = caption_store(data, trained.processor), HardNegativesConfig(model=run, among=among)
+    return captions, find_neighbours(config, trained.processor, captions, RegionStore(data.regions))
+
+
+def test_neighbours_are_the_images_whose_captions_fit_best(data, run):
+    captions, found = find(data, run)
+    trained, store = load_model(run), RegionStore(data.regions)
+    images = embed_store(trained, store, [((image,), ()) for image in captions.image_ids()]).pooled
+    decoded = [trained.processor.tokenizer.decode(captions.tokens(text).tolist()) for text in range(len(captions))]
+    texts, owners = embed_all_texts(trained, decoded).pooled, np.repeat(np.arange(9), np.diff(captions.groups))
+    for image in range(9):
+        scores = [
+            -np.inf if other == image else float(images[image] @ texts[owners == other].mean(dim=0))
+            for other in range(9)
+        ]
+        assert found[image].tolist() == np.argsort(scores)[::-1][:3].tolist()
+
+
+def test_neighbours_share_no_image(data, run):
+    several = make_several(data)
+    captions, found = find(several, run, 2)
+    for group, own in enumerate(found.tolist()):
+        assert group not in own and not any(captions.share_images(group, other) for other in own)
+
+
+def test_they_are_found_again_only_if_something_changed(run, tmp_path):
+    data = make_data(tmp_path / "data", 9, empty=4)
+    _, found = find(data, run)
+    [file] = [path for path in (data.captions.parent / "texts").glob("neighbours-*.npy")]
+    before = file.stat().st_mtime_ns
+    find(data, run)
+    assert file.stat().st_mtime_ns == before
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    _, again = find(data, run)
+    assert np.array_equal(found, again)
+    other = write_run(tmp_path / "run", make_trained(all_abilities(aligns=True), seed=1))
+    assert not np.array_equal(find(data, other)[1], found)
+
+
+def test_a_share_of_negatives_and_of_members_are_neighbours():
+    neighbours = np.array([[1, 2, 3]] * 9, np.int32)
+    hard, generator = HardNegatives(neighbours, 0.5, 0), keyed_generator("a")
+    drawn = Counter(hard.draw(0, generator) for _ in range(600))
+    assert set(drawn) == {None, 1, 2, 3} and drawn[None] / 600 == pytest.approx(0.5, abs=0.09)
+    for epoch in range(20):
+        members = hard.replace(epoch, np.array([0, 1, 5, 6, 7])).tolist()
+        assert members[0] == 0 and len(set(members)) == 5 and len(set(members) & {1, 2, 3}) >= 2
+
+
+def test_training_with_hard_negatives_records_the_model(data, tmp_path):
+    training = {"training": {"rows_per_step": 400, "steps": 2}}
+    first = run_training(make_config(data, tmp_path / "first", "retrieve", **training))
+    changes = {"hard_negatives": {"model": first, "among": 3}, "initial": first, **training}
+    trained = run_training(make_config(data, tmp_path / "run", "retrieve", **changes))
+    described = json.loads((trained / "run.json").read_text())
+    assert list(described["judges"]) == ["hard_negatives.model"]
+
+
+def test_a_model_that_cannot_choose_is_refused(data, tmp_path, run):
+    blind = write_run(tmp_path / "blind", make_trained(all_abilities()))
+    with pytest.raises(UserError, match=r"hard_negatives\.model .*blind was not trained to align"):
+        find(data, blind)
+    with pytest.raises(UserError, match=r"hard_negatives\.among is 9 but only 8 other images have captions; lower it"):
+        find(data, run, 9)
