@@ -12,9 +12,11 @@ from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.metrics.cider import CiderD
 from dimvl.tasks.captioning import retrieval, self_critical
-from dimvl.tasks.captioning.retrieval import MatchingJudge, SelfRetrieval, load_judge, self_retrieval
+from dimvl.tasks.captioning.config import RetrievalReward
+from dimvl.tasks.captioning.retrieval import ContrastiveJudge, MatchingJudge, SelfRetrieval, load_judge, self_retrieval
 from dimvl.tasks.captioning.self_critical import CIDER, OBJECTIVE, RETRIEVAL, REWARD, SampleSource, self_critical_loss
 from dimvl.tasks.pretraining.matching import match_logits
+from dimvl.tasks.retrieval.prediction import embed_images, embed_texts, similarity
 from tests.exports import make_trained, write_run
 from tests.factories import make_extractor, make_processor
 from tests.tasks.test_self_critical import LONGEST, Enumerable, gradient_of, make_task, whole_batch
@@ -52,6 +54,33 @@ def test_the_reward_by_hand():
     # one image: the log-probability of the pair, in bits
     assert self_retrieval(np.array([[0.0], [np.log(3)]])) == pytest.approx([0, 1 + np.log2(3 / 4)])
     assert self_retrieval(np.array([[900.0, -900.0], [-900.0, 900.0]])) == pytest.approx([1, 1 - 1800 / np.log(3)])
+
+
+def test_without_none_of_them_the_reward_is_about_the_images_alone():
+    scores = np.log([[2.0, 1.0, 5.0], [1.0, 1.0, 1.0]])
+    assert self_retrieval(scores, False) == pytest.approx([1 + np.log(2 / 8) / np.log(3), 0])
+
+
+@pytest.mark.parametrize("budget", [1, 8192])
+def test_a_contrastive_judge_scores_captions_by_embeddings_alone(data, monkeypatch, budget):
+    monkeypatch.setattr(retrieval, "ROW_BUDGET", budget)
+    processor = make_processor(aligns=True)
+    judge = ContrastiveJudge(make_trained(processor, seed=7))
+    made = SelfRetrieval(judge, caption_store(data, processor), image_reader(data, processor).store, 1.0)
+    texts = texts_of([5, 6], [7], [5, 6], [8, 9, 10])
+    owners, images = np.array([0, 0, 2, 3]), np.array([[4, 0, 1]] * 2 + [[1, 3, 2], [3, 4, 0]])
+    found = embed_images(judge.trained, made.reader.prefixes(made.captions.images_in(made.reader.store, np.arange(5))))
+    scores = similarity(judge.trained, found, embed_texts(judge.trained, texts)).numpy()
+    wanted = self_retrieval(np.stack([scores[row, text] for text, row in enumerate(images)]), False)
+    assert np.ptp(wanted) > 0.1 and made.rewards(texts, owners, images) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_contrastive_judge_must_align_and_tell_images_apart(data, tmp_path):
+    run = write_run(tmp_path / "judge", make_trained(make_processor(matches=True)))
+    with pytest.raises(UserError, match="was not trained to align; give a run with contrastive alignment"):
+        load_judge(run, make_processor(captions=True), image_reader(data).store, "contrastive")
+    with pytest.raises(ValueError, match="among is 1; set among to 2 or more"):
+        RetrievalReward(weight=1, among=1, by="contrastive")
 
 
 def test_a_false_detail_costs_even_where_no_other_image_fits_better():

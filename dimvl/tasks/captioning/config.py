@@ -44,6 +44,9 @@ class DropWorstConfig(Section):
         return int(self.share * captions + 1e-9)  # .29 * 100 is a little less than 29
 
 
+JudgedBy = Literal["matching", "contrastive"]
+
+
 class RetrievalReward(Section):
     """How much a drawn caption is rewarded for finding its own image among others."""
 
@@ -51,12 +54,21 @@ class RetrievalReward(Section):
     among: int = Field(
         4, ge=1, le=1000, description="images to choose from, its own included; 1: only whether the caption fits it"
     )
+    by: JudgedBy = Field(
+        "matching", description="matching: the matching head; contrastive: embeddings, for a judge that aligns"
+    )
+
+    @model_validator(mode="after")
+    def _one_image_tells_nothing_by_embeddings(self) -> "RetrievalReward":
+        if self.by == "contrastive" and self.among < 2:
+            raise ValueError("by 'contrastive' an image is told from others, and among is 1; set among to 2 or more")
+        return self
 
 
 class RetrievalConfig(RetrievalReward):
     """Also reward a drawn caption for finding its own image among others, by the scores of a pretrained model."""
 
-    judge: Path = Field(description="a pretraining run or its export, with a trained matching head; it is not trained")
+    judge: Path = Field(description="a pretraining run or its export, with a trained head; it is not trained")
 
 
 class SelfCriticalConfig(Section):

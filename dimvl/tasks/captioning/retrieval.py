@@ -9,18 +9,24 @@ score of its own image alone. Here the judge is a pretrained model that stays as
 A matching head trained on true and drawn pairs estimates the log-odds of a pair, so a softmax over images is the
 probability that the caption was written about each of them. One more choice, "about none of them", has log-odds 0: a
 caption with a false detail loses even where it fits the other images still less, and with a single image the reward is
-that of Cho et al. The log-probability is divided by the logarithm of the number of choices. This is a constant, so the
-gradient stays unbiased, and the weight of the reward means the same for any data and any number of images. Dividing by
-the spread of the drawn captions, as is often done, would bias the gradient.
+that of Cho et al. The scaled cosines of contrastive alignment tell images apart, but not whether any of them fits, so
+that there is no such choice; they cost less, since each image and each caption is encoded once.
+
+The log-probability is divided by the logarithm of the number of choices. This is a constant, so the gradient stays
+unbiased, and the weight of the reward means the same for any data and any number of images. Dividing by the spread of
+the drawn captions, as is often done, would bias the gradient.
 
 The other images are drawn by seed, epoch and image, not taken from the batch: ranks and micro-batches change nothing.
 
 Letters: M captions, P prefixes, I images to choose from.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,18 +38,27 @@ from dimvl.data.sampler import in_order
 from dimvl.data.text_store import TextStore
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.captioning.config import JudgedBy
 from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
+from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_images, embed_texts, scales
 from dimvl.trained_model import TrainedModel, load_model
 
 KEY = "self_critical.retrieval.judge"
 
 
 @dataclass(frozen=True)
-class MatchingJudge:
-    """Scores pairs by the matching head of a pretrained model, which is neither trained nor saved."""
+class Judge(ABC):
+    """Scores pairs of images and texts by a pretrained model, which is neither trained nor saved.
+
+    Attributes:
+        trained: the model.
+        knows_none: whether a score of 0 means that a text fits no image better than chance.
+
+    """
 
     trained: TrainedModel
+    knows_none: ClassVar[bool]
 
     @property
     def processor(self) -> Processor:
@@ -54,23 +69,58 @@ class MatchingJudge:
         """Move the weights."""
         self.trained.model.to(device)
 
+    def cut(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return texts as long as the model takes them; the last token of a caption without an end is one too many."""
+        return [text[: self.processor.text_tokens] for text in texts]
+
+    @abstractmethod
+    def rows(self, prefix_rows: np.ndarray, texts: np.ndarray, text_rows: np.ndarray) -> np.ndarray:
+        """Rows of prefixes (P,) with their texts."""
+
+    @abstractmethod
+    def scores(self, prefixes: Sequence[Prefix], texts: Sequence[np.ndarray]) -> np.ndarray:
+        """Scores (M,) of each prefix with its text, whose softmax over images is a probability.
+
+        Args:
+            prefixes: M prefixes; consecutive ones that are the same object are computed once where that is possible.
+            texts: token ids (T,) of M texts, without [SEP].
+
+        """
+
+
+class MatchingJudge(Judge):
+    """Scores pairs by the matching head: their log-odds."""
+
+    knows_none = True
+
     def rows(self, prefix_rows: np.ndarray, texts: np.ndarray, text_rows: np.ndarray) -> np.ndarray:
         """Rows of prefixes (P,) with their texts: with one each, unless the model's prefixes do not see the text."""
         return prefix_rows * (1 if self.processor.shared_prefix else texts) + text_rows
 
     def scores(self, prefixes: Sequence[Prefix], texts: Sequence[np.ndarray]) -> np.ndarray:
-        """Log-odds (M,) that each prefix and its text belong together.
-
-        Args:
-            prefixes: M prefixes; consecutive ones that are the same object are computed once where that is possible.
-            texts: token ids (T,) of M texts, without [SEP]; the last of a caption without an end is one too many.
-
-        """
-        limit = self.processor.text_tokens
-        return match_logits(self.trained, prefixes, [text[:limit] for text in texts]).cpu().numpy()
+        """Log-odds (M,) that each prefix and its text belong together."""
+        return match_logits(self.trained, prefixes, self.cut(texts)).cpu().numpy()
 
 
-def load_judge(folder: Path, own: Processor, store: RegionStore) -> MatchingJudge:
+class ContrastiveJudge(Judge):
+    """Scores pairs by the embeddings of image and text, each encoded alone: their cosine over the temperature."""
+
+    knows_none = False
+
+    def rows(self, prefix_rows: np.ndarray, texts: np.ndarray, text_rows: np.ndarray) -> np.ndarray:
+        """Rows of prefixes (P,) with their texts."""
+        return prefix_rows + text_rows
+
+    def scores(self, prefixes: Sequence[Prefix], texts: Sequence[np.ndarray]) -> np.ndarray:
+        """Scaled cosines (M,)."""
+        owners = [next(group) for _, group in groupby(prefixes, key=id)]
+        counts = [len(list(group)) for _, group in groupby(prefixes, key=id)]
+        images = embed_images(self.trained, owners).pooled.repeat_interleave(torch.tensor(counts), dim=0)
+        cosines = (images * embed_texts(self.trained, self.cut(texts)).pooled).sum(dim=1)
+        return (scales(self.trained)[0] * cosines).numpy()
+
+
+def load_judge(folder: Path, own: Processor, store: RegionStore, by: JudgedBy = "matching") -> Judge:
     """Load the judge of captions that a model with processor `own` writes about the images of a store.
 
     Raises:
@@ -79,8 +129,12 @@ def load_judge(folder: Path, own: Processor, store: RegionStore) -> MatchingJudg
     """
     trained = load_model(folder)
     processor = trained.processor
-    if not MATCH.available(processor):
+    if by == "matching" and not MATCH.available(processor):
         raise UserError(f"{KEY} {folder} has no matching head; give a pretraining run or its export")
+    if by == "contrastive" and not EMBED_IMAGE.available(processor):
+        raise UserError(
+            f"{KEY} {folder} was not trained to align; give a run with contrastive alignment, or by=matching"
+        )
     if conflict := processor.extractor.conflict(store.extractor):
         raise UserError(
             f"{KEY} {folder} was trained on regions of {processor.extractor.name}, and {store.path} was made by "
@@ -96,7 +150,7 @@ def load_judge(folder: Path, own: Processor, store: RegionStore) -> MatchingJudg
                 f"another judge, or a captioner with at most {most}"
             )
     trained.model.requires_grad_(False)
-    return MatchingJudge(trained)
+    return {"matching": MatchingJudge, "contrastive": ContrastiveJudge}[by](trained)
 
 
 class SelfRetrieval:
@@ -110,7 +164,7 @@ class SelfRetrieval:
 
     """
 
-    def __init__(self, judge: MatchingJudge, captions: TextStore, store: RegionStore, weight: float) -> None:
+    def __init__(self, judge: Judge, captions: TextStore, store: RegionStore, weight: float) -> None:
         self.judge, self.captions, self.weight = judge, captions, weight
         self.reader = judge.processor.reader(store)
 
@@ -130,7 +184,7 @@ class SelfRetrieval:
         same = np.array([seen.setdefault((owner, text.tobytes()), place) for place, (owner, text) in enumerate(pairs)])
         chosen, again = np.unique(same, return_inverse=True)  # equal captions of an image are judged once
         scores = self._scores([texts[place] for place in chosen], owners[chosen], images[chosen])
-        return self_retrieval(scores)[again]
+        return self_retrieval(scores, self.judge.knows_none)[again]
 
     def _scores(self, texts: Sequence[np.ndarray], owners: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Score each caption with each image: (M, I). The captions of a prefix are scored with an image at once."""
@@ -150,11 +204,12 @@ class SelfRetrieval:
         return scores
 
 
-def self_retrieval(scores: np.ndarray) -> np.ndarray:
-    """Return the reward of captions from the log-odds of their images, the own one first: (M, I) -> (M,).
+def self_retrieval(scores: np.ndarray, none_of_them: bool = True) -> np.ndarray:
+    """Return the reward of captions from the scores of their images, the own one first: (M, I) -> (M,).
 
-    1 + log p / log(I + 1), where p is the probability of the own image among I images and "none of them": 0 if nothing
-    is known, 1 if the image is certain, below 0 if another choice is more probable than chance.
+    1 + log p / log C, where p is the probability of the own image among C choices, I images and, if it is one,
+    "none of them": 0 if nothing is known, 1 if the image is certain, below 0 if another choice is more probable than
+    chance.
     """
-    chosen = scores[:, 0] - np.logaddexp.reduce(np.pad(scores, ((0, 0), (1, 0))), axis=1)
-    return 1 + chosen / np.log(scores.shape[1] + 1)
+    choices = np.pad(scores, ((0, 0), (int(none_of_them), 0)))
+    return 1 + (scores[:, 0] - np.logaddexp.reduce(choices, axis=1)) / np.log(choices.shape[1])

@@ -129,7 +129,7 @@ class SelfCritical(Captioning):
         samples, section = config.self_critical.samples, config.self_critical.retrieval
         longest, retrieval = processor.text_tokens + 1, None
         if section is not None:
-            judge = load_judge(section.judge, processor, images.store)
+            judge = load_judge(section.judge, processor, images.store, section.by)
             retrieval = SelfRetrieval(judge, texts, images.store, section.weight)
         source = SampleSource(texts, images, samples, longest, config.seed, 1 if section is None else section.among)
         reward = CiderD(token_references(texts, processor.tokenizer.sep)).scores

@@ -169,7 +169,7 @@ def evaluate_retrieval(
     scale = float(scales(trained)[0 if options.score == "global" else 1])
     scores = scale * embedding_scores(images, embed_all_texts(trained, texts), options.score)
     first = _ranks(scores, gallery, {})
-    if options.candidates > max(scores.shape):
+    if options.candidates > max(scores.shape) and "candidates" in options.model_fields_set:
         raise UserError(
             f"candidates is {options.candidates} but there are only {max(scores.shape)} images or texts; lower it"
         )
