@@ -123,6 +123,23 @@ def test_a_model_that_only_aligns_has_no_second_stage(data, store):
         evaluate_retrieval(make_trained(all_abilities()), store, options(data))
 
 
+def test_extra_positives_are_right_too(data, store, trained, monkeypatch):
+    captions = read_captions(data.captions)
+
+    def every_answer(image_ids, text_ids):
+        assert list(image_ids) == list(range(1, 10)) and list(text_ids) == [caption.caption_id for caption in captions]
+        return {"eccv": ([list(range(len(text_ids)))] * 9, [[3]] * len(text_ids))}
+
+    monkeypatch.setattr(retrieval, "extra_owners", every_answer)
+    scores = evaluate_retrieval(trained, store, options(data, candidates=0, extra_positives=True)).scores
+    assert scores["eccv"]["image_to_text"]["r1"] == 1
+    third = Gallery.of(captions).images[3]
+    images = embed_store(trained, store, [third, *(((str(number),), ()) for number in range(1, 10))]).pooled
+    texts = embed_all_texts(trained, [caption.text for caption in captions]).pooled
+    best = ((images[:1] @ texts.T) >= (images[1:] @ texts.T).amax(dim=0)).float().mean()
+    assert scores["eccv"]["text_to_image"]["r1"] == pytest.approx(float(best))
+
+
 def test_training_for_retrieval_learns_to_find_and_validates_by_recall(data, tmp_path):
     section = {"captions": data.captions, "every": 30}
     training = {"steps": 60, "rows_per_step": 400, "learning_rate": 1e-2, "log_every": 30, "keep": 1}

@@ -32,6 +32,7 @@ from tests.tiny_runs import TinyData, make_config
 
 SPLIT_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 TRAINING = {"steps": 6, "learning_rate": 1e-3, "warmup_steps": 2, "rows_per_micro_batch": 60, "keep": 1}
+EVERY_OBJECTIVE = {"shares": {"contrastive": 1.0}, "contrastive": {"group": 3, "width": 8}}
 
 
 def drawing(folder):
@@ -50,6 +51,7 @@ class Scenarios:
     def config(self, output, stage, task="pretrain", training=None, deepspeed=None, **changes):
         settings = {"stage": stage, "timeout": 60, "options": SPLIT_ALL if stage == 3 else {}, **(deepspeed or {})}
         changes = {"model": {"dropout": 0, "layers": 2}, "inputs": {"concepts": "both"}, **changes}
+        changes |= {"objectives": EVERY_OBJECTIVE} if task == "pretrain" else {}
         return make_config(
             self.data, self.folder / output, task, training=TRAINING | (training or {}), deepspeed=settings, **changes
         )

@@ -18,7 +18,7 @@ from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 from tests.training.launch import finish, start_ranks
-from tests.training.rank_scenarios import TRAINING, drawing
+from tests.training.rank_scenarios import EVERY_OBJECTIVE, TRAINING, drawing
 
 pytestmark = pytest.mark.slow
 STAGES = (0, 1, 2, 3)
@@ -65,6 +65,7 @@ def folder(tmp_path_factory):
 
 def torch_config(data, output, task="pretrain", **changes):
     settings = {"model": {"dropout": 0, "layers": 2}, "training": TRAINING, "inputs": {"concepts": "both"}, **changes}
+    settings |= {"objectives": EVERY_OBJECTIVE} if task == "pretrain" else {}
     return make_config(data, output, task, **settings)
 
 

@@ -76,6 +76,7 @@ class RetrievalEvaluation(EvaluationOptions):
         split: splits of a file in Karpathy's format.
         score: of the embeddings.
         candidates: how many of the best by embedding the matching head ranks again; 0 for none.
+        extra_positives: also score with the further right answers that people found among COCO's test images.
 
     """
 
@@ -83,3 +84,4 @@ class RetrievalEvaluation(EvaluationOptions):
     split: Names = Field([])
     score: Score = "global"
     candidates: int = Field(16, ge=0, le=10**6)
+    extra_positives: bool = False

@@ -3,7 +3,7 @@
 Letters: I images, T texts, K candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from dimvl.metrics.predictions import official_images
 from dimvl.metrics.recall import (
     DIRECTIONS,
     Candidates,
+    Right,
+    extra_owners,
     folds,
     inverse,
     mean_scores,
@@ -168,7 +170,7 @@ def evaluate_retrieval(
     images = embed_store(trained, store, gallery.images)
     scale = float(scales(trained)[0 if options.score == "global" else 1])
     scores = scale * embedding_scores(images, embed_all_texts(trained, texts), options.score)
-    first = _ranks(scores, gallery, {})
+    first = _ranks(scores, gallery.right, {})
     if options.candidates > max(scores.shape) and "candidates" in options.model_fields_set:
         raise UserError(
             f"candidates is {options.candidates} but there are only {max(scores.shape)} images or texts; lower it"
@@ -176,7 +178,7 @@ def evaluate_retrieval(
     second: dict[str, Candidates] = {}
     if options.candidates:
         second = match_candidates(trained, store, gallery, scores, options.candidates, progress)
-    final = _ranks(scores, gallery, second) if second else first
+    final = _ranks(scores, gallery.right, second) if second else first
     found = {direction: recall_scores(final[direction]) for direction in DIRECTIONS}
     alone = {direction: recall_scores(first[direction]) for direction in DIRECTIONS}
     parts = folds([[owner] for owner in gallery.owners.tolist()], len(gallery.images))
@@ -194,6 +196,7 @@ def evaluate_retrieval(
         **found,
         "embedding_only": alone,
         **({"embedding_only_mean_of_folds_of_1000": by_fold} if by_fold else {}),
+        **(_with_extra(scores, gallery, second) if options.extra_positives else {}),
         "texts_of_other_images": texts_of_other_images(texts, [[owner] for owner in gallery.owners.tolist()]),
     }
     answers = {direction: _answers(direction, scores, second) for direction in DIRECTIONS}
@@ -202,11 +205,22 @@ def evaluate_retrieval(
     return Evaluation(predictions=_predictions(gallery, answers), items=items, scores=result, left_out=left_out)
 
 
-def _ranks(scores: np.ndarray, gallery: Gallery, second: dict[str, Candidates]) -> dict[str, np.ndarray]:
-    sides = {"image_to_text": scores, "text_to_image": np.ascontiguousarray(scores.T)}
+def _with_extra(scores: np.ndarray, gallery: Gallery, second: dict[str, Candidates]) -> dict[str, Any]:
+    """Return the final recalls where further answers are right too, by the name of who found them."""
+    ids = [_named(gallery, place)[0][0] for place in range(len(gallery.images))]
+    extra = extra_owners(ids, [caption.caption_id for caption in gallery.captions])
     return {
-        direction: ranks(sides[direction], gallery.right[direction], second.get(direction)) for direction in DIRECTIONS
+        name: {
+            direction: recall_scores(own)
+            for direction, own in _ranks(scores, dict(zip(DIRECTIONS, right, strict=True)), second).items()
+        }
+        for name, right in extra.items()
     }
+
+
+def _ranks(scores: np.ndarray, right: Mapping[str, Right], second: Mapping[str, Candidates]) -> dict[str, np.ndarray]:
+    sides = {"image_to_text": scores, "text_to_image": np.ascontiguousarray(scores.T)}
+    return {direction: ranks(sides[direction], right[direction], second.get(direction)) for direction in DIRECTIONS}
 
 
 def _fold_ranks(scores: np.ndarray, gallery: Gallery, fold: Any, direction: str) -> np.ndarray:
@@ -305,5 +319,7 @@ class RecallValidator(Validator):
         ]
         number = len(self.gallery.images)
         scores = embedding_scores(joined(every[:number]), joined(every[number:]), self.score)
-        recalls = {direction: recall_scores(own)["r1"] for direction, own in _ranks(scores, self.gallery, {}).items()}
+        recalls = {
+            direction: recall_scores(own)["r1"] for direction, own in _ranks(scores, self.gallery.right, {}).items()
+        }
         return ValidationScore(sum(recalls.values()) / 2, {f"{name}/r1": value for name, value in recalls.items()})
