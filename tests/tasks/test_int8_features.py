@@ -11,7 +11,7 @@ from dimvl.data.examples import collate
 from dimvl.data.prefixes import make_prefix
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks.captioning.config import Seq2seqConfig
-from dimvl.tasks.pretraining.config import ObjectivesConfig, SharesConfig
+from dimvl.tasks.pretraining.config import ContrastiveConfig, ObjectivesConfig, SharesConfig
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.training.run import run_training
 from tests.factories import CLASSES, make_model, make_processor
@@ -19,6 +19,7 @@ from tests.tiny_runs import caption_store, image_reader, make_config, make_data
 
 PROCESSOR = make_processor(concepts="both")
 OBJECTIVES = list(SharesConfig.model_fields)
+GROUPS = ContrastiveConfig(group=3)
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,17 @@ def data(tmp_path_factory):
 
 def make_source(data, objective):
     shares = SharesConfig(**{name: float(name == objective) for name in OBJECTIVES})
-    arguments = (caption_store(data, PROCESSOR), image_reader(data, PROCESSOR), ObjectivesConfig(shares=shares))
+    arguments = (
+        caption_store(data, PROCESSOR),
+        image_reader(data, PROCESSOR),
+        ObjectivesConfig(shares=shares, contrastive=GROUPS),
+    )
     return PretrainSource(*arguments, Seq2seqConfig(captions=2), PROCESSOR.tokenizer, 1)
 
 
 def make_task(data):
     """Make a task with the feature statistics of the store, as in a run."""
-    heads = {"word_head": True, "match_head": True, "classes": len(CLASSES), "region_words": True}
+    heads = {"word_head": True, "match_head": True, "classes": len(CLASSES), "aligned": 8, "region_words": True}
     task = PretrainModule(make_model(vocabulary=len(PROCESSOR.tokenizer), **heads), PROCESSOR, ObjectivesConfig())
     mean, deviation = map(torch.from_numpy, feature_statistics(RegionStore(data.regions)))
     task.model.regions.feature_mean.copy_(mean)
@@ -54,10 +59,10 @@ def everything(task, batch):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_rows_losses_and_gradients_equal_those_of_float32_features_bit_for_bit(data, objective):
     source, task = make_source(data, objective), make_task(data)
-    kept = collate([source.build(0, index) for index in range(len(source))], task.shape)
+    kept = collate(source.build_all(0, np.arange(len(source))), task.shape)
     read = source.images.read
     source.images.read = lambda positions: [regions.dequantised() for regions in read(positions)]
-    numbers = collate([source.build(0, index) for index in range(len(source))], task.shape)
+    numbers = collate(source.build_all(0, np.arange(len(source))), task.shape)
     assert (kept.region_features.dtype, numbers.region_features.dtype) == (torch.int8, torch.float32)
     assert kept.counts()[objective] and numbers.region_feature_scales is None
     found, wanted = everything(task, kept), everything(task, numbers)
@@ -67,7 +72,7 @@ def test_rows_losses_and_gradients_equal_those_of_float32_features_bit_for_bit(d
 
 def test_the_scale_of_a_row_changes_the_input_and_the_target(data):
     source, task = make_source(data, "masked_object"), make_task(data)
-    batch = collate([source.build(0, index) for index in range(len(source))], task.shape)
+    batch = collate(source.build_all(0, np.arange(len(source))), task.shape)
     larger = replace(batch, region_feature_scales=2 * batch.region_feature_scales)
     assert not torch.equal(task.model(batch), task.model(larger))
     with torch.no_grad():

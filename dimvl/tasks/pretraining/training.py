@@ -48,17 +48,15 @@ DRAWS = 10
 """Texts drawn for a negative before the pair stays a match."""
 
 
-def target_specs(model: DimvlModel, classes: int) -> dict[str, TargetSpec]:
-    """Return the targets of the objectives that a model has the heads for, for K classes of the extractor."""
-    every = {
+def target_specs(classes: int) -> dict[str, TargetSpec]:
+    """Return the targets of all objectives, for K classes of the extractor."""
+    return {
         "masked_lm": TargetSpec(WordTargets),
         "seq2seq_lm": TargetSpec(WordTargets),
         "masked_object": TargetSpec(ObjectTargets, classes + 1),
         "matching": TargetSpec(MatchTargets),
         "contrastive": TargetSpec(AlignTargets),
     }
-    heads = heads_of(model)
-    return {name: spec for name, spec in every.items() if spec.kind.head in heads}
 
 
 class PretrainModule(TaskModule):
@@ -66,7 +64,8 @@ class PretrainModule(TaskModule):
 
     def __init__(self, model: DimvlModel, processor: Processor, config: ObjectivesConfig) -> None:
         super().__init__(model, processor)
-        self.objectives = target_specs(model, len(processor.extractor.classes))
+        heads, every = heads_of(model), target_specs(len(processor.extractor.classes))
+        self.objectives = {name: spec for name, spec in every.items() if spec.kind.head in heads}
         weights = config.weights
         self.weights = {
             "masked_lm": weights.masked_lm,
