@@ -89,6 +89,7 @@ class Plan:
         facts: sizes of the data, and what was assumed about them.
         parameters: number of parameters by part; the word head shares its matrix with the word embedding.
         trained: number of trained parameters.
+        prefixes: number of prefixes in an average example.
         step: the average optimiser step.
         flops: operations of an optimiser step over all GPUs, by part.
         memory: memory by engine and stage.
@@ -107,6 +108,7 @@ class Plan:
     facts: DataFacts
     parameters: dict[str, int]
     trained: int
+    prefixes: float
     step: AverageStep
     flops: dict[str, Flops]
     memory: tuple[StageMemory, ...]
@@ -127,6 +129,11 @@ class Plan:
     def examples_per_second(self) -> float:
         """Examples per second on all GPUs if only compute takes time."""
         return self.step.examples / self.seconds
+
+    @property
+    def images_per_second(self) -> float:
+        """Images read per second on all GPUs if only compute takes time."""
+        return self.facts.images_per_prefix * self.prefixes * self.examples_per_second
 
     @property
     def remarks(self) -> list[str]:
@@ -167,13 +174,14 @@ def make_plan(config: RunConfig, cluster: Cluster, overrides: DataOverrides | No
     epochs = None
     if facts.images is not None:
         epoch = facts.images * facts.prefixes_per_image * example.per_prefix
-        epochs = config.training.steps * step.examples / epoch
+        epochs = config.training.steps * step.examples * example.prefixes / epoch
     return Plan(
         cluster=cluster,
         precision=config.training.precision,
         facts=facts,
         parameters=parameters_by_part(model),
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        prefixes=example.prefixes,
         step=step,
         flops=flops,
         memory=tuple(_memory(model, config, step, cluster, facts.feature_dtype)),

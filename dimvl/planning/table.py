@@ -93,7 +93,7 @@ def _rates(plan: Plan) -> Iterator[str]:
         + ("" if plan.epochs is None else f", {plan.epochs:,.1f} epochs of {plan.facts.images:,} images")
     )
     for dtype, size in plan.image_bytes.items():
-        rate = size * plan.facts.images_per_prefix * plan.examples_per_second
+        rate = size * plan.images_per_second
         disk = "" if plan.store_bytes is None else f"; {plan.store_bytes[dtype] / GB:,.0f} GB on disk"
         yield (
             f"regions as {dtype}: {size / 1e3:,.0f} kB per image, {rate / cluster.gpus / GB:,.2f} GB/s per GPU, "
@@ -124,12 +124,12 @@ def as_values(plan: Plan, cpu: CpuEstimate | None = None) -> dict[str, Any]:
         places = values[name] if name == "memory" else values[name].values()
         for part, place in zip(parts, places, strict=True):
             place["total"] = part.total
-    best, images_per_second = plan.fitting, plan.facts.images_per_prefix * plan.examples_per_second
+    best = plan.fitting
     return values | {
         "flops_per_step": plan.flops_per_step,
         "examples_per_second": plan.examples_per_second,
         "peak_tflops": plan.peak,
-        "store_bytes_per_second": {dtype: size * images_per_second for dtype, size in plan.image_bytes.items()},
+        "store_bytes_per_second": {dtype: size * plan.images_per_second for dtype, size in plan.image_bytes.items()},
         "remarks": plan.remarks,
         "cpu": None if cpu is None else asdict(cpu),
         "fits": None if best is None else {"engine": best.engine, "stage": best.stage},

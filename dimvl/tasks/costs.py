@@ -80,12 +80,14 @@ class AverageExample:
         work: its rows and targets.
         cost: rows that the sampler counts for it, an upper bound.
         per_prefix: number of examples per prefix and epoch.
+        prefixes: number of prefixes in an example; above 1 for groups.
 
     """
 
     work: Work
     cost: float
     per_prefix: float = 1.0
+    prefixes: float = 1.0
 
 
 def planned_work(

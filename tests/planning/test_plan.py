@@ -102,6 +102,8 @@ def test_an_average_example_is_the_mean_of_the_examples_of_an_epoch(request, tmp
     assert planned.work.attention.pairs == pytest.approx(real.attention.pairs, rel=0.15)
     prefixes = facts.images * facts.prefixes_per_image
     assert planned.per_prefix == pytest.approx(examples / len(batches) / prefixes)
+    read = sum(len(batch.layout.num_regions) for batch in batches)
+    assert planned.prefixes == pytest.approx(read / examples, rel=0.06)
     assert facts.images == 40 and (facts.images_per_prefix > 2) == (images == "several")
 
 

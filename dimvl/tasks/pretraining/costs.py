@@ -31,12 +31,13 @@ def average_of_objectives(objectives: ObjectivesConfig, seq2seq: Seq2seqConfig, 
         "matching": AverageExample(work=matching, cost=matching.rows + number * longest),
         "contrastive": average_group(objectives.contrastive, facts),
     }
-    total, work, cost = sum(shares.values()), Work(), 0.0
+    total, work, cost, prefixes = sum(shares.values()), Work(), 0.0, 0.0
     for name, share in shares.items():
         if share:
             work += kinds[name].work * (share / total)
             cost += kinds[name].cost * (share / total)
-    return AverageExample(work=work, cost=cost)
+            prefixes += kinds[name].prefixes * (share / total)
+    return AverageExample(work=work, cost=cost, prefixes=prefixes)
 
 
 def average_group(config: ContrastiveConfig, facts: DataFacts) -> AverageExample:
@@ -47,4 +48,5 @@ def average_group(config: ContrastiveConfig, facts: DataFacts) -> AverageExample
     one = replace(planned_work(facts, texts, apart=True), heads={"align_head": sum(parts.values()), **parts})
     similarities = images**2 * (texts + regions * words)
     cost = one.rows + facts.texts.drawn_rows - texts * (facts.texts.words + 1)
-    return AverageExample(work=replace(one * images, similarities=similarities), cost=images * cost)
+    work = replace(one * images, similarities=similarities)
+    return AverageExample(work=work, cost=images * cost, prefixes=images)
