@@ -67,7 +67,7 @@ def test_a_group_has_its_image_and_others_none_twice_and_all_pairs_occur(data):
 
 def test_a_group_of_all_images_has_each_of_them(data):
     assert sorted(make_source(data, group=9)._groups.members(0, 4).tolist()) == list(range(9))
-    with pytest.raises(UserError, match=r"objectives\.contrastive\.group is 10 but only 9 images have captions; lower"):
+    with pytest.raises(UserError, match=r"^contrastive\.group is 10 but only 9 images have captions; lower"):
         make_source(data, group=10)
 
 

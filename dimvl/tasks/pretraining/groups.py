@@ -45,7 +45,7 @@ class Groups:
         self._drawn: tuple[int, KeyedUniform] | None = None
         if self.captions.num_groups < self.config.group:
             raise UserError(
-                f"objectives.contrastive.group is {self.config.group} but only {self.captions.num_groups} images have "
+                f"contrastive.group is {self.config.group} but only {self.captions.num_groups} images have "
                 "captions; lower it"
             )
 
