@@ -55,7 +55,7 @@ def align(
             region = found.regions[place]
             name = " ".join((*region.attributes, region.name)).strip() or "unnamed region"
             box = ", ".join(f"{side:.0f}" for side in region.box)
-            print_text(f"{word}: region {place + 1}, {name} at {box} ({similar[place]:.3f})")
+            print_text(f"{word}: {name} at {box} ({similar[place]:.3f})")
     if draw is not None:
         _draw(image, found, best, draw)
 

@@ -64,7 +64,7 @@ COMMANDS = {
     "answer": (["{images}", "what is it?", "--model", "{model}"], '2.png", "question": "what is it\\?", "answer"'),
     "classify": (["{images}", "--labels", "{labels}", "--model", "{model}"], "2.png: (star|circle)"),
     "match": (["{images}/1.png", "a star", "--model", "{model}"], r"0\.\d"),
-    "align": (["{images}/1.png", "a star", "--model", "{model}"], r"star: region \d"),
+    "align": (["{images}/1.png", "a star", "--model", "{model}"], r"star: .+ at \d"),
     "index": (["{seen}", "{new}", "--model", "{model}"], "2 images embedded"),
     "search": (["{index}", "a star", "--model", "{model}"], r"2  -?0\.\d+  "),
 }
