@@ -67,10 +67,10 @@ def test_token_wise_scores_do_not_depend_on_how_many_are_computed_at_once(data, 
     assert np.allclose(whole, token_scores(images, texts), atol=1e-6) and not whole[3].any()
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_second_stage_ranks_candidates_as_scoring_all_pairs_does(data, store, shared):
+@pytest.mark.parametrize(("shared", "together"), [(False, False), (True, False), (True, True)])
+def test_the_second_stage_ranks_candidates_as_scoring_all_pairs_does(data, store, shared, together):
     trained = make_trained(all_abilities(aligns=True, shared_prefix=shared))
-    gallery = Gallery.of(read_captions(data.captions))
+    gallery = Gallery.of(read_captions(data.captions), together)
     images = embed_store(trained, store, gallery.images)
     words = trained.tokenise([caption.text for caption in gallery.captions])
     texts = embed_all_texts(trained, [caption.text for caption in gallery.captions])
@@ -82,6 +82,12 @@ def test_the_second_stage_ranks_candidates_as_scoring_all_pairs_does(data, store
             for key in gallery.images
         ]
     )
+    if together:
+        owners = [gallery.images.index(caption.images) for caption in gallery.captions]
+        scores, matches = (
+            np.stack([one[:, np.array(owners) == image].sum(axis=1) for image in range(9)], axis=1)
+            for one in (scores, matches)
+        )
     everything = scores + matches
     found = match_candidates(trained, store, gallery, scores, scores.shape[1])["image_to_text"]
     assert np.allclose(found.scores, np.take_along_axis(everything, found.places, axis=1), atol=1e-4)
@@ -109,6 +115,22 @@ def test_an_evaluation_reports_both_stages_with_intervals_and_what_it_found(data
         for prediction, item in zip(first, items[9:], strict=True)
     ]
     assert right == [rank == 1 for rank in of_texts]
+
+
+def test_the_texts_of_an_image_can_be_one_query(data, store, trained):
+    found = evaluate_retrieval(trained, store, options(data, candidates=0, together=True))
+    captions = read_captions(data.captions)
+    images = embed_store(trained, store, Gallery.of(captions).images).pooled
+    texts = embed_all_texts(trained, [caption.text for caption in captions]).pooled
+    added = torch.stack([(images @ texts.T)[:, 2 * image : 2 * image + 2].sum(dim=1) for image in range(9)], dim=1)
+    assert found.scores["queries"] == 9 and found.scores["texts"] == 18
+    right = (added.argmax(dim=0) == torch.arange(9)).float().mean()
+    assert found.scores["text_to_image"]["r1"] == pytest.approx(float(right))
+    first = found.predictions[0]
+    assert first["caption_ids"] == [caption.caption_id for caption in captions[:2]]
+    assert found.items[9]["query"] == f"{captions[0].text} {captions[1].text}"
+    with pytest.raises(ValueError, match="leave out extra_positives or together"):
+        options(data, together=True, extra_positives=True)
 
 
 def test_a_model_that_only_aligns_has_no_second_stage(data, store):

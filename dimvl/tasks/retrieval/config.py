@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
 from dimvl.config.sections import Files, Names, Section
@@ -74,6 +74,7 @@ class RetrievalEvaluation(EvaluationOptions):
     Attributes:
         captions: the images to search and the texts of each.
         split: splits of a file in Karpathy's format.
+        together: all texts of an image are one query, as the sentences of a description; their scores are added.
         score: of the embeddings.
         candidates: how many of the best by embedding the matching head ranks again; 0 for none.
         extra_positives: also score with the further right answers that people found among COCO's test images.
@@ -82,6 +83,15 @@ class RetrievalEvaluation(EvaluationOptions):
 
     captions: Path
     split: Names = Field([])
+    together: bool = False
     score: Score = "global"
     candidates: int = Field(16, ge=0, le=10**6)
     extra_positives: bool = False
+
+    @model_validator(mode="after")
+    def _positives_are_single(self) -> "RetrievalEvaluation":
+        if self.together and self.extra_positives:
+            raise ValueError(
+                "extra_positives are known for single captions only; leave out extra_positives or together"
+            )
+        return self

@@ -1,6 +1,6 @@
 """Retrieval scored by the official protocol, by embeddings and then by the matching head, and for validation.
 
-Letters: I images, T texts, K candidates.
+Letters: I images, T texts, Q queries of texts (each text, or all texts of an image together), K candidates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,26 +61,40 @@ class Gallery:
     Attributes:
         captions: T texts.
         images: I keys of images, in the order of the file.
-        owners: (T,) the image of each text.
+        query_of: (T,) the query that each text is part of.
+        owners: (Q,) the image of each query.
 
     """
 
     captions: Sequence[Caption]
     images: Sequence[Any]
+    query_of: np.ndarray
     owners: np.ndarray
 
     @classmethod
-    def of(cls, captions: Sequence[Caption]) -> "Gallery":
-        """Collect the images of texts."""
+    def of(cls, captions: Sequence[Caption], together: bool = False) -> "Gallery":
+        """Collect the images of texts; each text is a query, or all texts of an image `together`."""
         places: dict[Any, int] = {}
-        owners = [places.setdefault(caption.images, len(places)) for caption in captions]
-        return cls(captions, list(places), np.array(owners, dtype=np.int64))
+        owners = np.array([places.setdefault(one.images, len(places)) for one in captions], dtype=np.int64)
+        if together:
+            return cls(captions, list(places), owners, np.arange(len(places)))
+        return cls(captions, list(places), np.arange(len(captions)), owners)
 
     @property
     def right(self) -> dict[str, list[list[int]]]:
         """The right answers to each query, by direction."""
         of_texts = [[owner] for owner in self.owners.tolist()]
         return {"image_to_text": inverse(of_texts, len(self.images)), "text_to_image": of_texts}
+
+    def of_queries(self, scores: np.ndarray) -> np.ndarray:
+        """Add the scores (I, T) of the texts of each query: (I, Q)."""
+        added = np.zeros((len(scores), len(self.owners)), scores.dtype)
+        np.add.at(added.T, self.query_of, scores.T)
+        return added
+
+    def texts_of(self, query: int) -> list[Caption]:
+        """Return the texts of a query."""
+        return [self.captions[place] for place in np.flatnonzero(self.query_of == query).tolist()]
 
 
 def embedding_scores(images: Embeddings, texts: Embeddings, score: Score) -> np.ndarray:
@@ -123,7 +137,7 @@ def match_candidates(
         trained: the model.
         store: regions of the images.
         gallery: images and texts.
-        scores: (I, T) logits of the embeddings.
+        scores: (I, Q) logits of the embeddings.
         count: K.
         progress: called with (pairs scored, pairs in total).
 
@@ -132,14 +146,14 @@ def match_candidates(
     wanted = np.zeros(scores.shape, dtype=bool)
     wanted[np.arange(len(scores))[:, None], chosen["image_to_text"]] = True
     wanted[chosen["text_to_image"], np.arange(scores.shape[1])[:, None]] = True
-    image, text = np.nonzero(wanted)  # image by image
+    image, text = np.nonzero(wanted[:, gallery.query_of])  # image by image
     words = trained.tokenise([caption.text for caption in gallery.captions])
     lengths = [len(words[place]) + 1 for place in text.tolist()]
     keys = [gallery.images[place] for place in image.tolist()]
     matched_scores, done = scores.copy(), 0
     for pairs, prefixes in pair_batches(trained, store, keys, lengths, trained.processor.shared_prefix):
         logits = match_logits(trained, prefixes, [words[text[place]] for place in pairs])
-        matched_scores[image[pairs], text[pairs]] += logits.cpu().numpy()
+        np.add.at(matched_scores, (image[pairs], gallery.query_of[text[pairs]]), logits.cpu().numpy())
         done += len(pairs)
         if progress is not None:
             progress(done, len(image))
@@ -165,11 +179,11 @@ def evaluate_retrieval(
     read = read_captions(options.captions, options.split)
     match = match_file(options.captions, read, store, trained.processor, options.match, "--match ")
     match.check(store, options.missing, "--skip-missing")
-    gallery = Gallery.of(list(in_store(read, match)))
+    gallery = Gallery.of(list(in_store(read, match)), options.together)
     texts = [caption.text for caption in gallery.captions]
     images = embed_store(trained, store, gallery.images)
     scale = float(scales(trained)[0 if options.score == "global" else 1])
-    scores = scale * embedding_scores(images, embed_all_texts(trained, texts), options.score)
+    scores = gallery.of_queries(scale * embedding_scores(images, embed_all_texts(trained, texts), options.score))
     first = _ranks(scores, gallery.right, {})
     if options.candidates > max(scores.shape) and "candidates" in options.model_fields_set:
         raise UserError(
@@ -191,13 +205,16 @@ def evaluate_retrieval(
         "data": describe_file(options.captions),
         "images": len(gallery.images),
         "texts": len(texts),
+        **({"queries": len(gallery.owners)} if options.together else {}),
         "score": options.score,
         "candidates": options.candidates,
         **found,
         "embedding_only": alone,
         **({"embedding_only_mean_of_folds_of_1000": by_fold} if by_fold else {}),
         **(_with_extra(scores, gallery, second) if options.extra_positives else {}),
-        "texts_of_other_images": texts_of_other_images(texts, [[owner] for owner in gallery.owners.tolist()]),
+        "texts_of_other_images": texts_of_other_images(
+            texts, [[owner] for owner in gallery.owners[gallery.query_of].tolist()]
+        ),
     }
     answers = {direction: _answers(direction, scores, second) for direction in DIRECTIONS}
     items = _items(gallery, final, first, answers, bool(second))
@@ -241,14 +258,21 @@ def _answers(direction: str, scores: np.ndarray, second: dict[str, Candidates]) 
 
 def _predictions(gallery: Gallery, answers: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """The first answers to each query, by id."""
-    ids = [caption.caption_id for caption in gallery.captions]
+    ids = [[caption.caption_id for caption in gallery.texts_of(query)] for query in range(len(gallery.owners))]
     named: list[dict[str, Any]] = [official_images(_named(gallery, place)) for place in range(len(gallery.images))]
     texts = [
-        {"caption_id": ids[place], "images": [named[image] for image in own.tolist()]}
-        for place, own in enumerate(answers["text_to_image"])
+        {
+            **(
+                {"caption_id": ids[query][0]}
+                if len(gallery.owners) == len(gallery.captions)
+                else {"caption_ids": ids[query]}
+            ),
+            "images": [named[image] for image in own.tolist()],
+        }
+        for query, own in enumerate(answers["text_to_image"])
     ]
     images = [
-        {**named[place], "caption_ids": [ids[text] for text in own.tolist()]}
+        {**named[place], "caption_ids": [one for query in own.tolist() for one in ids[query]]}
         for place, own in enumerate(answers["image_to_text"])
     ]
     return [*texts, *images]
@@ -256,8 +280,7 @@ def _predictions(gallery: Gallery, answers: dict[str, np.ndarray]) -> list[dict[
 
 def _named(gallery: Gallery, place: int) -> Any:
     """Return the images of a gallery's entry as the file names them."""
-    first = int(np.flatnonzero(gallery.owners == place)[0])
-    return gallery.captions[first].named_images
+    return gallery.texts_of(int(np.flatnonzero(gallery.owners == place)[0]))[0].named_images
 
 
 def _items(
@@ -272,11 +295,13 @@ def _items(
     for direction in DIRECTIONS:
         for place, own in enumerate(answers[direction].tolist()):
             if direction == "text_to_image":
-                caption = gallery.captions[place]
-                item = {**official_images(caption.named_images), "text_id": caption.caption_id, "query": caption.text}
+                texts = gallery.texts_of(place)
+                item = official_images(texts[0].named_images)
+                item |= {"text_id": texts[0].caption_id, "query": " ".join(text.text for text in texts)}
                 item["prediction"] = official_images(_named(gallery, own[0]))
             else:
-                item = {**official_images(_named(gallery, place)), "prediction": gallery.captions[own[0]].text}
+                found = " ".join(text.text for text in gallery.texts_of(own[0]))
+                item = {**official_images(_named(gallery, place)), "prediction": found}
             item |= {"direction": direction, "rank": int(final[direction][place])}
             items.append(item | ({"embedding_rank": int(first[direction][place])} if reranked else {}))
     return items
