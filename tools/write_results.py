@@ -85,7 +85,22 @@ def scores(results: Mapping[str, Any], source: str, minutes: float) -> str:
     for key, name in names.items():
         row = " | ".join(f"{vqa['by_kind'][key][kind]:.3f}" for kind in kinds)
         lines.append(f"| {name} | {vqa[key]:.3f} | {row} |")
-    return "\n".join([*lines, "", *captions(results["caption"])])
+    return "\n".join([*lines, "", *captions(results["caption"]), *search(results.get("search"))])
+
+
+def search(scores: Mapping[str, Any] | None) -> list[str]:
+    """Return a table of the recall of a search by captions, if there was one."""
+    if scores is None:
+        return []
+    rows = {
+        "one caption": scores["one_caption"],
+        "one caption, by embedding alone": scores["one_caption"]["embedding_only"],
+        "all captions of an image": scores["all_captions"],
+        "all captions, by embedding alone": scores["all_captions"]["embedding_only"],
+        "all captions, by shared words and names": scores["bag_of_words"],
+    }
+    lines = ["", f"| search of {scores['images']} images by | R@1 | R@5 | R@10 |", "|---|---|---|---|"]
+    return lines + [f"| {name} | {own['r1']:.3f} | {own['r5']:.3f} | {own['r10']:.3f} |" for name, own in rows.items()]
 
 
 def captions(scores: Mapping[str, Any]) -> list[str]:

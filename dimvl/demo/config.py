@@ -31,19 +31,7 @@ class PhaseConfig(Section):
     """One phase of pretraining; each starts from the weights of the one before."""
 
     objectives: ObjectivesConfig = ObjectivesConfig()
-    word_change_share: float = Field(
-        0.0, ge=0, le=1, description="share of the matching negatives that have one word changed"
-    )
     training: TrainingConfig
-
-    @model_validator(mode="after")
-    def _words_change_in_matching(self) -> "PhaseConfig":
-        if self.word_change_share and not self.objectives.shares.matching:
-            raise ValueError(
-                "word_change_share changes words in the negatives of matching, but objectives.shares.matching is 0; "
-                "raise that share or remove word_change_share"
-            )
-        return self
 
 
 class LabelsConfig(Section):
@@ -124,6 +112,12 @@ class DemoConfig(Section):
         return "caption" if self.self_critical is None else "self_critical"
 
     @property
+    def searches(self) -> bool:
+        """Whether the last phase of pretraining aligns images and texts, and judges them together."""
+        shares = self.pretraining[-1].objectives.shares
+        return bool(shares.contrastive and shares.matching)
+
+    @property
     def last_pretraining(self) -> str:
         """Name of the run of the last phase of pretraining."""
         return f"pretraining-{len(self.pretraining)}"
@@ -165,7 +159,6 @@ class DemoPaths:
         self.scenes = out / "scenes"
         self.stages = out / "stages"
         self.tokenizer = out / "tokenizer"
-        self.word_changes = out / "word_changes.json"
         self.scores = out / "scores"
         self.results = out / "results.json"
         self.report = out / "report.html"

@@ -21,8 +21,9 @@ RECALLED = ("place", "relation")
 
 def collect_results(paths: DemoPaths, seed: int, seconds: Mapping[str, float], memory_gb: float) -> dict[str, Any]:
     """Collect the scores of all stages; scores are fractions in [0, 1]."""
-    groups = ("vqa", "caption", "matching", "detector")
-    scores = {group: read_json(paths.scores / f"{group}.json") for group in groups}
+    groups = ("vqa", "caption", "matching", "search", "detector")
+    files = {group: paths.scores / f"{group}.json" for group in groups}
+    scores = {group: read_json(file) for group, file in files.items() if group != "search" or file.is_file()}
     return {"synthetic": True, **scores, "seconds": dict(seconds), "peak_memory_gb": memory_gb, "seed": seed}
 
 
@@ -34,6 +35,7 @@ def goals_of(results: Mapping[str, Any], minutes: float) -> list[Goal]:
     few = vqa["few_labels"][str(FEW_LABELS)]
     labels = f"{FEW_LABELS:,} labels"
     before = caption.get("before_self_critical")
+    search = results.get("search")
     kept = {} if before is None else {kind: caption[f"{kind}_recall"] - before[f"{kind}_recall"] for kind in RECALLED}
     return [
         Goal(f"VQA with {labels}", few["pretrained"], 0.70),
@@ -50,6 +52,11 @@ def goals_of(results: Mapping[str, Any], minutes: float) -> list[Goal]:
         Goal("captions: distinct", caption["distinct"], 0.50),
         Goal("matching: random negatives", matching["random"], 0.95),
         Goal("matching: one word changed", matching["one_word"], 0.75),
+        *(
+            []
+            if search is None
+            else [Goal(f"search: R@1 of {search['images']} images", search["all_captions"]["r1"], 0.80)]
+        ),
         Goal("minutes, wall clock on 2 cores", wall, minutes, at_most=True),
         Goal("memory, GB", results["peak_memory_gb"], MEMORY_GB, at_most=True),
     ]

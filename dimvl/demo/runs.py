@@ -12,9 +12,8 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
     """Make the configuration of one training run of the demo.
 
     Each baseline differs from its model in one thing: `no_pretraining-N` starts from scratch, with the steps that suit
-    this; `question_only` is the same without regions and concepts, for the largest N;
-    `pretraining_without_word_change-*` has no negatives with one word changed. If N is the most that the scenes may
-    have, all questions are taken, since some scenes may have fewer.
+    this; `question_only` is the same without regions and concepts, for the largest N. If N is the most that the scenes
+    may have, all questions are taken, since some scenes may have fewer.
 
     Args:
         config: the demo's configuration.
@@ -58,18 +57,15 @@ def _answering(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str
 
 
 def _pretraining(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str, Any]) -> PretrainConfig:
-    series, _, number = name.rpartition("-")
-    phase = config.pretraining[int(number) - 1]
-    changes: dict[str, Any] = {"shared_prefix": config.shared_prefix}
-    if series == "pretraining" and phase.word_change_share:
-        changes |= {"word_change_share": phase.word_change_share, "word_changes": paths.word_changes}
+    number = int(name.rpartition("-")[2])
+    phase = config.pretraining[number - 1]
     return PretrainConfig(
         **common,
-        objectives=phase.objectives.model_copy(update=changes),
+        objectives=phase.objectives.model_copy(update={"shared_prefix": config.shared_prefix}),
         training=phase.training,
         seq2seq=config.seq2seq,
         captions=[paths.scenes / "train" / "captions.json"],
-        initial=paths.run(previous_phase(config, series, int(number))) if int(number) > 1 else None,
+        initial=paths.run(f"pretraining-{number - 1}") if number > 1 else None,
     )
 
 
@@ -84,13 +80,3 @@ def _captioning(config: DemoConfig, paths: DemoPaths, name: str, common: dict[st
         retrieval = RetrievalConfig(judge=judge, **config.retrieval.model_dump())
     reward = SelfCriticalConfig(retrieval=retrieval)
     return CaptionConfig(**common, training=config.self_critical, initial=initial, self_critical=reward)
-
-
-def previous_phase(config: DemoConfig, series: str, number: int) -> str:
-    """Name of the run that phase `number` of a series starts from; both series share the phases in which they agree."""
-    return f"{series if changes_words(config, number - 1) else 'pretraining'}-{number - 1}"
-
-
-def changes_words(config: DemoConfig, number: int) -> bool:
-    """Whether any of the first `number` phases of pretraining has negatives with one word changed."""
-    return any(phase.word_change_share for phase in config.pretraining[:number])

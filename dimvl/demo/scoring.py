@@ -1,12 +1,13 @@
 """The demo's scores: answers beside their baselines, facts of captions, matching, and the detector."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.data.annotations import Id, Question, read_captions, read_questions
+from dimvl.data.annotations import Caption, Id, Question, read_captions, read_questions
 from dimvl.data.scenes import (
     COLOURS,
     SIZES,
@@ -20,6 +21,7 @@ from dimvl.data.scenes import (
 from dimvl.demo.config import DemoConfig, DemoPaths, shipped_config
 from dimvl.files import read_json, write_json
 from dimvl.metrics.intervals import Interval, mean_interval
+from dimvl.metrics.recall import ranks, recall_scores
 from dimvl.metrics.vqa import question_accuracy
 from dimvl.metrics.wording import faults
 from dimvl.regions.detectors.scores import attribute_accuracy, average_precision_50
@@ -29,8 +31,14 @@ from dimvl.tasks.answering.statements import read_statements
 from dimvl.tasks.answering.zero_shot import answer_by_statements
 from dimvl.tasks.captioning.prediction import caption_images
 from dimvl.tasks.pretraining.matching import match_pairs
+from dimvl.tasks.retrieval.evaluation import Gallery, embedding_scores, match_candidates
+from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_store, scales
 from dimvl.trained_model import TrainedModel, load_model
 
+SEARCHED = 300
+"""Held-out images to search."""
+CANDIDATES = 8
+"""Images that are judged together with a query after the search by embedding."""
 SPLITS = ("heldout", "compositional")
 GROUND_TRUTH = "heldout-ground-truth-boxes"
 
@@ -152,17 +160,13 @@ def _score_split_captions(
     return scores.__dict__ | {name: float(np.mean([own[name] for own in form])) for name in form[0]}, captions
 
 
-def score_matching(config: DemoConfig, paths: DemoPaths, progress: Progress, *, plain: str) -> None:
-    """Score matching after the last phase of pretraining and after `plain`, a run without changed words."""
+def score_matching(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    """Score matching after the last phase of pretraining."""
     random_pairs, word_pairs = matching_pairs(config, paths)
-    store = RegionStore(paths.regions("heldout"))
-    trained = load_model(paths.run(config.last_pretraining))
-    without = trained if plain == config.last_pretraining else load_model(paths.run(plain))
+    trained, store = load_model(paths.run(config.last_pretraining)), RegionStore(paths.regions("heldout"))
     result = {
         "random": match_accuracy(trained, store, random_pairs),
         "one_word": match_accuracy(trained, store, word_pairs),
-        "one_word_without_word_change": match_accuracy(without, store, word_pairs),
-        "random_without_word_change": match_accuracy(without, store, random_pairs),
         "pairs": len(random_pairs) + len(word_pairs),
     }
     write_json(paths.scores / "matching.json", result)
@@ -199,6 +203,59 @@ def match_accuracy(trained: TrainedModel, store: RegionStore, pairs: Sequence[Pa
     """Share of the pairs judged correctly at a threshold of .5."""
     probabilities = match_pairs(trained, store, [(image, text) for image, text, _ in pairs])
     return float(np.mean((probabilities > 0.5) == np.array([true for _, _, true in pairs])))
+
+
+def score_search(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    """Score the search for held-out images, by one caption and by all captions of an image together.
+
+    The baseline compares bags of words: those of the captions with the names of the regions.
+    """
+    trained, store = load_model(paths.run(config.last_pretraining)), RegionStore(paths.regions("heldout"))
+    captions = read_captions(paths.scenes / "heldout" / "captions.json")
+    every = Gallery.of(captions)
+    chosen = set(every.images[:SEARCHED])
+    captions = [caption for caption in captions if caption.images in chosen]
+    images = embed_store(trained, store, every.images[:SEARCHED])
+    scale = float(scales(trained)[0])
+    cosines = embedding_scores(images, embed_all_texts(trained, [one.text for one in captions]), "global")
+    result: dict[str, Any] = {"images": len(chosen), "captions": len(captions)}
+    for name, together in (("one_caption", False), ("all_captions", True)):
+        gallery = Gallery.of(captions, together)
+        scores = gallery.of_queries(scale * cosines)
+        second = match_candidates(trained, store, gallery, scores, CANDIDATES, progress)["text_to_image"]
+        right = gallery.right["text_to_image"]
+        found = ranks(scores.T, right, second)
+        result[name] = recall_scores(found) | {
+            "interval": list(mean_interval(found == 1, gallery.owners)),
+            "embedding_only": recall_scores(ranks(scores.T, right)),
+        }
+    words = gallery.of_queries(shared_words(captions, store, gallery.images))
+    result["bag_of_words"] = recall_scores(ranks(words.T, right))
+    write_json(paths.scores / "search.json", result)
+
+
+def shared_words(captions: Sequence[Caption], store: RegionStore, images: Sequence[Any]) -> np.ndarray:
+    """Cosines of captions' words and the names of regions: (I, T). The fewer images have a word, the more it weighs."""
+    extractor = store.extractor
+    names = []
+    for ids, _ in images:
+        regions = store.read(store.position(ids[0]))
+        classes, attributes = (ids[ids >= 0].tolist() for ids in (regions.class_ids[:, 0], regions.attribute_ids))
+        own = [extractor.classes[one] for one in classes] + [extractor.attributes[one] for one in attributes]
+        names.append(_bag(own))
+    known = sorted({word for own in names for word in own})
+    texts = [_bag(caption.text.lower().replace(".", " ").split()) for caption in captions]
+    rarity = np.log(len(images) / np.array([sum(word in own for own in names) for word in known]))
+    of_images, of_texts = (
+        np.array([[own[word] for word in known] for own in side]) * rarity for side in (names, texts)
+    )
+    lengths = np.linalg.norm(of_images, axis=1)[:, None] * np.linalg.norm(of_texts, axis=1)
+    return of_images @ of_texts.T / np.maximum(lengths, 1e-9)
+
+
+def _bag(words: Sequence[str]) -> Counter[str]:
+    """Count words, singular and plural as one."""
+    return Counter(word.rstrip("s") for word in words)
 
 
 def score_detector(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Question, read_captions, read_questions
-from dimvl.data.scenes import COLOURS, SIZES, TEXTURES, word_change_pairs, write_scenes
+from dimvl.data.scenes import COLOURS, SIZES, TEXTURES, write_scenes
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.demo import scoring
 from dimvl.demo.config import DemoConfig, DemoPaths
-from dimvl.demo.runs import changes_words, previous_phase, run_config
+from dimvl.demo.runs import run_config
 from dimvl.export import export
 from dimvl.files import read_json, write_json
 from dimvl.predictor import Predictor
@@ -70,13 +70,9 @@ def all_stages(config: DemoConfig) -> list[Stage]:
         train("question_only", "extract-train", "baseline without images"),
     ]
     for number in range(1, len(config.pretraining) + 1):
-        for series in ("pretraining", "pretraining_without_word_change"):
-            if series == "pretraining" or changes_words(config, number):
-                before = previous_phase(config, series, number) if number > 1 else "extract-train"
-                stages.append(train(f"{series}-{number}", before, "pretrain from captions"))
-    final = plain = config.last_pretraining
-    if changes_words(config, len(config.pretraining)):
-        plain = final.replace("pretraining", "pretraining_without_word_change")
+        before = "extract-train" if number == 1 else f"pretraining-{number - 1}"
+        stages.append(train(f"pretraining-{number}", before, "pretrain from captions"))
+    final = config.last_pretraining
     answerers = []
     for point in config.labels:
         for series, before in (("vqa", final), ("no_pretraining", "extract-train")):
@@ -86,14 +82,18 @@ def all_stages(config: DemoConfig) -> list[Stage]:
     stages.append(train("caption", final, "fine-tune for captions"))
     if config.self_critical is not None:
         stages.append(train("self_critical", "caption", "reward captions by CIDEr-D"))
-    matching = partial(scoring.score_matching, plain=plain)
     answering = (final, *answerers, "question_only", "extract-test")
     captioning = (config.captioner, "extract-test")
     asked = tests * scenes.questions_per_image
     return [
         *stages,
         Stage("score-detector", scoring.score_detector, ("extract-test",), "AP50, attributes", tests),
-        Stage("score-matching", matching, (final, plain, "extract-test"), "true or false"),
+        Stage("score-matching", scoring.score_matching, (final, "extract-test"), "true or false"),
+        *(
+            [Stage("score-search", scoring.score_search, (final, "extract-test"), "find images", tests)]
+            if config.searches
+            else []
+        ),
         Stage("score-captions", scoring.score_caption_facts, captioning, "facts of captions", tests),
         Stage("score-vqa", scoring.score_vqa, answering, "answers beside the baselines", tests, asked),
         Stage("export", _export, (config.answerer, config.captioner), "write the exports"),
@@ -107,8 +107,6 @@ def _write_scenes(config: DemoConfig, paths: DemoPaths, progress: Progress) -> N
     questions = [question.text for question in read_questions(paths.scenes / "train" / "questions.json", None)]
     tokenizer = Tokenizer.train([*captions, *questions, *SIZES, *COLOURS, *TEXTURES], config.inputs.vocabulary)
     tokenizer.save(paths.tokenizer)
-    words = {word for caption in captions for word in caption.rstrip(".").split()}
-    write_json(paths.word_changes, [pair for pair in sorted(word_change_pairs("train")) if words.issuperset(pair)])
 
 
 def _extract(

@@ -23,6 +23,7 @@ def results():
         "vqa": vqa,
         "caption": dict.fromkeys(caption, 0.85) | recalls | {"place_recall": 0.2, "before_self_critical": before},
         "matching": {"random": 0.96, "one_word": 0.74},
+        "search": {"images": 40, "all_captions": {"r1": 0.79}},
         "seconds": {"wall": 721},
         "peak_memory_gb": 6.0,
     }
