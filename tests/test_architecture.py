@@ -31,7 +31,17 @@ ORDER = (
         "decoding",
     ),
     *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
-    *("model_card", "export", "image_inputs", "explanation", "predictor", "evaluation", "drawing", "progress"),
+    *(
+        "model_card",
+        "export",
+        "image_inputs",
+        "explanation",
+        "predictor_base",
+        "predictor",
+        "evaluation",
+        "drawing",
+        "progress",
+    ),
     *("stopping", "report", "search", "study", "demo", "cli", "__main__"),
 )
 # Packages that prediction must not need.
@@ -123,7 +133,7 @@ INTERFACE = {"dimvl.tasks", "dimvl.tasks.base", "dimvl.tasks.costs", "dimvl.task
 
 
 def test_what_serves_every_task_imports_the_interface_of_tasks_only():
-    packages = {"training", "planning", "profiling", "export", "predictor", "evaluation"}
+    packages = {"training", "planning", "profiling", "export", "predictor_base", "predictor", "evaluation"}
     for path in FILES:
         if package_of(path) in packages:
             names = {name for name, _ in imported_modules(path) if name.startswith("dimvl.tasks")}

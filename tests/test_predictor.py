@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import dimvl.image_inputs
-import dimvl.predictor
+import dimvl.predictor_base
 from dimvl.data.annotations import Question
 from dimvl.data.prefixes import make_prefix
 from dimvl.decoding import DecodingOptions
@@ -133,7 +133,7 @@ def test_pairs_in_any_order_get_the_single_answers_with_one_detection_and_one_pr
     assert predictor.match(images, questions) == pytest.approx(matches, abs=1e-5)
     assert seen == [3, 3] and prefixes == ([3, 3] if shared else [6, 6])
     assert len({answer.top[0] for answer in alone}) == 6, "they differ, so an exchange would show"
-    monkeypatch.setattr(dimvl.predictor, "ROWS_AT_ONCE", 20)
+    monkeypatch.setattr(dimvl.predictor_base, "ROWS_AT_ONCE", 20)
     assert [answer.text for answer in predictor.answer(images, questions)] == [answer.text for answer in alone]
     assert len(prefixes) > 4
     assert predictor.answer([], []) == predictor.answer([], QUESTION) == predictor.caption([]) == []

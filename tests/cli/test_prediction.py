@@ -9,7 +9,7 @@ import pytest
 
 import dimvl.cli
 import dimvl.image_inputs
-import dimvl.predictor
+import dimvl.predictor_base
 from dimvl.export import export
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import load_detector
@@ -88,7 +88,7 @@ def test_what_a_folder_has_beside_images_is_told_and_folders_of_images_give_exit
 def test_a_model_that_cannot_do_what_is_asked_is_refused_before_an_image_is_read(
     run: Run, images: list[Path], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dimvl.predictor, "abilities_of", lambda processor: {"sing": None})
+    monkeypatch.setattr(dimvl.predictor_base, "abilities_of", lambda processor: {"sing": None})
     for command in (("caption",), ("answer", "is it red"), ("match", "is it red")):
         result = run(command[0], images[0].parent, *command[1:], "--model", model)
         refused(result, f"cannot {command[0]}, but it can sing")
