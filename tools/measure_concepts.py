@@ -9,7 +9,8 @@ inside one of people's boxes for the phrase. `iou` is the share whose region ove
 intersection over union of .5. Beside it, of the same phrases: a random region, the centre of the image, and whether any
 region would be right. Phrases without such a head are counted and left out.
 
-phrases.jsonl has one JSON object a line: `file_name`, `split`, `phrase`, and `boxes` in pixels of the image. CAPTIONS
+phrases.jsonl has one JSON object a line: `file_name` and perhaps `image`, the id, `split`, `phrase`, its `sentence`,
+and `boxes` in pixels of the image. CAPTIONS
 is the caption file that the concepts were trained on, for the lemmas of its words.
 """
 
@@ -31,6 +32,8 @@ from dimvl.files import read_text, write_json
 from dimvl.metrics.intervals import mean_interval
 from dimvl.regions.naming.concepts import ConceptNamer
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.retrieval.prediction import word_similarities
+from dimvl.trained_model import TrainedModel, load_model
 
 REPLICATES = 1000
 
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--captions-split", nargs="*", default=[], help="splits of a file in Karpathy's format")
     parser.add_argument("--split", default="val", help="split of the phrases")
     parser.add_argument("--images", type=Path, help="JSON list of file names: only these")
+    parser.add_argument("--model", type=Path, help="also point by the alignment of this model")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     namer, store = ConceptNamer.load(arguments.concepts), RegionStore(arguments.store)
@@ -54,7 +58,8 @@ def main() -> None:
     if arguments.images is not None:
         wanted = set(json.loads(arguments.images.read_text()))
         phrases = {image: own for image, own in phrases.items() if image in wanted}
-    found = pointing(namer, store, phrases, lexicon)
+    trained = None if arguments.model is None else load_model(arguments.model).for_prediction()
+    found = pointing(namer, store, phrases, lexicon, trained)
     print(json.dumps(found, indent=2))
     if arguments.out is not None:
         write_json(arguments.out, found)
@@ -72,20 +77,29 @@ def read_phrases(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def pointing(
-    namer: ConceptNamer, store: RegionStore, phrases: Mapping[str, Sequence[Mapping[str, Any]]], lexicon: Lexicon
+    namer: ConceptNamer,
+    store: RegionStore,
+    phrases: Mapping[str, Sequence[Mapping[str, Any]]],
+    lexicon: Lexicon,
+    trained: TrainedModel | None = None,
 ) -> dict[str, Any]:
-    """Point at each phrase and average, with 95% intervals by the bootstrap over images."""
+    """Point at each phrase and average, with 95% intervals by the bootstrap over images.
+
+    With a model that aligns, it points at the same phrases; those whose head it does not find count as wrong.
+    """
     ids = {word: number for number, word in enumerate(namer.names)}
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     left_out = 0
     for image, own in sorted(phrases.items()):
-        image_id = image if image in store else Path(image).stem
+        names = (image, Path(image).stem, str(own[0].get("image", "")))
+        image_id = next((name for name in names if name in store), image)
         regions = store.read(store.position(image_id))
         kept = np.flatnonzero((regions.boxes[:, 2:] - regions.boxes[:, :2]).prod(1) < 0.999)  # not the whole image
         boxes = regions.boxes[kept]
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         scores = namer.network(torch.from_numpy(regions.features[kept].astype(np.float32))).numpy()
         size = np.array([regions.width, regions.height] * 2)
+        similar = {} if trained is None else similarities(trained, store, image_id, [one["sentence"] for one in own])
         hits = defaultdict(list)
         for phrase in own:
             head = ids.get((nouns(phrase["phrase"], lexicon) or [""])[-1])
@@ -95,6 +109,12 @@ def pointing(
             targets = np.array(phrase["boxes"]) / size
             best, inside = int(scores[:, head].argmax()), is_inside(centres, targets)
             hits["pointing"].append(inside[best])
+            if trained is not None:
+                words, cosines = similar[phrase["sentence"]]
+                row = row_of_head(words, phrase["phrase"], nouns(phrase["phrase"], lexicon)[-1], lexicon)
+                right = row is not None and bool(inside[int(cosines[row, kept].argmax())])
+                hits["aligned"].append(right)
+                hits["aligned_minus_concepts"].append(float(right) - float(inside[best]))
             hits["iou"].append(best_iou(boxes[[best]], targets)[0] >= 0.5)
             hits["random_region"].append(inside.mean())
             hits["image_centre"].append(is_inside(np.full((1, 2), 0.5), targets)[0])
@@ -111,6 +131,27 @@ def pointing(
         low, high = mean_interval(every, images.tolist(), REPLICATES)
         result[name] = {"mean": float(every.mean()), "low": low, "high": high}
     return result
+
+
+def similarities(
+    trained: TrainedModel, store: RegionStore, image_id: str, sentences: Sequence[str]
+) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Return the words (L,) of each sentence and their cosines with all regions of the image (L, R)."""
+    distinct = list(dict.fromkeys(sentences))
+    prefix = trained.processor.reader(store).prefix(store.read(store.position(image_id)))
+    found = word_similarities(trained, [prefix] * len(distinct), trained.tokenise(distinct))
+    return dict(zip(distinct, found, strict=True))
+
+
+def row_of_head(words: Sequence[str], phrase: str, head: str, lexicon: Lexicon) -> int | None:
+    """Return the place of a phrase's head among the words of its sentence; None if it is not there."""
+    known = set(phrase.lower().split())
+    places = [
+        place
+        for place, word in enumerate(words)
+        if word.lower() in known and (nouns(word, lexicon) or [""])[-1] == head
+    ]
+    return places[-1] if places else None
 
 
 def nouns(text: str, lexicon: Lexicon) -> list[str]:
