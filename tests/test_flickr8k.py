@@ -128,7 +128,7 @@ def write_scores(out: Path, seed: int, run: str, cider: list[float]) -> None:
 def test_results_are_means_over_seeds_with_intervals_of_known_size(tmp_path: Path) -> None:
     for seed, cider in enumerate(([0.4, 0.6], [0.6, 0.8], [0.5, 0.7])):
         write_scores(tmp_path, seed, "caption", cider)
-        for run in run_flickr8k.RUNS[1:]:
+        for run in run_flickr8k.CAPTIONING[1:]:
             write_scores(tmp_path, seed, run, [0.1, 0.3])
     found = run_flickr8k.results(tmp_path, [0, 1, 2])
     assert (found["seeds"], found["bleu4"], found["meteor"], found["cider"]) == ([0, 1, 2], 0.3, 0.15, 0.6)
@@ -146,12 +146,28 @@ def test_results_are_means_over_seeds_with_intervals_of_known_size(tmp_path: Pat
     assert found["no_pretraining"]["caption_minus_this"] == [0.5, 0.5, 0.5]
 
 
+def test_recalls_are_means_over_the_seeds_that_were_scored_in_both_stages(tmp_path: Path) -> None:
+    assert run_flickr8k.retrieval(tmp_path, [0]) == {}
+    for seed, first in ((0, 0.2), (2, 0.4)):
+        values = {"r1": first, "r5": 0.5, "r10": 0.6}
+        sides = {"image_to_text": values, "text_to_image": {**values, "r1": first / 2}}
+        scores = {**sides, "embedding_only": {**sides, "text_to_image": {**values, "r1": 0.1}}}
+        folder = tmp_path / f"seed-{seed}" / "retrieve" / "evaluation"
+        folder.mkdir(parents=True)
+        write_json(folder / "scores.json", scores)
+    found = run_flickr8k.retrieval(tmp_path, [0, 1, 2])
+    assert found["seeds"] == [0, 2]
+    assert (found["image_to_text"]["r1"], found["text_to_image"]["r1"]) == (0.3, 0.15)
+    assert found["text_to_image"]["by_seed"]["r1"] == [0.1, 0.2] and found["text_to_image"]["interval"]["r1"] is None
+    assert found["embedding_only"]["text_to_image"]["r1"] == 0.1
+
+
 def test_every_stage_is_a_command_of_its_own_and_every_run_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_flickr8k, "encoder", lambda: "minilm")
     planned = run_flickr8k.shared_stages()
     planned += [stage for run in run_flickr8k.RUNS for seed in (0, 1) for stage in run_flickr8k.stages(run, seed, 2)]
     names = [stage.name for stage in planned]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len({(stage.name, *stage.words) for stage in planned}), "one name, one command"
     for run in run_flickr8k.RUNS:
         for seed in (0, 1):
             assert names.index(f"seed-{seed}/{run}") < names.index(f"seed-{seed}/{run}-scores")
@@ -166,9 +182,13 @@ def test_all_runs_of_a_seed_fit_together_and_those_alone_are_trained_as_long(mon
         for stage in run_flickr8k.stages(run, 1, 2)
         if stage.words[2] in ("pretrain", "finetune")
     }
-    pretrain, caption, alone, text, critical = (configs[f"seed-1/{name}"] for name in ("pretrain", *run_flickr8k.RUNS))
+    pretrain, caption, alone, text, critical = (
+        configs[f"seed-1/{name}"] for name in ("pretrain", *run_flickr8k.CAPTIONING)
+    )
     assert {config.seed for config in configs.values()} == {1}
     assert (caption.initial, critical.initial) == (pretrain.output, caption.output)
+    retrieve = configs["seed-1/retrieve"]
+    assert (retrieve.initial, retrieve.model.bert, retrieve.inputs) == (pretrain.output, None, pretrain.inputs)
     assert alone.initial is None and alone.model.bert == text.model.bert == pretrain.model.bert
     assert caption.inputs == pretrain.inputs == alone.inputs == critical.inputs
     assert (text.inputs.max_regions, text.inputs.concepts) == (0, "none")

