@@ -67,6 +67,9 @@ def search(
             help="With --image, find the best texts of this file: captions in any format, or .txt, one per line.",
         ),
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="The texts are one query, as the sentences of a description.")
+    ] = False,
     top: Annotated[int | None, typer.Option(min=1, help="Number of results; default 10.")] = None,
     rerank: Annotated[
         int | None, typer.Option(min=1, help="Judge this many, the best by embedding, by the matching head too.")
@@ -92,11 +95,15 @@ def search(
 
     Example: dimvl search indexes/photos "a dog on a beach" "two children" --model exports/retrieve --rerank 128
 
+    Example: dimvl search indexes/photos "a dog runs" "the beach is empty" --together --model exports/retrieve
+
     Example: dimvl search indexes/photos --image photo.jpg --model exports/retrieve --html found.html --images photos
 
     Example: dimvl search indexes/photos --image 1000268201 --texts captions.txt --model exports/retrieve --json
     """
     _check_query(texts, image, texts_file, rerank)
+    if together and not texts:
+        raise UserError("--together joins several texts to one query; give texts, or omit it")
     if top and rerank and top > rerank:
         raise UserError(f"--top {top} is more than --rerank {rerank}; sort at least as many as you want")
     if html and (images is None or texts_file):
@@ -114,7 +121,8 @@ def search(
     if texts_file is not None:
         _search_texts(opened, predictor, str(image), texts_file, top, rerank, as_json)
         return
-    found = _search_images(opened, predictor, texts or [], image, top, rerank)
+    queries = [texts or []] if together else [[text] for text in texts or []]
+    found = _search_images(opened, predictor, queries, image, top, rerank)
     _print(found, opened.image_id, "image_id", as_json)
     if html is not None:
         from dimvl.search.page import write_search_page
@@ -160,25 +168,24 @@ def _number(top: int | None, rerank: int | None, most: int, what: str) -> int:
 def _search_images(
     opened: "ImageIndex",
     predictor: "Predictor",
-    texts: Sequence[str],
+    queries: Sequence[Sequence[str]],
     image: str | None,
     top: int | None,
     rerank: int | None,
 ) -> list[tuple[str, list["Hit"]]]:
-    """Return each query and the images found."""
-    from dimvl.search.queries import find_images, find_similar, image_query, known_words, rerank_images
-    from dimvl.tasks.retrieval.prediction import embed_all_texts
+    """Return each query, one or more texts or an image, and the images found."""
+    from dimvl.search.queries import find_by_texts, find_similar, image_query, known_words, rerank_images
 
     if image is not None:
         query = image_query(predictor, opened, image)
         most = len(opened) - (query.position is not None)
         return [(image, find_similar(opened, query, _number(top, rerank, most, "images")))]
     number = _number(top, rerank, len(opened), "images")
-    words = known_words(predictor.trained, texts)
-    found = find_images(opened, embed_all_texts(predictor.trained, texts).pooled, number)
+    words = [known_words(predictor.trained, texts) for texts in queries]
+    found = find_by_texts(predictor.trained, opened, queries, number)
     if rerank:
         found = rerank_images(predictor.trained, opened, words, found)
-    return [(text, hits[: top or TOP]) for text, hits in zip(texts, found, strict=True)]
+    return [(" ".join(texts), hits[: top or TOP]) for texts, hits in zip(queries, found, strict=True)]
 
 
 def _search_texts(

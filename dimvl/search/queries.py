@@ -22,7 +22,7 @@ from dimvl.search.index import ImageIndex
 from dimvl.showing import short
 from dimvl.tasks.inference import ROW_BUDGET, pair_batches, store_batches
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
-from dimvl.tasks.retrieval.prediction import embed_images, scales
+from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_images, scales
 from dimvl.trained_model import TrainedModel
 
 
@@ -31,8 +31,8 @@ class Hit(NamedTuple):
 
     Attributes:
         place: position of the image in the index, or place of the text among the texts.
-        score: cosine of its embedding and that of the query.
-        probability: that image and text belong together, by the matching head; None if it was not asked.
+        score: cosine of its embedding and that of the query; of several texts together, the mean.
+        probability: that image and text, or all texts, belong together, by the matching head; None if it was not asked.
 
     """
 
@@ -123,6 +123,19 @@ def find_images(index: ImageIndex, queries: Tensor, count: int) -> list[list[Hit
     ]
 
 
+def find_by_texts(
+    trained: TrainedModel, index: ImageIndex, queries: Sequence[Sequence[str]], count: int
+) -> list[list[Hit]]:
+    """Find the `count` best images for each query of one or more texts, by the mean of their cosines."""
+    means = torch.stack([embed_all_texts(trained, texts).pooled.mean(dim=0) for texts in queries])
+    lengths = means.norm(dim=1)
+    found = find_images(index, means / lengths[:, None], count)
+    return [
+        [hit._replace(score=hit.score * length) for hit in hits] if len(texts) > 1 else hits
+        for texts, hits, length in zip(queries, found, lengths.tolist(), strict=True)
+    ]
+
+
 def find_similar(index: ImageIndex, query: ImageQuery, count: int) -> list[Hit]:
     """Find the `count` images most similar to one; an image of the index is not among its own results."""
     own = query.position is not None
@@ -167,16 +180,20 @@ def image_keys(index: ImageIndex, store: RegionStore, positions: Sequence[int]) 
 
 
 def rerank_images(
-    trained: TrainedModel, index: ImageIndex, words: Sequence[np.ndarray], found: Sequence[Sequence[Hit]]
+    trained: TrainedModel,
+    index: ImageIndex,
+    queries: Sequence[Sequence[np.ndarray]],
+    found: Sequence[Sequence[Hit]],
 ) -> list[list[Hit]]:
     """Sort the results of texts by the matching head's logit plus the scaled cosine, as evaluations of retrieval do.
 
-    The prefix of an image is computed once for all texts where the model allows.
+    Both are added over the texts of a query. The prefix of an image is computed once for all texts where the model
+    allows.
 
     Args:
         trained: a model with a matching head.
         index: the index, with the region store of its images.
-        words: token ids of each of the Q texts.
+        queries: token ids of the texts of each of the Q queries, at least one.
         found: results of each.
 
     Raises:
@@ -185,15 +202,19 @@ def rerank_images(
     """
     MATCH.check(trained)
     store = open_store(index)
-    texts = [text for text, hits in zip(words, found, strict=True) for _ in hits]
-    images = image_keys(index, store, [hit.place for hits in found for hit in hits])
+    pairs = [(hit, text) for query, hits in zip(queries, found, strict=True) for hit in hits for text in query]
+    texts = [text for _, text in pairs]
+    images = image_keys(index, store, [hit.place for hit, _ in pairs])
     logits, shared = torch.zeros(len(texts)), trained.processor.shared_prefix
     for places, prefixes in pair_batches(
         trained.without_guard(), store, images, [len(text) + 1 for text in texts], shared
     ):
         logits[places] = match_logits(trained, prefixes, [texts[place] for place in places]).cpu()
-    parts = logits.split([len(hits) for hits in found])
-    return [_sorted(trained, hits, own) for hits, own in zip(found, parts, strict=True)]
+    parts = logits.split([len(hits) * len(query) for query, hits in zip(queries, found, strict=True)])
+    return [
+        _sorted(trained, hits, own.view(len(hits), len(query)))
+        for query, hits, own in zip(queries, found, parts, strict=True)
+    ]
 
 
 def rerank_texts(
@@ -218,12 +239,15 @@ def rerank_texts(
     for part in in_order(np.array([len(text) + 1 + again for text in words]), ROW_BUDGET):
         own = [words[place] for place in part]
         logits[torch.from_numpy(part)] = match_logits(trained, [prefix] * len(own), own).cpu()
-    return _sorted(trained, hits, logits)
+    return _sorted(trained, hits, logits[:, None])
 
 
 def _sorted(trained: TrainedModel, hits: Sequence[Hit], logits: Tensor) -> list[Hit]:
-    """Return results with the probabilities of the matching head, the best first; equal ones stay in their order."""
-    sums = logits + scales(trained)[0] * torch.tensor([hit.score for hit in hits])
-    probabilities = logits.sigmoid().tolist()
+    """Return results with the probabilities of the matching head, the best first; equal ones stay in their order.
+
+    `logits` are of each result with each of T texts, (H, T).
+    """
+    sums = logits.sum(dim=1) + logits.shape[1] * scales(trained)[0] * torch.tensor([hit.score for hit in hits])
+    probabilities = logits.sigmoid().prod(dim=1).tolist()
     order = torch.sort(sums, descending=True, stable=True).indices.tolist()
     return [hits[place]._replace(probability=probabilities[place]) for place in order]

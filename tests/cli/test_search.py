@@ -217,6 +217,21 @@ def test_the_best_are_sorted_by_matching_head_and_scaled_cosine(
     assert alone == [line.format(**one) for one in own[:4]]
 
 
+def test_texts_together_are_one_query_to_which_each_adds(places: Places, search: Run, predictor: Predictor) -> None:
+    alone = records(search(*TEXTS, "--json", "--rerank", 7))
+    found = records(search(*TEXTS, "--together", "--json", "--rerank", 7))
+    assert [one["query"] for one in found] == [" ".join(TEXTS)] * 7
+    scale, sums = float(scales(predictor.trained)[0]), []
+    for one in found:
+        parts = [part for part in alone if part["image_id"] == one["image_id"]]
+        assert one["score"] == pytest.approx(sum(part["score"] for part in parts) / len(TEXTS), abs=1e-4)
+        assert one["probability"] == pytest.approx(math.prod(part["probability"] for part in parts), abs=1e-4)
+        sums.append(sum(logit(part["probability"]) + scale * part["score"] for part in parts))
+    assert sums == pytest.approx(sorted(sums, reverse=True), abs=1e-3)
+    by_embedding = [one["score"] for one in records(search(*TEXTS, "--together", "--json"))]
+    assert by_embedding == sorted(by_embedding, reverse=True) and len(by_embedding) == 7
+
+
 def test_images_like_one_of_the_index_or_of_a_file_are_found(places: Places, run: Run, embedded: Tensor) -> None:
     search = partial(places.command, run, "search", places.index, "--model", places.model, "--json")
     cosines = embedded @ embedded[2]
@@ -277,6 +292,7 @@ def test_what_cannot_be_searched_is_one_sentence(
     refused(search(), "there is nothing to search by; give texts, or --image")
     refused(search("a star", "--image", IMAGES[0]), "'a star' and --image are both given to search by; omit one")
     refused(search("a star", " "), "text 2 of 2 is empty")
+    refused(search("--image", IMAGES[0], "--together"), "--together joins several texts to one query; give texts")
     refused(search("--texts", places.index / MANIFEST), "give --image")
     refused(search("--image", IMAGES[0], "--rerank", 3), "compares images with texts")
     refused(search("--image", "photo 8"), "is neither a file nor an image of", "an id such as 'photo 1'")
