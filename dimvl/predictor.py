@@ -10,12 +10,12 @@ detector, and with it torchvision, is loaded with the first image. The training 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.data.answers import Answer
+from dimvl.data.answers import Answer, Chosen
 from dimvl.data.prefixes import Prefix, best_regions, join_images, make_prefix
 from dimvl.errors import UserError
 from dimvl.explanation import Alignment, Explanation, describe, without
@@ -26,9 +26,6 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks import abilities_of
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
-
-if TYPE_CHECKING:
-    from dimvl.tasks.multiple_choice.prediction import Chosen
 
 Texts = str | Sequence[str]
 Times = Sequence[float] | Sequence[Sequence[float]] | None
@@ -447,15 +444,15 @@ class Predictor:
     @overload
     def choose(  # type: ignore[overload-overlap]
         self, images: Input, texts: str, candidates: Sequence[str], times: Times = None
-    ) -> "Chosen": ...
+    ) -> Chosen: ...
     @overload
     def choose(
         self, images: Input | Inputs, texts: Texts, candidates: Candidates, times: Times = None
-    ) -> "list[Chosen]": ...
+    ) -> list[Chosen]: ...
     @overload
     def choose(
         self, images: Input | Inputs, texts: Texts, candidates: Candidates, times: Times = None, *, skipped: Skipped
-    ) -> "list[Chosen | None]": ...
+    ) -> list[Chosen | None]: ...
     def choose(
         self,
         images: Input | Inputs,

@@ -12,7 +12,7 @@ from dimvl.errors import UserError
 from dimvl.fields import check_candidates
 
 if TYPE_CHECKING:
-    from dimvl.tasks.multiple_choice.prediction import Chosen
+    from dimvl.data.answers import Chosen
 
 
 @app.command()

@@ -84,11 +84,11 @@ def region_names(objects: Sequence[str]) -> list[str]:
     return names
 
 
-def vcr_boxes(path: Path, images: Path) -> dict[str, Any]:
-    """Return the boxes of a file's images as a COCO annotation file, named as the questions name them.
+def vcr_boxes(paths: Sequence[Path], images: Path) -> dict[str, Any]:
+    """Return the boxes of the images of files as a COCO annotation file, named as the questions name them.
 
     Args:
-        path: the file.
+        paths: the files.
         images: folder of the images, `vcr1images`, where `metadata_fn` names a file of `boxes`, `width` and `height`.
 
     Raises:
@@ -97,7 +97,8 @@ def vcr_boxes(path: Path, images: Path) -> dict[str, Any]:
     """
     categories, files = dict[str, int](), dict[str, dict[str, Any]]()
     annotations: list[dict[str, Any]] = []
-    for place, record, names in _records(path, ("objects", "img_fn", "metadata_fn")):
+    fields = ("objects", "img_fn", "metadata_fn")
+    for place, record, names in (line for path in paths for line in _records(path, fields)):
         image = str(identifier(record["img_fn"], "img_fn", place))
         if image in files:
             continue

@@ -39,6 +39,7 @@ def caption_evidence(trained: TrainedModel, prefixes: Sequence[Prefix], options:
     return Evidence(tokenizer.decode(list(best.token_ids)), values.sum(dim=1), words, of_words)
 
 
+@torch.inference_mode()
 def log_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: np.ndarray) -> Tensor:
     """Return the log-probability of each token of a text after a prefix and the tokens before it, the final [SEP] too.
 

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Choice, describe_file, read_choices
 from dimvl.data.annotations.choices import Choices
+from dimvl.data.answers import Chosen
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.prefixes import Prefix, PrefixImages
 from dimvl.errors import UserError
@@ -36,23 +37,6 @@ from dimvl.trained_model import TrainedModel
 logger = logging.getLogger(__name__)
 SCORES = {"": "accuracy", "answer": "q_a", "rationale": "qa_r"}
 """Name of the accuracy of each part of a file; of VCR's, `q_ar` is that of both right."""
-
-
-class Chosen(NamedTuple):
-    """The most probable candidate.
-
-    Attributes:
-        candidate: its text.
-        place: its place among the candidates, from 0.
-        probability: its probability among them.
-        probabilities: those of all candidates, in their order.
-
-    """
-
-    candidate: str
-    place: int
-    probability: float
-    probabilities: list[float]
 
 
 @dataclass(frozen=True)
@@ -214,7 +198,8 @@ def evaluate_choices(
     each = scores_of_each(choices, places)
     predictions, items = [], []
     for choice, place, values, own in zip(choices, places, found, each, strict=True):
-        record: dict[str, Any] = {"id": choice.choice_id, **({"part": choice.part} if choice.part else {})}
+        question_id = f"{choice.choice_id} {choice.part}" if choice.part else choice.choice_id
+        record: dict[str, Any] = {"question_id": question_id}
         record |= {"prediction": place, "probabilities": [round(float(value), 6) for value in values]}
         predictions.append(record)
         asked = {"text": choice.text, "candidates": list(choice.candidates), "answer": choice.answer}
@@ -294,7 +279,7 @@ class ChoiceValidator(Validator):
         own = [score for one in each for name, score in one.items() if name != "q_ar"]
         predictions = [
             {
-                "id": choice.choice_id,
+                "question_id": choice.choice_id,
                 "image_id": ", ".join(choice.image_ids),
                 "question": choice.text,
                 "answers": [

@@ -89,7 +89,7 @@ def test_boxes_of_vcr_have_the_names_and_the_order_of_its_objects(tmp_path: Path
     path = written(tmp_path / "val.jsonl", VCR, {**VCR, "annot_id": "val-1"})
     (tmp_path / "lsmdc_1").mkdir()
     (tmp_path / "lsmdc_1" / "a@0.json").write_text(json.dumps(METADATA))
-    (tmp_path / "boxes.json").write_text(json.dumps(vcr_boxes(path, tmp_path)))
+    (tmp_path / "boxes.json").write_text(json.dumps(vcr_boxes([path], tmp_path)))
     given = GivenBoxes.read(tmp_path / "boxes.json")
     [(image, boxes)] = given.boxes.items()
     assert image == "lsmdc_1/a@0.jpg"
@@ -111,12 +111,12 @@ def test_boxes_that_do_not_fit_their_image_or_objects_are_refused(tmp_path: Path
     (tmp_path / "lsmdc_1").mkdir()
     (tmp_path / "lsmdc_1" / "a@0.json").write_text(json.dumps({**METADATA, "boxes": boxes}))
     with pytest.raises(UserError, match=says):
-        vcr_boxes(written(tmp_path / "val.jsonl", VCR), tmp_path)
+        vcr_boxes([written(tmp_path / "val.jsonl", VCR)], tmp_path)
 
 
 def test_a_metadata_file_outside_the_folder_of_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="outside the folder"):
-        vcr_boxes(written(tmp_path / "val.jsonl", {**VCR, "metadata_fn": "../a.json"}), tmp_path)
+        vcr_boxes([written(tmp_path / "val.jsonl", {**VCR, "metadata_fn": "../a.json"})], tmp_path)
 
 
 @pytest.mark.parametrize(
