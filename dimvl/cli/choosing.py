@@ -1,6 +1,7 @@
 """The command choose: one of several texts."""
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,6 +50,8 @@ def choose(
     check_candidates(candidates, "the command")
     if not arguments or (not images and not regions):
         raise UserError("no question is given; give it last, or '' to compare the candidates alone")
+    if os.path.exists(text):
+        raise UserError(f"{text} is a file or a folder, not a question; give a question last, or ''")
     chosen = Images([any_path(image) for image in images], regions, ids)
     groups = chosen.groups([text], together)
     refuse_several(chosen, groups, explain)

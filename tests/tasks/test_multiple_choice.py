@@ -14,6 +14,7 @@ from dimvl.data.annotations import Choice, read_choices
 from dimvl.data.examples import collate
 from dimvl.errors import UserError
 from dimvl.objectives import choice_loss
+from dimvl.planning.data import DataOverrides, gather
 from dimvl.predictor import Predictor
 from dimvl.regions.extract import extract
 from dimvl.regions.store import RegionStore
@@ -126,6 +127,19 @@ def test_the_loss_by_hand_and_without_questions_a_connected_zero() -> None:
     empty = choice_loss(nothing, [], torch.zeros(0, dtype=torch.long))
     empty.backward()
     assert empty.item() == 0 and nothing.grad is not None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_average_example_has_the_mean_rows_of_an_epoch(tmp_path: Path, shared: bool) -> None:
+    config = choose_config(tmp_path, shared_prefix=shared, inputs={"concepts": "none", "text_tokens": 20})
+    module, source = built(config)
+    planned = task_of(config).average_example(config, gather(config, DataOverrides()))
+    batch = collate(source.build_all(0, np.arange(len(source))), module.shape)
+    examples = 3 if shared else len(source.texts)
+    assert planned.work.heads["match_head"] * examples == pytest.approx(len(batch.targets[OBJECTIVE].rows))
+    assert planned.per_prefix * 3 == pytest.approx(examples)
+    # a question of more candidates repeats its prefix more often than the mean
+    assert planned.work.rows * examples == pytest.approx(batch.layout.num_rows, rel=0.001 if shared else 0.15)
 
 
 def test_it_overfits_one_batch(tmp_path: Path) -> None:
@@ -288,4 +302,5 @@ def test_the_task_trains_validates_evaluates_exports_predicts_and_is_planned(
     assert json.loads(stored.out)["probabilities"] == pytest.approx(several[1]["probabilities"], abs=1e-4)
     refused(run("choose", files[0], "is it", "--candidate", "red", "--model", tmp_path / "export"), "give at least two")
     refused(run("choose", files[0], *common), "no question is given; give it last")
+    refused(run("choose", files[0], files[1], *common), "is a file or a folder, not a question; give a question last")
     refused(run("choose", files[0], files[1], "is it", *common, "--explain"), "--explain needs one image and one")

@@ -11,6 +11,7 @@ from dimvl.data.annotations.vcr import PEOPLE, region_names, vcr_boxes
 from dimvl.errors import UserError
 from dimvl.regions.detectors.given_boxes import GivenBoxes
 from dimvl.regions.geometry import fractions_to_pixels
+from tests.data.annotations.test_fuzz import VALUES
 
 OWN = {"image": 7, "text": " what is it? ", "candidates": ["a star", "a circle ", "nothing"], "answer": 1}
 AOKVQA = {"split": "train", "image_id": 299207, "question_id": "22Mex", "question": "What is the man awaiting?"}
@@ -174,6 +175,25 @@ def test_a_mistake_in_aokvqa_is_one_sentence_with_its_item(tmp_path: Path, conte
     (tmp_path / "aokvqa.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=says):
         read_choices(tmp_path / "aokvqa.json")
+
+
+@pytest.mark.parametrize(("record", "name"), [(OWN, "own.jsonl"), (VCR, "vcr.jsonl"), (AOKVQA, "aokvqa.json")])
+def test_any_value_in_any_field_is_one_sentence_or_a_correct_read(
+    tmp_path: Path, record: dict[str, Any], name: str
+) -> None:
+    for field in record:
+        for value in VALUES:
+            changed = json.dumps({**record, field: value})
+            (tmp_path / name).write_text(f"[{changed}]" if name.endswith(".json") else changed)
+            try:
+                items = read_choices(tmp_path / name, every_answer=True).items
+            except UserError as error:
+                assert str(tmp_path) in str(error) and "\n" not in str(error) and str(error).encode()
+                continue
+            for item in items:
+                assert len(item.candidates) >= 2 and all(text.strip() and text.encode() for text in item.texts)
+                assert item.answer is None or 0 <= item.answer < len(item.candidates)
+                assert all(type(image) is str and image for image in item.image_ids)
 
 
 def test_another_format_is_refused_by_name(tmp_path: Path) -> None:
