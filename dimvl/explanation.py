@@ -34,12 +34,13 @@ class RegionDrop(NamedTuple):
     image: int = 0
     word_drops: tuple[float, ...] = ()
 
-    def record(self) -> dict[str, Any]:
-        """Return the values for JSON; those of a caption are called logarithms."""
+    def record(self, logarithms: bool = False) -> dict[str, Any]:
+        """Return the values for JSON; logarithms are called so."""
         values = self._asdict()
-        if not values.pop("word_drops"):
-            return values
-        return values | {"log_probability_drop": values.pop("probability_drop"), "word_drops": list(self.word_drops)}
+        words, drop = list(values.pop("word_drops")), values.pop("probability_drop")
+        return values | (
+            {"log_probability_drop": drop, "word_drops": words} if logarithms else {"probability_drop": drop}
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Explanation:
         probability: how probable the model finds it, or the log-probability of a caption.
         regions: the regions.
         words: the words of a caption; empty for other results.
+        logarithms: whether `probability` and the drops are log-probabilities, as those of captions.
 
     """
 
@@ -58,6 +60,7 @@ class Explanation:
     probability: float
     regions: list[RegionDrop]
     words: tuple[str, ...] = ()
+    logarithms: bool = False
 
 
 @dataclass(frozen=True)

@@ -439,7 +439,7 @@ class Predictor:
         ]
         described.sort(key=lambda region: -region.probability_drop)
         result = ability.result(self.trained, found.raw, **options)
-        return Explanation(result, float(found.probabilities[0]), described, tuple(found.words))
+        return Explanation(result, float(found.probabilities[0]), described, tuple(found.words), found.logarithms)
 
     @overload
     def choose(  # type: ignore[overload-overlap]

@@ -98,10 +98,10 @@ def test_the_log_probability_of_a_caption_is_that_of_the_search_and_its_words_su
 def test_the_words_of_a_caption_have_drops_of_their_own(predictor: Predictor) -> None:
     found = predictor.explain(make_regions(5, count=4), verb="caption", beams=2, max_tokens=6)
     assert found.words and all(len(region.word_drops) == len(found.words) for region in found.regions)
-    record = found.regions[0].record()
+    record = found.regions[0].record(found.logarithms)
     assert record["log_probability_drop"] == found.regions[0].probability_drop and "probability_drop" not in record
     matched = predictor.explain(make_regions(5, count=4), "a star", "match").regions[0]
-    assert "word_drops" not in matched.record() and matched.word_drops == ()
+    assert "word_drops" not in matched.record(False) and matched.word_drops == ()
 
 
 def test_an_image_without_regions_has_an_explanation_without_regions(predictor: Predictor) -> None:

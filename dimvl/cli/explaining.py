@@ -25,12 +25,12 @@ def refuse_several(chosen: Images, groups: Groups, explain: bool) -> None:
 def as_fields(explanation: "Explanation") -> dict[str, Any]:
     """Return an explanation as fields of a JSON object."""
     words = {"words": list(explanation.words)} if explanation.words else {}
-    return words | {"regions": [region.record() for region in explanation.regions]}
+    return words | {"regions": [region.record(explanation.logarithms) for region in explanation.regions]}
 
 
 def print_explanation(explanation: "Explanation", shown: str) -> None:
     """Print an explanation; `shown` is the result in a line."""
-    kind = "log-probability" if explanation.words else "probability"
+    kind = "log-probability" if explanation.logarithms else "probability"
     print_text(f"{kind} of {shown!r}: {explanation.probability:.3f}")
     print_text(f"{kind} drop when the region is removed:")
     for region in explanation.regions:

@@ -37,14 +37,15 @@ class Evidence(NamedTuple):
     Attributes:
         raw: the raw result for the whole prefix, as `Ability.apply` returns it.
         probabilities: (1 + R,) of what that result says: for the whole prefix, and without each region in order.
-        words: W parts of the result with values of their own, as the words of a caption; the probabilities are then
-            logarithms.
-        of_words: (1 + R, W) log-probabilities of these.
+        logarithms: whether these are log-probabilities.
+        words: W parts of the result with values of their own, as the words of a caption.
+        of_words: (1 + R, W) of these, as `probabilities`.
 
     """
 
     raw: Any
     probabilities: Tensor
+    logarithms: bool = False
     words: Sequence[str] = ()
     of_words: Tensor | None = None
 

@@ -36,7 +36,7 @@ def caption_evidence(trained: TrainedModel, prefixes: Sequence[Prefix], options:
     ]
     parts = values[:, : len(best.token_ids)].split(pieces, dim=1)
     of_words = torch.stack([part.sum(dim=1) for part in parts], dim=1) if words else None
-    return Evidence(tokenizer.decode(list(best.token_ids)), values.sum(dim=1), words, of_words)
+    return Evidence(tokenizer.decode(list(best.token_ids)), values.sum(dim=1), True, words, of_words)
 
 
 @torch.inference_mode()
