@@ -151,6 +151,7 @@ def test_a_mistake_in_json_lines_is_one_sentence_with_its_line(tmp_path: Path, r
         ({"question": []}, "a text of question is empty; fix or remove it"),
         ({"question": "Why"}, "a text of question is 'Why', not a list"),
         ({"answer_choices": [["No"], ["No"], ["Yes"], ["."]]}, "answer_choices: candidates 0 and 1 are both 'No'"),
+        ({"answer_choices": [["Yes"], ["No"], ["."], ["No"]]}, "answer_choices: candidates 1 and 3 are both 'No'"),
         ({"answer_label": 4}, "answer_label is 4; give the number of a candidate, 0 to 3"),
         ({"rationale_choices": [["Yes"]]}, "rationale_choices has only the candidate 'Yes'; give at least two"),
         ({"annot_id": "val-0"}, "annot_id 'val-0' appears twice"),
