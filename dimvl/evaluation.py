@@ -25,6 +25,8 @@ from dimvl.tasks.task import Evaluation, Task
 from dimvl.trained_model import TrainedModel
 
 PACKAGES = ("dimvl", "torch", "tokenizers", "numpy", "pycocoevalcap")
+SUBMISSIONS = ("submission.csv", "submission.json")
+"""Files in the form that a data set's authors want, where that is not `predictions.json`."""
 OPTIONS = frozenset(
     (
         *("questions", "annotations", "statements", "captions", "split", "worlds"),
@@ -85,7 +87,7 @@ def write_evaluation(
     settings: Mapping[str, Any],
     complete: Callable[[Evaluation], Evaluation] = lambda found: found,
 ) -> Evaluation:
-    """Write predictions, items, scores with their intervals, and a manifest.
+    """Write predictions, submissions, items, scores with their intervals, and a manifest.
 
     Args:
         model: folder of the run or export.
@@ -101,8 +103,11 @@ def write_evaluation(
 
     """
     write_json(folder / PREDICTIONS, found.predictions, indent=None)
-    for name in (ITEMS, SCORES, MANIFEST):  # of an earlier evaluation
+    for name in (ITEMS, SCORES, MANIFEST, *SUBMISSIONS):  # of an earlier evaluation
         (folder / name).unlink(missing_ok=True)
+    for name, content in found.submissions.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     found = complete(found)
     if found.scores and (known := intervals(found.items)):
         found = replace(found, scores={**found.scores, "intervals": known})
@@ -129,7 +134,7 @@ def check_folder(folder: Path) -> None:
 
     """
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
-    others = sorted(found - {PREDICTIONS, ITEMS, SCORES, MANIFEST})
+    others = sorted(found - {PREDICTIONS, ITEMS, SCORES, MANIFEST, *SUBMISSIONS})
     if others and not {PREDICTIONS, MANIFEST} <= found:
         raise UserError(f"{folder} holds {others[0]!r} and is not an evaluation; give another folder as --out")
 

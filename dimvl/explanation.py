@@ -1,4 +1,4 @@
-"""The regions behind an answer or a word: by how much a probability drops without each, or how similar each is."""
+"""The regions behind a result or a word: by how much a probability drops without each, or how similar each is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,22 +6,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dimvl.data.answers import Answer
 from dimvl.data.prefixes import PrefixRegions
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.records import Extractor, Regions
 
 
 class RegionDrop(NamedTuple):
-    """A region and how much an answer depends on it.
+    """A region and how much a result depends on it.
 
     Attributes:
         box: x1, y1, x2, y2 in pixels of the upright image.
         name: class of the region; empty if unknown.
         attributes: attributes in reading order.
         score: probability of the class.
-        probability_drop: probability of the answer minus its probability without the region and its tags.
+        probability_drop: probability of the result minus its probability without the region and its tags; of a
+            caption, the difference of log-probabilities.
         image: number of its image in a tuple of several, from 0.
+        word_drops: the same of each word of a caption; empty for other results.
 
     """
 
@@ -31,14 +32,35 @@ class RegionDrop(NamedTuple):
     score: float
     probability_drop: float
     image: int = 0
+    word_drops: tuple[float, ...] = ()
+
+    def record(self, logarithms: bool = False) -> dict[str, Any]:
+        """Return the values for JSON; logarithms are called so."""
+        values = self._asdict()
+        words, drop = list(values.pop("word_drops")), values.pop("probability_drop")
+        return values | (
+            {"log_probability_drop": drop, "word_drops": words} if logarithms else {"probability_drop": drop}
+        )
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """An answer and the probability drop when each region is removed, the largest drop first."""
+    """A result and the drop of its probability when each region is removed, the largest drop first.
 
-    answer: Answer
+    Attributes:
+        result: what the predictor returns: an answer, a caption, ...
+        probability: how probable the model finds it, or the log-probability of a caption.
+        regions: the regions.
+        words: the words of a caption; empty for other results.
+        logarithms: whether `probability` and the drops are log-probabilities, as those of captions.
+
+    """
+
+    result: Any
+    probability: float
     regions: list[RegionDrop]
+    words: tuple[str, ...] = ()
+    logarithms: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +88,14 @@ def without(regions: PrefixRegions, place: int) -> PrefixRegions:
 
 
 def describe(
-    extractor: Extractor, images: Sequence[Regions], regions: PrefixRegions, place: int, drop: float
+    extractor: Extractor,
+    images: Sequence[Regions],
+    regions: PrefixRegions,
+    place: int,
+    drop: float,
+    words: Sequence[float] = (),
 ) -> RegionDrop:
-    """Describe a region and the probability drop without it; `regions` are those of `images`, joined."""
+    """Describe a region and the drops without it; `regions` are those of `images`, joined."""
     number = int(regions.image_index[place])
     image = images[number]
     box = fractions_to_pixels(regions.boxes[place], image.width, image.height).tolist()
@@ -81,4 +108,5 @@ def describe(
         score=float(regions.class_scores[place][0]) if known else 0.0,
         probability_drop=drop,
         image=number,
+        word_drops=tuple(words),
     )

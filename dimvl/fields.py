@@ -158,6 +158,35 @@ def _not_text(value: Any, name: str, place: str) -> UserError:
     return UserError(f"{place}: {name} is {short(value)}, not text; fix or remove it")
 
 
+def check_candidates(candidates: Sequence[str], place: str, twins: bool = False, answer: int | None = None) -> None:
+    """Check that there is a choice.
+
+    Args:
+        candidates: the texts.
+        place: what has them, for messages.
+        twins: whether wrong candidates may be equal, as in files whose authors drew them.
+        answer: place of the right one.
+
+    Raises:
+        UserError: fewer than two, or two that are equal.
+
+    """
+    if len(candidates) < 2:
+        only = f"only the candidate {short(candidates[0])}" if candidates else "no candidates"
+        raise UserError(f"{place} has {only}; give at least two")
+    for number, text in enumerate(candidates):
+        first = candidates.index(text)
+        if first < number and (not twins or answer in (first, number)):
+            raise UserError(f"{place}: candidates {first} and {number} are both {short(text)}; change or remove one")
+
+
+def place_of_answer(value: Any, number: int, name: str, place: str) -> int:
+    """Return the place of the right one of `number` candidates; a `UserError` if it is not one."""
+    if type(value) is not int or not 0 <= value < number:
+        raise UserError(f"{place}: {name} is {short(value)}; give the number of a candidate, 0 to {number - 1}")
+    return value
+
+
 class Once:
     """Refuses an id that was seen before."""
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dimvl.data.targets import IGNORED, OWN, AlignTargets
 from dimvl.data.tokenizer import Tokenizer
@@ -165,9 +166,9 @@ class WordChanges:
         return changed
 
 
-def word_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross entropy, summed: (M, V), (M,) -> ()."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+def word_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, reduction: str = "sum") -> Tensor:
+    """Cross entropy, summed: (M, V), (M,) -> (); (M,) with reduction `none`."""
+    return F.cross_entropy(logits.float(), labels, reduction=reduction, label_smoothing=smoothing)
 
 
 def object_class_loss(prediction: ObjectPrediction, class_probabilities: Tensor) -> Tensor:
@@ -184,6 +185,21 @@ def object_feature_loss(prediction: ObjectPrediction, features: Tensor) -> Tenso
 def match_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross entropy, 1 = match, summed: (M,), (M,) -> ()."""
     return F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+
+
+def choice_loss(logits: Tensor, counts: Sequence[int], right: Tensor) -> Tensor:
+    """Cross entropy of the right candidate among those of its question, summed over questions.
+
+    Args:
+        logits: (M,) of the candidates, question by question.
+        counts: (Q,) candidates of each question; they may differ.
+        right: (Q,) place of the right one.
+
+    """
+    if not counts:
+        return logits.float().sum()
+    padded = pad_sequence(logits.float().split(list(counts)), batch_first=True, padding_value=-torch.inf)
+    return F.cross_entropy(padded, right, reduction="sum")
 
 
 def contrastive_losses(aligned: Aligned, targets: AlignTargets) -> tuple[Tensor, Tensor]:

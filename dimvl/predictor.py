@@ -12,11 +12,13 @@ from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from dimvl.data.answers import Answer
+from dimvl.data.answers import Answer, Chosen
 from dimvl.data.prefixes import join_images, make_prefix
+from dimvl.errors import UserError
 from dimvl.explanation import Alignment, Explanation, describe, without
 from dimvl.image_inputs import Input, Inputs, Skipped, is_batch
 from dimvl.predictor_base import PredictorBase, Texts, Times
+from dimvl.tasks import abilities_of
 
 Rules = Any
 """A file of rules for zero-shot answers, or what `read_statements` of dimvl.tasks.answering made of one."""
@@ -25,6 +27,8 @@ Labels = Any
 Labelled = list[tuple[str, float]]
 """Labels with their probabilities, best first."""
 Templates = Sequence[str] | None
+Candidates = Sequence[str] | Sequence[Sequence[str]]
+"""The texts to choose from: for all questions, or for each."""
 
 
 class CaptionOptions(TypedDict, total=False):
@@ -238,26 +242,78 @@ class Predictor(PredictorBase):
         described = [describe(extractor, group, regions, place, 0.0) for place in range(len(regions))]
         return Alignment(words, described, similarities)
 
-    def explain(self, image: Input, question: str, top: int = 5, times: Sequence[float] | None = None) -> Explanation:
-        """Answer a question, and return by how much the answer's probability drops without each region.
+    def explain(
+        self,
+        image: Input,
+        text: str | None = None,
+        verb: str = "answer",
+        times: Sequence[float] | None = None,
+        **options: Any,
+    ) -> Explanation:
+        """Apply an ability, and return by how much the probability of its result drops without each region.
 
-        Each region in turn is removed, together with the tags that only it has. `top` is the number of answers to
-        return.
+        Each region in turn is removed, together with the tags that only it has. `verb` and `options` are as in
+        `predict`, such as `match`, or `choose` with `candidates`.
 
         Raises:
-            UserError: as `answer`.
+            UserError: as `predict`; or results of this ability have no probability.
 
         """
-        ability = self._ability("answer")
-        words = self.trained.tokenise([question])[0]
+        ability = self._ability(verb)
+        if ability.evidence is None:
+            able = [name for name, one in abilities_of(self.trained.processor).items() if one.evidence is not None]
+            raise UserError(
+                f"{verb!r} gives no result with a probability; explain {' or '.join(able) or 'another model'}"
+            )
+        if ability.takes_text != (text is not None):
+            raise UserError(f"{verb!r} takes {'a text; give it' if ability.takes_text else 'no text; omit it'}")
+        options = dict(ability.settle(self.trained, **options))
+        asked = None if text is None else ability.prepare(self.trained, [text], **options)[0]
         [(group, seconds)] = self._groups([image], None if times is None else [times], None)
         regions = join_images(group, seconds)
         fewer = [without(regions, place) for place in range(len(regions))]
         prefixes = [make_prefix(each, self._tags) for each in (regions, *fewer)]
-        probabilities = ability.apply(self.trained, prefixes, [words] * len(prefixes))
-        answer = ability.result(self.trained, probabilities[0], top=top)
-        best = probabilities[:, int(probabilities[0].argmax())]
-        drops = (best[0] - best[1:]).tolist()
+        found = ability.evidence(self.trained, prefixes, asked, **options)
+        drops = (found.probabilities[0] - found.probabilities[1:]).tolist()
+        of_words = [()] * len(drops) if found.of_words is None else (found.of_words[0] - found.of_words[1:]).tolist()
         extractor = self.trained.processor.extractor
-        described = [describe(extractor, group, regions, place, drop) for place, drop in enumerate(drops)]
-        return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
+        described = [
+            describe(extractor, group, regions, place, drop, words)
+            for place, (drop, words) in enumerate(zip(drops, of_words, strict=True))
+        ]
+        described.sort(key=lambda region: -region.probability_drop)
+        result = ability.result(self.trained, found.raw, **options)
+        return Explanation(result, float(found.probabilities[0]), described, tuple(found.words), found.logarithms)
+
+    @overload
+    def choose(  # type: ignore[overload-overlap]
+        self, images: Input, texts: str, candidates: Sequence[str], times: Times = None
+    ) -> Chosen: ...
+    @overload
+    def choose(
+        self, images: Input | Inputs, texts: Texts, candidates: Candidates, times: Times = None
+    ) -> list[Chosen]: ...
+    @overload
+    def choose(
+        self, images: Input | Inputs, texts: Texts, candidates: Candidates, times: Times = None, *, skipped: Skipped
+    ) -> list[Chosen | None]: ...
+    def choose(
+        self,
+        images: Input | Inputs,
+        texts: Texts,
+        candidates: Candidates,
+        times: Times = None,
+        skipped: Skipped | None = None,
+    ) -> Any:
+        """Choose the candidate that is right for a text about an image or a tuple; two lists are taken in pairs.
+
+        `candidates` are those of every text, or a list of them for each text. A text may be empty, so that the
+        candidates alone are compared. `times` and `skipped` are as in `predict`.
+
+        Raises:
+            UserError: fewer than two candidates or two that are equal, an image that cannot be read, or a model that
+                cannot choose.
+
+        """
+        chosen = self.predict("choose", images, texts, times, skipped, candidates=candidates)
+        return chosen[0] if isinstance(texts, str) and not is_batch(images) else chosen

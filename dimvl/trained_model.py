@@ -207,7 +207,7 @@ def _check_fit(folder: Path, processor: Processor, model: DimvlModel) -> None:
         "tokens": (len(processor.tokenizer), model.tokens.word.num_embeddings),
         "token positions": (processor.max_positions, model.tokens.position.num_embeddings),
         "heads for words": (int(processor.captions), int("word_head" in heads)),
-        "heads for matching": (int(processor.matches), int("match_head" in heads)),
+        "heads for matching": (int(processor.matches or processor.chooses), int("match_head" in heads)),
         "heads for alignment": (int(processor.aligns), int("align_head" in heads)),
     }
     found += [(name, own, other) for name, (own, other) in limits.items() if own > other]

@@ -68,7 +68,7 @@ def model_arguments(processor: Processor) -> dict[str, object]:
         "times": processor.times,
         "region_words": processor.region_words,
         "word_head": processor.captions,
-        "match_head": processor.matches,
+        "match_head": processor.matches or processor.chooses,
         "answers": len(processor.answers),
         "aligned": 8 if processor.aligns else 0,
     }

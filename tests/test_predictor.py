@@ -343,7 +343,7 @@ def test_an_explanation_is_the_probability_drop_when_a_region_and_its_tags_are_r
     )
     explanation = predictor.explain(regions, QUESTION)
     assert len(calls) == 1 and len(calls[0].layout.num_regions) == len(regions) + 1
-    assert explanation.answer.text == trained.processor.answers[best]
+    assert explanation.result.text == trained.processor.answers[best]
     drops = {tuple(np.round(region.box, 2)): region.probability_drop for region in explanation.regions}
     assert drops == pytest.approx(expected, abs=1e-5)
     assert max(map(abs, drops.values())) > 1e-3

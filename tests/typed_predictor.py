@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dimvl import Predictor
-from dimvl.data.answers import Answer
+from dimvl.data.answers import Answer, Chosen
 from dimvl.regions.records import Regions
 
 
@@ -59,6 +59,8 @@ def results_without_torn_images(
     answers = predictor.answer(images[:1], [text])
     answers = predictor.answer(images[0], (text, text))
     assert_type(answers, list[Answer])
+    assert_type(predictor.choose(images[0], text, [text, "none"]), Chosen)
+    assert_type(predictor.choose(images[:1], [text], [[text, "none"]]), list[Chosen])
     assert_type(predictor.match(images[0], text), float)
     assert_type(predictor.match(images[:1], text), list[float])
     return (

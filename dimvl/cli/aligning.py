@@ -45,7 +45,7 @@ def align(
         raise UserError(f"the model finds no region in {image}, so no word has one; give another image")
     best = found.similarities.argmax(axis=1).tolist()
     if as_json:
-        regions = [region._asdict() | {"box": list(region.box)} for region in found.regions]
+        regions = [region.record() | {"box": list(region.box)} for region in found.regions]
         for region in regions:
             del region["probability_drop"], region["image"]
         record = {"image": str(image), "text": text, "words": found.words, "regions": regions}

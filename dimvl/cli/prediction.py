@@ -35,6 +35,7 @@ from dimvl.cli.app import (
     input_folder,
     print_text,
 )
+from dimvl.cli.explaining import Explain, as_fields, print_explanation, refuse_several
 from dimvl.cli.inputs import Group, Groups, Ids, Images, Stores, Together, check_inputs, named, open_model, refuse_empty
 from dimvl.errors import UserError
 from dimvl.files import read_text
@@ -42,6 +43,7 @@ from dimvl.showing import counted, short
 
 if TYPE_CHECKING:
     from dimvl.data.answers import Answer
+    from dimvl.explanation import Explanation
     from dimvl.image_inputs import Input
     from dimvl.predictor import Labelled, Predictor
     from dimvl.tasks.answering.statements import StatementRules
@@ -96,6 +98,7 @@ def caption(
     length_penalty: LengthPenalty = None,
     block_ngrams: BlockNgrams = None,
     together: Together = False,
+    explain: Explain = False,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -112,12 +115,15 @@ def caption(
     chosen = Images(images or [], regions, ids)
     groups = chosen.groups([None], together)
     decoding = given(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty, block_ngrams=block_ngrams)
+    refuse_several(chosen, groups, explain)
     predictor = open_model(model, device, threads)
     check_inputs(predictor, "caption", groups)
     if together or chosen.is_single(groups):
         [group] = groups
-        text = predictor.caption(chosen.single(predictor, groups), **decoding)
-        _print({**named(group, together), "caption": text}, text, as_json)
+        image = chosen.single(predictor, groups)
+        explained = predictor.explain(image, None, "caption", **decoding) if explain else None
+        text = predictor.caption(image, **decoding) if explained is None else explained.result
+        _print({**named(group, together), "caption": text}, text, as_json, explained, text)
         chosen.report()
         return
     with chosen.regions(predictor, groups) as batches:
@@ -147,9 +153,7 @@ def answer(
     ids: Ids = None,
     statements: StatementsFile = None,
     top: Annotated[int, typer.Option(min=1, help="Number of answers to print.")] = 1,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Print how much the answer's probability drops without each region.")
-    ] = False,
+    explain: Explain = False,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -174,8 +178,7 @@ def answer(
     """
     chosen, groups = _asked(arguments or [], folder, regions, ids)
     single = chosen.is_single(groups)
-    if explain and not single:
-        raise UserError("--explain needs one image and one question; omit it")
+    refuse_several(chosen, groups, explain)
     if explain and statements:
         raise UserError("--explain is for models that were trained to answer; omit it, or --statements")
     rules, uncovered = _rules(statements, groups)
@@ -283,22 +286,15 @@ def _answer_one(
     rules: "StatementRules | None",
     as_json: bool,
 ) -> None:
-    explanation = predictor.explain(image, record["question"], top) if explain else None
-    found = explanation.answer if explanation else predictor.answer(image, record["question"], top, statements=rules)
+    explanation = predictor.explain(image, record["question"], top=top) if explain else None
+    found = explanation.result if explanation else predictor.answer(image, record["question"], top, statements=rules)
     if as_json:
-        described = {} if explanation is None else {"regions": [region._asdict() for region in explanation.regions]}
-        print(json.dumps({**record, **_fields(found), **described}))
+        print(json.dumps({**record, **_fields(found), **(as_fields(explanation) if explanation else {})}))
         return
     for text, probability in found.top:
         print_text(text if top == 1 else f"{text} ({probability:.3f})")
-    if explanation is None:
-        return
-    print_text(f"probability of {found.text!r}: {found.probability:.3f}")
-    print_text("probability drop when the region is removed:")
-    for region in explanation.regions:
-        name = " ".join((*region.attributes, region.name)) or "unnamed region"
-        box = ", ".join(f"{side:.0f}" for side in region.box)
-        print_text(f"{region.probability_drop:+.3f}  {name} ({region.score:.2f}) at {box}")
+    if explanation is not None:
+        print_explanation(explanation, found.text)
 
 
 def _fields(answer: "Answer") -> dict[str, Any]:
@@ -320,6 +316,7 @@ def match(
     regions: Stores = None,
     ids: Ids = None,
     together: Together = False,
+    explain: Explain = False,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -338,13 +335,16 @@ def match(
     paths, wanted = _texts(arguments or [], text or [], texts)
     chosen = Images(paths, regions, ids)
     groups = chosen.groups(wanted, together)
+    refuse_several(chosen, groups, explain)
     predictor = open_model(model, device, threads)
     check_inputs(predictor, "match", groups)
     if chosen.is_single(groups):
         [group] = groups
-        probability = predictor.match(chosen.single(predictor, groups), wanted[0])
+        image = chosen.single(predictor, groups)
+        explained = predictor.explain(image, wanted[0], "match") if explain else None
+        probability = predictor.match(image, wanted[0]) if explained is None else explained.result
         record = {**named(group, together), "text": wanted[0], "probability": probability}
-        _print(record, f"{probability:.3f}", as_json)
+        _print(record, f"{probability:.3f}", as_json, explained, wanted[0])
         return
     as_json = as_json or len(wanted) > 1 or not {*chosen.names} <= {*chosen.named}
     with chosen.regions(predictor, groups, "pairs of image and text") as batches:
@@ -434,9 +434,13 @@ def _texts(arguments: Sequence[str], texts: Sequence[str], file: Path | None) ->
     return [any_path(image) for image in images], list(dict.fromkeys(wanted))
 
 
-def _print(record: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """Print a result, as soon as it is ready."""
+def _print(
+    record: Mapping[str, Any], text: str, as_json: bool, explained: "Explanation | None" = None, shown: str = ""
+) -> None:
+    """Print a result as soon as it is ready, and what `shown` rests on."""
     if as_json:
-        print(json.dumps(record), flush=True)
-    else:
-        print_text(text)
+        print(json.dumps({**record, **(as_fields(explained) if explained else {})}), flush=True)
+        return
+    print_text(text)
+    if explained is not None:
+        print_explanation(explained, shown)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dimvl.errors import UserError
 from dimvl.fields import is_blank
@@ -39,6 +40,23 @@ class Answer:
     text: str
     probability: float
     top: list[tuple[str, float]]
+
+
+class Chosen(NamedTuple):
+    """The most probable candidate.
+
+    Attributes:
+        candidate: its text.
+        place: its place among the candidates, from 0.
+        probability: its probability among them.
+        probabilities: those of all candidates, in their order.
+
+    """
+
+    candidate: str
+    place: int
+    probability: float
+    probabilities: list[float]
 
 
 def _contractions() -> dict[str, str]:

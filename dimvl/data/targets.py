@@ -4,7 +4,7 @@ An example carries the payload of its kind (`Example.target`); `gather` turns th
 objective into tensors. A kind names the head that runs on its rows, so that FLOPs, memory and profiles include it.
 
 Letters: M targets, R regions, T texts, P prefixes, K classes, A answers, S captions drawn for an image, L words,
-I images that a caption is compared with, or of a group.
+I images that a caption is compared with, or of a group, Q questions.
 """
 
 from abc import ABC, abstractmethod
@@ -59,6 +59,13 @@ class Chosen:
     def last_rows(self) -> np.ndarray:
         """The row of the last token of each of these texts."""
         return self.layout.text_starts[self.text_numbers] + self.layout.text_lengths[self.text_numbers] - 1
+
+    @property
+    def judged_rows(self) -> np.ndarray:
+        """The row from which each of these texts is judged: [CLS], or the last token where [CLS] has not seen it."""
+        owner = self.layout.text_prefix[self.text_numbers]
+        rows = np.where(self.layout.seq2seq[owner], self.last_rows, self.layout.context_starts[owner])
+        return rows.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,11 +273,50 @@ class MatchTargets(Targets):
     @classmethod
     def gather(cls, chosen: Chosen, width: int) -> Self:
         """Collect the payloads `Matches`."""
-        layout = chosen.layout
-        owner = layout.text_prefix[chosen.text_numbers]
-        rows = np.where(layout.seq2seq[owner], chosen.last_rows, layout.context_starts[owner]).astype(np.int64)
         labels = [label for payload in chosen.payloads for label in payload.labels]
-        return cls(torch.from_numpy(rows), torch.tensor(labels, dtype=torch.float32))
+        return cls(torch.from_numpy(chosen.judged_rows), torch.tensor(labels, dtype=torch.float32))
+
+
+class Candidates(NamedTuple):
+    """Payload of questions with candidates; where each has an example of its own, that of the first has it.
+
+    Attributes:
+        counts: (Q,) candidates of each question, in the order of the texts.
+        right: (Q,) place of the right one among them.
+
+    """
+
+    counts: Sequence[int]
+    right: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceTargets(Targets):
+    """Questions with candidates, each judged as a pair is: see `MatchTargets`.
+
+    Attributes:
+        rows: (M,) the row that each candidate is judged from.
+        right: (Q,) place of the right one among the candidates of each question.
+        counts: candidates of each question.
+
+    """
+
+    right: Tensor
+    counts: tuple[int, ...]
+    head = "match_head"
+
+    def __len__(self) -> int:
+        """Return the number of questions Q, whose losses an optimiser step averages."""
+        return len(self.right)
+
+    @classmethod
+    def gather(cls, chosen: Chosen, width: int) -> Self:
+        """Collect the payloads `Candidates`."""
+        counts, right = (
+            [number for payload in chosen.payloads if payload is not None for number in payload[part]]
+            for part in (0, 1)
+        )
+        return cls(torch.from_numpy(chosen.judged_rows), torch.tensor(right, dtype=torch.long), tuple(counts))
 
 
 class Answers(NamedTuple):

@@ -175,6 +175,6 @@ def _explain(predictor: Predictor, file: Path, question: Question) -> dict[str, 
     return {
         "question": question.text,
         "expected": question.answers[0],
-        "answers": explanation.answer.top,
-        "regions": [region._asdict() for region in explanation.regions],
+        "answers": explanation.result.top,
+        "regions": [region.record() for region in explanation.regions],
     }

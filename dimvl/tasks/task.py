@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.config import EvaluationOptions, RunConfig
-from dimvl.data.annotations import Caption, Question
-from dimvl.data.prefixes import ImageReader
+from dimvl.data.annotations import Caption, Choice, Question
+from dimvl.data.prefixes import ImageReader, Prefix
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
 from dimvl.errors import UserError
@@ -27,7 +28,26 @@ from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.trained_model import TrainedModel
 
 Config = TypeVar("Config", bound=RunConfig)
-Record = Caption | Question
+Record = Caption | Question | Choice
+
+
+class Evidence(NamedTuple):
+    """What a result rests on: how probable it is for a prefix, and for the prefix without each of its regions.
+
+    Attributes:
+        raw: the raw result for the whole prefix, as `Ability.apply` returns it.
+        probabilities: (1 + R,) of what that result says: for the whole prefix, and without each region in order.
+        logarithms: whether these are log-probabilities.
+        words: W parts of the result with values of their own, as the words of a caption.
+        of_words: (1 + R, W) of these, as `probabilities`.
+
+    """
+
+    raw: Any
+    probabilities: Tensor
+    logarithms: bool = False
+    words: Sequence[str] = ()
+    of_words: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +66,10 @@ class Ability:
             that it adds to a prefix.
         settle: (trained model, **options) -> the options as the functions above take them, worked out once for all
             inputs.
+        evidence: what a result rests on: (trained model, prefixes, the text as `prepare` returns it or None, **options)
+            -> `Evidence`. Prefix 0 is that of the input, and prefix 1 + r lacks its region r. Use `by_probability` if
+            `apply` returns probabilities of things that are the same for all prefixes; of a region that is chosen, take
+            0 where the region itself is missing. None: the results have no probability.
         example: a line of Python for the model card that uses `predictor`.
 
     """
@@ -59,6 +83,7 @@ class Ability:
     rows: Callable[..., int] = lambda trained, **options: 0
     prepare: Callable[..., Sequence[Any]] = lambda trained, texts, **options: trained.tokenise(texts)
     settle: Callable[..., Mapping[str, Any]] = lambda trained, **options: options
+    evidence: Callable[..., Evidence] | None = None
 
     def check(self, trained: TrainedModel) -> None:
         """Check that a model was trained for this.
@@ -71,6 +96,28 @@ class Ability:
             raise UserError(f"the model {trained.weights.parent} cannot {self.verb}; give one trained to {self.verb}")
 
 
+def by_probability(
+    apply: Callable[..., Any], table: Callable[[Any], Tensor] = lambda found: found
+) -> Callable[..., Evidence]:
+    """Return the evidence of an ability whose result is the most probable of several things, or one probability.
+
+    Args:
+        apply: as in `Ability`.
+        table: raw results of P prefixes -> probabilities (P, C) of the C things, or (P,) of the only one.
+
+    """
+
+    def evidence(trained: TrainedModel, prefixes: Sequence[Prefix], text: Any, **options: Any) -> Evidence:
+        if text is None:
+            found = apply(trained, prefixes, None, **options)
+        else:
+            found = apply(trained, prefixes, [text] * len(prefixes))
+        values = table(found)
+        return Evidence(found[0], values if values.ndim == 1 else values[:, int(values[0].argmax())])
+
+    return evidence
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """A model's predictions for an annotation file.
@@ -81,6 +128,7 @@ class Evaluation:
         scores: overall scores; empty without references.
         files: further files that the scores depend on, by name.
         left_out: reason -> number of texts or images without a prediction or without a score.
+        submissions: content of files that the data set's authors want, by name, `submission.` and an ending.
 
     """
 
@@ -89,6 +137,7 @@ class Evaluation:
     scores: dict[str, Any]
     files: Mapping[str, Path] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    submissions: Mapping[str, str] = field(default_factory=dict)
 
 
 class ValidationScore(NamedTuple):

@@ -94,7 +94,7 @@ def _processor(
     elif config.model.bert is not None:
         tokenizer = Tokenizer.load(config.model.bert)
     else:
-        extractor, texts = store.extractor, [record.text for record in records]
+        extractor, texts = store.extractor, [text for record in records for text in record.texts]
         tokenizer = Tokenizer.train([*texts, *extractor.classes, *extractor.attributes], inputs.vocabulary)
     processor = Processor(
         tokenizer=tokenizer,

@@ -1,16 +1,18 @@
-"""Readers of annotation files: every format of docs/annotations.md becomes captions, or questions with answers.
+"""Readers of annotation files: every format becomes captions, or questions with answers or candidates.
 
-Image ids become text here, because the region store identifies images by text. `dimvl/data/matching.py` decides which
-images of the store a record refers to.
+docs/annotations.md shows the formats. Image ids become text here, because the region store identifies images by text.
+`dimvl/data/matching.py` decides which images of the store a record refers to.
 """
 
+from dimvl.data.annotations.choices import read_choices
 from dimvl.data.annotations.probes import Probe, Probes, read_probes
 from dimvl.data.annotations.reading import describe_file, read_captions, read_questions
-from dimvl.data.annotations.records import Caption, ImageKey, Question
+from dimvl.data.annotations.records import Caption, Choice, ImageKey, Question
 from dimvl.fields import Id
 
 __all__ = [
     "Caption",
+    "Choice",
     "Id",
     "ImageKey",
     "Probe",
@@ -18,6 +20,7 @@ __all__ = [
     "Question",
     "describe_file",
     "read_captions",
+    "read_choices",
     "read_probes",
     "read_questions",
 ]

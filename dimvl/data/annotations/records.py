@@ -1,4 +1,4 @@
-"""Records of annotation files: one for each caption and each question."""
+"""Records of annotation files: one for each caption, each question and each question with candidates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +22,12 @@ class _AboutImages:
     image_ids: tuple[str, ...]
     times: tuple[float, ...]
     written_ids: tuple[Id, ...]
+    text: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model reads about the images."""
+        return (self.text,)
 
     @property
     def image_id(self) -> str:
@@ -100,3 +106,41 @@ class Question(_AboutImages):
     def name(self) -> str:
         """The record in a message."""
         return f"question {self.question_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(_AboutImages):
+    """One question about one or more images, and candidates of which one is right.
+
+    Attributes:
+        choice_id: its id in the file; a number that no other has if the file has none.
+        image_ids: the images, in order, as text: first as the file names them, after matching as the store does.
+        text: the question, without surrounding whitespace; empty if the candidates alone are compared.
+        candidates: the texts to choose from, at least two.
+        answer: place of the right one; None if it is not published.
+        part: `answer`, or `rationale-2` for the rationales of answer 2, as in VCR, where parts share an id; else empty.
+        file_names: file name, path or URL of each image; empty if the file has none.
+        times: seconds of each image; empty if the file has none.
+        written_ids: the images as the file names them, numbers as numbers; empty if these are `image_ids`.
+
+    """
+
+    choice_id: Id
+    image_ids: tuple[str, ...]
+    text: str
+    candidates: tuple[str, ...]
+    answer: int | None = None
+    part: str = ""
+    file_names: tuple[str, ...] = ()
+    times: tuple[float, ...] = ()
+    written_ids: tuple[Id, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The record in a message."""
+        return f"question {self.choice_id}"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The question followed by each candidate."""
+        return tuple(f"{self.text} {candidate}".strip() for candidate in self.candidates)

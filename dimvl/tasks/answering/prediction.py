@@ -25,7 +25,7 @@ from dimvl.tasks.answering.training import answer_logits, answer_spec, question_
 from dimvl.tasks.answering.zero_shot import ZERO_SHOT, answer_by_statements
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.inference import finite, pair_batches
-from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator
+from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator, by_probability
 from dimvl.tasks.validating import matched, sample, subset
 from dimvl.trained_model import TrainedModel
 
@@ -65,6 +65,7 @@ ANSWER = Ability(
     available=lambda processor: bool(processor.answers),
     apply=answer_probabilities,
     result=best_answer,
+    evidence=by_probability(answer_probabilities),
     takes_text=True,
     example='predictor.answer("image.png", "what colour is the circle?")',
 )

@@ -20,6 +20,7 @@ from dimvl.metrics.predictions import official_images
 from dimvl.metrics.wording import faults
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
+from dimvl.tasks.captioning.evidence import caption_evidence
 from dimvl.tasks.inference import store_batches
 from dimvl.tasks.task import Ability, Evaluation
 from dimvl.trained_model import TrainedModel
@@ -77,6 +78,9 @@ CAPTION = Ability(
     apply=_caption,
     result=lambda trained, text, **options: text,
     takes_text=False,
+    evidence=lambda trained, prefixes, text, **options: caption_evidence(
+        trained, prefixes, _within_positions(trained, _decoding(options))
+    ),
     example='predictor.caption("image.png")',
     rows=lambda trained, **options: text_rows(trained, _decoding(options)),
 )

@@ -13,7 +13,7 @@ from dimvl.data.targets import Matches, MatchTargets, TargetSpec
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import plain_text
 from dimvl.tasks.inference import finite, store_batches
-from dimvl.tasks.task import Ability
+from dimvl.tasks.task import Ability, by_probability
 from dimvl.trained_model import TrainedModel
 
 
@@ -51,6 +51,7 @@ MATCH = Ability(
     available=lambda processor: processor.matches,
     apply=match_probabilities,
     result=lambda trained, probability, **options: float(probability),
+    evidence=by_probability(match_probabilities),
     takes_text=True,
     example='predictor.match("image.png", "a red circle")',
 )

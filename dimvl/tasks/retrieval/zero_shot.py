@@ -20,7 +20,7 @@ from dimvl.errors import UserError
 from dimvl.showing import short
 from dimvl.tasks.retrieval.labels import TEMPLATES, check_labels, filled
 from dimvl.tasks.retrieval.prediction import Embeddings, embed_all_texts, embed_images, similarity
-from dimvl.tasks.task import Ability
+from dimvl.tasks.task import Ability, by_probability
 from dimvl.trained_model import TrainedModel
 
 
@@ -90,6 +90,7 @@ CLASSIFY = Ability(
     available=lambda processor: processor.aligns,
     apply=class_probabilities,
     result=best_labels,
+    evidence=by_probability(class_probabilities),
     takes_text=False,
     settle=_settle,
     example='predictor.classify("image.png", ["circle", "star"])',

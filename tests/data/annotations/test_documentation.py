@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.data.annotations import read_captions, read_probes, read_questions
+from dimvl.data.annotations import read_captions, read_choices, read_probes, read_questions
 from tests.data.annotations.files import write
 
 PAGE = Path(__file__).parents[3] / "docs" / "annotations.md"
@@ -43,6 +43,15 @@ def test_examples_of_questions_are_read(tmp_path):
     assert read_questions(one, write(tmp_path / "a.json", answered))[0].answers == ("rice", "rice", "food")
     ((_, lines),) = SECTIONS["Questions as JSON lines"]
     assert [len(question.answers) for question in read_questions(write(tmp_path / "q.jsonl", lines))] == [1, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("heading", "name", "answers"),
+    [("Candidates as JSON lines", "a.jsonl", [1, 0]), ("A-OKVQA", "a.json", [3]), ("VCR", "a.jsonl", [0, 0])],
+)
+def test_examples_of_questions_with_candidates_are_read(tmp_path, heading, name, answers):
+    ((_, content),) = SECTIONS[heading]
+    assert [item.answer for item in read_choices(write(tmp_path / name, content)).items] == answers
 
 
 @pytest.mark.parametrize(

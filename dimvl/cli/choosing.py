@@ -1,0 +1,81 @@
+"""The command choose: one of several texts."""
+
+import json
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app, print_text
+from dimvl.cli.explaining import Explain, as_fields, print_explanation, refuse_several
+from dimvl.cli.inputs import Group, Ids, Images, Stores, Together, check_inputs, named, open_model, refuse_empty
+from dimvl.errors import UserError
+from dimvl.fields import check_candidates
+
+if TYPE_CHECKING:
+    from dimvl.data.answers import Chosen
+
+
+@app.command()
+def choose(
+    model: Model,
+    candidate: Annotated[list[str], typer.Option(help="Text to choose; give it twice or more.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE TEXT",
+            help="Images or folders, then a question, or '' to compare the candidates alone. With --regions, only the "
+            "question.",
+        ),
+    ] = None,
+    regions: Stores = None,
+    ids: Ids = None,
+    together: Together = False,
+    explain: Explain = False,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Say which of some texts is right for an image, such as the answer to a question.
+
+    The model was trained for multiple choice, or to match. Its probabilities are those among the candidates. Several
+    images print one JSON object per line as they are ready. An image that cannot be read is reported and skipped; the
+    exit code is then 1, or 2 if that image was named on the command line.
+
+    Example: dimvl choose photo.png "what is it?" --candidate "a dog" --candidate "a cat" --model exports/choose
+    """
+    *images, text = arguments or [""]
+    candidates = [one.strip() for one in candidate]
+    refuse_empty(candidates)
+    check_candidates(candidates, "the command")
+    if not arguments or (not images and not regions):
+        raise UserError("no question is given; give it last, or '' to compare the candidates alone")
+    if os.path.exists(text):
+        raise UserError(f"{text} is a file or a folder, not a question; give a question last, or ''")
+    chosen = Images([any_path(image) for image in images], regions, ids)
+    groups = chosen.groups([text], together)
+    refuse_several(chosen, groups, explain)
+    predictor = open_model(model, device, threads)
+    check_inputs(predictor, "choose", groups)
+
+    def fields(group: Group, found: "Chosen") -> dict[str, object]:
+        answer = {"candidate": found.candidate, "place": found.place, "probability": found.probability}
+        return {**named(group, together), "text": text, **answer, "probabilities": found.probabilities}
+
+    if chosen.is_single(groups):
+        [group] = groups
+        image = chosen.single(predictor, groups)
+        explained = predictor.explain(image, text, "choose", candidates=candidates) if explain else None
+        found = predictor.choose(image, text, candidates) if explained is None else explained.result
+        if as_json:
+            print(json.dumps(fields(group, found) | (as_fields(explained) if explained else {})))
+            return
+        print_text(found.candidate)
+        if explained is not None:
+            print_explanation(explained, found.candidate)
+        return
+    with chosen.regions(predictor, groups, "questions") as batches:
+        for batch in batches:
+            results = predictor.choose(list(batch.values()), text, candidates)
+            for group, found in zip(batch, results, strict=True):
+                print(json.dumps(fields(group, found)), flush=True)

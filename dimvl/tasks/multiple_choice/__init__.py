@@ -1,0 +1,1 @@
+"""Multiple choice: one of several candidate texts."""
