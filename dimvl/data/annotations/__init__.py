@@ -6,7 +6,7 @@ images of the store a record refers to.
 
 from dimvl.data.annotations.probes import Probe, Probes, read_probes
 from dimvl.data.annotations.reading import describe_file, read_captions, read_questions
-from dimvl.data.annotations.records import Caption, ImageKey, Question
+from dimvl.data.annotations.records import Caption, ImageKey, Question, compared
 from dimvl.fields import Id
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Probe",
     "Probes",
     "Question",
+    "compared",
     "describe_file",
     "read_captions",
     "read_probes",
