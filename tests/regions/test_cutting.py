@@ -27,7 +27,7 @@ def test_the_name_of_a_frame_gives_its_video_and_its_time_back():
 
 
 def test_two_frames_at_one_time_are_one_sentence():
-    with pytest.raises(UserError, match="frames 'v@1' and 'v@01.0' of one video have the same time; remove one"):
+    with pytest.raises(UserError, match=r"frames 'v@1' and 'v@01\.0' of one video have the same time; remove one"):
         videos_of(["v@1", "v@2", "v@01.0"])
 
 

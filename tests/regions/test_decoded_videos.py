@@ -69,7 +69,7 @@ def test_an_interrupted_command_goes_on_to_the_same_folder(videos, tmp_path, mon
     report = cut_videos([videos], tmp_path / "out", THREE)
     assert (report.done, report.already) == (2, 1)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    with pytest.raises(UserError, match="was cut|were cut with --count 3; give the same, or another folder"):
+    with pytest.raises(UserError, match="were cut with --count 3; give the same, or another"):
         cut_videos([videos], tmp_path / "out", Spacing(4, None))
 
 
