@@ -162,6 +162,8 @@ def test_a_video_of_64_frames_is_cut_extracted_trained_planned_and_captioned(run
     assert run("extract", frames, store, "--where", videos / "detector", "--device", "cpu").code == 0
     captions = write_captions(tmp_path / "MSRVTT_data.json", "v1", "v2", "v1")
     config = write_config(tmp_path, "caption", store, captions)
+    before = json.loads(run("plan", config, "--json").out)["facts"]
+    assert before["images_per_prefix"] == LONG and "64 images in each record" in str(before["assumed"])
     assert run("finetune", config).code == 0 and latest_checkpoint(tmp_path / "caption") is not None
     facts = json.loads(run("plan", config, "--json").out)["facts"]
     assert facts["images_per_prefix"] == pytest.approx((LONG + 3) / 2)

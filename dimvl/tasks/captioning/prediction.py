@@ -35,7 +35,7 @@ def captions(
     Args:
         trained: a model that captions.
         prefixes: images and context.
-        options: how to decode; by default a text is no longer than the model's positions allow.
+        options: how to decode; by default a text is as long as those that the model was trained on may be.
         all_ranks: as in `beam_search`.
 
     Raises:
@@ -55,12 +55,14 @@ def text_rows(trained: TrainedModel, options: DecodingOptions) -> int:
 
 def _within_positions(trained: TrainedModel, options: DecodingOptions) -> DecodingOptions:
     longest = trained.processor.text_tokens + 1
-    if options.max_tokens > longest and "max_tokens" in options.model_fields_set:
+    if "max_tokens" not in options.model_fields_set:
+        return options.model_copy(update={"max_tokens": longest})
+    if options.max_tokens > longest:
         raise UserError(
             f"max_tokens is {options.max_tokens} but {trained.weights.parent} was trained for texts of at most "
             f"{longest} tokens, the final [SEP] included; give at most {longest}"
         )
-    return options.model_copy(update={"max_tokens": min(options.max_tokens, longest)})
+    return options
 
 
 def _caption(trained: TrainedModel, prefixes: Sequence[Prefix], words: None, **options: Any) -> list[str]:
