@@ -131,6 +131,7 @@ def test_the_frames_of_a_video_and_their_times_are_found_by_its_name(tmp_path):
         for video, count in (("v2", 3), ("v1", 2), ("v2", 3))
     ]
     assert match.missing == ["v3"] and match.texts_missing == 1 and match.times_ignored == 4
+    assert match_file(path, records, store, make_processor(max_images=3, concept_tokens=4)).untagged == 2
     with pytest.raises(UserError, match=r"lacks the frames of video 'v3' of the 3 of .*; cut these videos with"):
         match.check(store, "error", "--skip-missing")
     with pytest.raises(UserError, match=r"caption 0 has 3 images, more than inputs\.max_images 2"):

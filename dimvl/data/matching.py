@@ -117,6 +117,7 @@ class FileMatch:
         texts: number of captions or questions in the file.
         texts_missing: number of those with a missing image.
         times_ignored: number of those with times that the model does not use.
+        untagged: number of those about more images than the budget of tags has word pieces for.
         videos: video in the file -> its frames in the store and their times, for the videos found.
 
     """
@@ -129,6 +130,7 @@ class FileMatch:
     texts: int
     texts_missing: int
     times_ignored: int
+    untagged: int = 0
     videos: Mapping[str, Frames] = field(default_factory=dict)
 
     def check(self, store: RegionStore, missing: Missing, remedy: str) -> None:
@@ -153,6 +155,11 @@ class FileMatch:
             logger.warning(
                 "%s: the times of %d texts are ignored; train with inputs.times=true to use them",
                 *(self.path, self.times_ignored),
+            )
+        if self.untagged:
+            logger.warning(
+                "%s: %d texts are about too many images for tags; raise inputs.concept_tokens, from pretraining on",
+                *(self.path, self.untagged),
             )
         if not self.missing:
             return
@@ -193,8 +200,10 @@ def match_file(
         raise UserError(f"{path} has no text for any image of the store; check that it is the right file")
     named = list(dict.fromkeys(record.image_id for record in records if record.is_video))
     videos = _find_videos(path, named, store)
+    untagged = 0
     for record in records:
         number = len(videos.get(record.image_id, [()])[0]) if record.is_video else len(record.image_ids)
+        untagged += number > (limits.tag_tokens + 1) // 2 and limits.tag_tokens > 0  # see `TagWriter.room`
         if number > limits.max_images:
             raise UserError(
                 f"{path}: {record.name} has {number} images, more than inputs.max_images {limits.max_images}; "
@@ -216,6 +225,7 @@ def match_file(
         texts=len(records),
         texts_missing=sum(not absent.isdisjoint(record.image_ids) for record in records),
         times_ignored=0 if limits.times else sum(bool(record.times) or record.is_video for record in records),
+        untagged=untagged,
         videos=videos,
     )
 
