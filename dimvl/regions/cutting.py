@@ -27,7 +27,7 @@ from dimvl.files import atomic_path, existing, locked, open_regular, parse_json,
 from dimvl.regions.frames import VIDEO_SUFFIXES, frame_name, video_name, videos_of
 from dimvl.regions.images import MAX_FILE_BYTES, MAX_PIXELS
 from dimvl.regions.listing import PassedOver, found_in, id_of_name
-from dimvl.showing import reason, some
+from dimvl.showing import some
 
 logger = logging.getLogger(__name__)
 LOG = "frames.jsonl"
@@ -261,7 +261,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
                     raise UserError(f"video {path} has frames of more than {MAX_PIXELS:,} pixels; make them smaller")
                 yield container, stream
         except (av.error.FFmpegError, ValueError) as error:
-            raise UserError(f"video {path} cannot be decoded ({reason(error)}); replace it or remove it") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"video {path} cannot be decoded ({reason}); replace it or remove it") from None
 
 
 def _place(part: Any) -> int | None:

@@ -52,7 +52,7 @@ def vist_stories(path: Path, content: Any) -> list[Caption]:
                 f"{place}: story {story} is in album {album} and in album {albums[str(story)]}; give each its own id"
             )
         order = identifier(record[FIELDS[3]], FIELDS[3], place)
-        if not str(order).isdecimal():
+        if not str(order).isdecimal() or len(str(order)) > 6:
             raise UserError(f"{place}: {FIELDS[3]} is {short(order)}; give the place in the story, from 0")
         text = words(record["text"], f"text of story {story}", place)
         stories.setdefault(str(story), []).append((int(order), photo, text))
