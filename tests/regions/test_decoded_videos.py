@@ -77,14 +77,15 @@ def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_cut(videos, 
     bad = tmp_path / "bad"
     bad.mkdir()
     shutil.copy(videos / "one.mp4", bad / "good.mp4")
-    whole = (videos / "two.mkv").read_bytes()
-    (bad / "half.avi").write_bytes((videos / "three.avi").read_bytes()[: len(whole) // 2])
+    whole = (videos / "three.avi").read_bytes()
+    (bad / "half.avi").write_bytes(whole[: 7 * len(whole) // 10])
     (bad / "text.mp4").write_text("not a video")
     (bad / "playlist.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{videos}/one.mp4\n")
+    (bad / "concat.mp4").write_text("ffconcat version 1.0\nfile good.mp4\n")
     (bad / "empty.mkv").touch()
     report = cut_videos([bad], tmp_path / "out", THREE)
-    assert (report.done, report.skipped) == (1, 4)
-    for name in ("half.avi", "text.mp4", "playlist.mp4", "empty.mkv"):
+    assert (report.done, report.skipped) == (1, 5) and "ends after 0.5 of 2.1 seconds" in caplog.text
+    for name in ("half.avi", "text.mp4", "playlist.mp4", "concat.mp4", "empty.mkv"):
         [line] = [line for line in caplog.messages if name in line]
         assert "it is skipped" in line and "\n" not in line
     assert set(contents(tmp_path / "out")) == {LOG, *(f"good@{time}.jpg" for time in TIMES)}
