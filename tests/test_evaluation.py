@@ -21,7 +21,7 @@ from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.answering.config import VqaEvaluation
 from dimvl.tasks.answering.prediction import answer_probabilities, answer_questions, evaluate_questions
 from dimvl.tasks.captioning.config import CaptionEvaluation
-from dimvl.tasks.captioning.prediction import caption_images, evaluate_captions, with_official_scores
+from dimvl.tasks.captioning.prediction import caption_images, evaluate_captions, text_rows, with_official_scores
 from dimvl.tasks.pretraining.matching import match_pairs
 from dimvl.tasks.task import Evaluation
 from dimvl.trained_model import TrainedModel
@@ -92,6 +92,13 @@ def test_a_caption_is_never_longer_than_the_positions_allow(store: RegionStore) 
     assert 0 < max(len(caption.split()) for caption in captions.values()) <= 3
     with pytest.raises(UserError, match=r"max_tokens is 5 but .* at most 4 tokens"):
         caption_images(trained, store, IMAGES, DecodingOptions(beams=1, max_tokens=5))
+
+
+def test_a_caption_is_by_default_as_long_as_those_of_training_may_be(store: RegionStore) -> None:
+    trained = make_trained(all_abilities(text_tokens=60))
+    assert text_rows(trained, DecodingOptions(beams=2)) == 2 * 61
+    longest = max(len(text.split()) for text in caption_images(trained, store, IMAGES[:2]).values())
+    assert 40 < longest <= 60, "a model without training seldom ends a text"
 
 
 def test_a_store_of_another_extractor_is_refused_with_both_names(tmp_path: Path, trained: TrainedModel) -> None:

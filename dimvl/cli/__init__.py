@@ -21,6 +21,7 @@ from dimvl.showing import visible
 # The order of `dimvl --help`.
 # isort: off
 import dimvl.cli.demo
+import dimvl.cli.frames
 import dimvl.cli.stores
 import dimvl.cli.concepts
 import dimvl.cli.planning

@@ -176,7 +176,7 @@ Config = Annotated[Path, typer.Argument(parser=config_file, help="Configuration 
 
 Beams = Annotated[int | None, typer.Option(min=1, max=100, help="Beam width for captions; 1 is greedy. Default 3.")]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="Maximum tokens of a caption, the end token included. Default 40.")
+    int | None, typer.Option(min=1, help="Maximum tokens of a caption, its end included. Default: as in training.")
 ]
 LengthPenalty = Annotated[
     float | None,

@@ -40,6 +40,9 @@ Ids = Annotated[
     typer.Option("--images", metavar="ID", help="Image of the region store; repeatable. By default all its images."),
 ]
 Together = Annotated[bool, typer.Option("--together", help="Treat the images as one input, in order.")]
+Videos = Annotated[
+    bool, typer.Option("--videos", help="Treat the frames that `dimvl frames` wrote as one input for each video.")
+]
 Group = tuple[str, ...]
 """The images of one input: files, or ids in a region store."""
 Groups = Mapping[Group, Sequence[Any]]
@@ -95,6 +98,26 @@ class Images:
     def groups(self, requests: Sequence[Any], together: bool = False) -> Groups:
         """Return each image once, or all of them together, with the same requests."""
         return dict.fromkeys([tuple(self.names)] if together else [(name,) for name in self.names], requests)
+
+    def videos(self, mixed: bool = False) -> dict[str, tuple[Group, tuple[float, ...]]]:
+        """Return the frames of each video among the images, and their times.
+
+        Raises:
+            UserError: an image is not a frame, unless they may be mixed.
+
+        """
+        from dimvl.regions.frames import videos_of
+        from dimvl.regions.listing import id_of_name
+
+        by_id = {name if self.store is not None else id_of_name(Path(name).name): name for name in self.names}
+        found = videos_of(by_id)
+        others = len(by_id) - sum(len(frames) for frames, _ in found.values())
+        if others and not mixed:
+            raise UserError(
+                f"{counted(others, 'image')} of {len(by_id)} are not frames of a video; give those that `dimvl frames` "
+                "wrote, or omit --videos"
+            )
+        return {video: (tuple(by_id[frame] for frame in frames), times) for video, (frames, times) in found.items()}
 
     def is_single(self, groups: Groups) -> bool:
         """Return whether the command line names one input and gives one request, whose result is printed alone."""

@@ -36,7 +36,19 @@ from dimvl.cli.app import (
     print_text,
 )
 from dimvl.cli.explaining import Explain, as_fields, print_explanation, refuse_several
-from dimvl.cli.inputs import Group, Groups, Ids, Images, Stores, Together, check_inputs, named, open_model, refuse_empty
+from dimvl.cli.inputs import (
+    Group,
+    Groups,
+    Ids,
+    Images,
+    Stores,
+    Together,
+    Videos,
+    check_inputs,
+    named,
+    open_model,
+    refuse_empty,
+)
 from dimvl.errors import UserError
 from dimvl.files import read_text
 from dimvl.showing import counted, short
@@ -99,6 +111,7 @@ def caption(
     block_ngrams: BlockNgrams = None,
     together: Together = False,
     explain: Explain = False,
+    videos: Videos = False,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -111,11 +124,22 @@ def caption(
     Example: dimvl caption photos --model exports/caption --json
 
     Example: dimvl caption --regions stores/val --images 17 --images 18 --model exports/caption
+
+    Example: dimvl caption 1.jpg 2.jpg 3.jpg 4.jpg 5.jpg --together --model exports/story
+
+    Example: dimvl caption frames --videos --model exports/msrvtt
     """
+    if together and videos:
+        raise UserError("--together and --videos both group images; omit one of them")
     chosen = Images(images or [], regions, ids)
     groups = chosen.groups([None], together)
     decoding = given(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty, block_ngrams=block_ngrams)
+    if videos and explain:
+        raise UserError("--explain is for images, not for --videos; omit one of them")
     refuse_several(chosen, groups, explain)
+    if videos:
+        _caption_videos(chosen, open_model(model, device, threads), decoding, as_json)
+        return
     predictor = open_model(model, device, threads)
     check_inputs(predictor, "caption", groups)
     if together or chosen.is_single(groups):
@@ -130,6 +154,27 @@ def caption(
         for found in batches:
             for (name,), text in zip(found, predictor.caption(list(found.values()), **decoding), strict=True):
                 _print({"image": name, "caption": text}, f"{name}: {text}", as_json)
+
+
+def _caption_videos(chosen: Images, predictor: "Predictor", decoding: dict[str, Any], as_json: bool) -> None:
+    found = chosen.videos()
+    names = {frames: video for video, (frames, _) in found.items()}
+    groups, used = dict.fromkeys(names, (None,)), predictor.trained.processor.times
+    check_inputs(predictor, "caption", groups, [times for _, times in found.values()] if used else None)
+    if not used:
+        _say_ignored(len(found))
+    with chosen.regions(predictor, groups, "videos") as batches:
+        for batch in batches:
+            times = [found[names[group]][1] for group in batch]
+            texts = predictor.caption(list(batch.values()), times=times if used else None, **decoding)
+            for group, seconds, text in zip(batch, times, texts, strict=True):
+                record = {"video": names[group], "images": group, "times": seconds, "caption": text}
+                _print(record, f"{names[group]}: {text}", as_json)
+
+
+def _say_ignored(texts: int) -> None:
+    """Say that a model does not use times: a fact of the file, which other models may use."""
+    print_text(f"the times of {texts} texts are ignored; train with inputs.times=true to use them", error=True)
 
 
 @app.command()
@@ -194,8 +239,8 @@ def answer(
     timed = sum("times" in record for records in groups.values() for record in records)
     used = timed and predictor.trained.processor.times
     check_inputs(predictor, verb, groups, [[0.0] * len(group) for group in groups] if used else None)
-    if timed and not used:  # as in an evaluation: a fact of the file, which other models may use
-        print_text(f"the times of {timed} texts are ignored; train with inputs.times=true to use them", error=True)
+    if timed and not used:
+        _say_ignored(timed)
     if uncovered:
         asked = f"{counted(len(uncovered), 'question')}, such as {short(uncovered[0])}"
         print_text(f"no rule of {statements} covers {asked}; the answer is empty", error=True)
@@ -265,11 +310,21 @@ def _asked_in(file: Path, folder: Path | None, regions: Sequence[Path] | None) -
 
     chosen = Images([] if regions else [file], regions, None)  # without a store, the lines name the image files
     groups: dict[Group, list[dict[str, Any]]] = {}
-    for asked in jsonl_questions(file):
-        files = () if regions else (str(inside(folder or file.parent, name)) for name in asked.image_ids)
-        group = asked.image_ids if regions else tuple(files)
-        times = {"times": asked.times} if asked.times else {}
-        record = {**named(asked.written_ids, len(group) > 1), **times, "question_id": asked.question_id}
+    asked_about = jsonl_questions(file)
+    videos: Mapping[str, tuple[Group, tuple[float, ...]]] = {}
+    if any(asked.is_video for asked in asked_about):
+        videos = (chosen if regions else Images([folder or file.parent], None, None)).videos(mixed=True)
+    for asked in asked_about:
+        if asked.is_video and asked.image_id not in videos:
+            raise UserError(f"{file}: there are no frames of video {asked.image_id!r}; cut it with `dimvl frames`")
+        if asked.is_video:
+            group, seconds = videos[asked.image_id]
+        else:
+            files = () if regions else (str(inside(folder or file.parent, name)) for name in asked.image_ids)
+            group, seconds = asked.image_ids if regions else tuple(files), asked.times
+        times = {"times": seconds} if seconds else {}
+        about = {"video": asked.written_ids[0]} if asked.is_video else named(asked.written_ids, len(group) > 1)
+        record = {**about, **times, "question_id": asked.question_id}
         groups.setdefault(group, []).append({**record, "question": asked.text})
     if not groups:
         raise UserError(f"{file} has no question; give one per line")

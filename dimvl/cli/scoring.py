@@ -239,18 +239,18 @@ def score_caption(
 
     Example: dimvl score caption --annotations captions.json --predictions predictions.json
     """
-    from dimvl.data.annotations import ImageKey, read_captions
+    from dimvl.data.annotations import compared, read_captions
     from dimvl.metrics.captions import caption_scores
-    from dimvl.metrics.predictions import read_predicted_captions
+    from dimvl.metrics.predictions import read_predicted_captions, read_stories
 
-    references: dict[ImageKey, list[str]] = {}
-    for caption in read_captions(annotations, split or ()):
-        references.setdefault(caption.images, []).append(caption.text)
-    predicted = read_predicted_captions(predictions, references)
-    places = {images: str(place) for place, images in enumerate(references)}
+    groups = compared(read_captions(annotations, split or ()))
+    if albums := [str(own[0].album) for own in groups if own[0].album is not None]:
+        found = list(read_stories(predictions, albums).values())
+    else:
+        found = list(read_predicted_captions(predictions, [own[0].images for own in groups]).values())
     scores = caption_scores(
-        {places[images]: text for images, text in predicted.items()},
-        {places[images]: texts for images, texts in references.items()},
+        {str(place): text for place, text in enumerate(found)},
+        {str(place): [one.text for one in own] for place, own in enumerate(groups)},
         tokenised,
     )
     if as_json:

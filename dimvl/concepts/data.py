@@ -106,10 +106,10 @@ def read_texts(
     dropped = 0
     for file in files:
         records: list[Caption] = read_captions(file, split)
-        if several := next((record for record in records if len(record.image_ids) > 1), None):
+        if several := next((record for record in records if len(record.image_ids) > 1 or record.is_video), None):
             raise UserError(
-                f"{file}: {several.name} is about {len(several.image_ids)} images, and nothing says which of them "
-                "shows a word; give captions of one image each"
+                f"{file}: {several.name} is about several images, and nothing says which of them shows a word; give "
+                "captions of one image each"
             )
         matched = match_file(file, records, store, InputsConfig(times=True), match)
         matched.check(store, missing, "missing=skip")

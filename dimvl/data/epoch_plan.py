@@ -88,7 +88,8 @@ def plan_epoch(
         costs[some] = source.costs(epoch, some)
     if costs.max() > row_budget:
         raise UserError(
-            f"one example has up to {costs.max()} rows, above training.rows_per_step {row_budget}; raise it"
+            f"one example has up to {costs.max()} rows, above training.rows_per_step {row_budget}; raise it, or lower "
+            "inputs.max_regions"
         )
     order = allocate("order", np.int32 if count < 2**31 else np.int64, count)
     for some in _pieces(count):

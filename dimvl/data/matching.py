@@ -9,7 +9,7 @@ others, or two files mean different images by one id, the user must choose the r
 import logging
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from dimvl.data.annotations import Caption, Choice, Question
 from dimvl.data.examples import keyed_generator
 from dimvl.errors import UserError
 from dimvl.files import write_json
+from dimvl.regions.frames import Frames, videos_of
 from dimvl.regions.matching import choose_rule
 from dimvl.regions.store import RegionStore
 from dimvl.showing import counted, with_others
@@ -116,6 +117,8 @@ class FileMatch:
         texts: number of captions or questions in the file.
         texts_missing: number of those with a missing image.
         times_ignored: number of those with times that the model does not use.
+        untagged: number of those about more images than the budget of tags has word pieces for.
+        videos: video in the file -> its frames in the store and their times, for the videos found.
 
     """
 
@@ -127,6 +130,8 @@ class FileMatch:
     texts: int
     texts_missing: int
     times_ignored: int
+    untagged: int = 0
+    videos: Mapping[str, Frames] = field(default_factory=dict)
 
     def check(self, store: RegionStore, missing: Missing, remedy: str) -> None:
         """Log how the file matches.
@@ -140,22 +145,31 @@ class FileMatch:
             UserError: an image is missing, and `missing` is `error`.
 
         """
-        images = len(self.store_ids) + len(self.missing)
+        found = len(self.store_ids) + len(self.videos)
+        images = found + len(self.missing)
         logger.info(
             "%s: %d texts on %d images; %d of these are in the store (found by %s), %d are not",
-            *(self.path, self.texts, images, len(self.store_ids), self.rule, len(self.missing)),
+            *(self.path, self.texts, images, found, self.rule, len(self.missing)),
         )
         if self.times_ignored:
             logger.warning(
                 "%s: the times of %d texts are ignored; train with inputs.times=true to use them",
                 *(self.path, self.times_ignored),
             )
+        if self.untagged:
+            logger.warning(
+                "%s: %d texts are about too many images for tags; raise inputs.concept_tokens, from pretraining on",
+                *(self.path, self.untagged),
+            )
         if not self.missing:
             return
+        what, way = "image", "extract the regions of these images"
+        if self.missing[0] not in self.file_names:
+            what, way = "the frames of video", "cut these videos with `dimvl frames` and extract their regions"
         absent = with_others(self.missing[0], len(self.missing))
-        lacks = f"region store {store.path} lacks image {absent} of the {images:,} of {self.path}"
+        lacks = f"region store {store.path} lacks {what} {absent} of the {images:,} of {self.path}"
         if missing == "error":
-            raise UserError(f"{lacks}; extract the regions of these images, or drop their texts with {remedy}")
+            raise UserError(f"{lacks}; {way}, or drop their texts with {remedy}")
         logger.warning("%s; %d of %d texts are dropped", lacks, self.texts_missing, self.texts)
 
 
@@ -167,7 +181,7 @@ def match_file(
     rule: Match = "auto",
     option: str = "match=",
 ) -> FileMatch:
-    """Find the images of an annotation file in the store.
+    """Find the images of an annotation file in the store, and the frames of its videos.
 
     Args:
         path: the file, for messages.
@@ -184,16 +198,23 @@ def match_file(
     """
     if not records:
         raise UserError(f"{path} has no text for any image of the store; check that it is the right file")
-    if large := next((record for record in records if len(record.image_ids) > limits.max_images), None):
-        raise UserError(
-            f"{path}: {large.name} has {len(large.image_ids)} images, more than inputs.max_images {limits.max_images}; "
-            "train with a larger inputs.max_images, or remove images"
-        )
+    named = list(dict.fromkeys(record.image_id for record in records if record.is_video))
+    videos = _find_videos(path, named, store)
+    untagged = 0
+    for record in records:
+        number = len(videos.get(record.image_id, [()])[0]) if record.is_video else len(record.image_ids)
+        untagged += number > (limits.tag_tokens + 1) // 2 and limits.tag_tokens > 0  # see `TagWriter.room`
+        if number > limits.max_images:
+            raise UserError(
+                f"{path}: {record.name} has {number} images, more than inputs.max_images {limits.max_images}; "
+                "train with a larger inputs.max_images, or remove images"
+            )
     files: dict[str, str] = {}
     for record in records:
-        files.update(zip(record.image_ids, record.file_names or ("",) * len(record.image_ids), strict=True))
-    found_by, store_ids = _find(path, files, store, rule, option)
-    missing = [image for image in files if image not in store_ids]
+        if not record.is_video:
+            files.update(zip(record.image_ids, record.file_names or ("",) * len(record.image_ids), strict=True))
+    found_by, store_ids = _find(path, files, store, rule, option) if files else ("the names of frames", {})
+    missing = [image for image in files if image not in store_ids] + [name for name in named if name not in videos]
     absent = set(missing)
     return FileMatch(
         path=path,
@@ -203,7 +224,9 @@ def match_file(
         missing=missing,
         texts=len(records),
         texts_missing=sum(not absent.isdisjoint(record.image_ids) for record in records),
-        times_ignored=0 if limits.times else sum(bool(record.times) for record in records),
+        times_ignored=0 if limits.times else sum(bool(record.times) or record.is_video for record in records),
+        untagged=untagged,
+        videos=videos,
     )
 
 
@@ -274,6 +297,11 @@ def match_files(
 def in_store(records: Sequence[Record], match: FileMatch) -> Iterator[Record]:
     """Yield the records whose images are all in the store, with the store's image ids."""
     for record in records:
+        if record.is_video:
+            if record.image_id in match.videos:
+                frames, seconds = match.videos[record.image_id]
+                yield replace(record, image_ids=frames, times=seconds, file_names=())
+            continue
         ids = tuple(match.store_ids[image] for image in record.image_ids if image in match.store_ids)
         if len(ids) == len(record.image_ids):
             yield record if ids == record.image_ids else replace(record, image_ids=ids)
@@ -283,11 +311,27 @@ def _as_json(match: FileMatch) -> dict[str, Any]:
     return {
         "file": match.path.name,
         "texts": match.texts,
-        "images_found": len(match.store_ids),
+        "images_found": len(match.store_ids) + len(match.videos),
         "found_by": match.rule,
         "images_missing": len(match.missing),
         "missing_examples": list(match.missing[:EXAMPLES]),
     }
+
+
+def _find_videos(path: Path, named: Sequence[str], store: RegionStore) -> dict[str, Frames]:
+    """Return the frames of the videos that a file names; raises a `UserError` if there is none of any."""
+    if not named:
+        return {}
+    known = videos_of(map(store.image_id, range(len(store))))
+    found = {name: known[name] for name in named if name in known}
+    if not found:
+        theirs = f"such as {next(iter(known))!r}" if known else "of no video"
+        raise UserError(
+            f"region store {store.path} has frames {theirs}, but none of the {counted(len(named), 'video')} of {path}, "
+            f"such as {named[0]!r}; cut the videos with `dimvl frames`, extract the regions of the frames, and give "
+            "that store"
+        )
+    return found
 
 
 def _find(

@@ -1,9 +1,10 @@
 """Read prediction files in the official submission formats.
 
 VQA: `[{"question_id": 1, "answer": "red"}, ...]`. Captions: `[{"image_id": 1, "caption": "a red star"}, ...]`, or with
-`images` (a list) instead of `image_id` and optional `times`, as dimvl writes captions of several images. Every question
-or image has exactly one record; further fields are ignored. `dimvl/fields.py` says which ids are the
-same.
+`images` (a list) instead of `image_id` and optional `times`, as dimvl writes captions of several images. Stories of
+VIST: `[{"album_id": 1, "photo_sequence": [...], "story_text_normalized": "..."}, ...]`, the list `output_stories` of
+its challenge. Every question, image or album has exactly one record; further fields are ignored. `dimvl/fields.py` says
+which ids are the same.
 """
 
 from collections import Counter
@@ -42,6 +43,13 @@ def official_images(images: tuple[Sequence[Id], Sequence[float]]) -> dict[str, A
     return ({"image_id": ids[0]} if len(ids) == 1 else {"images": ids}) | ({"times": times} if times else {})
 
 
+def official_caption(images: tuple[Sequence[Id], Sequence[float]], text: str, album: Id | None) -> dict[str, Any]:
+    """Return a predicted caption, or the story of an album, as its evaluation reads it."""
+    if album is None:
+        return {**official_images(images), "caption": text}
+    return {"album_id": album, "photo_sequence": list(images[0]), "story_text_normalized": text}
+
+
 def images_of(prediction: Mapping[str, Any], place: str = "the prediction") -> ImageKey:
     """Return what predictions about the same images have in common; undoes `official_images`.
 
@@ -71,6 +79,20 @@ def read_predicted_captions(path: Path, images: Collection[ImageKey]) -> dict[Im
     return _one_each(path, captions, images, "image", _shown_images)
 
 
+def read_stories(path: Path, albums: Collection[str]) -> dict[str, str]:
+    """Read exactly one story per album, by album id as text, in the order of `albums`.
+
+    Raises:
+        UserError: not stories of VIST, or albums are missing, repeated or unknown.
+
+    """
+    stories = [
+        (str(identifier(record["album_id"], "album_id", place)), text)
+        for place, record, text in _read(path, ("album_id",), "story_text_normalized")
+    ]
+    return _one_each(path, stories, albums, "album", _shown_id)
+
+
 _IMAGES = ("image_id", "images")
 
 
@@ -88,6 +110,8 @@ def _read(path: Path, keys: Sequence[str], text: str) -> Iterator[tuple[str, dic
     """Yield place, record and text of each prediction, which has one of `keys`."""
     form = f'[{{"{keys[0]}": ..., "{text}": "..."}}, ...]'
     content = read_json(path)
+    if isinstance(content, dict) and "output_stories" in content:
+        content = content["output_stories"]
     if not isinstance(content, list):
         raise UserError(f"{path} does not contain a JSON list; write it as {form}")
     if not content:

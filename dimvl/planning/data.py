@@ -124,6 +124,8 @@ def _of_texts(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -> 
         facts = _of_prefixes(config, overrides, facts, largest)
         if overrides.words is None and overrides.texts is None:
             return replace(facts, texts=_of_store(largest, limit_per_prefix))
+    else:
+        facts = _of_records(config, facts)
     limit = config.inputs.text_tokens
     words, texts = min(12.0, limit), task.texts_per_image
     for value, sentence in (
@@ -154,6 +156,21 @@ def _of_prefixes(config: RunConfig, overrides: DataOverrides, facts: DataFacts, 
         images_per_prefix=count / texts.num_groups,
         prefixes_per_image=texts.num_groups / images,
         regions=regions * count / texts.num_groups,
+    )
+
+
+def _of_records(config: RunConfig, facts: DataFacts) -> DataFacts:
+    """Assume as many images in a record as the configuration allows, if it does not leave that to the default."""
+    images = config.inputs.max_images
+    if images == type(config.inputs).model_fields["max_images"].default:
+        return facts
+    room = max(0, (config.inputs.tag_tokens - (images - 1)) // images)
+    return facts.assuming(
+        f"no tokenised texts: {images} images in each record (inputs.max_images)",
+        context=1 + images * (1 + min(facts.context - 2, room)) if room else 2.0,
+        images_per_prefix=float(images),
+        prefixes_per_image=1 / images,
+        regions=facts.regions * images,
     )
 
 

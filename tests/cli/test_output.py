@@ -28,6 +28,7 @@ from tests.cli.test_compare import RIGHT, flipped, write_evaluation
 from tests.exports import all_abilities, make_image, make_trained, write_run
 from tests.factories import make_extractor
 from tests.regions.importers.written import images_of, write_lxmert
+from tests.regions.videos import write_frames
 from tests.study.fakes import pretend, write_study
 from tests.tiny_runs import make_data
 
@@ -35,6 +36,7 @@ SHOWN_IN_PLACE = "\x1b[?25l"  # the cursor is hidden
 COMMANDS = {
     "demo": (["--out", "{new}"], "results"),
     "scenes": (["{new}", "--train", "1", "--heldout", "0", "--compositional", "0"], "written to"),
+    "frames": (["{frames}", "{new}", "--count", "2"], "1 video cut into 2 frames"),
     "extract": (["{images}", "{new}", "--where", "{detector}"], "2 images done"),
     "import": (["{features}", "{new}"], "6 images done"),
     "inspect": (["{regions}"], "images: 6"),
@@ -101,6 +103,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
     (folder / "images").mkdir()
     for number in (1, 2):
         make_image(number).save(folder / "images" / f"{number}.png")
+    write_frames(folder / "frames" / "clip", ["clip@1.png", "clip@2.png"])
     answers = [{"question_id": 10 * image + n, "answer": "yes"} for image in range(1, 7) for n in range(2)]
     (folder / "answered.json").write_text(json.dumps(answers))
     captions = [{"image_id": image, "caption": "a red star"} for image in range(1, 7)]
@@ -124,6 +127,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
         "words": folder / "words",
         "detector": model / "detector",
         "images": folder / "images",
+        "frames": folder / "frames",
         "features": write_lxmert(folder, images_of()),
         "regions": data.regions,
         "questions": data.questions,

@@ -8,20 +8,26 @@ from dimvl.errors import UserError
 from dimvl.tasks import load_config
 from dimvl.tasks.answering.config import VqaConfig
 from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.retrieval.config import RetrieveConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+WITHOUT_VALIDATION = {"msrvtt-1k-a.yaml"}
+"""Their data has no part for it."""
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
 def test_every_published_protocol_has_a_configuration():
-    expected = ["aokvqa", "coco-karpathy-scst", "coco-karpathy", "flickr30k", "vcr", "vqa-v2"]
+    expected = [
+        *("activitynet", "aokvqa", "coco-karpathy-scst", "coco-karpathy", "flickr30k"),
+        *("msrvtt-1k-a", "msrvtt", "vcr", "vist", "vqa-v2"),
+    ]
     assert [f"{name}.yaml" for name in expected] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_configuration_loads_and_starts_with_its_command(name):
     config = load_config(CONFIGS / name)
-    assert config.initial is not None and config.validation is not None
+    assert config.initial is not None and (config.validation is not None or name in WITHOUT_VALIDATION)
     assert f"#   dimvl finetune configs/{name} initial=" in (CONFIGS / name).read_text()
     settings = config.training
     assert settings.steps > settings.warmup_steps and settings.rows_per_step >= settings.rows_per_micro_batch
@@ -40,6 +46,17 @@ def test_self_critical_training_starts_from_the_cross_entropy_model():
     assert after.initial == before.output and after.self_critical is not None
     assert after.inputs == before.inputs and after.model == before.model.model_copy(update={"dropout": 0.0})
     assert (after.regions, after.captions, after.split) == (before.regions, before.captions, before.split)
+
+
+@pytest.mark.parametrize(("name", "images"), [("vist", 5), ("msrvtt", 12), ("msrvtt-1k-a", 12), ("activitynet", 64)])
+def test_stories_and_videos_fit_the_rows_of_a_step(name, images):
+    config = load_config(CONFIGS / f"{name}.yaml")
+    inputs, training = config.inputs, config.training
+    assert inputs.max_images == images and inputs.times == (name != "vist")
+    rows = images * inputs.max_regions + inputs.tag_tokens + 2 + inputs.text_tokens + 1
+    group = config.contrastive.group if isinstance(config, RetrieveConfig) else 1
+    assert group * rows <= training.rows_per_micro_batch
+    assert (images + images - 1 <= inputs.tag_tokens) == (inputs.concepts == "text"), "a word piece for each image"
 
 
 def test_masking_seventy_percent_with_smoothing_can_be_configured():

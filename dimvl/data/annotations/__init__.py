@@ -7,7 +7,7 @@ docs/annotations.md shows the formats. Image ids become text here, because the r
 from dimvl.data.annotations.choices import read_choices
 from dimvl.data.annotations.probes import Probe, Probes, read_probes
 from dimvl.data.annotations.reading import describe_file, read_captions, read_questions
-from dimvl.data.annotations.records import Caption, Choice, ImageKey, Question
+from dimvl.data.annotations.records import Caption, Choice, ImageKey, Question, compared
 from dimvl.fields import Id
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Probe",
     "Probes",
     "Question",
+    "compared",
     "describe_file",
     "read_captions",
     "read_choices",

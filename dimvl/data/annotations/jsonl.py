@@ -3,12 +3,13 @@
 Captions are `{"image": id or file name, "caption": text}` with an optional `id`. Questions are `{"image": ...,
 "question": text}` with `answers` (of several people) or `answer` (a single one, as in GQA) and optional `question_id`,
 `question_type` and `answer_type`. A text about several images has a list `images` instead of `image`; optional `times`
-are seconds, one for each image. Other fields are ignored. Blank lines do not count. A line without an id gets its
-number, from 0, or the next number that no line has as its id.
+are seconds, one for each image, in order. A text about a video has `video`, the name of its frames. Other
+fields are ignored. Blank lines do not count. A line without an id gets its number, from 0, or the next number that no
+line has as its id.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dimvl.data.annotations.records import Caption, ImageKey, Question, name_ima
 from dimvl.errors import UserError
 from dimvl.fields import Id, Once, identifier, items, label, lines, mapping, words
 from dimvl.files import parse_json
+from dimvl.regions.frames import video_name
 from dimvl.showing import short
 
 LATEST = float(np.finfo(np.float32).max)
@@ -37,12 +39,12 @@ def jsonl_captions(path: Path, bare: bool = False) -> list[Caption]:
         UserError: a line that is not JSON, a missing or wrong field, an empty caption, or a duplicate id.
 
     """
-    found = list(jsonl_records(path, () if bare else ("caption",)))
+    found = list(jsonl_records(path, () if bare else ("caption",), videos=True))
     result = []
     for number, (place, record, written, (images, times)) in zip(jsonl_ids(found, "id"), found, strict=True):
         is_bare = bare and "caption" not in record
         text = "" if is_bare else words(record["caption"], f"caption of {name_images(images)}", place)
-        result.append(Caption(number, images, text, images, times, written))
+        result.append(Caption(number, images, text, images, times, written, is_video="video" in record))
     return result
 
 
@@ -53,14 +55,17 @@ def jsonl_questions(path: Path) -> list[Question]:
         UserError: a line that is not JSON, a missing or wrong field, an empty question, or a duplicate question id.
 
     """
-    found = list(jsonl_records(path, ("question",)))
+    found = list(jsonl_records(path, ("question",), videos=True))
     result = []
     for number, (place, record, written, (images, times)) in zip(jsonl_ids(found, "question_id"), found, strict=True):
         kind, answer_type = (label(record.get(name, ""), name, place) for name in ("question_type", "answer_type"))
         text = words(record["question"], f"question {number} of {name_images(images)}", place)
         answers = _answers(record, number, place)
         numbered = "question_id" not in record
-        result.append(Question(number, images, text, answers, kind, answer_type, images, times, written, numbered))
+        is_video = "video" in record
+        result.append(
+            Question(number, images, text, answers, kind, answer_type, images, times, written, numbered, is_video)
+        )
     return result
 
 
@@ -79,16 +84,33 @@ def jsonl_ids(found: Sequence[Line], field: str) -> list[Id]:
     ]
 
 
-def jsonl_records(path: Path, fields: Sequence[str]) -> Iterator[Line]:
-    """Yield each line; `fields` are required besides the images."""
+def jsonl_records(path: Path, fields: Sequence[str], videos: bool = False) -> Iterator[Line]:
+    """Yield each line; `fields` are required besides the images, or besides a video where `videos` may be named."""
     for number, line in lines(path):
         place = f"{path}, line {number}"
         record = mapping(parse_json(line, place, "write one object per line"), (), place)
+        if videos and "video" in record:
+            mapping(record, fields, place)
+            yield place, record, (identifier(record["video"], "video", place),), ((_video(record, place),), ())
+            continue
         several = "images" in record
         mapping(record, ("images" if several else "image", *fields), place)
         written = _images(record, place) if several else (identifier(record["image"], "image", place),)
         times = _times(record["times"], len(written), place) if "times" in record else ()
         yield place, record, written, (tuple(map(str, written)), times)
+
+
+def _video(record: dict[str, Any], place: str) -> str:
+    """Return the name of a video, without its ending.
+
+    Raises:
+        UserError: the record names images or times too.
+
+    """
+    for field in ("image", "images", "times"):
+        if field in record:
+            raise UserError(f"{place} has both video and {field}, but a video is its frames in the store; keep one")
+    return video_name(str(record["video"]))
 
 
 def _images(record: dict[str, Any], place: str) -> tuple[Id, ...]:
@@ -113,7 +135,7 @@ def _times(given: Any, count: int, place: str) -> tuple[float, ...]:
     """Return the seconds of `count` images.
 
     Raises:
-        UserError: not one for each, or not a number of seconds from 0.
+        UserError: not one for each, not a number of seconds from 0, or less than the one before.
 
     """
     if not isinstance(given, list) or len(given) != count:
@@ -121,6 +143,11 @@ def _times(given: Any, count: int, place: str) -> tuple[float, ...]:
     for time in given:
         if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time <= LATEST:
             raise UserError(f"{place}: {short(time)} in times is not a number of seconds; give 0 or more")
+    for before, time in pairwise(given):
+        if time < before:
+            raise UserError(
+                f"{place}: times fall from {before:g} to {time:g}; give the images in the order of their times"
+            )
     return tuple(map(float, given))
 
 

@@ -15,6 +15,14 @@ from dimvl.data.annotations.flickr import COMMAS, PIPES, TOKEN, bar_captions, co
 from dimvl.data.annotations.jsonl import jsonl_captions, jsonl_questions
 from dimvl.data.annotations.karpathy import is_karpathy, karpathy_captions
 from dimvl.data.annotations.records import Caption, Question
+from dimvl.data.annotations.videos import (
+    activitynet_captions,
+    is_activitynet,
+    is_msrvtt,
+    msrvtt_captions,
+    one_k_captions,
+)
+from dimvl.data.annotations.vist import is_vist, vist_stories
 from dimvl.data.annotations.vqa import vqa_questions
 from dimvl.errors import UserError
 from dimvl.fields import FORMATS, lines
@@ -29,8 +37,9 @@ def read_captions(path: Path, split: Sequence[str] = (), bare: bool = False) -> 
 
     Args:
         path: COCO captions, a file of Karpathy's splits, a token or CSV file of Flickr30k, lines of caption and image
-            as in Conceptual Captions, or dimvl's own JSON lines.
-        split: splits to read from a file of Karpathy's splits; other files have none.
+            as in Conceptual Captions, stories of VIST, captions of videos of MSR-VTT or ActivityNet, or dimvl's own
+            JSON lines.
+        split: splits to read from a file of Karpathy's splits or of MSR-VTT; other files have none.
         bare: if a JSON file lists images without any caption, return each with an empty text; JSON lines may lack
             their captions. For predictions of images whose captions are not published.
 
@@ -42,9 +51,15 @@ def read_captions(path: Path, split: Sequence[str] = (), bare: bool = False) -> 
         content = read_json(path)
         if is_karpathy(content):
             return _logged(path, "Karpathy's splits", karpathy_captions(path, content, split, bare))
+        if is_msrvtt(content):
+            return _logged(path, "MSR-VTT", msrvtt_captions(path, content, split))
     if split:
         raise UserError(f"{path} has no splits, but split is {', '.join(split)}; remove it")
     if path.suffix.lower() == ".json":
+        if is_vist(content):
+            return _logged(path, "stories of VIST", vist_stories(path, content))
+        if is_activitynet(content):
+            return _logged(path, "ActivityNet Captions", activitynet_captions(path, content))
         return _logged(path, "COCO captions", coco_captions(path, content, bare))
     if path.suffix.lower() == ".jsonl":
         return _logged(path, "JSON lines", jsonl_captions(path, bare))
@@ -55,6 +70,8 @@ def read_captions(path: Path, split: Sequence[str] = (), bare: bool = False) -> 
         return _logged(path, "Flickr CSV with bars", bar_captions(path))
     if COMMAS.fullmatch(first):
         return _logged(path, "Flickr CSV with commas", comma_captions(path))
+    if {"key", "video_id", "sentence"} <= set(first.lower().split(",")):
+        return _logged(path, "MSR-VTT 1k-A", one_k_captions(path))
     if "\t" in first:
         return _logged(path, "lines of caption and image", conceptual_captions(path))
     raise UserError(f"{path} is not in a caption format that dimvl knows; {FORMATS}")

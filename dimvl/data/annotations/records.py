@@ -1,6 +1,6 @@
 """Records of annotation files: one for each caption, each question and each question with candidates."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from dimvl.fields import Id
@@ -16,13 +16,14 @@ def name_images(image_ids: Sequence[str]) -> str:
 
 
 class _AboutImages:
-    """A text about one or more images."""
+    """A text about one or more images, or about a video: its name stands for its frames until they are matched."""
 
     __slots__ = ()
     image_ids: tuple[str, ...]
     times: tuple[float, ...]
     written_ids: tuple[Id, ...]
     text: str
+    is_video: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -42,8 +43,8 @@ class _AboutImages:
 
     @property
     def named_images(self) -> tuple[Sequence[Id], tuple[float, ...]]:
-        """The images as the file names them, also after they were found in a store under other ids."""
-        return self.written_ids or self.image_ids, self.times
+        """The images, or the video, as the file names them, also after they were found in a store under other ids."""
+        return self.written_ids or self.image_ids, () if self.is_video else self.times
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Caption(_AboutImages):
         file_names: file name, path or URL of each image; empty if the file has none.
         times: seconds of each image; empty if the file has none.
         written_ids: the images as the file names them, numbers as numbers; empty if these are `image_ids`.
+        is_video: whether `image_ids` is a video; after matching, its frames.
+        album: stories of one album are scored together: one of them is predicted and compared with all; None without.
 
     """
 
@@ -66,11 +69,21 @@ class Caption(_AboutImages):
     file_names: tuple[str, ...] = ()
     times: tuple[float, ...] = ()
     written_ids: tuple[Id, ...] = ()
+    is_video: bool = False
+    album: Id | None = None
 
     @property
     def name(self) -> str:
         """The record in a message."""
         return f"caption {self.caption_id}"
+
+
+def compared(captions: Sequence[Caption]) -> list[list[Caption]]:
+    """Group the captions that one prediction is compared with: those of the same images, or stories of an album."""
+    groups: dict[Hashable, list[Caption]] = {}
+    for caption in captions:
+        groups.setdefault(caption.images if caption.album is None else str(caption.album), []).append(caption)
+    return list(groups.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +101,7 @@ class Question(_AboutImages):
         times: seconds of each image; empty if the file has none.
         written_ids: the images as the file names them, numbers as numbers; empty if these are `image_ids`.
         numbered: whether dimvl gave the id, since the file has none.
+        is_video: whether `image_ids` is a video; after matching, its frames.
 
     """
 
@@ -101,6 +115,7 @@ class Question(_AboutImages):
     times: tuple[float, ...] = ()
     written_ids: tuple[Id, ...] = ()
     numbered: bool = False
+    is_video: bool = False
 
     @property
     def name(self) -> str:

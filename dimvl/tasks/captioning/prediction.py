@@ -8,7 +8,7 @@ from typing import Any
 
 from dimvl.callbacks import Progress
 from dimvl.config import DecodingOptions, validate
-from dimvl.data.annotations import ImageKey, describe_file, read_captions
+from dimvl.data.annotations import ImageKey, compared, describe_file, read_captions
 from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.prefixes import Prefix
@@ -16,7 +16,7 @@ from dimvl.data.scenes import World, caption_facts, read_worlds, score_captions
 from dimvl.decoding import AllRanks, caption_prefixes
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
-from dimvl.metrics.predictions import official_images
+from dimvl.metrics.predictions import official_caption, official_images
 from dimvl.metrics.wording import faults
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
@@ -36,7 +36,7 @@ def captions(
     Args:
         trained: a model that captions.
         prefixes: images and context.
-        options: how to decode; by default a text is no longer than the model's positions allow.
+        options: how to decode; by default a text is as long as those that the model was trained on may be.
         all_ranks: as in `beam_search`.
 
     Raises:
@@ -56,12 +56,14 @@ def text_rows(trained: TrainedModel, options: DecodingOptions) -> int:
 
 def _within_positions(trained: TrainedModel, options: DecodingOptions) -> DecodingOptions:
     longest = trained.processor.text_tokens + 1
-    if options.max_tokens > longest and "max_tokens" in options.model_fields_set:
+    if "max_tokens" not in options.model_fields_set:
+        return options.model_copy(update={"max_tokens": longest})
+    if options.max_tokens > longest:
         raise UserError(
             f"max_tokens is {options.max_tokens} but {trained.weights.parent} was trained for texts of at most "
             f"{longest} tokens, the final [SEP] included; give at most {longest}"
         )
-    return options.model_copy(update={"max_tokens": min(options.max_tokens, longest)})
+    return options
 
 
 def _caption(trained: TrainedModel, prefixes: Sequence[Prefix], words: None, **options: Any) -> list[str]:
@@ -136,37 +138,40 @@ def evaluate_captions(
 ) -> Evaluation:
     """Caption the images of a caption file and, if they are scenes, score the facts in the captions.
 
-    Images whose captions are not published are captioned too. `with_official_scores` adds the scores of the COCO
-    protocol.
+    Images whose captions are not published are captioned too. Of an album (VIST), one story is written, about the
+    images of its first story that are in the store, and compared with all of its stories. `with_official_scores` adds
+    the scores of the COCO protocol.
 
     Raises:
         UserError: as `caption_images`, `read_captions` and `match_file`.
 
     """
-    path, references, stored = options.captions, dict[ImageKey, list[str]](), dict[ImageKey, ImageKey]()
-    names = dict[ImageKey, dict[str, Any]]()
+    path = options.captions
     read = read_captions(path, options.split, bare=True)
     match = match_file(path, read, store, trained.processor, options.match, "--match ")
     match.check(store, options.missing, "--skip-missing")
-    for reference in read:
-        for found_in_store in in_store([reference], match):
-            stored[reference.images] = found_in_store.images
-            names.setdefault(reference.images, official_images(reference.named_images))
-            references.setdefault(reference.images, []).extend([reference.text] if reference.text else [])
-    complete = all(references.values())
+    groups = compared(read)
+    pairs = [(own, first) for own in groups if (first := next(in_store(own, match), None)) is not None]
+    references = [[one.text for one in own if one.text] for own, _ in pairs]
+    complete = all(references)
     if options.worlds is not None and not complete:
         raise UserError(f"{path} lacks captions, which the scores of facts need; remove --worlds {options.worlds}")
-    singles = {ids[0]: (ids[0], stored[ids, times][0][0]) for ids, times in references if len(ids) == 1}
+    singles = {own[0].image_ids[0]: (own[0].image_ids[0], *first.image_ids) for own, first in pairs}
+    single = all(len(first.image_ids) == 1 for _, first in pairs)
     beside = path.parent / "worlds.jsonl"
     truth = options.worlds or (beside if beside.exists() and complete else None)
-    scenes = _scenes(options, truth, singles) if truth and len(singles) == len(references) and complete else None
-    written = caption_groups(trained, store, list(stored.values()), options.decoding, progress)
-    found = {key: written[images] for key, images in stored.items()}
-    records = [{**names[key], "caption": caption} for key, caption in found.items()]
+    scenes = _scenes(options, truth, singles) if truth and single and complete else None
+    wanted = list(dict.fromkeys(first.images for _, first in pairs))
+    written = caption_groups(trained, store, wanted, options.decoding, progress)
+    found = [written[first.images] for _, first in pairs]
     items: list[dict[str, Any]] = [
-        {**names[key], "prediction": text}
-        | ({"references": references[key], "means": faults(text)} if references[key] else {})
-        for key, text in found.items()
+        {**official_images(first.named_images), **({} if first.album is None else {"album_id": first.album})}
+        | {"prediction": text}
+        | ({"references": texts, "means": faults(text)} if texts else {})
+        for (_, first), text, texts in zip(pairs, found, references, strict=True)
+    ]
+    records = [
+        official_caption(first.named_images, text, first.album) for (_, first), text in zip(pairs, found, strict=True)
     ]
     scored = sum("references" in item for item in items)
     scores: dict[str, Any] = {"task": "caption", "data": describe_file(path), "count": scored} if scored else {}
@@ -174,19 +179,20 @@ def evaluate_captions(
         judged = [item["means"] for item in items if "means" in item]
         scores |= {name: sum(own[name] for own in judged) / len(judged) for name in judged[0]}
     if scenes is not None:
-        numbers = {image: world.image_id for image, world in scenes.items()}
-        for item, ((ids, _), caption) in zip(items, found.items(), strict=True):
-            own = caption_facts(caption, scenes[ids[0]])
-            item |= {"facts": own.stated, "means": {**item["means"], **own.means}}
+        worlds = [scenes[own[0].image_ids[0]] for own, _ in pairs]
+        for item, text, world in zip(items, found, worlds, strict=True):
+            stated = caption_facts(text, world)
+            item |= {"facts": stated.stated, "means": {**item["means"], **stated.means}}
+        numbers = [world.image_id for world in worlds]
         facts = score_captions(
-            {numbers[ids[0]]: caption for (ids, _), caption in found.items()},
-            {world.image_id: world for world in scenes.values()},
-            {numbers[ids[0]]: texts for (ids, _), texts in references.items()},
+            dict(zip(numbers, found, strict=True)),
+            dict(zip(numbers, worlds, strict=True)),
+            dict(zip(numbers, references, strict=True)),
         )
         scores |= asdict(facts)
     files = {} if truth is None else {"worlds": truth}
     left_out = {
-        "image not in the store": match.texts_missing,
+        "image not in the store": sum(map(len, groups)) - sum(len(own) for own, _ in pairs),
         "image without a caption to compare with": len(items) - scored if scored else 0,
     }
     return Evaluation(predictions=records, items=items, scores=scores, files=files, left_out=left_out)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dimvl.config import DecodingOptions
-from dimvl.data.annotations import Caption, ImageKey, read_captions
+from dimvl.data.annotations import Caption, compared, read_captions
 from dimvl.data.examples import collate
 from dimvl.data.prefixes import PrefixImages
 from dimvl.data.text_store import LabelledText, text_store
@@ -34,13 +34,10 @@ def caption_validator(config: CaptionConfig, module: TaskModule, store: RegionSt
     """
     section = config.validation
     assert section is not None
-    by_image: dict[ImageKey, list[Caption]] = {}
-    for caption in matched(read_captions(section.captions, section.split), section.captions, config, store):
-        by_image.setdefault(caption.images, []).append(caption)
-    names = list(by_image)
-    chosen = {names[place]: by_image[names[place]] for place in subset(len(names), section)}
+    groups = compared(matched(read_captions(section.captions, section.split), section.captions, config, store))
+    chosen = [groups[place] for place in subset(len(groups), section)]
     if section.metric == "loss":
-        return LossValidator(config, module, store, [caption for texts in chosen.values() for caption in texts])
+        return LossValidator(config, module, store, [caption for texts in chosen for caption in texts])
     if len(chosen) < 2:
         raise UserError(
             f"validation.captions {section.captions}: CIDEr-D of one image is always 0; use more images, or set "
@@ -50,14 +47,14 @@ def caption_validator(config: CaptionConfig, module: TaskModule, store: RegionSt
 
 
 class CiderValidator(Validator):
-    """CIDEr-D of greedy captions."""
+    """CIDEr-D of greedy captions, each compared with the captions of its images, or with all stories of its album."""
 
     def __init__(
-        self, config: CaptionConfig, module: TaskModule, store: RegionStore, by_image: dict[ImageKey, list[Caption]]
+        self, config: CaptionConfig, module: TaskModule, store: RegionStore, groups: Sequence[Sequence[Caption]]
     ) -> None:
         assert config.validation is not None
-        self.by_image, self.names, self.module = by_image, list(by_image), module
-        self.reward = CiderD([[plain_words(caption.text) for caption in texts] for texts in by_image.values()])
+        self.groups, self.names, self.module = groups, [texts[0].images for texts in groups], module
+        self.reward = CiderD([[plain_words(caption.text) for caption in texts] for texts in groups])
         self.trained = TrainedModel(module.model, module.processor, config.validation.captions)
         self.reader, self.images = module.processor.reader(store), PrefixImages.find(store, self.names)
         self.options = DecodingOptions(beams=1, max_tokens=module.processor.text_tokens + 1)
@@ -81,7 +78,7 @@ class CiderValidator(Validator):
             {
                 "image_id": ", ".join(self.names[item][0]),
                 "caption": texts[item],
-                "references": [caption.text for caption in self.by_image[self.names[item]]],
+                "references": [caption.text for caption in self.groups[item]],
                 "cider": round(float(scores[item]), 4),
             }
             for item in sorted(texts)

@@ -26,12 +26,18 @@ SECTIONS = {
         ("Flickr30k and Flickr8k", "a.txt", ()),
         ("Caption and image, as in Conceptual Captions", "a.tsv", ()),
         ("Your own JSON lines", "a.jsonl", ()),
+        ("Videos", "a.jsonl", ()),
+        ("Visual storytelling (VIST)", "a.json", ()),
+        ("MSR-VTT", "a.json", ("train",)),
+        ("ActivityNet Captions", "a.json", ()),
     ],
 )
 def test_examples_of_captions_are_read(tmp_path, heading, name, split):
     assert SECTIONS[heading]
     for _, content in SECTIONS[heading]:
-        assert len(read_captions(write(tmp_path / name, content), split)) in (2, 3)
+        table = content.startswith("key,")
+        path = write(tmp_path / ("a.csv" if table else name), content)
+        assert len(read_captions(path, () if table else split)) in (2, 3)
 
 
 def test_examples_of_questions_are_read(tmp_path):
@@ -42,7 +48,7 @@ def test_examples_of_questions_are_read(tmp_path):
     one = write(tmp_path / "one.json", first)
     assert read_questions(one, write(tmp_path / "a.json", answered))[0].answers == ("rice", "rice", "food")
     ((_, lines),) = SECTIONS["Questions as JSON lines"]
-    assert [len(question.answers) for question in read_questions(write(tmp_path / "q.jsonl", lines))] == [1, 3, 1]
+    assert [len(question.answers) for question in read_questions(write(tmp_path / "q.jsonl", lines))] == [1, 3, 1, 1]
 
 
 @pytest.mark.parametrize(

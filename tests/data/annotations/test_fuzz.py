@@ -20,6 +20,7 @@ from tests.data.annotations.files import (
     SPLITS,
     write,
 )
+from tests.data.annotations.stories import ACTIVITYNET, MSRVTT, ONE_K, VIST
 
 # The same files in every run, and no folder of examples is written.
 FUZZING = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -32,12 +33,17 @@ VALUES = (
     *("\ud800", "x" * 5000, [], {}, [[]], [None], {"answer": None}, [{"answer": 3}], {"id": 1}, "train", "\u2028", "𝄞"),
 )
 TREES = {"coco.json": COCO, "karpathy.json": KARPATHY, "questions.json": QUESTIONS, "annotations.json": ANNOTATIONS}
+STORIES = {"vist.json": VIST, "msrvtt.json": MSRVTT, "activitynet.json": ACTIVITYNET}
+TREES |= STORIES
 FILES = CAPTION_FILES | {
     "questions.json": json.dumps(QUESTIONS),
     "annotations.json": json.dumps(ANNOTATIONS),
     "questions.jsonl": QUESTION_LINES,
     "several.jsonl": SEVERAL_LINES,
+    "1k-a.csv": ONE_K,
+    **{name: json.dumps(tree) for name, tree in STORIES.items()},
 }
+SPLITS = SPLITS | {"msrvtt.json": ("train", "validate")}
 
 
 @st.composite

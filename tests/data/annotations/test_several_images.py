@@ -24,9 +24,9 @@ def read(request, tmp_path):
 
 
 def test_images_and_times_come_back_in_their_order(read):
-    records = read({"images": [18, "a b.jpg", 17], "times": [2.5, 0, 1]}, {"images": ["17"]}, {"images": [18, 17]})
+    records = read({"images": [18, "a b.jpg", 17], "times": [0, 0, 2.5]}, {"images": ["17"]}, {"images": [18, 17]})
     assert [record.images for record in records] == [
-        (("18", "a b.jpg", "17"), (2.5, 0.0, 1.0)),
+        (("18", "a b.jpg", "17"), (0.0, 0.0, 2.5)),
         (("17",), ()),
         (("18", "17"), ()),
     ]
@@ -66,6 +66,9 @@ def test_no_record_of_several_images_passes_for_one(read):
         ({"image": 17, "times": [10**400]}, r"line 2: 10+\.\.\.0+ in times is not a number of seconds"),
         ({"image": 17, "times": ["1"]}, "line 2: '1' in times is not a number of seconds"),
         ({"image": 17, "times": [True]}, "line 2: True in times is not a number of seconds"),
+        ({"images": [17, 18, 19], "times": [0, 2.5, 1]}, r"line 2: times fall from 2\.5 to 1; give the images in"),
+        ({"image": 17, "video": "v"}, "line 2 has both video and image, but a video is its frames in the store"),
+        ({"images": [17, 18], "video": "v"}, "line 2 has both video and images"),
     ],
     ids=str,
 )
