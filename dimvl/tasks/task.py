@@ -15,7 +15,7 @@ import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.config import EvaluationOptions, RunConfig
-from dimvl.data.annotations import Caption, Question
+from dimvl.data.annotations import Caption, Phrase, Question
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
@@ -27,7 +27,7 @@ from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.trained_model import TrainedModel
 
 Config = TypeVar("Config", bound=RunConfig)
-Record = Caption | Question
+Record = Caption | Question | Phrase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ def name_images(image_ids: Sequence[str]) -> str:
     return f"image{'s' * (len(image_ids) > 1)} {some(image_ids)}"
 
 
-class _AboutImages:
+class AboutImages:
     """A text about one or more images."""
 
     __slots__ = ()
@@ -41,7 +41,7 @@ class _AboutImages:
 
 
 @dataclass(frozen=True, slots=True)
-class Caption(_AboutImages):
+class Caption(AboutImages):
     """One caption of one or more images.
 
     Attributes:
@@ -68,7 +68,7 @@ class Caption(_AboutImages):
 
 
 @dataclass(frozen=True, slots=True)
-class Question(_AboutImages):
+class Question(AboutImages):
     """One question about one or more images.
 
     Attributes:
