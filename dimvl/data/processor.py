@@ -42,6 +42,7 @@ class Processor:
         captions: whether it was trained to caption.
         matches: whether it was trained to judge whether a text belongs to an image.
         aligns: whether it was trained to compare images and texts that are each encoded alone.
+        grounds: whether it was trained to find the region that a phrase refers to.
         task: the task it was trained on, a key of `dimvl.tasks.CONFIGS`; empty in models saved before version 0.2.
 
     """
@@ -59,6 +60,7 @@ class Processor:
     captions: bool = False
     matches: bool = False
     aligns: bool = False
+    grounds: bool = False
     max_images: Annotated[Count, Field(ge=1)] = 4
     times: bool = False
     task: str = ""
