@@ -18,7 +18,7 @@ from dimvl.callbacks import Progress
 from dimvl.data.answers import Answer
 from dimvl.data.prefixes import Prefix, best_regions, join_images, make_prefix
 from dimvl.errors import UserError
-from dimvl.explanation import Alignment, Explanation, describe, without
+from dimvl.explanation import Alignment, Explanation, Grounding, describe, without
 from dimvl.export import DETECTOR, check_export, find_export
 from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder, Skipped, images_of, is_batch, listed
 from dimvl.regions.records import Regions
@@ -419,6 +419,34 @@ class Predictor:
         extractor = self.trained.processor.extractor
         described = [describe(extractor, group, regions, place, drop) for place, drop in enumerate(drops)]
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
+
+    @overload
+    def ground(self, image: Input, phrases: str, top: int = 5, times: Sequence[float] | None = None) -> Grounding: ...
+    @overload
+    def ground(
+        self, image: Input, phrases: Sequence[str], top: int = 5, times: Sequence[float] | None = None
+    ) -> list[Grounding]: ...
+    def ground(self, image: Input, phrases: Texts, top: int = 5, times: Sequence[float] | None = None) -> Any:
+        """Find the regions of an image, or of a tuple of images, that a phrase refers to, or each of several phrases.
+
+        `top` is the number of regions to return for each phrase.
+
+        Raises:
+            UserError: an empty phrase, an image that cannot be read, or a model that was not trained to ground.
+
+        """
+        if top < 1:
+            raise UserError(f"top is {top}; it must be at least 1")
+        self.trained.tokenise([phrases] if isinstance(phrases, str) else phrases)  # before the detector runs
+        self._ability("ground")
+        [(group, seconds)] = self._groups([image], None if times is None else [times], None)
+        regions, extractor = join_images(group, seconds), self.trained.processor.extractor
+        result = []
+        for found in self.predict("ground", tuple(group), phrases, times):
+            best = np.argsort(-found[: len(regions)], kind="stable")[:top].tolist()
+            described = [describe(extractor, group, regions, place, 0.0) for place in best]
+            result.append(Grounding(described, found[best].tolist(), float(found[len(regions) :].sum())))
+        return result[0] if isinstance(phrases, str) else result
 
     def _ability(self, verb: str) -> Ability:
         able = abilities_of(self.trained.processor)

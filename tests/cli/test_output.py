@@ -64,12 +64,25 @@ COMMANDS = {
     "answer": (["{images}", "what is it?", "--model", "{model}"], '2.png", "question": "what is it\\?", "answer"'),
     "classify": (["{images}", "--labels", "{labels}", "--model", "{model}"], "2.png: (star|circle)"),
     "match": (["{images}/1.png", "a star", "--model", "{model}"], r"0\.\d"),
+    "ground": (["{images}/1.png", "a star", "--model", "{model}"], r"\d, \d+  .+0\.\d"),
     "align": (["{images}/1.png", "a star", "--model", "{model}"], r"star: .+ at \d"),
     "index": (["{seen}", "{new}", "--model", "{model}"], "2 images embedded"),
     "search": (["{index}", "a star", "--model", "{model}"], r"2  -?0\.\d+  "),
 }
 """Of every command: arguments, and something that its results contain."""
-QUIET = {"inspect", "plan", "report", "score vqa", "score caption", "compare", "export", "match", "align", "search"}
+QUIET = {
+    "inspect",
+    "plan",
+    "report",
+    "score vqa",
+    "score caption",
+    "compare",
+    "export",
+    "match",
+    "align",
+    "ground",
+    "search",
+}
 """Commands that show no progress."""
 
 
