@@ -50,15 +50,7 @@ def entity_phrases(path: Path, images: Path | None) -> list[Phrase]:
                     if wanted is None or image in wanted:
                         result += _phrases(path, archive, name, image, len(result))
                         check_number(len(result), path)
-        except (
-            zipfile.BadZipFile,
-            NotImplementedError,
-            RuntimeError,
-            KeyError,
-            OSError,
-            EOFError,
-            ValueError,
-        ) as error:
+        except DAMAGED as error:
             raise UserError(f"{path} cannot be read as an archive ({error}); {REMEDY}") from None
     return result
 
