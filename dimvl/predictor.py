@@ -437,12 +437,15 @@ class Predictor:
         """
         if top < 1:
             raise UserError(f"top is {top}; it must be at least 1")
-        self.trained.tokenise([phrases] if isinstance(phrases, str) else phrases)  # before the detector runs
-        self._ability("ground")
+        ability = self._ability("ground")
+        words = self.trained.tokenise([phrases] if isinstance(phrases, str) else phrases)
         [(group, seconds)] = self._groups([image], None if times is None else [times], None)
         regions, extractor = join_images(group, seconds), self.trained.processor.extractor
-        result = []
-        for found in self.predict("ground", tuple(group), phrases, times):
+        prefix, result = make_prefix(regions, self._tags), []
+        parts = _parts([_rows(prefix) + len(text) + 1 for text in words], ROWS_AT_ONCE)
+        for found in (
+            one for part in parts for one in ability.apply(self.trained, [prefix] * len(words[part]), words[part])
+        ):
             best = np.argsort(-found[: len(regions)], kind="stable")[:top].tolist()
             described = [describe(extractor, group, regions, place, 0.0) for place in best]
             result.append(Grounding(described, found[best].tolist(), float(found[len(regions) :].sum())))

@@ -10,6 +10,7 @@ Published annotations that exist as a pickle only are read with it (`dimvl/data/
 import io
 import pickletools
 from ast import literal_eval
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ _VALUES = frozenset(
     )
 )
 _BYTES = frozenset(("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"))
-_NEW = {
+_OPCODES = {operation.code: operation for operation in pickletools.opcodes}
+_NEW: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
@@ -77,7 +79,7 @@ class _Machine:
     def run(self) -> Any:
         while True:
             code = self.file.read(1).decode("latin-1")
-            operation = pickletools.code2op[code]  # a KeyError at the end of the file
+            operation = _OPCODES[code]  # a KeyError at the end of the file
             if operation.name == "STRING":
                 self.stack.append(_python_2_text(self.file.readline()))
                 continue

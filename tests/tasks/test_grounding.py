@@ -20,6 +20,7 @@ from dimvl.tasks.grounding.prediction import means, region_probabilities, summar
 from dimvl.tasks.grounding.training import OBJECTIVE, GroundModule, phrase_example
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
+from tests import typed_predictor
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 from tests.factories import CLASSES, make_model, make_processor
 from tests.tiny_runs import make_config, make_data
@@ -247,6 +248,7 @@ def test_the_predictor_returns_regions_with_boxes_in_pixels_best_first(predictor
     assert max(max(region.box) for region in one.regions) <= max(regions.width, regions.height)
     raw = predictor.predict("ground", image, "a red star")[0]
     assert one.probabilities[0] == pytest.approx(float(raw.max()))
+    assert len(typed_predictor.regions_of_phrases(predictor, image, "a star")) == 3
     with pytest.raises(UserError, match="top is 0"):
         predictor.ground(image, "a star", top=0)
     with pytest.raises(UserError, match="empty"):
