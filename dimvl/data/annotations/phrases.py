@@ -4,7 +4,7 @@ Boxes are corners x1, y1, x2, y2 in pixels of the upright image.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,3 @@ def size_of(record: dict[str, Any], place: str) -> Size | None:
 def boxes_of(record: dict[str, Any], what: str, place: str) -> tuple[Box, ...]:
     """Return the boxes of a record of our own, which may be none."""
     return tuple(corners(box, what, place) for box in items(record["boxes"], f"boxes of {what}", place))
-
-
-def with_regions(phrase: Phrase, regions: Sequence[int]) -> Phrase:
-    """Return the phrase with the regions that are right."""
-    return replace(phrase, regions=tuple(regions))
