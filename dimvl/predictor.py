@@ -421,7 +421,9 @@ class Predictor:
         return Explanation(answer, sorted(described, key=lambda region: -region.probability_drop))
 
     @overload
-    def ground(self, image: Input, phrases: str, top: int = 5, times: Sequence[float] | None = None) -> Grounding: ...
+    def ground(  # type: ignore[overload-overlap]
+        self, image: Input, phrases: str, top: int = 5, times: Sequence[float] | None = None
+    ) -> Grounding: ...
     @overload
     def ground(
         self, image: Input, phrases: Sequence[str], top: int = 5, times: Sequence[float] | None = None

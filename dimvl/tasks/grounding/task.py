@@ -126,5 +126,5 @@ class Grounding(Task[GroundConfig]):
         texts, regions = facts.texts.number if config.shared_prefix else 1.0, facts.regions
         heads = {"region_head": texts + regions, "region_head.text": texts, "region_head.region": regions}
         heads |= {"region_head.alone": regions, "region_head.nowhere": texts}
-        work = planned_work(facts, texts, config.shared_prefix, **heads)
+        work = planned_work(facts, texts, config.shared_prefix, False, **heads)
         return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
