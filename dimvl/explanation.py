@@ -79,6 +79,22 @@ class Alignment:
     similarities: np.ndarray
 
 
+@dataclass(frozen=True)
+class Grounding:
+    """The regions that a phrase refers to.
+
+    Attributes:
+        regions: the most probable ones, best first; their `probability_drop` is 0.
+        probabilities: of these.
+        nowhere: probability that no region fits; 0 for a model that always finds one.
+
+    """
+
+    regions: list[RegionDrop]
+    probabilities: list[float]
+    nowhere: float
+
+
 def without(regions: PrefixRegions, place: int) -> PrefixRegions:
     """Remove a region."""
     arrays: dict[str, Any] = {

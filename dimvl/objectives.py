@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dimvl.data.targets import IGNORED, OWN, AlignTargets
+from dimvl.data.targets import IGNORED, OWN, AlignTargets, RegionTargets
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.model.heads import Aligned, ObjectPrediction
+from dimvl.model.heads import Aligned, ObjectPrediction, RegionScores
 from dimvl.regions.geometry import coverage
 from dimvl.regions.records import Detections
 
@@ -280,6 +280,29 @@ def _group_loss(to_texts: Tensor, to_images: Tensor, relations: Tensor) -> Tenso
         losses = -logits.masked_fill(ignored, -torch.inf).log_softmax(dim=dim)
         loss = loss + 0.5 * (share * losses.masked_fill(~own, 0.0)).sum()
     return loss
+
+
+def region_loss(scores: RegionScores, targets: RegionTargets) -> Tensor:
+    """Negative log of the probability that a softmax over a phrase's regions gives to all right ones together, summed.
+
+    Any right region is as good as another, as in the evaluation, so the model may choose; a soft target would have it
+    spread over overlapping boxes. Where no region is right, that is a class of its own, which the scores must have.
+    """
+    owners, right, number = targets.pair_texts, targets.right, len(targets)
+    every = segment_logsumexp(scores.pairs, owners, number)
+    wanted = segment_logsumexp(scores.pairs[right], owners[right], number)
+    if scores.nowhere is not None:
+        found = torch.zeros(number, dtype=torch.bool, device=right.device).index_fill(0, owners[right], True)
+        every, wanted = torch.logaddexp(every, scores.nowhere), torch.where(found, wanted, scores.nowhere)
+    return (every - wanted).sum()
+
+
+def segment_logsumexp(values: Tensor, owners: Tensor, number: int) -> Tensor:
+    """Return log-sum-exp of the values (S,) of each owner (S,): (number,); -inf for an owner without values."""
+    nothing = values.new_full((number,), -torch.inf)
+    highest = nothing.scatter_reduce(0, owners, values.detach(), "amax")
+    sums = values.new_zeros(number).index_add(0, owners, (values - highest[owners]).exp())
+    return sums.log() + highest
 
 
 def answer_loss(logits: Tensor, scores: Tensor) -> Tensor:

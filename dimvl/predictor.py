@@ -15,9 +15,9 @@ import numpy as np
 from dimvl.data.answers import Answer, Chosen
 from dimvl.data.prefixes import join_images, make_prefix
 from dimvl.errors import UserError
-from dimvl.explanation import Alignment, Explanation, describe, without
+from dimvl.explanation import Alignment, Explanation, Grounding, describe, without
 from dimvl.image_inputs import Input, Inputs, Skipped, is_batch
-from dimvl.predictor_base import PredictorBase, Texts, Times
+from dimvl.predictor_base import ROWS_AT_ONCE, PredictorBase, Texts, Times, parts_of, rows_of
 from dimvl.tasks import abilities_of
 
 Rules = Any
@@ -317,3 +317,36 @@ class Predictor(PredictorBase):
         """
         chosen = self.predict("choose", images, texts, times, skipped, candidates=candidates)
         return chosen[0] if isinstance(texts, str) and not is_batch(images) else chosen
+
+    @overload
+    def ground(  # type: ignore[overload-overlap]
+        self, image: Input, phrases: str, top: int = 5, times: Sequence[float] | None = None
+    ) -> Grounding: ...
+    @overload
+    def ground(
+        self, image: Input, phrases: Sequence[str], top: int = 5, times: Sequence[float] | None = None
+    ) -> list[Grounding]: ...
+    def ground(self, image: Input, phrases: Texts, top: int = 5, times: Sequence[float] | None = None) -> Any:
+        """Find the regions of an image, or of a tuple of images, that a phrase refers to, or each of several phrases.
+
+        `top` is the number of regions to return for each phrase.
+
+        Raises:
+            UserError: an empty phrase, an image that cannot be read, or a model that was not trained to ground.
+
+        """
+        if top < 1:
+            raise UserError(f"top is {top}; it must be at least 1")
+        ability = self._ability("ground")
+        words = self.trained.tokenise([phrases] if isinstance(phrases, str) else phrases)
+        [(group, seconds)] = self._groups([image], None if times is None else [times], None)
+        regions, extractor = join_images(group, seconds), self.trained.processor.extractor
+        prefix, result = make_prefix(regions, self._tags), []
+        parts = parts_of([rows_of(prefix) + len(text) + 1 for text in words], ROWS_AT_ONCE)
+        for found in (
+            one for part in parts for one in ability.apply(self.trained, [prefix] * len(words[part]), words[part])
+        ):
+            best = np.argsort(-found[: len(regions)], kind="stable")[:top].tolist()
+            described = [describe(extractor, group, regions, place, 0.0) for place in best]
+            result.append(Grounding(described, found[best].tolist(), float(found[len(regions) :].sum())))
+        return result[0] if isinstance(phrases, str) else result

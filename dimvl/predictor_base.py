@@ -195,7 +195,7 @@ class PredictorBase:
         every = self._prefixes(images, times, skipped)
         prefixes = [prefix for prefix in every if prefix is not None]
         added = ability.rows(self.trained, **options)
-        parts = _parts([_rows(prefix) + added for prefix in prefixes], ROWS_CACHED)
+        parts = parts_of([rows_of(prefix) + added for prefix in prefixes], ROWS_CACHED)
         found = (one for part in parts for one in ability.apply(self.trained, prefixes[part], None, **options))
         return [None if prefix is None else next(found) for prefix in every]
 
@@ -228,8 +228,8 @@ class PredictorBase:
         order = sorted(pairs, key=lambda place: first[id(every[place])])
         prefixes, words = [pairs[place][0] for place in order], [pairs[place][1] for place in order]
         is_new = [not (self.trained.processor.shared_prefix and one is other) for one, other in pairwise(prefixes)]
-        rows = [_rows(prefix) * new for prefix, new in zip(prefixes, [True, *is_new], strict=bool(prefixes))]
-        parts = _parts([prefix + len(text) + 1 for prefix, text in zip(rows, words, strict=True)], ROWS_AT_ONCE)
+        rows = [rows_of(prefix) * new for prefix, new in zip(prefixes, [True, *is_new], strict=bool(prefixes))]
+        parts = parts_of([prefix + len(text) + 1 for prefix, text in zip(rows, words, strict=True)], ROWS_AT_ONCE)
         found = [one for part in parts for one in ability.apply(self.trained, prefixes[part], words[part])]
         results = dict(zip(order, found, strict=True))
         return [results.get(place) for place in range(count)]
@@ -259,11 +259,12 @@ class PredictorBase:
         return list(zip(groups, own, strict=True))
 
 
-def _rows(prefix: Prefix) -> int:
+def rows_of(prefix: Prefix) -> int:
+    """Return the rows of a prefix: its regions and its context."""
     return len(prefix.features) + len(prefix.context)
 
 
-def _parts(rows: Sequence[int], limit: int) -> list[slice]:
+def parts_of(rows: Sequence[int], limit: int) -> list[slice]:
     """Split items with these numbers of rows into parts of at most `limit` rows and at least one item."""
     starts, total = [0], 0
     for place, count in enumerate(rows):

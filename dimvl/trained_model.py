@@ -209,6 +209,7 @@ def _check_fit(folder: Path, processor: Processor, model: DimvlModel) -> None:
         "heads for words": (int(processor.captions), int("word_head" in heads)),
         "heads for matching": (int(processor.matches or processor.chooses), int("match_head" in heads)),
         "heads for alignment": (int(processor.aligns), int("align_head" in heads)),
+        "heads for grounding": (int(processor.grounds), int("region_head" in heads)),
     }
     found += [(name, own, other) for name, (own, other) in limits.items() if own > other]
     for name, own, other in found:

@@ -71,6 +71,7 @@ def model_arguments(processor: Processor) -> dict[str, object]:
         "match_head": processor.matches or processor.chooses,
         "answers": len(processor.answers),
         "aligned": 8 if processor.aligns else 0,
+        "grounded": 1 if processor.grounds else 0,
     }
 
 

@@ -79,6 +79,21 @@ def test_a_drop_is_what_the_result_loses_without_the_region_and_the_result_is_th
     assert max(map(abs, own)) > 1e-4 and len({*own}) > 1
 
 
+def test_the_region_that_a_phrase_refers_to_has_no_probability_where_it_is_missing() -> None:
+    predictor, regions = make_predictor(grounds=True), make_regions(5, count=4)
+    found = predictor.explain(regions, "a red star", "ground")
+    best = int(found.result.argmax())
+    drops = {tuple(one.box): one.probability_drop for one in found.regions}
+    boxes = predictor.ground(regions, "a red star", top=4).regions
+    assert drops[tuple(boxes[0].box)] == pytest.approx(found.probability) == pytest.approx(float(found.result[best]))
+    trained, [text] = predictor.trained, predictor.trained.tokenise(["a red star"])
+    other = next(place for place in range(4) if place != best)
+    prefix = prefixes_of(trained, regions)[1 + other]
+    [fewer] = abilities_of(trained.processor)["ground"].apply(trained, [prefix], [text])
+    without_other = found.probability - float(fewer[best - (other < best)])
+    assert any(drop == pytest.approx(without_other, abs=1e-5) for drop in drops.values())
+
+
 @pytest.mark.parametrize("variant", ["causal", "masked"])
 def test_the_log_probability_of_a_caption_is_that_of_the_search_and_its_words_sum_up_to_it(variant: Any) -> None:
     trained = make_trained(all_abilities(variant=variant), seed=3)

@@ -13,7 +13,7 @@ MESSAGES = list(messages())
 IN_CONFIGURATIONS = "|".join(sorted({name for kind in CONFIGS.values() for name in kind.model_fields}))
 KEY = re.compile(rf"(?<![\w./-])(?:{IN_CONFIGURATIONS})\.[a-z_]+(?:\.[a-z_]+)*(?![\w(])")
 RULES = re.compile(r"dimvl/(config|tasks/\w+/config)\b")
-FILES = (".json", ".jsonl", ".safetensors", ".yaml", ".png", ".npy", ".bin")
+FILES = (".json", ".zip", ".jsonl", ".safetensors", ".yaml", ".png", ".npy", ".bin")
 
 
 def commands(group, prefix=""):

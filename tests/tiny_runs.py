@@ -92,7 +92,9 @@ def make_config(data: TinyData, output: Path, task: str = "pretrain", **changes:
     content: dict = {"task": task, "output": output, "regions": data.regions, "seed": 3}
     content |= {"inputs": {"max_regions": 10, "concept_tokens": 8, "text_tokens": 12, "vocabulary": 100}}
     content |= {"model": MODEL, "training": TRAINING}
-    if task == "vqa":
+    if task == "ground":
+        content |= {"phrases": changes.pop("phrases")}
+    elif task == "vqa":
         content |= {"questions": data.questions, "annotations": data.annotations}
     else:
         content |= {"captions": data.captions}

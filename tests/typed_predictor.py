@@ -12,6 +12,7 @@ from PIL import Image
 
 from dimvl import Predictor
 from dimvl.data.answers import Answer, Chosen
+from dimvl.explanation import Grounding
 from dimvl.regions.records import Regions
 
 
@@ -49,6 +50,12 @@ def captions_of_every_sequence(predictor: Predictor, files: list[Path]) -> list[
         predictor.caption([np.asarray(image.convert("RGB")) for image in images]),
         predictor.caption([file.read_bytes() for file in files]),
     ]
+
+
+def regions_of_phrases(predictor: Predictor, image: Image.Image, phrase: str) -> list[Grounding]:
+    """Find one phrase, and several."""
+    one = assert_type(predictor.ground(image, phrase, top=3), Grounding)
+    return [one, *assert_type(predictor.ground(image, [phrase, phrase]), list[Grounding])]
 
 
 def results_without_torn_images(

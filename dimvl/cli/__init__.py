@@ -34,6 +34,7 @@ import dimvl.cli.study
 import dimvl.cli.prediction
 import dimvl.cli.choosing
 import dimvl.cli.aligning
+import dimvl.cli.grounding
 import dimvl.cli.searching  # noqa: F401
 # isort: on
 

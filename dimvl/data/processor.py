@@ -43,6 +43,7 @@ class Processor:
         matches: whether it was trained to judge whether a text belongs to an image.
         aligns: whether it was trained to compare images and texts that are each encoded alone.
         chooses: whether it was trained to choose among texts.
+        grounds: whether it was trained to find the region that a phrase refers to.
         task: the task it was trained on, a key of `dimvl.tasks.CONFIGS`; empty in models saved before version 0.2.
 
     """
@@ -61,6 +62,7 @@ class Processor:
     matches: bool = False
     aligns: bool = False
     chooses: bool = False
+    grounds: bool = False
     max_images: Annotated[Count, Field(ge=1)] = 4
     times: bool = False
     task: str = ""

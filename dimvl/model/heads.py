@@ -4,7 +4,7 @@ A head runs on the rows that have a target of its kind (`Targets.head` in `dimvl
 model, checkpoint conversion, the optimiser, FLOP counting, memory planning and the profile all read the table.
 
 Letters: M rows with a target, D width, V vocabulary, K classes, F region feature, A answers, E shared space, I images,
-R regions, T texts, L words.
+R regions, T texts, L words, S pairs of text and region.
 """
 
 import math
@@ -171,6 +171,40 @@ class AlignHead(Head):
         return self.log_scales.float().clamp(max=math.log(100)).exp()
 
 
+class RegionScores(NamedTuple):
+    """Logits in fp32 of pairs of phrase and region (S,), and that no region fits (T,) or None."""
+
+    pairs: Tensor
+    nowhere: Tensor | None
+
+
+class RegionHead(Head):
+    """Which region a phrase refers to: a pointer from the phrase's last row to the rows of its regions.
+
+    The logit of a pair is the product of both rows, projected, over the root of the width, plus a linear term of the
+    region's row. UNITER (Chen et al., ECCV 2020) scores the region's row alone, which needs regions that see the
+    phrase; with the product, regions that have not seen it, and are computed once for all phrases, have a score too.
+    No multilayer perceptron: the encoder's last block is one.
+    """
+
+    label_bytes = 16
+    """A region's row, and the pair with a phrase that has the prefix alone."""
+
+    def __init__(self, width: int, kinds: int) -> None:
+        super().__init__()
+        self.outputs, self.hidden = width + 1, 4 * width  # a pair needs both projections and their product
+        self.text, self.region = Linear(width, width), Linear(width, width)
+        self.alone = Linear(width, 1)
+        self.nowhere = Linear(width, 1) if kinds > 1 else None
+
+    def forward(self, texts: Tensor, regions: Tensor, pair_texts: Tensor, pair_regions: Tensor) -> RegionScores:
+        """(T, D), (R, D) and the places of S pairs in them, (S,) twice -> (S,), (T,)."""
+        queries = self.text(texts) * texts.shape[1] ** -0.5
+        keys, alone = self.region(regions), self.alone(regions).squeeze(-1)
+        pairs = (queries[pair_texts] * keys[pair_regions]).float().sum(dim=1) + alone[pair_regions].float()
+        return RegionScores(pairs, None if self.nowhere is None else self.nowhere(texts).squeeze(-1).float())
+
+
 class Sizes(NamedTuple):
     """What heads are built from: the word embedding, D, F, the activation and the epsilon of layer norms."""
 
@@ -185,7 +219,8 @@ class HeadEntry(NamedTuple):
     """One head of the table.
 
     Attributes:
-        argument: argument of `DimvlModel` that requests it: true, or the number of classes, answers or dimensions.
+        argument: argument of `DimvlModel` that requests it: true, or the number of classes, answers or dimensions, or 1
+            for regions only and 2 if no region may fit.
         build: builds it from the argument's value and the model's sizes.
         rows: which rows it runs on.
         label: its name in profiles.
@@ -216,6 +251,9 @@ HEADS: dict[str, HeadEntry] = {
     ),
     "align_head": HeadEntry(
         "aligned", lambda space, s: AlignHead(s.width, space), "images, regions, texts and words", "head: alignment"
+    ),
+    "region_head": HeadEntry(
+        "grounded", lambda kinds, s: RegionHead(s.width, kinds), "phrases and their regions", "head: grounding"
     ),
 }
 """Attribute of the model -> head. Weights are initialised in this order, so add new heads at the end."""

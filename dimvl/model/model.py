@@ -15,7 +15,7 @@ from dimvl.data.batch import Batch
 from dimvl.files import Strict, read_json_as
 from dimvl.model.embeddings import RegionEmbeddings, TokenEmbeddings, sinusoids
 from dimvl.model.encoder import SPLITS, Encoder, PerModality
-from dimvl.model.heads import HEADS, AlignHead, AnswerHead, MatchHead, ObjectHead, Sizes, WordHead
+from dimvl.model.heads import HEADS, AlignHead, AnswerHead, MatchHead, ObjectHead, RegionHead, Sizes, WordHead
 from dimvl.model.plan import plan_attention
 
 Size = Annotated[int, Field(ge=1, le=2**24)]
@@ -47,7 +47,8 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         norm_eps: epsilon of every layer norm.
         requested: the heads, by their arguments in `dimvl.model.heads.HEADS`: `word_head` and `match_head` (bool),
             `classes` K of the object head, `answers` A of the answer head, `aligned` the dimensions of the shared
-            space. Heads that are not requested are None.
+            space, `grounded` 1 for a score of each region, 2 also for none of them. Heads that are not requested are
+            None.
 
     """
 
@@ -56,6 +57,7 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
     match_head: MatchHead | None
     answer_head: AnswerHead | None
     align_head: AlignHead | None
+    region_head: RegionHead | None
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from dimvl.config import RunConfig, read_run
 from dimvl.errors import UserError
 from dimvl.tasks.answering.config import VqaConfig
 from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.grounding.config import GroundConfig
 from dimvl.tasks.multiple_choice.config import ChooseConfig
 from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.tasks.retrieval.config import RetrieveConfig
@@ -28,6 +29,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
     "caption": CaptionConfig,
     "retrieve": RetrieveConfig,
     "choose": ChooseConfig,
+    "ground": GroundConfig,
 }
 """The table of tasks: value of `task` in a configuration -> its class, which names that of the task (`task_class`).
 

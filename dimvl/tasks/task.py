@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.config import EvaluationOptions, RunConfig
-from dimvl.data.annotations import Caption, Choice, Question
+from dimvl.data.annotations import Caption, Choice, Phrase, Question
 from dimvl.data.prefixes import ImageReader, Prefix
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
@@ -28,7 +28,7 @@ from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.trained_model import TrainedModel
 
 Config = TypeVar("Config", bound=RunConfig)
-Record = Caption | Question | Choice
+Record = Caption | Question | Choice | Phrase
 
 
 class Evidence(NamedTuple):

@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     detector.save(place / "detector")
     run = write_run(
         place / "run",
-        make_trained(all_abilities(detector.extractor, max_images=3, aligns=True)),
+        make_trained(all_abilities(detector.extractor, max_images=3, aligns=True, grounds=True)),
         description="photographs",
     )
     return export(run, place / "export", place / "detector")

@@ -70,6 +70,7 @@ COMMANDS = {
         ["{images}/1.png", "what", "--candidate", "a star", "--candidate", "red", "--model", "{model}"],
         "star|red",
     ),
+    "ground": (["{images}/1.png", "a star", "--model", "{model}"], r"\d, \d+  .+0\.\d"),
     "align": (["{images}/1.png", "a star", "--model", "{model}"], r"star: .+ at \d"),
     "index": (["{seen}", "{new}", "--model", "{model}"], "2 images embedded"),
     "search": (["{index}", "a star", "--model", "{model}"], r"2  -?0\.\d+  "),
@@ -86,6 +87,7 @@ QUIET = {
     "match",
     "choose",
     "align",
+    "ground",
     "search",
 }
 """Commands that show no progress."""

@@ -18,8 +18,8 @@ NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 def test_every_published_protocol_has_a_configuration():
     expected = [
-        *("activitynet", "aokvqa", "coco-karpathy-scst", "coco-karpathy", "flickr30k"),
-        *("msrvtt-1k-a", "msrvtt", "vcr", "vist", "vqa-v2"),
+        *("activitynet", "aokvqa", "coco-karpathy-scst", "coco-karpathy", "flickr30k-entities", "flickr30k"),
+        *("msrvtt-1k-a", "msrvtt", "refcoco", "vcr", "vist", "vqa-v2"),
     ]
     assert [f"{name}.yaml" for name in expected] == NAMES
 

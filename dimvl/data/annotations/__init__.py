@@ -1,12 +1,13 @@
-"""Readers of annotation files: every format becomes captions, or questions with answers or candidates.
+"""Readers of annotation files: every format becomes captions, questions with answers or candidates, or phrases.
 
 docs/annotations.md shows the formats. Image ids become text here, because the region store identifies images by text.
 `dimvl/data/matching.py` decides which images of the store a record refers to.
 """
 
 from dimvl.data.annotations.choices import read_choices
+from dimvl.data.annotations.phrases import Phrase
 from dimvl.data.annotations.probes import Probe, Probes, read_probes
-from dimvl.data.annotations.reading import describe_file, read_captions, read_questions
+from dimvl.data.annotations.reading import describe_file, read_captions, read_phrases, read_questions
 from dimvl.data.annotations.records import Caption, Choice, ImageKey, Question, compared
 from dimvl.fields import Id
 
@@ -15,6 +16,7 @@ __all__ = [
     "Choice",
     "Id",
     "ImageKey",
+    "Phrase",
     "Probe",
     "Probes",
     "Question",
@@ -22,6 +24,7 @@ __all__ = [
     "describe_file",
     "read_captions",
     "read_choices",
+    "read_phrases",
     "read_probes",
     "read_questions",
 ]

@@ -2,10 +2,11 @@
 
 Captions are `{"image": id or file name, "caption": text}` with an optional `id`. Questions are `{"image": ...,
 "question": text}` with `answers` (of several people) or `answer` (a single one, as in GQA) and optional `question_id`,
-`question_type` and `answer_type`. A text about several images has a list `images` instead of `image`; optional `times`
-are seconds, one for each image, in order. A text about a video has `video`, the name of its frames. Other
-fields are ignored. Blank lines do not count. A line without an id gets its number, from 0, or the next number that no
-line has as its id.
+`question_type` and `answer_type`. Phrases are `{"image": ..., "phrase": text, "boxes": [[x1, y1, x2, y2], ...]}` in
+pixels, with optional `id`, `width` and `height` of the image, `file_name`, `split` and `types`. A text about several
+images has a list `images` instead of `image`; optional `times` are seconds, one for each image, in order. A text about
+a video has `video`, the name of its frames. Other fields are ignored. Blank lines do not count. A line without an id
+gets its number, from 0, or the next number that no line has as its id.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dimvl.data.annotations.phrases import Phrase, boxes_of, check_inside, size_of
 from dimvl.data.annotations.records import Caption, ImageKey, Question, name_images
 from dimvl.errors import UserError
 from dimvl.fields import Id, Once, identifier, items, label, lines, mapping, words
@@ -66,6 +68,34 @@ def jsonl_questions(path: Path) -> list[Question]:
         result.append(
             Question(number, images, text, answers, kind, answer_type, images, times, written, numbered, is_video)
         )
+    return result
+
+
+def jsonl_phrases(path: Path) -> list[Phrase]:
+    """Read phrases, in the order of the file.
+
+    Raises:
+        UserError: a line that is not JSON, a missing or wrong field, an empty phrase, several images, a box of another
+            form or outside its image, or a duplicate id.
+
+    """
+    found = list(jsonl_records(path, ("phrase", "boxes")))
+    result = []
+    for number, (place, record, written, (images, _)) in zip(jsonl_ids(found, "id"), found, strict=True):
+        text = words(record["phrase"], f"phrase {number} of {name_images(images)}", place)
+        if len(images) > 1:
+            raise UserError(f"{place}: phrase {number} is about {len(images)} images; write a line for each image")
+        boxes, size, split = (
+            boxes_of(record, f"phrase {number}", place),
+            size_of(record, place),
+            record.get("split", ""),
+        )
+        if size is not None:
+            check_inside(boxes, size, f"phrase {number}", place)
+        kinds = tuple(label(kind, "a type", place) for kind in items(record.get("types", []), "types", place))
+        file = str(identifier(record["file_name"], "file_name", place)) if "file_name" in record else images[0]
+        split = label(record.get("split", ""), "split", place)
+        result.append(Phrase(number, images, text, boxes, size, split, kinds, (file,), written_ids=written))
     return result
 
 

@@ -5,6 +5,7 @@ files work without conversion; docs/annotations.md shows every format.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +13,12 @@ from typing import Any, TypeVar
 from dimvl.data.annotations.coco import coco_captions
 from dimvl.data.annotations.conceptual import conceptual_captions
 from dimvl.data.annotations.flickr import COMMAS, PIPES, TOKEN, bar_captions, comma_captions, token_captions
-from dimvl.data.annotations.jsonl import jsonl_captions, jsonl_questions
+from dimvl.data.annotations.flickr_entities import entity_phrases
+from dimvl.data.annotations.jsonl import jsonl_captions, jsonl_phrases, jsonl_questions
 from dimvl.data.annotations.karpathy import is_karpathy, karpathy_captions
+from dimvl.data.annotations.phrases import Phrase
 from dimvl.data.annotations.records import Caption, Question
+from dimvl.data.annotations.refcoco import captioned_phrases, referring_phrases
 from dimvl.data.annotations.videos import (
     activitynet_captions,
     is_activitynet,
@@ -27,9 +31,10 @@ from dimvl.data.annotations.vqa import vqa_questions
 from dimvl.errors import UserError
 from dimvl.fields import FORMATS, lines
 from dimvl.files import read_json, sha256
+from dimvl.showing import short, some
 
 logger = logging.getLogger(__name__)
-Record = TypeVar("Record", Caption, Question)
+Record = TypeVar("Record", Caption, Question, Phrase)
 
 
 def read_captions(path: Path, split: Sequence[str] = (), bare: bool = False) -> list[Caption]:
@@ -94,6 +99,39 @@ def read_questions(path: Path, annotations: Path | None = None) -> list[Question
             raise UserError(f"{path} contains its own answers; remove the annotations {annotations}")
         return _logged(path, "JSON lines", jsonl_questions(path))
     return _logged(path, "VQA v2 questions", vqa_questions(path, read_json(path), annotations))
+
+
+def read_phrases(path: Path, images: Path | None = None, split: Sequence[str] = ()) -> list[Phrase]:
+    """Read a file of phrases of any known format, in the order of the file.
+
+    Args:
+        path: JSON lines; RefCOCO as a pickle (`refs(unc).p`), its list in JSON, or COCO's layout with a caption for
+            each image; Flickr30k Entities as its `annotations.zip`.
+        images: for RefCOCO's pickle or list, COCO's `instances.json`; for Flickr30k Entities, a list of the images to
+            read, one per line, or None for all.
+        split: splits to read; by default all. Flickr30k Entities has none: its lists of images are the splits.
+
+    Raises:
+        UserError: a missing file, an unknown format, a mistake in a file, or a split that the file does not have.
+
+    """
+    ending = path.suffix.lower()
+    if images is not None and ending == ".jsonl":
+        raise UserError(f"{path} contains its own boxes; remove the file {images}")
+    if ending == ".zip":
+        kind, found = "Flickr30k Entities", entity_phrases(path, images)
+    elif ending == ".jsonl":
+        kind, found = "JSON lines", jsonl_phrases(path)
+    elif images is not None:
+        kind, found = "referring expressions", referring_phrases(path, images)
+    else:
+        kind, found = "COCO's layout", captioned_phrases(path)
+    every = Counter(phrase.split for phrase in found)
+    if unknown := [name for name in split if name not in every or not name]:
+        have = f"has the splits {some(sorted(every), 9)}" if any(every) else "has no splits"
+        raise UserError(f"{path} {have}, and split is {short(unknown[0])}; name one that it has, or remove split")
+    found = [phrase for phrase in found if not split or phrase.split in split]
+    return _logged(path, kind, found)
 
 
 def _logged(path: Path, kind: str, found: list[Record]) -> list[Record]:

@@ -15,7 +15,7 @@ def name_images(image_ids: Sequence[str]) -> str:
     return f"image{'s' * (len(image_ids) > 1)} {some(image_ids)}"
 
 
-class _AboutImages:
+class AboutImages:
     """A text about one or more images, or about a video: its name stands for its frames until they are matched."""
 
     __slots__ = ()
@@ -48,7 +48,7 @@ class _AboutImages:
 
 
 @dataclass(frozen=True, slots=True)
-class Caption(_AboutImages):
+class Caption(AboutImages):
     """One caption of one or more images.
 
     Attributes:
@@ -87,7 +87,7 @@ def compared(captions: Sequence[Caption]) -> list[list[Caption]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Question(_AboutImages):
+class Question(AboutImages):
     """One question about one or more images.
 
     Attributes:
@@ -124,7 +124,7 @@ class Question(_AboutImages):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice(_AboutImages):
+class Choice(AboutImages):
     """One question about one or more images, and candidates of which one is right.
 
     Attributes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.data.annotations import read_captions, read_choices, read_probes, read_questions
+from dimvl.data.annotations import read_captions, read_choices, read_phrases, read_probes, read_questions
 from tests.data.annotations.files import write
 
 PAGE = Path(__file__).parents[3] / "docs" / "annotations.md"
@@ -58,6 +58,15 @@ def test_examples_of_questions_are_read(tmp_path):
 def test_examples_of_questions_with_candidates_are_read(tmp_path, heading, name, answers):
     ((_, content),) = SECTIONS[heading]
     assert [item.answer for item in read_choices(write(tmp_path / name, content)).items] == answers
+
+
+def test_examples_of_phrases_are_read(tmp_path):
+    (_, refs), (_, instances), (_, captioned) = SECTIONS["RefCOCO"]
+    [lady] = read_phrases(write(tmp_path / "refs.json", refs), write(tmp_path / "instances.json", instances))
+    [same] = read_phrases(write(tmp_path / "captioned.json", captioned))
+    assert (lady.text, lady.boxes, lady.images) == (same.text, same.boxes, same.images)
+    ((_, lines),) = SECTIONS["Phrases as JSON lines"]
+    assert [len(one.boxes) for one in read_phrases(write(tmp_path / "a.jsonl", lines))] == [1, 2, 0]
 
 
 @pytest.mark.parametrize(

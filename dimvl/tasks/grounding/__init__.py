@@ -1,0 +1,1 @@
+"""Grounding: the region of an image that a phrase refers to."""
