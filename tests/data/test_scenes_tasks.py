@@ -24,11 +24,7 @@ WORLDS = {
     split: [sample_world(OPTIONS, split, index) for index in range(NUMBER)] for split in ("train", "compositional")
 }
 STATEMENTS = {
-    split: [
-        statement
-        for place in range(NUMBER)
-        for statement in sample_statements(worlds, place, OPTIONS, split == "compositional")
-    ]
+    split: [each for place in range(NUMBER) for each in sample_statements(worlds, place, OPTIONS)]
     for split, worlds in WORLDS.items()
 }
 BY_ID = {world.image_id: world for worlds in WORLDS.values() for world in worlds}
@@ -64,16 +60,12 @@ def shows(thing: str, world: World) -> bool:
     if match is None:
         return bool(found(thing, world))
     pairs = [(one, two) for one in found(match[1], world) for two in found(match[5], world) if one is not two]
-    far = [pair for pair in pairs if max(abs(np.subtract(pair[0].centre, pair[1].centre))) >= 0.15 * world.width]
     side = match.groups()[1:4]
     axis = 0 if side[0] else 1
-    clear = [lies(*pair[:1], side, pair[1], world) for pair in far if on_axis(pair, axis, world)]
+    far = [(one, two) for one, two in pairs if abs(one.centre[axis] - two.centre[axis]) >= 0.15 * world.width]
+    clear = [lies(one, side, two, world) for one, two in far]
     assert any(clear) or len(clear) == len(pairs)
     return any(clear)
-
-
-def on_axis(pair: tuple[SceneObject, SceneObject], axis: int, world: World) -> bool:
-    return abs(pair[0].centre[axis] - pair[1].centre[axis]) >= 0.15 * world.width
 
 
 def holds(text: str, worlds: list[World]) -> bool:

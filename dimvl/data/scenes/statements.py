@@ -72,13 +72,11 @@ class Statement:
     label: bool
 
 
-def sample_statements(
-    worlds: Sequence[World], place: int, options: SceneOptions, compositional: bool = False
-) -> list[Statement]:
+def sample_statements(worlds: Sequence[World], place: int, options: SceneOptions) -> list[Statement]:
     """Write `statements_per_image` statements about the image at `place` and others, cycling through the kinds.
 
-    If `compositional`, each group names a held-out combination of that image; otherwise none does. There are fewer
-    statements if no fitting images are found.
+    Each group names a held-out combination of that image, if it has one. No statement of other splits does: it would be
+    true, or false, of all their images. There are fewer statements if no fitting images are found.
     """
     generator = generator_for(options, worlds[place].image_id, "statements")
     statements: list[Statement] = []
@@ -86,15 +84,13 @@ def sample_statements(
         first = worlds[place].image_id + number
         kinds = [KINDS[(first + step) % len(KINDS)] for step in range(len(KINDS))]
         texts = {statement.text for statement in statements}
-        tried = (_group(kind, worlds, place, compositional, generator) for kind in kinds for _ in range(_TRIES))
+        tried = (_group(kind, worlds, place, generator) for kind in kinds for _ in range(_TRIES))
         found = next((group for group in tried if group and not texts & {each.text for each in group}), [])
         statements += found
     return statements
 
 
-def _group(
-    kind: str, worlds: Sequence[World], place: int, compositional: bool, generator: np.random.Generator
-) -> list[Statement]:
+def _group(kind: str, worlds: Sequence[World], place: int, generator: np.random.Generator) -> list[Statement]:
     """Return four statements, or none if images or texts that make them false are not found."""
     count = pick(_COUNTS, generator)
     places = [place]
@@ -106,8 +102,6 @@ def _group(
         return []
     for changed in shuffled(list(claim.changes(count)), generator)[:_CHANGES_TRIED]:
         pair = (claim, changed)
-        if not compositional and any(thing.is_held_out for each in pair for thing in each.things):
-            continue
         truths = [each.holds([worlds[at] for at in places]) for each in pair]
         if None in truths or truths[0] == truths[1]:
             continue

@@ -211,10 +211,7 @@ def _write_annotations(folder: Path, split: str, scenes: list[_Scene], options: 
 def _write_for_other_tasks(folder: Path, split: str, worlds: Sequence[World], options: SceneOptions) -> None:
     """Write statements and phrases, if the options ask for them."""
     if options.statements_per_image:
-        of_images = [
-            sample_statements(worlds, place, options, compositional=split == "compositional")
-            for place in range(len(worlds))
-        ]
+        of_images = [sample_statements(worlds, place, options) for place in range(len(worlds))]
         statements = _numbered(worlds, of_images)
         labelled = [
             {"id": key, "images": each.images, "text": each.text, "label": str(each.label).lower(), "kind": each.kind}
