@@ -3,10 +3,12 @@
 python tools/write_results.py runs/demo "2-core AMD EPYC (AVX2)" 2026-11-22
 python tools/write_results.py runs/full "2-core AMD EPYC (AVX2)" 2026-11-22 --full
 python tools/write_results.py runs/real-data "2-core AMD EPYC (AVX-512)" 2026-11-25 --real-data
+python tools/write_results.py runs/vqa_rad "2-core AMD EPYC (AVX-512)" 2026-11-29 --vqa-rad
 
 Copies `results.json` to docs/results. `--full` is for a run of configs/scenes/full.yaml: everything goes into
 docs/experiments.md and docs/results/full.json. `--real-data` is for the output of tools/run_real_data.py, which goes
-into docs/real-data.md and docs/results/real-data.json, together with hardware and date.
+into docs/real-data.md and docs/results/real-data.json, together with hardware and date; `--vqa-rad` likewise for
+tools/run_vqa_rad.py, docs/radiology.md and docs/results/vqa_rad.json.
 """
 
 import argparse
@@ -36,7 +38,14 @@ def main() -> None:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--full", action="store_true")
     kinds.add_argument("--real-data", action="store_true")
+    kinds.add_argument("--vqa-rad", action="store_true")
     arguments = parser.parse_args()
+    if arguments.vqa_rad:
+        results = read_json(arguments.demo / "vqa_rad.json")
+        results |= {"hardware": arguments.hardware, "date": arguments.date}
+        write_json(ROOT / "docs" / "results" / "vqa_rad.json", results)
+        fill(ROOT / "docs" / "radiology.md", "results", vqa_rad(results))
+        return
     results = read_json(arguments.demo / "results.json")
     if arguments.real_data:
         results |= {"hardware": arguments.hardware, "date": arguments.date}
@@ -182,6 +191,22 @@ def _ranges(run: Mapping[str, Any], digits: int) -> str:
         return f"{interval} |"
     mean, low, high = run["over_text_only"]
     return f"{interval} | {mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def vqa_rad(results: Mapping[str, Any]) -> str:
+    """Table of the scores on VQA-RAD: with images, of the baseline, and the gain, with their intervals."""
+    names = ("closed", "open", "overall")
+    seeds = f"{len(results['seeds'])} seed{'s' * (len(results['seeds']) > 1)}"
+    source = f"`{results['command']}`, {results['hardware']}, {results['date']}"
+    lines = [f"Accuracy, mean of {seeds}, and its 95% interval by the bootstrap over images; {source}.", ""]
+    lines += ["| questions | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for part, scores in (("", results), (", not rephrased", results["not_rephrased"])):
+        rows = {"with images": scores, "question only": scores["question_only"], "gain": scores["minus_question_only"]}
+        for row, own in rows.items():
+            ends = own["interval_of_images"]
+            cells = [f"{own[name]:.3f} ({ends[name][0]:.3f} to {ends[name][1]:.3f})" for name in names]
+            lines.append(f"| {row}{part} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def fill(path: Path, mark: str, text: str) -> None:

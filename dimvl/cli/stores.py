@@ -63,11 +63,19 @@ def scenes(
     max_overlap: Annotated[float, typer.Option(help="Maximum share of an object that others cover.")] = 0.3,
     captions_per_image: Annotated[int, typer.Option(help="Captions per image.")] = 5,
     questions_per_image: Annotated[int, typer.Option(help="Questions per image.")] = 10,
+    statements_per_image: Annotated[
+        int, typer.Option(help="True or false statements about two or three images, in groups of four.")
+    ] = 0,
+    phrases_per_image: Annotated[int, typer.Option(help="Phrases that describe one object, with its box.")] = 0,
+    images_per_story: Annotated[
+        int, typer.Option(help="Write a story, a sequence of images of its own, for so many images; 0 writes none.")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
 ) -> None:
     """Write synthetic scenes.
 
-    Writes images with COCO boxes, COCO captions and VQA v2 questions. Resumes if interrupted.
+    Writes images with COCO boxes, COCO captions and VQA v2 questions, and if asked for, statements, phrases and stories
+    as JSON lines. Resumes if interrupted.
 
     Example: dimvl scenes data/scenes --train 3000 --seed 1
     """

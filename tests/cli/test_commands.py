@@ -139,6 +139,13 @@ def test_scenes_are_written_with_the_requested_options(run: Run, tmp_path: Path)
     refused(run("scenes", tmp_path / "scenes", "--train", 3), "another seed or other options")
     refused(run("scenes", tmp_path / "more", "--noise", 99), "--noise is 99.0; give a value from 0 to 40")
     refused(run("scenes", tmp_path / "more", "--image-size", 8), "--image-size is 8; give a value from 160 to 256")
+    more = ("--train", 10, "--heldout", 0, "--compositional", 0, "--statements-per-image", 4, "--images-per-story", 10)
+    assert run("scenes", tmp_path / "more", *more, "--phrases-per-image", 1).code == 0
+    counts = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "more").glob("*/*.jsonl")}
+    assert counts == {"worlds": 10, "statements": 40, "phrases": 10, "stories": 1}
+    refused(
+        run("scenes", tmp_path / "none", *more, "--train", 9), "--train is 9, too few to choose images for statements"
+    )
 
 
 def test_extract_writes_what_it_can_read_names_the_rest_and_ends_with_exit_code_1(

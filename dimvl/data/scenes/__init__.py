@@ -1,8 +1,9 @@
 """Synthetic scenes: images, boxes, captions and questions from a seed, written in real annotation formats.
 
 A seed becomes a `World` (world.py), from which image (render.py), captions (language.py) and questions (questions.py)
-are made; write.py saves them. Captions can be parsed into facts and judged (facts.py, scores.py), or made false by
-changing one word (word_changes.py).
+are made, and if asked for, statements about several images (statements.py), phrases that describe one object
+(references.py) and stories of images of their own (stories.py); write.py saves them. Captions can be parsed into facts
+and judged (facts.py, scores.py), or made false by changing one word (word_changes.py).
 """
 
 from dimvl.data.scenes.facts import Fact, judge

@@ -1,4 +1,4 @@
-"""Noun phrases and sides: the words that captions and questions share.
+"""Noun phrases and sides: the words that all texts share.
 
 A phrase reads "large red striped circle": size, colour, texture, shape, always in this order. The texture "plain" is
 never mentioned, and a phrase without a shape says "object".
@@ -15,6 +15,8 @@ from dimvl.data.scenes.world import COLOURS, HELD_OUT_COMBINATIONS, SHAPES, SIZE
 Item = TypeVar("Item")
 
 NAMED_TEXTURES = tuple(texture for texture in TEXTURES if texture != "plain")
+SLOTS = ("size", "colour", "texture", "shape")
+VALUES = {"size": SIZES, "colour": tuple(COLOURS), "texture": NAMED_TEXTURES, "shape": SHAPES}
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 SIDES = {
     "left": ("left of", "to the left of", "on the left of"),
@@ -25,6 +27,7 @@ SIDES = {
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 CLEAR_MARGIN = 0.15  # a side is only mentioned if the centres are at least this share of the image's side apart
+_LONGER_SHARE = 0.3  # of referring phrases with one word more than necessary
 _PLACE_MARGIN = 0.06  # ... and a place if the centre is at least this share of it away from both middle lines
 
 _SLOT_OF = {
@@ -107,6 +110,22 @@ def describe(item: SceneObject, slots: Sequence[str]) -> Phrase:
     """Return the phrase that names the given slots (size, colour, texture, shape) of `item`, except plain."""
     words = {slot: getattr(item, slot) for slot in slots}
     return Phrase(**{slot: word for slot, word in words.items() if word != "plain"})
+
+
+def referring_phrase(
+    item: SceneObject, world: World, slots: Sequence[str], generator: np.random.Generator
+) -> Phrase | None:
+    """Return a phrase of some of the slots that only `item` matches; None if no such phrase exists.
+
+    Words are added in random order until the phrase is unique, and sometimes one more.
+    """
+    order = shuffled(slots, generator)
+    longer = generator.random() < _LONGER_SHARE
+    for number in range(1, len(order) + 1):
+        phrase = describe(item, order[: number + longer])
+        if phrase.count_in(world) == 1:
+            return phrase
+    return None
 
 
 def offset(side: str, item: SceneObject, other: SceneObject) -> float:

@@ -4,30 +4,30 @@ The wanted answer is drawn first and then a question with that answer, so that a
 chance. Held-out combinations are asked about in the compositional split only: elsewhere the answer would always be no.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from dimvl.data.scenes.phrases import (
     CLEAR_MARGIN,
-    NAMED_TEXTURES,
     OPPOSITE,
     PLACES,
     SIDES,
+    SLOTS,
+    VALUES,
     Phrase,
     clear_place,
     clear_sides,
     describe,
     offset,
     pick,
+    referring_phrase,
     shuffled,
 )
-from dimvl.data.scenes.world import COLOURS, SHAPES, SIZES, SceneObject, SceneOptions, World, generator_for
+from dimvl.data.scenes.world import SceneObject, SceneOptions, World, generator_for
 
 KINDS = ("existence", "counting", "attribute", "place", "relation", "comparison")
-_SLOTS = ("size", "colour", "texture", "shape")
-_VALUES = {"size": SIZES, "colour": tuple(COLOURS), "texture": NAMED_TEXTURES, "shape": SHAPES}
 _ASKED_AS = {"size": "size", "colour": "color", "texture": "texture", "shape": "shape"}
 
 _EXISTENCE = ("is there {}?", "can you see {}?", "does the picture show {}?")
@@ -46,14 +46,13 @@ _SAME = ("is the {1} the same {0} as the {2}?", "do the {1} and the {2} have the
 _FIRST_WHERE, _FIRST_OPEN = 6, 12
 _LARGEST_COUNT = 4
 _COUNTED_SLOTS = ((), ("size",), ("size",), ("texture",), ("shape",), ("shape",), ("colour",), ("colour", "shape"))
-_COMPARED = (*_SLOTS, "more", "more", "more", "more", "equal", "equal")
+_COMPARED = (*SLOTS, "more", "more", "more", "more", "equal", "equal")
 _ASKED_SLOTS = (  # of existence questions; a size or texture alone would nearly always be present
     *(("shape",), ("colour",), ("colour", "shape"), ("colour", "shape"), ("size", "shape"), ("size", "colour")),
     *(("texture", "shape"), ("texture", "colour"), ("size", "colour", "shape"), ("colour", "texture", "shape")),
 )
 _WANTED = 20  # a wanted answer is drawn as a number below this, which each kind of question interprets
 _WANTED_TRIED, _TRIES = 6, 16  # wanted answers tried, and attempts at each
-_LONGER_SHARE = 0.3  # of phrases with one word more than necessary
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _existence(world: World, wanted: int, generator: np.random.Generator) -> Que
             continue  # a plain object has no texture to mention
         if not yes:
             slot = pick(slots, generator)
-            others = [value for value in _VALUES[slot] if value != getattr(phrase, slot)]
+            others = [value for value in VALUES[slot] if value != getattr(phrase, slot)]
             phrase = Phrase(**{**vars(phrase), slot: pick(others, generator)})
         if (phrase.count_in(world) > 0) == yes:
             text = pick(_EXISTENCE, generator).format(phrase.with_article())
@@ -148,10 +147,10 @@ def _counting(world: World, wanted: int, generator: np.random.Generator) -> Ques
 
 
 def _attribute(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
-    slot = _SLOTS[wanted % len(_SLOTS)]
+    slot = SLOTS[wanted % len(SLOTS)]
     value = pick(sorted({getattr(item, slot) for item in world.objects}), generator)
     item = pick([item for item in world.objects if getattr(item, slot) == value], generator)
-    phrase = _referring_phrase(item, world, [other for other in _SLOTS if other != slot], generator)
+    phrase = referring_phrase(item, world, [other for other in SLOTS if other != slot], generator)
     if phrase is None:
         return None
     text = pick(_ATTRIBUTE, generator).format(_ASKED_AS[slot], phrase.singular())
@@ -161,7 +160,7 @@ def _attribute(world: World, wanted: int, generator: np.random.Generator) -> Que
 def _place(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
     """Ask for the quarter of the image. This prepares for relations: only here is one object's box the answer."""
     items = [item for item in world.objects if clear_place(item, world) == PLACES[wanted % len(PLACES)]]
-    phrase = _referring_phrase(pick(items, generator), world, _SLOTS, generator) if items else None
+    phrase = referring_phrase(pick(items, generator), world, SLOTS, generator) if items else None
     if phrase is None:
         return None
     text = pick(_PLACE, generator).format(phrase.singular())
@@ -176,8 +175,8 @@ def _relation(world: World, wanted: int, generator: np.random.Generator) -> Ques
     side = pick(sides, generator)
     if wanted >= _FIRST_OPEN:
         return _open_relation(world, item, side, other, generator)
-    first = _referring_phrase(item, world, _SLOTS, generator)
-    second = _referring_phrase(other, world, _SLOTS, generator)
+    first = referring_phrase(item, world, SLOTS, generator)
+    second = referring_phrase(other, world, SLOTS, generator)
     if first is None or second is None:
         return None
     if wanted >= _FIRST_WHERE:
@@ -196,7 +195,7 @@ def _open_relation(
     margin = CLEAR_MARGIN * world.width
     if any(offset(side, third, other) > -margin for third in world.objects if third is not item and third is not other):
         return None
-    phrase = _referring_phrase(other, world, _SLOTS, generator)
+    phrase = referring_phrase(other, world, SLOTS, generator)
     if phrase is None:
         return None
     slot = pick(("shape", "colour"), generator)
@@ -208,7 +207,7 @@ def _open_relation(
 def _comparison(world: World, wanted: int, generator: np.random.Generator) -> Question | None:
     yes = wanted % 2 == 0
     form = _COMPARED[wanted // 2]
-    if form in _SLOTS:
+    if form in SLOTS:
         return _same_attribute(world, form, yes, generator)
     slots = (pick(("shape", "colour", "size", "texture"), generator),)
     first, second = (_random_phrase(world, slots, generator) for _ in range(2))
@@ -227,9 +226,9 @@ def _same_attribute(world: World, slot: str, yes: bool, generator: np.random.Gen
     item, other = shuffled(world.objects, generator)[:2]
     if (getattr(item, slot) == getattr(other, slot)) != yes:
         return None
-    slots = [name for name in _SLOTS if name != slot]
-    first = _referring_phrase(item, world, slots, generator)
-    second = _referring_phrase(other, world, slots, generator)
+    slots = [name for name in SLOTS if name != slot]
+    first = referring_phrase(item, world, slots, generator)
+    second = referring_phrase(other, world, slots, generator)
     if first is None or second is None:
         return None
     text = pick(_SAME, generator).format(_ASKED_AS[slot], first.singular(), second.singular())
@@ -242,25 +241,9 @@ def _random_phrase(world: World, slots: tuple[str, ...], generator: np.random.Ge
     words = {slot: getattr(item, slot) for slot in slots}
     changed = pick(slots, generator) if slots and generator.random() < 0.5 else None
     for slot in slots:
-        if slot == changed or words[slot] not in _VALUES[slot]:
-            words[slot] = pick(_VALUES[slot], generator)
+        if slot == changed or words[slot] not in VALUES[slot]:
+            words[slot] = pick(VALUES[slot], generator)
     return Phrase(**words)
-
-
-def _referring_phrase(
-    item: SceneObject, world: World, slots: Sequence[str], generator: np.random.Generator
-) -> Phrase | None:
-    """Return a phrase of some of the slots that only `item` matches; None if no such phrase exists.
-
-    Words are added in random order until the phrase is unique, and sometimes one more.
-    """
-    order = shuffled(slots, generator)
-    longer = generator.random() < _LONGER_SHARE
-    for number in range(1, len(order) + 1):
-        phrase = describe(item, order[: number + longer])
-        if phrase.count_in(world) == 1:
-            return phrase
-    return None
 
 
 _ASK: dict[str, Callable[[World, int, np.random.Generator], Question | None]] = {

@@ -6,7 +6,7 @@ so neither detector nor model sees them in training.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,7 +34,10 @@ SPLITS = ("train", "heldout", "compositional")
 """The splits written to disk; a fourth one, `detector`, has scenes for training the detector."""
 
 _FIRST_ID = {"train": 1_000_000, "heldout": 2_000_000, "compositional": 3_000_000, "detector": 10_000_000}
+_FIRST_OF_STORIES = 3_000_000  # added to these for the images of stories
 _MAX_IMAGES = 1_000_000  # up to here the ids of the written splits are distinct
+FEWEST_IMAGES = 10
+"""Images that a split needs for statements about several of them."""
 
 _REFERENCE_SIDE = 160
 _EXTENTS = {"small": (22.0, 28.0), "large": (40.0, 52.0)}  # longest side of the box, pixels in an image of 160
@@ -62,6 +65,9 @@ class SceneOptions:
         compositional: number of compositional images: each scene has a held-out combination.
         captions_per_image: number of captions per image, all different.
         questions_per_image: number of questions per image, cycling through the kinds.
+        statements_per_image: number of statements about two or three images, in groups of four; see statements.py.
+        phrases_per_image: number of phrases that describe one object, cycling through the kinds; see references.py.
+        images_per_story: one story, a sequence of images of its own, for so many images of a split; 0 writes none.
 
     Raises:
         UserError: a value is out of range.
@@ -80,6 +86,9 @@ class SceneOptions:
     compositional: int = 300
     captions_per_image: int = 5
     questions_per_image: int = 10
+    statements_per_image: int = 0
+    phrases_per_image: int = 0
+    images_per_story: int = 0
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
@@ -93,11 +102,26 @@ class SceneOptions:
             **dict.fromkeys(SPLITS, (0, _MAX_IMAGES)),
             "captions_per_image": (1, 10),
             "questions_per_image": (1, 50),
+            "statements_per_image": (0, 40),
+            "phrases_per_image": (0, 20),
+            "images_per_story": (0, 1000),
         }
         for name, (lowest, highest) in bounds.items():
             value = getattr(self, name)
             if not lowest <= value <= highest:
                 raise UserError(f"{name} is {value}; give a value from {lowest} to {highest}")
+        if self.statements_per_image % 4:
+            raise UserError(f"statements_per_image is {self.statements_per_image}; give a multiple of 4")
+        for split in SPLITS:
+            if self.statements_per_image and 0 < getattr(self, split) < FEWEST_IMAGES:
+                raise UserError(
+                    f"{split} is {getattr(self, split)}, too few to choose images for statements; give 0 or at least "
+                    f"{FEWEST_IMAGES}, or statements_per_image 0"
+                )
+
+    def stories(self, split: str) -> int:
+        """Return the number of stories of a split."""
+        return int(getattr(self, split)) // self.images_per_story if self.images_per_story else 0
 
 
 @dataclass(frozen=True)
@@ -196,11 +220,54 @@ def sample_world(options: SceneOptions, split: str, index: int) -> World:
     Only compositional scenes have held-out combinations, each at least one.
     """
     image_id = _FIRST_ID[split] + index
-    generator = generator_for(options, image_id, "world")
+    return random_world(options, split, image_id, generator_for(options, image_id, "world"))
+
+
+def random_world(options: SceneOptions, split: str, image_id: int, generator: np.random.Generator) -> World:
+    """Return a scene of random objects as in images of `split`."""
     while True:
         objects = _place(_sample_kinds(options, split, generator), options, generator)
         if objects is not None:
             return World(image_id, options.image_size, options.image_size, objects)
+
+
+def first_id_of_story(split: str, index: int) -> int:
+    """Return the id of the first image of a story; the next ones follow, and no two stories share an image."""
+    return _FIRST_ID[split] + _FIRST_OF_STORIES + 10 * index
+
+
+def with_new_object(world: World, options: SceneOptions, generator: np.random.Generator) -> World | None:
+    """Return the world with one more random object on top; None if no place for it is found.
+
+    Its shape and colour are no held-out combination.
+    """
+    kind = _sample_kind(
+        [(item.shape, item.colour, item.size, item.texture) for item in world.objects], False, generator
+    )
+    for _ in range(_PLACES_TRIED):
+        added = with_objects(world, [*world.objects, _sample_object(kind, options, generator)], options)
+        if added is not None:
+            return added
+    return None
+
+
+def with_objects(world: World, items: Sequence[SceneObject], options: SceneOptions) -> World | None:
+    """Return the world with other objects, in drawing order; None if one is covered by more than `max_overlap`."""
+    masks = [_mask(item, world.width) for item in items]
+    objects = []
+    for place, (item, mask) in enumerate(zip(items, masks, strict=True), start=1):
+        area = np.count_nonzero(mask)
+        left = np.count_nonzero(mask & ~np.logical_or.reduce([np.zeros_like(mask), *masks[place:]]))
+        if left < (1 - options.max_overlap) * area:
+            return None
+        objects.append(replace(item, visible=round(float(left / area), 3)))
+    return replace(world, objects=tuple(objects))
+
+
+def moved(item: SceneObject, x: float, y: float) -> SceneObject:
+    """Return an object with its centre elsewhere, pixels."""
+    centre = (round(x, 2), round(y, 2))
+    return replace(item, centre=centre, box=_box(item.shape, centre, item.extent, item.tilt))
 
 
 def _sample_kinds(options: SceneOptions, split: str, generator: np.random.Generator) -> list[tuple[str, str, str, str]]:
@@ -212,11 +279,17 @@ def _sample_kinds(options: SceneOptions, split: str, generator: np.random.Genera
         held_out[generator.integers(count)] = True
     kinds: list[tuple[str, str, str, str]] = []
     for is_held_out in held_out:
-        shape, colour = _sample_pair(kinds, bool(is_held_out), generator)
-        size = SIZES[generator.integers(len(SIZES))]
-        texture = TEXTURES[0] if generator.random() < _PLAIN_SHARE else TEXTURES[generator.integers(1, len(TEXTURES))]
-        kinds.append((shape, colour, size, texture))
+        kinds.append(_sample_kind(kinds, bool(is_held_out), generator))
     return kinds
+
+
+def _sample_kind(
+    earlier: list[tuple[str, str, str, str]], held_out: bool, generator: np.random.Generator
+) -> tuple[str, str, str, str]:
+    shape, colour = _sample_pair(earlier, held_out, generator)
+    size = SIZES[generator.integers(len(SIZES))]
+    texture = TEXTURES[0] if generator.random() < _PLAIN_SHARE else TEXTURES[generator.integers(1, len(TEXTURES))]
+    return shape, colour, size, texture
 
 
 def _sample_pair(
@@ -246,28 +319,43 @@ def _place(
     objects: list[SceneObject] = []
     masks: list[np.ndarray] = []  # visible pixels of each object, (height, width) bool
     areas: list[int] = []
-    for shape, colour, size, texture in kinds:
+    for kind in kinds:
         for _ in range(_PLACES_TRIED):
-            extent = round(float(generator.uniform(*_EXTENTS[size])) * side / _REFERENCE_SIDE, 2)
-            tilt = round(float(generator.uniform(-1, 1)) * _LARGEST_TILT[shape], 1)
-            x, y = (round(float(value), 2) for value in generator.uniform(extent / 2 + 1, side - extent / 2 - 1, 2))
-            points = outline(shape, (x, y), extent, tilt)
-            mask = _mask(points, side)
+            item = _sample_object(kind, options, generator)
+            mask = _mask(item, side)
             left = [int(np.count_nonzero(other & ~mask)) for other in masks]
             if all(rest >= (1 - options.max_overlap) * area for rest, area in zip(left, areas, strict=True)):
                 break
         else:
             return None
-        x1, y1, x2, y2 = (round(float(value), 2) for value in (*points.min(axis=0), *points.max(axis=0)))
-        objects.append(SceneObject(shape, colour, size, texture, (x, y), extent, tilt, (x1, y1, x2, y2)))
+        objects.append(item)
         masks = [other & ~mask for other in masks] + [mask]
         areas.append(int(np.count_nonzero(mask)))
     shares = [round(np.count_nonzero(mask) / area, 3) for mask, area in zip(masks, areas, strict=True)]
     return tuple(replace(item, visible=float(share)) for item, share in zip(objects, shares, strict=True))
 
 
-def _mask(points: np.ndarray, side: int) -> np.ndarray:
-    """Return the pixels of a polygon, (side, side) bool."""
+def _sample_object(
+    kind: tuple[str, str, str, str], options: SceneOptions, generator: np.random.Generator
+) -> SceneObject:
+    """Return an object of a kind anywhere in the image."""
+    shape, _, size, _ = kind
+    side = options.image_size
+    extent = round(float(generator.uniform(*_EXTENTS[size])) * side / _REFERENCE_SIDE, 2)
+    tilt = round(float(generator.uniform(-1, 1)) * _LARGEST_TILT[shape], 1)
+    x, y = (round(float(value), 2) for value in generator.uniform(extent / 2 + 1, side - extent / 2 - 1, 2))
+    return SceneObject(*kind, (x, y), extent, tilt, _box(shape, (x, y), extent, tilt))
+
+
+def _box(shape: str, centre: tuple[float, float], extent: float, tilt: float) -> tuple[float, float, float, float]:
+    points = outline(shape, centre, extent, tilt)
+    x1, y1, x2, y2 = (round(float(value), 2) for value in (*points.min(axis=0), *points.max(axis=0)))
+    return x1, y1, x2, y2
+
+
+def _mask(item: SceneObject, side: int) -> np.ndarray:
+    """Return the pixels of an object's outline, (side, side) bool."""
+    points = outline(item.shape, item.centre, item.extent, item.tilt)
     image = Image.new("1", (side, side))
     ImageDraw.Draw(image).polygon([(x - 0.5, y - 0.5) for x, y in points.tolist()], fill=1)
     return np.asarray(image)

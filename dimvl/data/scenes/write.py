@@ -9,26 +9,36 @@ Layout, with SPLIT one of train, heldout and compositional:
     SPLIT/questions.json        VQA v2 questions
     SPLIT/annotations.json      VQA v2 annotations
     SPLIT/worlds.jsonl          the ground truth, one scene per line
+
+and, where the options ask for them, JSON lines of our own:
+
+    SPLIT/statements.jsonl      statements about two or three of the images, true or false
+    SPLIT/phrases.jsonl         phrases that describe one object, with its box
+    SPLIT/stories.jsonl         stories, about images of their own: stories/images/ID.png, with stories/instances.json
+                                and stories/worlds.jsonl
 """
 
 import json
 import multiprocessing
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.data.scenes.language import sample_captions
 from dimvl.data.scenes.questions import Question, sample_questions
+from dimvl.data.scenes.references import sample_references
 from dimvl.data.scenes.render import render
+from dimvl.data.scenes.statements import sample_statements
+from dimvl.data.scenes.stories import Story, length, sample_story
 from dimvl.data.scenes.world import (
     COLOURS,
     HELD_OUT_COMBINATIONS,
@@ -45,10 +55,18 @@ from dimvl.data.scenes.world import (
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, read_json, read_text, write_json
 
+_MORE_FILES = {  # the option that asks for each
+    "statements.jsonl": "statements_per_image",
+    "phrases.jsonl": "phrases_per_image",
+    "stories.jsonl": "images_per_story",
+}
 _ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "questions.json", "annotations.json")
 _LICENSE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "name": "CC0 1.0 Universal"}
 _ANSWERS = 10  # to every VQA v2 question
 _CHUNK = 16  # scenes sent to a worker at once
+
+
+Item = TypeVar("Item")
 
 
 class _Scene(NamedTuple):
@@ -72,15 +90,17 @@ def write_scenes(out: Path, options: SceneOptions, progress: Progress | None = N
     """
     _claim(out, _describe(options))
     counts = {split: getattr(options, split) for split in SPLITS}
-    done, total = 0, sum(counts.values())
+    lengths = {split: [length(index) for index in range(options.stories(split))] for split in SPLITS}
+    done, total = 0, sum(counts.values()) + sum(map(sum, lengths.values()))
+    wanted = [*_ANNOTATION_FILES, *(name for name, option in _MORE_FILES.items() if getattr(options, option))]
     with ExitStack() as stack:
-        map_scenes: Callable[..., Iterator[_Scene]] = map
+        map_scenes: Callable[..., Iterator[Any]] = map
         if workers > 1:
             pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
             map_scenes = partial(pool.map, chunksize=_CHUNK)  # keeps the order, like map
         for split, count in counts.items():
             folder = out / split
-            if not all((folder / name).is_file() for name in _ANNOTATION_FILES):
+            if not all((folder / name).is_file() for name in wanted):
                 (folder / "images").mkdir(parents=True, exist_ok=True)
                 scenes = []
                 for scene in map_scenes(partial(_make_scene, folder, options, split), range(count)):
@@ -88,7 +108,17 @@ def write_scenes(out: Path, options: SceneOptions, progress: Progress | None = N
                     if progress:
                         progress(done + len(scenes), total)
                 _write_annotations(folder, split, scenes, options)
-            done += count
+                _write_for_other_tasks(folder, split, [scene.world for scene in scenes], options)
+                if options.images_per_story:
+                    (folder / "stories" / "images").mkdir(parents=True, exist_ok=True)
+                    stories, drawn = [], done + count
+                    for story in map_scenes(partial(_make_story, folder, options, split), range(len(lengths[split]))):
+                        stories.append(story)
+                        drawn += len(story.worlds)
+                        if progress:
+                            progress(drawn, total)
+                    _write_stories(folder, split, stories, options)
+            done += count + sum(lengths[split])
             if progress:
                 progress(done, total)
 
@@ -108,10 +138,11 @@ def read_worlds(path: Path) -> dict[int, World]:
 
 
 def _describe(options: SceneOptions) -> dict[str, Any]:
+    asking = _MORE_FILES.values()
     return {
         "synthetic": True,
         "seed": options.seed,
-        "options": asdict(options),
+        "options": {name: value for name, value in asdict(options).items() if value or name not in asking},
         "splits": {split: {"images": getattr(options, split)} for split in SPLITS},
         "held_out_combinations": [list(pair) for pair in HELD_OUT_COMBINATIONS],
         "vocabulary": {"shapes": [*SHAPES], "colours": [*COLOURS], "sizes": [*SIZES], "textures": [*TEXTURES]},
@@ -132,12 +163,23 @@ def _claim(out: Path, description: dict[str, Any]) -> None:
 
 def _make_scene(folder: Path, options: SceneOptions, split: str, index: int) -> _Scene:
     world = sample_world(options, split, index)
+    _draw(world, folder, options)
+    questions = sample_questions(world, options, compositional=split == "compositional")
+    return _Scene(world, sample_captions(world, options), questions)
+
+
+def _make_story(folder: Path, options: SceneOptions, split: str, index: int) -> Story:
+    story = sample_story(options, split, index)
+    for world in story.worlds:
+        _draw(world, folder / "stories", options)
+    return story
+
+
+def _draw(world: World, folder: Path, options: SceneOptions) -> None:
     image = folder / "images" / _file_name(world)
     if not image.exists():
         with atomic_path(image) as temporary:  # run-length encoding is smaller and faster on noise
             render(world, options).save(temporary, format="PNG", compress_type=zlib.Z_RLE)
-    questions = sample_questions(world, options, compositional=split == "compositional")
-    return _Scene(world, sample_captions(world, options), questions)
 
 
 def _file_name(world: World) -> str:
@@ -145,13 +187,9 @@ def _file_name(world: World) -> str:
 
 
 def _write_annotations(folder: Path, split: str, scenes: list[_Scene], options: SceneOptions) -> None:
-    description = f"dimvl synthetic scenes, seed {options.seed}, {split}"
-    info = {"description": description, "url": "", "version": "1.0", "year": 2026, "contributor": "dimvl"}
-    info["date_created"] = ""
-    coco = {"info": info, "licenses": [{**_LICENSE, "id": 1}], "images": [_coco_image(scene.world) for scene in scenes]}
-    vqa = {"info": info, "license": _LICENSE, "data_type": "synthetic", "data_subtype": split}
-    categories = [{"supercategory": "shape", "id": number, "name": name} for number, name in enumerate(SHAPES, 1)]
-    instances = [box for scene in scenes for box in _coco_boxes(scene.world)]
+    worlds = [scene.world for scene in scenes]
+    coco = _coco(worlds, split, options)
+    vqa = {"info": coco["info"], "license": _LICENSE, "data_type": "synthetic", "data_subtype": split}
     captions = [
         {"image_id": world.image_id, "id": world.image_id * 10 + number, "caption": caption}
         for world, texts, _ in scenes
@@ -164,13 +202,70 @@ def _write_annotations(folder: Path, split: str, scenes: list[_Scene], options: 
     ]
     questions = [{"image_id": image, "question": question.text, "question_id": key} for image, key, question in asked]
     annotations = [_vqa_annotation(*record) for record in asked]
-    with atomic_path(folder / "worlds.jsonl") as temporary:
-        lines = [json.dumps(scene.world.to_json()) + "\n" for scene in scenes]
-        temporary.write_text("".join(lines), encoding="utf-8")
-    write_json(folder / "instances.json", {**coco, "annotations": instances, "categories": categories}, indent=None)
+    _write_worlds(folder, worlds, coco)
     write_json(folder / "captions.json", {**coco, "annotations": captions}, indent=None)
     write_json(folder / "questions.json", {**vqa, "task_type": "Open-Ended", "questions": questions}, indent=None)
     write_json(folder / "annotations.json", {**vqa, "annotations": annotations}, indent=None)
+
+
+def _write_for_other_tasks(folder: Path, split: str, worlds: Sequence[World], options: SceneOptions) -> None:
+    """Write statements and phrases, if the options ask for them."""
+    if options.statements_per_image:
+        of_images = [sample_statements(worlds, place, options) for place in range(len(worlds))]
+        statements = _numbered(worlds, of_images)
+        labelled = [
+            {"id": key, "images": each.images, "text": each.text, "label": str(each.label).lower(), "kind": each.kind}
+            for key, each in statements
+        ]
+        _write_lines(folder / "statements.jsonl", labelled)
+    if options.phrases_per_image:
+        references = _numbered(worlds, [sample_references(world, options) for world in worlds])
+        described = [
+            {"id": key, "image": key // 1000, "phrase": each.text, "boxes": [each.item.box], "kind": each.kind}
+            for key, each in references
+        ]
+        _write_lines(folder / "phrases.jsonl", described)
+
+
+def _numbered(worlds: Sequence[World], of_images: Sequence[Sequence[Item]]) -> list[tuple[int, Item]]:
+    """Return what was written about each image, with ids."""
+    pairs = zip(worlds, of_images, strict=True)
+    return [(world.image_id * 1000 + number, item) for world, items in pairs for number, item in enumerate(items)]
+
+
+def _write_stories(folder: Path, split: str, stories: Sequence[Story], options: SceneOptions) -> None:
+    worlds = [world for story in stories for world in story.worlds]
+    _write_worlds(folder / "stories", worlds, _coco(worlds, split, options))
+    told = [
+        {
+            "id": story.worlds[0].image_id,
+            "images": [world.image_id for world in story.worlds],
+            "caption": " ".join(f"{sentence}." for sentence in story.sentences),
+        }
+        for story in stories
+    ]
+    _write_lines(folder / "stories.jsonl", told)
+
+
+def _write_worlds(folder: Path, worlds: Sequence[World], coco: dict[str, Any]) -> None:
+    """Write scenes and their boxes."""
+    categories = [{"supercategory": "shape", "id": number, "name": name} for number, name in enumerate(SHAPES, 1)]
+    instances = [box for world in worlds for box in _coco_boxes(world)]
+    _write_lines(folder / "worlds.jsonl", [world.to_json() for world in worlds])
+    write_json(folder / "instances.json", {**coco, "annotations": instances, "categories": categories}, indent=None)
+
+
+def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def _coco(worlds: Sequence[World], split: str, options: SceneOptions) -> dict[str, Any]:
+    """Return what all files of COCO's format begin with."""
+    description = f"dimvl synthetic scenes, seed {options.seed}, {split}"
+    info = {"description": description, "url": "", "version": "1.0", "year": 2026, "contributor": "dimvl"}
+    info["date_created"] = ""
+    return {"info": info, "licenses": [{**_LICENSE, "id": 1}], "images": list(map(_coco_image, worlds))}
 
 
 def _coco_image(world: World) -> dict[str, Any]:

@@ -1,0 +1,154 @@
+"""Stories: sequences of 3 to 5 images of the same objects, with one sentence about each.
+
+The first sentence says what there is. Between two images one thing changes, and the sentence of the second one says
+what: an object appears, leaves, moves or changes colour.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from dimvl.data.scenes.phrases import NUMBER_WORDS, SLOTS, clear_place, describe, pick, referring_phrase, shuffled
+from dimvl.data.scenes.world import (
+    COLOURS,
+    HELD_OUT_COMBINATIONS,
+    SceneObject,
+    SceneOptions,
+    World,
+    first_id_of_story,
+    generator_for,
+    moved,
+    random_world,
+    with_new_object,
+    with_objects,
+)
+
+_LENGTHS = (3, 4, 5)
+_TRIES = 12
+_LONG_SHARE = 0.3  # of objects whose size and texture the first sentence tells, too
+_SHORTEST_WAY = 0.25  # of a move along one axis, as a share of the image's side
+
+_FIRST = ("there is {} and {}", "we see {} and {}", "the picture shows {} and {}")
+_APPEARS = ("{} appears", "now there is {}")
+_LEAVES = ("the {} disappears", "the {} leaves", "now the {} is gone")
+_TURNS = ("the {} turns {}", "the {} becomes {}", "now the {} is {}")
+_MOVES = ("the {} moves {}", "the {} goes {}")
+_WAYS = {"left": "to the left", "right": "to the right", "above": "up", "below": "down"}
+
+
+class Story(NamedTuple):
+    """The scenes of a story, in order, and the sentence of each, without full stop."""
+
+    worlds: tuple[World, ...]
+    sentences: tuple[str, ...]
+
+
+class _Change(NamedTuple):
+    world: World
+    sentence: str
+
+
+def length(index: int) -> int:
+    """Return the number of images of a story of any split."""
+    return _LENGTHS[index % len(_LENGTHS)]
+
+
+def sample_story(options: SceneOptions, split: str, index: int) -> Story:
+    """Return story `index` of `split`; its images are its own, and begin as those of the split do."""
+    first_id = first_id_of_story(split, index)
+    generator = generator_for(options, first_id, "story")
+    while True:
+        worlds, sentences = [random_world(options, split, first_id, generator)], [""]
+        while len(worlds) < length(index) and (change := _change(worlds[-1], options, generator)) is not None:
+            worlds.append(replace(change.world, image_id=worlds[-1].image_id + 1))
+            sentences.append(change.sentence)
+        if len(worlds) == length(index):
+            sentences[0] = _first_sentence(worlds, generator)
+            return Story(tuple(worlds), tuple(sentences))
+
+
+def _first_sentence(worlds: list[World], generator: np.random.Generator) -> str:
+    """Name two objects of the first scene, those that change if possible."""
+    items = shuffled(worlds[0].objects, generator)
+    items.sort(key=lambda item: all(item in world.objects for world in worlds))
+    first, *others = (
+        describe(item, SLOTS if generator.random() < _LONG_SHARE else ("colour", "shape")) for item in items
+    )
+    second = next((phrase for phrase in others if phrase != first), None)
+    if second is None:
+        return f"there are {NUMBER_WORDS[len(items)]} {first.plural()}"
+    return pick(_FIRST, generator).format(first.with_article(), second.with_article())
+
+
+def _change(world: World, options: SceneOptions, generator: np.random.Generator) -> _Change | None:
+    """Return the next scene, or None if nothing can change."""
+    for change in shuffled(_CHANGES, generator):
+        for _ in range(_TRIES):
+            if (found := change(world, options, generator)) is not None:
+                return found
+    return None
+
+
+def _appears(world: World, options: SceneOptions, generator: np.random.Generator) -> _Change | None:
+    if len(world.objects) == options.max_objects:
+        return None
+    later = with_new_object(world, options, generator)
+    if later is None:
+        return None
+    phrase = referring_phrase(later.objects[-1], later, SLOTS, generator)
+    if phrase is None:
+        return None
+    place = clear_place(later.objects[-1], later)
+    where = f" in the {place}" if place and generator.random() < 0.5 else ""
+    return _Change(later, pick(_APPEARS, generator).format(phrase.with_article()) + where)
+
+
+def _leaves(world: World, options: SceneOptions, generator: np.random.Generator) -> _Change | None:
+    if len(world.objects) == options.min_objects:
+        return None
+    return _changed(world, pick(world.objects, generator), None, (_LEAVES, ""), options, generator)
+
+
+def _turns(world: World, options: SceneOptions, generator: np.random.Generator) -> _Change | None:
+    item = pick(world.objects, generator)
+    known = ((item.shape, colour) for colour in COLOURS if colour != item.colour)
+    colour = pick([colour for shape, colour in known if (shape, colour) not in HELD_OUT_COMBINATIONS], generator)
+    return _changed(world, item, replace(item, colour=colour), (_TURNS, colour), options, generator)
+
+
+def _moves(world: World, options: SceneOptions, generator: np.random.Generator) -> _Change | None:
+    item = pick(world.objects, generator)
+    margin = item.extent / 2 + 1
+    axis = int(generator.integers(2))
+    goal = float(generator.uniform(margin, world.width - margin))
+    way = goal - item.centre[axis]
+    if abs(way) < _SHORTEST_WAY * world.width:
+        return None
+    x, y = (goal, item.centre[1]) if axis == 0 else (item.centre[0], goal)
+    side = (("left", "right"), ("above", "below"))[axis][way > 0]
+    return _changed(world, item, moved(item, x, y), (_MOVES, _WAYS[side]), options, generator)
+
+
+def _changed(
+    world: World,
+    item: SceneObject,
+    new: SceneObject | None,
+    told: tuple[tuple[str, ...], str],
+    options: SceneOptions,
+    generator: np.random.Generator,
+) -> _Change | None:
+    """Put `new` in the place of an object, or nothing, and tell it; None if no phrase says which object it was."""
+    kept = [new if other is item else other for other in world.objects]
+    phrase = referring_phrase(item, world, SLOTS, generator)
+    later = with_objects(world, [other for other in kept if other is not None], options)
+    if phrase is None or later is None:
+        return None
+    wordings, words = told
+    return _Change(later, pick(wordings, generator).format(phrase.singular(), words))
+
+
+_CHANGES: tuple[Callable[[World, SceneOptions, np.random.Generator], _Change | None], ...] = (
+    *(_appears, _leaves, _turns, _moves),
+)
