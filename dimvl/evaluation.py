@@ -17,7 +17,7 @@ from dimvl.config import validate
 from dimvl.data.annotations import describe_file
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, git_revision, sha256, write_json
-from dimvl.metrics.evaluations import ITEMS, MANIFEST, PREDICTIONS, SCORES
+from dimvl.metrics.evaluations import CSV, ITEMS, MANIFEST, PREDICTIONS, SCORES
 from dimvl.metrics.measures import intervals
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import all_tasks, task_of_model
@@ -101,8 +101,11 @@ def write_evaluation(
 
     """
     write_json(folder / PREDICTIONS, found.predictions, indent=None)
-    for name in (ITEMS, SCORES, MANIFEST):  # of an earlier evaluation
+    for name in (ITEMS, SCORES, MANIFEST, CSV):  # of an earlier evaluation
         (folder / name).unlink(missing_ok=True)
+    if found.csv:
+        with atomic_path(folder / CSV) as temporary:
+            temporary.write_text(found.csv, encoding="utf-8")
     found = complete(found)
     if found.scores and (known := intervals(found.items)):
         found = replace(found, scores={**found.scores, "intervals": known})
@@ -129,7 +132,7 @@ def check_folder(folder: Path) -> None:
 
     """
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
-    others = sorted(found - {PREDICTIONS, ITEMS, SCORES, MANIFEST})
+    others = sorted(found - {PREDICTIONS, ITEMS, SCORES, MANIFEST, CSV})
     if others and not {PREDICTIONS, MANIFEST} <= found:
         raise UserError(f"{folder} holds {others[0]!r} and is not an evaluation; give another folder as --out")
 

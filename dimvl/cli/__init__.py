@@ -31,6 +31,7 @@ import dimvl.cli.scoring
 import dimvl.cli.comparing
 import dimvl.cli.study
 import dimvl.cli.prediction
+import dimvl.cli.classifying
 import dimvl.cli.aligning
 import dimvl.cli.searching  # noqa: F401
 # isort: on

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from dimvl.config import InputsConfig, Match, Missing
-from dimvl.data.annotations import Caption, Question
+from dimvl.data.annotations import Caption, LabelledItem, Question
 from dimvl.data.examples import keyed_generator
 from dimvl.errors import UserError
 from dimvl.files import write_json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dimvl.data.processor import Processor
 
 logger = logging.getLogger(__name__)
-Record = TypeVar("Record", Caption, Question)
+Record = TypeVar("Record", Caption, Question, LabelledItem)
 SAMPLE = 1000
 """Images of a file on which the rules are tried; all are tried only if none of these is found."""
 EXAMPLES = 3

@@ -18,7 +18,8 @@ from dimvl.metrics.predictions import images_of
 from dimvl.showing import counted, some
 
 PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
-ASKED = ("question", "text", "caption", "foil", "answers", "references", "image_id", "images", "times")
+CSV = "predictions.csv"
+ASKED = ("question", "text", "caption", "foil", "answers", "labels", "references", "image_id", "images", "times")
 """Fields of an item that come from the annotations."""
 AGAIN = "run `dimvl evaluate` again"
 _CLOSE = 1e-6

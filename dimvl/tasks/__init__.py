@@ -1,4 +1,4 @@
-"""Tasks: pretraining, question answering, captioning and retrieval, each a package behind the interface `Task`.
+"""Tasks, from pretraining to classification, each a package behind the interface `Task`.
 
 The configuration of a run is read and checked without torch; what trains and applies a task is imported on use.
 """
@@ -12,6 +12,7 @@ from dimvl.config import RunConfig, read_run
 from dimvl.errors import UserError
 from dimvl.tasks.answering.config import VqaConfig
 from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.classification.config import ClassifyConfig
 from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.tasks.retrieval.config import RetrieveConfig
 
@@ -26,6 +27,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
     "vqa": VqaConfig,
     "caption": CaptionConfig,
     "retrieve": RetrieveConfig,
+    "classify": ClassifyConfig,
 }
 """The table of tasks: value of `task` in a configuration -> its class, which names that of the task (`task_class`).
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dimvl.callbacks import Progress
 from dimvl.config import EvaluationOptions, RunConfig
-from dimvl.data.annotations import Caption, Question
+from dimvl.data.annotations import Caption, LabelledItem, Question
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
@@ -27,7 +27,7 @@ from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.trained_model import TrainedModel
 
 Config = TypeVar("Config", bound=RunConfig)
-Record = Caption | Question
+Record = Caption | Question | LabelledItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class Evaluation:
         scores: overall scores; empty without references.
         files: further files that the scores depend on, by name.
         left_out: reason -> number of texts or images without a prediction or without a score.
+        csv: the predictions as CSV, for data whose official program reads that; empty for others.
 
     """
 
@@ -89,6 +90,7 @@ class Evaluation:
     scores: dict[str, Any]
     files: Mapping[str, Path] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    csv: str = ""
 
 
 class ValidationScore(NamedTuple):
@@ -200,7 +202,7 @@ class Task(ABC, Generic[Config]):
     def heads(self, config: Config, classes: int, answers: int) -> dict[str, Any]:
         """Return the arguments of the heads that the task needs, as in `dimvl.model.heads.HEADS`.
 
-        `classes` is the number K of the extractor's classes, `answers` the number A of answers.
+        `classes` is the number K of the extractor's classes, `answers` the number A of answers or labels.
         """
 
     @abstractmethod
@@ -253,5 +255,5 @@ class Task(ABC, Generic[Config]):
         return 10**6
 
     def planned_answers(self, config: Config) -> tuple[int, str]:
-        """Return the size of the answer vocabulary for `dimvl plan`, and the assumption about it, if any."""
+        """Return the number of answers or labels for `dimvl plan`, and the assumption about it, if any."""
         return 0, ""

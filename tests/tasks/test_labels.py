@@ -132,7 +132,7 @@ def test_labels_that_the_model_cannot_tell_apart_are_refused(
 
 def test_a_model_without_alignment_cannot_classify(tmp_path: Path) -> None:
     predictor = Predictor(make_trained(), tmp_path)
-    with pytest.raises(UserError, match=r"cannot classify, but it can answer .* and match; give another"):
+    with pytest.raises(UserError, match=r"cannot classify by labels, but it can answer .* and match; give another"):
         predictor.classify(make_regions(1), LABELS)
-    with pytest.raises(UserError, match="cannot classify; give one trained to classify"):
+    with pytest.raises(UserError, match="cannot classify by labels; give one trained to"):
         embed_classes(predictor.trained, LABELS)
