@@ -8,13 +8,16 @@ from dimvl.errors import UserError
 from dimvl.tasks import load_config
 from dimvl.tasks.answering.config import VqaConfig
 from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.classification.config import ClassifyConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
 def test_every_published_protocol_has_a_configuration():
-    assert NAMES == ["coco-karpathy-scst.yaml", "coco-karpathy.yaml", "flickr30k.yaml", "vqa-v2.yaml"]
+    captions = ["coco-karpathy-scst.yaml", "coco-karpathy.yaml", "flickr30k.yaml"]
+    questions = ["a-okvqa.yaml", "gqa.yaml", "ok-vqa.yaml", "vqa-v2.yaml"]
+    assert sorted(NAMES) == sorted([*captions, *questions, "nlvr2.yaml", "snli-ve.yaml"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,6 +34,19 @@ def test_each_configuration_loads_and_starts_with_its_command(name):
 def test_vqa_v2_keeps_the_3129_answers():
     config = load_config(CONFIGS / "vqa-v2.yaml")
     assert isinstance(config, VqaConfig) and config.answers == 3129
+
+
+def test_items_to_classify_have_one_label_each_and_a_pair_of_images_fits() -> None:
+    every = {name: load_config(CONFIGS / f"{name}.yaml") for name in ("nlvr2", "snli-ve", "gqa", "nlvr/classify")}
+    assert all(isinstance(config, ClassifyConfig) and not config.several_labels for config in every.values())
+    assert every["nlvr2"].inputs.max_images >= 2 and every["nlvr/classify"].inputs.max_images >= 3
+    assert every["nlvr/classify"].initial is None
+
+
+def test_a_okvqa_has_its_own_answers_and_ok_vqa_has_annotations() -> None:
+    own, other = (load_config(CONFIGS / f"{name}.yaml") for name in ("a-okvqa", "ok-vqa"))
+    assert isinstance(own, VqaConfig) and isinstance(other, VqaConfig) and own.initial == other.initial
+    assert own.annotations == [] and other.annotations != []
 
 
 def test_self_critical_training_starts_from_the_cross_entropy_model():

@@ -5,24 +5,22 @@ Own lines are `{"image": id or file name, "text": statement, "label": label}`, w
 images alone. `images`, `times` and `id` are as in `jsonl.py`.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dimvl.data.annotations.gqa import gqa_items
-from dimvl.data.annotations.jsonl import jsonl_ids, jsonl_records
+from dimvl.data.annotations.jsonl import first_object, jsonl_ids, jsonl_records
 from dimvl.data.annotations.nlvr import nlvr_items
 from dimvl.data.annotations.records import LabelledItem
 from dimvl.data.annotations.snli_ve import snli_ve_items
 from dimvl.errors import UserError
 from dimvl.fields import FORMATS, is_blank, items, label, words
-from dimvl.files import open_regular, read_json, reading
+from dimvl.files import read_json
 from dimvl.showing import short
 
 logger = logging.getLogger(__name__)
 NLVR, NLVR2, SNLI_VE, GQA, OWN = "NLVR", "NLVR2", "SNLI-VE", "GQA", "JSON lines"
-_PEEK = 2**20  # bytes; a longer first line is not a record of any of these formats
 
 
 class ItemFile(NamedTuple):
@@ -43,7 +41,7 @@ def read_items(path: Path, choices: Path | None = None) -> ItemFile:
         UserError: a missing file, an unknown format, choices of another format, or a mistake in a file.
 
     """
-    first = _first_object(path)
+    first = first_object(path)
     if "identifier" in first:
         found = ItemFile(NLVR if "structured_rep" in first else NLVR2, nlvr_items(path))
     elif "Flickr30K_ID" in first:
@@ -97,14 +95,3 @@ def _labels(record: dict[str, Any], place: str) -> tuple[str, ...] | None:
     if twice := [one for number, one in enumerate(named) if one in named[:number]]:
         raise UserError(f"{place}: label {short(twice[0])} is there twice; remove one")
     return named
-
-
-def _first_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in the first line that is not blank; an empty one if there is none."""
-    with open_regular(path) as file, reading(path):
-        line = next((line for line in iter(lambda: file.readline(_PEEK), b"") if line.strip()), b"")
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -7,6 +7,7 @@ are seconds, one for each image. Other fields are ignored. Blank lines do not co
 number, from 0, or the next number that no line has as its id.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 from dimvl.data.annotations.records import Caption, ImageKey, Question, name_images
 from dimvl.errors import UserError
 from dimvl.fields import Id, Once, identifier, items, label, lines, mapping, words
-from dimvl.files import parse_json
+from dimvl.files import open_regular, parse_json, reading
 from dimvl.showing import short
 
 LATEST = float(np.finfo(np.float32).max)
 """Times reach the model as float32."""
+_PEEK = 2**20  # bytes; a longer first line is not a record of any format
 Line = tuple[str, dict[str, Any], tuple[Id, ...], ImageKey]
 """Place, object, images as written, and images as text with their times."""
 
@@ -89,6 +91,22 @@ def jsonl_records(path: Path, fields: Sequence[str]) -> Iterator[Line]:
         written = _images(record, place) if several else (identifier(record["image"], "image", place),)
         times = _times(record["times"], len(written), place) if "times" in record else ()
         yield place, record, written, (tuple(map(str, written)), times)
+
+
+def first_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the first line that is not blank; an empty one if there is none.
+
+    Raises:
+        UserError: as `open_regular`.
+
+    """
+    with open_regular(path) as file, reading(path):
+        line = next((line for line in iter(lambda: file.readline(_PEEK), b"") if line.strip()), b"")
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _images(record: dict[str, Any], place: str) -> tuple[Id, ...]:

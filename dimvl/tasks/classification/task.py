@@ -27,6 +27,11 @@ from dimvl.tasks.task import Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
 
+def read_labels(path: Path) -> list[str]:
+    """Read the labels of a configuration: as `read_answers`."""
+    return read_answers(path, "label")
+
+
 class Classification(Task[ClassifyConfig]):
     """Classification over a list of labels."""
 
@@ -49,7 +54,7 @@ class Classification(Task[ClassifyConfig]):
                 of the configuration; not exactly one label without `several_labels`; or one id in two files.
 
         """
-        listed = None if config.labels is None else set(read_answers(config.labels))
+        listed = None if config.labels is None else set(read_labels(config.labels))
         files, unlabelled, seen = [], 0, set[str]()
         for path in config.items:
             every = read_items(path).items
@@ -96,7 +101,7 @@ class Classification(Task[ClassifyConfig]):
         """
         labels = sorted({label for item in records for label in item.labels or ()})
         if config.labels is not None:
-            labels = read_answers(config.labels)
+            labels = read_labels(config.labels)
         if len(labels) < 2:
             files = some([str(path) for path in config.items])
             raise UserError(f"{files} has only the label {some(labels) or 'none'}; give items of at least two labels")
@@ -137,5 +142,5 @@ class Classification(Task[ClassifyConfig]):
         if (config.output / MODEL).exists():
             return int(read_json(config.output / MODEL)["labels"]), ""
         if config.labels is not None and config.labels.exists():
-            return len(read_answers(config.labels)), ""
+            return len(read_labels(config.labels)), ""
         return 2, "the labels are not known yet: 2 labels (list them in a file, as labels=FILE)"
