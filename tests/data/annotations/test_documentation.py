@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.data.annotations import read_captions, read_probes, read_questions
+from dimvl.data.annotations import read_captions, read_items, read_probes, read_questions
 from tests.data.annotations.files import write
 
 PAGE = Path(__file__).parents[3] / "docs" / "annotations.md"
@@ -43,6 +43,27 @@ def test_examples_of_questions_are_read(tmp_path):
     assert read_questions(one, write(tmp_path / "a.json", answered))[0].answers == ("rice", "rice", "food")
     ((_, lines),) = SECTIONS["Questions as JSON lines"]
     assert [len(question.answers) for question in read_questions(write(tmp_path / "q.jsonl", lines))] == [1, 3, 1]
+
+
+def test_the_example_of_a_okvqa_is_read(tmp_path):
+    ((_, content),) = SECTIONS["OK-VQA and A-OKVQA"]
+    assert len(read_questions(write(tmp_path / "a.json", content))[0].answers) == 3
+
+
+@pytest.mark.parametrize(
+    ("heading", "name", "format"),
+    [
+        ("Items as JSON lines", "a.jsonl", "JSON lines"),
+        ("NLVR2", "a.json", "NLVR2"),
+        ("NLVR", "a.json", "NLVR"),
+        ("SNLI-VE", "a.jsonl", "SNLI-VE"),
+        ("GQA", "a.json", "GQA"),
+    ],
+)
+def test_examples_of_items_to_classify_are_read(tmp_path, heading, name, format):
+    ((_, content),) = SECTIONS[heading]
+    found = read_items(write(tmp_path / name, content))
+    assert found.format == format and all(item.labels for item in found.items) and len(found.items) in (1, 3)
 
 
 @pytest.mark.parametrize(
