@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dimvl.data.annotations import read_items
+from dimvl.errors import UserError
 from dimvl.regions.detectors.given_boxes import GivenBoxes
 from tools import run_nlvr
 
@@ -57,6 +58,23 @@ def test_boxes_are_cut_out_and_training_has_them_in_all_orders(tmp_path: Path) -
         test, train = (read_items(out / "folds" / f"{part}-{fold}.jsonl").items for part in ("test", "train"))
         assert len(test) == 2 and len(train) == 8 * 6 and len({item.image_ids for item in train}) == 48
         assert not {image for item in test for image in item.image_ids} & {i for item in train for i in item.image_ids}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"structured_rep": [[{"color": "pink", "type": "square"}], [], []]}, "1-0-box0: .*pink.* is not an object of"),
+        ({"image": None}, "has no field 'image'; add the file name of its drawing"),
+        ({"structured_rep": None, "identifier": "dev-1-0-0"}, "is a file of NLVR2; give statements of NLVR, version 1"),
+    ],
+)
+def test_a_file_of_something_else_is_one_sentence(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    record = {name: value for name, value in {**statement(1, 0), **change}.items() if value is not None}
+    (tmp_path / "statements.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (400, 100)).save(tmp_path / "images" / "1.png")
+    with pytest.raises(UserError, match=words):
+        run_nlvr.lay_out(tmp_path, tmp_path / "out")
 
 
 def test_each_statement_counts_once_by_a_model_that_had_not_seen_it(tmp_path: Path) -> None:

@@ -31,10 +31,12 @@ import numpy as np
 from PIL import Image
 
 from dimvl.data.annotations import read_items
+from dimvl.data.annotations.items import NLVR
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, parse_json, read_text, write_json
 from dimvl.metrics import intervals
 from dimvl.regions.images import load_image
+from dimvl.showing import short
 from tools.run_flickr8k import ROOT, Stage, dimvl, minutes, run, t_interval
 
 STATEMENTS, FOLDS = "statements.jsonl", 5
@@ -79,13 +81,16 @@ def main() -> None:
 def lay_out(data: Path, out: Path) -> None:
     """Write the boxes as images, their objects as a COCO file, and the folds."""
     path = data / STATEMENTS
-    read_items(path)  # refuses mistakes
+    if (form := read_items(path).format) != NLVR:
+        raise UserError(f"{path} is a file of {form}; give statements of NLVR, version 1")
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     records = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
     for folder in (out / "images", out / "folds"):
         folder.mkdir(parents=True, exist_ok=True)
     if not (out / "configs").is_symlink():
         (out / "configs").symlink_to(ROOT / "configs")
+    if lacking := [record["identifier"] for record in records if "image" not in record]:
+        raise UserError(f"{path}: statement {lacking[0]} has no field 'image'; add the file name of its drawing")
     for record in records:
         write_boxes(data / "images" / record["image"], record["identifier"], out / "images")
     write_json(out / "boxes.json", boxes(records))
@@ -117,9 +122,12 @@ def boxes(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             image = f"{record['identifier']}-box{box}"
             images.append({"id": image, "file_name": f"{image}.png", "width": SIDE, "height": SIDE})
             for one in objects:
-                name = f"{COLOURS[one['color'].lower()]} {one['type']}"
-                place = [one["x_loc"], one["y_loc"], one["size"], one["size"]]
-                ids = {"id": len(annotations), "image_id": image, "category_id": NAMES.index(name)}
+                try:
+                    category = NAMES.index(f"{COLOURS[one['color'].lower()]} {one['type']}")
+                    place = [one["x_loc"], one["y_loc"], one["size"], one["size"]]
+                except (KeyError, ValueError, TypeError, AttributeError):
+                    raise UserError(f"{image}: {short(one)} is not an object of NLVR; give the official file") from None
+                ids = {"id": len(annotations), "image_id": image, "category_id": category}
                 annotations.append({**ids, "bbox": place})
     categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -41,7 +41,7 @@ def processor(**changes: Any):
 
 def test_consistency_is_the_share_of_sentences_that_are_right_for_all_of_their_images() -> None:
     items = [item(0, "true", group="a"), item(1, "false", group="b"), item(2, "false", group="a")]
-    items += [item(3, "true", group="b"), LabelledItem(4, ("4",), "", None, group="b")]
+    items += [item(3, "true", group="b"), LabelledItem(4, ("4",), "", None, group="a")]
     means = item_means(items, [("true",), ("true",), ("false",), ("true",), ("true",)], several=False)
     assert mean_scores(means) == {"accuracy": 3 / 4, "consistency": 1 / 2}
     assert [("consistency" in own) for own in means] == [True, True, False, False, False], "once for each sentence"
