@@ -304,7 +304,7 @@ class Predictor:
         return probabilities[0] if isinstance(texts, str) and not is_batch(images) else probabilities
 
     @overload
-    def classify(
+    def classify(  # type: ignore[overload-overlap]
         self,
         images: Input,
         labels: Labels = None,

@@ -1,4 +1,4 @@
-"""tools/run_nlvr.py: its folds, its boxes, how it goes on, and what it makes of scores; without training."""
+"""tools/run_nlvr.py: its folds, its regions, how it goes on, and what it makes of scores; without training."""
 
 import json
 from itertools import product
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from dimvl.data.annotations import read_items
 from dimvl.errors import UserError
-from dimvl.regions.detectors.given_boxes import GivenBoxes
+from dimvl.regions.store import RegionStore
+from tests.cli.calls import call
 from tools import run_nlvr
 
 
@@ -34,26 +34,26 @@ def test_statements_of_one_prefix_number_or_one_sentence_are_never_in_two_parts(
     assert by_prefix[3] == by_prefix[5] == by_prefix[7] == by_prefix[30], "linked by their sentences"
 
 
-def test_boxes_are_cut_out_and_training_has_them_in_all_orders(tmp_path: Path) -> None:
-    data, out = tmp_path / "data", tmp_path / "out"
-    (data / "images").mkdir(parents=True)
+def test_objects_become_regions_and_training_has_their_boxes_in_all_orders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path, tmp_path / "out"
     records = [statement(prefix, 0) for prefix in range(10)]
     (data / "statements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    for prefix in range(10):
-        drawing = Image.new("RGB", (400, 100), "white")
-        drawing.paste((0, 153, 255), (160, 60, 180, 80))
-        drawing.save(data / "images" / f"{prefix}.png")
     run_nlvr.lay_out(data, out)
-    first = {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    first = {path: path.stat().st_mtime_ns for path in (out / "objects").iterdir()}
     run_nlvr.lay_out(data, out)
-    assert {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()} == first and len(first) == 30
-    given = GivenBoxes.read(out / "boxes.json")
-    assert [given.classes[label] for label in given.labels["4-0-box1"]] == ["black square"]
-    assert given.boxes["4-0-box1"][0].tolist() == pytest.approx([0.1, 0.6, 0.3, 0.8])
-    box = Image.open(out / "images" / "4-0-box1.png")
-    assert (
-        box.size == (200, 200) and box.getpixel((21, 121)) == (0, 153, 255) and box.getpixel((19, 121)) != (0, 153, 255)
-    )
+    assert {path: path.stat().st_mtime_ns for path in (out / "objects").iterdir()} == first and len(first) == 30
+    monkeypatch.chdir(out)
+    words = run_nlvr.stages([0], 1, [])[0].words
+    assert call(monkeypatch, capfd, *words[2:]).code == 0
+    store = RegionStore(Path("stores/regions"))
+    [place] = store.positions(["4-0-box1"])
+    found = store.read(int(place))
+    assert store.extractor.classes[found.class_ids[0][0]] == "square"
+    assert [store.extractor.attributes[one] for one in found.attribute_ids[0] if one >= 0] == ["medium", "black"]
+    assert found.boxes[0].tolist() == pytest.approx([0.1, 0.6, 0.3, 0.8], abs=1e-3)
+    assert found.features[0].tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]
     for fold in range(run_nlvr.FOLDS):
         test, train = (read_items(out / "folds" / f"{part}-{fold}.jsonl").items for part in ("test", "train"))
         assert len(test) == 2 and len(train) == 8 * 6 and len({item.image_ids for item in train}) == 48
@@ -64,15 +64,12 @@ def test_boxes_are_cut_out_and_training_has_them_in_all_orders(tmp_path: Path) -
     ("change", "words"),
     [
         ({"structured_rep": [[{"color": "pink", "type": "square"}], [], []]}, "1-0-box0: .*pink.* is not an object of"),
-        ({"image": None}, "has no field 'image'; add the file name of its drawing"),
         ({"structured_rep": None, "identifier": "dev-1-0-0"}, "is a file of NLVR2; give statements of NLVR, version 1"),
     ],
 )
 def test_a_file_of_something_else_is_one_sentence(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     record = {name: value for name, value in {**statement(1, 0), **change}.items() if value is not None}
     (tmp_path / "statements.jsonl").write_text(json.dumps(record) + "\n")
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (400, 100)).save(tmp_path / "images" / "1.png")
     with pytest.raises(UserError, match=words):
         run_nlvr.lay_out(tmp_path, tmp_path / "out")
 

@@ -2,15 +2,15 @@
 
 python -m tools.run_nlvr DATA runs/nlvr --seeds 0 1 2 --threads 2
 
-DATA is a folder with the reader's own copy of NLVR: `statements.jsonl`, lines of an official file such as `dev.json`
-with `image`, the file name of a drawing in `images`. The boxes of a drawing are cut out and enlarged, and the scene
-detector describes the objects of `structured_rep` in them. There are 5 folds: statements of one prefix number of
-`identifier`, and of one sentence, are all in the same. Training sees each statement with its boxes in all six orders,
-as the official training set does. Each command of `stages` runs in its own process in OUT. One that has ended is
-skipped when this tool runs again, and one that was interrupted goes on. Writes OUT/nlvr.json, or another file by
---results.
+DATA is a folder with the reader's own copy of NLVR: `statements.jsonl`, the lines of an official file such as
+`dev.json`. The three boxes of a drawing are three images, and the objects in `structured_rep` their regions: boxes,
+names (shape, size and colour) and, as features, these names as ones and zeros; the drawings themselves are not read.
+There are 5 folds: statements of one prefix number of `identifier`, and of one sentence, are all in the same. Training
+sees each statement with its boxes in all six orders, as the official training set does. Each command of `stages` runs
+in its own process in OUT. One that has ended is skipped when this tool runs again, and one that was interrupted goes
+on. Writes OUT/nlvr.json, or another file by --results.
 
---values are keys of configs/nlvr/classify.yaml for all trainings, such as initial=RUN with new_extractor=true.
+--values are keys of configs/nlvr/classify.yaml for all trainings, such as initial=RUN.
 """
 
 import argparse
@@ -28,23 +28,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dimvl.data.annotations import read_items
 from dimvl.data.annotations.items import NLVR
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, parse_json, read_text, write_json
 from dimvl.metrics import intervals
-from dimvl.regions.images import load_image
 from dimvl.showing import short
 from tools.run_flickr8k import ROOT, Stage, dimvl, minutes, run, t_interval
 
-STATEMENTS, FOLDS = "statements.jsonl", 5
-SIDE, STEP, LARGER = 100, 150, 2
-"""Pixels of a box, from one box of a drawing to the next, and how much larger a box is made."""
-COLOURS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
+STATEMENTS, FOLDS, SIDE = "statements.jsonl", 5, 100
+"""The file of statements, the number of folds, and the pixels of a box."""
 SHAPES = ("circle", "square", "triangle")
-NAMES = [f"{colour} {shape}" for colour in COLOURS.values() for shape in SHAPES]
+SIZES, COLOURS = {10: "small", 20: "medium", 30: "large"}, {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
+NAMES = (*SIZES.values(), *COLOURS.values())
+"""Names of sizes and colours; an object has one of each."""
 
 
 def main() -> None:
@@ -79,21 +77,21 @@ def main() -> None:
 
 
 def lay_out(data: Path, out: Path) -> None:
-    """Write the boxes as images, their objects as a COCO file, and the folds."""
+    """Write the objects of each box, their vocabularies, and the folds."""
     path = data / STATEMENTS
     if (form := read_items(path).format) != NLVR:
         raise UserError(f"{path} is a file of {form}; give statements of NLVR, version 1")
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     records = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-    for folder in (out / "images", out / "folds"):
+    for folder in (out / "objects", out / "folds"):
         folder.mkdir(parents=True, exist_ok=True)
     if not (out / "configs").is_symlink():
         (out / "configs").symlink_to(ROOT / "configs")
-    if lacking := [record["identifier"] for record in records if "image" not in record]:
-        raise UserError(f"{path}: statement {lacking[0]} has no field 'image'; add the file name of its drawing")
     for record in records:
-        write_boxes(data / "images" / record["image"], record["identifier"], out / "images")
-    write_json(out / "boxes.json", boxes(records))
+        for box, objects in enumerate(record["structured_rep"]):
+            write_regions(out / "objects" / f"{record['identifier']}-box{box}.npz", objects)
+    for name, names in (("shapes", SHAPES), ("names", NAMES)):
+        write_lines(out / f"{name}.txt", names)
     own = folds(records)
     for fold in range(FOLDS):
         test = [line for line, number in zip(lines, own, strict=True) if number == fold]
@@ -102,35 +100,38 @@ def lay_out(data: Path, out: Path) -> None:
         write_lines(out / "folds" / f"train-{fold}.jsonl", [json.dumps(one) for one in in_all_orders(train)])
 
 
-def write_boxes(drawing: Path, name: str, folder: Path) -> None:
-    """Cut the three boxes out of a drawing; boxes that are there already stay."""
-    files = [folder / f"{name}-box{box}.png" for box in range(3)]
-    if all(file.exists() for file in files):
+def write_regions(file: Path, objects: Sequence[dict[str, Any]]) -> None:
+    """Write the objects of a box as regions in the plain layout of docs/importing.md; a file that is there stays.
+
+    Raises:
+        UserError: an object is not one of NLVR.
+
+    """
+    if file.exists():
         return
-    image = load_image(drawing)
-    for box, file in enumerate(files):
-        cut = image.crop((STEP * box, 0, STEP * box + SIDE, SIDE))
-        with atomic_path(file) as temporary:
-            cut.resize((LARGER * SIDE, LARGER * SIDE), Image.Resampling.NEAREST).save(temporary, "PNG")
-
-
-def boxes(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the objects of all boxes in COCO's layout, in pixels of the original boxes."""
-    images, annotations = [], []
-    for record in records:
-        for box, objects in enumerate(record["structured_rep"]):
-            image = f"{record['identifier']}-box{box}"
-            images.append({"id": image, "file_name": f"{image}.png", "width": SIDE, "height": SIDE})
-            for one in objects:
-                try:
-                    category = NAMES.index(f"{COLOURS[one['color'].lower()]} {one['type']}")
-                    place = [one["x_loc"], one["y_loc"], one["size"], one["size"]]
-                except (KeyError, ValueError, TypeError, AttributeError):
-                    raise UserError(f"{image}: {short(one)} is not an object of NLVR; give the official file") from None
-                ids = {"id": len(annotations), "image_id": image, "category_id": category}
-                annotations.append({**ids, "bbox": place})
-    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    rows, shapes, names = [], [], []
+    for one in objects:
+        try:
+            shapes.append(SHAPES.index(one["type"]))
+            names.append([NAMES.index(SIZES[one["size"]]), NAMES.index(COLOURS[one["color"].lower()])])
+            left, top = float(one["x_loc"]), float(one["y_loc"])
+        except (KeyError, ValueError, TypeError, AttributeError):
+            raise UserError(f"{file.stem}: {short(one)} is not an object of NLVR; give the official file") from None
+        rows.append([left, top, min(left + one["size"], SIDE), min(top + one["size"], SIDE)])
+    known = np.zeros((len(rows), len(SHAPES) + len(NAMES)), dtype=np.float32)
+    for row, shape, own in zip(known, shapes, names, strict=True):
+        row[[shape, *(len(SHAPES) + name for name in own)]] = 1
+    with atomic_path(file) as temporary, temporary.open("wb") as opened:
+        np.savez(
+            opened,
+            features=known,
+            boxes=np.array(rows, dtype=np.float32).reshape(-1, 4),
+            size=np.array([SIDE, SIDE]),
+            class_ids=np.array(shapes, dtype=np.int64)[:, None],
+            class_scores=np.ones((len(rows), 1), dtype=np.float32),
+            attribute_ids=np.array(names, dtype=np.int64).reshape(-1, 2),
+            attribute_scores=np.ones((len(rows), 2), dtype=np.float32),
+        )
 
 
 def folds(records: Sequence[dict[str, Any]]) -> list[int]:
@@ -166,8 +167,8 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 
 def stages(seeds: Sequence[int], threads: int, values: Sequence[str]) -> list[Stage]:
     """Return what makes the regions, and what trains and scores each fold with each seed."""
-    extract = dimvl("extract", "images", "stores/regions", "--where", "scenes", "--boxes", "boxes.json")
-    planned = [Stage("extract", extract)]
+    names = ["--classes", "shapes.txt", "--attributes", "names.txt", "--extractor", "nlvr"]
+    planned = [Stage("import", dimvl("import", "objects", "stores/regions", *names))]
     for seed in seeds:
         for fold in range(FOLDS):
             folder = f"seed-{seed}/fold-{fold}"
