@@ -150,45 +150,70 @@ class Predictor(PredictorBase):
         return probabilities[0] if isinstance(texts, str) and not is_batch(images) else probabilities
 
     @overload
-    def classify(
-        self, images: Input, labels: Labels, top: int = 5, times: Times = None, *, templates: Templates = None
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        images: Input,
+        labels: Labels = None,
+        top: int = 5,
+        times: Times = None,
+        *,
+        templates: Templates = None,
+        text: str = "",
     ) -> Labelled: ...
     @overload
     def classify(
-        self, images: Inputs, labels: Labels, top: int = 5, times: Times = None, *, templates: Templates = None
+        self,
+        images: Input | Inputs,
+        labels: Labels = None,
+        top: int = 5,
+        times: Times = None,
+        *,
+        templates: Templates = None,
+        text: Texts = "",
     ) -> list[Labelled]: ...
     @overload
     def classify(
         self,
-        images: Inputs,
-        labels: Labels,
+        images: Input | Inputs,
+        labels: Labels = None,
         top: int = 5,
         times: Times = None,
         *,
         skipped: Skipped,
         templates: Templates = None,
+        text: Texts = "",
     ) -> list[Labelled | None]: ...
     def classify(
         self,
         images: Input | Inputs,
-        labels: Labels,
+        labels: Labels = None,
         top: int = 5,
         times: Times = None,
         skipped: Skipped | None = None,
         templates: Templates = None,
+        text: Texts = "",
     ) -> Any:
         """Return the most probable labels of an image, a tuple of images or a list, with their probabilities.
 
-        No training on these labels is needed. Each label is put into the templates, in which `{}` stands for it; there
-        are some by default. `top` is the number of labels to return; `times` and `skipped` are as in `predict`.
+        A model that was trained to classify chooses among its own labels, and takes a text about the images, if it was
+        trained with texts; two lists are taken in pairs. A model that aligns images and texts needs no training on the
+        labels, and takes `labels`. Each of these is put into the templates, in which `{}` stands for it; there are some
+        by default. `top` is the number of labels to return; `times` and `skipped` are as in `predict`.
 
         Raises:
-            UserError: labels that do not differ, an image that cannot be read, or a model that does not align images
-                and texts.
+            UserError: labels that do not differ, labels and a text, an image that cannot be read, or a model that
+                cannot classify in this way.
 
         """
+        if labels is None:
+            if templates is not None:
+                raise UserError("templates are for labels; give labels, or omit templates")
+            found = self.predict("classify", images, text, times, skipped, top=top)
+            return found[0] if isinstance(text, str) and not is_batch(images) else found
+        if text:
+            raise UserError("a text is for models that were trained to classify, without labels; omit one of them")
         sentences: dict[str, Any] = {} if templates is None else {"templates": templates}
-        found = self.predict("classify", images, None, times, skipped, labels=labels, top=top, **sentences)
+        found = self.predict("classify by labels", images, None, times, skipped, labels=labels, top=top, **sentences)
         return found if is_batch(images) else found[0]
 
     @overload

@@ -201,6 +201,7 @@ def _check_fit(folder: Path, processor: Processor, model: DimvlModel) -> None:
         "times": (processor.times, model.regions.time is not None),
         "words in regions": (processor.region_words, model.regions.words is not None),
         "answers": (len(processor.answers), heads["answer_head"].outputs if "answer_head" in heads else 0),
+        "labels": (len(processor.labels), heads["label_head"].outputs if "label_head" in heads else 0),
     }
     found = [(name, own, other) for name, (own, other) in numbers.items() if own != other]
     limits = {

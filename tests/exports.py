@@ -70,6 +70,7 @@ def model_arguments(processor: Processor) -> dict[str, object]:
         "word_head": processor.captions,
         "match_head": processor.matches or processor.chooses,
         "answers": len(processor.answers),
+        "labels": len(processor.labels),
         "aligned": 8 if processor.aligns else 0,
         "grounded": 1 if processor.grounds else 0,
     }

@@ -34,9 +34,18 @@ def prefixes_of(trained: TrainedModel, regions: Regions) -> list[Prefix]:
     return [make_prefix(each, trained.processor.tags) for each in (joined, *fewer)]
 
 
+def named(result: Any) -> Any:
+    """What a result says, without probabilities, which differ by rounding between batches."""
+    if isinstance(result, list):
+        return [name for name, _ in result]
+    if isinstance(result, float):
+        return pytest.approx(result, abs=1e-5)
+    return getattr(result, "text", getattr(result, "candidate", result))
+
+
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return make_predictor(aligns=True)
+    return make_predictor(aligns=True, labels=("false", "true"))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +54,8 @@ def predictor() -> Predictor:
         ("answer", "is it red", {"top": 2}),
         ("match", "a red star", {}),
         ("choose", "is it", {"candidates": LABELS}),
-        ("classify", None, {"labels": LABELS, "top": 1}),
+        ("classify by labels", None, {"labels": LABELS, "top": 1}),
+        ("classify", "is it", {"top": 2}),
         ("caption", None, {"beams": 2, "max_tokens": 6}),
     ],
 )
@@ -55,7 +65,7 @@ def test_a_drop_is_what_the_result_loses_without_the_region_and_the_result_is_th
     regions = make_regions(5, count=4)
     found = predictor.explain(regions, text, verb, **options)
     [expected] = predictor.predict(verb, regions, text, **options)
-    assert found.result == expected if verb != "choose" else found.result.candidate == expected.candidate
+    assert named(found.result) == named(expected)
     trained = predictor.trained
     ability = abilities_of(trained.processor)[verb]
     settled = ability.settle(trained, **options)

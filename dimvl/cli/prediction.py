@@ -1,4 +1,4 @@
-"""Export of a run, and predictions on images: export, caption, answer, match, classify."""
+"""Export of a run, and predictions on images: export, caption, answer, match."""
 
 import json
 import os
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from dimvl.data.answers import Answer
     from dimvl.explanation import Explanation
     from dimvl.image_inputs import Input
-    from dimvl.predictor import Labelled, Predictor
+    from dimvl.predictor import Predictor
     from dimvl.tasks.answering.statements import StatementRules
 
 ImagePaths = Annotated[
@@ -147,13 +147,13 @@ def caption(
         image = chosen.single(predictor, groups)
         explained = predictor.explain(image, None, "caption", **decoding) if explain else None
         text = predictor.caption(image, **decoding) if explained is None else explained.result
-        _print({**named(group, together), "caption": text}, text, as_json, explained, text)
+        print_one({**named(group, together), "caption": text}, text, as_json, explained, text)
         chosen.report()
         return
     with chosen.regions(predictor, groups) as batches:
         for found in batches:
             for (name,), text in zip(found, predictor.caption(list(found.values()), **decoding), strict=True):
-                _print({"image": name, "caption": text}, f"{name}: {text}", as_json)
+                print_one({"image": name, "caption": text}, f"{name}: {text}", as_json)
 
 
 def _caption_videos(chosen: Images, predictor: "Predictor", decoding: dict[str, Any], as_json: bool) -> None:
@@ -169,7 +169,7 @@ def _caption_videos(chosen: Images, predictor: "Predictor", decoding: dict[str, 
             texts = predictor.caption(list(batch.values()), times=times if used else None, **decoding)
             for group, seconds, text in zip(batch, times, texts, strict=True):
                 record = {"video": names[group], "images": group, "times": seconds, "caption": text}
-                _print(record, f"{names[group]}: {text}", as_json)
+                print_one(record, f"{names[group]}: {text}", as_json)
 
 
 def _say_ignored(texts: int) -> None:
@@ -399,7 +399,7 @@ def match(
         explained = predictor.explain(image, wanted[0], "match") if explain else None
         probability = predictor.match(image, wanted[0]) if explained is None else explained.result
         record = {**named(group, together), "text": wanted[0], "probability": probability}
-        _print(record, f"{probability:.3f}", as_json, explained, wanted[0])
+        print_one(record, f"{probability:.3f}", as_json, explained, wanted[0])
         return
     as_json = as_json or len(wanted) > 1 or not {*chosen.names} <= {*chosen.named}
     with chosen.regions(predictor, groups, "pairs of image and text") as batches:
@@ -408,63 +408,7 @@ def match(
             probabilities = predictor.match([found[group] for group, _ in pairs], [one for _, one in pairs])
             for (group, one), probability in zip(pairs, probabilities, strict=True):
                 record = {**named(group, together), "text": one, "probability": probability}
-                _print(record, f"{group[0]}: {probability:.3f}", as_json)
-
-
-@app.command()
-def classify(
-    model: Model,
-    labels: Annotated[
-        Path, typer.Option(parser=input_file, help="File of class names, one per line; commas separate synonyms.")
-    ],
-    images: ImagePaths = None,
-    templates: Annotated[
-        Path | None,
-        typer.Option(parser=input_file, help="File of sentences, one per line, in which {} stands for the class name."),
-    ] = None,
-    regions: Stores = None,
-    ids: Ids = None,
-    together: Together = False,
-    top: Annotated[int, typer.Option(min=1, help="Number of labels to print.")] = 1,
-    as_json: AsJson = False,
-    device: Device = "auto",
-    threads: Threads = 0,
-) -> None:
-    """Say which of some classes an image shows, without training on these classes.
-
-    The model must align images and texts. Probabilities are those among the given classes: one of them is always the
-    most probable. Labels of several images are printed as they are ready. An image that cannot be read is reported and
-    skipped; the exit code is then 1, or 2 if that image was named on the command line.
-
-    Example: dimvl classify photos --labels animals.txt --model exports/retrieve --json
-
-    Example: dimvl classify --regions stores/val --images 17 --labels animals.txt --top 3 --model exports/retrieve
-    """
-    from dimvl.tasks.retrieval.labels import TEMPLATES, read_labels, read_templates
-
-    names, sentences = read_labels(labels), TEMPLATES if templates is None else read_templates(templates)
-    chosen = Images(images or [], regions, ids)
-    groups = chosen.groups([None], together)
-    predictor = open_model(model, device, threads)
-    check_inputs(predictor, "classify", groups)
-    from dimvl.tasks.retrieval.zero_shot import embed_classes
-
-    classes = embed_classes(predictor.trained, names, sentences)
-
-    def show(group: Group, found: "Labelled", alone: bool) -> None:
-        text = ", ".join(name if top == 1 else f"{name} ({probability:.3f})" for name, probability in found)
-        record = {**named(group, together), "label": found[0][0], "probability": found[0][1], "top": found}
-        _print(record, text if alone else f"{group[0]}: {text}", as_json)
-
-    if together or chosen.is_single(groups):
-        [group] = groups
-        show(group, predictor.classify(chosen.single(predictor, groups), classes, top), alone=True)
-        chosen.report()
-        return
-    with chosen.regions(predictor, groups) as batches:
-        for batch in batches:
-            for group, found in zip(batch, predictor.classify(list(batch.values()), classes, top), strict=True):
-                show(group, found, alone=False)
+                print_one(record, f"{group[0]}: {probability:.3f}", as_json)
 
 
 def _texts(arguments: Sequence[str], texts: Sequence[str], file: Path | None) -> tuple[list[Path], list[str]]:
@@ -489,7 +433,7 @@ def _texts(arguments: Sequence[str], texts: Sequence[str], file: Path | None) ->
     return [any_path(image) for image in images], list(dict.fromkeys(wanted))
 
 
-def _print(
+def print_one(
     record: Mapping[str, Any], text: str, as_json: bool, explained: "Explanation | None" = None, shown: str = ""
 ) -> None:
     """Print a result as soon as it is ready, and what `shown` rests on."""

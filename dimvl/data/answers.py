@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dimvl.errors import UserError
 from dimvl.fields import is_blank
 from dimvl.files import read_json
+from dimvl.showing import counted
 
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _PERIODS_REMOVED = 32
@@ -148,8 +149,12 @@ def answer_vocabulary(answers: Iterable[Sequence[str]], size: int) -> list[str]:
     return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]]
 
 
-def read_answers(path: Path) -> list[str]:
+def read_answers(path: Path, noun: str = "answer") -> list[str]:
     """Read an answer vocabulary: a JSON list, or a JSON mapping from each answer to its number.
+
+    Args:
+        path: the file.
+        noun: what it lists, for messages.
 
     Published lists have different orders, so a head only fits the list that it was trained with.
 
@@ -162,14 +167,14 @@ def read_answers(path: Path) -> list[str]:
         numbers = list(content.values())
         whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
         if not whole or sorted(numbers) != list(range(len(numbers))):
-            raise UserError(f"{path}: the answers are not numbered from 0 to {len(numbers) - 1}; renumber them")
+            raise UserError(f"{path}: the {noun}s are not numbered from 0 to {len(numbers) - 1}; renumber them")
         content = sorted(content, key=content.__getitem__)
     if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content):
-        raise UserError(f"{path} is not a list of answers; give a JSON list of texts")
+        raise UserError(f"{path} is not a list of {noun}s; give a JSON list of texts")
     if len(content) < 2:
-        raise UserError(f"{path} has {len(content)} answers; give at least 2")
+        raise UserError(f"{path} has {counted(len(content), noun)}; give at least 2")
     if twice := [answer for answer, count in Counter(content).items() if count > 1]:
-        raise UserError(f"{path} has the answer {twice[0]!r} twice; remove one")
+        raise UserError(f"{path} has the {noun} {twice[0]!r} twice; remove one")
     return content
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from dimvl.config import InputsConfig, Match, Missing
-from dimvl.data.annotations import Caption, Choice, Phrase, Question
+from dimvl.data.annotations import Caption, Choice, LabelledItem, Phrase, Question
 from dimvl.data.examples import keyed_generator
 from dimvl.errors import UserError
 from dimvl.files import write_json
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dimvl.data.processor import Processor
 
 logger = logging.getLogger(__name__)
-Record = TypeVar("Record", Caption, Question, Choice, Phrase)
+Record = TypeVar("Record", Caption, Question, Choice, LabelledItem, Phrase)
 SAMPLE = 1000
 """Images of a file on which the rules are tried; all are tried only if none of these is found."""
 EXAMPLES = 3

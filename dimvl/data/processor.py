@@ -36,9 +36,12 @@ class Processor:
         text_tokens: longest text in word pieces.
         variant: variant of the sequence-to-sequence language model.
         answers: the answer vocabulary in the order of the answer head; empty without one.
+        labels: the labels to classify by, in the order of the label head; empty without one.
+        several_labels: whether any number of labels fit an input; otherwise exactly one does.
         max_images: largest number of images in a prefix.
         times: whether the model uses the times of images.
-        shared_prefix: whether questions, and texts to match, see their prefix but not the other way round.
+        shared_prefix: whether questions, and texts to match or to classify, see their prefix but not the other way
+            round.
         captions: whether it was trained to caption.
         matches: whether it was trained to judge whether a text belongs to an image.
         aligns: whether it was trained to compare images and texts that are each encoded alone.
@@ -57,6 +60,8 @@ class Processor:
     concept_tokens: Count = 0
     variant: Variant = "causal"
     answers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    several_labels: bool = False
     shared_prefix: bool = False
     captions: bool = False
     matches: bool = False

@@ -406,6 +406,13 @@ class RegionTargets(Targets):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class LabelTargets(AnswerTargets):
+    """Texts and their images to classify, from the last token of the text: scores (M, K), 1 for a label that fits."""
+
+    head = "label_head"
+
+
 class Member(NamedTuple):
     """Payload of one image of a contrastive group; the examples of a group come one after the other.
 

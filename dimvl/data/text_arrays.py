@@ -30,11 +30,11 @@ def text_arrays(
         tokenizer: the model's tokenizer.
         max_tokens: longer texts are cut.
         place: where the texts come from, for messages.
-        texts: at least one.
+        texts: at least one; that of an item to classify by its image alone is empty.
         progress: called with texts tokenised and in total.
 
     Raises:
-        UserError: the tokenizer makes no token of a text.
+        UserError: the tokenizer makes no token of a text that is not empty.
 
     """
     first_seen: dict[ImageKey, int] = {}
@@ -43,7 +43,7 @@ def text_arrays(
     del first_seen
     order = np.argsort(groups, kind="stable")  # the file's order within a group
     tokens, lengths, cut = _encode(tokenizer, max_tokens, texts, order, progress)
-    if (empty := np.flatnonzero(lengths == 0)).size:
+    if empty := [place for place in np.flatnonzero(lengths == 0) if texts[order[place]].text]:
         first = texts[order[empty[0]]]
         raise UserError(
             f"{place}: the tokenizer makes nothing of {len(empty):,} of the texts, such as text "

@@ -19,7 +19,7 @@ from dimvl.showing import counted, some
 
 PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
 ASKED = (
-    *("question", "text", "caption", "foil", "candidates", "answer", "answers", "references"),
+    *("question", "text", "caption", "foil", "candidates", "answer", "answers", "labels", "references"),
     *("image_id", "images", "times"),
 )
 """Fields of an item that come from the annotations."""

@@ -107,7 +107,7 @@ class MatchHead(Head):
 
 
 class AnswerHead(Head):
-    """Answer logits from the question's last token, which has seen image and question: (M, D) -> (M, A).
+    """Answer or label logits from a text's last token, which has seen image and text: (M, D) -> (M, A).
 
     VLP multiplies that row by [CLS]; here [CLS] need not have seen the question.
     """
@@ -254,6 +254,9 @@ HEADS: dict[str, HeadEntry] = {
     ),
     "region_head": HeadEntry(
         "grounded", lambda kinds, s: RegionHead(s.width, kinds), "phrases and their regions", "head: grounding"
+    ),
+    "label_head": HeadEntry(
+        "labels", lambda size, s: AnswerHead(s.width, size, s.norm_eps), "last tokens of texts", "head: labels"
     ),
 }
 """Attribute of the model -> head. Weights are initialised in this order, so add new heads at the end."""

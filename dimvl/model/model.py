@@ -46,9 +46,9 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
         activation: `gelu`, `relu` or `silu`.
         norm_eps: epsilon of every layer norm.
         requested: the heads, by their arguments in `dimvl.model.heads.HEADS`: `word_head` and `match_head` (bool),
-            `classes` K of the object head, `answers` A of the answer head, `aligned` the dimensions of the shared
-            space, `grounded` 1 for a score of each region, 2 also for none of them. Heads that are not requested are
-            None.
+            `classes` K of the object head, `answers` A of the answer head, `labels` of the label head, `aligned` the
+            dimensions of the shared space, `grounded` 1 for a score of each region, 2 also for none of them. Heads that
+            are not requested are None.
 
     """
 
@@ -58,6 +58,7 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
     answer_head: AnswerHead | None
     align_head: AlignHead | None
     region_head: RegionHead | None
+    label_head: AnswerHead | None
 
     def __init__(
         self,
@@ -157,7 +158,7 @@ def initialise(model: DimvlModel) -> None:
     | embedding of positions                     | sinusoids, see `sinusoids`         |
     | key projection                             | a copy of the query projection     |
     | biases                                     | 0                                  |
-    | bias of the answers                        | log(1 / A): most are wrong         |
+    | bias of the answers, and of the labels     | log(1 / A): most are wrong         |
     | layer norms                                | 1 and 0                            |
     | embedding of the first image's index       | 0                                  |
     | projection of times                        | 0                                  |
@@ -185,8 +186,9 @@ def initialise(model: DimvlModel) -> None:
         if name.endswith("qkv.language.weight"):
             query, key, _ = parameter.data.chunk(3)
             key.copy_(query)
-    if model.answer_head is not None:
-        nn.init.constant_(model.answer_head.outer.bias, -math.log(model.answer_head.outer.out_features))
+    for head in (model.answer_head, model.label_head):
+        if head is not None:
+            nn.init.constant_(head.outer.bias, -math.log(head.outer.out_features))
     copy_language_to_vision(model)
 
 

@@ -12,6 +12,7 @@ from dimvl.config import RunConfig, read_run
 from dimvl.errors import UserError
 from dimvl.tasks.answering.config import VqaConfig
 from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.classification.config import ClassifyConfig
 from dimvl.tasks.grounding.config import GroundConfig
 from dimvl.tasks.multiple_choice.config import ChooseConfig
 from dimvl.tasks.pretraining.config import PretrainConfig
@@ -30,6 +31,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
     "retrieve": RetrieveConfig,
     "choose": ChooseConfig,
     "ground": GroundConfig,
+    "classify": ClassifyConfig,
 }
 """The table of tasks: value of `task` in a configuration -> its class, which names that of the task (`task_class`).
 

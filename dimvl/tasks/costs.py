@@ -46,7 +46,7 @@ class DataFacts:
         texts: sizes of the texts.
         vocabulary: V.
         max_positions: token positions of the model.
-        answers: A; 0 without an answer head.
+        answers: A, of answers or labels; 0 without a head for them.
         assumed: one sentence per assumption.
 
     """

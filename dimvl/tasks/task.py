@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.config import EvaluationOptions, RunConfig
-from dimvl.data.annotations import Caption, Choice, Phrase, Question
+from dimvl.data.annotations import Caption, Choice, LabelledItem, Phrase, Question
 from dimvl.data.prefixes import ImageReader, Prefix
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
@@ -28,7 +28,7 @@ from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.trained_model import TrainedModel
 
 Config = TypeVar("Config", bound=RunConfig)
-Record = Caption | Question | Choice | Phrase
+Record = Caption | Question | Choice | LabelledItem | Phrase
 
 
 class Evidence(NamedTuple):
@@ -249,7 +249,7 @@ class Task(ABC, Generic[Config]):
     def heads(self, config: Config, classes: int, answers: int) -> dict[str, Any]:
         """Return the arguments of the heads that the task needs, as in `dimvl.model.heads.HEADS`.
 
-        `classes` is the number K of the extractor's classes, `answers` the number A of answers.
+        `classes` is the number K of the extractor's classes, `answers` the number A of answers or labels.
         """
 
     @abstractmethod
@@ -302,5 +302,5 @@ class Task(ABC, Generic[Config]):
         return 10**6
 
     def planned_answers(self, config: Config) -> tuple[int, str]:
-        """Return the size of the answer vocabulary for `dimvl plan`, and the assumption about it, if any."""
+        """Return the number of answers or labels for `dimvl plan`, and the assumption about it, if any."""
         return 0, ""

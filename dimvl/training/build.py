@@ -58,7 +58,7 @@ def build_task(
         annotations = task.annotation_files(config).items()
         files = [file for name, paths in annotations for file in paths if not name.startswith(VALIDATION)]
         known = tokenised(config, processor, files, task.labelled_texts(records, processor), initial, progress)
-    heads = task.heads(config, len(store.extractor.classes), len(processor.answers))
+    heads = task.heads(config, len(store.extractor.classes), len(processor.answers or processor.labels))
     model = _model(config, processor, store, initial, heads)
     reader = processor.reader(store, whole_budget=counts_whole_budget(config.output))
     module, source = task.build(config, model, processor, known, reader)

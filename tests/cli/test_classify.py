@@ -43,3 +43,5 @@ def test_what_cannot_be_classified_is_one_sentence(
     refused(run("classify", image_file, "--labels", tmp_path / "one.txt", "--model", model), "only the class 'star'")
     refused(run("classify", image_file, "--labels", tmp_path / "no.txt", "--model", model), "no.txt does not exist")
     refused(run("classify", "--labels", labels, "--model", model), "no images are given")
+    refused(run("classify", image_file, "--model", model), "the model has no labels of its own; give a file")
+    refused(run("classify", image_file, "--templates", labels, "--model", model), "omit it, or give --labels")

@@ -64,7 +64,7 @@ def test_an_answer_vocabulary_is_a_list_or_a_mapping_to_numbers(tmp_path):
         ("[", "not valid JSON"),
         (3, "is not a list of answers"),
         (["yes", 1], "is not a list of answers"),
-        (["yes"], "has 1 answers"),
+        (["yes"], "has 1 answer; give at least 2"),
         (["yes", "no", "yes"], "has the answer 'yes' twice"),
         ({"yes": 0, "no": 2}, "are not numbered from 0 to 1"),
         ({"yes": 0, "no": 0}, "are not numbered from 0 to 1"),

@@ -8,6 +8,7 @@ from dimvl.errors import UserError
 from dimvl.tasks import load_config
 from dimvl.tasks.answering.config import VqaConfig
 from dimvl.tasks.captioning.config import CaptionConfig
+from dimvl.tasks.classification.config import ClassifyConfig
 from dimvl.tasks.retrieval.config import RetrieveConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -18,10 +19,22 @@ NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 def test_every_published_protocol_has_a_configuration():
     expected = [
-        *("activitynet", "aokvqa", "coco-karpathy-scst", "coco-karpathy", "flickr30k-entities", "flickr30k"),
-        *("msrvtt-1k-a", "msrvtt", "refcoco", "vcr", "vist", "vqa-v2"),
+        *("a-okvqa-choices", "a-okvqa", "activitynet", "coco-karpathy-scst", "coco-karpathy", "flickr30k-entities"),
+        *(
+            "flickr30k",
+            "gqa",
+            "msrvtt-1k-a",
+            "msrvtt",
+            "nlvr2",
+            "ok-vqa",
+            "refcoco",
+            "snli-ve",
+            "vcr",
+            "vist",
+            "vqa-v2",
+        ),
     ]
-    assert [f"{name}.yaml" for name in expected] == NAMES
+    assert sorted(f"{name}.yaml" for name in expected) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,6 +51,19 @@ def test_each_configuration_loads_and_starts_with_its_command(name):
 def test_vqa_v2_keeps_the_3129_answers():
     config = load_config(CONFIGS / "vqa-v2.yaml")
     assert isinstance(config, VqaConfig) and config.answers == 3129
+
+
+def test_items_to_classify_have_one_label_each_and_a_pair_of_images_fits() -> None:
+    every = {name: load_config(CONFIGS / f"{name}.yaml") for name in ("nlvr2", "snli-ve", "gqa", "nlvr/classify")}
+    assert all(isinstance(config, ClassifyConfig) and not config.several_labels for config in every.values())
+    assert every["nlvr2"].inputs.max_images >= 2 and every["nlvr/classify"].inputs.max_images >= 3
+    assert every["nlvr/classify"].initial is None
+
+
+def test_a_okvqa_has_its_own_answers_and_ok_vqa_has_annotations() -> None:
+    own, other = (load_config(CONFIGS / f"{name}.yaml") for name in ("a-okvqa", "ok-vqa"))
+    assert isinstance(own, VqaConfig) and isinstance(other, VqaConfig) and own.initial == other.initial
+    assert own.annotations == [] and other.annotations != []
 
 
 def test_self_critical_training_starts_from_the_cross_entropy_model():

@@ -5,10 +5,11 @@ docs/annotations.md shows the formats. Image ids become text here, because the r
 """
 
 from dimvl.data.annotations.choices import read_choices
+from dimvl.data.annotations.items import read_items
 from dimvl.data.annotations.phrases import Phrase
 from dimvl.data.annotations.probes import Probe, Probes, read_probes
 from dimvl.data.annotations.reading import describe_file, read_captions, read_phrases, read_questions
-from dimvl.data.annotations.records import Caption, Choice, ImageKey, Question, compared
+from dimvl.data.annotations.records import Caption, Choice, ImageKey, LabelledItem, Question, compared
 from dimvl.fields import Id
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Choice",
     "Id",
     "ImageKey",
+    "LabelledItem",
     "Phrase",
     "Probe",
     "Probes",
@@ -24,6 +26,7 @@ __all__ = [
     "describe_file",
     "read_captions",
     "read_choices",
+    "read_items",
     "read_phrases",
     "read_probes",
     "read_questions",

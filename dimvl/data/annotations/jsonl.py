@@ -9,6 +9,7 @@ a video has `video`, the name of its frames. Other fields are ignored. Blank lin
 gets its number, from 0, or the next number that no line has as its id.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import count, pairwise
 from pathlib import Path
@@ -20,12 +21,13 @@ from dimvl.data.annotations.phrases import Phrase, boxes_of, check_inside, size_
 from dimvl.data.annotations.records import Caption, ImageKey, Question, name_images
 from dimvl.errors import UserError
 from dimvl.fields import Id, Once, identifier, items, label, lines, mapping, words
-from dimvl.files import parse_json
+from dimvl.files import open_regular, parse_json, reading
 from dimvl.regions.frames import video_name
 from dimvl.showing import short
 
 LATEST = float(np.finfo(np.float32).max)
 """Times reach the model as float32."""
+_PEEK = 2**20  # bytes; a longer first line is not a record of any format
 Line = tuple[str, dict[str, Any], tuple[Id, ...], ImageKey]
 """Place, object, images as written, and images as text with their times."""
 
@@ -141,6 +143,22 @@ def _video(record: dict[str, Any], place: str) -> str:
         if field in record:
             raise UserError(f"{place} has both video and {field}, but a video is its frames in the store; keep one")
     return video_name(str(record["video"]))
+
+
+def first_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the first line that is not blank; an empty one if there is none.
+
+    Raises:
+        UserError: as `open_regular`.
+
+    """
+    with open_regular(path) as file, reading(path):
+        line = next((line for line in iter(lambda: file.readline(_PEEK), b"") if line.strip()), b"")
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _images(record: dict[str, Any], place: str) -> tuple[Id, ...]:

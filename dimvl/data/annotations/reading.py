@@ -14,7 +14,7 @@ from dimvl.data.annotations.coco import coco_captions
 from dimvl.data.annotations.conceptual import conceptual_captions
 from dimvl.data.annotations.flickr import COMMAS, PIPES, TOKEN, bar_captions, comma_captions, token_captions
 from dimvl.data.annotations.flickr_entities import entity_phrases
-from dimvl.data.annotations.jsonl import jsonl_captions, jsonl_phrases, jsonl_questions
+from dimvl.data.annotations.jsonl import first_object, jsonl_captions, jsonl_phrases, jsonl_questions
 from dimvl.data.annotations.karpathy import is_karpathy, karpathy_captions
 from dimvl.data.annotations.phrases import Phrase
 from dimvl.data.annotations.records import Caption, Question
@@ -86,9 +86,9 @@ def read_questions(path: Path, annotations: Path | None = None) -> list[Question
     """Read a question file of any known format, in the order of the file.
 
     Args:
-        path: VQA v2 questions, or dimvl's own JSON lines.
-        annotations: the VQA v2 annotations of these questions; None if answers are not published, and for JSON lines,
-            which contain their answers.
+        path: VQA v2, OK-VQA or A-OKVQA questions, or dimvl's own JSON lines.
+        annotations: the VQA v2 annotations of these questions; None if answers are not published, and for A-OKVQA and
+            JSON lines, which contain their answers.
 
     Raises:
         UserError: a missing file, an unknown format, or a mistake in a file.
@@ -148,7 +148,8 @@ def describe_file(path: Path) -> dict[str, Any]:
         UserError: as `open_regular`, or the file is named .json and is not valid JSON.
 
     """
-    content = read_json(path) if path.suffix.lower() == ".json" else None
+    is_json = path.suffix.lower() == ".json" and "identifier" not in first_object(path)  # NLVR's have JSON lines
+    content = read_json(path) if is_json else None
     info = content.get("info") if isinstance(content, dict) else None
     description = str(info.get("description", "")) if isinstance(info, dict) else ""
     synthetic = "synthetic" in description.lower()

@@ -1,6 +1,6 @@
-"""Records of annotation files: one for each caption, each question and each question with candidates."""
+"""Records of annotation files: one for each caption, question, question with candidates and item to classify."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from dimvl.fields import Id
@@ -159,3 +159,44 @@ class Choice(AboutImages):
     def texts(self) -> tuple[str, ...]:
         """The question followed by each candidate."""
         return tuple(f"{self.text} {candidate}".strip() for candidate in self.candidates)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledItem(AboutImages):
+    """One or more images, with a text or without, to classify.
+
+    Attributes:
+        item_id: its id in the file; a number that no other item has if the file has none.
+        image_ids: the images, in order, as text: first as the file names them, after matching as the store does.
+        text: without surrounding whitespace; empty to classify by the images alone.
+        labels: the labels that fit; None if they are not published.
+        group: items of one group are right together or not at all, for consistency; empty for none.
+        kind: such as binary or open, empty if the file has none.
+        entailed: ids of the items whose labels follow from the label of this one.
+        accepted: names of further scores, and the labels that are right for each.
+        scored: whether it counts by itself; otherwise only as what another item entails.
+        file_names: file name, path or URL of each image; empty if the file has none.
+        times: seconds of each image; empty if the file has none.
+        written_ids: the images as the file names them, numbers as numbers; empty if these are `image_ids`.
+        numbered: whether dimvl gave the id, since the file has none.
+
+    """
+
+    item_id: Id
+    image_ids: tuple[str, ...]
+    text: str
+    labels: tuple[str, ...] | None
+    group: str = ""
+    kind: str = ""
+    entailed: tuple[str, ...] = ()
+    accepted: tuple[tuple[str, Collection[str]], ...] = ()
+    scored: bool = True
+    file_names: tuple[str, ...] = ()
+    times: tuple[float, ...] = ()
+    written_ids: tuple[Id, ...] = ()
+    numbered: bool = False
+
+    @property
+    def name(self) -> str:
+        """The record in a message."""
+        return f"item {self.item_id}"

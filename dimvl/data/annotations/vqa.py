@@ -1,7 +1,9 @@
-"""Questions and answers of VQA v2 Open-Ended: a file of questions and, if answers are published, one of annotations.
+"""Questions and answers of VQA v2 Open-Ended and OK-VQA: a file of questions and, if published, one of annotations.
 
 `{"questions": [{"question_id", "image_id", "question"}, ...]}` and `{"annotations": [{"question_id", "answers":
 [{"answer"}, ...], "question_type", "answer_type"}, ...]}`. COCO's file names follow from `data_subtype`.
+
+A-OKVQA (Schwenk et al., ECCV 2022) is one file, a list of `{"question_id", "image_id", "question", "direct_answers"}`.
 """
 
 import re
@@ -26,9 +28,13 @@ def vqa_questions(path: Path, content: Any, annotations: Path | None) -> list[Qu
 
     Raises:
         UserError: another format, an empty question, a duplicate question id, a question without annotation, or an
-            annotation that names another image.
+            annotation that names another image; or annotations of a file that has its own answers.
 
     """
+    if isinstance(content, list):
+        if annotations is not None:
+            raise UserError(f"{path} contains its own answers; remove the annotations {annotations}")
+        return _a_okvqa(path, content)
     answers = {} if annotations is None else _annotations(annotations)
     once, ids = Once("question_id"), dict[str, tuple[tuple[str], tuple[Id]]]()
     result = []
@@ -51,6 +57,17 @@ def vqa_questions(path: Path, content: Any, annotations: Path | None) -> list[Qu
         images, named = ids.setdefault(image, ((image,), (written,)))
         files = _file_names(content, image)
         result.append(Question(number, images, text, given, kind, answer_type, files, written_ids=named))
+    return result
+
+
+def _a_okvqa(path: Path, content: list[Any]) -> list[Question]:
+    once, result = Once("question_id"), []
+    for place, record in records(path, {"file": content}, "file", ("question_id", "image_id", "question")):
+        number, image = (identifier(record[name], name, place) for name in ("question_id", "image_id"))
+        once.check(number, place)
+        text, what = words(record["question"], f"question {number}", place), f"direct_answers of question {number}"
+        answers = tuple(label(answer, what, place) for answer in items(record.get("direct_answers", []), what, place))
+        result.append(Question(number, (str(image),), text, answers, written_ids=(image,)))
     return result
 
 

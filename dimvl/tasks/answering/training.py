@@ -1,6 +1,6 @@
 """Training of question answering: the question is the text of a classifier over the answer vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -55,6 +55,7 @@ def question_example(
     tokenizer: Tokenizer,
     shared_prefix: bool,
     answers: np.ndarray | None = None,
+    objective: str = OBJECTIVE,
 ) -> Example:
     """Build an example of one question about a prefix, or of several if they share it.
 
@@ -65,11 +66,12 @@ def question_example(
         tokenizer: the model's tokenizer.
         shared_prefix: whether the prefix does not see the questions.
         answers: (number of questions, A) soft targets.
+        objective: name of the objective.
 
     """
     texts = [plain_text(words, tokenizer) for words in questions]
     target = Answers(answers)
-    return Example(source=source, objective=OBJECTIVE, prefix=prefix, texts=texts, seq2seq=shared_prefix, target=target)
+    return Example(source=source, objective=objective, prefix=prefix, texts=texts, seq2seq=shared_prefix, target=target)
 
 
 class QuestionSource(ImageSource):
@@ -82,12 +84,20 @@ class QuestionSource(ImageSource):
         questions: tokenised questions with soft targets as labels.
         images: reads the region store.
         processor: tokenizer, answers and `shared_prefix`.
+        spec: name and targets of the only objective; by default answers.
 
     """
 
-    def __init__(self, questions: TextStore, images: ImageReader, processor: Processor) -> None:
+    def __init__(
+        self,
+        questions: TextStore,
+        images: ImageReader,
+        processor: Processor,
+        spec: Mapping[str, TargetSpec] | None = None,
+    ) -> None:
         super().__init__(questions, images)
         self.processor = processor
+        [(self.objective, (_, self.answers))] = (spec or answer_spec(processor)).items()
 
     def __len__(self) -> int:
         """Return the number of examples D of an epoch."""
@@ -110,7 +120,7 @@ class QuestionSource(ImageSource):
         """Build the example of a question, or of an image's questions."""
         shared = self.processor.shared_prefix
         questions = range(*self.texts.groups[index : index + 2]) if shared else range(index, index + 1)
-        scores = np.zeros((len(questions), len(self.processor.answers)), dtype=np.float32)
+        scores = np.zeros((len(questions), self.answers), dtype=np.float32)
         for row, question in zip(scores, questions, strict=True):
             ids, values = self.texts.labels(question)
             row[ids] = values
@@ -121,4 +131,5 @@ class QuestionSource(ImageSource):
             self.processor.tokenizer,
             shared,
             scores,
+            self.objective,
         )

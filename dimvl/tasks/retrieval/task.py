@@ -23,7 +23,7 @@ from dimvl.tasks.retrieval.config import RetrievalEvaluation, RetrieveConfig
 from dimvl.tasks.retrieval.evaluation import RecallValidator, evaluate_retrieval
 from dimvl.tasks.retrieval.neighbours import KEY, find_neighbours
 from dimvl.tasks.retrieval.prediction import ALIGN, EMBED_IMAGE, EMBED_TEXT
-from dimvl.tasks.retrieval.zero_shot import CLASSIFY
+from dimvl.tasks.retrieval.zero_shot import BY_LABELS
 from dimvl.tasks.task import Evaluation, Validator
 from dimvl.trained_model import TrainedModel
 
@@ -35,7 +35,7 @@ class Retrieval(CaptionDataTask[RetrieveConfig]):
     title = "Fine-tuning for retrieval"
     pipeline_tag = "feature-extraction"
     evaluation = RetrievalEvaluation
-    abilities = (EMBED_IMAGE, EMBED_TEXT, ALIGN, CLASSIFY, MATCH)
+    abilities = (EMBED_IMAGE, EMBED_TEXT, ALIGN, BY_LABELS, MATCH)
     texts_per_image = 5.0
 
     def capabilities(self, config: RetrieveConfig, records: Sequence[Caption]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def embed_classes(trained: TrainedModel, labels: Sequence[str], templates: Seque
             word, or two names of the same tokens.
 
     """
-    CLASSIFY.check(trained)
+    BY_LABELS.check(trained)
     names, tokenizer = check_labels(labels), trained.processor.tokenizer
     seen: dict[bytes, str] = {}
     for name, tokens in zip(names, trained.tokenise(names), strict=True):
@@ -85,8 +85,8 @@ def best_labels(
     return [(classes.names[place], value) for place, value in ranked]
 
 
-CLASSIFY = Ability(
-    verb="classify",
+BY_LABELS = Ability(
+    verb="classify by labels",
     available=lambda processor: processor.aligns,
     apply=class_probabilities,
     result=best_labels,

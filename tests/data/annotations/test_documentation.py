@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.data.annotations import read_captions, read_choices, read_phrases, read_probes, read_questions
+from dimvl.data.annotations import (
+    read_captions,
+    read_choices,
+    read_items,
+    read_phrases,
+    read_probes,
+    read_questions,
+)
 from tests.data.annotations.files import write
 
 PAGE = Path(__file__).parents[3] / "docs" / "annotations.md"
@@ -67,6 +74,27 @@ def test_examples_of_phrases_are_read(tmp_path):
     assert (lady.text, lady.boxes, lady.images) == (same.text, same.boxes, same.images)
     ((_, lines),) = SECTIONS["Phrases as JSON lines"]
     assert [len(one.boxes) for one in read_phrases(write(tmp_path / "a.jsonl", lines))] == [1, 2, 0]
+
+
+def test_the_example_of_a_okvqa_is_read(tmp_path):
+    ((_, content),) = SECTIONS["OK-VQA and A-OKVQA"]
+    assert len(read_questions(write(tmp_path / "a.json", content))[0].answers) == 3
+
+
+@pytest.mark.parametrize(
+    ("heading", "name", "format"),
+    [
+        ("Items as JSON lines", "a.jsonl", "JSON lines"),
+        ("NLVR2", "a.json", "NLVR2"),
+        ("NLVR", "a.json", "NLVR"),
+        ("SNLI-VE", "a.jsonl", "SNLI-VE"),
+        ("GQA", "a.json", "GQA"),
+    ],
+)
+def test_examples_of_items_to_classify_are_read(tmp_path, heading, name, format):
+    ((_, content),) = SECTIONS[heading]
+    found = read_items(write(tmp_path / name, content))
+    assert found.format == format and all(item.labels for item in found.items) and len(found.items) in (1, 3)
 
 
 @pytest.mark.parametrize(

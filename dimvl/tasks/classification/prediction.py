@@ -1,0 +1,251 @@
+"""Classification with a trained model: for prefixes, a region store or files of items."""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dimvl.callbacks import Progress
+from dimvl.data.annotations import LabelledItem, describe_file, read_items
+from dimvl.data.annotations.items import GQA, NLVR, NLVR2
+from dimvl.data.matching import in_store, match_file
+from dimvl.data.prefixes import Prefix, PrefixImages
+from dimvl.data.processor import Processor
+from dimvl.errors import UserError
+from dimvl.metrics.predictions import official_images
+from dimvl.regions.store import RegionStore
+from dimvl.showing import counted, short, some
+from dimvl.tasks.answering.training import question_example
+from dimvl.tasks.base import NOTHING, TaskModule
+from dimvl.tasks.classification.config import ClassifyConfig, ClassifyEvaluation
+from dimvl.tasks.classification.scores import item_means, mean_scores
+from dimvl.tasks.classification.training import OBJECTIVE, label_logits, label_spec
+from dimvl.tasks.inference import finite, pair_batches
+from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator, by_probability
+from dimvl.tasks.validating import matched, sample, subset
+from dimvl.trained_model import TrainedModel
+
+logger = logging.getLogger(__name__)
+LIKELY = 0.5
+"""Where several labels may fit, those of at least this probability are predicted."""
+TOP = 3
+"""Labels logged per item of the validation sample."""
+
+
+def tokenise(trained: TrainedModel, texts: Sequence[str], **options: Any) -> list[np.ndarray]:
+    """Return the token ids (T,) of each text, none of an empty one.
+
+    Raises:
+        UserError: as `TrainedModel.tokenise`.
+
+    """
+    words = iter(trained.tokenise([text for text in texts if text.strip()]))
+    return [next(words) if text.strip() else NOTHING for text in texts]
+
+
+@torch.inference_mode()
+def label_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return the probability of each label for one text per prefix, (M, K); rows sum to 1 unless several labels fit.
+
+    If the model's prefixes do not depend on the text, consecutive equal prefixes (the same object) are computed once.
+    """
+    processor = trained.processor
+    examples = [
+        question_example("item", prefix, texts, processor.tokenizer, processor.shared_prefix, objective=OBJECTIVE)
+        for prefix, texts in trained.by_prefix(prefixes, words)
+    ]
+    logits = label_logits(trained.model, trained.batch(examples, label_spec(processor))).float()
+    return finite((logits.sigmoid() if processor.several_labels else logits.softmax(dim=1)).cpu())
+
+
+def best_labels(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> list[tuple[str, float]]:
+    """Return the most probable labels of an input with their probabilities, from those of all: (K,)."""
+    if top < 1:
+        raise UserError(f"top is {top}; it must be at least 1")
+    values, places = probabilities.sort(descending=True, stable=True)
+    ranked = zip(places[:top].tolist(), values[:top].tolist(), strict=True)
+    return [(trained.processor.labels[place], value) for place, value in ranked]
+
+
+CLASSIFY = Ability(
+    verb="classify",
+    available=lambda processor: bool(processor.labels),
+    prepare=tokenise,
+    apply=label_probabilities,
+    result=best_labels,
+    takes_text=True,
+    evidence=by_probability(label_probabilities),
+    example='predictor.classify(("left.png", "right.png"), text="both images show a dog")',
+)
+
+
+def check_labels(path: Path, items: Sequence[LabelledItem], processor: Processor) -> int:
+    """Return how many items have a label that the model does not know, and warn about them.
+
+    Raises:
+        UserError: all of the labels are unknown, or an item has not exactly one label where the model gives one.
+
+    """
+    known, labelled = {*processor.labels}, [item for item in items if item.labels is not None]
+    check_numbers(path, labelled, processor.several_labels)
+    unknown = [item for item in labelled if not known.issuperset(item.labels or ())]
+    if not unknown:
+        return 0
+    example = f"{short(next(label for label in unknown[0].labels or () if label not in known))} of {unknown[0].name}"
+    if known.isdisjoint(label for item in labelled for label in item.labels or ()):
+        raise UserError(
+            f"{path} has none of the {len(known):,} labels of the model ({some(processor.labels)}), but {example}; "
+            "give items with the labels that the model was trained on"
+        )
+    logger.warning(
+        "%s: %s of %d have a label that the model does not know, such as %s; they count as wrong",
+        *(path, counted(len(unknown), "item"), len(labelled), example),
+    )
+    return len(unknown)
+
+
+def check_numbers(path: Path, items: Sequence[LabelledItem], several: bool) -> None:
+    """Check that items have exactly one label each, unless several may fit.
+
+    Raises:
+        UserError: one has another number.
+
+    """
+    if wrong := [item for item in items if not several and len(item.labels or ()) != 1]:
+        raise UserError(
+            f"{path}: {wrong[0].name} has {counted(len(wrong[0].labels or ()), 'label')}, but exactly one fits without "
+            "several_labels; give one label, or train with several_labels=true"
+        )
+
+
+def chosen_labels(processor: Processor, probabilities: Tensor) -> list[tuple[str, ...]]:
+    """Return the labels that are predicted for each item, from probabilities (M, K)."""
+    names = processor.labels
+    if not processor.several_labels:
+        return [(names[place],) for place in probabilities.argmax(dim=1).tolist()]
+    return [tuple(names[place] for place in row.nonzero().flatten()) for row in probabilities >= LIKELY]
+
+
+def evaluate_items(
+    trained: TrainedModel, store: RegionStore, options: ClassifyEvaluation, progress: Progress | None = None
+) -> Evaluation:
+    """Classify the items of a file and score them where they have labels.
+
+    Raises:
+        UserError: as `read_items`, `match_file` and `check_labels`; or the model was not trained to classify.
+
+    """
+    CLASSIFY.check(trained)
+    processor = trained.processor
+    form, read = read_items(options.items, options.choices)
+    match = match_file(options.items, read, store, processor, options.match, "--match ")
+    match.check(store, options.missing, "--skip-missing")
+    items = list(in_store(read, match))
+    unknown = check_labels(options.items, items, processor)
+    probabilities, done = torch.zeros(len(items), len(processor.labels)), 0
+    words = tokenise(trained, [item.text for item in items])
+    rows = [len(text) + 1 for text in words]
+    for places, prefixes in pair_batches(trained, store, [i.images for i in items], rows, processor.shared_prefix):
+        probabilities[places] = label_probabilities(trained, prefixes, [words[place] for place in places])
+        done += len(places)
+        if progress is not None:
+            progress(done, len(items))
+    predicted = chosen_labels(processor, probabilities)
+    means = item_means(items, predicted, processor.several_labels)
+    scores: dict[str, Any] = {}
+    unlabelled = sum(item.labels is None for item in items)
+    if unlabelled < len(items):
+        counts = {"count": len(items) - unlabelled, "unknown_labels": unknown}
+        scores = {"task": "classify", "data": describe_file(options.items), **counts, **mean_scores(means)}
+    return Evaluation(
+        predictions=[_official(form, item, own) for item, own in zip(items, predicted, strict=True)],
+        items=[
+            _readable(item, own, row, processor, mean)
+            for item, own, row, mean in zip(items, predicted, probabilities, means, strict=True)
+        ],
+        scores=scores,
+        left_out={
+            "image not in the store": match.texts_missing,
+            "item without a label to compare with": unlabelled if scores else 0,
+        },
+        submissions={"submission.csv": _csv(items, predicted)} if form in (NLVR, NLVR2) else {},
+    )
+
+
+def _official(form: str, item: LabelledItem, predicted: Sequence[str]) -> dict[str, Any]:
+    """Return a prediction: GQA's own form, or id and label, or labels where several may fit."""
+    if form == GQA:
+        return {"questionId": item.item_id, "prediction": predicted[0]}
+    return (
+        {"id": item.item_id, "label": predicted[0]}
+        if len(predicted) == 1
+        else {"id": item.item_id, "labels": predicted}
+    )
+
+
+def _csv(items: Sequence[LabelledItem], predicted: Sequence[Sequence[str]]) -> str:
+    """Return lines of identifier and prediction, as the official programs of NLVR2 and NLVR read them."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(
+        (i.item_id, own[0]) for i, own in zip(items, predicted, strict=True)
+    )
+    return file.getvalue()
+
+
+def _readable(
+    item: LabelledItem, predicted: Sequence[str], probabilities: Tensor, processor: Processor, means: dict[str, float]
+) -> dict[str, Any]:
+    found = {"text_id": item.item_id, **official_images(item.named_images), "text": item.text}
+    found |= {"prediction": list(predicted) if processor.several_labels else predicted[0]}
+    found |= {"probability": float(probabilities.max())}
+    return found | ({} if item.labels is None else {"labels": item.labels}) | ({"means": means} if means else {})
+
+
+class LabelValidator(Validator):
+    """Accuracy of the most probable label, or F1 where several may fit."""
+
+    def __init__(self, config: ClassifyConfig, module: TaskModule, store: RegionStore) -> None:
+        section = config.validation
+        assert section is not None
+        every = matched(read_items(section.items).items, section.items, config, store)
+        self.items = [every[place] for place in subset(len(every), section)]
+        self.trained = TrainedModel(module.model, module.processor, section.items)
+        check_labels(section.items, self.items, module.processor)
+        if all(item.labels is None for item in self.items):
+            raise UserError(f"no item of {section.items} has a label to compare with; give labelled items")
+        self.words = tokenise(self.trained, [item.text for item in self.items])
+        self.reader = module.processor.reader(store)
+        self.images = PrefixImages.find(store, [item.images for item in self.items])
+        self.costs = self.reader.rows(self.images) + np.array([len(text) + 1 for text in self.words])
+        self.shown = sample(len(self.items), section)
+
+    def run(self, items: np.ndarray) -> tuple[list[tuple[str, ...]], list[list[tuple[str, float]]]]:
+        """Return the predicted labels of each item, and the most probable ones."""
+        prefixes = self.reader.prefixes(self.images[items])
+        found = label_probabilities(self.trained, prefixes, [self.words[item] for item in items])
+        return chosen_labels(self.trained.processor, found), [best_labels(self.trained, row, TOP) for row in found]
+
+    def result(self, parts: Sequence[tuple[np.ndarray, Any]]) -> ValidationScore:
+        """Score the predicted labels of all items."""
+        several = self.trained.processor.several_labels
+        found = {int(item): one for items, value in parts for item, *one in zip(items, *value, strict=True)}
+        predicted = [tuple(found[place][0]) for place in range(len(self.items))]
+        scores = mean_scores(item_means(self.items, predicted, several))
+        predictions = [
+            {
+                "text_id": self.items[place].item_id,
+                "image_id": ", ".join(self.items[place].image_ids),
+                "text": self.items[place].text,
+                "labels": [[name, round(value, 4)] for name, value in found[place][1]],
+                "truth": list(self.items[place].labels or ()),
+            }
+            for place in self.shown
+        ]
+        score = scores.pop("f1" if several else "accuracy")
+        return ValidationScore(score, scores, predictions)

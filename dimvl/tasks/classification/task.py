@@ -1,0 +1,146 @@
+"""Classification of images, and of texts about them: NLVR2, NLVR, SNLI-VE, GQA, or classes of images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dimvl.callbacks import Progress
+from dimvl.checkpoints import MATCH, MODEL
+from dimvl.data.annotations import LabelledItem, read_items
+from dimvl.data.answers import read_answers
+from dimvl.data.matching import match_files
+from dimvl.data.prefixes import ImageReader
+from dimvl.data.processor import Processor
+from dimvl.data.text_store import LabelledText, TextStore
+from dimvl.errors import UserError
+from dimvl.files import read_json
+from dimvl.model.model import DimvlModel
+from dimvl.regions.store import RegionStore
+from dimvl.showing import short, some
+from dimvl.tasks.answering.training import QuestionSource
+from dimvl.tasks.base import ImageSource, TaskModule
+from dimvl.tasks.classification.config import ClassifyConfig, ClassifyEvaluation
+from dimvl.tasks.classification.prediction import CLASSIFY, LabelValidator, check_numbers, evaluate_items
+from dimvl.tasks.classification.training import ClassifyModule, label_spec
+from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.task import Evaluation, Task, Validator
+from dimvl.trained_model import TrainedModel
+
+
+def read_labels(path: Path) -> list[str]:
+    """Read the labels of a configuration: as `read_answers`."""
+    return read_answers(path, "label")
+
+
+class Classification(Task[ClassifyConfig]):
+    """Classification over a list of labels."""
+
+    name = "classify"
+    title = "Fine-tuning for classification"
+    evaluation = ClassifyEvaluation
+    pipeline_tag = "image-classification"
+    abilities = (CLASSIFY,)
+
+    def annotation_files(self, config: ClassifyConfig) -> dict[str, list[Path]]:
+        """Return the files of items."""
+        files = {"items": config.items}
+        return files | ({} if config.validation is None else {"validation items": [config.validation.items]})
+
+    def read(self, config: ClassifyConfig, store: RegionStore) -> list[LabelledItem]:
+        """Read the items that have labels, and match them with the store.
+
+        Raises:
+            UserError: as `read_items` and `match_files`; no item of a file has a label; a label that is not in the list
+                of the configuration; not exactly one label without `several_labels`; or one id in two files.
+
+        """
+        listed = None if config.labels is None else set(read_labels(config.labels))
+        files, unlabelled, seen = [], 0, set[str]()
+        for path in config.items:
+            every = read_items(path).items
+            own = [str(item.item_id) for item in every if not item.numbered]
+            if twice := [item_id for item_id in own if item_id in seen]:
+                raise UserError(f"{path} and another file both have item {twice[0]}; renumber the items")
+            seen.update(own)
+            items = [item for item in every if item.labels is not None]
+            if every and not items:
+                raise UserError(f"{path}: no item has a label; give items with their labels")
+            check_numbers(path, items, config.several_labels)
+            for item in items if listed is not None else []:
+                if outside := [label for label in item.labels or () if label not in (listed or ())]:
+                    raise UserError(
+                        f"{path}: {item.name} has label {short(outside[0])}, which {config.labels} does not list; add "
+                        "it, or correct the item"
+                    )
+            unlabelled += len(every) - len(items)
+            files.append((path, items))
+        skipped = {"item without a label": unlabelled}
+        report = config.output / MATCH
+        return match_files(files, store, config.inputs, config.missing, report, skipped, config.match)
+
+    def labelled_texts(self, records: Sequence[LabelledItem], processor: Processor) -> list[LabelledText]:
+        """Label each text with the numbers of its labels."""
+        number = {label: place for place, label in enumerate(processor.labels)}
+        return [
+            LabelledText(
+                item.item_id,
+                item.image_ids,
+                item.text,
+                tuple((number[label], 1.0) for label in item.labels or ()),
+                item.times,
+            )
+            for item in records
+        ]
+
+    def capabilities(self, config: ClassifyConfig, records: Sequence[LabelledItem]) -> dict[str, Any]:
+        """Return the labels: those of the list of the configuration, or those of the items, sorted.
+
+        Raises:
+            UserError: the items have fewer than two labels.
+
+        """
+        labels = sorted({label for item in records for label in item.labels or ()})
+        if config.labels is not None:
+            labels = read_labels(config.labels)
+        if len(labels) < 2:
+            files = some([str(path) for path in config.items])
+            raise UserError(f"{files} has only the label {some(labels) or 'none'}; give items of at least two labels")
+        return {
+            "labels": tuple(labels),
+            "several_labels": config.several_labels,
+            "shared_prefix": config.shared_prefix,
+        }
+
+    def heads(self, config: ClassifyConfig, classes: int, answers: int) -> dict[str, Any]:
+        """Request a label head."""
+        return {"labels": answers}
+
+    def build(
+        self, config: ClassifyConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
+    ) -> tuple[TaskModule, ImageSource]:
+        """Build the losses and the examples."""
+        return ClassifyModule(model, processor), QuestionSource(texts, images, processor, label_spec(processor))
+
+    def validator(self, config: ClassifyConfig, module: TaskModule, store: RegionStore) -> Validator:
+        """Validate by accuracy, or by F1 with several labels."""
+        return LabelValidator(config, module, store)
+
+    def evaluate(
+        self, trained: TrainedModel, store: RegionStore, options: ClassifyEvaluation, progress: Progress | None = None
+    ) -> Evaluation:
+        """Classify a file of items and score the labels."""
+        return evaluate_items(trained, store, options, progress)
+
+    def average_example(self, config: ClassifyConfig, facts: DataFacts) -> AverageExample:
+        """Count one text, or all texts of an image on its shared prefix."""
+        texts = facts.texts.number if config.shared_prefix else 1.0
+        work = planned_work(facts, texts, config.shared_prefix, label_head=texts)
+        return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
+
+    def planned_answers(self, config: ClassifyConfig) -> tuple[int, str]:
+        """Return the number of labels of the run or of the list, or assume two."""
+        if (config.output / MODEL).exists():
+            return int(read_json(config.output / MODEL)["labels"]), ""
+        if config.labels is not None and config.labels.exists():
+            return len(read_labels(config.labels)), ""
+        return 2, "the labels are not known yet: 2 labels (list them in a file, as labels=FILE)"

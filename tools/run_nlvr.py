@@ -1,0 +1,217 @@
+"""Train statements about three boxes (NLVR) by cross-validation, once for each seed.
+
+python -m tools.run_nlvr DATA runs/nlvr --seeds 0 1 2 --threads 2
+
+DATA is a folder with the reader's own copy of NLVR: `statements.jsonl`, the lines of an official file such as
+`dev.json`. The three boxes of a drawing are three images, and the objects in `structured_rep` their regions: boxes,
+names (shape, size and colour) and, as features, these names as ones and zeros; the drawings themselves are not read.
+There are 5 folds: statements of one prefix number of `identifier`, and of one sentence, are all in the same. Training
+sees each statement with its boxes in all six orders, as the official training set does. Each command of `stages` runs
+in its own process in OUT. One that has ended is skipped when this tool runs again, and one that was interrupted goes
+on. Writes OUT/nlvr.json, or another file by --results.
+
+--values are keys of configs/nlvr/classify.yaml for all trainings, such as initial=RUN.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dimvl.data.annotations import read_items
+from dimvl.data.annotations.items import NLVR
+from dimvl.errors import UserError
+from dimvl.files import atomic_path, parse_json, read_text, write_json
+from dimvl.metrics import intervals
+from dimvl.showing import short
+from tools.run_flickr8k import ROOT, Stage, dimvl, minutes, run, t_interval
+
+STATEMENTS, FOLDS, SIDE = "statements.jsonl", 5, 100
+"""The file of statements, the number of folds, and the pixels of a box."""
+SHAPES = ("circle", "square", "triangle")
+SIZES, COLOURS = {10: "small", 20: "medium", 30: "large"}, {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
+NAMES = (*SIZES.values(), *COLOURS.values())
+"""Names of sizes and colours; an object has one of each."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with NLVR")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of training and scoring")
+    parser.add_argument("--values", nargs="+", default=[], metavar="KEY=VALUE", help="of the configuration")
+    parser.add_argument("--results", type=Path, help="file to write; default OUT/nlvr.json")
+    parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
+    arguments = parser.parse_args()
+    try:
+        lay_out(arguments.data, arguments.out)
+    except UserError as error:
+        parser.error(str(error))
+    planned = stages(arguments.seeds, arguments.threads, arguments.values)
+    for number, stage in enumerate(planned, start=1):
+        print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
+        run(stage, arguments.out)
+    write_json(
+        arguments.results or arguments.out / "nlvr.json",
+        {
+            "command": shlex.join(["python", "-m", "tools.run_nlvr", *sys.argv[1:]]),
+            "hardware": arguments.hardware,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "versions": {name: version(name) for name in ("dimvl", "torch")},
+            **results(arguments.out, arguments.seeds),
+            "minutes": minutes(arguments.out, planned),
+        },
+    )
+
+
+def lay_out(data: Path, out: Path) -> None:
+    """Write the objects of each box, their vocabularies, and the folds."""
+    path = data / STATEMENTS
+    if (form := read_items(path).format) != NLVR:
+        raise UserError(f"{path} is a file of {form}; give statements of NLVR, version 1")
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    records = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    for folder in (out / "objects", out / "folds"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (out / "configs").is_symlink():
+        (out / "configs").symlink_to(ROOT / "configs")
+    for record in records:
+        for box, objects in enumerate(record["structured_rep"]):
+            write_regions(out / "objects" / f"{record['identifier']}-box{box}.npz", objects)
+    for name, names in (("shapes", SHAPES), ("names", NAMES)):
+        write_lines(out / f"{name}.txt", names)
+    own = folds(records)
+    for fold in range(FOLDS):
+        test = [line for line, number in zip(lines, own, strict=True) if number == fold]
+        train = [record for record, number in zip(records, own, strict=True) if number != fold]
+        write_lines(out / "folds" / f"test-{fold}.jsonl", test)
+        write_lines(out / "folds" / f"train-{fold}.jsonl", [json.dumps(one) for one in in_all_orders(train)])
+
+
+def write_regions(file: Path, objects: Sequence[dict[str, Any]]) -> None:
+    """Write the objects of a box as regions in the plain layout of docs/importing.md; a file that is there stays.
+
+    Raises:
+        UserError: an object is not one of NLVR.
+
+    """
+    if file.exists():
+        return
+    rows, shapes, names = [], [], []
+    for one in objects:
+        try:
+            shapes.append(SHAPES.index(one["type"]))
+            names.append([NAMES.index(SIZES[one["size"]]), NAMES.index(COLOURS[one["color"].lower()])])
+            left, top = float(one["x_loc"]), float(one["y_loc"])
+        except (KeyError, ValueError, TypeError, AttributeError):
+            raise UserError(f"{file.stem}: {short(one)} is not an object of NLVR; give the official file") from None
+        rows.append([left, top, min(left + one["size"], SIDE), min(top + one["size"], SIDE)])
+    known = np.zeros((len(rows), len(SHAPES) + len(NAMES)), dtype=np.float32)
+    for row, shape, own in zip(known, shapes, names, strict=True):
+        row[[shape, *(len(SHAPES) + name for name in own)]] = 1
+    with atomic_path(file) as temporary, temporary.open("wb") as opened:
+        np.savez(
+            opened,
+            features=known,
+            boxes=np.array(rows, dtype=np.float32).reshape(-1, 4),
+            size=np.array([SIDE, SIDE]),
+            class_ids=np.array(shapes, dtype=np.int64)[:, None],
+            class_scores=np.ones((len(rows), 1), dtype=np.float32),
+            attribute_ids=np.array(names, dtype=np.int64).reshape(-1, 2),
+            attribute_scores=np.ones((len(rows), 2), dtype=np.float32),
+        )
+
+
+def folds(records: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the fold of each statement; statements of one prefix number or one sentence have the same."""
+    group: dict[str, str] = {}
+    for record in records:  # a sentence belongs to the prefix number that it came with first, and so on
+        prefix, sentence = record["identifier"].split("-")[0], record["sentence"].strip().lower()
+        names = [name for name in (f"prefix {prefix}", f"sentence {sentence}") if name in group]
+        old = {group[name] for name in names}
+        new = min(old, default=prefix)
+        group |= {name: new for name, one in group.items() if one in old}
+        group |= dict.fromkeys((f"prefix {prefix}", f"sentence {sentence}"), new)
+    own = [group[f"prefix {record['identifier'].split('-')[0]}"] for record in records]
+    distinct = sorted(set(own), key=int)
+    order = np.random.default_rng(8).permutation(len(distinct))
+    fold = {distinct[place]: number % FOLDS for number, place in enumerate(order.tolist())}
+    return [fold[one] for one in own]
+
+
+def in_all_orders(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield each statement with its boxes in all six orders, as own JSON lines."""
+    for record in records:
+        for number, order in enumerate(permutations(range(3))):
+            images = [f"{record['identifier']}-box{box}" for box in order]
+            own = {"id": f"{record['identifier']}-{number}", "images": images, "text": record["sentence"]}
+            yield {**own, "label": record["label"].lower()}
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def stages(seeds: Sequence[int], threads: int, values: Sequence[str]) -> list[Stage]:
+    """Return what makes the regions, and what trains and scores each fold with each seed."""
+    names = ["--classes", "shapes.txt", "--attributes", "names.txt", "--extractor", "nlvr"]
+    planned = [Stage("import", dimvl("import", "objects", "stores/regions", *names))]
+    for seed in seeds:
+        for fold in range(FOLDS):
+            folder = f"seed-{seed}/fold-{fold}"
+            own = [f"items=folds/train-{fold}.jsonl", f"output={folder}", f"seed={seed}"]
+            own += [f"training.threads={threads}", *values]
+            planned.append(Stage(folder, dimvl("finetune", "configs/nlvr/classify.yaml", *own)))
+            score = ["--regions", "stores/regions", f"items=folds/test-{fold}.jsonl", "--threads", str(threads)]
+            planned.append(Stage(f"{folder}-scores", dimvl("evaluate", folder, *score)))
+    return planned
+
+
+def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return accuracy and consistency over all statements, each predicted by the models that had not seen it."""
+    every = {seed: predictions(out / f"seed-{seed}") for seed in seeds}
+    truth = {name: item["labels"][0] for name, item in every[seeds[0]].items()}
+    right = {seed: np.array([own[name]["means"]["accuracy"] for name in truth]) for seed, own in every.items()}
+    prefixes = [name.split("-")[0] for name in truth]
+    means = np.mean(list(right.values()), axis=0)
+    by_seed = [float(values.mean()) for values in right.values()]
+    consistent = [
+        np.mean([item["means"]["consistency"] for item in own.values() if "consistency" in item["means"]])
+        for own in every.values()
+    ]
+    return {
+        "accuracy": round(float(means.mean()), 4),
+        "consistency": round(float(np.mean(consistent)), 4),
+        "majority": round(Counter(truth.values()).most_common(1)[0][1] / len(truth), 4),
+        "interval": [round(end, 4) for end in intervals.mean_interval(means, prefixes)],
+        "intervals": "95%: bootstrap over prefix numbers, means over seeds; t over seeds",
+        "interval_over_seeds": t_interval(by_seed),
+        "by_seed": [round(value, 4) for value in by_seed],
+        "seeds": list(seeds),
+        "folds": FOLDS,
+        "statements": len(truth),
+    }
+
+
+def predictions(folder: Path) -> dict[str, Any]:
+    """Return the items of all folds of a seed, by identifier in one order."""
+    files = [folder / f"fold-{fold}" / "evaluation" / "items.jsonl" for fold in range(FOLDS)]
+    items = [parse_json(line, file) for file in files for line in read_text(file).splitlines()]
+    return {item["text_id"]: item for item in sorted(items, key=lambda item: str(item["text_id"]))}
+
+
+if __name__ == "__main__":
+    main()
