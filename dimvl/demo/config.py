@@ -64,6 +64,7 @@ class DemoConfig(Section):
     )
     labels: list[LabelsConfig] = Field(min_length=1, description="the curve over labels, from few to many questions")
     vqa: TrainingConfig = Field(description="question answering; `labels` sets its steps")
+    question_only: int = Field(ge=1, description="optimiser steps of the baseline without images, as many as help it")
     answer_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of question answering")
     caption: TrainingConfig
     self_critical: TrainingConfig | None = Field(

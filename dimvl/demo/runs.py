@@ -12,8 +12,8 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
     """Make the configuration of one training run of the demo.
 
     Each baseline differs from its model in one thing: `no_pretraining-N` starts from scratch, with the steps that suit
-    this; `question_only` is the same without regions and concepts, for the largest N. If N is the most that the scenes
-    may have, all questions are taken, since some scenes may have fewer.
+    this; `question_only` is the same without regions and concepts, for the largest N, with the steps that suit it. If N
+    is the most that the scenes may have, all questions are taken, since some scenes may have fewer.
 
     Args:
         config: the demo's configuration.
@@ -44,6 +44,8 @@ def _answering(config: DemoConfig, paths: DemoPaths, name: str, common: dict[str
     point = next((point for point in config.labels if str(point.questions) == number), config.labels[-1])
     pretrained = series == "vqa"
     steps = point.steps if pretrained else point.steps_from_scratch
+    if name == "question_only":
+        steps = config.question_only
     return VqaConfig(
         **common,
         task="vqa",

@@ -33,7 +33,8 @@ def test_each_baseline_differs_from_the_model_in_one_thing(config):
     scratch = run_config(config, PATHS, "no_pretraining-3000").model_dump()
     blind = run_config(config, PATHS, "question_only").model_dump()
     assert {key for key in main if main[key] != scratch[key]} == {"output", "initial"}
-    assert {key for key in scratch if scratch[key] != blind[key]} == {"output", "inputs"}
+    assert {key for key in scratch if scratch[key] != blind[key]} == {"output", "inputs", "training"}
+    assert {key for key in blind["training"] if scratch["training"][key] != blind["training"][key]} == {"steps"}
     changed = {key for key in blind["inputs"] if blind["inputs"][key] != scratch["inputs"][key]}
     assert changed <= {"max_regions", "concepts"}
     assert (blind["inputs"]["max_regions"], blind["inputs"]["concepts"]) == (0, "none")
