@@ -67,7 +67,7 @@ def main() -> None:
             axis.set_title("\n".join(lines), fontsize=8)
             axis.set_axis_off()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=90, metadata={"Software": None})
+    figure.savefig(arguments.out, dpi=75, metadata={"Software": None})
 
 
 if __name__ == "__main__":
