@@ -393,7 +393,8 @@ def test_predictions_that_are_not_finite_are_errors(tmp_path: Path, trained: Tra
     prefix = make_prefix(make_regions(1), trained.processor.tags)
     for ability in abilities_of(trained.processor).values():
         texts = ["is the star red"]
-        words = ability.prepare(damaged, texts, statements=tmp_path / "rules.yaml") if ability.takes_text else None
+        options = {"statements": tmp_path / "rules.yaml", "candidates": ["a star", "red"]}
+        words = ability.prepare(damaged, texts, **options) if ability.takes_text else None
         with pytest.raises(UserError, match="predictions are not finite"):
             ability.apply(damaged, [prefix], words)
 

@@ -20,7 +20,7 @@ from tests.tiny_runs import make_data
 
 RUNS = Path(__file__).parent / "runs_0_1"
 ABILITIES = {
-    "pretrain": {"answer by statements", "caption", "match"},
+    "pretrain": {"answer by statements", "caption", "choose", "match"},
     "vqa": {"answer"},
     "caption": {"caption"},
     "self_critical": {"caption"},

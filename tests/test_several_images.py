@@ -145,7 +145,7 @@ def test_an_image_of_several_tuples_is_processed_once(folder, predictor, monkeyp
 def test_an_explanation_names_the_image_of_each_region(folder, predictor):
     images = (folder / "1.png", folder / "2.png")
     found, answer = (apply(images, QUESTION, times=[0, 1]) for apply in (predictor.explain, predictor.answer))
-    assert dict(found.answer.top) == pytest.approx(dict(answer.top), abs=1e-5)
+    assert dict(found.result.top) == pytest.approx(dict(answer.top), abs=1e-5)
     counts = [sum(region.image == number for region in found.regions) for number in (0, 1)]
     assert counts == [len(regions) for regions in predictor.regions(list(images))]
     assert {region.image for region in predictor.explain(images[1], QUESTION).regions} == {0}

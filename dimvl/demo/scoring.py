@@ -226,7 +226,7 @@ def score_search(config: DemoConfig, paths: DemoPaths, progress: Progress) -> No
         right = gallery.right["text_to_image"]
         found = ranks(scores.T, right, second)
         result[name] = recall_scores(found) | {
-            "interval": list(mean_interval(found == 1, gallery.owners)),
+            "interval": list(mean_interval(found == 1, gallery.owners.tolist())),
             "embedding_only": recall_scores(ranks(scores.T, right)),
         }
     words = gallery.of_queries(shared_words(captions, store, gallery.images))

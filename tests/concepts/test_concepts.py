@@ -154,7 +154,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(run, made, tmp_path):
         ("words=50", "content words but words is 50; set words="),
         (f"captions={tmp_path / 'other.json'}", "none of the 60 images"),
         (f"captions={tmp_path / 'french.json'}", "no content word"),
-        (f"captions={tmp_path / 'both.jsonl'}", "2 images", "one image each"),
+        (f"captions={tmp_path / 'both.jsonl'}", "several images", "one image each"),
         ("captions=nowhere.json", "nowhere.json does not exist (captions)"),
         ("training.folds=1", "at least 2"),
         ("training.folds=61", "61", "images with captions of their own"),

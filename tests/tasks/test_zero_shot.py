@@ -265,7 +265,9 @@ def test_a_predictor_answers_as_an_evaluation_does_with_images_in_any_order(
 def test_a_pretrained_model_without_statements_says_that_it_needs_them(
     tmp_path: Path, trained: TrainedModel, store: RegionStore
 ) -> None:
-    with pytest.raises(UserError, match="cannot answer, but it can answer by statements and caption and match"):
+    with pytest.raises(
+        UserError, match="cannot answer, but it can answer by statements and caption and choose and match"
+    ):
         Predictor(trained, tmp_path).answer(store.read(0), "is there a star?")
     (tmp_path / "q.jsonl").write_text('{"image": 1, "question": "is there a star?"}\n')
     with pytest.raises(UserError, match=r"was not trained to answer; give rules as --statements FILE"):

@@ -60,7 +60,11 @@ def test_examples_of_questions_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("heading", "name", "answers"),
-    [("Candidates as JSON lines", "a.jsonl", [1, 0]), ("A-OKVQA", "a.json", [3]), ("VCR", "a.jsonl", [0, 0])],
+    [
+        ("Candidates as JSON lines", "a.jsonl", [1, 0]),
+        ("A-OKVQA with candidates", "a.json", [3]),
+        ("VCR", "a.jsonl", [0, 0]),
+    ],
 )
 def test_examples_of_questions_with_candidates_are_read(tmp_path, heading, name, answers):
     ((_, content),) = SECTIONS[heading]
