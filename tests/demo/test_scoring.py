@@ -42,8 +42,15 @@ def test_a_bag_of_words_knows_which_names_a_caption_has_but_not_their_order(tmp_
             regions.class_ids[0, 0] = one
             regions.attribute_ids[0] = attributes
             writer.add(regions)
-    texts = ["Two large red circles.", "a square large and blue", "blue the large square is", "nothing known"]
+    texts = [
+        "Two large red circles.",
+        "a square large and blue",
+        "blue the large square is",
+        "nothing known",
+        "a circle and a square",
+    ]
     captions = [Caption(number, (str(number),), text) for number, text in enumerate(texts)]
     found = shared_words(captions, RegionStore(tmp_path / "store"), [((image,), ()) for image in names])
     assert found[:, :3].argmax(axis=0).tolist() == [0, 1, 1]
     assert np.allclose(found[:, 1], found[:, 2]) and not found[:, 3].any()
+    assert found[:, 4].argmax() == 1, "one image has a square and two have a circle"
