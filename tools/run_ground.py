@@ -33,7 +33,7 @@ from tools.run_flickr8k import ALONE, ANNOTATIONS, ROOT, Stage, dimvl, minutes, 
 PHRASES = "phrases.jsonl"
 RUNS = {
     "ground": [],
-    "no_pretraining": [*ALONE, "training.steps=1100"],  # as many as pretraining and fine-tuning together
+    "no_pretraining": [*ALONE, "training.steps=800"],  # as many as pretraining and fine-tuning together
     "together": ["shared_prefix=false"],  # the regions see the phrase
 }
 """Overrides of each run."""
