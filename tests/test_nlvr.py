@@ -1,17 +1,22 @@
 """tools/run_nlvr.py: its folds, its regions, and what it makes of scores; without training."""
 
 import json
-from itertools import product
+import re
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dimvl.data.annotations import read_items
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
+from dimvl.tasks import load_config
+from dimvl.tasks.classification.config import ClassifyConfig
 from tests.cli.calls import call
 from tools import run_nlvr
+from tools.nlvr_statements import EDGES, SIDE, Writer
 
 
 def statement(prefix: int, place: int, sentence: str = "") -> dict[str, Any]:
@@ -40,12 +45,14 @@ def test_objects_become_regions_and_training_has_their_boxes_in_all_orders(
     data, out = tmp_path, tmp_path / "out"
     records = [statement(prefix, 0) for prefix in range(10)]
     (data / "statements.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    run_nlvr.lay_out(data, out)
+    run_nlvr.lay_out(data, out, generated=20)
     first = {path: path.stat().st_mtime_ns for path in (out / "objects").iterdir()}
-    run_nlvr.lay_out(data, out)
-    assert {path: path.stat().st_mtime_ns for path in (out / "objects").iterdir()} == first and len(first) == 30
+    run_nlvr.lay_out(data, out, generated=20)
+    assert {path: path.stat().st_mtime_ns for path in (out / "objects").iterdir()} == first and len(
+        first
+    ) == 30 + 30 * 3
     monkeypatch.chdir(out)
-    words = run_nlvr.stages([0], 1, [])[0].words
+    words = run_nlvr.stages(["classify"], [0], 1)[0].words
     assert call(monkeypatch, capfd, *words[2:]).code == 0
     store = RegionStore(Path("stores/regions"))
     [place] = store.positions(["4-0-box1"])
@@ -76,7 +83,7 @@ def test_a_file_of_something_else_is_one_sentence(tmp_path: Path, change: dict[s
 
 def test_each_statement_counts_once_by_a_model_that_had_not_seen_it(tmp_path: Path) -> None:
     for seed, fold in product((0, 1, 2), range(run_nlvr.FOLDS)):
-        folder = tmp_path / f"seed-{seed}" / f"fold-{fold}" / "evaluation"
+        folder = tmp_path / f"seed-{seed}" / f"alone-{fold}" / "evaluation"
         folder.mkdir(parents=True)
         right = float(fold < 3 + (seed == 2))
         items = [
@@ -84,7 +91,7 @@ def test_each_statement_counts_once_by_a_model_that_had_not_seen_it(tmp_path: Pa
             for place, also in enumerate(({"consistency": right}, {}))
         ]
         (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    found = run_nlvr.results(tmp_path, [0, 1, 2])
+    found = run_nlvr.results(tmp_path, ["alone"], [0, 1, 2])
     assert found["by_seed"] == [0.6, 0.6, 0.8] and found["accuracy"] == found["consistency"] == pytest.approx(
         2 / 3, abs=1e-4
     )
@@ -94,7 +101,59 @@ def test_each_statement_counts_once_by_a_model_that_had_not_seen_it(tmp_path: Pa
 
 
 def test_the_commands_of_each_fold_train_and_score_on_its_parts() -> None:
-    planned = {stage.name: stage.words for stage in run_nlvr.stages([1], 2, ["initial=there"])}
-    assert len(planned) == 1 + 2 * run_nlvr.FOLDS
-    assert {"items=folds/train-3.jsonl", "seed=1", "initial=there"} <= set(planned["seed-1/fold-3"])
-    assert "items=folds/test-3.jsonl" in planned["seed-1/fold-3-scores"]
+    planned = {stage.name: stage.words for stage in run_nlvr.stages(["classify", "alone"], [1], 2, ["model.dropout=0"])}
+    assert len(planned) == 1 + 2 + 2 * 2 * run_nlvr.FOLDS
+    first = {"items=folds/train-3.jsonl", "seed=1", "initial=seed-1/generated", "model.dropout=0"}
+    assert first <= set(planned["seed-1/classify-3"]) and "initial=null" in planned["seed-1/alone-3"]
+    assert "items=folds/test-3.jsonl" in planned["seed-1/classify-3-scores"]
+    assert "items=folds/test-all.jsonl" in planned["seed-1/generated-scores"]
+    config = load_config(run_nlvr.ROOT / "configs" / "nlvr" / "generated.yaml")
+    assert isinstance(config, ClassifyConfig) and config.items == [Path("generated.jsonl")]
+
+
+WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
+NUMBER = r"there (?:is|are) (exactly|only|at least|at most|more than) (\w+)"
+
+
+def allowed(kind: str, number: str, count: int) -> bool:
+    size = WORDS.get(number) or int(number)
+    return {"at least": count >= size, "at most": count <= size, "more than": count > size}.get(kind, count == size)
+
+
+def test_generated_statements_are_true_or_false_of_their_drawings_as_labelled() -> None:
+    writer = Writer(3)
+    towers, scattered = writer.drawings(60)
+    every = [writer.statement(towers, scattered) for _ in range(3000)]
+    assert 0.4 < np.mean([true for _, _, true in every]) < 0.6
+    checked = dict.fromkeys(("end", "touching", "size"), 0)
+    for text, drawing, true in every:
+        if found := re.fullmatch(NUMBER + r" towers? (?:with|having) a (\w+) block at the (top|base|bottom)", text):
+            kind, number, colour, end = found.groups()
+            place = {"top": min, "base": max, "bottom": max}[end]
+            count = sum(place(box, key=lambda item: item.top).colour == colour for box in drawing)
+            checked["end"] += 1
+        elif found := re.fullmatch(NUMBER + r" (\w+) (\w+?)s? touching the left (?:wall|side)(?: of a box)?", text):
+            kind, number, colour, noun = found.groups()
+            items = [item for box in drawing for item in box if item.left == 0 and item.colour == colour]
+            count = sum(noun in ("item", "object", item.shape) for item in items)
+            checked["touching"] += 1
+        elif found := re.fullmatch(NUMBER + r" (?:boxe?s?|grey squares?) (?:with|having) (\w+) items?", text):
+            kind, number, size = found.groups()
+            if size in ("a", "no"):
+                continue
+            count = sum(len(box) == (WORDS.get(size) or int(size)) for box in drawing)
+            checked["size"] += 1
+        else:
+            continue
+        assert allowed(kind, number, count) == true, text
+    assert min(checked.values()) >= 3, checked
+
+
+def test_drawings_are_of_nlvr_s_kind() -> None:
+    towers, scattered = Writer(1).drawings(40)
+    assert len(scattered) == 20 and {len(box) for drawing in towers for box in drawing} == {1, 2, 3, 4}
+    for box in (box for drawing in scattered for box in drawing):
+        assert 1 <= len(box) <= 7 and not any(one.overlaps(other) for one, other in combinations(box, 2))
+        assert all(end >= 0 and end + item.size <= SIDE for item in box for end in (item.left, item.top))
+    assert {edge for drawing in scattered for box in drawing for item in box for edge in item.edges} == set(EDGES)
+    assert Writer(1).drawings(40) == (towers, scattered)

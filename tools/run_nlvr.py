@@ -1,4 +1,4 @@
-"""Train statements about three boxes (NLVR) by cross-validation, once for each seed.
+"""Train statements about three boxes (NLVR), generated ones first, then people's by cross-validation, for each seed.
 
 python -m tools.run_nlvr DATA runs/nlvr --seeds 0 1 2 --threads 2
 
@@ -6,18 +6,19 @@ DATA is a folder with the reader's own copy of NLVR: `statements.jsonl`, the lin
 `dev.json`. The three boxes of a drawing are three images, and the objects in `structured_rep` their regions: boxes,
 names (shape, size and colour) and, as features, these names as ones and zeros; the drawings themselves are not read.
 There are 5 folds: statements of one prefix number of `identifier`, and of one sentence, are all in the same. Training
-sees each statement with its boxes in all six orders, as the official training set does. Each command of `stages` runs
-in its own process in OUT. One that has ended is skipped when this tool runs again, and one that was interrupted goes
-on. Writes OUT/nlvr.json, or another file by --results.
+sees each statement with its boxes in all six orders, as the official training set does. Before, the model is trained
+on statements that `tools/nlvr_statements.py` generates about drawings of its own; the run `alone` goes without. Each
+command of `stages` runs in its own process in OUT. One that has ended is skipped when this tool runs again, and one
+that was interrupted goes on. Writes OUT/nlvr.json, or another file by --results.
 
---values are keys of configs/nlvr/classify.yaml for all trainings, such as initial=RUN.
+--values are keys of configs/nlvr/classify.yaml for all trainings of the folds.
 """
 
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dimvl.fields import lines
 from dimvl.files import atomic_path, write_json
 from dimvl.metrics import intervals
 from dimvl.showing import short
+from tools.nlvr_statements import Writer
 from tools.stages import (
     ROOT,
     Stage,
@@ -52,28 +54,33 @@ SHAPES = ("circle", "square", "triangle")
 SIZES, COLOURS = {10: "small", 20: "medium", 30: "large"}, {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
 NAMES = (*SIZES.values(), *COLOURS.values())
 """Names of sizes and colours; an object has one of each."""
+GENERATED_ONLY, GENERATED, DRAWINGS = "generated", 100_000, 2000
+"""Name of the first training, number of its statements, and of its drawings of towers; half as many are scattered."""
+RUNS = {"classify": ["initial=seed-{seed}/generated"], "alone": ["initial=null", "training.steps=400"]}
+"""Overrides of each run."""
 
 
 def main() -> None:
     parser = argument_parser(__doc__, "nlvr.json", data="folder with NLVR")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=["classify"])
     parser.add_argument("--values", nargs="+", default=[], metavar="KEY=VALUE", help="of the configuration")
     arguments = parser.parse_args()
     with told_by(parser):
         lay_out(arguments.data, arguments.out)
-    planned = stages(arguments.seeds, arguments.threads, arguments.values)
+    planned = stages(arguments.runs, arguments.seeds, arguments.threads, arguments.values)
     run_all(planned, arguments.out)
     write_json(
         arguments.results or arguments.out / "nlvr.json",
         {
             **header(shlex.join(["python", "-m", "tools.run_nlvr", *sys.argv[1:]]), arguments.hardware),
-            **results(arguments.out, arguments.seeds),
+            **results(arguments.out, arguments.runs, arguments.seeds),
             "minutes": minutes(arguments.out, planned),
         },
     )
 
 
-def lay_out(data: Path, out: Path) -> None:
-    """Write the objects of each box, their vocabularies, and the folds."""
+def lay_out(data: Path, out: Path, generated: int = GENERATED) -> None:
+    """Write the objects of each box, their vocabularies, the folds, and so many generated statements."""
     path = data / STATEMENTS
     if (form := read_items(path).format) != NLVR:
         raise UserError(f"{path} is a file of {form}; give statements of NLVR, version 1")
@@ -93,6 +100,25 @@ def lay_out(data: Path, out: Path) -> None:
         train = [record for record, number in zip(records, own, strict=True) if number != fold]
         write_lines(out / "folds" / f"test-{fold}.jsonl", test)
         write_lines(out / "folds" / f"train-{fold}.jsonl", in_all_orders(train))
+    write_lines(out / "folds" / "test-all.jsonl", statements)
+    if not (out / "generated.jsonl").exists():
+        write_generated(out, generated)
+
+
+def write_generated(out: Path, number: int) -> None:
+    """Write generated statements, and the objects of the drawings that they are about."""
+    writer = Writer(seed=0)
+    towers, scattered = writer.drawings(min(DRAWINGS, number))
+    names = {id(drawing): f"generated-{place}" for place, drawing in enumerate([*towers, *scattered])}
+    for drawing in [*towers, *scattered]:
+        for box, items in enumerate(drawing):
+            write_regions(out / "objects" / f"{names[id(drawing)]}-box{box}.npz", [item.record() for item in items])
+    items = []
+    for place in range(number):
+        text, drawing, true = writer.statement(towers, scattered)
+        images = [f"{names[id(drawing)]}-box{box}" for box in writer.random.permutation(3).tolist()]
+        items.append({"id": f"generated-{place}", "images": images, "text": text, "label": str(true).lower()})
+    write_lines(out / "generated.jsonl", items)
 
 
 def write_regions(file: Path, objects: Sequence[dict[str, Any]]) -> None:
@@ -155,24 +181,39 @@ def in_all_orders(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]
             yield {**own, "label": record["label"].lower()}
 
 
-def stages(seeds: Sequence[int], threads: int, values: Sequence[str]) -> list[Stage]:
+def stages(runs: Sequence[str], seeds: Sequence[int], threads: int, values: Sequence[str] = ()) -> list[Stage]:
     """Return what makes the regions, and what trains and scores each fold with each seed."""
     names = ["--classes", "shapes.txt", "--attributes", "names.txt", "--extractor", "nlvr"]
     planned = [Stage("import", dimvl("import", "objects", "stores/regions", *names))]
+
+    def add(folder: str, config: str, test: str, *own: str) -> None:
+        given = [f"output={folder}", f"training.threads={threads}", *own]
+        score = ["--regions", "stores/regions", f"items=folds/{test}.jsonl", "--threads", str(threads)]
+        planned.append(Stage(folder, dimvl("finetune", f"configs/nlvr/{config}.yaml", *given)))
+        planned.append(Stage(f"{folder}-scores", dimvl("evaluate", folder, *score)))
+
     for seed in seeds:
-        for fold in range(FOLDS):
-            folder = f"seed-{seed}/fold-{fold}"
-            own = [f"items=folds/train-{fold}.jsonl", f"output={folder}", f"seed={seed}"]
-            own += [f"training.threads={threads}", *values]
-            planned.append(Stage(folder, dimvl("finetune", "configs/nlvr/classify.yaml", *own)))
-            score = ["--regions", "stores/regions", f"items=folds/test-{fold}.jsonl", "--threads", str(threads)]
-            planned.append(Stage(f"{folder}-scores", dimvl("evaluate", folder, *score)))
+        if "classify" in runs:
+            add(f"seed-{seed}/{GENERATED_ONLY}", GENERATED_ONLY, "test-all", f"seed={seed}")
+        for run, fold in product(runs, range(FOLDS)):
+            changed = [one.format(seed=seed) for one in RUNS[run]]
+            items = f"items=folds/train-{fold}.jsonl"
+            add(f"seed-{seed}/{run}-{fold}", "classify", f"test-{fold}", items, f"seed={seed}", *changed, *values)
     return planned
 
 
-def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def results(out: Path, runs: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the scores of the first run, those of the others by their names, and of generated statements alone."""
+    found = {run: summary(out, [f"{run}-{fold}" for fold in range(FOLDS)], seeds) for run in runs}
+    if "classify" in runs:
+        found[f"{GENERATED_ONLY}_only"] = summary(out, [GENERATED_ONLY], seeds)
+    legend = "95%: bootstrap over prefix numbers, means over seeds; t over seeds"
+    return {"intervals": legend, "seeds": list(seeds), "folds": FOLDS, **found.pop(runs[0]), **found}
+
+
+def summary(out: Path, parts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Return accuracy and consistency over all statements, each predicted by the models that had not seen it."""
-    every = {seed: predictions(out / f"seed-{seed}") for seed in seeds}
+    every = {seed: predictions([out / f"seed-{seed}" / part for part in parts]) for seed in seeds}
     truth = {name: item["labels"][0] for name, item in every[seeds[0]].items()}
     right = {seed: np.array([own[name]["means"]["accuracy"] for name in truth]) for seed, own in every.items()}
     prefixes = [name.split("-")[0] for name in truth]
@@ -187,19 +228,15 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
         "consistency": round(float(np.mean(consistent)), 4),
         "majority": round(Counter(truth.values()).most_common(1)[0][1] / len(truth), 4),
         "interval": rounded(intervals.mean_interval(means, prefixes)),
-        "intervals": "95%: bootstrap over prefix numbers, means over seeds; t over seeds",
         "interval_over_seeds": t_interval(by_seed),
         "by_seed": rounded(by_seed),
-        "seeds": list(seeds),
-        "folds": FOLDS,
         "statements": len(truth),
     }
 
 
-def predictions(folder: Path) -> dict[str, Any]:
-    """Return the items of all folds of a seed, by identifier in one order."""
-    files = [folder / f"fold-{fold}" / "evaluation" / "items.jsonl" for fold in range(FOLDS)]
-    items = [item for file in files for item in read_lines(file)]
+def predictions(runs: Sequence[Path]) -> dict[str, Any]:
+    """Return the items that runs of a seed were scored on, by identifier in one order."""
+    items = [item for run in runs for item in read_lines(run / "evaluation" / "items.jsonl")]
     return {item["text_id"]: item for item in sorted(items, key=lambda item: str(item["text_id"]))}
 
 
