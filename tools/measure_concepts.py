@@ -28,7 +28,7 @@ from dimvl.concepts.measure import best_iou, is_inside
 from dimvl.concepts.words import Lexicon
 from dimvl.data.annotations import read_captions
 from dimvl.errors import UserError
-from dimvl.files import read_text, write_json
+from dimvl.files import read_json, read_text, write_json
 from dimvl.metrics.intervals import mean_interval
 from dimvl.regions.naming.concepts import ConceptNamer
 from dimvl.regions.store import RegionStore
@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="split of the phrases")
     parser.add_argument("--images", type=Path, help="JSON list of file names: only these")
     parser.add_argument("--model", type=Path, help="also point by the alignment of this model")
+    parser.add_argument(
+        "--grounded", type=Path, help="evaluation of `ground` on these phrases: also point by its boxes"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     namer, store = ConceptNamer.load(arguments.concepts), RegionStore(arguments.store)
@@ -59,7 +62,8 @@ def main() -> None:
         wanted = set(json.loads(arguments.images.read_text()))
         phrases = {image: own for image, own in phrases.items() if image in wanted}
     trained = None if arguments.model is None else load_model(arguments.model).for_prediction()
-    found = pointing(namer, store, phrases, lexicon, trained)
+    grounded = None if arguments.grounded is None else read_grounded(arguments.grounded, phrases)
+    found = pointing(namer, store, phrases, lexicon, trained, grounded)
     print(json.dumps(found, indent=2))
     if arguments.out is not None:
         write_json(arguments.out, found)
@@ -76,16 +80,30 @@ def read_phrases(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
     return phrases
 
 
+def read_grounded(
+    evaluation: Path, phrases: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[int | str, tuple[float, ...]]:
+    """Return the box that an evaluation of `ground` has found for each phrase, in pixels, by the phrase's id."""
+    path = evaluation / "predictions.json"
+    found = {item["id"]: tuple(item["box"]) for item in read_json(path)}
+    missing = [phrase["id"] for own in phrases.values() for phrase in own if phrase["id"] not in found]
+    if missing:
+        raise UserError(f"{path} lacks phrase {missing[0]}; evaluate the model on the phrases that are measured")
+    return found
+
+
 def pointing(
     namer: ConceptNamer,
     store: RegionStore,
     phrases: Mapping[str, Sequence[Mapping[str, Any]]],
     lexicon: Lexicon,
     trained: TrainedModel | None = None,
+    grounded: Mapping[int | str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
     """Point at each phrase and average, with 95% intervals by the bootstrap over images.
 
-    With a model that aligns, it points at the same phrases; those whose head it does not find count as wrong.
+    With a model that aligns, it points at the same phrases; those whose head it does not find count as wrong. With
+    boxes (x1, y1, x2, y2) in pixels that a model of `ground` found, by phrase, their centres point too.
     """
     ids = {word: number for number, word in enumerate(namer.names)}
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -115,7 +133,14 @@ def pointing(
                 right = row is not None and bool(inside[int(cosines[row, kept].argmax())])
                 hits["aligned"].append(right)
                 hits["aligned_minus_concepts"].append(float(right) - float(inside[best]))
-            hits["iou"].append(best_iou(boxes[[best]], targets)[0] >= 0.5)
+            overlaps = best_iou(boxes[[best]], targets)[0] >= 0.5
+            hits["iou"].append(overlaps)
+            if grounded is not None:
+                box = np.array([grounded[phrase["id"]]]) / size
+                right, fits = is_inside((box[:, :2] + box[:, 2:]) / 2, targets)[0], best_iou(box, targets)[0] >= 0.5
+                for name, own_hit, other in (("grounded", right, inside[best]), ("grounded_iou", fits, overlaps)):
+                    hits[name].append(own_hit)
+                    hits[f"{name}_minus_concepts"].append(float(own_hit) - float(other))
             hits["random_region"].append(inside.mean())
             hits["image_centre"].append(is_inside(np.full((1, 2), 0.5), targets)[0])
             hits["any_region"].append(inside.any())
