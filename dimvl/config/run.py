@@ -98,10 +98,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _new_projection_is_trained(self) -> "RunConfig":
-        if self.new_extractor and self.training.freeze.embeddings:
+        if self.training.freeze.embeddings and (self.new_extractor or self.initial is None):
+            new = "new_extractor" if self.new_extractor else "a run without `initial`"
             raise ValueError(
-                "new_extractor initialises the region projection again and training.freeze.embeddings keeps it from "
-                "learning; remove one of them"
+                f"{new} initialises the region projection, and training.freeze.embeddings keeps it from learning; "
+                "freeze.words freezes the words alone"
             )
         return self
 

@@ -161,6 +161,7 @@ class FreezeConfig(Section):
     """Weights that are not trained; the optimiser keeps no state for them."""
 
     embeddings: bool = Field(False, description="region and token embeddings; a word head shares the word embedding")
+    words: bool = Field(False, description="token embeddings alone, as where only they have learned before")
     layers: int = Field(0, ge=0, description="number of Transformer blocks, from the lowest")
 
 

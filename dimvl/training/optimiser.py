@@ -26,7 +26,8 @@ def freeze(model: DimvlModel, config: FreezeConfig) -> None:
     layers = model.encoder.layers
     if config.layers > len(layers):
         raise UserError(f"training.freeze.layers is {config.layers} but the model has {len(layers)}; lower it")
-    parts = [*layers[: config.layers], *([model.regions, model.tokens] if config.embeddings else [])]
+    regions, tokens = config.embeddings, config.embeddings or config.words
+    parts = [*layers[: config.layers], *([model.regions] if regions else []), *([model.tokens] if tokens else [])]
     for part in parts:
         part.requires_grad_(False)
 

@@ -226,7 +226,7 @@ def test_given_values_replace_assumed_ones(config_file):
 
 def test_a_frozen_part_has_no_gradients_and_no_optimiser_state(config_file):
     whole = planned(config_file)
-    frozen = planned(config_file, "training.freeze.layers=6", "training.freeze.embeddings=true")
+    frozen = planned(config_file, "training.freeze.layers=6", "training.freeze.words=true")
     assert frozen.trained < whole.trained and frozen.flops_per_step < whole.flops_per_step
     assert frozen.memory[0].weights == whole.memory[0].weights
     assert frozen.memory[0].optimiser / whole.memory[0].optimiser == pytest.approx(frozen.trained / whole.trained)

@@ -262,8 +262,8 @@ class Scenarios:
         return self.train(output, stage)
 
     def frozen(self):
-        """Freeze the embeddings at stage 3 in bf16: their weights must keep their fp32 values."""
-        freeze = {"embeddings": True, "layers": 1}
+        """Freeze the words at stage 3 in bf16: their weights must keep their fp32 values."""
+        freeze = {"words": True, "layers": 1}
         first = {}
         real = run.build_task
 

@@ -126,8 +126,9 @@ def test_frozen_weights_stay_bit_equal_have_no_state_and_all_others_move(data, t
 
 
 def test_a_run_with_frozen_weights_and_layer_wise_rates_resumes_bit_for_bit(data, tmp_path):
-    whole = run_training(make_config(data, tmp_path / "whole", "vqa", model={"layers": 3}, training=FREEZE))
-    config = make_config(data, tmp_path / "killed", "vqa", model={"layers": 3}, training={**FREEZE, "save_every": 2})
+    settings = {**FREEZE, "freeze": {"words": True, "layers": 2}}
+    whole = run_training(make_config(data, tmp_path / "whole", "vqa", model={"layers": 3}, training=settings))
+    config = make_config(data, tmp_path / "killed", "vqa", model={"layers": 3}, training={**settings, "save_every": 2})
     with pytest.raises(Killed):
         run_training(config, at_step(5, kill))
     assert bytes_of(run_training(config)) == bytes_of(whole)
@@ -240,7 +241,14 @@ def test_options_that_do_not_work_with_self_critical_training_are_refused(data, 
     ("changes", "message"),
     [
         ({"drop_worst": {"after": 1, "share": 0.3}}, "nothing would be dropped"),
-        ({"new_extractor": True, "training": {"freeze": {"embeddings": True}}}, "keeps it from learning"),
+        (
+            {"new_extractor": True, "training": {"freeze": {"embeddings": True}}},
+            "new_extractor init.*keeps it from learning",
+        ),
+        (
+            {"initial": None, "training": {"freeze": {"embeddings": True}}},
+            "without `initial` init.*keeps it from learning",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(data, tmp_path, changes, message):

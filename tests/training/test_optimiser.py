@@ -87,6 +87,13 @@ def test_with_every_option_each_trainable_parameter_is_in_one_group_and_no_froze
     assert names == {n for n, _ in model.named_parameters() if n.startswith(("encoder.layers.1.", "word", "answer"))}
 
 
+def test_freezing_words_leaves_all_of_the_regions_to_learn():
+    model = make_model(word_head=True)
+    freeze(model, FreezeConfig(words=True))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen and all(name.startswith("tokens.") for name in frozen)
+
+
 def test_freezing_the_whole_model_is_an_error():
     model = make_model()
     freeze(model, FreezeConfig(embeddings=True, layers=2))
