@@ -103,8 +103,8 @@ def test_each_statement_counts_once_by_a_model_that_had_not_seen_it(tmp_path: Pa
 def test_the_commands_of_each_fold_train_and_score_on_its_parts() -> None:
     planned = {stage.name: stage.words for stage in run_nlvr.stages(["classify", "alone"], [1], 2, ["model.dropout=0"])}
     assert len(planned) == 1 + 2 + 2 * 2 * run_nlvr.FOLDS
-    first = {"items=folds/train-3.jsonl", "seed=1", "initial=seed-1/generated", "model.dropout=0"}
-    assert first <= set(planned["seed-1/classify-3"]) and "initial=null" in planned["seed-1/alone-3"]
+    first = {"items=[folds/train-3.jsonl,again.jsonl]", "seed=1", "initial=seed-1/generated", "model.dropout=0"}
+    assert first <= set(planned["seed-1/classify-3"]) and "items=folds/train-3.jsonl" in planned["seed-1/alone-3"]
     assert "items=folds/test-3.jsonl" in planned["seed-1/classify-3-scores"]
     assert "items=folds/test-all.jsonl" in planned["seed-1/generated-scores"]
     config = load_config(run_nlvr.ROOT / "configs" / "nlvr" / "generated.yaml")

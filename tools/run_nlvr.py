@@ -7,9 +7,10 @@ DATA is a folder with the reader's own copy of NLVR: `statements.jsonl`, the lin
 names (shape, size and colour) and, as features, these names as ones and zeros; the drawings themselves are not read.
 There are 5 folds: statements of one prefix number of `identifier`, and of one sentence, are all in the same. Training
 sees each statement with its boxes in all six orders, as the official training set does. Before, the model is trained
-on statements that `tools/nlvr_statements.py` generates about drawings of its own; the run `alone` goes without. Each
-command of `stages` runs in its own process in OUT. One that has ended is skipped when this tool runs again, and one
-that was interrupted goes on. Writes OUT/nlvr.json, or another file by --results.
+on statements that `tools/nlvr_statements.py` generates about drawings of its own, and then on some of these beside
+people's; the run `alone` goes without. Each command of `stages` runs in its own process in OUT. One that has ended is
+skipped when this tool runs again, and one that was interrupted goes on. Writes OUT/nlvr.json, or another file by
+--results.
 
 --values are keys of configs/nlvr/classify.yaml for all trainings of the folds.
 """
@@ -54,9 +55,12 @@ SHAPES = ("circle", "square", "triangle")
 SIZES, COLOURS = {10: "small", 20: "medium", 30: "large"}, {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
 NAMES = (*SIZES.values(), *COLOURS.values())
 """Names of sizes and colours; an object has one of each."""
-GENERATED_ONLY, GENERATED, DRAWINGS = "generated", 100_000, 2000
-"""Name of the first training, number of its statements, and of its drawings of towers; half as many are scattered."""
-RUNS = {"classify": ["initial=seed-{seed}/generated"], "alone": ["initial=null", "training.steps=400"]}
+GENERATED, DRAWINGS, AGAIN = 100_000, 2000, 8000
+"""Generated statements, the drawings of towers for them (half as many are scattered), and those trained on again."""
+RUNS = {
+    "classify": ["items=[folds/train-{fold}.jsonl,again.jsonl]", "initial=seed-{seed}/generated"],
+    "alone": ["items=folds/train-{fold}.jsonl", "training.steps=400", "training.learning_rate=5e-4"],
+}
 """Overrides of each run."""
 
 
@@ -118,6 +122,7 @@ def write_generated(out: Path, number: int) -> None:
         text, drawing, true = writer.statement(towers, scattered)
         images = [f"{names[id(drawing)]}-box{box}" for box in writer.random.permutation(3).tolist()]
         items.append({"id": f"generated-{place}", "images": images, "text": text, "label": str(true).lower()})
+    write_lines(out / "again.jsonl", items[:AGAIN])
     write_lines(out / "generated.jsonl", items)
 
 
@@ -194,11 +199,10 @@ def stages(runs: Sequence[str], seeds: Sequence[int], threads: int, values: Sequ
 
     for seed in seeds:
         if "classify" in runs:
-            add(f"seed-{seed}/{GENERATED_ONLY}", GENERATED_ONLY, "test-all", f"seed={seed}")
+            add(f"seed-{seed}/generated", "generated", "test-all", f"seed={seed}")
         for run, fold in product(runs, range(FOLDS)):
-            changed = [one.format(seed=seed) for one in RUNS[run]]
-            items = f"items=folds/train-{fold}.jsonl"
-            add(f"seed-{seed}/{run}-{fold}", "classify", f"test-{fold}", items, f"seed={seed}", *changed, *values)
+            changed = [one.format(seed=seed, fold=fold) for one in RUNS[run]]
+            add(f"seed-{seed}/{run}-{fold}", "classify", f"test-{fold}", f"seed={seed}", *changed, *values)
     return planned
 
 
@@ -206,7 +210,7 @@ def results(out: Path, runs: Sequence[str], seeds: Sequence[int]) -> dict[str, A
     """Return the scores of the first run, those of the others by their names, and of generated statements alone."""
     found = {run: summary(out, [f"{run}-{fold}" for fold in range(FOLDS)], seeds) for run in runs}
     if "classify" in runs:
-        found[f"{GENERATED_ONLY}_only"] = summary(out, [GENERATED_ONLY], seeds)
+        found["generated_only"] = summary(out, ["generated"], seeds)
     legend = "95%: bootstrap over prefix numbers, means over seeds; t over seeds"
     return {"intervals": legend, "seeds": list(seeds), "folds": FOLDS, **found.pop(runs[0]), **found}
 
