@@ -1,4 +1,4 @@
-"""tools/run_flickr8k.py: what it holds out, how it goes on, and what it makes of scores; without training."""
+"""tools/run_flickr8k.py: what it holds out, and what it makes of scores; without training."""
 
 import json
 import shutil
@@ -12,7 +12,6 @@ from dimvl.data.annotations import read_captions
 from dimvl.files import read_json, write_json
 from dimvl.tasks import load_config
 from tools import run_flickr8k
-from tools.run_flickr8k import Stage
 
 
 def flickr(count: int, val: int) -> dict:
@@ -95,23 +94,6 @@ def test_data_that_is_not_there_is_named_before_anything_is_written(
         run_flickr8k.main()
     assert "dataset_flickr8k.json does not exist; check the path" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:
-    log = "open('log', 'a').write('x')"
-    stage = Stage("seed-0/caption", ["-c", log])
-    for _ in range(2):
-        run_flickr8k.run(stage, tmp_path)
-    assert (tmp_path / "log").read_text() == "x"
-    run_flickr8k.run(stage._replace(words=["-c", f"{log}; 1"]), tmp_path)
-    assert (tmp_path / "log").read_text() == "xx", "other words are another command"
-
-    failing = Stage("seed-0/scores", ["-c", f"{log}; raise SystemExit(3)"])
-    for _ in range(2):
-        with pytest.raises(SystemExit, match="seed-0/scores failed with exit code 3"):
-            run_flickr8k.run(failing, tmp_path)
-    assert (tmp_path / "log").read_text() == "xxxx"
-    assert run_flickr8k.minutes(tmp_path, [stage]) == {"seed-0/caption": 0.0}
 
 
 def write_scores(out: Path, seed: int, run: str, cider: list[float]) -> None:

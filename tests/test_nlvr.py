@@ -1,4 +1,4 @@
-"""tools/run_nlvr.py: its folds, its regions, how it goes on, and what it makes of scores; without training."""
+"""tools/run_nlvr.py: its folds, its regions, and what it makes of scores; without training."""
 
 import json
 from itertools import product

@@ -9,7 +9,6 @@ import pytest
 from dimvl.files import read_json
 from dimvl.tasks import load_config
 from tools import run_vqa_rad, write_results
-from tools.run_vqa_rad import Stage
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "radiology.md", ROOT / "docs" / "results" / "vqa_rad.json"
@@ -115,15 +114,6 @@ def test_both_runs_have_the_same_text_encoder_and_steps_and_only_one_sees_images
     assert seeing.model == blind.model and seeing.training.steps == blind.training.steps
     assert [stage.name for stage in planned][1::2] == [f"seed-1/{name}-scores" for name in run_vqa_rad.RUNS]
     assert all("--allow-trained-images" in stage.words for stage in planned[1::2])
-
-
-def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:
-    stage = Stage("seed-0/vqa", ["-c", "open('log', 'a').write('x')"])
-    for _ in range(2):
-        run_vqa_rad.run(stage, tmp_path)
-    assert (tmp_path / "log").read_text() == "x" and list(run_vqa_rad.minutes(tmp_path, [stage])) == ["seed-0/vqa"]
-    with pytest.raises(SystemExit, match="seed-0/vqa failed with exit code 3; run the same command again to go on"):
-        run_vqa_rad.run(Stage("seed-0/vqa", ["-c", "raise SystemExit(3)"]), tmp_path)
 
 
 def test_data_that_is_not_there_is_named_before_anything_is_written(

