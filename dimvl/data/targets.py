@@ -272,8 +272,12 @@ class MatchTargets(Targets):
 
     @classmethod
     def gather(cls, chosen: Chosen, width: int) -> Self:
-        """Collect the payloads `Matches`."""
-        labels = [label for payload in chosen.payloads for label in payload.labels]
+        """Collect the payloads `Matches`; without one, no text matches."""
+        labels = [
+            label
+            for index, payload in zip(chosen.indices, chosen.payloads, strict=True)
+            for label in ([0.0] * len(chosen.examples[index].texts) if payload is None else payload.labels)
+        ]
         return cls(torch.from_numpy(chosen.judged_rows), torch.tensor(labels, dtype=torch.float32))
 
 
@@ -320,9 +324,9 @@ class ChoiceTargets(Targets):
 
 
 class Answers(NamedTuple):
-    """Payload of questions: (number of texts, A) soft scores; None where only the prediction is wanted."""
+    """Payload of questions: (number of texts, A) soft scores."""
 
-    scores: np.ndarray | None
+    scores: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,21 +338,18 @@ class AnswerTargets(Targets):
 
     @classmethod
     def gather(cls, chosen: Chosen, width: int) -> Self:
-        """Collect the payloads `Answers`; `width` is A."""
+        """Collect the payloads `Answers`, none where only the prediction is wanted; `width` is A."""
         scores = [
-            np.zeros((len(chosen.examples[index].texts), width)) if payload.scores is None else payload.scores
+            np.zeros((len(chosen.examples[index].texts), width)) if payload is None else payload.scores
             for index, payload in zip(chosen.indices, chosen.payloads, strict=True)
         ]
         return cls(torch.from_numpy(chosen.last_rows.astype(np.int64)), torch.from_numpy(_stack(scores, width)))
 
 
 class Pointed(NamedTuple):
-    """Payload of phrases: for each text the numbers of the regions of its prefix that are right.
+    """Payload of phrases: for each text the numbers of the regions of its prefix that are right, or none of them."""
 
-    None are right for a phrase that fits no region. The whole is None where only the prediction is wanted.
-    """
-
-    right: Sequence[np.ndarray] | None
+    right: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,13 +386,13 @@ class RegionTargets(Targets):
 
     @classmethod
     def gather(cls, chosen: Chosen, width: int) -> Self:
-        """Collect the payloads `Pointed`."""
+        """Collect the payloads `Pointed`, none where only the prediction is wanted."""
         members = np.array(chosen.indices, dtype=np.int64)
         counts = chosen.layout.num_regions[members]
         owners = np.repeat(np.arange(len(members)), lengths([chosen.examples[index].texts for index in chosen.indices]))
         pairs = counts[owners]  # of each phrase
         right = np.zeros(int(pairs.sum()), dtype=bool)
-        listed = [ids for payload in chosen.payloads for ids in payload.right or ()]
+        listed = [ids for payload in chosen.payloads if payload is not None for ids in payload.right]
         if listed:
             right[np.repeat(starts_of(pairs), lengths(listed)) + join(listed, np.int64)] = True
         texts = torch.from_numpy(chosen.last_rows.astype(np.int64))
