@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from dimvl.data.annotations import Phrase, read_phrases
 from dimvl.data.examples import collate
 from dimvl.data.prefixes import PrefixImages
-from dimvl.data.targets import Pointed
+from dimvl.data.region_targets import Pointed
 from dimvl.errors import UserError
 from dimvl.evaluation import evaluate
 from dimvl.export import export

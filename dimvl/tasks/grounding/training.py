@@ -5,7 +5,8 @@ from types import MappingProxyType
 from torch import Tensor
 
 from dimvl.data.batch import Batch
-from dimvl.data.targets import Pointed, RegionTargets, TargetSpec
+from dimvl.data.region_targets import Pointed, RegionTargets
+from dimvl.data.targets import TargetSpec
 from dimvl.model.heads import RegionScores
 from dimvl.model.model import DimvlModel
 from dimvl.objectives import region_loss
