@@ -1,4 +1,4 @@
-"""Regions drawn on images: labelled boxes, and the regions that an answer depends on.
+"""Regions drawn on images: labelled boxes, and the regions that a result depends on.
 
 Boxes are corners x1, y1, x2, y2 in pixels of the image. The same input gives the same bytes.
 """
@@ -6,9 +6,14 @@ Boxes are corners x1, y1, x2, y2 in pixels of the image. The same input gives th
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from math import expm1
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from dimvl.explanation import Explanation
+from dimvl.files import atomic_path
 
 Box = tuple[float, float, float, float]
 
@@ -18,6 +23,9 @@ BOX_COLOURS = ("#0b5fa5", "#b3261e", "#1b6e3c", "#7a2f9a", "#8a5a00", "#00696f",
 _HEAT_COLOUR = (208, 88, 24)
 _VEIL = 236  # light grey
 _VEIL_STRENGTH = 0.7  # opacity of the veil over cold places: the image still shows through
+_DROP_COLOUR = BOX_COLOURS[4]
+_MOST_LABELS = 5  # of the regions without which a result is less probable
+_GAP = 8  # between the images of one input
 _LINE_WIDTH = 3
 _FONT_SIZE = 14
 
@@ -43,16 +51,21 @@ def draw_regions(
         x1, y1, x2, y2 = box
         draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="white")
         draw.rectangle(box, outline=_box_colour(index), width=_LINE_WIDTH)
-    font = ImageFont.load_default(_FONT_SIZE)
-    placed: list[Box] = []
-    for index, (box, label) in enumerate(zip(scaled, labels, strict=True)):
-        text = f"{index + 1} {label}".strip()
-        width, height = round(draw.textlength(text, font)) + 8, _FONT_SIZE + 6
-        place = _label_place(box, (width, height), canvas.size, placed, scaled)
-        placed.append(place)
-        draw.rectangle(place, fill=_box_colour(index))
-        draw.text((place[0] + 4, (place[1] + place[3]) / 2), text, fill="white", font=font, anchor="lm")
+    numbered = {index: f"{index + 1} {label}".strip() for index, label in enumerate(labels)}
+    _draw_labels(canvas, scaled, numbered, [_box_colour(index) for index in range(len(scaled))])
     return canvas
+
+
+def _draw_labels(canvas: Image.Image, boxes: Sequence[Box], labels: Mapping[int, str], colours: Sequence[str]) -> None:
+    """Draw labels, by index into `boxes`, in pixels of the canvas."""
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
+    placed: list[Box] = []
+    for index, text in labels.items():
+        width, height = round(draw.textlength(text, font)) + 8, _FONT_SIZE + 6
+        place = _label_place(boxes[index], (width, height), canvas.size, placed, boxes)
+        placed.append(place)
+        draw.rectangle(place, fill=colours[index])
+        draw.text((place[0] + 4, (place[1] + place[3]) / 2), text, fill="white", font=font, anchor="lm")
 
 
 def draw_heat(
@@ -81,6 +94,55 @@ def draw_heat(
     for value, box in sorted(scaled):
         draw.rectangle(box, outline=(*_HEAT_COLOUR, round(255 * value)), width=_LINE_WIDTH)
     return result
+
+
+def heat_of(drop: float, probability: float, logarithms: bool = False) -> float:
+    """Return the square root of the share of a probability that is lost without a region, in [0, 1].
+
+    Without the root, a tenth would hardly show. With `logarithms`, both values are log-probabilities.
+    """
+    share = -expm1(-max(0.0, drop)) if logarithms else max(0.0, drop) / max(probability, 1e-6)
+    return float(min(1.0, share) ** 0.5)
+
+
+def draw_explanation(images: Sequence[Image.Image], explanation: Explanation, longest_side: int = 640) -> Image.Image:
+    """Draw what a result rests on: the more of its probability is lost without a region, the clearer the region.
+
+    The largest drops are written beside their regions.
+
+    Args:
+        images: those of the input, in order; they stand side by side.
+        explanation: of the result.
+        longest_side: pixels on the longest side of each image.
+
+    """
+    panels = []
+    for number, image in enumerate(images):
+        own = [(place, one) for place, one in enumerate(explanation.regions) if one.image == number]
+        boxes, drops = [one.box for _, one in own], [one.probability_drop for _, one in own]
+        known = explanation.probability, explanation.logarithms
+        heat = {index: heat_of(drop, *known) for index, drop in enumerate(drops)}
+        panel = draw_heat(image, boxes, heat, longest_side)
+        scaled = [_clamped(box, longest_side / max(image.size), panel.size) for box in boxes]
+        largest = {
+            index: f"{drops[index]:+.3f}"
+            for index, (place, _) in enumerate(own)
+            if place < _MOST_LABELS and drops[index] > 0
+        }
+        _draw_labels(panel, scaled, largest, [_DROP_COLOUR] * len(own))
+        panels.append(panel)
+    whole = Image.new("RGB", (sum(p.width + _GAP for p in panels) - _GAP, max(p.height for p in panels)), "white")
+    left = 0
+    for panel in panels:
+        whole.paste(panel, (left, 0))
+        left += panel.width + _GAP
+    return whole
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write an image as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        image.save(temporary, "PNG")
 
 
 def png_data_uri(image: Image.Image) -> str:

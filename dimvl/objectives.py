@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dimvl.data.targets import IGNORED, OWN, AlignTargets, RegionTargets
+from dimvl.data.align_targets import IGNORED, OWN, AlignTargets
+from dimvl.data.region_targets import RegionTargets
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.model.heads import Aligned, ObjectPrediction, RegionScores

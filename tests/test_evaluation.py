@@ -181,7 +181,7 @@ def test_answers_to_a_question_file_are_in_the_official_format_with_their_scores
     assert {item["question_id"]: item["accuracy"] for item in found.items} == right
     first = {"question_id": 100, "image_id": 1, "question": TEXTS[0], "prediction": answers[100]}
     people = (answers[100] if right[100] else "never",) * 10
-    kinds = {"kind": "even", "answer_type": "other"}
+    kinds = {"kind": ["odd", "even"][right[100]], "answer_type": "other"}
     assert found.items[0] == {**first, "answers": people, "accuracy": right[100], **kinds}
     assert scores["by_kind"] == {"even": 1.0, "odd": 0.0} and scores["overall"] == 0.5 and scores["count"] == 18
     assert scores["data"]["synthetic"]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.stages import ROOT, Stage, minutes, run
+from dimvl.files import read_json
+from tools.stages import ROOT, Stage, argument_parser, minutes, run, save_results
 
 
 def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:
@@ -28,6 +29,19 @@ def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path
     assert (tmp_path / "log").read_text() == "xxxx"
     assert minutes(tmp_path, [stage]) == {"seed-0/caption": 0.0}
     assert {path.name for path in (tmp_path / "done").iterdir()} == {"seed-0-caption.json"}, "not those that failed"
+
+
+def test_a_file_of_results_says_what_they_depend_on(tmp_path: Path) -> None:
+    arguments = argument_parser("", "it.json", data="a folder").parse_args(
+        ["DATA", str(tmp_path), "--hardware", "a CPU"]
+    )
+    stage = Stage("seed-0/it", ["-c", ""])
+    run(stage, tmp_path)
+    save_results(arguments, "python it", [stage], {"accuracy": 0.5}, "numpy")
+    found = read_json(tmp_path / "it.json")
+    assert list(found) == ["command", "hardware", "date", "versions", "accuracy", "minutes"]
+    assert (found["command"], found["hardware"], found["accuracy"]) == ("python it", "a CPU", 0.5)
+    assert list(found["versions"]) == ["dimvl", "torch", "numpy"] and found["minutes"] == {"seed-0/it": 0.0}
 
 
 @pytest.mark.parametrize("name", ["run_flickr8k", "run_real_data"])

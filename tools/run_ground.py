@@ -22,7 +22,7 @@ import numpy as np
 
 from dimvl.errors import UserError
 from dimvl.fields import lines
-from dimvl.files import read_json, write_json
+from dimvl.files import read_json
 from dimvl.metrics.intervals import mean, percentiles, resampled, unit_sums
 from tools.run_flickr8k import ALONE, ANNOTATIONS, split
 from tools.stages import (
@@ -30,12 +30,11 @@ from tools.stages import (
     Stage,
     argument_parser,
     dimvl,
-    header,
     link,
-    minutes,
     read_items,
     rounded,
     run_all,
+    save_results,
     t_interval,
     told_by,
     write_lines,
@@ -70,15 +69,9 @@ def main() -> None:
         for stage in stages(name, seed, arguments.threads, arguments.set)
     ]
     run_all(planned, arguments.out)
-    write_json(
-        arguments.results or arguments.out / "ground.json",
-        {
-            **header(shlex.join(["python", "-m", "tools.run_ground", *sys.argv[1:]]), arguments.hardware),
-            "split": "development" if arguments.development else "val",
-            **results(arguments.out, arguments.runs, arguments.seeds),
-            "minutes": minutes(arguments.out, planned),
-        },
-    )
+    part = "development" if arguments.development else "val"
+    found = {"split": part, **results(arguments.out, arguments.runs, arguments.seeds)}
+    save_results(arguments, shlex.join(["python", "-m", "tools.run_ground", *sys.argv[1:]]), planned, found)
 
 
 def lay_out(data: Path, trained: Path, out: Path, seeds: Sequence[int], development: bool = False) -> None:

@@ -29,7 +29,7 @@ from dimvl.data.annotations import read_items
 from dimvl.data.annotations.items import NLVR
 from dimvl.errors import UserError
 from dimvl.fields import lines
-from dimvl.files import atomic_path, write_json
+from dimvl.files import atomic_path
 from dimvl.metrics import intervals
 from dimvl.showing import short
 from tools.nlvr_statements import Writer
@@ -38,12 +38,11 @@ from tools.stages import (
     Stage,
     argument_parser,
     dimvl,
-    header,
     link,
-    minutes,
     read_lines,
     rounded,
     run_all,
+    save_results,
     t_interval,
     told_by,
     write_lines,
@@ -73,14 +72,8 @@ def main() -> None:
         lay_out(arguments.data, arguments.out)
     planned = stages(arguments.runs, arguments.seeds, arguments.threads, arguments.values)
     run_all(planned, arguments.out)
-    write_json(
-        arguments.results or arguments.out / "nlvr.json",
-        {
-            **header(shlex.join(["python", "-m", "tools.run_nlvr", *sys.argv[1:]]), arguments.hardware),
-            **results(arguments.out, arguments.runs, arguments.seeds),
-            "minutes": minutes(arguments.out, planned),
-        },
-    )
+    command = shlex.join(["python", "-m", "tools.run_nlvr", *sys.argv[1:]])
+    save_results(arguments, command, planned, results(arguments.out, arguments.runs, arguments.seeds))
 
 
 def lay_out(data: Path, out: Path, generated: int = GENERATED) -> None:

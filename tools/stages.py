@@ -1,4 +1,4 @@
-"""What the tools that train on real data share: commands that run once each, and the head of a file of results.
+"""What the tools that train on real data share: commands that run once each, and files of results.
 
 Each command of a tool is a `Stage` and runs in its own process in OUT. One that has ended, as OUT/done says, is skipped
 when the tool runs again, and one that was interrupted goes on.
@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +52,7 @@ def argument_parser(description: str | None, results: str, **folders: str) -> ar
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of training and scoring")
     parser.add_argument("--results", type=Path, help=f"file to write; default OUT/{results}")
     parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="for the results")
+    parser.set_defaults(default_results=results)
     return parser
 
 
@@ -107,14 +108,21 @@ def _mark(stage: Stage, out: Path) -> Path:
     return out / "done" / f"{stage.name.replace('/', '-')}.json"
 
 
-def header(command: str, hardware: str, *packages: str) -> dict[str, Any]:
-    """Return the first fields of a file of results."""
-    return {
-        "command": command,
-        "hardware": hardware,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": versions(*packages),
-    }
+def save_results(
+    arguments: argparse.Namespace, command: str, planned: Sequence[Stage], found: Mapping[str, Any], *packages: str
+) -> None:
+    """Write what was found, with the command, the hardware, the date, the versions and the minutes of all stages."""
+    write_json(
+        arguments.results or arguments.out / arguments.default_results,
+        {
+            "command": command,
+            "hardware": arguments.hardware,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "versions": versions(*packages),
+            **found,
+            "minutes": minutes(arguments.out, planned),
+        },
+    )
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -62,8 +62,7 @@ def align(
 
 def _draw(image: Path, found: "Alignment", best: list[int], out: Path) -> None:
     """Write the image with the best region of each word, labelled with its words."""
-    from dimvl.drawing import draw_regions
-    from dimvl.files import atomic_path
+    from dimvl.drawing import draw_regions, save_png
     from dimvl.regions.images import load_image
 
     words: dict[int, list[str]] = {}
@@ -71,5 +70,4 @@ def _draw(image: Path, found: "Alignment", best: list[int], out: Path) -> None:
         words.setdefault(place, []).append(word)
     boxes = [found.regions[place].box for place in words]
     drawn = draw_regions(load_image(image), boxes, [" ".join(own) for own in words.values()], 640)
-    with atomic_path(out) as temporary:
-        drawn.save(temporary, "PNG")
+    save_png(drawn, out)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app, print_text
-from dimvl.cli.explaining import Explain, as_fields, print_explanation, refuse_several
+from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app
+from dimvl.cli.explaining import Draw, Explain, check_explaining, predict_one
 from dimvl.cli.inputs import Group, Ids, Images, Stores, Together, check_inputs, named, open_model, refuse_empty
+from dimvl.cli.prediction import print_one
 from dimvl.errors import UserError
 from dimvl.fields import check_candidates
 
@@ -32,6 +33,7 @@ def choose(
     ids: Ids = None,
     together: Together = False,
     explain: Explain = False,
+    draw: Draw = None,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -54,7 +56,7 @@ def choose(
         raise UserError(f"{text} is a file or a folder, not a question; give a question last, or ''")
     chosen = Images([any_path(image) for image in images], regions, ids)
     groups = chosen.groups([text], together)
-    refuse_several(chosen, groups, explain)
+    check_explaining(chosen, groups, explain, draw)
     predictor = open_model(model, device, threads)
     check_inputs(predictor, "choose", groups)
 
@@ -64,15 +66,8 @@ def choose(
 
     if chosen.is_single(groups):
         [group] = groups
-        image = chosen.single(predictor, groups)
-        explained = predictor.explain(image, text, "choose", candidates=candidates) if explain else None
-        found = predictor.choose(image, text, candidates) if explained is None else explained.result
-        if as_json:
-            print(json.dumps(fields(group, found) | (as_fields(explained) if explained else {})))
-            return
-        print_text(found.candidate)
-        if explained is not None:
-            print_explanation(explained, found.candidate)
+        found, explained = predict_one(predictor, chosen, groups, explain, draw, "choose", text, candidates=candidates)
+        print_one(fields(group, found), [found.candidate], as_json, explained, found.candidate)
         return
     with chosen.regions(predictor, groups, "questions") as batches:
         for batch in batches:

@@ -1,12 +1,12 @@
 """The command classify: labels of images, and of texts about them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dimvl.cli.app import AsJson, Device, Model, Threads, app, input_file
-from dimvl.cli.explaining import Explain, refuse_several
+from dimvl.cli.explaining import Draw, Explain, check_explaining, predict_one
 from dimvl.cli.inputs import Group, Ids, Images, Stores, Together, check_inputs, named, open_model
 from dimvl.cli.prediction import ImagePaths, print_one
 from dimvl.errors import UserError
@@ -37,6 +37,7 @@ def classify(
     together: Together = False,
     top: Annotated[int, typer.Option(min=1, help="Number of labels to print.")] = 1,
     explain: Explain = False,
+    draw: Draw = None,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -64,7 +65,7 @@ def classify(
     sentences = TEMPLATES if templates is None else read_templates(templates)
     chosen = Images(images or [], regions, ids)
     groups = chosen.groups([None], together)
-    refuse_several(chosen, groups, explain)
+    check_explaining(chosen, groups, explain, draw)
     predictor = open_model(model, device, threads)
     _check_verb(predictor, labels)
     verb = "classify" if labels is None else "classify by labels"
@@ -80,17 +81,13 @@ def classify(
         shown = ", ".join(name if top == 1 else f"{name} ({probability:.3f})" for name, probability in found)
         record = {**named(group, together), **({"text": text} if text else {})}
         record |= {"label": found[0][0], "probability": found[0][1], "top": found}
-        print_one(record, shown if alone else f"{group[0]}: {shown}", as_json, explained, found[0][0])
+        print_one(record, [shown if alone else f"{group[0]}: {shown}"], as_json, explained, found[0][0])
 
     if together or chosen.is_single(groups):
         [group] = groups
-        image = chosen.single(predictor, groups)
-        if explain:
-            asked = {"text": text} if known is None else {"labels": known}
-            explained = predictor.explain(image, verb=verb, top=top, **asked)
-            show(group, explained.result, alone=True, explained=explained)
-        else:
-            show(group, predictor.classify(image, known, top, text=text), alone=True)
+        asked: dict[str, Any] = {"text": text} if known is None else {"labels": known}
+        found, explained = predict_one(predictor, chosen, groups, explain, draw, verb, top=top, **asked)
+        show(group, found, alone=True, explained=explained)
         chosen.report()
         return
     with chosen.regions(predictor, groups) as batches:

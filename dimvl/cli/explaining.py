@@ -1,25 +1,71 @@
-"""The option --explain of the commands that predict: the regions behind a result."""
+"""The options --explain and --draw of the commands that predict: the regions behind a result."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimvl.cli.app import print_text
+from dimvl.cli.app import any_path, print_text
 from dimvl.cli.inputs import Groups, Images
 from dimvl.errors import UserError
 
 if TYPE_CHECKING:
     from dimvl.explanation import Explanation, RegionDrop
+    from dimvl.predictor import Predictor
 
 Explain = Annotated[
     bool, typer.Option("--explain", help="Print how much the probability of the result drops without each region.")
 ]
 
 
-def refuse_several(chosen: Images, groups: Groups, explain: bool) -> None:
-    """Refuse to explain the results of several inputs."""
+Draw = Annotated[
+    Path | None,
+    typer.Option(
+        "--draw",
+        parser=any_path,
+        metavar="FILE",
+        help="With --explain: write the image as PNG, in which these regions are the clearer the larger the drop.",
+    ),
+]
+
+
+def check_explaining(chosen: Images, groups: Groups, explain: bool, draw: Path | None) -> None:
+    """Refuse to explain the results of several inputs, and to draw what cannot be drawn or written."""
+    if draw is not None and not explain:
+        raise UserError(f"--draw {draw} is for the regions of --explain; give both, or omit it")
     if explain and not chosen.is_single(groups):
         raise UserError("--explain needs one image and one question or text; omit it")
+    if draw is None:
+        return
+    if chosen.store is not None:
+        raise UserError(f"--draw {draw} needs image files, which a region store does not have; omit it")
+    from dimvl.files import check_writable
+
+    check_writable(draw.parent)
+
+
+def predict_one(
+    predictor: "Predictor",
+    chosen: Images,
+    groups: Groups,
+    explain: bool,
+    draw: Path | None,
+    verb: str,
+    text: str | None = None,
+    **options: Any,
+) -> tuple[Any, "Explanation | None"]:
+    """Return the result of `Predictor.predict` for the only input, and what it rests on if it is to be explained."""
+    image = chosen.single(predictor, groups)
+    if not explain:
+        return predictor.predict(verb, image, text, **options)[0], None
+    explained = predictor.explain(image, text, verb, **options)
+    if draw is not None:
+        from dimvl.drawing import draw_explanation, save_png
+        from dimvl.regions.images import load_image
+
+        [group] = groups
+        save_png(draw_explanation([load_image(Path(name)) for name in group], explained), draw)
+    return explained.result, explained
 
 
 def as_fields(explanation: "Explanation") -> dict[str, Any]:

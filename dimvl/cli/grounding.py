@@ -79,8 +79,7 @@ def _fields(found: "Grounding") -> dict[str, Any]:
 
 def _draw(image: Path, phrases: Sequence[str], found: Sequence["Grounding"], out: Path) -> None:
     """Write the image with the best region of each phrase."""
-    from dimvl.drawing import draw_regions
-    from dimvl.files import atomic_path
+    from dimvl.drawing import draw_regions, save_png
     from dimvl.regions.images import load_image
 
     named: dict[tuple[float, float, float, float], list[str]] = {}
@@ -88,5 +87,4 @@ def _draw(image: Path, phrases: Sequence[str], found: Sequence["Grounding"], out
         if not fits_none(one):
             named.setdefault(one.regions[0].box, []).append(phrase)
     drawn = draw_regions(load_image(image), list(named), ["; ".join(own) for own in named.values()], 640)
-    with atomic_path(out) as temporary:
-        drawn.save(temporary, "PNG")
+    save_png(drawn, out)

@@ -35,7 +35,7 @@ from dimvl.cli.app import (
     input_folder,
     print_text,
 )
-from dimvl.cli.explaining import Explain, as_fields, print_explanation, refuse_several
+from dimvl.cli.explaining import Draw, Explain, as_fields, check_explaining, predict_one, print_explanation
 from dimvl.cli.inputs import (
     Group,
     Groups,
@@ -56,7 +56,6 @@ from dimvl.showing import counted, short
 if TYPE_CHECKING:
     from dimvl.data.answers import Answer
     from dimvl.explanation import Explanation
-    from dimvl.image_inputs import Input
     from dimvl.predictor import Predictor
     from dimvl.tasks.answering.statements import StatementRules
 
@@ -111,6 +110,7 @@ def caption(
     block_ngrams: BlockNgrams = None,
     together: Together = False,
     explain: Explain = False,
+    draw: Draw = None,
     videos: Videos = False,
     as_json: AsJson = False,
     device: Device = "auto",
@@ -136,7 +136,7 @@ def caption(
     decoding = given(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty, block_ngrams=block_ngrams)
     if videos and explain:
         raise UserError("--explain is for images, not for --videos; omit one of them")
-    refuse_several(chosen, groups, explain)
+    check_explaining(chosen, groups, explain, draw)
     if videos:
         _caption_videos(chosen, open_model(model, device, threads), decoding, as_json)
         return
@@ -144,16 +144,14 @@ def caption(
     check_inputs(predictor, "caption", groups)
     if together or chosen.is_single(groups):
         [group] = groups
-        image = chosen.single(predictor, groups)
-        explained = predictor.explain(image, None, "caption", **decoding) if explain else None
-        text = predictor.caption(image, **decoding) if explained is None else explained.result
-        print_one({**named(group, together), "caption": text}, text, as_json, explained, text)
+        text, explained = predict_one(predictor, chosen, groups, explain, draw, "caption", **decoding)
+        print_one({**named(group, together), "caption": text}, [text], as_json, explained, text)
         chosen.report()
         return
     with chosen.regions(predictor, groups) as batches:
         for found in batches:
             for (name,), text in zip(found, predictor.caption(list(found.values()), **decoding), strict=True):
-                print_one({"image": name, "caption": text}, f"{name}: {text}", as_json)
+                print_one({"image": name, "caption": text}, [f"{name}: {text}"], as_json)
 
 
 def _caption_videos(chosen: Images, predictor: "Predictor", decoding: dict[str, Any], as_json: bool) -> None:
@@ -169,7 +167,7 @@ def _caption_videos(chosen: Images, predictor: "Predictor", decoding: dict[str, 
             texts = predictor.caption(list(batch.values()), times=times if used else None, **decoding)
             for group, seconds, text in zip(batch, times, texts, strict=True):
                 record = {"video": names[group], "images": group, "times": seconds, "caption": text}
-                print_one(record, f"{names[group]}: {text}", as_json)
+                print_one(record, [f"{names[group]}: {text}"], as_json)
 
 
 def _say_ignored(texts: int) -> None:
@@ -199,6 +197,7 @@ def answer(
     statements: StatementsFile = None,
     top: Annotated[int, typer.Option(min=1, help="Number of answers to print.")] = 1,
     explain: Explain = False,
+    draw: Draw = None,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -223,7 +222,7 @@ def answer(
     """
     chosen, groups = _asked(arguments or [], folder, regions, ids)
     single = chosen.is_single(groups)
-    refuse_several(chosen, groups, explain)
+    check_explaining(chosen, groups, explain, draw)
     if explain and statements:
         raise UserError("--explain is for models that were trained to answer; omit it, or --statements")
     rules, uncovered = _rules(statements, groups)
@@ -234,7 +233,10 @@ def answer(
     if single:
         check_inputs(predictor, verb, groups)
         [[record]] = groups.values()
-        _answer_one(predictor, chosen.single(predictor, groups), record, top, explain, rules, as_json)
+        options = {"top": top} | ({} if rules is None else {"statements": rules})
+        found, explained = predict_one(predictor, chosen, groups, explain, draw, verb, record["question"], **options)
+        shown = [text if top == 1 else f"{text} ({probability:.3f})" for text, probability in found.top]
+        print_one({**record, **_fields(found)}, shown, as_json, explained, found.text)
         return
     timed = sum("times" in record for records in groups.values() for record in records)
     used = timed and predictor.trained.processor.times
@@ -332,26 +334,6 @@ def _asked_in(file: Path, folder: Path | None, regions: Sequence[Path] | None) -
     return chosen, groups
 
 
-def _answer_one(
-    predictor: "Predictor",
-    image: "Input",
-    record: Mapping[str, Any],
-    top: int,
-    explain: bool,
-    rules: "StatementRules | None",
-    as_json: bool,
-) -> None:
-    explanation = predictor.explain(image, record["question"], top=top) if explain else None
-    found = explanation.result if explanation else predictor.answer(image, record["question"], top, statements=rules)
-    if as_json:
-        print(json.dumps({**record, **_fields(found), **(as_fields(explanation) if explanation else {})}))
-        return
-    for text, probability in found.top:
-        print_text(text if top == 1 else f"{text} ({probability:.3f})")
-    if explanation is not None:
-        print_explanation(explanation, found.text)
-
-
 def _fields(answer: "Answer") -> dict[str, Any]:
     return {"answer": answer.text, "probability": answer.probability, "top": answer.top}
 
@@ -372,6 +354,7 @@ def match(
     ids: Ids = None,
     together: Together = False,
     explain: Explain = False,
+    draw: Draw = None,
     as_json: AsJson = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -390,16 +373,14 @@ def match(
     paths, wanted = _texts(arguments or [], text or [], texts)
     chosen = Images(paths, regions, ids)
     groups = chosen.groups(wanted, together)
-    refuse_several(chosen, groups, explain)
+    check_explaining(chosen, groups, explain, draw)
     predictor = open_model(model, device, threads)
     check_inputs(predictor, "match", groups)
     if chosen.is_single(groups):
         [group] = groups
-        image = chosen.single(predictor, groups)
-        explained = predictor.explain(image, wanted[0], "match") if explain else None
-        probability = predictor.match(image, wanted[0]) if explained is None else explained.result
+        probability, explained = predict_one(predictor, chosen, groups, explain, draw, "match", wanted[0])
         record = {**named(group, together), "text": wanted[0], "probability": probability}
-        print_one(record, f"{probability:.3f}", as_json, explained, wanted[0])
+        print_one(record, [f"{probability:.3f}"], as_json, explained, wanted[0])
         return
     as_json = as_json or len(wanted) > 1 or not {*chosen.names} <= {*chosen.named}
     with chosen.regions(predictor, groups, "pairs of image and text") as batches:
@@ -408,7 +389,7 @@ def match(
             probabilities = predictor.match([found[group] for group, _ in pairs], [one for _, one in pairs])
             for (group, one), probability in zip(pairs, probabilities, strict=True):
                 record = {**named(group, together), "text": one, "probability": probability}
-                print_one(record, f"{group[0]}: {probability:.3f}", as_json)
+                print_one(record, [f"{group[0]}: {probability:.3f}"], as_json)
 
 
 def _texts(arguments: Sequence[str], texts: Sequence[str], file: Path | None) -> tuple[list[Path], list[str]]:
@@ -434,12 +415,17 @@ def _texts(arguments: Sequence[str], texts: Sequence[str], file: Path | None) ->
 
 
 def print_one(
-    record: Mapping[str, Any], text: str, as_json: bool, explained: "Explanation | None" = None, shown: str = ""
+    record: Mapping[str, Any],
+    lines: Sequence[str],
+    as_json: bool,
+    explained: "Explanation | None" = None,
+    shown: str = "",
 ) -> None:
-    """Print a result as soon as it is ready, and what `shown` rests on."""
+    """Print a result as soon as it is ready, as JSON or in lines, and what `shown` rests on."""
     if as_json:
         print(json.dumps({**record, **(as_fields(explained) if explained else {})}), flush=True)
         return
-    print_text(text)
+    for line in lines:
+        print_text(line)
     if explained is not None:
         print_explanation(explained, shown)

@@ -40,6 +40,7 @@ def study(
     from dimvl.study.runner import Runner
 
     runner = Runner(grid, settings.output, settings.threads)
+    grid.check_inputs(runner.ended)
     for line in _work(runner, every=dry_run):
         print_text(line, error=not dry_run)
     if dry_run:

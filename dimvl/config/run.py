@@ -1,6 +1,7 @@
 """What the configuration of every run has, whatever its task; a task adds its own keys in its package."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,18 +66,16 @@ class RunConfig(Section):
         """Folder of the tokenised texts."""
         return self.cache or self.output / "texts"
 
-    def check_inputs(self) -> None:
-        """Check that the files and folders to read exist; a run that resumes needs fewer and is not checked.
-
-        Raises:
-            UserError: one or more do not.
-
-        """
+    @property
+    def inputs_read(self) -> list[tuple[str, Path]]:
+        """Keys and paths of the files and folders to read; a run that resumes needs fewer, and none are returned."""
         if (self.output / "run.json").exists():
-            return
-        read = [(key, path) for key, path in _paths(self) if key not in WRITTEN]
-        if absent := [f"{path} does not exist ({key})" for key, path in read if not path.exists()]:
-            raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
+            return []
+        return [(key, path) for key, path in _paths(self) if key not in WRITTEN]
+
+    def check_inputs(self) -> None:
+        """Check that the files and folders to read exist, as `check_exist`."""
+        check_exist(self.inputs_read)
 
     @model_validator(mode="after")
     def _muon_has_whole_matrices(self) -> "RunConfig":
@@ -120,6 +119,23 @@ class EvaluationOptions(Section):
     def settings(self) -> dict[str, Any]:
         """Return the options other than files, which the predictions depend on."""
         return {name: value for name, value in self if not isinstance(value, Path | None)}
+
+
+def check_exist(paths: Iterable[tuple[str, Path]], made: Iterable[Path] = (), place: str = "") -> None:
+    """Check that files and folders, with their keys, exist, but for those in folders that will be `made` first.
+
+    Raises:
+        UserError: one or more do not; it begins with `place`.
+
+    """
+    folders = [Path(os.path.abspath(folder)) for folder in made]
+    absent = [
+        f"{path} does not exist ({key})"
+        for key, path in paths
+        if not path.exists() and not any(Path(os.path.abspath(path)).is_relative_to(folder) for folder in folders)
+    ]
+    if absent:
+        raise UserError(f"{place}{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
 
 
 def _paths(section: Section, place: str = "") -> Iterator[tuple[str, Path]]:

@@ -2,16 +2,16 @@
 
 An example carries the payload of its kind (`Example.target`); `gather` turns the payloads of all examples with one
 objective into tensors. A kind names the head that runs on its rows, so that FLOPs, memory and profiles include it.
+Targets of grounding and of contrastive learning are in `region_targets.py` and `align_targets.py`.
 
-Letters: M targets, R regions, T texts, P prefixes, K classes, A answers, S captions drawn for an image, L words,
-I images that a caption is compared with, or of a group, Q questions.
+Letters: M targets, P prefixes, K classes, A answers, S captions drawn for an image, L words, I images that a caption
+is compared with, Q questions.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -272,8 +272,12 @@ class MatchTargets(Targets):
 
     @classmethod
     def gather(cls, chosen: Chosen, width: int) -> Self:
-        """Collect the payloads `Matches`."""
-        labels = [label for payload in chosen.payloads for label in payload.labels]
+        """Collect the payloads `Matches`; without one, no text matches."""
+        labels = [
+            label
+            for index, payload in zip(chosen.indices, chosen.payloads, strict=True)
+            for label in ([0.0] * len(chosen.examples[index].texts) if payload is None else payload.labels)
+        ]
         return cls(torch.from_numpy(chosen.judged_rows), torch.tensor(labels, dtype=torch.float32))
 
 
@@ -320,9 +324,9 @@ class ChoiceTargets(Targets):
 
 
 class Answers(NamedTuple):
-    """Payload of questions: (number of texts, A) soft scores; None where only the prediction is wanted."""
+    """Payload of questions: (number of texts, A) soft scores."""
 
-    scores: np.ndarray | None
+    scores: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,76 +338,12 @@ class AnswerTargets(Targets):
 
     @classmethod
     def gather(cls, chosen: Chosen, width: int) -> Self:
-        """Collect the payloads `Answers`; `width` is A."""
+        """Collect the payloads `Answers`, none where only the prediction is wanted; `width` is A."""
         scores = [
-            np.zeros((len(chosen.examples[index].texts), width)) if payload.scores is None else payload.scores
+            np.zeros((len(chosen.examples[index].texts), width)) if payload is None else payload.scores
             for index, payload in zip(chosen.indices, chosen.payloads, strict=True)
         ]
         return cls(torch.from_numpy(chosen.last_rows.astype(np.int64)), torch.from_numpy(_stack(scores, width)))
-
-
-class Pointed(NamedTuple):
-    """Payload of phrases: for each text the numbers of the regions of its prefix that are right.
-
-    None are right for a phrase that fits no region. The whole is None where only the prediction is wanted.
-    """
-
-    right: Sequence[np.ndarray] | None
-
-
-@dataclass(frozen=True, eq=False)
-class RegionTargets(Targets):
-    """Phrases, each with a softmax over the regions of its own prefix; S pairs of phrase and region, phrase by phrase.
-
-    Attributes:
-        rows: the rows below.
-        texts: (T,) the last row of each phrase.
-        regions: (R,) rows of the regions of the chosen prefixes, prefix by prefix.
-        pair_texts: (S,) place in `texts` of each pair, ascending.
-        pair_regions: (S,) place in `regions` of each pair.
-        right: (S,) bool, whether the region is one that the phrase refers to.
-
-    """
-
-    texts: Tensor
-    regions: Tensor
-    pair_texts: Tensor
-    pair_regions: Tensor
-    right: Tensor
-    head = "region_head"
-
-    def __len__(self) -> int:
-        """Return the number of phrases T."""
-        return len(self.texts)
-
-    @property
-    def head_rows(self) -> dict[str, int]:
-        """Rows of the head and of its projections."""
-        texts, regions = len(self.texts), len(self.regions)
-        parts = {"text": texts, "region": regions, "alone": regions, "nowhere": texts}
-        return super().head_rows | {f"{self.head}.{name}": rows for name, rows in parts.items()}
-
-    @classmethod
-    def gather(cls, chosen: Chosen, width: int) -> Self:
-        """Collect the payloads `Pointed`."""
-        members = np.array(chosen.indices, dtype=np.int64)
-        counts = chosen.layout.num_regions[members]
-        owners = np.repeat(np.arange(len(members)), lengths([chosen.examples[index].texts for index in chosen.indices]))
-        pairs = counts[owners]  # of each phrase
-        right = np.zeros(int(pairs.sum()), dtype=bool)
-        listed = [ids for payload in chosen.payloads for ids in payload.right or ()]
-        if listed:
-            right[np.repeat(starts_of(pairs), lengths(listed)) + join(listed, np.int64)] = True
-        texts = torch.from_numpy(chosen.last_rows.astype(np.int64))
-        regions = torch.from_numpy(ranges(chosen.layout.region_starts[members], counts).astype(np.int64))
-        return cls(
-            rows=torch.cat([texts, regions]),
-            texts=texts,
-            regions=regions,
-            pair_texts=torch.from_numpy(np.repeat(np.arange(len(pairs)), pairs)),
-            pair_regions=torch.from_numpy(ranges(starts_of(counts)[owners], pairs).astype(np.int64)),
-            right=torch.from_numpy(right),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -411,102 +351,6 @@ class LabelTargets(AnswerTargets):
     """Texts and their images to classify, from the last token of the text: scores (M, K), 1 for a label that fits."""
 
     head = "label_head"
-
-
-class Member(NamedTuple):
-    """Payload of one image of a contrastive group; the examples of a group come one after the other.
-
-    Attributes:
-        first: whether a group starts here.
-        relations: (T,) int8 for each text of the group, in the order of its examples: `OWN`, `OTHER` or `IGNORED`.
-
-    """
-
-    first: bool
-    relations: np.ndarray
-
-
-OWN, OTHER, IGNORED = 1, 0, -1
-"""Relations of an image and a text: a positive pair, a negative, or neither, as of an equal text of another image."""
-
-
-@dataclass(frozen=True, eq=False)
-class AlignTargets(Targets):
-    """Groups of images and texts, each seen alone, to be aligned.
-
-    Attributes:
-        rows: all of the rows below.
-        images: (I,) the [CLS] row of each image.
-        regions: (R,) rows of the regions of these images, image by image.
-        texts: (T,) the last row of each text.
-        words: (L,) rows of the words of these texts, text by text.
-        relations: (sum of I x T over groups,) int8 of each image and each text of its group, image by image.
-        region_counts: regions of each image.
-        word_counts: words of each text.
-        text_counts: texts of each image.
-        groups: numbers of images and of texts of each group.
-
-    """
-
-    images: Tensor
-    regions: Tensor
-    texts: Tensor
-    words: Tensor
-    relations: Tensor
-    region_counts: tuple[int, ...]
-    word_counts: tuple[int, ...]
-    text_counts: tuple[int, ...]
-    groups: tuple[tuple[int, int], ...]
-    head = "align_head"
-
-    def __len__(self) -> int:
-        """Return the number of images I, whose losses an optimiser step averages."""
-        return len(self.images)
-
-    @property
-    def head_rows(self) -> dict[str, int]:
-        """Rows of the head and of its four projections."""
-        kinds = {"image": self.images, "region": self.regions, "text": self.texts, "word": self.words}
-        return super().head_rows | {f"{self.head}.{name}": len(rows) for name, rows in kinds.items()}
-
-    @property
-    def similarities(self) -> int:
-        """Products of images with texts, and of regions with words, within groups."""
-        total, image, text = 0, 0, 0
-        for images, texts in self.groups:
-            regions, words = self.region_counts[image : image + images], self.word_counts[text : text + texts]
-            total += images * texts + sum(regions) * sum(words)
-            image, text = image + images, text + texts
-        return total
-
-    @classmethod
-    def gather(cls, chosen: Chosen, width: int) -> Self:
-        """Collect the payloads `Member`."""
-        layout, members = chosen.layout, np.array(chosen.indices, dtype=np.int64)
-        payloads: list[Member] = chosen.payloads
-        starts = [place for place, payload in enumerate(payloads) if payload.first]
-        bounds = [slice(*ends) for ends in pairwise([*starts, len(payloads)])]
-        text_counts = lengths([chosen.examples[index].texts for index in chosen.indices])
-        regions, words = layout.num_regions[members], layout.text_lengths[chosen.text_numbers] - 1
-        parts = [
-            layout.context_starts[members],
-            ranges(layout.region_starts[members], regions),
-            chosen.last_rows,
-            ranges(layout.text_starts[chosen.text_numbers], words),
-        ]
-        images, region_rows, texts, word_rows = (torch.from_numpy(part.astype(np.int64)) for part in parts)
-        return cls(
-            rows=torch.cat([images, region_rows, texts, word_rows]),
-            images=images,
-            regions=region_rows,
-            texts=texts,
-            words=word_rows,
-            relations=torch.from_numpy(join([payload.relations for payload in payloads], np.int8)),
-            region_counts=tuple(regions.tolist()),
-            word_counts=tuple(words.tolist()),
-            text_counts=tuple(text_counts.tolist()),
-            groups=tuple((len(text_counts[bound]), int(text_counts[bound].sum())) for bound in bounds),
-        )
 
 
 def lengths(items: Sequence[Sequence[object] | np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from dimvl.drawing import Box, draw_heat, draw_regions, png_data_uri
+from dimvl.drawing import Box, draw_heat, draw_regions, heat_of, png_data_uri
 from dimvl.regions.images import load_image
 from dimvl.report.curves import inline_svg, read_losses
 from dimvl.report.page import drawn_curves, number, words, write_page
@@ -187,8 +187,7 @@ def _drawn_question(
 ) -> dict[str, Any]:
     probability = question.answers[0][1] if question.answers else 0.0
     drops = sorted(question.drops, key=lambda pair: -pair[1])
-    # The share of the probability that is lost; its square root, since a tenth would hardly show.
-    heat = {index: min(1.0, max(0.0, drop / max(probability, 1e-6))) ** 0.5 for index, drop in drops}
+    heat = {index: heat_of(drop, probability) for index, drop in drops}
     return {
         "question": question,
         "image": png_data_uri(draw_heat(image, boxes, heat)) if drops else "",

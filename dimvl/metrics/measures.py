@@ -66,6 +66,12 @@ def intervals(items: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return {name: _rounded(interval) for name, interval in known.items() if interval is not None}
 
 
+def mean_scores(means: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each score over the items that have it, from the field `means` of items."""
+    names = dict.fromkeys(name for own in means for name in own)
+    return {name: float(np.mean([own[name] for own in means if name in own])) for name in names}
+
+
 def score_name(place: Place) -> str:
     """Return the name of a score, such as `official / CIDEr`."""
     return " / ".join(place)

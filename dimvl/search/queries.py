@@ -20,7 +20,7 @@ from dimvl.regions.detectors.load import is_no_detector
 from dimvl.regions.store import RegionStore
 from dimvl.search.index import ImageIndex
 from dimvl.showing import short
-from dimvl.tasks.inference import ROW_BUDGET, pair_batches, store_batches
+from dimvl.tasks.inference import ROW_BUDGET, predict_texts, store_batches
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
 from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_images, scales
 from dimvl.trained_model import TrainedModel
@@ -205,12 +205,9 @@ def rerank_images(
     pairs = [(hit, text) for query, hits in zip(queries, found, strict=True) for hit in hits for text in query]
     texts = [text for _, text in pairs]
     images = image_keys(index, store, [hit.place for hit, _ in pairs])
-    logits, shared = torch.zeros(len(texts)), trained.processor.shared_prefix
-    for places, prefixes in pair_batches(
-        trained.without_guard(), store, images, [len(text) + 1 for text in texts], shared
-    ):
-        logits[places] = match_logits(trained, prefixes, [texts[place] for place in places]).cpu()
-    parts = logits.split([len(hits) * len(query) for query, hits in zip(queries, found, strict=True)])
+    known = trained.without_guard()
+    logits = predict_texts(known, store, images, texts, lambda prefixes, own: match_logits(known, prefixes, own).cpu())
+    parts = torch.stack(logits).split([len(hits) * len(query) for query, hits in zip(queries, found, strict=True)])
     return [
         _sorted(trained, hits, own.view(len(hits), len(query)))
         for query, hits, own in zip(queries, found, parts, strict=True)

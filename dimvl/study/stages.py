@@ -8,19 +8,23 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from dimvl.config.run import check_exist
 from dimvl.errors import UserError
 from dimvl.metrics.evaluations import SCORES
 from dimvl.study.config import StudyConfig, Value, Values
 from dimvl.tasks import load_config
 
 COMMANDS = ("pretrain", "finetune", "evaluate")
+READ = ("--regions", "--questions", "--annotations", "--statements", "--captions", "--worlds")
+"""Options of an evaluation that are files or folders."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _DEEPEST = 20
 
@@ -38,6 +42,7 @@ class Stage:
         steps: optimiser steps; 0 for an evaluation.
         rows: rows of all its steps.
         settings: the whole configuration of a training, as JSON.
+        inputs: key or option, and path, of what it reads.
 
     """
 
@@ -49,6 +54,7 @@ class Stage:
     steps: int = 0
     rows: int = 0
     settings: str = ""
+    inputs: tuple[tuple[str, Path], ...] = ()
 
     @property
     def work(self) -> int:
@@ -80,6 +86,18 @@ class Grid(NamedTuple):
 
     stages: Mapping[str, Stage]
     cells: Sequence[Cell]
+
+    def check_inputs(self, ended: Collection[str] = ()) -> None:
+        """Check that what stages read and no other stage writes exists; those that have ended need it no more.
+
+        Raises:
+            UserError: a file or folder does not.
+
+        """
+        made = [stage.output for stage in self.stages.values()]
+        for name, stage in self.stages.items():
+            if name not in ended:
+                check_exist(stage.inputs, made, f"stage {stage.template!r}: ")
 
     def fingerprint(self, name: str) -> str:
         """Digest of a stage's words and configuration, and of those of all stages that it needs."""
@@ -148,7 +166,14 @@ def _stage(template: str, config: StudyConfig, known: Values) -> Stage:
         words += ["--threads", str(config.threads)]
     if words[0] == "evaluate":
         folder = Path(words[words.index("--out") + 1]) if "--out" in words[:-1] else Path(words[1]) / "evaluation"
-        return Stage(name=_name(folder, config.output), template=template, words=tuple(words), output=folder)
+        read = [(option, Path(value)) for option, value in pairwise(words) if option in READ]
+        return Stage(
+            name=_name(folder, config.output),
+            template=template,
+            words=tuple(words),
+            output=folder,
+            inputs=(("the model", Path(words[1])), *read),
+        )
     run = load_config(Path(words[1]), _overrides(words[2:]))
     if run.command != words[0]:
         raise UserError(f"{place}: task of {words[1]} is {run.task!r}, which is for {run.command}; begin with that")
@@ -160,6 +185,7 @@ def _stage(template: str, config: StudyConfig, known: Values) -> Stage:
         steps=run.training.steps,
         rows=run.training.steps * run.training.rows_per_step,
         settings=json.dumps(run.model_dump(mode="json"), sort_keys=True),
+        inputs=tuple(run.inputs_read),
     )
 
 

@@ -1,5 +1,6 @@
 """The cost of an average example for `dimvl plan`: its rows and targets, from the sizes of a run's data."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -103,3 +104,12 @@ def planned_work(
         apart=apart,
         **heads,
     )
+
+
+def average_text(
+    facts: DataFacts, shared_prefix: bool, heads: Callable[[float], Mapping[str, float]]
+) -> AverageExample:
+    """Count one text or, with a shared prefix, all texts of an image; `heads`: number of texts -> rows of each head."""
+    texts = facts.texts.number if shared_prefix else 1.0
+    work = planned_work(facts, texts, shared_prefix, False, **heads(texts))
+    return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)

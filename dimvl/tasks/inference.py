@@ -1,12 +1,16 @@
 """Batches of a region store's images for a trained model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dimvl.callbacks import Progress
+from dimvl.config import EvaluationOptions
 from dimvl.data.annotations import ImageKey
+from dimvl.data.matching import Record, in_store, match_file
 from dimvl.data.prefixes import Prefix, PrefixImages
 from dimvl.data.sampler import in_order
 from dimvl.errors import NotFinitePredictionError, UserError
@@ -22,6 +26,20 @@ def finite(probabilities: Tensor) -> Tensor:
     if not probabilities.isfinite().all():
         raise NotFinitePredictionError
     return probabilities
+
+
+def records_in_store(
+    path: Path, records: Sequence[Record], trained: TrainedModel, store: RegionStore, options: EvaluationOptions
+) -> tuple[list[Record], int]:
+    """Return the records of a file on images of the store, and the number of the others.
+
+    Raises:
+        UserError: the file does not fit the store, or it has others and `options.missing` does not skip them.
+
+    """
+    match = match_file(path, records, store, trained.processor, options.match, "--match ")
+    match.check(store, options.missing, "--skip-missing")
+    return list(in_store(records, match)), match.texts_missing
 
 
 def store_batches(
@@ -74,3 +92,36 @@ def pair_batches(
     for chosen, prefixes in store_batches(trained, store, [images[group[0]] for group in grouped], rows):
         pairs = [(place, prefix) for prefix, one in zip(prefixes, chosen, strict=True) for place in grouped[one]]
         yield [place for place, _ in pairs], [prefix for _, prefix in pairs]
+
+
+def predict_texts(
+    trained: TrainedModel,
+    store: RegionStore,
+    images: Sequence[ImageKey],
+    texts: Sequence[Any],
+    apply: Callable[[list[Prefix], list[Any]], Iterable[Any]],
+    progress: Progress | None = None,
+) -> list[Any]:
+    """Predict something for each pair of images and a text, in their order.
+
+    If the model's prefixes do not depend on the text, images are computed once for all their texts.
+
+    Args:
+        trained: the model.
+        store: regions of the images.
+        images: image or images of each pair, as in records.
+        texts: a tokenised text of each pair, whose length is about the rows that it adds to a prefix.
+        apply: from prefixes and texts of a batch to what is predicted for each.
+        progress: called with (predictions made, predictions in total).
+
+    Raises:
+        UserError: as `store_batches`.
+
+    """
+    found: dict[int, Any] = {}
+    rows = [len(text) + 1 for text in texts]
+    for places, prefixes in pair_batches(trained, store, images, rows, trained.processor.shared_prefix):
+        found |= zip(places, apply(prefixes, [texts[place] for place in places]), strict=True)
+        if progress is not None:
+            progress(len(found), len(texts))
+    return [found[place] for place in range(len(texts))]

@@ -58,11 +58,13 @@ STUDY: dict[str, Any] = {
 
 
 def write_study(folder: Path, **changes: Any) -> Path:
-    """A study and the configurations of its trainings."""
+    """A study, the configurations of its trainings, and what they read."""
     training = {"steps": 1, "rows_per_step": 100, "rows_per_micro_batch": 100, "learning_rate": 0.001}
     common = {"output": "run", "regions": "regions", "training": training}
     for name, own in {"pretrain": {"captions": "c.json"}, "vqa": {"questions": "q.json"}}.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **own}))
+    for name in ("regions", "c.json", "q.json", "questions.json"):
+        (folder / name).touch()
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**STUDY, **changes}, width=1000, sort_keys=False))
     return path

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,22 @@ def test_a_dry_run_lists_the_work_and_does_none(study: Any, tmp_path: Path) -> N
     make_runner(tmp_path / "study.yaml").run(2)
     assert make_runner(tmp_path / "study.yaml", "seeds=[0,1]").seconds_left()[1], "one stage of each kind has ended"
     assert "9 of 18 stages to run" in study("seeds=[0,1]", "--dry-run").out
+
+
+def test_data_that_no_stage_writes_must_exist_unless_the_stages_that_read_it_have_ended(
+    study: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert study().code == 0 and calls(tmp_path)
+    again = partial(call, monkeypatch, capfd, "study", tmp_path / "study.yaml")
+    for name, message in {
+        "regions": "error: stage 'answer': regions does not exist (regions); correct the path, relative to",
+        "questions.json": "error: stage 'score': questions.json does not exist (--questions); correct the path",
+    }.items():
+        (tmp_path / name).unlink()
+        for words in ((), ("--dry-run",)):
+            refused(again("seeds=[1]", *words), message)
+        assert again().code == 0 and calls(tmp_path) == []
+        (tmp_path / name).touch()
 
 
 def test_what_is_wrong_is_one_sentence(study: Any, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from dimvl.data.examples import collate
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.text_store import LabelledText, text_store
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.answering.training import QuestionSource, VqaModule, answer_logits, question_example
+from dimvl.tasks.answering.training import OBJECTIVE, QuestionSource, VqaModule, answer_logits
+from dimvl.tasks.texts import text_example
 from tests.factories import make_model, make_processor, make_store
 from tests.tiny_runs import all_costs
 
@@ -43,7 +44,7 @@ def test_questions_on_a_shared_prefix_get_the_same_answers_as_alone(tmp_path):
         example = questions.build(0, index)
         for text in example.texts:
             words = text.token_ids[:-1]
-            alone.append(question_example("", example.prefix, [words], questions.processor.tokenizer, True))
+            alone.append(text_example("", OBJECTIVE, example.prefix, [words], questions.processor.tokenizer, True))
     model = task(questions.processor)
     # fp32: sums run in another order
     torch.testing.assert_close(
@@ -87,7 +88,7 @@ def test_only_a_shared_prefix_does_not_see_the_question(tmp_path):
         prefix, tokenizer = questions.build(0, 0).prefix, questions.processor.tokenizer
         batches = [
             collate(
-                [question_example("", prefix, [np.array(tokenizer.encode(text))], tokenizer, shared_prefix)],
+                [text_example("", OBJECTIVE, prefix, [np.array(tokenizer.encode(text))], tokenizer, shared_prefix)],
                 model.shape,
             )
             for text in ("a small red circle", "a large blue square")

@@ -14,13 +14,14 @@ import yaml
 from dimvl.data.annotations import LabelledItem
 from dimvl.data.prefixes import PrefixImages
 from dimvl.errors import UserError
+from dimvl.metrics.measures import mean_scores
 from dimvl.predictor import Predictor
 from dimvl.regions.extract import extract
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks import CONFIGS, task_of
 from dimvl.tasks.classification.prediction import chosen_labels, label_probabilities, tokenise
-from dimvl.tasks.classification.scores import item_means, mean_scores
+from dimvl.tasks.classification.scores import item_means
 from dimvl.training.build import build_task
 from tests.cli.calls import call, refused
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run

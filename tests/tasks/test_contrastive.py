@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from dimvl.data.align_targets import IGNORED, OTHER, OWN, AlignTargets
 from dimvl.data.examples import collate
-from dimvl.data.targets import IGNORED, OTHER, OWN, AlignTargets
 from dimvl.errors import UserError
 from dimvl.objectives import contrastive_losses, token_similarities
 from dimvl.tasks.captioning.config import Seq2seqConfig

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from dimvl.data.annotations import Phrase, read_phrases
 from dimvl.data.examples import collate
 from dimvl.data.prefixes import PrefixImages
+from dimvl.data.region_targets import Pointed
 from dimvl.errors import UserError
 from dimvl.evaluation import evaluate
 from dimvl.export import export
@@ -17,7 +18,8 @@ from dimvl.predictor import Predictor
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.grounding.matching import covered
 from dimvl.tasks.grounding.prediction import means, region_probabilities, summary
-from dimvl.tasks.grounding.training import OBJECTIVE, GroundModule, phrase_example
+from dimvl.tasks.grounding.training import OBJECTIVE, GroundModule
+from dimvl.tasks.texts import text_example
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests import typed_predictor
@@ -67,7 +69,10 @@ def examples(store, processor, shared, nowhere=False):
     for prefix in processor.reader(store).prefixes(PrefixImages.find(store, [(("1",), ()), (("3",), ())])):
         right = [np.array([0, 2]), np.array([1]), np.array([], int) if nowhere else np.array([len(prefix.boxes) - 1])]
         every = [(words, right)] if shared else [([one], [own]) for one, own in zip(words, right, strict=True)]
-        made += [phrase_example("", prefix, texts, processor.tokenizer, shared, own) for texts, own in every]
+        made += [
+            text_example("", OBJECTIVE, prefix, texts, processor.tokenizer, shared, Pointed(own))
+            for texts, own in every
+        ]
     return made
 
 
@@ -115,7 +120,7 @@ def test_an_image_without_regions_and_a_phrase_that_fits_none_give_finite_gradie
     module = GroundModule(make_model(vocabulary=len(processor.tokenizer), grounded=2), processor)
     nothing = [np.array([], int)]
     made = [
-        phrase_example("", prefix, [np.array([7])], processor.tokenizer, False, nothing)
+        text_example("", OBJECTIVE, prefix, [np.array([7])], processor.tokenizer, False, Pointed(nothing))
         for prefix in processor.reader(store).prefixes(PrefixImages.find(store, [(("1",), ()), (("2",), ())]))
     ]
     gradients = torch.autograd.grad(

@@ -13,6 +13,7 @@ import torch
 from dimvl.data.annotations import Choice, read_choices
 from dimvl.data.examples import collate
 from dimvl.errors import UserError
+from dimvl.metrics.measures import mean_scores
 from dimvl.objectives import choice_loss
 from dimvl.planning.data import DataOverrides, gather
 from dimvl.predictor import Predictor
@@ -21,7 +22,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks import CONFIGS, task_of
 from dimvl.tasks.multiple_choice.config import ChooseEvaluation
-from dimvl.tasks.multiple_choice.prediction import CHOOSE, evaluate_choices, means, scores_of_each
+from dimvl.tasks.multiple_choice.prediction import CHOOSE, evaluate_choices, scores_of_each
 from dimvl.tasks.multiple_choice.training import OBJECTIVE
 from dimvl.trained_model import TrainedModel
 from dimvl.training.build import build_task
@@ -218,7 +219,11 @@ def test_both_parts_of_vcr_and_their_product_are_scored_by_hand() -> None:
     each = scores_of_each(choices, [1, 3, 2, 2, 0, 3, 0])
     assert each[1] == {} and each[2] == {"qa_r": 1, "q_ar": 1}
     assert each[4] == {"qa_r": 1, "q_ar": 0} and each[6] == {"qa_r": 0, "q_ar": 0}
-    assert means(each) == {"q_a": pytest.approx(2 / 3), "qa_r": pytest.approx(2 / 3), "q_ar": pytest.approx(1 / 3)}
+    assert mean_scores(each) == {
+        "q_a": pytest.approx(2 / 3),
+        "qa_r": pytest.approx(2 / 3),
+        "q_ar": pytest.approx(1 / 3),
+    }
 
 
 def test_submissions_are_those_of_the_authors(tmp_path: Path) -> None:

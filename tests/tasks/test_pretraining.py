@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dimvl.data.examples import collate
-from dimvl.data.targets import Answers
 from dimvl.data.text_store import TextStore
 from dimvl.objectives import (
     mask_tokens,
@@ -271,7 +270,7 @@ def test_each_question_occurs_once_and_has_the_logits_that_it_has_alone(data, sh
         rows = len(example.prefix.features) + len(example.prefix.context)
         assert rows + sum(len(text.token_ids) for text in example.texts) <= cost
         for text in example.texts:
-            one = replace(example, texts=[text], target=Answers(None))
+            one = replace(example, texts=[text], target=None)
             alone.append(answer_logits(task.model, collate([one], task.shape)))
     texts = [text.token_ids[:-1].tolist() for example in examples for text in example.texts]
     assert texts == [source.texts.tokens(number).tolist() for number in range(len(source.texts))]

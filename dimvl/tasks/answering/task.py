@@ -25,7 +25,7 @@ from dimvl.tasks.answering.prediction import ANSWER, AccuracyValidator, evaluate
 from dimvl.tasks.answering.training import QuestionSource, VqaModule
 from dimvl.tasks.answering.zero_shot import ZERO_SHOT
 from dimvl.tasks.base import ImageSource, TaskModule
-from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.costs import AverageExample, DataFacts, average_text
 from dimvl.tasks.task import Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
@@ -144,9 +144,7 @@ class Answering(Task[VqaConfig]):
 
     def average_example(self, config: VqaConfig, facts: DataFacts) -> AverageExample:
         """Count one question, or all questions of an image on its shared prefix."""
-        texts = facts.texts.number if config.shared_prefix else 1.0
-        work = planned_work(facts, texts, config.shared_prefix, answer_head=texts)
-        return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
+        return average_text(facts, config.shared_prefix, lambda texts: {"answer_head": texts})
 
     def planned_answers(self, config: VqaConfig) -> tuple[int, str]:
         """Return the number of answers of the run, the configuration or its answer list."""

@@ -33,7 +33,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.showing import short
 from dimvl.tasks.answering.statements import Asked, Statement, StatementRules, read_statements
 from dimvl.tasks.base import plain_text
-from dimvl.tasks.inference import finite, pair_batches
+from dimvl.tasks.inference import finite, predict_texts
 from dimvl.tasks.pretraining.matching import match_logits
 from dimvl.tasks.task import Ability
 from dimvl.trained_model import TrainedModel
@@ -155,15 +155,15 @@ def answer_by_statements(
             f"{rules.source} covers none of the {len(questions):,} questions, such as {short(questions[0].text)}; "
             "write rules for them"
         )
-    result: dict[Id, str] = {}
-    images, rows = [questions[place].images for place in covered], [len(asked[place]) for place in covered]
-    for chosen, prefixes in pair_batches(trained, store, images, rows, trained.processor.shared_prefix):
-        places = [covered[one] for one in chosen]
-        found = _ranked(trained, prefixes, [asked[place] for place in places])
-        result |= {questions[place].question_id: one[0][0] for place, one in zip(places, found, strict=True)}
-        if progress is not None:
-            progress(len(result), len(covered))
-    return result
+    found = predict_texts(
+        trained,
+        store,
+        [questions[place].images for place in covered],
+        [asked[place] for place in covered],
+        lambda prefixes, own: _ranked(trained, prefixes, own),
+        progress,
+    )
+    return {questions[place].question_id: ranked[0][0] for place, ranked in zip(covered, found, strict=True)}
 
 
 def _match_scores(trained: TrainedModel, prefixes: Sequence[Prefix], asked: Sequence[_Prepared]) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,21 @@ from torch import Tensor
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import LabelledItem, describe_file, read_items
 from dimvl.data.annotations.items import GQA, NLVR, NLVR2
-from dimvl.data.matching import in_store, match_file
-from dimvl.data.prefixes import Prefix, PrefixImages
+from dimvl.data.prefixes import Prefix
 from dimvl.data.processor import Processor
 from dimvl.errors import UserError
+from dimvl.metrics.measures import mean_scores
 from dimvl.metrics.predictions import official_images
 from dimvl.regions.store import RegionStore
 from dimvl.showing import counted, short, some
-from dimvl.tasks.answering.training import question_example
 from dimvl.tasks.base import NOTHING, TaskModule
 from dimvl.tasks.classification.config import ClassifyConfig, ClassifyEvaluation
-from dimvl.tasks.classification.scores import item_means, mean_scores
-from dimvl.tasks.classification.training import OBJECTIVE, label_logits, label_spec
-from dimvl.tasks.inference import finite, pair_batches
-from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator, by_probability
-from dimvl.tasks.validating import matched, sample, subset
+from dimvl.tasks.classification.scores import item_means
+from dimvl.tasks.classification.training import label_logits, label_spec
+from dimvl.tasks.inference import finite, predict_texts, records_in_store
+from dimvl.tasks.task import Ability, Evaluation, ValidationScore, by_probability
+from dimvl.tasks.texts import text_batch
+from dimvl.tasks.validating import TextValidator
 from dimvl.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -51,16 +52,12 @@ def tokenise(trained: TrainedModel, texts: Sequence[str], **options: Any) -> lis
 
 @torch.inference_mode()
 def label_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
-    """Return the probability of each label for one text per prefix, (M, K); rows sum to 1 unless several labels fit.
+    """Return the probability of each label for one text per prefix, (M, K), as `text_batch`.
 
-    If the model's prefixes do not depend on the text, consecutive equal prefixes (the same object) are computed once.
+    Rows sum to 1 unless several labels fit.
     """
     processor = trained.processor
-    examples = [
-        question_example("item", prefix, texts, processor.tokenizer, processor.shared_prefix, objective=OBJECTIVE)
-        for prefix, texts in trained.by_prefix(prefixes, words)
-    ]
-    logits = label_logits(trained.model, trained.batch(examples, label_spec(processor))).float()
+    logits = label_logits(trained.model, text_batch(trained, prefixes, words, label_spec(processor))).float()
     return finite((logits.sigmoid() if processor.several_labels else logits.softmax(dim=1)).cpu())
 
 
@@ -138,24 +135,17 @@ def evaluate_items(
     """Classify the items of a file and score them where they have labels.
 
     Raises:
-        UserError: as `read_items`, `match_file` and `check_labels`; or the model was not trained to classify.
+        UserError: as `read_items`, `records_in_store` and `check_labels`; or the model was not trained to classify.
 
     """
     CLASSIFY.check(trained)
     processor = trained.processor
     form, read = read_items(options.items, options.choices)
-    match = match_file(options.items, read, store, processor, options.match, "--match ")
-    match.check(store, options.missing, "--skip-missing")
-    items = list(in_store(read, match))
+    items, missing = records_in_store(options.items, read, trained, store, options)
     unknown = check_labels(options.items, items, processor)
-    probabilities, done = torch.zeros(len(items), len(processor.labels)), 0
-    words = tokenise(trained, [item.text for item in items])
-    rows = [len(text) + 1 for text in words]
-    for places, prefixes in pair_batches(trained, store, [i.images for i in items], rows, processor.shared_prefix):
-        probabilities[places] = label_probabilities(trained, prefixes, [words[place] for place in places])
-        done += len(places)
-        if progress is not None:
-            progress(done, len(items))
+    words, apply = tokenise(trained, [item.text for item in items]), partial(label_probabilities, trained)
+    found = predict_texts(trained, store, [item.images for item in items], words, apply, progress)
+    probabilities = torch.stack(found)
     predicted = chosen_labels(processor, probabilities)
     means = item_means(items, predicted, processor.several_labels)
     scores: dict[str, Any] = {}
@@ -171,7 +161,7 @@ def evaluate_items(
         ],
         scores=scores,
         left_out={
-            "image not in the store": match.texts_missing,
+            "image not in the store": missing,
             "item without a label to compare with": unlabelled if scores else 0,
         },
         submissions={"submission.csv": _csv(items, predicted)} if form in (NLVR, NLVR2) else {},
@@ -207,43 +197,38 @@ def _readable(
     return found | ({} if item.labels is None else {"labels": item.labels}) | ({"means": means} if means else {})
 
 
-class LabelValidator(Validator):
+class LabelValidator(TextValidator[LabelledItem]):
     """Accuracy of the most probable label, or F1 where several may fit."""
 
     def __init__(self, config: ClassifyConfig, module: TaskModule, store: RegionStore) -> None:
         section = config.validation
         assert section is not None
-        every = matched(read_items(section.items).items, section.items, config, store)
-        self.items = [every[place] for place in subset(len(every), section)]
-        self.trained = TrainedModel(module.model, module.processor, section.items)
-        check_labels(section.items, self.items, module.processor)
-        if all(item.labels is None for item in self.items):
+        super().__init__(config, module, store, section.items, read_items(section.items).items)
+        check_labels(section.items, self.records, module.processor)
+        if all(item.labels is None for item in self.records):
             raise UserError(f"no item of {section.items} has a label to compare with; give labelled items")
-        self.words = tokenise(self.trained, [item.text for item in self.items])
-        self.reader = module.processor.reader(store)
-        self.images = PrefixImages.find(store, [item.images for item in self.items])
-        self.costs = self.reader.rows(self.images) + np.array([len(text) + 1 for text in self.words])
-        self.shown = sample(len(self.items), section)
 
-    def run(self, items: np.ndarray) -> tuple[list[tuple[str, ...]], list[list[tuple[str, float]]]]:
+    def tokenise(self) -> list[np.ndarray]:
+        """Return the token ids (T,) of each text, which may be empty."""
+        return tokenise(self.trained, [item.text for item in self.records])
+
+    def predict(self, prefixes: Sequence[Prefix], texts: Sequence[np.ndarray]) -> list[Any]:
         """Return the predicted labels of each item, and the most probable ones."""
-        prefixes = self.reader.prefixes(self.images[items])
-        found = label_probabilities(self.trained, prefixes, [self.words[item] for item in items])
-        return chosen_labels(self.trained.processor, found), [best_labels(self.trained, row, TOP) for row in found]
+        found = label_probabilities(self.trained, prefixes, texts)
+        chosen = chosen_labels(self.trained.processor, found)
+        return [(own, best_labels(self.trained, row, TOP)) for own, row in zip(chosen, found, strict=True)]
 
-    def result(self, parts: Sequence[tuple[np.ndarray, Any]]) -> ValidationScore:
+    def score(self, found: Sequence[Any]) -> ValidationScore:
         """Score the predicted labels of all items."""
         several = self.trained.processor.several_labels
-        found = {int(item): one for items, value in parts for item, *one in zip(items, *value, strict=True)}
-        predicted = [tuple(found[place][0]) for place in range(len(self.items))]
-        scores = mean_scores(item_means(self.items, predicted, several))
+        scores = mean_scores(item_means(self.records, [predicted for predicted, _ in found], several))
         predictions = [
             {
-                "text_id": self.items[place].item_id,
-                "image_id": ", ".join(self.items[place].image_ids),
-                "text": self.items[place].text,
+                "text_id": self.records[place].item_id,
+                "image_id": ", ".join(self.records[place].image_ids),
+                "text": self.records[place].text,
                 "labels": [[name, round(value, 4)] for name, value in found[place][1]],
-                "truth": list(self.items[place].labels or ()),
+                "truth": list(self.records[place].labels or ()),
             }
             for place in self.shown
         ]

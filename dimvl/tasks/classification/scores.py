@@ -8,7 +8,7 @@
   where nothing is predicted and nothing true.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from dimvl.data.annotations import LabelledItem
 
@@ -42,15 +42,6 @@ def item_means(
     for group in groups.values():  # one value for each sentence, at its first item
         means[group[0]]["consistency"] = float(all(right[place] for place in group))
     return means
-
-
-def mean_scores(means: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each score over the items that have it."""
-    values: dict[str, list[float]] = {}
-    for own in means:
-        for name, value in own.items():
-            values.setdefault(name, []).append(value)
-    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def _own(item: LabelledItem, predicted: Sequence[str], correct: bool, several: bool) -> dict[str, float]:

@@ -22,7 +22,7 @@ from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.classification.config import ClassifyConfig, ClassifyEvaluation
 from dimvl.tasks.classification.prediction import CLASSIFY, LabelValidator, check_numbers, evaluate_items
 from dimvl.tasks.classification.training import ClassifyModule, label_spec
-from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.costs import AverageExample, DataFacts, average_text
 from dimvl.tasks.task import Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
@@ -133,9 +133,7 @@ class Classification(Task[ClassifyConfig]):
 
     def average_example(self, config: ClassifyConfig, facts: DataFacts) -> AverageExample:
         """Count one text, or all texts of an image on its shared prefix."""
-        texts = facts.texts.number if config.shared_prefix else 1.0
-        work = planned_work(facts, texts, config.shared_prefix, label_head=texts)
-        return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
+        return average_text(facts, config.shared_prefix, lambda texts: {"label_head": texts})
 
     def planned_answers(self, config: ClassifyConfig) -> tuple[int, str]:
         """Return the number of labels of the run or of the list, or assume two."""

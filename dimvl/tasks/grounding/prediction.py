@@ -14,8 +14,7 @@ import torch
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Phrase, describe_file, read_phrases
-from dimvl.data.matching import in_store, match_file
-from dimvl.data.prefixes import Prefix, PrefixImages
+from dimvl.data.prefixes import Prefix
 from dimvl.errors import UserError
 from dimvl.metrics.predictions import official_images
 from dimvl.regions.geometry import fractions_to_pixels
@@ -23,10 +22,11 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.grounding.config import GroundConfig, GroundEvaluation
 from dimvl.tasks.grounding.matching import Covered, covered, is_right
-from dimvl.tasks.grounding.training import SPECS, phrase_example, region_scores
-from dimvl.tasks.inference import finite, pair_batches
-from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator, by_probability
-from dimvl.tasks.validating import matched, sample, subset
+from dimvl.tasks.grounding.training import SPECS, region_scores
+from dimvl.tasks.inference import finite, predict_texts, records_in_store
+from dimvl.tasks.task import Ability, Evaluation, ValidationScore, by_probability
+from dimvl.tasks.texts import text_batch
+from dimvl.tasks.validating import TextValidator
 from dimvl.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -40,14 +40,9 @@ def region_probabilities(
     """Return the probability of each region of a prefix for its phrase, (R,) float32 each.
 
     A model that was trained with phrases that fit no region has the probability of that as one more, the last.
-    If the model's prefixes do not depend on the phrase, consecutive equal prefixes (the same object) are computed once.
+    Prefixes are computed as in `text_batch`.
     """
-    processor = trained.processor
-    examples = [
-        phrase_example("phrase", prefix, texts, processor.tokenizer, processor.shared_prefix)
-        for prefix, texts in trained.by_prefix(prefixes, words)
-    ]
-    scores, _ = region_scores(trained.model, trained.batch(examples, SPECS))
+    scores, _ = region_scores(trained.model, text_batch(trained, prefixes, words, SPECS))
     parts = scores.pairs.split([len(prefix.features) for prefix in prefixes])
     if scores.nowhere is not None:
         parts = [torch.cat([part, last[None]]) for part, last in zip(parts, scores.nowhere, strict=True)]
@@ -103,35 +98,32 @@ def evaluate_phrases(
     """Find the phrases of a file and score what is found, overall, by split, and for phrases with one box.
 
     Raises:
-        UserError: as `read_phrases`, `match_file`, `covered` and `pair_batches`; or a phrase without a box that the
-            model has no class for.
+        UserError: as `read_phrases`, `records_in_store`, `covered` and `predict_texts`; or a phrase without a box that
+            the model has no class for.
 
     """
     GROUND.check(trained)
     read = read_phrases(options.phrases, options.images, options.split)
-    match = match_file(options.phrases, read, store, trained.processor, options.match, "--match ")
-    match.check(store, options.missing, "--skip-missing")
-    phrases = list(in_store(read, match))
+    phrases, missing = records_in_store(options.phrases, read, trained, store, options)
     check_nowhere(phrases, trained, options.phrases)
     facts = covered(phrases, store, trained.processor.max_regions)
-    words = trained.tokenise([phrase.text for phrase in phrases])
     sizes = store.sizes(store.positions(phrase.image_id for phrase in phrases)).tolist()
-    items: dict[int, dict[str, Any]] = {}
-    images, rows = [phrase.images for phrase in phrases], [len(text) + 1 for text in words]
-    for chosen, prefixes in pair_batches(trained, store, images, rows, trained.processor.shared_prefix):
-        found = region_probabilities(trained, prefixes, [words[place] for place in chosen])
-        for place, prefix, each in zip(chosen, prefixes, found, strict=True):
-            box = found_boxes(each, prefix)
-            size = phrases[place].size or sizes[place]
-            items[place] = _item(phrases[place], facts[place], box, float(each.max(initial=0)), size)
-        if progress is not None:
-            progress(len(items), len(phrases))
-    ordered = [items[place] for place in range(len(phrases))]
-    scores = {"task": "ground", "data": describe_file(options.phrases), **summary([item["means"] for item in ordered])}
-    predictions = [{name: item[name] for name in ("id", "image_id", "phrase", "box")} for item in ordered]
+    words = trained.tokenise([phrase.text for phrase in phrases])
+
+    def boxes(prefixes: Sequence[Prefix], own: Sequence[np.ndarray]) -> list[tuple[np.ndarray, float]]:
+        found = zip(region_probabilities(trained, prefixes, own), prefixes, strict=True)
+        return [(found_boxes(each, prefix), float(each.max(initial=0))) for each, prefix in found]
+
+    found = predict_texts(trained, store, [phrase.images for phrase in phrases], words, boxes, progress)
+    items = [
+        _item(phrase, fact, box, probability, phrase.size or size)
+        for phrase, fact, (box, probability), size in zip(phrases, facts, found, sizes, strict=True)
+    ]
+    scores = {"task": "ground", "data": describe_file(options.phrases), **summary([item["means"] for item in items])}
+    predictions = [{name: item[name] for name in ("id", "image_id", "phrase", "box")} for item in items]
     logger.info("the regions allow at most %.2f", scores["upper_bound"])
-    left_out = {"image not in the store": match.texts_missing}
-    return Evaluation(predictions=predictions, items=ordered, scores=scores, left_out=left_out)
+    left_out = {"image not in the store": missing}
+    return Evaluation(predictions=predictions, items=items, scores=scores, left_out=left_out)
 
 
 def _item(phrase: Phrase, fact: Covered, box: np.ndarray, probability: float, size: Sequence[int]) -> dict[str, Any]:
@@ -176,40 +168,30 @@ def summary(every: Sequence[Mapping[str, Any]]) -> Scores:
     return result
 
 
-class GroundingValidator(Validator):
+class GroundingValidator(TextValidator[Phrase]):
     """Accuracy of the most probable region."""
 
     def __init__(self, config: GroundConfig, module: TaskModule, store: RegionStore) -> None:
         section = config.validation
         assert section is not None
         read = read_phrases(section.phrases, section.images, section.split)
-        every = matched(read, section.phrases, config, store)
-        self.phrases = [every[place] for place in subset(len(every), section)]
-        self.trained = TrainedModel(module.model, module.processor, section.phrases)
-        check_nowhere(self.phrases, self.trained, section.phrases)
-        self.facts = covered(self.phrases, store, module.processor.max_regions)
-        self.words = self.trained.tokenise([phrase.text for phrase in self.phrases])
-        self.reader = module.processor.reader(store)
-        self.images = PrefixImages.find(store, [phrase.images for phrase in self.phrases])
-        self.costs = self.reader.rows(self.images) + np.array([len(text) + 1 for text in self.words])
-        self.shown = sample(len(self.phrases), section)
+        super().__init__(config, module, store, section.phrases, read)
+        check_nowhere(self.records, self.trained, section.phrases)
+        self.facts = covered(self.records, store, module.processor.max_regions)
 
-    def run(self, items: np.ndarray) -> list[list[list[float]]]:
+    def predict(self, prefixes: Sequence[Prefix], texts: Sequence[np.ndarray]) -> list[list[list[float]]]:
         """Return the box found for each phrase, as fractions."""
-        prefixes = self.reader.prefixes(self.images[items])
-        found = region_probabilities(self.trained, prefixes, [self.words[item] for item in items])
+        found = region_probabilities(self.trained, prefixes, texts)
         return [found_boxes(each, prefix).tolist() for each, prefix in zip(found, prefixes, strict=True)]
 
-    def result(self, parts: Sequence[tuple[np.ndarray, Any]]) -> ValidationScore:
+    def score(self, found: Sequence[Sequence[Sequence[float]]]) -> ValidationScore:
         """Score the boxes."""
-        found = {int(item): box for items, boxes in parts for item, box in zip(items, boxes, strict=True)}
-        boxes = {item: np.array(box, np.float32).reshape(-1, 4) for item, box in found.items()}
-        scored = [means(phrase, self.facts[item], boxes[item]) for item, phrase in enumerate(self.phrases)]
-        scores = summary(scored)
+        boxes = [np.array(box, np.float32).reshape(-1, 4) for box in found]
+        scores = summary([means(*one) for one in zip(self.records, self.facts, boxes, strict=True)])
         predictions = [
             {
-                "image_id": self.phrases[item].image_id,
-                "phrase": self.phrases[item].text,
+                "image_id": self.records[item].image_id,
+                "phrase": self.records[item].text,
                 "box": [round(side, 3) for side in boxes[item][0].tolist()] if len(boxes[item]) else None,
                 "truth": self.facts[item].boxes.round(3).tolist(),
             }

@@ -18,7 +18,7 @@ from dimvl.files import read_json, write_json
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
-from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.costs import AverageExample, DataFacts, average_text
 from dimvl.tasks.grounding.config import GroundConfig, GroundEvaluation
 from dimvl.tasks.grounding.matching import covered
 from dimvl.tasks.grounding.prediction import GROUND, GroundingValidator, evaluate_phrases
@@ -123,8 +123,10 @@ class Grounding(Task[GroundConfig]):
 
     def average_example(self, config: GroundConfig, facts: DataFacts) -> AverageExample:
         """Count one phrase, or all phrases of an image on its shared prefix."""
-        texts, regions = facts.texts.number if config.shared_prefix else 1.0, facts.regions
-        heads = {"region_head": texts + regions, "region_head.text": texts, "region_head.region": regions}
-        heads |= {"region_head.alone": regions, "region_head.nowhere": texts}
-        work = planned_work(facts, texts, config.shared_prefix, False, **heads)
-        return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
+        regions = facts.regions
+
+        def heads(texts: float) -> dict[str, float]:
+            parts = {"": texts + regions, ".text": texts, ".region": regions, ".alone": regions, ".nowhere": texts}
+            return {f"region_head{part}": rows for part, rows in parts.items()}
+
+        return average_text(facts, config.shared_prefix, heads)

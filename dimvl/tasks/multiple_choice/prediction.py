@@ -8,8 +8,9 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,18 @@ from dimvl.callbacks import Progress
 from dimvl.data.annotations import Choice, describe_file, read_choices
 from dimvl.data.annotations.choices import Choices
 from dimvl.data.answers import Chosen
-from dimvl.data.matching import in_store, match_file
-from dimvl.data.prefixes import Prefix, PrefixImages
+from dimvl.data.prefixes import Prefix
 from dimvl.errors import UserError
 from dimvl.fields import check_candidates
+from dimvl.metrics.measures import mean_scores
 from dimvl.metrics.predictions import official_images
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import TaskModule
-from dimvl.tasks.inference import pair_batches
+from dimvl.tasks.inference import predict_texts, records_in_store
 from dimvl.tasks.multiple_choice.config import ChooseConfig, ChooseEvaluation
 from dimvl.tasks.pretraining.matching import match_logits
-from dimvl.tasks.task import Ability, Evaluation, ValidationScore, Validator, by_probability
-from dimvl.tasks.validating import matched, sample, subset
+from dimvl.tasks.task import Ability, Evaluation, ValidationScore, by_probability
+from dimvl.tasks.validating import TextValidator
 from dimvl.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -133,27 +134,6 @@ CHOOSE = Ability(
 )
 
 
-def choose_in_store(
-    trained: TrainedModel, store: RegionStore, choices: Sequence[Choice], progress: Progress | None = None
-) -> list[np.ndarray]:
-    """Return the probabilities (K,) of each question's candidates.
-
-    Raises:
-        UserError: no questions, an image that the store lacks, or a store of another extractor.
-
-    """
-    CHOOSE.check(trained)
-    found: dict[int, np.ndarray] = {}
-    asked = tokenise(trained, choices)
-    images, rows = [choice.images for choice in choices], [len(one) for one in asked]
-    for places, prefixes in pair_batches(trained, store, images, rows, trained.processor.shared_prefix):
-        own = probabilities(trained, prefixes, [asked[place] for place in places])
-        found |= {place: values.numpy() for place, values in zip(places, own, strict=True)}
-        if progress is not None:
-            progress(len(found), len(choices))
-    return [found[place] for place in range(len(choices))]
-
-
 def scores_of_each(choices: Sequence[Choice], places: Sequence[int]) -> list[dict[str, float]]:
     """Return what each question counts for, by the name of the score; nothing where the right one is not published.
 
@@ -174,37 +154,31 @@ def scores_of_each(choices: Sequence[Choice], places: Sequence[int]) -> list[dic
     return found
 
 
-def means(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average each score over the questions that count for it."""
-    names = dict.fromkeys(name for own in each for name in own)
-    return {name: float(np.mean([own[name] for own in each if name in own])) for name in names}
-
-
 def evaluate_choices(
     trained: TrainedModel, store: RegionStore, options: ChooseEvaluation, progress: Progress | None = None
 ) -> Evaluation:
     """Choose for a file of questions and, where the right candidates are published, score the choices.
 
     Raises:
-        UserError: as `choose_in_store`, `read_choices` and `match_file`.
+        UserError: as `read_choices`, `records_in_store` and `predict_texts`; or the model cannot choose.
 
     """
+    CHOOSE.check(trained)
     read = read_choices(options.choices, every_answer=True)
-    match = match_file(options.choices, read.items, store, trained.processor, options.match, "--match ")
-    match.check(store, options.missing, "--skip-missing")
-    choices = list(in_store(read.items, match))
-    found = choose_in_store(trained, store, choices, progress)
+    choices, missing = records_in_store(options.choices, read.items, trained, store, options)
+    images, asked = [choice.images for choice in choices], tokenise(trained, choices)
+    found = predict_texts(trained, store, images, asked, partial(probabilities, trained), progress)
     places = [int(values.argmax()) for values in found]
     each = scores_of_each(choices, places)
     predictions, items = [], []
     for choice, place, values, own in zip(choices, places, found, each, strict=True):
         question_id = f"{choice.choice_id} {choice.part}" if choice.part else choice.choice_id
         record: dict[str, Any] = {"question_id": question_id}
-        record |= {"prediction": place, "probabilities": [round(float(value), 6) for value in values]}
+        record |= {"prediction": place, "probabilities": [round(value, 6) for value in values.tolist()]}
         predictions.append(record)
-        asked = {"text": choice.text, "candidates": list(choice.candidates), "answer": choice.answer}
-        items.append({**record, **official_images(choice.named_images), **asked, "means": own})
-    scores: dict[str, Any] = means(each)
+        about = {"text": choice.text, "candidates": list(choice.candidates), "answer": choice.answer}
+        items.append({**record, **official_images(choice.named_images), **about, "means": own})
+    scores: dict[str, Any] = mean_scores(each)
     if scores:
         counted = sum(bool(own) for own in each)
         scores = {"task": "choose", "data": describe_file(options.choices), **scores, "questions": counted}
@@ -213,15 +187,15 @@ def evaluate_choices(
         predictions=predictions,
         items=items,
         scores=scores,
-        submissions=_submissions(Choices(choices, read.format), found),
+        submissions=_submissions(read._replace(items=choices), found),
         left_out={
-            "image not in the store": match.texts_missing,
+            "image not in the store": missing,
             "question without an answer to compare with": unscored if scores else 0,
         },
     )
 
 
-def _submissions(choices: Choices, found: Sequence[np.ndarray]) -> dict[str, str]:
+def _submissions(choices: Choices, found: Sequence[Tensor]) -> dict[str, str]:
     """Return the official submission of a file, by its name.
 
     A-OKVQA: question id -> text of the choice. VCR: a line of probabilities for each question, of the answers and of
@@ -245,37 +219,30 @@ def _submissions(choices: Choices, found: Sequence[np.ndarray]) -> dict[str, str
     return {"submission.csv": written.getvalue()}
 
 
-class ChoiceValidator(Validator):
+class ChoiceValidator(TextValidator[Choice]):
     """Accuracy of the most probable candidates; of VCR, the mean over answers and rationales."""
 
     def __init__(self, config: ChooseConfig, module: TaskModule, store: RegionStore) -> None:
         section = config.validation
         assert section is not None
-        every = matched(read_choices(section.choices).items, section.choices, config, store)
-        self.choices = [every[place] for place in subset(len(every), section)]
-        if unanswered := [choice for choice in self.choices if choice.answer is None]:
+        super().__init__(config, module, store, section.choices, read_choices(section.choices).items)
+        if unanswered := [choice for choice in self.records if choice.answer is None]:
             raise UserError(
                 f"{section.choices}: {unanswered[0].name} has no answer to compare with; give a file with the right "
                 "candidates, or remove the questions without one"
             )
-        self.trained = TrainedModel(module.model, module.processor, section.choices)
-        self.asked = tokenise(self.trained, self.choices)
-        self.reader = module.processor.reader(store)
-        self.images = PrefixImages.find(store, [choice.images for choice in self.choices])
-        self.costs = self.reader.rows(self.images) + np.array([len(one) for one in self.asked])
-        self.shown = sample(len(self.choices), section)
 
-    def run(self, items: np.ndarray) -> list[list[float]]:
+    def tokenise(self) -> list[Asked]:
+        """Tokenise the questions with their candidates."""
+        return tokenise(self.trained, self.records)
+
+    def predict(self, prefixes: Sequence[Prefix], texts: Sequence[Asked]) -> list[list[float]]:
         """Return the probabilities of the candidates of each question."""
-        prefixes = self.reader.prefixes(self.images[items])
-        found = probabilities(self.trained, prefixes, [self.asked[item] for item in items.tolist()])
-        return [values.tolist() for values in found]
+        return [values.tolist() for values in probabilities(self.trained, prefixes, texts)]
 
-    def result(self, parts: Sequence[tuple[np.ndarray, Any]]) -> ValidationScore:
+    def score(self, found: Sequence[Sequence[float]]) -> ValidationScore:
         """Score the best candidate of each question."""
-        found = {int(item): own for items, rows in parts for item, own in zip(items, rows, strict=True)}
-        places = [int(np.argmax(found[item])) for item in range(len(self.choices))]
-        each = scores_of_each(self.choices, places)
+        each = scores_of_each(self.records, [int(np.argmax(values)) for values in found])
         own = [score for one in each for name, score in one.items() if name != "q_ar"]
         predictions = [
             {
@@ -287,7 +254,7 @@ class ChoiceValidator(Validator):
                 ],
                 "truth": [choice.candidates[choice.answer or 0]],
             }
-            for item, choice in ((item, self.choices[item]) for item in self.shown)
+            for item, choice in ((item, self.records[item]) for item in self.shown)
         ]
-        scores = means(each)
+        scores = mean_scores(each)
         return ValidationScore(float(np.mean(own)), scores if len(scores) > 1 else {}, predictions)

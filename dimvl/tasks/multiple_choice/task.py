@@ -15,7 +15,7 @@ from dimvl.errors import UserError
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
-from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
+from dimvl.tasks.costs import AverageExample, DataFacts, average_text
 from dimvl.tasks.multiple_choice.config import ChooseConfig, ChooseEvaluation
 from dimvl.tasks.multiple_choice.prediction import CHOOSE, ChoiceValidator, evaluate_choices
 from dimvl.tasks.multiple_choice.training import ChoiceModule, ChoiceSource
@@ -92,6 +92,4 @@ class MultipleChoice(Task[ChooseConfig]):
 
     def average_example(self, config: ChooseConfig, facts: DataFacts) -> AverageExample:
         """Count all candidates of an image on its shared prefix, or one pair of an image and a candidate."""
-        texts = facts.texts.number if config.shared_prefix else 1.0
-        work = planned_work(facts, texts, config.shared_prefix, match_head=texts)
-        return AverageExample(work=work, cost=work.rows, per_prefix=facts.texts.number / texts)
+        return average_text(facts, config.shared_prefix, lambda texts: {"match_head": texts})

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dimvl.data.align_targets import IGNORED, OTHER, OWN, Member
 from dimvl.data.examples import Example, KeyedUniform, keyed_generator
 from dimvl.data.prefixes import Prefix
-from dimvl.data.targets import IGNORED, OTHER, OWN, Member
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from dimvl.callbacks import Progress
-from dimvl.data.examples import Example
 from dimvl.data.prefixes import Prefix
-from dimvl.data.targets import Matches, MatchTargets, TargetSpec
+from dimvl.data.targets import MatchTargets, TargetSpec
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.base import plain_text
-from dimvl.tasks.inference import finite, store_batches
+from dimvl.tasks.inference import finite, predict_texts
 from dimvl.tasks.task import Ability, by_probability
+from dimvl.tasks.texts import text_batch
 from dimvl.trained_model import TrainedModel
 
 
@@ -23,19 +22,7 @@ def match_logits(trained: TrainedModel, prefixes: Sequence[Prefix], words: Seque
 
     If the model's prefixes do not depend on the text, consecutive equal prefixes (the same object) are computed once.
     """
-    tokenizer = trained.processor.tokenizer
-    examples = [
-        Example(
-            source="pair",
-            objective="matching",
-            prefix=prefix,
-            texts=[plain_text(text, tokenizer) for text in texts],
-            seq2seq=trained.processor.shared_prefix,
-            target=Matches([0.0] * len(texts)),
-        )
-        for prefix, texts in trained.by_prefix(prefixes, words)
-    ]
-    batch = trained.batch(examples, {"matching": TargetSpec(MatchTargets)})
+    batch = text_batch(trained, prefixes, words, {"matching": TargetSpec(MatchTargets)})
     assert trained.model.match_head is not None
     rows = trained.model(batch)[batch.targets["matching"].rows]
     return finite(trained.model.match_head(rows).float())
@@ -67,12 +54,13 @@ def match_pairs(
 
     """
     MATCH.check(trained)
-    result, done = np.zeros(len(pairs), dtype=np.float32), 0
     words = trained.tokenise([text for _, text in pairs])
-    images, rows = [((image_id,), ()) for image_id, _ in pairs], [len(text) + 1 for text in words]
-    for chosen, prefixes in store_batches(trained, store, images, rows):
-        result[chosen] = match_probabilities(trained, prefixes, [words[place] for place in chosen]).numpy()
-        done += len(chosen)
-        if progress is not None:
-            progress(done, len(pairs))
-    return result
+    found = predict_texts(
+        trained,
+        store,
+        [((image_id,), ()) for image_id, _ in pairs],
+        words,
+        lambda prefixes, own: match_probabilities(trained, prefixes, own).tolist(),
+        progress,
+    )
+    return np.array(found, dtype=np.float32)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from dimvl.data.align_targets import AlignTargets
 from dimvl.data.batch import Batch
 from dimvl.data.examples import Example, KeyedUniform, keyed_generator
 from dimvl.data.prefixes import ImageReader, PrefixRegions
 from dimvl.data.processor import Processor
 from dimvl.data.targets import (
-    AlignTargets,
     HiddenObjects,
     Matches,
     MatchTargets,

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Caption, describe_file, read_captions
-from dimvl.data.matching import in_store, match_file
 from dimvl.data.prefixes import PrefixImages
 from dimvl.errors import UserError
 from dimvl.metrics.predictions import official_images
@@ -30,7 +29,7 @@ from dimvl.metrics.recall import (
 )
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import TaskModule
-from dimvl.tasks.inference import pair_batches
+from dimvl.tasks.inference import predict_texts, records_in_store
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
 from dimvl.tasks.retrieval.config import RetrievalEvaluation, RetrieveConfig, Score
 from dimvl.tasks.retrieval.prediction import (
@@ -148,15 +147,16 @@ def match_candidates(
     wanted[chosen["text_to_image"], np.arange(scores.shape[1])[:, None]] = True
     image, text = np.nonzero(wanted[:, gallery.query_of])  # image by image
     words = trained.tokenise([caption.text for caption in gallery.captions])
-    lengths = [len(words[place]) + 1 for place in text.tolist()]
-    keys = [gallery.images[place] for place in image.tolist()]
-    matched_scores, done = scores.copy(), 0
-    for pairs, prefixes in pair_batches(trained, store, keys, lengths, trained.processor.shared_prefix):
-        logits = match_logits(trained, prefixes, [words[text[place]] for place in pairs])
-        np.add.at(matched_scores, (image[pairs], gallery.query_of[text[pairs]]), logits.cpu().numpy())
-        done += len(pairs)
-        if progress is not None:
-            progress(done, len(image))
+    logits = predict_texts(
+        trained,
+        store,
+        [gallery.images[place] for place in image.tolist()],
+        [words[place] for place in text.tolist()],
+        lambda prefixes, own: match_logits(trained, prefixes, own).tolist(),
+        progress,
+    )
+    matched_scores = scores.copy()
+    np.add.at(matched_scores, (image, gallery.query_of[text]), np.array(logits, scores.dtype))
     sides = {"image_to_text": matched_scores, "text_to_image": matched_scores.T}
     return {
         direction: Candidates(chosen[direction], np.take_along_axis(side, chosen[direction], axis=1))
@@ -170,16 +170,15 @@ def evaluate_retrieval(
     """Search the images of a caption file by its texts, and the texts by the images, in two stages.
 
     Raises:
-        UserError: as `read_captions` and `match_file`, or the model lacks the heads.
+        UserError: as `read_captions` and `records_in_store`, or the model lacks the heads.
 
     """
     EMBED_IMAGE.check(trained)
     if options.candidates and not MATCH.available(trained.processor):
         raise UserError(f"{trained.weights.parent} has no matching head to rank candidates; give candidates=0")
     read = read_captions(options.captions, options.split)
-    match = match_file(options.captions, read, store, trained.processor, options.match, "--match ")
-    match.check(store, options.missing, "--skip-missing")
-    gallery = Gallery.of(list(in_store(read, match)), options.together)
+    records, missing = records_in_store(options.captions, read, trained, store, options)
+    gallery = Gallery.of(records, options.together)
     texts = [caption.text for caption in gallery.captions]
     images = embed_store(trained, store, gallery.images)
     scale = float(scales(trained)[0 if options.score == "global" else 1])
@@ -218,7 +217,7 @@ def evaluate_retrieval(
     }
     answers = {direction: _answers(direction, scores, second) for direction in DIRECTIONS}
     items = _items(gallery, final, first, answers, bool(second))
-    left_out = {"image not in the store": match.texts_missing}
+    left_out = {"image not in the store": missing}
     return Evaluation(predictions=_predictions(gallery, answers), items=items, scores=result, left_out=left_out)
 
 

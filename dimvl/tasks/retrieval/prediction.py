@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from dimvl.callbacks import Progress
+from dimvl.data.align_targets import OTHER, AlignTargets, Member
 from dimvl.data.annotations import ImageKey
 from dimvl.data.examples import Example
 from dimvl.data.prefixes import Prefix
 from dimvl.data.sampler import in_order
-from dimvl.data.targets import OTHER, AlignTargets, Member, TargetSpec
+from dimvl.data.targets import TargetSpec
 from dimvl.objectives import token_similarities
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import plain_text
