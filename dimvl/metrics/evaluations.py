@@ -20,7 +20,7 @@ from dimvl.showing import counted, some
 PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
 ASKED = (
     *("question", "text", "caption", "foil", "candidates", "answer", "answers", "labels", "references"),
-    *("image_id", "images", "times"),
+    *("phrase", "boxes", "query", "image_id", "images", "times"),
 )
 """Fields of an item that come from the annotations."""
 AGAIN = "run `dimvl evaluate` again"
@@ -145,7 +145,9 @@ def _read_items(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _key(item: Mapping[str, Any], place: str) -> str:
-    """Return the id of an item: of its question or text, else of its images."""
+    """Return the id of an item: of its phrase, question or text, else of its images."""
+    if "phrase" in item and "id" in item:
+        return f"phrase {item['id']}"
     if "text_id" in item:
         return f"text {item['text_id']}"
     if "question_id" in item:

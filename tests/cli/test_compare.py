@@ -86,6 +86,31 @@ def test_items_are_matched_by_their_ids_and_not_by_their_order(run: Run, tmp_pat
     assert run("compare", first, other, "--json").out == expected
 
 
+def test_phrases_of_one_image_are_items_of_their_own_with_their_boxes(run: Run, tmp_path: Path) -> None:
+    def write(folder: Path, right: np.ndarray, *box: float) -> Path:
+        folder.mkdir()
+        items = [
+            {
+                "id": number,
+                "image_id": number // 4,
+                "phrase": "a dog",
+                "boxes": [[0, 0, 9, 9]],
+                "means": {"accuracy": hit},
+            }
+            for number, hit in enumerate(right.tolist())
+        ]
+        items[2] |= {"boxes": [list(box)]} if box else {}
+        (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        write_json(folder / "scores.json", {"task": "ground", "accuracy": float(np.mean(right))})
+        write_json(folder / "manifest.json", {"model": {"sha256": folder.name}})
+        return folder
+
+    first, second = write(tmp_path / "a", np.array([1.0, 0, 0, 1] * 9)), write(tmp_path / "b", np.ones(36))
+    assert "0.5" in run("compare", first, second).out
+    other = write(tmp_path / "c", np.ones(36), 0, 0, 5, 5)
+    refused(run("compare", first, other), "phrase 2 has other boxes in", "evaluate both with the same annotations")
+
+
 def test_what_cannot_be_compared_is_refused_with_what_differs(run: Run, tmp_path: Path) -> None:
     first = write_evaluation(tmp_path / "a", RIGHT)
     fewer = write_evaluation(tmp_path / "fewer", RIGHT[:-2])
