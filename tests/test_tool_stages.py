@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dimvl.files import read_json
-from tools.stages import ROOT, Stage, argument_parser, minutes, run, save_results
+from tools.stages import ROOT, Stage, argument_parser, minutes, run, save_results, typed
 
 
 def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:
@@ -31,10 +31,11 @@ def test_a_stage_that_has_ended_is_not_run_again_and_one_that_failed_is(tmp_path
     assert {path.name for path in (tmp_path / "done").iterdir()} == {"seed-0-caption.json"}, "not those that failed"
 
 
-def test_a_file_of_results_says_what_they_depend_on(tmp_path: Path) -> None:
-    arguments = argument_parser("", "it.json", data="a folder").parse_args(
-        ["DATA", str(tmp_path), "--hardware", "a CPU"]
-    )
+def test_a_file_of_results_says_what_they_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/home/me/photos/", str(tmp_path), "--hardware", "a CPU", "--seeds", "0", "1"]
+    arguments = argument_parser("", "it.json", data="a folder").parse_args(words)
+    monkeypatch.setattr(sys, "argv", ["it.py", *words])
+    assert typed(arguments, "-m", "tools.it") == "python -m tools.it DATA OUT --seeds 0 1", "no places of this machine"
     stage = Stage("seed-0/it", ["-c", ""])
     run(stage, tmp_path)
     save_results(arguments, "python it", [stage], {"accuracy": 0.5}, "numpy")

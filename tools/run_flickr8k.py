@@ -12,7 +12,6 @@ Each training image is used as it is and mirrored. All settings were chosen with
 training split, drawn once, are held out in place of the official `val`.
 """
 
-import shlex
 import sys
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
@@ -39,6 +38,7 @@ from tools.stages import (
     save_results,
     t_interval,
     told_by,
+    typed,
     with_interval,
 )
 
@@ -72,7 +72,7 @@ def main() -> None:
         for seed in arguments.seeds:
             planned += [stage for stage in stages(run_name, seed, arguments.threads) if stage not in planned]
     run_all(planned, arguments.out)
-    command = shlex.join(["python", "tools/run_flickr8k.py", *sys.argv[1:]])
+    command = typed(arguments, "tools/run_flickr8k.py")
     found = {
         "split": "development" if arguments.development else "val",
         "caption": results(arguments.out, arguments.seeds),

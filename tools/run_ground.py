@@ -12,8 +12,6 @@ images that it holds out take the place of the official `val`.
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from tools.stages import (
     save_results,
     t_interval,
     told_by,
+    typed,
     write_lines,
 )
 
@@ -71,7 +70,7 @@ def main() -> None:
     run_all(planned, arguments.out)
     part = "development" if arguments.development else "val"
     found = {"split": part, **results(arguments.out, arguments.runs, arguments.seeds)}
-    save_results(arguments, shlex.join(["python", "-m", "tools.run_ground", *sys.argv[1:]]), planned, found)
+    save_results(arguments, typed(arguments, "-m", "tools.run_ground"), planned, found)
 
 
 def lay_out(data: Path, trained: Path, out: Path, seeds: Sequence[int], development: bool = False) -> None:

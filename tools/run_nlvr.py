@@ -15,8 +15,6 @@ skipped when this tool runs again, and one that was interrupted goes on. Writes 
 --values are keys of configs/nlvr/classify.yaml for all trainings of the folds.
 """
 
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import permutations, product
@@ -45,6 +43,7 @@ from tools.stages import (
     save_results,
     t_interval,
     told_by,
+    typed,
     write_lines,
 )
 
@@ -72,7 +71,7 @@ def main() -> None:
         lay_out(arguments.data, arguments.out)
     planned = stages(arguments.runs, arguments.seeds, arguments.threads, arguments.values)
     run_all(planned, arguments.out)
-    command = shlex.join(["python", "-m", "tools.run_nlvr", *sys.argv[1:]])
+    command = typed(arguments, "-m", "tools.run_nlvr")
     save_results(arguments, command, planned, results(arguments.out, arguments.runs, arguments.seeds))
 
 

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -123,6 +124,17 @@ def save_results(
             "minutes": minutes(arguments.out, planned),
         },
     )
+
+
+def typed(arguments: argparse.Namespace, *program: str) -> str:
+    """Return the command that was typed, its folders by their names instead of places on this machine."""
+    places = {str(path): name.upper() for name, path in vars(arguments).items() if isinstance(path, Path)}
+    words = [places.get(str(Path(word)), word) for word in sys.argv[1:]]
+    for option in ("--results", "--hardware"):
+        if option in words:
+            at = words.index(option)
+            del words[at : at + 2]
+    return shlex.join(["python", *program, *words])
 
 
 def versions(*packages: str) -> dict[str, str]:
