@@ -89,13 +89,9 @@ def _read(path: Path) -> Lines:
     return [json.loads(line) for line in read_text(path).splitlines()]
 
 
-def _share(values: Sequence[float], units: Sequence[Any]) -> dict[str, Any]:
+def _share(values: Sequence[float] | np.ndarray, units: Sequence[Any]) -> dict[str, Any]:
     """Return a mean as `accuracy`, its interval over units, and the number of values."""
-    return {
-        "accuracy": float(np.mean(values)),
-        "interval": list(mean_interval(values, units)),
-        "count": len(values),
-    }
+    return {"accuracy": float(np.mean(values)), "interval": list(mean_interval(values, units)), "count": len(values)}
 
 
 def _by_kind(items: Lines, records: Lines) -> dict[str, Any]:

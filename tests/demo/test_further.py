@@ -15,7 +15,7 @@ from dimvl.errors import UserError
 from dimvl.files import read_json
 from tools import write_results
 
-NEEDED = {"statements_per_image": 4, "phrases_per_image": 2, "images_per_story": 2}
+NEEDED = {"statements_per_image": 4, "phrases_per_image": 2, "images_per_story": 3}
 
 
 @pytest.fixture
@@ -25,8 +25,9 @@ def small(config):
     scenes = config.scenes.model_copy(update={"train": 10, "heldout": 10, "compositional": 10, **NEEDED})
     phase = config.pretraining[0].model_copy(update={"training": training})
     changes = {"lanes": 1, "scenes": scenes, "pretraining": [phase], "further": dict.fromkeys(FURTHER, training)}
-    inputs = config.inputs.model_copy(update={"text_tokens": 72, "max_images": 5})
-    return config.model_copy(update={**changes, "inputs": inputs})
+    inputs = config.inputs.model_copy(update={"max_images": 5})
+    model = config.model.model_copy(update={"layers": 1, "width": 24, "heads": 2, "inner_width": 24})
+    return config.model_copy(update={**changes, "inputs": inputs, "model": model})
 
 
 def test_further_tasks_run_from_scenes_to_scores(small, tmp_path):
@@ -63,16 +64,16 @@ def test_scores_are_those_of_what_was_predicted(tmp_path):
     told = [{"prediction": record["caption"]} for record in records["stories"]]
     right = FURTHER["stories"].score(told, records["stories"], folder)
     assert right["accuracy"] == right["changes"] == right["whole_stories"] == 1 and right["interval"] == [1, 1]
-    assert right["stories"] == 6 and right["another_story"] < 0.3
+    assert right["stories"] == 4 and right["another_story"] < 0.3
     told[0]["prediction"] = told[0]["prediction"].split(".")[0] + "."
     changes = [len(record["images"]) - 1 for record in records["stories"]]
     found = FURTHER["stories"].score(told, records["stories"], folder)
     assert found["changes"] == pytest.approx(1 - changes[0] / sum(changes))
-    assert found["whole_stories"] == pytest.approx(5 / 6)
+    assert found["whole_stories"] == pytest.approx(3 / 4)
     items = [{"means": {"accuracy": float(record["kind"] == "total")}} for record in records["statements"]]
     of_statements = FURTHER["statements"].score(items, records["statements"], folder)
     assert of_statements["by_kind"]["total"] == 1 and of_statements["by_kind"]["each"] == 0
-    assert 0 < of_statements["interval"][0] < of_statements["accuracy"] < 0.5 == of_statements["majority"]
+    assert 0 <= of_statements["interval"][0] < of_statements["accuracy"] < 0.5 == of_statements["majority"]
 
 
 def lines(path):

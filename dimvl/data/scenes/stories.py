@@ -204,7 +204,8 @@ def _told(before: World, now: World) -> set[str]:
         names = [] if new is None else [phrase.with_article() for phrase in _phrases(new)]
         places = ("", "" if new is None else f" in the {place_of(new, now)}")
         return {text.format(name) + place for name in names for text in _APPEARS for place in places}
-    wordings, words = _LEAVES, ""
+    wordings: tuple[str, ...] = _LEAVES
+    words = ""
     if new is not None and new.centre == old.centre:
         wordings, words = _TURNS, new.colour
     elif new is not None:
