@@ -1,6 +1,6 @@
 """Tasks that a demo may have beside questions and captions: statements about several images, grounding, stories.
 
-Each is trained from the last pretraining and scored on the held-out scenes; `FURTHER` has what it needs. The key
+Each is trained from another run of the demo and scored on the held-out scenes; `FURTHER` has what it needs. The key
 `further` of the demo's configuration says which there are, and how they are trained.
 """
 
@@ -40,9 +40,10 @@ class FurtherTask:
         data: key of the annotations, in that configuration and in an evaluation.
         file: the annotations, in the folder of a split.
         text: key of the texts in them.
-        images: folder of the images in the folder of a split; they have a region store of their own.
         keys: what else the configuration has.
         score: (items of the evaluation, records of the file, folder of the split) -> scores.
+        start: name of the run that it starts from.
+        images: folder of its own images in the folder of a split, with a region store of their own.
 
     """
 
@@ -53,6 +54,7 @@ class FurtherTask:
     text: str
     keys: Callable[[DemoConfig], dict[str, Any]]
     score: Callable[[Lines, Lines, Path], dict[str, Any]]
+    start: Callable[[DemoConfig], str] = lambda config: config.last_pretraining
     images: str = ""
 
     def part(self, split: str) -> str:
@@ -71,7 +73,7 @@ def further_config(task: Further, config: DemoConfig, paths: DemoPaths, common: 
         **{**common, "regions": paths.regions(own.part("train")), own.data: paths.scenes / "train" / own.file},
         **own.keys(config),
         training=config.further[task],
-        initial=paths.run(config.last_pretraining),
+        initial=paths.run(own.start(config)),
     )
 
 
@@ -142,6 +144,7 @@ FURTHER: Mapping[Further, FurtherTask] = {
         "text",
         lambda config: {"task": "classify", "shared_prefix": config.shared_prefix},
         _score_statements,
+        start=lambda config: config.answerer,  # its questions teach to count, which statements alone do slowly
     ),
     "grounding": FurtherTask(
         "find the region of a phrase",

@@ -85,11 +85,11 @@ def all_stages(config: DemoConfig) -> list[Stage]:
         stages.append(train("self_critical", "caption", "reward captions by CIDEr-D"))
     further = {task: FURTHER[task] for task in config.further}
     for task, own in further.items():
-        after = [final]
+        after = [own.start(config)]
         if own.images:
             after.append(f"extract-{own.images}")
             stages.append(Stage(after[-1], partial(_extract_own, task), ("scenes",), f"detect regions of {own.images}"))
-        stages.append(replace(train(task, final, own.about), after=tuple(after)))
+        stages.append(replace(train(task, after[0], own.about), after=tuple(after)))
     answering = (final, *answerers, "question_only", "extract-test")
     captioning = (config.captioner, "extract-test")
     asked = tests * scenes.questions_per_image
