@@ -144,7 +144,7 @@ FURTHER: Mapping[Further, FurtherTask] = {
         "text",
         lambda config: {"task": "classify", "shared_prefix": config.shared_prefix},
         _score_statements,
-        start=lambda config: config.answerer,  # its questions teach to count, which statements alone do slowly
+        start=lambda config: config.answerer,  # its questions teach counting
     ),
     "grounding": FurtherTask(
         "find the region of a phrase",
