@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dimvl.demo.config import load_demo_config, shipped_config
+from dimvl.demo.further import FURTHER
 from dimvl.demo.results import goals_of
 from dimvl.files import read_json, write_json
 from dimvl.showing import format_seconds
@@ -94,7 +95,7 @@ def scores(results: Mapping[str, Any], source: str, minutes: float) -> str:
     for key, name in names.items():
         row = " | ".join(f"{vqa['by_kind'][key][kind]:.3f}" for kind in kinds)
         lines.append(f"| {name} | {vqa[key]:.3f} | {row} |")
-    return "\n".join([*lines, "", *captions(results["caption"]), *search(results.get("search"))])
+    return "\n".join([*lines, "", *captions(results["caption"]), *search(results.get("search")), *further(results)])
 
 
 def search(scores: Mapping[str, Any] | None) -> list[str]:
@@ -110,6 +111,29 @@ def search(scores: Mapping[str, Any] | None) -> list[str]:
     }
     lines = ["", f"| search of {scores['images']} images by | R@1 | R@5 | R@10 |", "|---|---|---|---|"]
     return lines + [f"| {name} | {own['r1']:.3f} | {own['r5']:.3f} | {own['r10']:.3f} |" for name, own in rows.items()]
+
+
+def further(results: Mapping[str, Any]) -> list[str]:
+    """Return a table of the scores of further tasks, if there were some."""
+    tasks = {task: results[task] for task in FURTHER if task in results}
+    if not tasks:
+        return []
+    lines = ["", "| task | number | accuracy | its interval | beside it | by kind |", "|---|---|---|---|---|---|"]
+    for task, scores in tasks.items():
+        beside = {name: value for name, value in scores.items() if name != "accuracy" and isinstance(value, float)}
+        cells = [
+            task,
+            f"{scores['count']:,}",
+            f"{scores['accuracy']:.3f}",
+            "{:.3f} to {:.3f}".format(*scores["interval"]),
+        ]
+        cells += [_listed(beside), _listed(scores.get("by_kind", {}))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _listed(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
 
 
 def captions(scores: Mapping[str, Any]) -> list[str]:

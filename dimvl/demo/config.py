@@ -1,6 +1,8 @@
 """The demo's configuration: scenes, model, runs and time budget; and the paths of its files."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +27,9 @@ class ScenesConfig(Section):
     compositional: int
     captions_per_image: int = 5
     questions_per_image: int = 10
+    statements_per_image: int = 0
+    phrases_per_image: int = 0
+    images_per_story: int = 0
 
 
 class PhaseConfig(Section):
@@ -44,6 +49,16 @@ class LabelsConfig(Section):
 
 FEW_LABELS = 3000
 """Labelled questions of the point of the curve that the goals are about."""
+
+
+Further = Literal["statements", "grounding", "stories"]
+"""Tasks beside questions and captions; see `dimvl.demo.further`."""
+FURTHER_DATA: Mapping[Further, str] = {
+    "statements": "statements_per_image",
+    "grounding": "phrases_per_image",
+    "stories": "images_per_story",
+}
+"""The key of `scenes` that each of them needs."""
 
 
 class DemoConfig(Section):
@@ -75,6 +90,9 @@ class DemoConfig(Section):
     )
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of captioning")
     decoding: DecodingOptions = DecodingOptions()
+    further: dict[Further, TrainingConfig] = Field(
+        {}, description="training of further tasks, from the last pretraining"
+    )
     seconds: dict[str, float] = Field(description="expected seconds of each stage")
     minutes: float = Field(12, gt=0, description="goal for the wall-clock time of the whole demo on 2 cores")
     note: str = Field("", description="remark printed beside the scores")
@@ -83,6 +101,14 @@ class DemoConfig(Section):
     def _retrieval_has_a_run(self) -> "DemoConfig":
         if self.retrieval is not None and self.self_critical is None:
             raise ValueError("retrieval is a reward of self_critical, which is null; add self_critical or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _further_tasks_have_data(self) -> "DemoConfig":
+        for task in self.further:
+            if not getattr(self.scenes, FURTHER_DATA[task]):
+                key = f"scenes.{FURTHER_DATA[task]}"
+                raise ValueError(f"further has {task}, but {key} is 0; set {key}, or remove further.{task}")
         return self
 
     @model_validator(mode="after")
@@ -166,9 +192,9 @@ class DemoPaths:
         self.wall = out / "wall.json"
         self.exports = out / "exports"
 
-    def regions(self, split: str) -> Path:
-        """Region store of a split."""
-        return self.out / "regions" / split
+    def regions(self, part: str) -> Path:
+        """Region store of a part of the scenes, such as `train` or `train/stories`."""
+        return self.out / "regions" / part.replace("/", "-")
 
     def run(self, name: str) -> Path:
         """Folder of a training run."""

@@ -1,14 +1,16 @@
 """The configuration of each training run of the demo."""
 
-from typing import Any
+from typing import Any, cast
 
-from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.config import RunConfig
+from dimvl.demo.config import DemoConfig, DemoPaths, Further
+from dimvl.demo.further import FURTHER, further_config
 from dimvl.tasks.answering.config import VqaConfig
 from dimvl.tasks.captioning.config import CaptionConfig, RetrievalConfig, SelfCriticalConfig
 from dimvl.tasks.pretraining.config import PretrainConfig
 
 
-def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfig | VqaConfig | CaptionConfig:
+def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> RunConfig:
     """Make the configuration of one training run of the demo.
 
     Each baseline differs from its model in one thing: `no_pretraining-N` starts from scratch, with the steps that suit
@@ -18,7 +20,8 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
     Args:
         config: the demo's configuration.
         paths: the demo's files.
-        name: `pretraining-1`, ..., `vqa-N` for N labelled questions, `caption`, `self_critical` or a baseline.
+        name: `pretraining-1`, ..., `vqa-N` for N labelled questions, `caption`, `self_critical`, a baseline, or one of
+            `FURTHER`.
 
     """
     common: dict[str, Any] = {
@@ -33,6 +36,8 @@ def run_config(config: DemoConfig, paths: DemoPaths, name: str) -> PretrainConfi
         return _pretraining(config, paths, name, common)
     if name in ("caption", "self_critical"):
         return _captioning(config, paths, name, common)
+    if name in FURTHER:
+        return further_config(cast(Further, name), config, paths, common)
     return _answering(config, paths, name, common)
 
 

@@ -1,7 +1,7 @@
 """The stages of the demo: what each one does, and which stages must finish before it starts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from dimvl.data.annotations import Question, read_captions, read_questions
 from dimvl.data.scenes import COLOURS, SIZES, TEXTURES, write_scenes
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.demo import scoring
-from dimvl.demo.config import DemoConfig, DemoPaths
+from dimvl.demo.config import DemoConfig, DemoPaths, Further
+from dimvl.demo.further import FURTHER, score_further
 from dimvl.demo.runs import run_config
 from dimvl.export import export
 from dimvl.files import read_json, write_json
@@ -82,6 +83,13 @@ def all_stages(config: DemoConfig) -> list[Stage]:
     stages.append(train("caption", final, "fine-tune for captions"))
     if config.self_critical is not None:
         stages.append(train("self_critical", "caption", "reward captions by CIDEr-D"))
+    further = {task: FURTHER[task] for task in config.further}
+    for task, own in further.items():
+        after = [own.start(config)]
+        if own.images:
+            after.append(f"extract-{own.images}")
+            stages.append(Stage(after[-1], partial(_extract_own, task), ("scenes",), f"detect regions of {own.images}"))
+        stages.append(replace(train(task, after[0], own.about), after=tuple(after)))
     answering = (final, *answerers, "question_only", "extract-test")
     captioning = (config.captioner, "extract-test")
     asked = tests * scenes.questions_per_image
@@ -95,6 +103,10 @@ def all_stages(config: DemoConfig) -> list[Stage]:
             else []
         ),
         Stage("score-captions", scoring.score_caption_facts, captioning, "facts of captions", tests),
+        *(
+            Stage(f"score-{task}", partial(score_further, task), (task, "extract-test"), "on held-out scenes", tests)
+            for task in further
+        ),
         Stage("score-vqa", scoring.score_vqa, answering, "answers beside the baselines", tests, asked),
         Stage("export", _export, (config.answerer, config.captioner), "write the exports"),
         Stage("predict", _predict, ("export",), "answer and caption from image files", EXAMPLES),
@@ -105,19 +117,21 @@ def _write_scenes(config: DemoConfig, paths: DemoPaths, progress: Progress) -> N
     write_scenes(paths.scenes, config.options, progress=progress, workers=config.lanes)
     captions = [caption.text for caption in read_captions(paths.scenes / "train" / "captions.json")]
     questions = [question.text for question in read_questions(paths.scenes / "train" / "questions.json", None)]
-    tokenizer = Tokenizer.train([*captions, *questions, *SIZES, *COLOURS, *TEXTURES], config.inputs.vocabulary)
+    further = [text for task in config.further for text in FURTHER[task].texts(paths.scenes / "train")]
+    texts = [*captions, *questions, *further, *SIZES, *COLOURS, *TEXTURES]
+    tokenizer = Tokenizer.train(texts, config.inputs.vocabulary)
     tokenizer.save(paths.tokenizer)
 
 
 def _extract(
-    split: str, config: DemoConfig, paths: DemoPaths, progress: Progress, *, ground_truth: bool = False
+    part: str, config: DemoConfig, paths: DemoPaths, progress: Progress, *, ground_truth: bool = False
 ) -> None:
-    """Detect the regions of a split, or describe its ground-truth boxes by the detector."""
+    """Detect the regions of a part of the scenes, or describe its ground-truth boxes by the detector."""
     detector = load_scene_detector()
-    folder = paths.scenes / split
+    folder = paths.scenes / part
     images = images_of_coco(folder / "instances.json", folder / "images")
     boxes = _ground_truth_boxes(read_json(folder / "instances.json")) if ground_truth else None
-    store = paths.regions(scoring.GROUND_TRUTH if ground_truth else split)
+    store = paths.regions(scoring.GROUND_TRUTH if ground_truth else part)
     with RegionStoreWriter(store, detector.extractor, shard_bytes=SHARD_BYTES) as writer:
         extract(images, detector, writer, progress=progress, boxes=boxes)
 
@@ -126,6 +140,12 @@ def _extract_tests(config: DemoConfig, paths: DemoPaths, progress: Progress) -> 
     for split in scoring.SPLITS:
         _extract(split, config, paths, progress)
     _extract("heldout", config, paths, progress, ground_truth=True)
+
+
+def _extract_own(task: Further, config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    """Detect the regions of a further task's own images."""
+    for split in ("train", "heldout"):
+        _extract(FURTHER[task].part(split), config, paths, progress)
 
 
 def _ground_truth_boxes(instances: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -4,17 +4,27 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dimvl.data.annotations import read_captions
-from dimvl.data.scenes import COLOURS, SceneOptions, World, is_true, read_worlds, sample_world, write_scenes
+from dimvl.data.scenes import (
+    COLOURS,
+    SceneOptions,
+    World,
+    is_true,
+    judge_story,
+    read_worlds,
+    sample_world,
+    write_scenes,
+)
 from dimvl.data.scenes.references import sample_references
 from dimvl.data.scenes.statements import KINDS, Statement, sample_statements
 from dimvl.data.scenes.stories import length, sample_story
-from dimvl.data.scenes.world import HELD_OUT_COMBINATIONS, SceneObject
+from dimvl.data.scenes.world import HELD_OUT_COMBINATIONS, SceneObject, moved
 from dimvl.errors import UserError
 from tests.data.test_scenes import files_of
 
@@ -234,6 +244,43 @@ def test_every_sentence_of_a_story_is_true_of_its_image_and_tells_what_has_chang
             assert all(2 <= len(world.objects) <= 5 for world in story.worlds)
     assert len(set(images)) == len(images) and not set(images) & set(BY_ID)
     assert set(changes) == {"appears", "leaves", "moves", "turns"} and min(changes.values()) > 0.1 * changes.total()
+
+
+def test_a_told_story_is_judged_sentence_by_sentence():
+    stories = [sample_story(OPTIONS, "train", index) for index in range(60)]
+    texts = [". ".join(story.sentences) + " ." for story in stories]
+    assert all(all(judge_story(text, story.worlds)) for text, story in zip(texts, stories, strict=True))
+    for story in stories:
+        one, *others = story.sentences
+        assert judge_story(". ".join([one, *others[:-1]]), story.worlds) == [*[True] * len(others), False]
+        assert not any(judge_story(". ".join([one, *[one] * len(others)]), story.worlds)[1:])
+        assert judge_story("", story.worlds) == [False] * len(story.worlds)
+    by_length = sorted(range(60), key=lambda index: (len(stories[index].worlds), index))
+    swapped = [judge_story(texts[other], stories[own].worlds) for own, other in pairwise(by_length)]
+    assert np.mean(np.concatenate(swapped)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("sentence", "is_said"),
+    [
+        ("the star moves to the left", True),
+        ("the red star goes to the left", True),
+        ("the star moves to the right", False),
+        ("the star moves up", False),
+        ("the circle moves to the left", False),
+        ("the plain star moves to the left", False),
+        ("the object moves to the left", False),
+        ("the small object moves to the left", False),
+        ("the star leaves", False),
+        ("the star turns red", False),
+        ("the red circle moves to the left", False),
+    ],
+)
+def test_a_change_is_told_only_by_the_right_object_and_way(sentence, is_said):
+    star = SceneObject("star", "red", "small", "plain", (100.0, 50.0), 24.0, 0.0, (88.0, 38.0, 112.0, 62.0))
+    circle = SceneObject("circle", "blue", "small", "plain", (40.0, 120.0), 24.0, 0.0, (28.0, 108.0, 52.0, 132.0))
+    before, now = (World(1, 160, 160, (item, circle)) for item in (star, moved(star, 30.0, 50.0)))
+    assert judge_story(f"there is a red star and a blue circle. {sentence}.", [before, now]) == [True, is_said]
 
 
 MORE = {"statements_per_image": 4, "phrases_per_image": 3, "images_per_story": 4}

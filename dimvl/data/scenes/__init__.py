@@ -3,13 +3,14 @@
 A seed becomes a `World` (world.py), from which image (render.py), captions (language.py) and questions (questions.py)
 are made, and if asked for, statements about several images (statements.py), phrases that describe one object
 (references.py) and stories of images of their own (stories.py); write.py saves them. Captions can be parsed into facts
-and judged (facts.py, scores.py), or made false by changing one word (word_changes.py).
+and judged (facts.py, scores.py), or made false by changing one word (word_changes.py); stories.py judges stories.
 """
 
 from dimvl.data.scenes.facts import Fact, judge
 from dimvl.data.scenes.language import is_true, parse_caption
 from dimvl.data.scenes.render import render
 from dimvl.data.scenes.scores import caption_facts, score_captions
+from dimvl.data.scenes.stories import judge_story
 from dimvl.data.scenes.word_changes import changed_caption, word_change_pairs
 from dimvl.data.scenes.world import (
     COLOURS,
@@ -36,6 +37,7 @@ __all__ = [
     "changed_caption",
     "is_true",
     "judge",
+    "judge_story",
     "parse_caption",
     "read_worlds",
     "render",

@@ -1,16 +1,28 @@
 """Stories: sequences of 3 to 5 images of the same objects, with one sentence about each.
 
 The first sentence says what there is. Between two images one thing changes, and the sentence of the second one says
-what: an object appears, leaves, moves or changes colour.
+what: an object appears, leaves, moves or changes colour. Stories that a model tells are judged by `judge_story`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from dimvl.data.scenes.phrases import NUMBER_WORDS, SLOTS, clear_place, describe, pick, referring_phrase, shuffled
+from dimvl.data.scenes.language import is_true
+from dimvl.data.scenes.phrases import (
+    NUMBER_WORDS,
+    SLOTS,
+    Phrase,
+    clear_place,
+    describe,
+    pick,
+    place_of,
+    referring_phrase,
+    shuffled,
+)
 from dimvl.data.scenes.world import (
     COLOURS,
     HELD_OUT_COMBINATIONS,
@@ -127,8 +139,12 @@ def _moves(world: World, options: SceneOptions, generator: np.random.Generator) 
     if abs(way) < _SHORTEST_WAY * world.width:
         return None
     x, y = (goal, item.centre[1]) if axis == 0 else (item.centre[0], goal)
-    side = (("left", "right"), ("above", "below"))[axis][way > 0]
-    return _changed(world, item, moved(item, x, y), (_MOVES, _WAYS[side]), options, generator)
+    return _changed(world, item, moved(item, x, y), (_MOVES, _way(axis, way)), options, generator)
+
+
+def _way(axis: int, pixels: float) -> str:
+    """Return the words for a move along an axis, 0 across and 1 down."""
+    return _WAYS[(("left", "right"), ("above", "below"))[axis][pixels > 0]]
 
 
 def _changed(
@@ -152,3 +168,48 @@ def _changed(
 _CHANGES: tuple[Callable[[World, SceneOptions, np.random.Generator], _Change | None], ...] = (
     *(_appears, _leaves, _turns, _moves),
 )
+
+
+def judge_story(story: str, worlds: Sequence[World]) -> list[bool]:
+    """Return for each image whether the story's sentence about it is true; a missing one is not.
+
+    The first sentence is judged as a caption. Each other one must tell the one change since the image before, in the
+    words of these stories, and describe the object so that no other one fits; one that appears may have a likeness.
+    """
+    told = [" ".join(sentence.split()) for sentence in story.lower().split(".")] + [""] * len(worlds)
+    counts = {f"there are {word} {phrase.plural()}" for phrase, word in _counted(worlds[0])}
+    changes = (sentence in _told(*pair) for sentence, pair in zip(told[1:], pairwise(worlds), strict=False))
+    return [told[0] in counts or is_true(told[0], worlds[0]), *changes]
+
+
+def _phrases(item: SceneObject) -> Iterator[Phrase]:
+    """Yield the phrases that fit an object, but for the mere "object"."""
+    every = (describe(item, slots) for number in range(1, 5) for slots in combinations(SLOTS, number))
+    yield from dict.fromkeys(phrase for phrase in every if phrase != Phrase())
+
+
+def _counted(world: World) -> Iterator[tuple[Phrase, str]]:
+    """Yield the phrases that fit several objects, and the word for how many."""
+    for phrase in {phrase for item in world.objects for phrase in _phrases(item)}:
+        if (number := phrase.count_in(world)) in NUMBER_WORDS:
+            yield phrase, NUMBER_WORDS[number]
+
+
+def _told(before: World, now: World) -> set[str]:
+    """Return the true sentences about the change between two images of a story."""
+    first, second = ([replace(item, visible=1.0) for item in world.objects] for world in (before, now))
+    old = next((item for item in first if item not in second), None)
+    new = next((item for item in second if item not in first), None)
+    if old is None:
+        names = [] if new is None else [phrase.with_article() for phrase in _phrases(new)]
+        places = ("", "" if new is None else f" in the {place_of(new, now)}")
+        return {text.format(name) + place for name in names for text in _APPEARS for place in places}
+    wordings: tuple[str, ...] = _LEAVES
+    words = ""
+    if new is not None and new.centre == old.centre:
+        wordings, words = _TURNS, new.colour
+    elif new is not None:
+        axis = int(new.centre[0] == old.centre[0])
+        wordings, words = _MOVES, _way(axis, new.centre[axis] - old.centre[axis])
+    names = [phrase.singular() for phrase in _phrases(old) if phrase.count_in(before) == 1]
+    return {text.format(name, words) for name in names for text in wordings}
