@@ -31,7 +31,16 @@ from dimvl.cli.app import (
     input_folder,
     print_text,
 )
-from dimvl.cli.sharing import CaptionField, CaptionsOut, IdColumn, ImageColumn, PartOption, Share, parsed_part
+from dimvl.cli.sharing import (
+    CaptionField,
+    CaptionsOut,
+    IdColumn,
+    ImageColumn,
+    PartOption,
+    Share,
+    parsed_part,
+    set_resources,
+)
 from dimvl.errors import UserError
 from dimvl.progress import progress
 from dimvl.showing import counted
@@ -180,7 +189,7 @@ def extract(
 
     source = open_images(images, coco, boxes, image_column=image_column, id_column=id_column)
     share = Share(source, out, part, captions_out, caption_field)
-    share.set_resources(threads)
+    set_resources(share.launched, threads)
     _log_estimates()
     given = None if boxes is None else GivenBoxes.read(boxes)
     with _named_as_typed(options.keys() - {"grid"}):  # names of extractors have the word too; typer checks its range
