@@ -79,12 +79,15 @@ def scenes(
     images_per_story: Annotated[
         int, typer.Option(help="Write a story, a sequence of images of its own, for so many images; 0 writes none.")
     ] = 0,
+    noisy_captions: Annotated[
+        float, typer.Option(help="Also write the captions with this share of them made noisy, of four kinds.")
+    ] = 0.0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
 ) -> None:
     """Write synthetic scenes.
 
-    Writes images with COCO boxes, COCO captions and VQA v2 questions, and if asked for, statements, phrases and stories
-    as JSON lines. Resumes if interrupted.
+    Writes images with COCO boxes, COCO captions and VQA v2 questions, and if asked for, statements, phrases, stories
+    and noisy captions as JSON lines. Resumes if interrupted.
 
     Example: dimvl scenes data/scenes --train 3000 --seed 1
     """
