@@ -40,7 +40,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["dimvl", "dimvl.*"]),
-    package_data={"dimvl": ["py.typed", "demo/*.jinja", "report/*.jinja", "search/*.jinja", "regions/weights/*/*"]},
+    package_data={
+        "dimvl": [
+            "py.typed",
+            "demo/*.jinja",
+            "report/*.jinja",
+            "search/*.jinja",
+            "bootstrap/*.jinja",
+            "regions/weights/*/*",
+        ]
+    },
     install_requires=[
         "torch>=2.11",  # tensors, autograd, optimisers
         "torchvision>=0.26",  # detectors

@@ -30,13 +30,13 @@ from dimvl.data.sampler import in_order
 from dimvl.files import seal_folder
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
-from dimvl.search.format import MODEL_FILES, Manifest
+from dimvl.search.format import Manifest
 from dimvl.search.index import Found, ImageIndex
 from dimvl.search.indexing import BLOCK, index_store
 from dimvl.search.writer import IndexWriter
 from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.retrieval.prediction import embed_images
-from dimvl.trained_model import TrainedModel
+from dimvl.trained_model import MODEL_FILES, TrainedModel
 
 WIDTH, BEST, AT_ONCE = 256, 10, 16
 MEDIUM = ModelSize(layers=6, width=384, heads=12, regions=REGIONS)

@@ -170,11 +170,16 @@ class Sample:
     log_probability: float
 
 
-def sample(model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool) -> list[list[Sample]]:
+def sample(
+    model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool, nucleus: float = 1.0
+) -> list[list[Sample]]:
     """Sample texts word by word from the model's distribution over the tokens allowed in a text.
 
     A text ends with [SEP] or is cut off at L words. No token is forced, so the log-probability is that of what was
     sampled.
+
+    Nucleus sampling (Holtzman et al., ICLR 2020) draws from the most probable tokens only, and log-probabilities are
+    those of the distribution over these.
 
     Args:
         model: returns log-probabilities.
@@ -182,6 +187,7 @@ def sample(model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool
         draws: (B, S, L) uniform numbers in [0, 1), one for each word of S texts of at most L words. Each number picks a
             word by inverting the cumulative distribution, so equal numbers give equal texts.
         all_ranks: as in `beam_search`.
+        nucleus: each word is drawn from the fewest most probable tokens that have this probability together.
 
     Returns:
         The S texts of each image.
@@ -195,6 +201,8 @@ def sample(model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool
     ended = torch.zeros(images, samples, dtype=torch.bool, device=draws.device)
     for place in range(longest):
         log_probabilities = log_probabilities.log_softmax(dim=-1)
+        if nucleus < 1:
+            log_probabilities = _nucleus(log_probabilities, nucleus).log_softmax(dim=-1)
         cumulative = log_probabilities.double().exp().cumsum(dim=-1)
         wanted = draws[:, :, place, None].double() * cumulative[..., -1:]
         tokens = torch.searchsorted(cumulative, wanted, right=True).clamp(max=cumulative.shape[-1] - 1)
@@ -213,6 +221,13 @@ def sample(model: NextWords, end: int, draws: Tensor, all_ranks: AllRanks = bool
         [Sample(tuple(text), total) for text, total in zip(*pair, strict=True)]
         for pair in zip(texts, totals.tolist(), strict=True)
     ]
+
+
+def _nucleus(log_probabilities: Tensor, share: float) -> Tensor:
+    """Leave the fewest most probable tokens that have this probability together; the others get -inf."""
+    probabilities, order = log_probabilities.double().exp().sort(dim=-1, descending=True, stable=True)
+    outside = probabilities.cumsum(dim=-1) - probabilities >= share  # those before it are enough
+    return log_probabilities.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
 
 
 class CachedDecoder:

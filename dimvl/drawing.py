@@ -12,8 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dimvl.errors import UserError
 from dimvl.explanation import Explanation
 from dimvl.files import atomic_path
+from dimvl.regions.geometry import fractions_to_pixels
+from dimvl.regions.images import load_image
+from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.store import RegionStore
 
 Box = tuple[float, float, float, float]
 
@@ -150,6 +155,26 @@ def png_data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def stored_image_uri(file: Path | None, store: RegionStore, image_id: str, count: int, longest_side: int = 320) -> str:
+    """Return an image with its best `count` regions of a store as a URI; empty without a file that can be read."""
+    try:
+        image = load_image(file) if file is not None else None
+    except UserError:
+        image = None
+    if image is None:
+        return ""
+    regions = store.read(store.position(image_id))
+    boxes = fractions_to_pixels(regions.boxes[:count], image.width, image.height).tolist()
+    labels = [_label(store.extractor, regions, place) for place in range(len(boxes))]
+    return png_data_uri(draw_regions(image, boxes, labels, longest_side))
+
+
+def _label(extractor: Extractor, regions: Regions, place: int) -> str:
+    """Name a region by its attributes and its class."""
+    attributes = [extractor.attributes[index] for index in regions.attribute_ids[place] if index >= 0]
+    return " ".join([*attributes, *(extractor.classes[index] for index in regions.class_ids[place][:1] if index >= 0)])
 
 
 def _box_colour(index: int) -> str:

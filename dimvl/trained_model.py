@@ -3,6 +3,7 @@
 What a model can do with prefixes and texts is in `dimvl/tasks/`.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,17 @@ import numpy as np
 import torch
 
 from dimvl import cpu
-from dimvl.checkpoints import MODEL, WEIGHTS, check_seal, latest_checkpoint, origin_of, read_best_checkpoint
+from dimvl.checkpoints import (
+    MODEL,
+    PROCESSOR,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    check_seal,
+    latest_checkpoint,
+    origin_of,
+    read_best_checkpoint,
+)
 from dimvl.cpu.packed import pack_linears
 from dimvl.data.batch import Batch
 from dimvl.data.examples import BatchShape, Example, collate
@@ -24,13 +35,15 @@ from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.errors import UserError
 from dimvl.fields import LONGEST_TEXT
-from dimvl.files import CHECKSUMS, RESTORE, existing_folder, read_bytes
+from dimvl.files import CHECKSUMS, RESTORE, existing_folder, folder_checksums, read_bytes
 from dimvl.model.convert import load_trained
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
 from dimvl.showing import short
 
 logger = logging.getLogger(__name__)
+MODEL_FILES = (MODEL, WEIGHTS, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG)
+"""The files that predictions depend on; the processor names the extractor of the regions."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +194,19 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
     if _seal(folder) != seal:
         raise UserError(f"{folder} was written anew while it was read; open it again")
     return TrainedModel(model.to(device).eval(), processor, weights, trained_on, origin.synthetic, digest)
+
+
+def model_fingerprint(trained: TrainedModel) -> str:
+    """Return the SHA-256 of all that the predictions of a model depend on.
+
+    Raises:
+        UserError: it was not read from a run or an export, or from one without checksums.
+
+    """
+    weights = trained.weights_sha256  # of a checkpoint
+    files = folder_checksums(trained.weights.parent if weights is None else trained.weights.parents[2], RESTORE)
+    digests = {name: file.sha256 for name, file in files.items()} | ({} if weights is None else {WEIGHTS: weights})
+    return hashlib.sha256("".join(f"{name} {digests[name]} " for name in MODEL_FILES).encode()).hexdigest()
 
 
 def _seal(folder: Path) -> bytes | None:

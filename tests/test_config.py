@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dimvl.bootstrap.config import BootstrapConfig, read_bootstrap_config
 from dimvl.checkpoints import RUN
 from dimvl.concepts.config import ConceptConfig, read_concept_config
 from dimvl.config import ModelConfig, Section, read_yaml, validate
@@ -399,6 +400,8 @@ def test_every_configuration_that_comes_with_dimvl_loads(path):
     elif path.parent == CONFIGS / "studies":
         grid = make_grid(read_study_config(path), path.parent)
         assert any(stage.steps for stage in grid.stages.values())
+    elif path.parent == CONFIGS / "bootstrap":
+        assert isinstance(read_bootstrap_config(path), BootstrapConfig)
     elif path.stem == "concepts":
         assert isinstance(read_concept_config(path), ConceptConfig)
     else:

@@ -252,6 +252,37 @@ def test_samples_follow_the_models_distribution_and_carry_its_log_probabilities(
         assert counts[text] / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000)), text
 
 
+class Fixed(Table):
+    """Gives the same probabilities at each place."""
+
+    def __init__(self, *probabilities):
+        super().__init__(0, vocabulary=len(probabilities))
+        self.logarithms = torch.tensor(probabilities, dtype=torch.float64).log()
+
+    def row(self, seed, words):
+        return self.logarithms
+
+
+def test_a_nucleus_is_the_fewest_most_probable_words_with_its_share():
+    probabilities = [0.1, 0.4, 0.05, 0.3, 0.15]
+    for nucleus, allowed in (
+        (0.3, [1]),
+        (0.39, [1]),
+        (0.41, [1, 3]),
+        (0.71, [1, 3, 4]),
+        (0.99, range(5)),
+        (1.0, range(5)),
+    ):
+        draws = torch.linspace(0, 1 - 1e-6, 200).view(1, 200, 1)
+        [found] = sample(Fixed(*probabilities), END, draws, nucleus=nucleus)
+        counts, total = Counter(text.token_ids[0] for text in found), sum(probabilities[word] for word in allowed)
+        assert counts.keys() == set(allowed), nucleus
+        for text in found:
+            share = probabilities[text.token_ids[0]] / total
+            assert math.exp(text.log_probability) == pytest.approx(share, rel=1e-4)
+            assert counts[text.token_ids[0]] / 200 == pytest.approx(share, abs=0.01), "evenly spread numbers"
+
+
 def test_samples_depend_only_on_the_random_numbers():
     tables, draws = [[5, image] for image in range(6)], uniform(6, 3, 5)
     together = sample(Table(tables), END, draws)

@@ -2,6 +2,7 @@
 
 import re
 
+from dimvl.bootstrap.config import BootstrapConfig
 from dimvl.concepts.config import ConceptConfig
 from dimvl.config.reading import all_keys
 from dimvl.demo.config import DemoConfig
@@ -28,7 +29,7 @@ OPTIONS = {option for command in ALL.values() for parameter in command.params fo
 OPTIONS |= {"--master_port", "--nproc_per_node", "--num_gpus"}  # of launchers
 
 
-KEYS = {key for kind in (*CONFIGS.values(), DemoConfig, ConceptConfig) for key in all_keys(kind)}
+KEYS = {key for kind in (*CONFIGS.values(), DemoConfig, ConceptConfig, BootstrapConfig) for key in all_keys(kind)}
 
 
 def test_every_message_ends_with_a_remedy():

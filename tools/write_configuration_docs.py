@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from dimvl.bootstrap.config import BootstrapConfig
 from dimvl.concepts.config import ConceptConfig
 from dimvl.config import RunConfig
 from dimvl.study.config import StudyConfig
@@ -53,6 +54,7 @@ def page() -> str:
     for name, task in all_tasks().items():
         parts.append(_tables(f"{task.title} (`task: {name}`)", "", CONFIGS[name], RunConfig.model_fields))
     parts.append(_tables("Concepts (`dimvl concepts`)", "", ConceptConfig, {}))
+    parts.append(_tables("Bootstrapping (`dimvl bootstrap`)", "", BootstrapConfig, {}))
     parts.append(_tables("Studies (`dimvl study`)", "", StudyConfig, {}))
     return "\n".join(parts).rstrip() + "\n"
 

@@ -27,6 +27,7 @@ import dimvl.cli.concepts
 import dimvl.cli.planning
 import dimvl.cli.profiling
 import dimvl.cli.training
+import dimvl.cli.bootstrapping
 import dimvl.cli.reporting
 import dimvl.cli.scoring
 import dimvl.cli.comparing

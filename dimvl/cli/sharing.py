@@ -92,20 +92,6 @@ class Share:
         self.source = source if own is None else source.part(own)
         self.out, self._captions, self._field = out, captions, field
 
-    def set_resources(self, threads: int) -> None:
-        """Let the processes of a node share its GPUs and CPU threads, and tell warnings of all of them."""
-        if self.launched is None:
-            set_threads(threads)
-            return
-        import torch
-
-        logging.getLogger("dimvl").setLevel(logging.WARNING)  # each process has images of its own
-        if torch.cuda.is_available():
-            torch.cuda.set_device(self.launched.local % torch.cuda.device_count())
-        if not threads and self.launched.on_node > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-            threads = max(1, len(os.sched_getaffinity(0)) // self.launched.on_node)  # torchrun sets 1 thread
-        set_threads(threads)
-
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """Show the progress of the first process."""
@@ -126,6 +112,21 @@ class Share:
         report = write_captions(self.source, images, self._captions, self._field)
         print_text(f"{report}: {self._captions}")
         return bool(report.bad)
+
+
+def set_resources(process: "Launched | None", threads: int) -> None:
+    """Let the processes of a node share its GPUs and CPU threads, and tell warnings of all of them."""
+    if process is None:
+        set_threads(threads)
+        return
+    import torch
+
+    logging.getLogger("dimvl").setLevel(logging.WARNING)  # each process has images of its own
+    if torch.cuda.is_available():
+        torch.cuda.set_device(process.local % torch.cuda.device_count())
+    if not threads and process.on_node > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        threads = max(1, len(os.sched_getaffinity(0)) // process.on_node)  # torchrun sets 1 thread
+    set_threads(threads)
 
 
 def parsed_part(text: str) -> "Part":

@@ -31,7 +31,16 @@ from dimvl.cli.app import (
     input_folder,
     print_text,
 )
-from dimvl.cli.sharing import CaptionField, CaptionsOut, IdColumn, ImageColumn, PartOption, Share, parsed_part
+from dimvl.cli.sharing import (
+    CaptionField,
+    CaptionsOut,
+    IdColumn,
+    ImageColumn,
+    PartOption,
+    Share,
+    parsed_part,
+    set_resources,
+)
 from dimvl.errors import UserError
 from dimvl.progress import progress
 from dimvl.showing import counted
@@ -70,12 +79,15 @@ def scenes(
     images_per_story: Annotated[
         int, typer.Option(help="Write a story, a sequence of images of its own, for so many images; 0 writes none.")
     ] = 0,
+    noisy_captions: Annotated[
+        float, typer.Option(help="Also write the captions with this share of them made noisy, of four kinds.")
+    ] = 0.0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
 ) -> None:
     """Write synthetic scenes.
 
-    Writes images with COCO boxes, COCO captions and VQA v2 questions, and if asked for, statements, phrases and stories
-    as JSON lines. Resumes if interrupted.
+    Writes images with COCO boxes, COCO captions and VQA v2 questions, and if asked for, statements, phrases, stories
+    and noisy captions as JSON lines. Resumes if interrupted.
 
     Example: dimvl scenes data/scenes --train 3000 --seed 1
     """
@@ -180,7 +192,7 @@ def extract(
 
     source = open_images(images, coco, boxes, image_column=image_column, id_column=id_column)
     share = Share(source, out, part, captions_out, caption_field)
-    share.set_resources(threads)
+    set_resources(share.launched, threads)
     _log_estimates()
     given = None if boxes is None else GivenBoxes.read(boxes)
     with _named_as_typed(options.keys() - {"grid"}):  # names of extractors have the word too; typer checks its range

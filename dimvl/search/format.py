@@ -8,7 +8,6 @@ codes with a scale per row, which a search reads first since they have a quarter
 what the codes leave out, by which the search knows whom to compare in float32.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -18,22 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dimvl.checkpoints import MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 from dimvl.errors import UserError
-from dimvl.files import (
-    RESTORE,
-    FileChecksum,
-    Sha256,
-    Strict,
-    check_values,
-    folder_checksums,
-    read_sealed,
-    sha256,
-    write_sealed,
-)
+from dimvl.files import FileChecksum, Sha256, Strict, check_values, read_sealed, sha256, write_sealed
 from dimvl.files.weights import load_weights
 from dimvl.regions.store.format import decode_id, encode_id
-from dimvl.trained_model import TrainedModel
+from dimvl.trained_model import TrainedModel, model_fingerprint
 
 MANIFEST = "index.json"
 PART_IMAGES = 16_384
@@ -42,8 +30,6 @@ LARGEST_CODE = 127
 UNIT = 1e-3
 """By how much the length of an embedding may differ from 1."""
 REMEDY = "make the index anew with `dimvl index`, in another folder"
-MODEL_FILES = (MODEL, WEIGHTS, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG)
-"""The files of an export that embeddings depend on; the processor names the extractor of the regions."""
 
 
 class PartEntry(Strict):
@@ -125,17 +111,6 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scales = rows.abs().amax(1).div(LARGEST_CODE).clamp(min=1e-30)
     codes = (rows / scales[:, None]).round().to(torch.int8)
     return codes, scales, (rows - codes * scales[:, None]).norm(dim=1)
-
-
-def model_fingerprint(trained: TrainedModel) -> str:
-    """Return the SHA-256 of all that the embeddings of an export depend on.
-
-    Raises:
-        UserError: the model is not an export, or one without checksums.
-
-    """
-    files = folder_checksums(trained.weights.parent, RESTORE)
-    return hashlib.sha256("".join(f"{name} {files[name].sha256} " for name in MODEL_FILES).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:

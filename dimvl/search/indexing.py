@@ -14,12 +14,12 @@ from dimvl.data.prefixes import ImageReader, PrefixImages
 from dimvl.data.sampler import in_order
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
-from dimvl.search.format import Manifest, check_aligned, model_fingerprint, read_part
+from dimvl.search.format import Manifest, check_aligned, read_part
 from dimvl.search.writer import IndexWriter
 from dimvl.showing import counted
 from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.retrieval.prediction import embed_images
-from dimvl.trained_model import TrainedModel
+from dimvl.trained_model import TrainedModel, model_fingerprint
 
 BLOCK = 1024
 """Images that are sorted by size together; a resumed run forms the same batches."""

@@ -4,12 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dimvl.drawing import draw_regions, png_data_uri
-from dimvl.errors import UserError
-from dimvl.regions.geometry import fractions_to_pixels
-from dimvl.regions.images import load_image
-from dimvl.regions.records import Extractor, Regions
-from dimvl.regions.store import RegionStore
+from dimvl.drawing import stored_image_uri
 from dimvl.report.page import write_page
 from dimvl.search.index import ImageIndex
 from dimvl.search.queries import Hit, image_keys, open_store
@@ -17,7 +12,6 @@ from dimvl.showing import counted
 
 REGIONS = 5
 """Regions that are drawn, the best."""
-SIDE = 320  # pixels of an image on the page
 
 
 def write_search_page(
@@ -45,7 +39,7 @@ def write_search_page(
     found: dict[int, dict[str, Any]] = {}
     for position in {hit.place: None for _, hits in results for hit in hits}:
         [((image_id,), _)] = image_keys(index, store, [position])
-        found[position] = {"id": image_id, "image": _drawn(files.get(image_id), store, image_id)}
+        found[position] = {"id": image_id, "image": stored_image_uri(files.get(image_id), store, image_id, REGIONS)}
         if not found[position]["image"]:
             missing.append(image_id)
     write_page(
@@ -56,23 +50,3 @@ def write_search_page(
         queries=[(query, [(hit, found[hit.place]) for hit in hits]) for query, hits in results],
     )
     return missing
-
-
-def _drawn(file: Path | None, store: RegionStore, image_id: str) -> str:
-    """Return an image with its best regions as a URI; empty without a file that can be read."""
-    try:
-        image = load_image(file) if file is not None else None
-    except UserError:
-        image = None
-    if image is None:
-        return ""
-    regions = store.read(store.position(image_id))
-    boxes = fractions_to_pixels(regions.boxes[:REGIONS], image.width, image.height).tolist()
-    labels = [_label(store.extractor, regions, place) for place in range(len(boxes))]
-    return png_data_uri(draw_regions(image, boxes, labels, SIDE))
-
-
-def _label(extractor: Extractor, regions: Regions, place: int) -> str:
-    """Name a region by its attributes and its class."""
-    attributes = [extractor.attributes[index] for index in regions.attribute_ids[place] if index >= 0]
-    return " ".join([*attributes, *(extractor.classes[index] for index in regions.class_ids[place][:1] if index >= 0)])

@@ -60,6 +60,7 @@ COMMANDS = {
     "score caption": (["--annotations", "{captions}", "--predictions", "{captioned}", "--tokenised"], "CIDEr: "),
     "compare": (["{worse}", "{better}"], "higher"),
     "study": (["{study}"], "| pretrained |"),
+    "bootstrap": (["{bootstrap}", "output={new}"], r"synthetic: .+ kept"),
     "report": (["{run}"], "report: "),
     "export": (["{run}", "{new}", "--where", "none"], "exported: "),
     "caption": (["{images}", "--model", "{model}", "--json"], '2.png", "caption": "'),
@@ -114,6 +115,11 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
     (folder / "probes.jsonl").write_text('{"image": 1, "caption": "a red star", "foil": "a blue star"}')
     concepts = {"regions": str(data.regions), "captions": str(data.captions), "words": 2, "output": "unused"}
     (folder / "concepts.yaml").write_text(json.dumps(concepts))
+    (folder / "sample.jsonl").write_text('{"image": 1, "caption": "a red star", "label": true}')
+    clean = {"regions": str(data.regions), "captions": str(folder / "sample.jsonl"), "output": "unused"}
+    clean |= {"captioner": str(folder / "run"), "filter": str(folder / "run"), "device": "cpu"}
+    keep = {"precision": 1, "sample": str(folder / "sample.jsonl")}  # so that its caption is kept
+    (folder / "bootstrap.yaml").write_text(json.dumps({**clean, "keep": keep}))
     detector = load_detector(model / "detector")
     with RegionStoreWriter(folder / "seen", detector.extractor) as writer:
         extract([(str(number), folder / "images" / f"{number}.png") for number in (1, 2)], detector, writer)
@@ -126,6 +132,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, P
         "seen": folder / "seen",
         "index": folder / "index",
         "concepts": folder / "concepts.yaml",
+        "bootstrap": folder / "bootstrap.yaml",
         "words": folder / "words",
         "detector": model / "detector",
         "images": folder / "images",

@@ -67,6 +67,7 @@ class SceneOptions:
         questions_per_image: number of questions per image, cycling through the kinds.
         statements_per_image: number of statements about two or three images, in groups of four; see statements.py.
         phrases_per_image: number of phrases that describe one object, cycling through the kinds; see references.py.
+        noisy_captions: share of the captions that are made noisy, in a file of their own; see dimvl/data/noise.py.
         images_per_story: one story, a sequence of images of its own, for so many images of a split; 0 writes none.
 
     Raises:
@@ -89,6 +90,7 @@ class SceneOptions:
     statements_per_image: int = 0
     phrases_per_image: int = 0
     images_per_story: int = 0
+    noisy_captions: float = 0
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, float]] = {
@@ -105,6 +107,7 @@ class SceneOptions:
             "statements_per_image": (0, 40),
             "phrases_per_image": (0, 20),
             "images_per_story": (0, 1000),
+            "noisy_captions": (0, 1),
         }
         for name, (lowest, highest) in bounds.items():
             value = getattr(self, name)

@@ -14,6 +14,7 @@ and, where the options ask for them, JSON lines of our own:
 
     SPLIT/statements.jsonl      statements about two or three of the images, true or false
     SPLIT/phrases.jsonl         phrases that describe one object, with its box
+    SPLIT/noisy.jsonl           the captions, some of them made noisy, with the kind of noise of each
     SPLIT/stories.jsonl         stories, about images of their own: stories/images/ID.png, with stories/instances.json
                                 and stories/worlds.jsonl
 """
@@ -33,12 +34,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from dimvl.callbacks import Progress
-from dimvl.data.scenes.language import sample_captions
+from dimvl.data.noise import corrupt
+from dimvl.data.scenes.language import is_true, sample_captions
 from dimvl.data.scenes.questions import Question, sample_questions
 from dimvl.data.scenes.references import sample_references
 from dimvl.data.scenes.render import render
 from dimvl.data.scenes.statements import sample_statements
 from dimvl.data.scenes.stories import Story, length, sample_story
+from dimvl.data.scenes.word_changes import changed_caption, word_change_pairs
 from dimvl.data.scenes.world import (
     COLOURS,
     HELD_OUT_COMBINATIONS,
@@ -58,6 +61,7 @@ from dimvl.files import atomic_path, read_json, read_text, write_json
 _MORE_FILES = {  # the option that asks for each
     "statements.jsonl": "statements_per_image",
     "phrases.jsonl": "phrases_per_image",
+    "noisy.jsonl": "noisy_captions",
     "stories.jsonl": "images_per_story",
 }
 _ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "questions.json", "annotations.json")
@@ -109,6 +113,8 @@ def write_scenes(out: Path, options: SceneOptions, progress: Progress | None = N
                         progress(done + len(scenes), total)
                 _write_annotations(folder, split, scenes, options)
                 _write_for_other_tasks(folder, split, [scene.world for scene in scenes], options)
+                if options.noisy_captions:
+                    _write_noisy(folder, split, scenes, options)
                 if options.images_per_story:
                     (folder / "stories" / "images").mkdir(parents=True, exist_ok=True)
                     stories, drawn = [], done + count
@@ -225,6 +231,26 @@ def _write_for_other_tasks(folder: Path, split: str, worlds: Sequence[World], op
             for key, each in references
         ]
         _write_lines(folder / "phrases.jsonl", described)
+
+
+def _write_noisy(folder: Path, split: str, scenes: Sequence[_Scene], options: SceneOptions) -> None:
+    """Write the captions, some of them noisy; noise that is true of its scene is not used."""
+    worlds = [world for world, texts, _ in scenes for _ in texts]
+    texts = [text for scene in scenes for text in scene.captions]
+    pairs = word_change_pairs("train")
+    made = corrupt(
+        [world.image_id for world in worlds],
+        texts,
+        options.noisy_captions,
+        *(options.seed, split),
+        change=lambda place, generator: changed_caption(texts[place], worlds[place], generator, pairs),
+        fits=lambda place, text: is_true(text, worlds[place]),
+    )
+    lines = [
+        {"image": world.image_id, "caption": noisy.text, "noise": noisy.kind}
+        for world, noisy in zip(worlds, made, strict=True)
+    ]
+    _write_lines(folder / "noisy.jsonl", lines)
 
 
 def _numbered(worlds: Sequence[World], of_images: Sequence[Sequence[Item]]) -> list[tuple[int, Item]]:

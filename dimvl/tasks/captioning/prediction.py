@@ -6,6 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from dimvl.callbacks import Progress
 from dimvl.config import DecodingOptions, validate
 from dimvl.data.annotations import ImageKey, compared, describe_file, read_captions
@@ -13,7 +16,7 @@ from dimvl.data.examples import Example
 from dimvl.data.matching import in_store, match_file
 from dimvl.data.prefixes import Prefix
 from dimvl.data.scenes import World, caption_facts, read_worlds, score_captions
-from dimvl.decoding import AllRanks, caption_prefixes
+from dimvl.decoding import AllRanks, CachedDecoder, caption_prefixes, sample
 from dimvl.errors import UserError
 from dimvl.metrics.captions import caption_scores
 from dimvl.metrics.predictions import official_caption, official_images
@@ -47,6 +50,28 @@ def captions(
     examples = [Example(source="image", objective="", prefix=prefix, texts=[], seq2seq=True) for prefix in prefixes]
     found = caption_prefixes(trained.model, processor, trained.batch(examples, {}), options, all_ranks, wanted=1)
     return [processor.tokenizer.decode(hypotheses[0].token_ids) for hypotheses in found]
+
+
+@torch.inference_mode()
+def sampled_captions(
+    trained: TrainedModel, prefixes: Sequence[Prefix], draws: np.ndarray, nucleus: float = 1.0
+) -> list[list[str]]:
+    """Draw S captions of each prefix, which is computed once for all of them.
+
+    Args:
+        trained: a model that captions.
+        prefixes: B images and contexts.
+        draws: (B, S, L) float32 in [0, 1), which decide what is drawn, as in `sample`; a caption has at most L tokens.
+        nucleus: as in `sample`.
+
+    """
+    processor = trained.processor
+    examples = [Example(source="image", objective="", prefix=prefix, texts=[], seq2seq=True) for prefix in prefixes]
+    decoder = CachedDecoder(trained.model, processor, trained.batch(examples, {}))
+    end = processor.tokenizer.sep
+    drawn = sample(decoder, end, torch.from_numpy(draws).to(trained.device), nucleus=nucleus)
+    words = [[[token for token in one.token_ids if token != end] for one in own] for own in drawn]
+    return [[processor.tokenizer.decode(tokens) for tokens in own] for own in words]
 
 
 def text_rows(trained: TrainedModel, options: DecodingOptions) -> int:

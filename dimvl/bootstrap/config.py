@@ -1,0 +1,101 @@
+"""Configuration of `dimvl bootstrap`. Imports no torch, so that mistakes are told at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dimvl.config import Files, Match, Missing, Names, Section, merge, parse_overrides, read_yaml, validate
+from dimvl.errors import UserError
+
+
+class SamplingConfig(Section):
+    """How synthetic captions are written: nucleus sampling, with numbers drawn by seed and image."""
+
+    captions: int = Field(1, ge=1, le=100, description="captions written for each image; equal ones count once")
+    nucleus: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="each word is drawn from the fewest most probable ones with at least this probability in all",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="longest caption with its final [SEP]; null: as long as the captioner was trained for"
+    )
+
+
+class KeepConfig(Section):
+    """Keep fewer or more texts than the filter calls a match: choose the probability from which a text is kept."""
+
+    precision: float = Field(gt=0, le=1, description="share of the kept texts of the sample that match at least")
+    sample: Path = Field(
+        description="JSON lines of `image`, `caption` and `label`: true if the caption fits the image; web texts that "
+        "people judged"
+    )
+
+
+class BootstrapConfig(Section):
+    """What `dimvl bootstrap` does."""
+
+    output: Path = Field(description="folder to write or to continue")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the synthetic captions")
+    regions: Files = Field(description="region store, or a list of stores of one extractor to use as one")
+    captions: Files = Field(description="captions to filter in any format of annotations.md, each about one image")
+    split: Names = Field([], description="splits of a file in Karpathy's format, such as [train, restval]")
+    missing: Missing = Field(
+        "error",
+        description="images missing from the store: error stops; skip drops their captions and reports how many",
+    )
+    match: Match = Field(
+        "auto", description="rule by which images are found in the store, see annotations.md; auto: the one that fits"
+    )
+    captioner: Path | None = Field(
+        None, description="a run or an export that captions; null writes no captions and only filters"
+    )
+    filter: Path = Field(description="a run or an export with a matching head")
+    allow_trained: bool = Field(False, description="accept a filter that was trained on these captions or images")
+    sampling: SamplingConfig = SamplingConfig()
+    keep: KeepConfig | None = Field(
+        None, description="how many texts are kept; null: those that the filter calls a match, probability 0.5 or more"
+    )
+    images: Path | None = Field(None, description="folder of the images, to be shown on the page; null shows none")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available, else the CPU")
+
+    @model_validator(mode="after")
+    def _sampling_has_a_captioner(self) -> "BootstrapConfig":
+        if self.captioner is None and "sampling" in self.model_fields_set:
+            raise ValueError("sampling is of the captioner, and there is none; give captioner, or remove sampling")
+        return self
+
+    def check_inputs(self) -> None:
+        """Check that the files and folders to read exist.
+
+        Raises:
+            UserError: one or more do not.
+
+        """
+        named = [("regions", self.regions), ("captions", self.captions), ("filter", [self.filter])]
+        optional = {"captioner": self.captioner, "images": self.images}
+        optional |= {"keep.sample": None if self.keep is None else self.keep.sample}
+        named += [(key, [path]) for key, path in optional.items() if path is not None]
+        absent = [f"{file} does not exist ({key})" for key, files in named for file in files if not file.exists()]
+        if absent:
+            raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
+
+
+def read_bootstrap_config(path: Path, overrides: Sequence[str] = ()) -> BootstrapConfig:
+    """Read a configuration of `dimvl bootstrap`.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value`, which take precedence.
+
+    Raises:
+        UserError: any mistake in it.
+
+    """
+    given = parse_overrides(overrides)
+    if "include" in given:
+        raise UserError("include works in files only; write it into the file, or give the values as overrides")
+    return validate(BootstrapConfig, merge(read_yaml(path), given), str(path), overridable=True)

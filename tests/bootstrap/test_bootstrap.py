@@ -1,0 +1,351 @@
+"""Captions written and filtered: what a line says, processes, interruptions, and what is refused."""
+
+import itertools
+import json
+import random
+import shutil
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import dimvl.bootstrap.run as run_module
+import dimvl.bootstrap.texts as texts_module
+from dimvl.bootstrap.results import DROPPED, KEPT, PAGE, REPORT, noise_scores
+from dimvl.bootstrap.run import SETTINGS, bootstrap
+from dimvl.bootstrap.texts import WebTexts
+from dimvl.bootstrap.threshold import Threshold, choose_threshold
+from dimvl.data.annotations import read_captions
+from dimvl.data.prefixes import ImageReader
+from dimvl.data.trained_on import hash_images
+from dimvl.errors import UserError
+from dimvl.files import read_json, sha256, write_json
+from dimvl.regions.sources.base import Part
+from dimvl.regions.store import RegionStore
+from dimvl.regions.store.writer import RegionStoreWriter
+from dimvl.tasks.pretraining.matching import match_pairs
+from dimvl.trained_model import load_model
+from tests.bootstrap.made import IMAGES, make_config, make_parts, read_lines, write_lines
+from tests.cli.calls import call, refused
+from tests.exports import all_abilities, make_trained, write_run
+from tests.factories import make_extractor, make_regions
+from tools.kill_bootstrap import contents, kill_and_resume
+
+Keys = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "BLOCK", 3)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return make_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def whole(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one process."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "BLOCK", 3)
+        assert bootstrap(make_config(keys, output), "cpu") is not None
+    return output
+
+
+def test_each_line_says_origin_score_and_models_and_pretraining_reads_it(keys: Keys, whole: Path) -> None:
+    given = [json.loads(line) for line in keys["captions"].read_text().splitlines()]
+    lines = read_lines(whole)
+    web = [line for line in lines if line["origin"] == "web"]
+    synthetic = [line for line in lines if line["origin"] == "synthetic"]
+    assert Counter((line["image"], line["caption"], line.get("noise")) for line in web) == Counter(
+        (line["image"], line["caption"], line.get("noise")) for line in given
+    )
+    assert {line["image"] for line in synthetic} == {str(number) for number in range(1, IMAGES + 1)}
+    assert max(Counter(line["image"] for line in synthetic).values()) == 2
+    models = read_json(whole / REPORT)["models"]
+    assert {line["filter"] for line in lines} == {models["filter"]["fingerprint"][:16]}
+    assert {line["captioner"] for line in synthetic} == {models["captioner"]["fingerprint"][:16]}
+    kept = read_lines(whole, KEPT)
+    assert all(line["score"] >= 0.5 for line in kept) and all(
+        line["score"] < 0.5 for line in read_lines(whole, DROPPED)
+    )
+    assert 0 < len(kept) < len(lines)
+    pairs = [(line["image"], line["caption"]) for line in lines]
+    wanted = match_pairs(load_model(keys["filter"]), RegionStore(keys["regions"]), pairs)
+    assert [line["score"] for line in lines] == pytest.approx(wanted, abs=1e-4), "as one by one"
+    read = read_captions(whole / KEPT)
+    assert [(caption.image_id, caption.text) for caption in read] == [(line["image"], line["caption"]) for line in kept]
+
+
+def test_captions_of_an_image_stay_together_in_the_order_of_the_file(whole: Path) -> None:
+    blocks = sorted((whole / "blocks").iterdir())
+    lines = [json.loads(line) for block in blocks for line in block.read_text().splitlines()]
+    groups = [
+        (image, [one["origin"] for one in of]) for image, of in itertools.groupby(lines, lambda line: line["image"])
+    ]
+    assert [image for image, _ in groups] == [*map(str, range(1, IMAGES + 1)), "2"]
+    assert all(origins == sorted(origins, reverse=True) and "synthetic" in origins for _, origins in groups[:-1])
+    assert groups[-1][1] == ["web"], "an image that comes again gets no more synthetic captions"
+
+
+def test_any_number_of_processes_writes_the_same_bytes(keys: Keys, whole: Path, tmp_path: Path) -> None:
+    config = make_config(keys, tmp_path / "out")
+    assert bootstrap(config, "cpu", Part(2, 3)) is None
+    assert bootstrap(config, "cpu", Part(3, 3)) is None
+    shown: list[tuple[int, int]] = []
+    assert bootstrap(config, "cpu", Part(1, 3), lambda *how: shown.append(how)) is not None
+    assert contents(config.output) == contents(whole)
+    assert shown[-1] == (6, 6), "groups of captions of blocks 0 and 3"
+
+
+def test_what_is_written_for_an_image_depends_on_it_and_the_seed_alone(
+    keys: Keys, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "BLOCK", 5)
+    lines = keys["captions"].read_text().splitlines(keepends=True)
+    (tmp_path / "reversed.jsonl").write_text("".join(reversed(lines)))
+    config = make_config(keys, tmp_path / "out", captions=tmp_path / "reversed.jsonl")
+
+    def written(output: Path) -> Counter[tuple[str, str]]:
+        return Counter((line["image"], line["caption"]) for line in read_lines(output) if line["origin"] == "synthetic")
+
+    bootstrap(config, "cpu")
+    assert written(config.output) == written(whole)
+    other = make_config(keys, tmp_path / "other", seed=1)
+    bootstrap(other, "cpu")
+    assert written(other.output) != written(whole)
+
+
+def test_images_with_equal_regions_get_captions_of_their_own(keys: Keys, tmp_path: Path) -> None:
+    with RegionStoreWriter(tmp_path / "twins", make_extractor()) as writer:
+        for name in ("1", "2"):
+            writer.add(make_regions(1, name))
+    file = write_lines(tmp_path / "twins.jsonl", [{"image": name, "caption": "a red star"} for name in ("1", "2")])
+    config = make_config(keys, tmp_path / "out", regions=tmp_path / "twins", captions=file)
+    bootstrap(config, "cpu")
+    one, other = ({line["caption"] for line in read_lines(config.output) if line["image"] == name} for name in "12")
+    assert one - other and other - one, "drawn by image"
+
+
+def test_each_model_computes_an_image_once_for_all_of_its_texts(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, prefixes = [], ImageReader.prefixes
+    monkeypatch.setattr(
+        ImageReader, "prefixes", lambda self, images: read.append(len(images)) or prefixes(self, images)
+    )
+    bootstrap(make_config(keys, tmp_path / "out"), "cpu")
+    assert sum(read) == IMAGES + (IMAGES + 1), "by the captioner, and by the filter, which meets image 2 again"
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_bootstrap_killed_at_random_moments_resumes_to_the_same_bytes(
+    keys: Keys, whole: Path, tmp_path: Path
+) -> None:
+    """`python -m tools.kill_bootstrap` does this a hundred times."""
+    drawn, kills, trials = random.Random(2), 0, 0
+    while kills < 4:
+        config = make_config(keys, tmp_path / f"out-{trials}")
+        kills += kill_and_resume(config, drawn, 0.3, 2).total()
+        assert contents(config.output) == contents(whole)
+        trials += 1
+    assert trials < 10, "most are killed before they end"
+
+
+def test_captions_are_streamed(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "AT_ONCE", 2)
+    read, records = [], texts_module.jsonl_records
+
+    def counted(*arguments: Any) -> Any:
+        for record in records(*arguments):
+            read.append(record)
+            yield record
+
+    config = make_config(keys, Path("out"))
+    texts = WebTexts(config, RegionStore(keys["regions"]), all_abilities())
+    monkeypatch.setattr(texts_module, "jsonl_records", counted)
+    of_images = iter(texts)
+    next(of_images)
+    assert len(read) <= 6, "no more than needed, of 24"
+    assert 1 + len(list(of_images)) == IMAGES + 1 and texts.captions == 24
+
+
+def test_without_a_captioner_captions_are_only_filtered(keys: Keys, whole: Path, tmp_path: Path) -> None:
+    config = make_config(keys, tmp_path / "out", captioner=None, sampling=...)
+    assert bootstrap(config, "cpu") is not None
+    web = [(line["image"], line["caption"]) for line in read_lines(whole, KEPT) if line["origin"] == "web"]
+    assert [(line["image"], line["caption"]) for line in read_lines(config.output, KEPT)] == web
+
+
+def test_another_threshold_is_chosen_on_a_sample_without_computing_again(
+    keys: Keys, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    web = [line for line in read_lines(whole) if line["origin"] == "web"]
+    cut = sorted(line["score"] for line in web)[len(web) // 4]
+    sample = [{"image": line["image"], "caption": line["caption"], "label": line["score"] >= cut} for line in web]
+    keep = {"precision": 1.0, "sample": write_lines(tmp_path / "sample.jsonl", sample)}
+    monkeypatch.setattr(run_module.BlockWriter, "lines", lambda *_: pytest.fail("computed again"))
+    results = bootstrap(make_config(keys, tmp_path / "out", keep=keep), "cpu")
+    assert results is not None and results.report["threshold"]["probability"] == pytest.approx(cut, abs=1e-5)
+    assert results.kept["web"] == sum(line["score"] >= results.report["threshold"]["probability"] for line in web)
+
+
+def test_the_lowest_threshold_with_the_precision_is_chosen_and_equal_scores_go_together(tmp_path: Path) -> None:
+    scores, labels = [0.9, 0.8, 0.8, 0.6, 0.3, 0.1], [True, True, False, True, True, False]
+
+    def chosen(precision: float) -> Threshold:
+        return choose_threshold(scores, labels, make_keep(tmp_path, precision))
+
+    assert chosen(1.0) == Threshold(0.9, 6, 1.0, 0.25)
+    assert chosen(0.75) == Threshold(0.3, 6, 0.8, 1.0)
+    assert chosen(0.5).probability == 0.1
+    with pytest.raises(UserError, match=r"at most 0\.500.*lower keep\.precision"):
+        choose_threshold([0.8, 0.8, 0.2], [True, False, False], make_keep(tmp_path, 0.9))
+
+
+def make_keep(folder: Path, precision: float) -> Any:
+    return make_config(
+        {"regions": "r", "captions": "c", "filter": "f"},
+        folder,
+        captioner=None,
+        sampling=...,
+        keep={"precision": precision, "sample": folder / "sample.jsonl"},
+    ).keep
+
+
+def test_precision_and_recall_of_the_filter_by_kind_of_noise() -> None:
+    counts = {("none", True): 6, ("none", False): 2, ("swapped", False): 3, ("swapped", True): 1, ("cut", True): 4}
+    assert noise_scores(counts) == {
+        "cut": {"texts": 4, "recall": 0.0, "precision": 0.0},
+        "swapped": {"texts": 4, "recall": 0.75, "precision": 0.6},
+        "clean": {"texts": 8, "kept": 0.75, "share_of_kept": 6 / 11},
+    }
+    assert noise_scores({}) == {}
+
+
+def test_the_report_counts_what_is_in_the_files_and_the_page_shows_both_kinds(keys: Keys, whole: Path) -> None:
+    report, lines = read_json(whole / REPORT), read_lines(whole)
+    for origin in ("web", "synthetic"):
+        own = [line for line in lines if line["origin"] == origin]
+        found = report["origins"][origin]
+        assert found["texts"] == len(own) == sum(found["histogram"])
+        assert found["kept"] == sum(line["score"] >= 0.5 for line in own)
+    assert report["captions_read"] == 24 and report["images"] == IMAGES
+    page = (whole / PAGE).read_text()
+    assert "synthetic, kept" in page and "web, dropped" in page and "noise: swapped" in page
+
+
+def refuse(keys: Keys, output: Path, *words: str, **changes: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        bootstrap(make_config(keys, output, **changes), "cpu")
+    for word in words:
+        assert word in str(caught.value)
+    assert not (output / "blocks").exists(), "told before anything is written"
+
+
+def test_models_that_do_not_fit_are_refused(keys: Keys, tmp_path: Path) -> None:
+    refuse(keys, tmp_path / "out", "cannot match", filter=keys["captioner"])
+    refuse(keys, tmp_path / "out", "cannot caption", captioner=keys["filter"])
+    other = replace(make_extractor(), name="another", fingerprint="e" * 64)
+    for role in ("captioner", "filter"):
+        model = make_trained(all_abilities(other, shared_prefix=True))
+        folder = write_run(tmp_path / role, model, description="photographs")
+        refuse(keys, tmp_path / "out", f"for {role} {folder}", "another", **{role: folder})
+
+
+def trained_filter(keys: Keys, folder: Path, own: str, start: str | None = None, images: tuple[str, ...] = ()) -> Path:
+    """Copy the filter as one that was fine-tuned on a file with a checksum, after another training."""
+    made = replace(load_model(keys["filter"]), trained_on=np.sort(hash_images(images)))
+    write_run(folder, made, description="photographs")
+    about = {"file": "c.jsonl", "description": "", "synthetic": False}
+    run_record = read_json(folder / "run.json")
+    run_record["data"] = {"captions": {**about, "sha256": own}}
+    run_record["start"] = start and {
+        "name": "base",
+        "sha256": "0" * 64,
+        "data": {"captions": {**about, "sha256": start}},
+    }
+    write_json(folder / "run.json", run_record)
+    return folder
+
+
+def test_a_filter_that_was_trained_on_the_captions_is_refused_unless_told(keys: Keys, tmp_path: Path) -> None:
+    noisy, clean = sha256(keys["captions"]), "a" * 64
+    same = trained_filter(keys, tmp_path / "same", noisy)
+    refuse(keys, tmp_path / "out", f"was trained on {keys['captions']} itself", "allow_trained=true", filter=same)
+    images = trained_filter(keys, tmp_path / "images", clean, images=("3", "5"))
+    refuse(keys, tmp_path / "out", "on 2 of the 11 images", "such as '3'", "allow_trained=true", filter=images)
+    assert bootstrap(make_config(keys, tmp_path / "told", filter=same, allow_trained=True), "cpu") is not None
+    after = trained_filter(keys, tmp_path / "after", clean, start=noisy, images=("3", "5"))
+    assert bootstrap(make_config(keys, tmp_path / "blip", filter=after), "cpu") is not None, "as BLIP's"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"images": ["1", "2"], "caption": "two"}, ("line 1", "2 images", "one image each")),
+        ({"video": "1", "caption": "a video"}, ("no field 'image'",)),
+        ({"image": "77", "caption": "elsewhere"}, ("77", "in the region store")),
+        ({"image": "1", "caption": " "}, ("line 1", "empty")),
+    ],
+)
+def test_captions_that_cannot_be_filtered_are_one_sentence(
+    keys: Keys, tmp_path: Path, line: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    file = write_lines(tmp_path / "bad.jsonl", [line])
+    refuse(keys, tmp_path / "out", *words, captions=file)
+
+
+def test_missing_images_are_refused_or_counted(keys: Keys, tmp_path: Path) -> None:
+    lines = [{"image": name, "caption": "a red star"} for name in ("1", "none", "2", "nowhere")]
+    file = write_lines(tmp_path / "some.jsonl", lines)
+    refuse(keys, tmp_path / "out", "2 of the 4 captions", "'none'", "missing=skip", captions=file)
+    results = bootstrap(make_config(keys, tmp_path / "out", captions=file, missing="skip"), "cpu")
+    assert results is not None and results.report["captions_dropped"] == {"image not in the store": 2}
+
+
+def test_a_folder_belongs_to_its_settings_and_damage_is_found(keys: Keys, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    for changes, key in (({"seed": 5}, "seed"), ({"captioner": None, "sampling": ...}, "captioner")):
+        with pytest.raises(UserError, match=f"another value of {key}"):
+            bootstrap(make_config(keys, tmp_path / "out", **changes), "cpu")
+    block = sorted((tmp_path / "out" / "blocks").iterdir())[1]
+    whole_block = block.read_bytes()
+    block.write_bytes(whole_block.replace(b"web", b"wep", 1))
+    with pytest.raises(UserError, match=f"{block.name} is damaged.*remove it and run again"):
+        bootstrap(make_config(keys, tmp_path / "out"), "cpu")
+    block.unlink()
+    bootstrap(make_config(keys, tmp_path / "out"), "cpu")
+    assert contents(tmp_path / "out") == contents(whole)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    refuse(keys, tmp_path / "full", "not empty", SETTINGS)
+
+
+def test_the_command_prints_counts_and_an_empty_result_ends_with_1_and_what_to_change(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = partial(call, monkeypatch, capfd)
+    config = make_config(keys, tmp_path / "out").model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "bootstrap.yaml").write_text(yaml.safe_dump(config))
+    done = run("bootstrap", tmp_path / "bootstrap.yaml")
+    assert (
+        done.code == 0
+        and "web: " in done.out
+        and "synthetic: " in done.out
+        and str(tmp_path / "out" / KEPT) in done.out
+    )
+    monkeypatch.setattr(run_module, "_threshold", lambda *_: Threshold(1.1))
+    nothing = run("bootstrap", tmp_path / "bootstrap.yaml")
+    assert nothing.code == 1 and "no caption is kept" in nothing.err and "keep.precision" in nothing.err
+    assert (tmp_path / "out" / KEPT).read_bytes() == b""
+    refused(run("bootstrap", tmp_path / "bootstrap.yaml", "captioner=null"), "sampling", "captioner")
+    refused(run("bootstrap", tmp_path / "bootstrap.yaml", "filter=nowhere"), "nowhere does not exist (filter)")
