@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app, print_text
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app, print_text
 from dimvl.cli.explaining import Explain, as_fields, print_explanation, refuse_several
 from dimvl.cli.inputs import Group, Ids, Images, Stores, Together, check_inputs, named, open_model, refuse_empty
 from dimvl.errors import UserError
@@ -33,6 +33,7 @@ def choose(
     together: Together = False,
     explain: Explain = False,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -55,7 +56,7 @@ def choose(
     chosen = Images([any_path(image) for image in images], regions, ids)
     groups = chosen.groups([text], together)
     refuse_several(chosen, groups, explain)
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     check_inputs(predictor, "choose", groups)
 
     def fields(group: Group, found: "Chosen") -> dict[str, object]:

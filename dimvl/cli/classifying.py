@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Model, Threads, app, input_file
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, app, input_file
 from dimvl.cli.explaining import Explain, refuse_several
 from dimvl.cli.inputs import Group, Ids, Images, Stores, Together, check_inputs, named, open_model
 from dimvl.cli.prediction import ImagePaths, print_one
@@ -38,6 +38,7 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="Number of labels to print.")] = 1,
     explain: Explain = False,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -65,7 +66,7 @@ def classify(
     chosen = Images(images or [], regions, ids)
     groups = chosen.groups([None], together)
     refuse_several(chosen, groups, explain)
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     _check_verb(predictor, labels)
     verb = "classify" if labels is None else "classify by labels"
     check_inputs(predictor, verb, groups)

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dimvl.checkpoints import MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
+from dimvl.checkpoints import ADAPTER, MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 from dimvl.errors import UserError
 from dimvl.files import (
     RESTORE,
@@ -135,7 +135,9 @@ def model_fingerprint(trained: TrainedModel) -> str:
 
     """
     files = folder_checksums(trained.weights.parent, RESTORE)
-    return hashlib.sha256("".join(f"{name} {files[name].sha256} " for name in MODEL_FILES).encode()).hexdigest()
+    names = [trained.weights.name if name == WEIGHTS else name for name in MODEL_FILES]
+    names += [ADAPTER] if ADAPTER in files else []  # which names its base by checksum
+    return hashlib.sha256("".join(f"{name} {files[name].sha256} " for name in names).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
