@@ -4,7 +4,7 @@ VENV := .venv
 export OMP_WAIT_POLICY := PASSIVE
 
 # The tests that use other packages most: detectors, importers, weights of transformers, metrics, command line, pages.
-FAST := cli regions/detectors regions/importers metrics report model/test_convert.py training/test_resuming.py \
+FAST := adapters cli regions/detectors regions/importers metrics report model/test_convert.py training/test_resuming.py \
 	training/test_wandb.py training/test_deepspeed_options.py test_config.py test_predictor.py test_export.py
 
 .PHONY: setup demo test coverage test-newest lint format

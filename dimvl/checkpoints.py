@@ -30,6 +30,7 @@ from dimvl.files import (
 logger = logging.getLogger(__name__)
 MODEL = "config.json"
 RUN = "run.json"
+ADAPTER = "adapter.json"
 VALIDATION = "validation "  # begins the names of annotation files that are not trained on
 MATCH = "match.json"
 TEXTS = "texts.json"
@@ -41,7 +42,7 @@ WEIGHTS = "model.safetensors"
 OPTIMISER = "optimiser.safetensors"
 CARD = "README.md"
 REMEDY = "remove this checkpoint to continue from the one before it, or from the start if there is none"
-SEALED = (MODEL, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, TRAINED_ON)
+SEALED = (MODEL, ADAPTER, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG, TRAINED_ON)
 """The files that training writes at its start and nothing changes later; `checksums.json` has their checksums."""
 Result = TypeVar("Result")
 Count = Annotated[int, Field(ge=0)]
@@ -239,9 +240,13 @@ def start_of(folder: Path) -> Start:
     """Describe a model that a run starts from.
 
     Raises:
-        UserError: it has no weights, or a file is damaged.
+        UserError: it has no weights, or those of an adapter alone, or a file is damaged.
 
     """
+    if (folder / ADAPTER).exists():
+        raise UserError(
+            f"{folder} is an adapter, not a whole model; give what `dimvl export RUN OUT --merge` wrote of its run"
+        )
     weights = folder / WEIGHTS
     digest = sha256(weights) if weights.exists() else read_best_checkpoint(folder, lambda _, digest: digest)
     origin = origin_of(folder)

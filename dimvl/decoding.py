@@ -24,7 +24,6 @@ from dimvl.data.layout import ranges
 from dimvl.data.processor import Processor
 from dimvl.errors import NotFinitePredictionError
 from dimvl.model.model import DimvlModel
-from dimvl.model.plan import plan_attention
 
 
 class NextWords(Protocol):
@@ -254,9 +253,9 @@ class CachedDecoder:
         self.device = prefixes.token_ids.device
         self._never = torch.tensor(self.tokenizer.unwritten_ids, device=self.device)
         self.length = 0  # cached words of each hypothesis
-        index, mask = _padded_prefix(prefixes, self.device)
+        index, mask = _padded_prefix(prefixes, self.device, model.encoder.learned)
         self._past = mask[:, None]  # (B, K, R) True where a hypothesis attends to a cached row
-        plan, rows = plan_attention(prefixes.layout, self.device), model.embed(prefixes)
+        plan, rows = model.plan(prefixes.layout, self.device), model.embed(prefixes)
         self._cache = [
             (_padded_rows(key, index), _padded_rows(value, index))
             for key, value in model.encoder.keys_and_values(rows, plan)
@@ -337,11 +336,15 @@ def _padded_rows(rows: Tensor, index: Tensor) -> Tensor:
     return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:]).transpose(1, 2).contiguous()
 
 
-def _padded_prefix(prefixes: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the row indices of each prefix, padded (B, P), and a mask (B, P) that is True at real rows."""
+def _padded_prefix(prefixes: Batch, device: torch.device, learned: int) -> tuple[Tensor, Tensor]:
+    """Return the row indices of each prefix, padded (B, P), and a mask (B, P) that is True at real rows.
+
+    Learned keys and values, which follow those of all rows, come first in each prefix.
+    """
     layout = prefixes.layout
-    starts = np.stack([layout.region_starts, layout.context_starts], axis=1)
-    lengths = np.stack([layout.num_regions, layout.num_context], axis=1)
+    none = np.zeros_like(layout.num_regions)
+    starts = np.stack([none + layout.num_rows, layout.region_starts, layout.context_starts], axis=1)
+    lengths = np.stack([none + learned, layout.num_regions, layout.num_context], axis=1)
     total = lengths.sum(axis=1)
     mask = np.arange(total.max(initial=0))[None] < total[:, None]
     index = np.zeros(mask.shape, dtype=np.int64)

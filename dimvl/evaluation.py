@@ -159,7 +159,7 @@ def _describe(
         "model": {
             "folder": model.name,
             "weights": str(trained.weights.relative_to(model)),
-            "sha256": trained.weights_sha256 or sha256(trained.weights),
+            "sha256": trained.weights_sha256,
             "trained_by": origin.model_dump(mode="json", exclude={"seed"}, exclude_unset=True),
         },
         "seed": origin.seed,

@@ -9,6 +9,8 @@ training.json         seed, data and code revision of the run, and what it start
 detector/             what made the regions that the model was trained with: detector, backbone, concepts
 README.md             model card: data, configuration, code revision, measured scores; people may edit it
 checksums.json        of all these files; an export owns the files that it names, and no others in its folder
+
+That of an adapter has the adapter's weights alone and no detector, see `dimvl/adapters/folder.py`.
 """
 
 import logging
@@ -18,7 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dimvl.checkpoints import CARD, MODEL, ORIGIN, RUN, WEIGHTS, Origin, origin_of, run_arguments
+from dimvl.adapters.adding import merge_adapter
+from dimvl.adapters.folder import AdapterFile, read_adapter, write_adapter, write_weights
+from dimvl.checkpoints import ADAPTER, CARD, MODEL, ORIGIN, RUN, WEIGHTS, Origin, origin_of, run_arguments
 from dimvl.data.processor import FILE as PROCESSOR
 from dimvl.data.tokenizer import CONFIG as TOKENIZER_CONFIG
 from dimvl.data.tokenizer import FILE as TOKENIZER
@@ -62,9 +66,11 @@ def export(
     out: Path,
     where: str | Path | None = None,
     scores: Mapping[str, Any] | None = None,
+    merge: bool = False,
+    base: str | None = None,
     **parts: Any,
 ) -> Path:
-    """Write a run's best checkpoint (without validation the newest) as an export.
+    """Write a run's best checkpoint (without validation the newest) as an export; of an adapter, the adapter alone.
 
     A folder that is new appears complete. In an existing one the files of an older export are replaced and all others
     stay; cut off in between, it cannot be opened, and exporting again completes it.
@@ -75,13 +81,16 @@ def export(
         where: what made the run's regions, as in `load_extractor`; by default what their store names. It gets the
             settings that the regions were made with. With `none`, the export takes regions but no images.
         scores: measured scores for the model card: names to numbers, or to such mappings.
+        merge: put an adapter into its base, and write that as a whole export.
+        base: what an adapter calls its base, such as its name on the Hugging Face hub; by default that of its folder.
         parts: other arguments of `load_extractor`, where they differ from those that the store names.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: `run` is not a run, `out` holds something else, or another extractor made its regions.
+        UserError: `run` is not a run, `out` holds something else, another extractor made its regions, or an adapter
+            cannot be merged.
 
     """
     arguments, origin = run_arguments(run), origin_of(run)
@@ -89,41 +98,70 @@ def export(
     folder = Path(os.path.realpath(out)) if out.is_symlink() else out
     owned = _owned(folder)
     named = {name: value for name, value in {"where": where, **parts}.items() if value is not None}
-    found = None if where == NO_DETECTOR else _same_extractor(trained.processor.extractor, named)
-    card = model_card(trained, arguments, origin, scores or {}, found is not None)
+    adapter = _adapter(run, trained, merge, base, named)
+    found = None if where == NO_DETECTOR or adapter else _same_extractor(trained.processor.extractor, named)
+    name = None if adapter is None else adapter.base
+    card = model_card(trained, arguments, origin, scores or {}, found is not None, name)
+
+    def write(folder: Path) -> None:
+        if adapter is None:
+            _write_whole(folder, trained, found)
+        else:
+            write_adapter(folder, write_weights(folder, trained.model, adapter))
+        _write(folder, read_json(run / MODEL), trained, origin, card)
+
     if not folder.exists():
         with atomic_folder(folder) as temporary:
-            _write(temporary, read_json(run / MODEL), trained, origin, found, card)
+            write(temporary)
         return out
     with locked(folder, f"another process writes an export to {folder}; wait for it"):
         try:
             with atomic_folder(folder / NEW) as temporary:
-                _write(temporary, read_json(run / MODEL), trained, origin, found, card)
+                write(temporary)
             _replace(folder, owned)
         finally:
             shutil.rmtree(folder / NEW, ignore_errors=True)
     return out
 
 
-def _write(
-    folder: Path,
-    arguments: Mapping[str, Any],
-    trained: TrainedModel,
-    origin: Origin,
-    detector: RegionExtractor | None,
-    card: str,
-) -> None:
-    """Write all files of an export into an empty folder."""
-    write_json(folder / MODEL, arguments)
+def _adapter(
+    run: Path, trained: TrainedModel, merge: bool, base: str | None, named: Mapping[str, Any]
+) -> AdapterFile | None:
+    """Return the adapter to export as it is; None if the run has none, or after it is merged into the model."""
+    if not (run / ADAPTER).exists():
+        if merge or base:
+            raise UserError(f"{run} is not the run of an adapter; omit {'--merge' if merge else '--base'}")
+        return None
+    adapter = read_adapter(run)
+    if merge:
+        if base:
+            raise UserError("--base is what an adapter calls its base, and --merge leaves none; omit one of them")
+        merge_adapter(trained.model, adapter.adapter, str(run))
+        return None
+    if named:
+        raise UserError(
+            f"{run} is an adapter, whose export has no detector; omit --{next(iter(named)).replace('_', '-')}, or add "
+            "--merge"
+        )
+    return adapter if base is None else adapter.model_copy(update={"base": base})
+
+
+def _write_whole(folder: Path, trained: TrainedModel, detector: RegionExtractor | None) -> None:
+    """Write weights and detector into an empty folder."""
     save_weights(folder / WEIGHTS, saved_tensors(trained.model))
-    trained.processor.without_recipe().save(folder)
-    copy_trained_on(folder, trained.trained_on)
-    write_sealed(folder / ORIGIN, origin.model_dump(mode="json", exclude_unset=True))
     if detector is None:
         write_json(folder / DETECTOR / SETTINGS, {KIND: NO_DETECTOR})
     else:
         (folder / DETECTOR).mkdir()
         detector.save(folder / DETECTOR)
+
+
+def _write(folder: Path, arguments: Mapping[str, Any], trained: TrainedModel, origin: Origin, card: str) -> None:
+    """Write the files that any export has."""
+    write_json(folder / MODEL, arguments)
+    trained.processor.without_recipe().save(folder)
+    copy_trained_on(folder, trained.trained_on)
+    write_sealed(folder / ORIGIN, origin.model_dump(mode="json", exclude_unset=True))
     (folder / CARD).write_text(card, encoding="utf-8")
     files = (file for file in folder.rglob("*") if file.is_file())
     seal_folder(folder, sorted(file.relative_to(folder).as_posix() for file in files))
@@ -137,14 +175,16 @@ def _owned(folder: Path) -> set[str]:
 
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if {MODEL, WEIGHTS, PROCESSOR} <= names and RUN not in names:
+    if RUN not in names and ({MODEL, WEIGHTS, PROCESSOR} <= names or {MODEL, ADAPTER, CHECKSUMS} <= names):
         try:
             return set(folder_checksums(folder, RESTORE))
         except UserError:  # of a version before 0.2, or damaged
             detectors = {name for kind in KINDS.values() for name in (SETTINGS, *kind.files)}
             return {*FILES, TOKENIZER_CONFIG, ORIGIN, CARD, *(f"{DETECTOR}/{name}" for name in detectors)}
-    if CHECKSUMS in names and {MODEL, WEIGHTS} <= folder_checksums(folder, RESTORE).keys():
-        return set(folder_checksums(folder, RESTORE))  # one that was cut off
+    if RUN not in names and CHECKSUMS in names:
+        own = folder_checksums(folder, RESTORE).keys()
+        if MODEL in own and own & {WEIGHTS, ADAPTER}:
+            return set(own)  # one that was cut off
     if (folder.exists() and not folder.is_dir()) or any(not name.startswith(".") for name in names):
         raise UserError(f"{folder} is not empty and not an export; choose another folder")
     return set()
@@ -167,8 +207,8 @@ def _replace(folder: Path, owned: set[str]) -> None:
         os.replace(new / CHECKSUMS, folder / CHECKSUMS)
         for name in owned - names:
             (folder / name).unlink(missing_ok=True)
-        detector.mkdir(exist_ok=True)
         for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
             os.replace(new / name, folder / name)
 
 
@@ -233,6 +273,12 @@ def check_export(folder: Path) -> None:
 
     """
     existing_folder(folder)
+    if (folder / ADAPTER).exists() and not (folder / RUN).exists():
+        base = read_adapter(folder).base
+        raise UserError(
+            f"{folder} is an adapter of {base}; open that, and give this folder as --adapter or, in Python, to "
+            "with_adapter"
+        )
     if (folder / RUN).exists():
         raise UserError(f"{folder} is a run; write an export with `dimvl export {folder} OUT` and give OUT")
     lacking = [name for name in FILES if not (folder / name).is_file()]

@@ -3,6 +3,7 @@
 Names, descriptions and scores come from files of other people, so Markdown and HTML in them are escaped.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from dimvl.checkpoints import DataFile, Origin, Start
+from dimvl.files import HUB_NAME
 from dimvl.showing import visible
 from dimvl.tasks import abilities_of, task_of_model
 from dimvl.trained_model import TrainedModel
@@ -20,7 +22,12 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def model_card(
-    trained: TrainedModel, arguments: Mapping[str, Any], origin: Origin, scores: Mapping[str, Any], has_detector: bool
+    trained: TrainedModel,
+    arguments: Mapping[str, Any],
+    origin: Origin,
+    scores: Mapping[str, Any],
+    has_detector: bool,
+    base: str | None = None,
 ) -> str:
     """Return the model card.
 
@@ -30,14 +37,21 @@ def model_card(
         origin: how the model was trained.
         scores: measured scores: names to numbers, or to such mappings.
         has_detector: whether the export has a detector.
+        base: the base of an adapter.
 
     """
     config = arguments["config"]
     processor, task = trained.processor, task_of_model(trained.processor)
     tags = ["dimvl", task.name, *(["synthetic-data"] if origin.synthetic else [])]
-    metadata = {"library_name": "dimvl", "pipeline_tag": task.pipeline_tag, "tags": tags}
+    metadata: dict[str, Any] = {"library_name": "dimvl", "pipeline_tag": task.pipeline_tag, "tags": tags}
+    if base is not None and HUB_NAME.fullmatch(base):
+        metadata |= {"base_model": base, "base_model_relation": "adapter"}
     versions = ", ".join(f"{name} {version}" for name, version in arguments["versions"].items())
-    begin = ["```python", "from dimvl import Predictor", "", 'predictor = Predictor.from_pretrained("this folder")']
+    begin = ["```python", "from dimvl import Predictor", ""]
+    if base is None:
+        begin.append('predictor = Predictor.from_pretrained("this folder")')
+    else:
+        begin.append(f'predictor = Predictor.from_pretrained({json.dumps(base)}).with_adapter("this folder")')
     usage = [*begin, *(ability.example for ability in abilities_of(processor).values()), "```"]
     settings = yaml.safe_dump(_without_folders(config), sort_keys=False).strip()
     fence = "`" * _ticks(settings, least=3)
@@ -48,15 +62,14 @@ def model_card(
         f"# dimvl: {task.name}",
         "",
         f"A region-based vision-language model with modality-decoupled attention "
-        f"({trained.num_parameters / 1e6:.2f} million weights). "
-        + (
-            "The folder includes the detector, so it takes images."
-            if has_detector
-            else "The folder has no detector: it takes the regions of a store, not images."
-        ),
+        f"({trained.num_parameters / 1e6:.2f} million weights). {_what_it_has(has_detector, base)}",
         "",
         *([SYNTHETIC, ""] if origin.synthetic else []),
-        *(usage if has_detector else ["```", evaluate_command(task.evaluation.model_fields), "```"]),
+        *(
+            usage
+            if has_detector or base is not None
+            else ["```", evaluate_command(task.evaluation.model_fields), "```"]
+        ),
         "",
         "## Data",
         "",
@@ -82,6 +95,14 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _what_it_has(has_detector: bool, base: str | None) -> str:
+    if base is not None:
+        return f"The folder has an adapter alone: it needs its base, {code(base)}, which has the detector."
+    if has_detector:
+        return "The folder includes the detector, so it takes images."
+    return "The folder has no detector: it takes the regions of a store, not images."
 
 
 SYNTHETIC = (

@@ -34,6 +34,7 @@ class PredictorBase:
 
     def __init__(self, trained: TrainedModel, detector: Path) -> None:
         self.trained = trained
+        self.detector_folder = detector
         self._finder = RegionFinder(trained, detector)
         self._tags = trained.processor.tags
 
@@ -53,6 +54,24 @@ class PredictorBase:
         folder = find_export(name)
         check_export(folder)
         return cls(load_model(folder, choose_device(device), check).for_prediction(), folder / DETECTOR)
+
+    def with_adapter(self, folder: str | Path, check: bool = True) -> Self:
+        """Return a predictor with an adapter of this model; both share the detector and the model's other weights.
+
+        This one stays as it is, so that several adapters of one base can be used in any order.
+
+        Args:
+            folder: the export or the run of the adapter, or its name on the Hugging Face hub.
+            check: as in `from_pretrained`.
+
+        Raises:
+            UserError: it is not an adapter of this model, or a file is missing or damaged.
+
+        """
+        trained = self.trained.with_adapter(find_export(folder), check).for_prediction()
+        other = type(self)(trained, self.detector_folder)
+        other._finder = self._finder
+        return other
 
     @property
     def num_parameters(self) -> int:

@@ -5,7 +5,7 @@ What a model can do with prefixes and texts is in `dimvl/tasks/`.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from dimvl import cpu
+from dimvl.adapters.folder import ADAPTER_WEIGHTS, adapted, read_adapter
 from dimvl.checkpoints import (
+    ADAPTER,
     MODEL,
     PROCESSOR,
     TOKENIZER,
@@ -35,7 +37,7 @@ from dimvl.data.targets import TargetSpec
 from dimvl.data.trained_on import NOTHING, read_trained_on, trained_images
 from dimvl.errors import UserError
 from dimvl.fields import LONGEST_TEXT
-from dimvl.files import CHECKSUMS, RESTORE, existing_folder, folder_checksums, read_bytes
+from dimvl.files import CHECKSUMS, RESTORE, existing_folder, folder_checksums, read_bytes, sha256
 from dimvl.model.convert import load_trained
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
@@ -54,9 +56,9 @@ class TrainedModel:
         model: the network.
         processor: tokenizer, extractor, limits, answer vocabulary.
         weights: the file of the weights; a run may have removed this checkpoint since.
-        weights_sha256: checksum of the file, if it was read from a checkpoint.
         trained_on: hashes of the images that it was trained on, see `dimvl/data/trained_on.py`.
         synthetic: whether it was trained on synthetic scenes only.
+        weights_sha256: checksum of the file; empty if it was not read from one.
 
     """
 
@@ -65,7 +67,7 @@ class TrainedModel:
     weights: Path
     trained_on: np.ndarray = field(default_factory=NOTHING.copy)
     synthetic: bool = False
-    weights_sha256: str | None = None
+    weights_sha256: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +86,21 @@ class TrainedModel:
         """
         pack_linears(self.model, half=self.processor.captions)
         return self
+
+    def with_adapter(self, folder: Path | str, check: bool = True) -> "TrainedModel":
+        """Return a model with an adapter of this one, with which it shares all weights that the adapter has not.
+
+        Args:
+            folder: the export or the run of the adapter.
+            check: as in `load_model`.
+
+        Raises:
+            UserError: the folder is not one, a file is missing or damaged, or this is not the adapter's base.
+
+        """
+        folder = existing_folder(Path(folder))
+        read_adapter(folder).check_base(folder, self.model, self.weights, self.weights_sha256)
+        return _read(folder, ADAPTER_WEIGHTS, check, lambda weights: adapted(self.model, folder, weights))
 
     def without_guard(self) -> "TrainedModel":
         """Return the same model without a record of its training images, so that `refuse_trained` accepts any image."""
@@ -165,6 +182,8 @@ def choose_device(name: str) -> torch.device:
 def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bool = True) -> TrainedModel:
     """Load an export, or the best checkpoint of a run (without validation the newest), for inference.
 
+    A run that trains an adapter is put onto its base, which must be where it was.
+
     Args:
         folder: the export or the run.
         device: where the weights go.
@@ -177,23 +196,41 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
     """
     cpu.configure()
     folder = existing_folder(Path(folder))
-    is_export = (folder / WEIGHTS).exists()
+    if (folder / ADAPTER).exists():
+        described = read_adapter(folder)
+        if described.base_folder is None:
+            raise UserError(
+                f"{folder} is an adapter of {described.base}; give that, and this folder as --adapter or, in Python, "
+                "to with_adapter"
+            )
+        return load_model(described.base_folder, device, check).with_adapter(folder, check)
+    return _read(folder, WEIGHTS, check, lambda weights: load_trained(folder / MODEL, weights).to(device))
+
+
+def _read(folder: Path, name: str, check: bool, load: Callable[[Path], DimvlModel]) -> TrainedModel:
+    """Read the files of an export, whose weights have this name, or of a run; `load` makes a model of the weights."""
+    is_export = (folder / name).exists()
     if not is_export and latest_checkpoint(folder) is None:
-        raise UserError(f"{folder} has neither {WEIGHTS} nor a checkpoint; give a trained run or an export")
+        raise UserError(f"{folder} has neither {name} nor a checkpoint; give a trained run or an export")
     seal = _seal(folder)
     if check or not is_export:
         check_seal(folder)
     processor = Processor.load(folder)
 
-    def load(at: Path, digest: str | None) -> tuple[Path, str | None, DimvlModel]:
-        return at / WEIGHTS, digest, load_trained(folder / MODEL, at / WEIGHTS)
+    def read(at: Path, digest: str) -> tuple[Path, str, DimvlModel]:
+        return at / WEIGHTS, digest, load(at / WEIGHTS)
 
-    weights, digest, model = load(folder, None) if is_export else read_best_checkpoint(folder, load)
+    if is_export:
+        sums = {} if seal is None else folder_checksums(folder, RESTORE)
+        weights = folder / name
+        digest, model = sums[name].sha256 if name in sums else sha256(weights), load(weights)
+    else:
+        weights, digest, model = read_best_checkpoint(folder, read)
     _check_fit(folder, processor, model)
     trained_on, origin = read_trained_on(folder), origin_of(folder)
     if _seal(folder) != seal:
         raise UserError(f"{folder} was written anew while it was read; open it again")
-    return TrainedModel(model.to(device).eval(), processor, weights, trained_on, origin.synthetic, digest)
+    return TrainedModel(model.eval(), processor, weights, trained_on, origin.synthetic, digest)
 
 
 def model_fingerprint(trained: TrainedModel) -> str:
@@ -203,10 +240,13 @@ def model_fingerprint(trained: TrainedModel) -> str:
         UserError: it was not read from a run or an export, or from one without checksums.
 
     """
-    weights = trained.weights_sha256  # of a checkpoint
-    files = folder_checksums(trained.weights.parent if weights is None else trained.weights.parents[2], RESTORE)
-    digests = {name: file.sha256 for name, file in files.items()} | ({} if weights is None else {WEIGHTS: weights})
-    return hashlib.sha256("".join(f"{name} {digests[name]} " for name in MODEL_FILES).encode()).hexdigest()
+    folder = trained.weights.parent
+    if not (folder / CHECKSUMS).exists():  # a checkpoint of a run
+        folder = trained.weights.parents[2]
+    files = folder_checksums(folder, RESTORE)
+    digests = {name: file.sha256 for name, file in files.items()} | {WEIGHTS: trained.weights_sha256}
+    names = [*MODEL_FILES, *([ADAPTER] if ADAPTER in files else [])]  # which names its base by checksum
+    return hashlib.sha256("".join(f"{name} {digests[name]} " for name in names).encode()).hexdigest()
 
 
 def _seal(folder: Path) -> bytes | None:
@@ -226,8 +266,15 @@ def _check_fit(folder: Path, processor: Processor, model: DimvlModel) -> None:
         "images": (processor.max_images, model.regions.image_index.num_embeddings),
         "times": (processor.times, model.regions.time is not None),
         "words in regions": (processor.region_words, model.regions.words is not None),
+        "soft rows": (
+            processor.prompt or processor.class_prompt,
+            0 if model.tokens.prompt is None else model.tokens.prompt.num_embeddings,
+        ),
         "answers": (len(processor.answers), heads["answer_head"].outputs if "answer_head" in heads else 0),
-        "labels": (len(processor.labels), heads["label_head"].outputs if "label_head" in heads else 0),
+        "labels": (
+            0 if processor.class_prompt else len(processor.labels),
+            heads["label_head"].outputs if "label_head" in heads else 0,
+        ),
     }
     found = [(name, own, other) for name, (own, other) in numbers.items() if own != other]
     limits = {
@@ -235,7 +282,7 @@ def _check_fit(folder: Path, processor: Processor, model: DimvlModel) -> None:
         "token positions": (processor.max_positions, model.tokens.position.num_embeddings),
         "heads for words": (int(processor.captions), int("word_head" in heads)),
         "heads for matching": (int(processor.matches or processor.chooses), int("match_head" in heads)),
-        "heads for alignment": (int(processor.aligns), int("align_head" in heads)),
+        "heads for alignment": (int(processor.aligns or processor.class_prompt > 0), int("align_head" in heads)),
         "heads for grounding": (int(processor.grounds), int("region_head" in heads)),
     }
     found += [(name, own, other) for name, (own, other) in limits.items() if own > other]

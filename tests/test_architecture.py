@@ -30,7 +30,7 @@ ORDER = (
         "objectives",
         "decoding",
     ),
-    *("checkpoints", "trained_model", "tasks", "training", "planning", "profiling"),
+    *("checkpoints", "adapters", "trained_model", "tasks", "training", "planning", "profiling"),
     *(
         "model_card",
         "export",
@@ -46,7 +46,18 @@ ORDER = (
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}
-HEAVY = ("torchvision", "transformers", "wandb", "deepspeed", "matplotlib", "pandas", "scipy", "pycocoevalcap")
+HEAVY = (
+    "torchvision",
+    "transformers",
+    "peft",
+    "accelerate",
+    "wandb",
+    "deepspeed",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "pycocoevalcap",
+)
 
 
 def package_of(path):

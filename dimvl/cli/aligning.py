@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app, input_file, print_text
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app, input_file, print_text
 from dimvl.cli.inputs import open_model
 from dimvl.errors import UserError
 
@@ -24,6 +24,7 @@ def align(
         typer.Option(parser=any_path, metavar="FILE", help="Write the image with these regions drawn on it, as PNG."),
     ] = None,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -39,7 +40,7 @@ def align(
 
     if draw is not None:
         check_writable(draw.parent)
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     found = predictor.align(image, text)
     if not found.regions:
         raise UserError(f"the model finds no region in {image}, so no word has one; give another image")

@@ -95,6 +95,14 @@ Model = Annotated[
         parser=model_name, metavar="MODEL", help="Folder of an export, or the name of a model on the Hugging Face hub."
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        parser=model_name,
+        metavar="ADAPTER",
+        help="Folder of an adapter of MODEL, or its name on the hub; the result is that of the adapter's task.",
+    ),
+]
 Where = Annotated[
     str | None,
     typer.Option(

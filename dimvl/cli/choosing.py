@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app
 from dimvl.cli.explaining import Draw, Explain, check_explaining, predict_one
 from dimvl.cli.inputs import Group, Ids, Images, Stores, Together, check_inputs, named, open_model, refuse_empty
 from dimvl.cli.prediction import print_one
@@ -35,6 +35,7 @@ def choose(
     explain: Explain = False,
     draw: Draw = None,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -57,7 +58,7 @@ def choose(
     chosen = Images([any_path(image) for image in images], regions, ids)
     groups = chosen.groups([text], together)
     check_explaining(chosen, groups, explain, draw)
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     check_inputs(predictor, "choose", groups)
 
     def fields(group: Group, found: "Chosen") -> dict[str, object]:

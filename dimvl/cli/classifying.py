@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Model, Threads, app, input_file
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, app, input_file
 from dimvl.cli.explaining import Draw, Explain, check_explaining, predict_one
 from dimvl.cli.inputs import Group, Ids, Images, Stores, Together, check_inputs, named, open_model
 from dimvl.cli.prediction import ImagePaths, print_one
@@ -39,6 +39,7 @@ def classify(
     explain: Explain = False,
     draw: Draw = None,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -66,7 +67,7 @@ def classify(
     chosen = Images(images or [], regions, ids)
     groups = chosen.groups([None], together)
     check_explaining(chosen, groups, explain, draw)
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     _check_verb(predictor, labels)
     verb = "classify" if labels is None else "classify by labels"
     check_inputs(predictor, verb, groups)

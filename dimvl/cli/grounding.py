@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app, input_file, print_text
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app, input_file, print_text
 from dimvl.cli.inputs import open_model, refuse_empty, say_synthetic
 from dimvl.errors import UserError
 
@@ -26,6 +26,7 @@ def ground(
         typer.Option(parser=any_path, metavar="FILE", help="Write the image with the regions drawn on it, as PNG."),
     ] = None,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -43,7 +44,7 @@ def ground(
 
     if draw is not None:
         check_writable(draw.parent)
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     predictor.check("ground", [(image,)], None)
     say_synthetic(predictor)
     found = predictor.ground(image, phrases, top)

@@ -200,12 +200,13 @@ def _image_files(paths: Sequence[Path], passed: "PassedOver") -> list[Path]:
     return [file for path in paths for file in (image_files_in(path, passed) if os.path.isdir(path) else [path])]
 
 
-def open_model(model: str, device: str, threads: int) -> "Predictor":
-    """Open an export for predictions on a device, with a number of CPU threads."""
+def open_model(model: str, device: str, threads: int, adapter: str | None = None) -> "Predictor":
+    """Open an export for predictions on a device, with a number of CPU threads, and put an adapter onto it."""
     from dimvl.predictor import Predictor
 
     set_threads(threads)
-    return Predictor.from_pretrained(model, device)
+    predictor = Predictor.from_pretrained(model, device)
+    return predictor if adapter is None else predictor.with_adapter(adapter)
 
 
 def check_inputs(

@@ -10,6 +10,7 @@ import typer
 
 from dimvl.cli.app import (
     PARTS,
+    Adapter,
     AsJson,
     Beams,
     BlockNgrams,
@@ -80,12 +81,18 @@ def export(
     scores: Annotated[
         Path | None, typer.Option(parser=input_file, help="JSON file of scores for the model card.")
     ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Put an adapter into its base, and write the whole.")] = False,
+    base: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What an adapter calls its base, such as its name on the hub.")
+    ] = None,
 ) -> None:
     """Write one folder with everything that predictions need.
 
     It holds the weights of the run's best checkpoint (without validation the newest), the tokenizer, a model card, and
     what made the regions, as the region store names it: detector, backbone, names. If those files have moved, name
     them by the options of `dimvl extract`. Use --where none to omit them.
+
+    Of a run with the section `adapter`, the folder has the adapter alone, to be put onto its base.
 
     Example: dimvl export runs/vqa exports/vqa --scores runs/vqa/evaluation/scores.json
     """
@@ -95,7 +102,7 @@ def export(
     from dimvl.files import read_json
 
     measured = None if scores is None else mapping(read_json(scores), (), str(scores), "give scores by name")
-    print_text(f"exported: {export_run(run, out, where, measured, **parts)}")
+    print_text(f"exported: {export_run(run, out, where, measured, merge, base, **parts)}")
 
 
 @app.command()
@@ -113,6 +120,7 @@ def caption(
     draw: Draw = None,
     videos: Videos = False,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -138,9 +146,9 @@ def caption(
         raise UserError("--explain is for images, not for --videos; omit one of them")
     check_explaining(chosen, groups, explain, draw)
     if videos:
-        _caption_videos(chosen, open_model(model, device, threads), decoding, as_json)
+        _caption_videos(chosen, open_model(model, device, threads, adapter), decoding, as_json)
         return
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     check_inputs(predictor, "caption", groups)
     if together or chosen.is_single(groups):
         [group] = groups
@@ -199,6 +207,7 @@ def answer(
     explain: Explain = False,
     draw: Draw = None,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -228,7 +237,7 @@ def answer(
     rules, uncovered = _rules(statements, groups)
     if single and uncovered:
         raise UserError(f"no rule of {statements} covers {short(uncovered[0])}; add one, or ask in the words of a rule")
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     verb = "answer" if rules is None else "answer by statements"
     if single:
         check_inputs(predictor, verb, groups)
@@ -356,6 +365,7 @@ def match(
     explain: Explain = False,
     draw: Draw = None,
     as_json: AsJson = False,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -374,7 +384,7 @@ def match(
     chosen = Images(paths, regions, ids)
     groups = chosen.groups(wanted, together)
     check_explaining(chosen, groups, explain, draw)
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     check_inputs(predictor, "match", groups)
     if chosen.is_single(groups):
         [group] = groups

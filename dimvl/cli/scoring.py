@@ -47,6 +47,10 @@ MatchRule = Annotated[
     str | None,
     typer.Option("--match", help="How images are found in the store: id, file_name, stem, path_stem and so on."),
 ]
+OnBase = Annotated[
+    Path | None,
+    typer.Option("--adapter", parser=input_folder, help="Adapter of MODEL to put onto it; results go into its folder."),
+]
 AllowTrained = Annotated[
     bool, typer.Option("--allow-trained-images", help="Allow images that the model was trained on.")
 ]
@@ -82,6 +86,7 @@ def evaluate(
     match: MatchRule = None,
     skip_missing: SkipMissing = False,
     allow_trained_images: AllowTrained = False,
+    adapter: OnBase = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -102,12 +107,12 @@ def evaluate(
     named = parse_overrides(values or []) | given(**options)
     from dimvl import evaluation
 
-    folder = out or model / "evaluation"
-    trained, store = _opened(model, regions, folder, allow_trained_images, device, threads)
+    folder = out or (adapter or model) / "evaluation"
+    trained, store = _opened(model, adapter, regions, folder, allow_trained_images, device, threads)
     named |= {"missing": "skip" if skip_missing else "error"}
     with progress("predictions") as shown:
         settings = {"allow_trained_images": allow_trained_images}
-        found = evaluation.evaluate(model, trained, store, named, folder, settings, shown)
+        found = evaluation.evaluate(adapter or model, trained, store, named, folder, settings, shown)
     _print_written(found, folder)
 
 
@@ -125,6 +130,7 @@ def probe(
     match: MatchRule = None,
     skip_missing: SkipMissing = False,
     allow_trained_images: AllowTrained = False,
+    adapter: OnBase = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -143,18 +149,24 @@ def probe(
     from dimvl import evaluation
     from dimvl.tasks.probing import evaluate_probes
 
-    folder = out or model / "probes"
-    trained, store = _opened(model, regions, folder, allow_trained_images, device, threads)
+    folder = out or (adapter or model) / "probes"
+    trained, store = _opened(model, adapter, regions, folder, allow_trained_images, device, threads)
     with progress("scores") as shown:
         found = evaluate_probes(trained, store, files, options, shown)
     settings = {**options.settings(), "allow_trained_images": allow_trained_images}
-    _print_written(evaluation.write_evaluation(model, trained, store, found, folder, settings), folder)
+    _print_written(evaluation.write_evaluation(adapter or model, trained, store, found, folder, settings), folder)
 
 
 def _opened(
-    model: Path, regions: Sequence[Path], folder: Path, allow_trained_images: bool, device: str, threads: int
+    model: Path,
+    adapter: Path | None,
+    regions: Sequence[Path],
+    folder: Path,
+    allow_trained_images: bool,
+    device: str,
+    threads: int,
 ) -> tuple["TrainedModel", "RegionStore"]:
-    """Open model and store, after a look at the folder for the results."""
+    """Open model with its adapter and store, after a look at the folder for the results."""
     from dimvl.evaluation import check_folder
     from dimvl.files import check_writable
     from dimvl.regions.store import RegionStore
@@ -164,7 +176,8 @@ def _opened(
     check_folder(folder)
     check_writable(folder)
     store = RegionStore(regions, check=True)
-    trained = load_model(model, choose_device(device)).for_prediction()
+    trained = load_model(model, choose_device(device))
+    trained = (trained if adapter is None else trained.with_adapter(adapter)).for_prediction()
     return (trained.without_guard() if allow_trained_images else trained), store
 
 

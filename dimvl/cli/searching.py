@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimvl.cli.app import AsJson, Device, Model, Threads, any_path, app, input_file, input_folder, print_text
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app, input_file, input_folder, print_text
 from dimvl.cli.inputs import open_model, refuse_empty, say_synthetic
 from dimvl.errors import UserError
 from dimvl.progress import progress
@@ -28,6 +28,7 @@ def index(
     store: Annotated[Path, typer.Argument(parser=input_folder, help="Region store.")],
     out: Annotated[Path, typer.Argument(parser=any_path, help="Index to create or continue.")],
     model: Model,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -42,7 +43,7 @@ def index(
     from dimvl.search.indexing import index_store
 
     opened = RegionStore(store, check=True)
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     with progress("images") as show:
         report = index_store(predictor.trained, opened, out, show)
     print_text(f"{counted(report.embedded, 'image')} embedded, {report.kept:,} kept: {out}")
@@ -85,6 +86,7 @@ def search(
             parser=input_file, help="COCO file that lists the images and their ids; by default file names are ids."
         ),
     ] = None,
+    adapter: Adapter = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -115,7 +117,7 @@ def search(
 
     opened = ImageIndex(index)
     files = _image_files(images, coco) if images else {}
-    predictor = open_model(model, device, threads)
+    predictor = open_model(model, device, threads, adapter)
     check_model(index, opened.manifest, predictor.trained)
     say_synthetic(predictor)
     if texts_file is not None:

@@ -5,6 +5,7 @@ an error that suggests the nearest valid name. The keys of each task are in its 
 modules imports torch, so that mistakes are told at once.
 """
 
+from dimvl.config.adapter import AdapterConfig, LoraConfig, PrefixConfig
 from dimvl.config.decoding import DecodingOptions
 from dimvl.config.reading import merge, parse_overrides, read_run, read_yaml, validate
 from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
@@ -31,6 +32,7 @@ from dimvl.config.sections import (
 __all__ = [
     "REGION_WORDS",
     "TAGS",
+    "AdapterConfig",
     "Concepts",
     "DecodingOptions",
     "DeepSpeedConfig",
@@ -39,10 +41,12 @@ __all__ = [
     "FilesOrNone",
     "FreezeConfig",
     "InputsConfig",
+    "LoraConfig",
     "Match",
     "Missing",
     "ModelConfig",
     "Names",
+    "PrefixConfig",
     "RunConfig",
     "Section",
     "Split",

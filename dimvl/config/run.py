@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from dimvl.config.adapter import AdapterConfig
 from dimvl.config.sections import (
     DeepSpeedConfig,
     Files,
+    FreezeConfig,
     InputsConfig,
     Match,
     Missing,
@@ -57,6 +59,7 @@ class RunConfig(Section):
     )
     inputs: InputsConfig = InputsConfig()
     model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig | None = None
     training: TrainingConfig
     deepspeed: DeepSpeedConfig | None = None
     validation: ValidationConfig | None = None
@@ -103,6 +106,28 @@ class RunConfig(Section):
                 f"{new} initialises the region projection, and training.freeze.embeddings keeps it from learning; "
                 "freeze.words freezes the words alone"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_leaves_the_base_as_it_is(self) -> "RunConfig":
+        if self.adapter is None:
+            return self
+        if self.initial is None:
+            raise ValueError("adapter needs a base; set initial to a run or an export, or remove adapter")
+        if self.new_extractor:
+            raise ValueError(
+                "new_extractor initialises the region projection again and adapter keeps it from learning; remove one "
+                "of them"
+            )
+        if self.training.freeze != FreezeConfig():
+            raise ValueError("adapter says what is trained, so training.freeze has no effect; remove one of them")
+        if self.training.muon_rate is not None and self.adapter.layers is None:
+            raise ValueError(
+                f"training.muon_rate is for the encoder's own matrices, of which adapter.{self.adapter.kind} trains "
+                "none; remove muon_rate"
+            )
+        if self.adapter.lora is not None:
+            self.adapter.lora.check_split(self.model.split)
         return self
 
 

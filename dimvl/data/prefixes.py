@@ -147,7 +147,7 @@ class ImageReader:
         """
         if self.whole_budget:
             return self.num_regions(images) + self.tags.max_length
-        room, context = self.tags.room(images.counts), np.full(len(images), 2)
+        room, context = self.tags.room(images.counts), np.full(len(images), 2 + self.tags.prompt)
         tagged = np.flatnonzero((room > 0) & (True if untagged is None else ~untagged))
         for start in range(0, len(tagged), PREFIXES_AT_ONCE):
             chosen = tagged[start : start + PREFIXES_AT_ONCE]
@@ -156,7 +156,7 @@ class ImageReader:
             lengths = self._tag_lengths(
                 some.positions, np.repeat(room[chosen], some.counts), np.repeat(may_hide, some.counts)
             )
-            context[chosen] = 1 + some.sums(lengths + 1)
+            context[chosen] = 1 + some.sums(lengths + 1) + self.tags.prompt
         return self.num_regions(images) + context
 
     def _tag_lengths(self, positions: np.ndarray, room: np.ndarray, hidden: np.ndarray) -> np.ndarray:

@@ -47,6 +47,8 @@ class Processor:
         aligns: whether it was trained to compare images and texts that are each encoded alone.
         chooses: whether it was trained to choose among texts.
         grounds: whether it was trained to find the region that a phrase refers to.
+        prompt: soft rows at the end of each context, see `dimvl/config/adapter.py`.
+        class_prompt: soft rows before the name of each label, if images are compared with these names.
         task: the task it was trained on, a key of `dimvl.tasks.CONFIGS`; empty in models saved before version 0.2.
 
     """
@@ -70,6 +72,8 @@ class Processor:
     grounds: bool = False
     max_images: Annotated[Count, Field(ge=1)] = 4
     times: bool = False
+    prompt: Count = 0
+    class_prompt: Count = 0
     task: str = ""
 
     @property
@@ -85,7 +89,7 @@ class Processor:
     @property
     def tags(self) -> TagWriter:
         """The writer of contexts and of the words of regions."""
-        return tag_writer(self.tokenizer, self.extractor, self)
+        return tag_writer(self.tokenizer, self.extractor, self, self.prompt)
 
     @property
     def text_start(self) -> int:
@@ -142,8 +146,10 @@ class Processor:
             logger.warning("%s has regions selected differently from training: %s", place, "; ".join(deviations))
 
 
-def tag_writer(tokenizer: Tokenizer, extractor: Extractor, inputs: Processor | InputsConfig) -> TagWriter:
-    """Return the writer of tags and words for the names of an extractor."""
+def tag_writer(
+    tokenizer: Tokenizer, extractor: Extractor, inputs: Processor | InputsConfig, prompt: int = 0
+) -> TagWriter:
+    """Return the writer of tags, words and soft rows for the names of an extractor."""
     return TagWriter(
         tokenizer,
         extractor.classes,
@@ -152,6 +158,7 @@ def tag_writer(tokenizer: Tokenizer, extractor: Extractor, inputs: Processor | I
         inputs.tag_tokens,
         concepts="called" in extractor.parts,
         region_words=inputs.region_words,
+        prompt=prompt,
     )
 
 

@@ -51,6 +51,7 @@ class TagWriter:
         concepts: whether the attributes, or the classes if there are none, are concepts from another model. Several are
             true of a region, and each is a tag of its own.
         region_words: whether the rows of regions have words.
+        prompt: soft rows at the end of each context, whose ids are -1, -2 and so on.
 
     """
 
@@ -63,7 +64,9 @@ class TagWriter:
         max_tokens: int,
         concepts: bool = False,
         region_words: bool = False,
+        prompt: int = 0,
     ) -> None:
+        self.prompt, self._soft = prompt, [-1 - place for place in range(prompt)]
         self.concepts, self.region_words = concepts, region_words
         self.classes = [tuple(tokens) for tokens in tokenizer.encode_all(classes)]
         self.attributes = [tuple(tokens) for tokens in tokenizer.encode_all(attributes)]
@@ -74,8 +77,8 @@ class TagWriter:
 
     @property
     def max_length(self) -> int:
-        """Rows of the longest context, including [CLS] and [SEP]."""
-        return self.max_tokens + 2
+        """Rows of the longest context, including [CLS], [SEP] and soft rows."""
+        return self.max_tokens + 2 + self.prompt
 
     def room(self, images: Numbers) -> Numbers:
         """Word pieces that each image of a prefix of so many images may have; below 1 for no tags.
@@ -87,7 +90,8 @@ class TagWriter:
     def context(self, images: Sequence[Named]) -> np.ndarray:
         """Write the context of a prefix.
 
-        If less than one word piece is left for each image, there are no tags, and the context is `[CLS] [SEP]`.
+        If less than one word piece is left for each image, there are no tags, and the context is `[CLS] [SEP]`. Soft
+        rows follow.
 
         Args:
             images: classes and attributes of the regions of each image, best region first; none for no tags.
@@ -98,11 +102,11 @@ class TagWriter:
         """
         room = self.room(len(images)) if images else 0
         if room < 1:
-            return np.array([self.cls, self.sep], dtype=np.int64)
+            return np.array([self.cls, self.sep, *self._soft], dtype=np.int64)
         tokens = [self.cls]
         for regions in images:
             tokens += [*self._tags(regions, room), self.sep]
-        return np.array(tokens, dtype=np.int64)
+        return np.array([*tokens, *self._soft], dtype=np.int64)
 
     def _tags(self, regions: Named, room: int) -> Iterator[int]:
         """Token ids of the tags of one image, at most `room`."""

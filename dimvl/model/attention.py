@@ -3,7 +3,7 @@
 Three backends with equal outputs and gradients: the reference (a dense mask over all rows, as plain as possible),
 padded (any device: rows are gathered into padded cores) and variable-length (CUDA).
 
-Letters: N rows, S sequences, L longest length, H heads, E head width.
+Letters: N rows, P learned keys, S sequences, L longest length, H heads, E head width.
 """
 
 import inspect
@@ -25,16 +25,16 @@ def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, backe
     Args:
         plan: the plan of the batch.
         query: (N, H, E)
-        key: (N, H, E)
-        value: (N, H, E)
+        key: (N + P, H, E), those of P learned keys last.
+        value: (N + P, H, E)
         backend: `auto`, `reference`, `padded` or `varlen`.
 
     Returns:
         (N, H, E)
 
     """
-    if not len(query):
-        return query  # a rank without examples; the result still depends on the weights
+    if not len(query):  # a rank without examples; the result still depends on the weights
+        return query + 0 * (key.sum() + value.sum()) if len(key) else query
     if backend == "auto":
         is_half, width = query.dtype in (torch.bfloat16, torch.float16), query.shape[-1]
         takes_flash = query.is_cuda and is_half and width in range(8, 257, 8)
@@ -48,10 +48,10 @@ def reference_attention(mask: Tensor, query: Tensor, key: Tensor, value: Tensor)
     """Attend over all rows under a dense mask. Every fast path must equal this.
 
     Args:
-        mask: (N, N) bool, True = may attend.
+        mask: (N, N + P) bool, True = may attend.
         query: (N, H, E)
-        key: (N, H, E)
-        value: (N, H, E)
+        key: (N + P, H, E)
+        value: (N + P, H, E)
 
     """
     scores = torch.einsum("qhe,khe->hqk", query, key) / query.shape[-1] ** 0.5
@@ -101,7 +101,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, places: Tensor, starts: Tensor | None) -> Tensor:
-        """(N, H, E), (M,) -> (M, H, E); row n goes to `places[starts[n]:starts[n + 1]]`, or only to `places[n]`."""
+        """(rows, H, E), (M,) -> (M, H, E); row n goes to `places[starts[n]:starts[n + 1]]`, or only to `places[n]`."""
         ctx.save_for_backward(places, starts)
         return rows.index_select(0, index)
 

@@ -25,8 +25,14 @@ BERT_WEIGHTS = "model.safetensors"
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights and buffers of a model by name; a tied weight occurs once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Return what a file of a model has: weights and buffers by name, of one with an adapter only the adapter's.
+
+    A tied weight occurs once.
+    """
+    weights, own = dict(model.named_parameters()), getattr(model, "trained", None)
+    if own is not None:
+        return {name: weight for name, weight in weights.items() if name in own}
+    return {**weights, **dict(model.named_buffers())}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

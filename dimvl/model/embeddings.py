@@ -3,7 +3,8 @@
 A region is its feature, standardised and projected, plus its projected geometry (7 numbers) and, in models with
 `region_words`, the projected mean embedding of the words that name it; each of these is normalised. Added to them are a
 segment vector, the embedding of its image's index (row 0 is zero) and, in models with `times`, the projected time of
-its image. A token is word + position + segment, as in BERT.
+its image. A token is word + position + segment, as in BERT; a soft row of an adapter has a vector in place of its word,
+at position 0.
 
 Letters: Nv visual rows, Nl language rows, F region feature, D width, V vocabulary, Z word pieces.
 """
@@ -142,11 +143,17 @@ class WordEmbedding(nn.Embedding):
 
 
 class TokenEmbeddings(nn.Module):
-    """(Nl,) token ids, positions and segments -> (Nl, D)."""
+    """(Nl,) token ids, positions and segments -> (Nl, D).
+
+    Attributes:
+        prompt: vectors of the soft rows, whose token ids are -1, -2 and so on; None for a model without.
+
+    """
 
     def __init__(self, vocabulary: int, width: int, max_positions: int, dropout: float, norm_eps: float) -> None:
         super().__init__()
         self.word = WordEmbedding(vocabulary, width)
+        self.prompt: nn.Embedding | None = None
         self.position = nn.Embedding(max_positions, width)
         self.segment = nn.Embedding(2, width)
         self.norm = LayerNorm(width, norm_eps)
@@ -154,5 +161,10 @@ class TokenEmbeddings(nn.Module):
 
     def forward(self, token_ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
         """(Nl,), (Nl,), (Nl,) -> (Nl, D)."""
-        rows = self.word(token_ids) + self.position(positions) + self.segment(segments)
+        words = self.word(token_ids if self.prompt is None else token_ids.clamp(min=0))
+        if self.prompt is not None:
+            soft = token_ids < 0
+            words = torch.where(soft[:, None], self.prompt((-1 - token_ids).clamp(min=0)), words)
+            positions = positions.masked_fill(soft, 0)
+        rows = words + self.position(positions) + self.segment(segments)
         return self.dropout(self.norm(rows))

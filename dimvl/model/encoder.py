@@ -9,7 +9,7 @@ regions and for text, one joint softmax. The paper does not say which other subl
 
 The block is post-norm, as in BERT. Attention has no dropout.
 
-Letters: N rows, Nv visual rows (they come first), D width, H heads, E = D / H, I inner width.
+Letters: N rows, Nv visual rows (they come first), D width, H heads, E = D / H, I inner width, P learned keys.
 """
 
 import copy
@@ -104,8 +104,23 @@ class Block(nn.Module):
         return self.ffn_norm(rows + self.dropout(self.ffn(rows, num_vision)), num_vision)
 
 
+class LearnedKeys(nn.Module):
+    """Keys and values of each layer that every row attends to; `dimvl/adapters/prefix.py` has one.
+
+    Its `forward` returns (layers, 2, P, H, E).
+    """
+
+    length: int
+    """P"""
+
+
 class Encoder(nn.Module):
-    """A stack of blocks over any embedded rows, such as regions and words."""
+    """A stack of blocks over any embedded rows, such as regions and words.
+
+    Attributes:
+        prefix: keys and values besides those of the rows; None for a model without such an adapter.
+
+    """
 
     def __init__(
         self,
@@ -119,7 +134,8 @@ class Encoder(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
-        self.heads, self.activation = heads, activation
+        self.heads, self.width, self.activation = heads, width, activation
+        self.prefix: LearnedKeys | None = None
         self.checkpoint_activations = False  # whether to keep only the rows between blocks for the backward pass
         self.layers = nn.ModuleList(
             Block(width, heads, inner_width, split, dropout, activation, norm_eps) for _ in range(layers)
@@ -136,16 +152,24 @@ class Encoder(nn.Module):
             assert isinstance(layer, Block)
             layer.finish = torch.compile(layer.finish, dynamic=True, backend=backend)  # type: ignore[method-assign]
 
+    @property
+    def learned(self) -> int:
+        """P, the learned keys of each layer; 0 without a prefix."""
+        return 0 if self.prefix is None else self.prefix.length
+
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """(N, D), visual rows first -> (N, D)."""
-        return self.run(rows, plan.num_vision, lambda _, q, k, v: attend(plan, q, k, v))
+        learned = None if self.prefix is None else self.prefix()
+        return self.run(rows, plan.num_vision, lambda at, q, k, v: attend(plan, q, *_joined(k, v, learned, at)))
 
     def keys_and_values(self, rows: Tensor, plan: AttentionPlan) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield keys and values (N, H, E) of each layer, for rows that are attended to but not predicted from."""
+        """Yield keys and values (N + P, H, E) of each layer, for rows that are attended to but not predicted from."""
         last, rows = self.layers[-1] if len(self.layers) else None, as_autocast(rows)
-        for layer in self.layers:
+        learned = None if self.prefix is None else self.prefix()
+        for index, layer in enumerate(self.layers):
             assert isinstance(layer, Block)
             query, key, value = layer.project(rows, plan.num_vision)
+            key, value = _joined(key, value, learned, index)
             yield key, value
             if layer is not last:  # the outputs of the last layer are not needed
                 attended = attend(plan, query, key, value)
@@ -158,3 +182,11 @@ class Encoder(nn.Module):
             arguments = (rows, num_vision, lambda q, k, v, index=index: attend(index, q, k, v))
             rows = checkpoint(layer, *arguments, use_reentrant=False) if recompute else layer(*arguments)
         return rows
+
+
+def _joined(key: Tensor, value: Tensor, learned: Tensor | None, layer: int) -> tuple[Tensor, Tensor]:
+    """Append the learned keys and values of a layer (layers, 2, P, H, E): (N, H, E) -> (N + P, H, E)."""
+    if learned is None:
+        return key, value
+    own_keys, own_values = learned[layer].to(key.dtype)
+    return torch.cat([key, own_keys]), torch.cat([value, own_values])

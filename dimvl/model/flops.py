@@ -83,7 +83,7 @@ def products(model: DimvlModel, work: Work, recompute: bool = False) -> Iterator
     """
     split = split_sublayers(model)
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear) or name.startswith("encoder.prefix."):  # that has few rows
             continue
         part = part_of(name, name.startswith(split))
         rows, inputs, outputs = _rows(name, part, work), module.in_features, module.out_features
@@ -93,8 +93,8 @@ def products(model: DimvlModel, work: Work, recompute: bool = False) -> Iterator
         flops = Flops(forward, gradients * forward + again)
         yield Product(name=name, part=part, flops=flops, elements=rows * (inputs + outputs) + inputs * outputs)
     width = model.regions.feature.out_features
-    for layer, flows in enumerate(_gradient_reaches_layers(model)):
-        forward = 4.0 * work.attention.pairs * width
+    for layer, flows in enumerate(gradient_reaches_layers(model)):
+        forward = 4.0 * (work.attention.pairs + work.attention.queries * model.encoder.learned) * width
         flops = Flops(forward, 2 * forward * flows + forward * recompute)
         elements = 2 * width * (work.attention.queries + work.attention.keys)
         yield Product(name=f"encoder.layers.{layer}.attention", part="attention scores", flops=flops, elements=elements)
@@ -130,9 +130,10 @@ def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _gradient_reaches_layers(model: DimvlModel) -> Iterator[bool]:
+def gradient_reaches_layers(model: DimvlModel) -> Iterator[bool]:
     """Yield whether each block's attention needs gradients: something in it or before it is trained."""
     reaches = _is_trained(model.regions) or _is_trained(model.tokens)
+    reaches = reaches or (model.encoder.prefix is not None and _is_trained(model.encoder.prefix))
     for layer in model.encoder.layers:
         reaches = reaches or _is_trained(layer)
         yield reaches
@@ -146,7 +147,9 @@ def _takes_gradient(model: DimvlModel, name: str) -> bool:
         return model.regions.hidden_feature.requires_grad
     if name == "regions.words":
         return model.tokens.word.weight.requires_grad
-    reaches = [_is_trained(model.regions) or _is_trained(model.tokens), *_gradient_reaches_layers(model)]
+    if ".lora_B." in name:  # it follows a trained matrix
+        return True
+    reaches = [_is_trained(model.regions) or _is_trained(model.tokens), *gradient_reaches_layers(model)]
     top, *rest = name.split(".")
     if top == "encoder":
         layer = int(rest[1])

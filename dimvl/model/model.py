@@ -12,11 +12,12 @@ from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from dimvl.data.batch import Batch
+from dimvl.data.layout import Layout
 from dimvl.files import Strict, read_json_as
 from dimvl.model.embeddings import RegionEmbeddings, TokenEmbeddings, sinusoids
 from dimvl.model.encoder import SPLITS, Encoder, PerModality
 from dimvl.model.heads import HEADS, AlignHead, AnswerHead, MatchHead, ObjectHead, RegionHead, Sizes, WordHead
-from dimvl.model.plan import plan_attention
+from dimvl.model.plan import AttentionPlan, plan_attention
 
 Size = Annotated[int, Field(ge=1, le=2**24)]
 Layers = Annotated[int, Field(ge=0, le=10**4)]
@@ -52,6 +53,8 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
 
     """
 
+    trained: frozenset[str] | None = None
+    """Names of the weights that were trained as an adapter, while all others are those of a base; None without one."""
     word_head: WordHead | None
     object_head: ObjectHead | None
     match_head: MatchHead | None
@@ -121,7 +124,11 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
 
     def forward(self, batch: Batch) -> Tensor:
         """Embed and encode a batch: (N, D)."""
-        return self.encoder(self.embed(batch), plan_attention(batch.layout, batch.token_ids.device))
+        return self.encoder(self.embed(batch), self.plan(batch.layout, batch.token_ids.device))
+
+    def plan(self, layout: Layout, device: torch.device) -> AttentionPlan:
+        """Plan which rows of a batch attend to which."""
+        return plan_attention(layout, device, self.encoder.learned)
 
 
 def read_arguments(path: Path, remedy: str) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 No mode needs an attention mask. One full call covers the bidirectional examples and the sequence-to-sequence prefixes.
 One causal call, aligned at the end, lets the sequence-to-sequence texts attend to their prefix and their own past.
 
-Letters: S sequences of a call or core, N rows, Lq and Lk longest query and key length.
+A learned prefix (`Encoder.prefix`) adds keys and values that are no rows: they count as rows N .. N + P - 1 among the
+keys, and come first in each sequence.
+
+Letters: S sequences of a call or core, N rows, P learned keys, Lq and Lk longest query and key length.
 """
 
 from dataclasses import dataclass
@@ -58,9 +61,9 @@ class AttentionCall:
             mask=None if mask.all() else torch.from_numpy(mask)[:, None].to(device),
         )
 
-    def dense_mask(self, num_rows: int) -> Tensor:
-        """(N, N) bool, True where the row's query may attend to the column's key."""
-        mask = torch.zeros(num_rows, num_rows, dtype=torch.bool)
+    def dense_mask(self, num_rows: int, num_keys: int) -> Tensor:
+        """(N, N + P) bool, True where the row's query may attend to the column's key."""
+        mask = torch.zeros(num_rows, num_keys, dtype=torch.bool)
         query_end = np.cumsum(self.query_lengths)
         key_end = np.cumsum(self.key_lengths)
         for index, (queries, keys) in enumerate(zip(self.query_lengths, self.key_lengths, strict=True)):
@@ -96,13 +99,19 @@ class AttentionPlan:
     num_vision: int
     num_rows: int
     calls: tuple[AttentionCall, ...]
+    learned: int = 0  # P
+
+    @property
+    def num_keys(self) -> int:
+        """N + P."""
+        return self.num_rows + self.learned
 
     @cached_property
     def dense_mask(self) -> Tensor:
-        """(N, N) bool, True = may attend; for the reference attention and for tests."""
-        mask = self.calls[0].dense_mask(self.num_rows)
+        """(N, N + P) bool, True = may attend; for the reference attention and for tests."""
+        mask = self.calls[0].dense_mask(self.num_rows, self.num_keys)
         for call in self.calls[1:]:
-            mask |= call.dense_mask(self.num_rows)
+            mask |= call.dense_mask(self.num_rows, self.num_keys)
         return mask
 
     @cached_property
@@ -122,10 +131,10 @@ class AttentionPlan:
     def key_places(self) -> tuple[tuple[Tensor, Tensor], ...]:
         """For each call the places of the rows among its keys.
 
-        (sum of key lengths,) places sorted by row, and (N,) where the places of each row start. A prefix row occurs
+        (sum of key lengths,) places sorted by row, and (N + P,) where the places of each row start. A prefix row occurs
         once per text of the prefix, a row of another call not at all.
         """
-        all_rows, result = torch.arange(self.num_rows, device=self.query_rows.device), []
+        all_rows, result = torch.arange(self.num_keys, device=self.query_rows.device), []
         for call in self.calls:
             rows, places = call.key_rows.sort(stable=True)
             result.append((places, torch.searchsorted(rows, all_rows)))
@@ -152,12 +161,13 @@ class AttentionPlan:
         return places
 
 
-def plan_attention(layout: Layout, device: torch.device | str = "cpu") -> AttentionPlan:
+def plan_attention(layout: Layout, device: torch.device | str = "cpu", learned: int = 0) -> AttentionPlan:
     """Build the plan of a batch.
 
     Args:
         layout: which rows belong together.
         device: device of the index tensors.
+        learned: P, keys that every row attends to, besides those of rows.
 
     """
     own_text = np.full(len(layout.num_regions), -1)
@@ -178,8 +188,11 @@ def plan_attention(layout: Layout, device: torch.device | str = "cpu") -> Attent
         lengths = np.append(lengths, layout.text_lengths[alone])
         total = np.append(total, layout.text_lengths[alone])
     if total.any():
-        rows = torch.from_numpy(ranges(starts, lengths)).to(device)
-        calls.append(AttentionCall(rows, rows, total[total > 0], total[total > 0], causal=False))
+        own, total = ranges(starts, lengths), total[total > 0]
+        rows = keys = torch.from_numpy(own).to(device)
+        if learned:
+            keys = torch.from_numpy(_after_learned(own, total, layout.num_rows, learned)).to(device)
+        calls.append(AttentionCall(rows, keys, total, total + learned, causal=False))
 
     texts = np.flatnonzero(layout.seq2seq[layout.text_prefix] & (layout.text_lengths > 0))
     if len(texts):
@@ -190,6 +203,12 @@ def plan_attention(layout: Layout, device: torch.device | str = "cpu") -> Attent
         )
         lengths = np.stack([layout.num_regions[prefix], layout.num_context[prefix], queries], axis=1)
         query_rows = torch.from_numpy(ranges(layout.text_starts[texts], queries)).to(device)
-        key_rows = torch.from_numpy(ranges(starts.reshape(-1), lengths.reshape(-1))).to(device)
-        calls.append(AttentionCall(query_rows, key_rows, queries, lengths.sum(axis=1), causal=True))
-    return AttentionPlan(layout.num_vision, layout.num_rows, tuple(calls))
+        total, own = lengths.sum(axis=1), ranges(starts.reshape(-1), lengths.reshape(-1))
+        key_rows = torch.from_numpy(_after_learned(own, total, layout.num_rows, learned)).to(device)
+        calls.append(AttentionCall(query_rows, key_rows, queries, total + learned, causal=True))
+    return AttentionPlan(layout.num_vision, layout.num_rows, tuple(calls), learned)
+
+
+def _after_learned(rows: np.ndarray, lengths: np.ndarray, first: int, learned: int) -> np.ndarray:
+    """Put the keys first .. first + P - 1 before those of each sequence: (keys,), (S,) -> (keys + S P,)."""
+    return np.insert(rows, np.repeat(starts_of(lengths), learned), np.tile(first + np.arange(learned), len(lengths)))

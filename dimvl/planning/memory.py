@@ -37,6 +37,7 @@ from typing import Literal
 from torch import nn
 
 from dimvl.model.encoder import FeedForward
+from dimvl.model.flops import gradient_reaches_layers
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
@@ -154,11 +155,12 @@ def zero_state_bytes(
 def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, float]:
     """Bytes of the activations that a micro-batch keeps for its backward pass, by part.
 
-    Frozen weights are counted as trained ones, although they keep less.
+    Nothing is kept below the first trained weight. Frozen weights above it are counted as trained ones, although they
+    keep less.
     """
-    layers, block = len(model.encoder.layers), _block_bytes(model, work, numbers)
+    layers, block = sum(gradient_reaches_layers(model)), _block_bytes(model, work, numbers)
     if numbers.recompute:  # the inputs of all blocks, and everything of the one being recomputed
-        encoder = layers * work.rows * model.regions.feature.out_features * numbers.element + block
+        encoder = layers * work.rows * model.regions.feature.out_features * numbers.element + bool(layers) * block
     else:
         encoder = layers * block
     heads = sum(
@@ -166,7 +168,8 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
         for name, head in heads_of(model).items()
     )
     heads += SIMILARITY * work.similarities
-    kept = {"embeddings": _embedding_bytes(model, work, numbers), "encoder": encoder, "heads": heads}
+    embedded = any(weight.requires_grad for part in (model.regions, model.tokens) for weight in part.parameters())
+    kept = {"embeddings": embedded * _embedding_bytes(model, work, numbers), "encoder": encoder, "heads": heads}
     if numbers.arithmetic == "autocast":
         linear = (module for module in model.modules() if isinstance(module, nn.Linear))
         kept["casts of weights"] = 2.0 * sum(p.numel() for module in linear for p in module.parameters())

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from dimvl.adapters.adding import add_adapter
 from dimvl.config import DeepSpeedConfig, RunConfig, TrainingConfig
 from dimvl.errors import UserError
 from dimvl.model.flops import Flops, flops_by_part, part_of, split_sublayers
@@ -247,10 +248,10 @@ def average_step(training: TrainingConfig, example: AverageExample, ranks: int) 
 
 
 def meta_model(config: RunConfig, facts: DataFacts) -> DimvlModel:
-    """Build the run's network on the meta device, and freeze what the run freezes.
+    """Build the run's network on the meta device with its adapter, and freeze what the run freezes.
 
     Raises:
-        UserError: more layers are frozen than the model has.
+        UserError: more layers are frozen, or trained as an adapter, than the model has; or peft is not installed.
 
     """
     arguments = {
@@ -266,6 +267,9 @@ def meta_model(config: RunConfig, facts: DataFacts) -> DimvlModel:
     with torch.device("meta"):
         model = DimvlModel(**arguments)
     freeze(model, config.training.freeze)
+    if config.adapter is not None:
+        with torch.device("meta"):
+            add_adapter(model, config.adapter)
     return model
 
 

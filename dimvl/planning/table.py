@@ -42,7 +42,7 @@ def describe(plan: Plan, cpu: CpuEstimate | None = None) -> Iterator[str]:
 
 def _parameters(plan: Plan) -> Iterator[str]:
     total = sum(plan.parameters.values())
-    learning = "" if plan.trained == total else f", {plan.trained / 1e6:.1f} M of them trained"
+    learning = "" if plan.trained == total else f", {plan.trained / 1e6:.2f} M of them trained"
     yield f"parameters: {total / 1e6:.1f} M{learning}"
     yield from _columns([(name, f"{count / 1e6:.2f} M") for name, count in plan.parameters.items()])
 

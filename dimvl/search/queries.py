@@ -13,7 +13,6 @@ from dimvl.data.annotations import ImageKey, read_captions
 from dimvl.data.prefixes import Prefix, best_regions, make_prefix
 from dimvl.data.sampler import in_order
 from dimvl.errors import UserError
-from dimvl.export import DETECTOR
 from dimvl.files import read_text
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import is_no_detector
@@ -104,7 +103,7 @@ def image_query(predictor: Predictor, index: ImageIndex, image: str) -> ImageQue
             f"{index.image_id(0)!r}"
         )
     trained = predictor.trained
-    if is_no_detector(trained.weights.parent / DETECTOR):
+    if is_no_detector(predictor.detector_folder):
         raise UserError(
             f"the model {trained.weights.parent} has no detector, so it takes no image files; give the id of an image "
             f"of the index, such as {index.image_id(0)!r}"

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from dimvl.adapters.adding import add_adapter
+from dimvl.adapters.folder import AdapterFile, name_of_base, write_adapter
 from dimvl.callbacks import NamedProgress
 from dimvl.checkpoints import MODEL, VALIDATION
 from dimvl.config import TAGS, RunConfig
@@ -15,9 +17,10 @@ from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
-from dimvl.files import write_json
+from dimvl.files import RESTORE, write_json
 from dimvl.model.convert import bert_arguments, check_bert, load_bert, load_pretrained
-from dimvl.model.model import DimvlModel
+from dimvl.model.heads import HEADS
+from dimvl.model.model import DimvlModel, read_arguments
 from dimvl.regions.store import RegionStore, feature_statistics
 from dimvl.tasks import task_of
 from dimvl.tasks.base import ConceptDropout, ImageSource, TaskModule
@@ -107,7 +110,7 @@ def _processor(
         max_images=inputs.max_images,
         times=inputs.times,
         task=config.task,
-        **capabilities,
+        **{"prompt": 0 if config.adapter is None else config.adapter.prompt or 0, **capabilities},
     )
     if initial is not None:
         _check_same_inputs(processor, initial)
@@ -156,6 +159,8 @@ def _model(
         arguments |= _fitting_bert(config.model.bert, processor)
     if initial is not None:
         arguments |= _same_network(arguments, initial)
+    if config.adapter is not None and config.initial is not None:
+        _check_base(arguments, config.initial)
     model = DimvlModel(**arguments)
     if config.model.bert is not None:
         load_bert(model, config.model.bert)
@@ -164,9 +169,50 @@ def _model(
         model.regions.feature_mean.copy_(torch.from_numpy(mean))
         model.regions.feature_std.copy_(torch.from_numpy(std))
     if initial is not None:
-        _load_initial(model, initial, processor if config.new_extractor else None)
+        fresh = _load_initial(model, initial, processor if config.new_extractor else None)
+        if config.adapter is not None:
+            _add_adapter(model, config, initial, fresh)
     write_json(config.output / MODEL, arguments)
     return model
+
+
+SECTIONS = {"max_images": "inputs.max_images", "times": "inputs.times", "region_words": "inputs.concepts"}
+"""Argument of a model -> key of the configuration where that has another name than `model.NAME`."""
+
+
+def _check_base(arguments: dict[str, Any], initial: Path) -> None:
+    """Refuse a network that differs from that of the base: what it adds would not be trained."""
+    base, ours = read_arguments(initial / MODEL, RESTORE), {"dropout", *(entry.argument for entry in HEADS.values())}
+    for name, value in arguments.items():
+        if name not in ours and name in base and base[name] != value:
+            key = SECTIONS.get(name, f"model.{name}")
+            raise UserError(
+                f"{key} makes {name} {value!r} but the base {initial} has {base[name]!r}, and adapter leaves it as it "
+                f"is; set {key} as the base has it"
+            )
+
+
+def _add_adapter(model: DimvlModel, config: RunConfig, initial: TrainedModel, fresh: list[str]) -> None:
+    """Add the adapter, and write what the run's folder says of it."""
+    assert config.adapter is not None and config.initial is not None
+    if fresh and not config.adapter.head:
+        raise UserError(
+            f"adapter.head is false but {initial.weights} has no {fresh[0].partition('.')[0]} of this size to keep; "
+            "set adapter.head=true, so that it is trained"
+        )
+    add_adapter(model, config.adapter)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    described = AdapterFile(
+        adapter=config.adapter,
+        base=name_of_base(config.initial),
+        base_sha256=initial.weights_sha256,
+        base_folder=str(config.initial.absolute()),
+        trained=trained,
+        parameters=parameters,
+    )
+    logger.info("training %d of %d parameters (%.2f%%)", trained, parameters, 100 * trained / parameters)
+    write_adapter(config.output, described)
 
 
 def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
@@ -197,8 +243,11 @@ def _same_network(arguments: dict[str, Any], initial: TrainedModel) -> dict[str,
     return {"max_positions": model.tokens.position.num_embeddings, "norm_eps": model.tokens.norm.eps}
 
 
-def _load_initial(model: DimvlModel, initial: TrainedModel, new: Processor | None) -> None:
-    """Load the initial weights, without the region projection if `new` is a processor with a new extractor."""
+def _load_initial(model: DimvlModel, initial: TrainedModel, new: Processor | None) -> list[str]:
+    """Load the initial weights, without the region projection if `new` is a processor with a new extractor.
+
+    Returns the names of the weights that stay newly initialised.
+    """
     weights = initial.model.state_dict()
     if new is not None:
         logger.warning("the region projection is newly initialised for the extractor %s", new.extractor.name)
@@ -207,3 +256,4 @@ def _load_initial(model: DimvlModel, initial: TrainedModel, new: Processor | Non
     if fresh := load_pretrained(model, weights, str(initial.weights)):
         heads = ", ".join(dict.fromkeys(name.partition(".")[0] for name in fresh))
         logger.info("newly initialised, since %s has none of this size: %s", initial.weights, heads)
+    return fresh

@@ -35,7 +35,7 @@ from dimvl.training.deepspeed_options import check_known, deepspeed_options
 from dimvl.training.engine import plain_state, restore_plain_state, restore_schedule
 from dimvl.training.optimiser import build_optimiser, build_schedule, freeze
 from dimvl.training.ranks import Ranks, all_ranks
-from dimvl.training.state import State, saved_tensors
+from dimvl.training.state import State
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
@@ -87,7 +87,8 @@ class DeepSpeedEngine:
         if self.stage < 3:
             self.task.to(self.device)
         freeze(task.model, training.freeze)
-        exact = {name: tensor.detach().cpu().clone() for name, tensor in saved_tensors(task.model).items()}
+        whole = (*task.model.named_parameters(), *task.model.named_buffers())
+        exact = {name: tensor.detach().cpu().clone() for name, tensor in whole}
         self.optimiser = build_optimiser(task.model, training)
         self.schedule = build_schedule(self.optimiser, training)
         with redirect_stdout(io.StringIO()):  # it prints its memory use
@@ -96,14 +97,20 @@ class DeepSpeedEngine:
             )[0]
         self.task.all_ranks = lambda flag: all_ranks(ranks, flag)
         self.counters = self._make_moments() if self.stage else []
-        self.frozen = {n: exact[n] for n, weight in self._weights() if not weight.requires_grad}
-        for name, weight in self._weights():
+        for name, weight in task.model.named_parameters():
             self._set_weight(weight, exact[name])
+        self.frozen = {n: exact[n] for n, weight in self._weights() if not weight.requires_grad}
         for name, buffer in task.model.named_buffers():  # in bf16 DeepSpeed rounds them too
             buffer.data = exact[name].to(self.device)
 
     def _weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.task.model.named_parameters()
+        """Yield the weights that a checkpoint has: all, or those of an adapter."""
+        own = self.task.model.trained
+        return ((n, weight) for n, weight in self.task.model.named_parameters() if own is None or n in own)
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers that a checkpoint has."""
+        return self.task.model.named_buffers() if self.task.model.trained is None else iter(())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return summed losses by name."""
@@ -138,7 +145,7 @@ class DeepSpeedEngine:
     def state(self) -> State:
         """Copy weights and optimiser state to the CPU memory of rank 0, one weight at a time."""
         weights = {name: self._kept(self._full(weight, name)) for name, weight in self._weights()}
-        weights |= {name: self._kept(buffer) for name, buffer in self.task.model.named_buffers()}
+        weights |= {name: self._kept(buffer) for name, buffer in self._buffers()}
         steps = self.schedule.last_epoch
         if self.stage == 0:
             plain = plain_state(self.task.model, self.optimiser)
@@ -166,7 +173,7 @@ class DeepSpeedEngine:
         for name, weight in self._weights():
             self._set_weight(weight, state.weights[name])
         self.frozen = {name: state.weights[name] for name in self.frozen}
-        for name, buffer in self.task.model.named_buffers():
+        for name, buffer in self._buffers():
             buffer.copy_(state.weights[name])
         if self.stage == 0:
             restore_plain_state(self.task.model, self.optimiser, state)

@@ -36,12 +36,14 @@ def rate_multiplier(name: str, layers: int, config: TrainingConfig) -> float:
     """Return the factor on the configured learning rate for a weight, by its name and the number of layers.
 
     As in BEiT, each block has the rate of the one above times the layer decay, and embeddings have the lowest rate.
-    The word embedding that a word head shares is an embedding.
+    The word embedding that a word head shares is an embedding. A prefix or prompt has the rate itself.
     """
     if is_head(name):
         return config.head_multiplier
     if name.startswith("encoder.layers."):
         return config.layer_decay ** (layers - int(name.split(".")[2]))
+    if name.startswith(("encoder.prefix.", "tokens.prompt.")):
+        return 1.0
     return config.layer_decay ** (layers + 1)
 
 

@@ -15,13 +15,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
 
-from dimvl.checkpoints import MATCH, MODEL, RUN, TEXTS, Start, latest_checkpoint, run_arguments, start_of
+from dimvl.checkpoints import ADAPTER, MATCH, MODEL, RUN, TEXTS, Start, latest_checkpoint, run_arguments, start_of
 from dimvl.config import RunConfig
 from dimvl.data.annotations import describe_file
 from dimvl.data.tokenizer import FILE as TOKENIZER
@@ -59,8 +60,9 @@ def describe(config: RunConfig) -> dict[str, Any]:
     for name, files in task_of(config).annotation_files(config).items():
         for number, file in enumerate(files, start=1):
             data[name if len(files) == 1 else f"{name} {number}"] = describe_file(file)
-    names = ("dimvl", "torch", "tokenizers", "numpy", *(() if config.deepspeed is None else ("deepspeed",)))
-    packages = {name: version(name) for name in names}
+    lora = config.adapter is not None and config.adapter.lora is not None
+    more = [name for name, used in (("deepspeed", config.deepspeed is not None), ("peft", lora)) if used]
+    packages = {name: version(name) for name in ("dimvl", "torch", "tokenizers", "numpy", *filter(find_spec, more))}
     values = config.model_dump(mode="json")
     stores = [sha256(folder.path / "manifest.json") for folder in RegionStore(config.regions).folders]
     described = {"config": values, "data": data, "stores": stores, "versions": packages, "rows": EXACT_ROWS}
@@ -137,7 +139,7 @@ def record(run: Path, description: dict[str, Any]) -> None:
 
 def release(run: Path) -> None:
     """Free the folder of a run that has trained nothing, so that a corrected configuration can use it."""
-    for name in (RUN, TOKENIZER, CHECKSUMS):
+    for name in (RUN, TOKENIZER, CHECKSUMS, ADAPTER):
         (run / name).unlink(missing_ok=True)
 
 
@@ -164,7 +166,8 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
         *_differences(old.get("data", {}), description["data"]),
         *(["region store (its content differs)"] if old.get("stores") != description["stores"] else []),
     ]
-    if latest_checkpoint(run) is None and _start_checksum(old) != _start_checksum(description):
+    from_start = latest_checkpoint(run) is None or config.adapter is not None  # checkpoints of adapters lack the base
+    if from_start and _start_checksum(old) != _start_checksum(description):
         changed += ["initial model (its weights differ)"]
     before, now = _judge_checksums(old), _judge_checksums(description)
     changed += [f"{key} (its weights differ)" for key in now if before.get(key) != now[key]]

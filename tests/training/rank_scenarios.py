@@ -14,6 +14,8 @@ import time
 import traceback
 from contextlib import contextmanager
 from functools import partialmethod
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from dimvl.checkpoints import check_checkpoint, checkpoint_folders
 from dimvl.errors import Interrupted, UserError
 from dimvl.model.encoder import Encoder
+from dimvl.regions.detectors.torchvision_ops import import_torchvision
 from dimvl.training import checkpoint, run
 from dimvl.training.ranks import open_ranks
 from dimvl.training.run import train_on
@@ -279,6 +282,23 @@ class Scenarios:
             run.build_task = real
         if self.ranks.rank == 0:
             save_file(first, self.folder / "frozen-before.safetensors")
+
+    def adapters(self):
+        """Losses of adapters of the torch run at every stage; at stage 3 one stops, and resumes at stage 1."""
+        kinds, found = {"prefix": {"prefix": {"length": 3}}, "lora": {"lora": {"rank": 2}}}, {}
+        if find_spec("peft"):
+            import_torchvision()
+            import_module("peft")  # by both ranks at once, since it takes seconds
+        else:
+            del kinds["lora"]
+        for kind in kinds:
+            settings = {"task": "caption", "initial": self.folder / "torch-half", "adapter": kinds[kind]}
+            for stage in range(4):
+                found[f"{kind}-{stage}"] = self.train(f"{kind}-{stage}", stage, training={"steps": 4}, **settings)
+            first = self.stop_at(2, f"{kind}-stopped", 3, training={"steps": 4}, **settings)["losses"]
+            again = self.train(f"{kind}-stopped", 1, training={"steps": 4}, **settings)
+            found[f"{kind}-stopped"] = first + again
+        return found
 
     # --- validation and sampling
 

@@ -40,7 +40,16 @@ ON_TWO = [
         "resume_at_1",
     ),
     "written_late",
-    *("resume_at_3", "from_torch", "frozen", "validation", "self_critical", "loss_not_finite", "gradient_not_finite"),
+    *(
+        "resume_at_3",
+        "from_torch",
+        "frozen",
+        "adapters",
+        "validation",
+        "self_critical",
+        "loss_not_finite",
+        "gradient_not_finite",
+    ),
     *("unprepared", "full_disk", "another_seed", "another_store", "one_lacks_a_file", "unknown_options"),
     *("no_number", "no_type"),
 ]
@@ -239,6 +248,19 @@ def test_frozen_weights_keep_their_fp32_values_although_bf16_copies_are_used(fol
     assert same({name: before[name] for name in frozen}, {name: after[name] for name in frozen}) and len(frozen) > 10
     moved = [name for name in after if name.startswith(("encoder.layers.1.", "regions.feature."))]
     assert moved and not any(torch.equal(before[name], after[name]) for name in moved)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "lora"])
+def test_adapters_follow_the_curve_of_plain_torch_at_every_stage_and_resume_at_another(folder, kind):
+    curves = {name: losses for name, losses in found(folder, "adapters").items() if name.startswith(kind)}
+    if not curves:
+        pytest.skip("peft is not installed (extra adapters)")
+    settings = {"initial": folder / "torch-half", "training": {**TRAINING, "steps": 4}}
+    adapter = {"prefix": {"length": 3}} if kind == "prefix" else {"lora": {"rank": 2}}
+    alone = torch_losses(folder, f"{kind}-alone", task="caption", adapter=adapter, **settings)
+    assert len(curves) == 5 and all(losses == pytest.approx(alone, **CLOSE) for losses in curves.values())
+    for name in curves:
+        torch.testing.assert_close(weights(folder / name), weights(folder / f"{kind}-alone"), rtol=0, atol=1e-5)
 
 
 # --- validation and sampling

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
 from dimvl.config.sections import Files
@@ -30,7 +30,20 @@ class ClassifyConfig(RunConfig):
     shared_prefix: bool = Field(
         False, description="texts see the image but not the reverse, so an image is computed once for its texts"
     )
+    by_names: bool = Field(
+        False,
+        description="compare images with the names of the labels behind the soft rows of adapter.prompt (CoOp), by the "
+        "alignment of the base; for items without texts",
+    )
     validation: ClassifyValidationConfig | None = None
+
+    @model_validator(mode="after")
+    def _names_have_a_prompt(self) -> "ClassifyConfig":
+        if self.by_names and (self.adapter is None or self.adapter.prompt is None):
+            raise ValueError("by_names trains soft rows before the names of labels; set adapter.prompt, such as 16")
+        if self.by_names and self.several_labels:
+            raise ValueError("by_names chooses one label by softmax and several_labels any number; remove one of them")
+        return self
 
 
 class ClassifyEvaluation(EvaluationOptions):

@@ -43,9 +43,11 @@ def tokenise(trained: TrainedModel, texts: Sequence[str], **options: Any) -> lis
     """Return the token ids (T,) of each text, none of an empty one.
 
     Raises:
-        UserError: as `TrainedModel.tokenise`.
+        UserError: as `TrainedModel.tokenise`, or a text for a model that compares images with names.
 
     """
+    if trained.processor.class_prompt and (given := next(filter(str.strip, texts), None)):
+        raise UserError(f"the model compares images with names of labels and takes no text ({short(given)}); omit it")
     words = iter(trained.tokenise([text for text in texts if text.strip()]))
     return [next(words) if text.strip() else NOTHING for text in texts]
 
@@ -57,7 +59,8 @@ def label_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words
     Rows sum to 1 unless several labels fit.
     """
     processor = trained.processor
-    logits = label_logits(trained.model, text_batch(trained, prefixes, words, label_spec(processor))).float()
+    batch = text_batch(trained, prefixes, words, label_spec(processor))
+    logits = label_logits(trained.model, batch, processor).float()
     return finite((logits.sigmoid() if processor.several_labels else logits.softmax(dim=1)).cpu())
 
 

@@ -13,18 +13,21 @@ from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
 from dimvl.errors import UserError
-from dimvl.files import read_json
-from dimvl.model.model import DimvlModel
+from dimvl.files import RESTORE, read_json
+from dimvl.model.model import DimvlModel, read_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.showing import short, some
 from dimvl.tasks.answering.training import QuestionSource
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.classification.config import ClassifyConfig, ClassifyEvaluation
 from dimvl.tasks.classification.prediction import CLASSIFY, LabelValidator, check_numbers, evaluate_items
-from dimvl.tasks.classification.training import ClassifyModule, label_spec
+from dimvl.tasks.classification.training import ClassifyModule, label_spec, name_batch
 from dimvl.tasks.costs import AverageExample, DataFacts, average_text
 from dimvl.tasks.task import Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
+
+DEFAULT_WIDTH = 256
+"""Of the space of alignment, for a plan before there is a base."""
 
 
 def read_labels(path: Path) -> list[str]:
@@ -66,6 +69,8 @@ class Classification(Task[ClassifyConfig]):
             if every and not items:
                 raise UserError(f"{path}: no item has a label; give items with their labels")
             check_numbers(path, items, config.several_labels)
+            if config.by_names and (texts := [item for item in items if item.text.strip()]):
+                raise UserError(f"{path}: {texts[0].name} has a text, which by_names ignores; remove by_names")
             for item in items if listed is not None else []:
                 if outside := [label for label in item.labels or () if label not in (listed or ())]:
                     raise UserError(
@@ -108,17 +113,39 @@ class Classification(Task[ClassifyConfig]):
         return {
             "labels": tuple(labels),
             "several_labels": config.several_labels,
-            "shared_prefix": config.shared_prefix,
+            "shared_prefix": config.shared_prefix or config.by_names,
+            **({"prompt": 0, "class_prompt": config.adapter.prompt} if config.by_names and config.adapter else {}),
         }
 
     def heads(self, config: ClassifyConfig, classes: int, answers: int) -> dict[str, Any]:
-        """Request a label head."""
-        return {"labels": answers}
+        """Request a label head or, to compare by names, the alignment head of the base.
+
+        Raises:
+            UserError: the base has none.
+
+        """
+        if not config.by_names or config.initial is None:
+            return {"labels": answers}
+        file = config.initial / MODEL
+        width = read_arguments(file, RESTORE).get("aligned", 0) if file.exists() else DEFAULT_WIDTH
+        if not width:
+            raise UserError(
+                f"{config.initial} does not align images and texts, by which by_names compares; give a base that was "
+                "pretrained with objectives.shares.contrastive, or remove by_names"
+            )
+        return {"aligned": width}
 
     def build(
         self, config: ClassifyConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
     ) -> tuple[TaskModule, ImageSource]:
-        """Build the losses and the examples."""
+        """Build the losses and the examples.
+
+        Raises:
+            UserError: as `name_batch`.
+
+        """
+        if config.by_names:
+            name_batch(processor)  # so that mistakes are told before the first step
         return ClassifyModule(model, processor), QuestionSource(texts, images, processor, label_spec(processor))
 
     def validator(self, config: ClassifyConfig, module: TaskModule, store: RegionStore) -> Validator:

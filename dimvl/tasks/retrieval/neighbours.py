@@ -48,7 +48,7 @@ def find_neighbours(config: HardNegativesConfig, own: Processor, captions: TextS
         )
     trained = load_model(config.model)
     _check(trained, config.model, own, store)
-    weights = trained.weights_sha256 or sha256(trained.weights)
+    weights = trained.weights_sha256
     parts = (weights, captions.path.name, store.fingerprint, config.among)
     digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:20]
     file = captions.path.parent / f"neighbours-{digest}.npy"

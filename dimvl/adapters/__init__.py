@@ -1,0 +1,1 @@
+"""Adapters: one base, and for each task a few megabytes of weights that were trained while the base stayed frozen."""
