@@ -9,7 +9,7 @@ import pytest
 from dimvl.study.config import read_study_config
 from dimvl.tasks import load_config
 from tools import measure_bootstrap as tool
-from tools.run_flickr8k import Stage
+from tools.stages import Stage
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

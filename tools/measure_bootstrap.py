@@ -35,7 +35,7 @@ from dimvl.errors import UserError
 from dimvl.files import read_json, write_json
 from tools import run_flickr8k
 from tools.corrupt_captions import noisy_lines, write_lines
-from tools.run_flickr8k import ROOT, Stage, dimvl, minutes, run
+from tools.stages import ROOT, Stage, dimvl, minutes, run
 
 SHARE = 0.6
 """Of the captions that are made noisy."""

@@ -190,7 +190,7 @@ def test_results_arrive_in_a_file_while_a_terminal_shows_progress(
     monkeypatch.setattr(runner, "all_stages", lambda config: [])
     monkeypatch.setattr(runner, "finish", lambda *_: print("results"))
     if command == "study":
-        pretend(monkeypatch, tmp_path)
+        pretend(monkeypatch, places["study"].parent)
     arguments, expected = COMMANDS[command]
     words = [word.format(**places, new=tmp_path / "new") for word in [*command.split(), *arguments]]
     monkeypatch.setattr(sys, "argv", ["dimvl", *words])
