@@ -290,6 +290,17 @@ def test_an_adapter_of_another_width_is_refused(data, trained, tmp_path):
         load_model(run_training(wide)).with_adapter(trained({"head": True}))
 
 
+def test_a_flipped_bit_in_the_description_of_an_adapter_is_an_error_in_run_and_export(trained, tmp_path):
+    run = shutil.copytree(trained({"head": True}), tmp_path / "run")
+    out = export(run, tmp_path / "out")
+    for folder in (run, out):
+        content = bytearray((folder / ADAPTER).read_bytes())
+        content[len(content) // 2] ^= 4
+        (folder / ADAPTER).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{folder.name}/{ADAPTER} .*; restore it from a copy"):
+            read_adapter(folder)
+
+
 def test_weights_of_another_size_than_described_are_refused(base, trained, tmp_path):
     out = export(trained({"prefix": {"length": 3}}), tmp_path / "out")
     described = read_json(out / ADAPTER)
