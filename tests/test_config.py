@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dimvl.bootstrap.config import BootstrapConfig, read_bootstrap_config
+from dimvl.bootstrap.config import BootstrapConfig
 from dimvl.checkpoints import RUN
-from dimvl.concepts.config import ConceptConfig, read_concept_config
-from dimvl.config import ModelConfig, Section, read_yaml, validate
+from dimvl.concepts.config import ConceptConfig
+from dimvl.config import ModelConfig, Section, read_keys, read_yaml, validate
 from dimvl.demo.config import DemoConfig, load_demo_config
 from dimvl.errors import UserError
-from dimvl.study.config import read_study_config
+from dimvl.study.config import StudyConfig
 from dimvl.study.stages import make_grid
 from dimvl.tasks import load_config
 from dimvl.tasks.answering.config import VqaConfig, VqaEvaluation
@@ -398,11 +398,11 @@ def test_every_configuration_that_comes_with_dimvl_loads(path):
     elif kind == "scenes":
         assert isinstance(load_demo_config(path), DemoConfig)
     elif path.parent == CONFIGS / "studies":
-        grid = make_grid(read_study_config(path), path.parent)
+        grid = make_grid(read_keys(StudyConfig, path), path.parent)
         assert any(stage.steps for stage in grid.stages.values())
     elif path.parent == CONFIGS / "bootstrap":
-        assert isinstance(read_bootstrap_config(path), BootstrapConfig)
+        assert isinstance(read_keys(BootstrapConfig, path), BootstrapConfig)
     elif path.stem == "concepts":
-        assert isinstance(read_concept_config(path), ConceptConfig)
+        assert isinstance(read_keys(ConceptConfig, path), ConceptConfig)
     else:
         assert load_config(path).training.steps > 0

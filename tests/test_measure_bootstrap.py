@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dimvl.study.config import read_study_config
+from dimvl.config import read_keys
+from dimvl.study.config import StudyConfig
 from dimvl.tasks import load_config
 from tools import measure_bootstrap as tool
 from tools.stages import Stage
@@ -40,7 +41,7 @@ def test_each_setting_of_the_study_gets_its_captions(tmp_path: Path) -> None:
     assert found["bootstrapped"] == ["separate web", "separate synthetic"]
     assert found["shared"] == ["shared web", "shared synthetic"]
     for name in ("scenes", "flickr8k"):
-        settings = read_study_config(CONFIGS / "studies" / f"{name}-bootstrap.yaml").settings
+        settings = read_keys(StudyConfig, CONFIGS / "studies" / f"{name}-bootstrap.yaml").settings
         assert settings.keys() | {"clean"} == found.keys()
 
 

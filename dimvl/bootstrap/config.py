@@ -1,13 +1,11 @@
 """Configuration of `dimvl bootstrap`. Imports no torch, so that mistakes are told at once."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dimvl.config import Files, Match, Missing, Names, Section, merge, parse_overrides, read_yaml, validate
-from dimvl.errors import UserError
+from dimvl.config import Files, Match, Missing, Names, Section, check_exist
 
 
 class SamplingConfig(Section):
@@ -79,23 +77,4 @@ class BootstrapConfig(Section):
         optional = {"captioner": self.captioner, "images": self.images}
         optional |= {"keep.sample": None if self.keep is None else self.keep.sample}
         named += [(key, [path]) for key, path in optional.items() if path is not None]
-        absent = [f"{file} does not exist ({key})" for key, files in named for file in files if not file.exists()]
-        if absent:
-            raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
-
-
-def read_bootstrap_config(path: Path, overrides: Sequence[str] = ()) -> BootstrapConfig:
-    """Read a configuration of `dimvl bootstrap`.
-
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value`, which take precedence.
-
-    Raises:
-        UserError: any mistake in it.
-
-    """
-    given = parse_overrides(overrides)
-    if "include" in given:
-        raise UserError("include works in files only; write it into the file, or give the values as overrides")
-    return validate(BootstrapConfig, merge(read_yaml(path), given), str(path), overridable=True)
+        check_exist((key, file) for key, files in named for file in files)

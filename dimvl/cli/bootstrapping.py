@@ -18,9 +18,10 @@ def bootstrap(config: Config, overrides: Overrides = None, threads: Threads = 0)
 
     Example: dimvl bootstrap configs/bootstrap/scenes.yaml output=runs/bootstrap
     """
-    from dimvl.bootstrap.config import read_bootstrap_config
+    from dimvl.bootstrap.config import BootstrapConfig
+    from dimvl.config import read_keys
 
-    settings = read_bootstrap_config(config, overrides or [])
+    settings = read_keys(BootstrapConfig, config, overrides or [])
     settings.check_inputs()
     from dimvl.bootstrap.results import KEPT, PAGE
     from dimvl.bootstrap.run import bootstrap as run_bootstrap

@@ -20,9 +20,10 @@ def concepts(config: Config, overrides: Overrides = None, threads: Threads = 0) 
 
     Example: dimvl concepts concepts.yaml words=500
     """
-    from dimvl.concepts.config import read_concept_config
+    from dimvl.concepts.config import ConceptConfig
+    from dimvl.config import read_keys
 
-    settings = read_concept_config(config, overrides or [])
+    settings = read_keys(ConceptConfig, config, overrides or [])
     settings.check_inputs()
     from dimvl.concepts.run import train_concepts
     from dimvl.trained_model import choose_device

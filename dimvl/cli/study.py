@@ -32,10 +32,11 @@ def study(
 
     Example: dimvl study configs/studies/scenes-labels.yaml --jobs 2
     """
-    from dimvl.study.config import read_study_config
+    from dimvl.config import read_keys
+    from dimvl.study.config import StudyConfig
     from dimvl.study.stages import make_grid
 
-    settings = read_study_config(config, overrides or [])
+    settings = read_keys(StudyConfig, config, overrides or [])
     grid = make_grid(settings, config.parent)
     from dimvl.study.runner import Runner
 

@@ -1,13 +1,11 @@
 """Configuration of `dimvl concepts`. Imports no torch, so that mistakes are told at once."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from dimvl.config import Files, Match, Missing, Names, Section, merge, parse_overrides, read_yaml, validate
-from dimvl.errors import UserError
+from dimvl.config import Files, Match, Missing, Names, Section, check_exist
 from dimvl.regions.naming.settings import Pooling
 
 
@@ -81,23 +79,4 @@ class ConceptConfig(Section):
         if self.validation is not None:
             named += [("validation.captions", self.validation.captions)]
             named += [("validation.regions", self.validation.regions or [])]
-        absent = [f"{file} does not exist ({key})" for key, files in named for file in files if not file.exists()]
-        if absent:
-            raise UserError(f"{', '.join(absent)}; correct the path, relative to the current folder {Path.cwd()}")
-
-
-def read_concept_config(path: Path, overrides: Sequence[str] = ()) -> ConceptConfig:
-    """Read a configuration of `dimvl concepts`.
-
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value`, which take precedence.
-
-    Raises:
-        UserError: any mistake in it.
-
-    """
-    given = parse_overrides(overrides)
-    if "include" in given:
-        raise UserError("include works in files only; write it into the file, or give the values as overrides")
-    return validate(ConceptConfig, merge(read_yaml(path), given), str(path), overridable=True)
+        check_exist((key, file) for key, files in named for file in files)

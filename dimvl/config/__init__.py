@@ -7,8 +7,8 @@ modules imports torch, so that mistakes are told at once.
 
 from dimvl.config.adapter import AdapterConfig, LoraConfig, PrefixConfig
 from dimvl.config.decoding import DecodingOptions
-from dimvl.config.reading import merge, parse_overrides, read_run, read_yaml, validate
-from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
+from dimvl.config.reading import merge, parse_overrides, read_keys, read_run, read_yaml, validate
+from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig, check_exist
 from dimvl.config.sections import (
     REGION_WORDS,
     TAGS,
@@ -53,8 +53,10 @@ __all__ = [
     "TrainingConfig",
     "ValidationConfig",
     "Variant",
+    "check_exist",
     "merge",
     "parse_overrides",
+    "read_keys",
     "read_run",
     "read_yaml",
     "rename_tag_keys",

@@ -109,6 +109,24 @@ def read_run(path: Path, kinds: Mapping[str, type[RunConfig]], overrides: Sequen
     return validate(kinds[task], content, str(path), others=kinds, overridable=True)
 
 
+def read_keys(kind: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
+    """Read a file of keys that is no run, such as that of a study.
+
+    Args:
+        kind: the class of its keys.
+        path: a YAML file.
+        overrides: `section.key=value`, which take precedence.
+
+    Raises:
+        UserError: any mistake in it.
+
+    """
+    given = parse_overrides(overrides)
+    if "include" in given:
+        raise UserError("include works in files only; write it into the file, or give the values as overrides")
+    return validate(kind, merge(read_yaml(path), given), str(path), overridable=True)
+
+
 def validate(
     model: type[Model],
     content: Any,

@@ -12,9 +12,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dimvl.config import Names, Section, merge, parse_overrides, read_yaml, validate
+from dimvl.config import Names, Section
 from dimvl.config.sections import distinct
-from dimvl.errors import UserError
 
 Value = str | int | float
 Values = dict[str, Value]
@@ -80,20 +79,3 @@ class StudyConfig(Section):
 
     def _all_values(self) -> Sequence[Values]:
         return [self.values, *self.points, *(setting.values for setting in self.settings.values())]
-
-
-def read_study_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Read the configuration of a study.
-
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value`, which take precedence.
-
-    Raises:
-        UserError: any mistake in it.
-
-    """
-    given = parse_overrides(overrides)
-    if "include" in given:
-        raise UserError("include works in files only; write it into the file, or give the values as overrides")
-    return validate(StudyConfig, merge(read_yaml(path), given), str(path), overridable=True)

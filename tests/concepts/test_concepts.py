@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import dimvl.concepts.run
-from dimvl.concepts.config import ConceptConfig, read_concept_config
+from dimvl.concepts.config import ConceptConfig
 from dimvl.concepts.run import draw_folds, train_concepts
+from dimvl.config import read_keys
 from dimvl.errors import UserError
 from dimvl.files import read_json
 from dimvl.regions.naming.concepts import ConceptNamer
@@ -26,7 +27,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("concepts")
     store, captions = make_captioned(folder)
     config = write_config(folder, store, captions)
-    train_concepts(read_concept_config(config, ["training.folds=3"]), "cpu")
+    train_concepts(read_keys(ConceptConfig, config, ["training.folds=3"]), "cpu")
     return folder
 
 
@@ -58,7 +59,7 @@ def test_the_report_says_what_was_measured(made):
 
 
 def test_training_depends_on_its_seed_only(made, tmp_path):
-    config = read_concept_config(made / "concepts.yaml", [f"output={tmp_path / 'one'}", "training.dropout=0.2"])
+    config = read_keys(ConceptConfig, made / "concepts.yaml", [f"output={tmp_path / 'one'}", "training.dropout=0.2"])
     other = config.model_copy(update={"output": tmp_path / "two"})
     third = config.model_copy(update={"output": tmp_path / "three", "seed": 1})
     for each in (config, other, third):
@@ -77,7 +78,7 @@ def test_each_model_of_a_fold_is_trained_on_all_images_but_its_own(made, tmp_pat
 
     monkeypatch.setattr(dimvl.concepts.run, "train", recorded)
     overrides = [f"output={tmp_path / 'out'}", "training.folds=3", "training.epochs=1", "validation=null"]
-    train_concepts(read_concept_config(made / "concepts.yaml", overrides), "cpu")
+    train_concepts(read_keys(ConceptConfig, made / "concepts.yaml", overrides), "cpu")
     every, *others = seen
     parts = [set(own) for own in Folds.load(tmp_path / "out").images]
     assert len(every) == sum(map(len, parts)) == len(set.union(*parts)) == 60

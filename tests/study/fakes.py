@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from dimvl.config import read_keys
 from dimvl.study import runner
-from dimvl.study.config import StudyConfig, read_study_config
+from dimvl.study.config import StudyConfig
 from dimvl.study.runner import Runner
 from dimvl.study.stages import make_grid
 
@@ -79,12 +80,12 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str = PROGRA
 
 def make_runner(path: Path, *overrides: str) -> Runner:
     """The stages of a study, as the command makes them."""
-    config = read_study_config(path, overrides)
+    config = read_keys(StudyConfig, path, overrides)
     return Runner(make_grid(config, path.parent), config.output)
 
 
 def read(path: Path) -> StudyConfig:
-    return read_study_config(path)
+    return read_keys(StudyConfig, path)
 
 
 def calls(folder: Path) -> list[str]:

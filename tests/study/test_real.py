@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 import dimvl.cli
+from dimvl.config import read_keys
 from dimvl.files import read_json
 from dimvl.study import runner
-from dimvl.study.config import read_study_config
+from dimvl.study.config import StudyConfig
 from dimvl.study.results import write_results
 from tests.study.fakes import make_runner
 from tests.tiny_runs import make_config, make_data
@@ -67,7 +68,7 @@ def test_a_study_trains_evaluates_and_compares_with_the_commands_of_dimvl(
     made.run(1)
     assert not made.failed and len(made.ended) == 1 + 8
     assert read_json(tmp_path / "out/scratch/4-1/match.json")["texts_used"] == 4
-    write_results(read_study_config(path), made, "dimvl study study.yaml")
+    write_results(read_keys(StudyConfig, path), made, "dimvl study study.yaml")
     scores = read_json(tmp_path / "out/results.json")["scores"]
     assert {(record["setting"], record["x"]) for record in scores} == {
         *(("scratch", 4), ("scratch", 12), ("pretrained", 4), ("pretrained", 12))

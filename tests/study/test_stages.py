@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 
+from dimvl.config import read_keys
 from dimvl.errors import UserError
-from dimvl.study.config import read_study_config
+from dimvl.study.config import StudyConfig
 from dimvl.study.stages import make_grid
 from tests.study.fakes import STUDY, write_study
 
 
 def grid_of(folder: Path, **changes: Any) -> Any:
     path = write_study(folder, **changes)
-    return make_grid(read_study_config(path), path.parent)
+    return make_grid(read_keys(StudyConfig, path), path.parent)
 
 
 def test_settings_with_the_same_command_share_a_stage_and_all_others_have_their_own(tmp_path: Path) -> None:
