@@ -17,5 +17,5 @@ def test_its_weights_fill_a_model_of_the_sizes_that_it_states():
     model = DimvlModel(**bert_arguments(folder), feature_width=FEATURE_WIDTH, word_head=True)
     load_bert(model, folder)
     words = read_weights(folder / "model.safetensors")["embeddings.word_embeddings.weight"]
-    assert words.shape == (30522, 384) and len(model.encoder.blocks) == 6
+    assert words.shape == (30522, 384) and len(model.encoder.layers) == 6
     assert any(torch.equal(words, weight) for weight in model.state_dict().values())
