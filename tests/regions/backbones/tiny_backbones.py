@@ -42,10 +42,15 @@ def lite_file(folder: Path, seed: int = 0) -> Path:
 
 
 def torchvision_model(name: str, **options):
-    """Return a classifier of torchvision in evaluation mode, with batch norms that change something."""
+    """Return a classifier of torchvision in evaluation mode, with batch norms that change something.
+
+    Its own initial weights of convolutions within channels are so small that nothing of the image would be left.
+    """
     torch.manual_seed(0)
     model = import_torchvision().models.get_model_builder(name)(weights=None, **options).eval()
     for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_in")
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
