@@ -104,3 +104,4 @@ def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code
     else:
         print(f"error: {prefix}{visible(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
     sys.exit(code)
+        logging.getLogger(__name__).debug("where this error is", exc_info=error)  # with --verbose
