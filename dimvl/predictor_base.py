@@ -39,7 +39,9 @@ class PredictorBase:
         self._tags = trained.processor.tags
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto", check: bool = True) -> Self:
+    def from_pretrained(
+        cls, name: str | Path, device: str = "auto", check: bool = True, revision: str | None = None
+    ) -> Self:
         """Open an export.
 
         Args:
@@ -51,7 +53,7 @@ class PredictorBase:
             UserError: it does not exist, a file is missing or damaged, or the device is not available.
 
         """
-        folder = find_export(name)
+        folder = find_export(name, revision)
         check_export(folder)
         return cls(load_model(folder, choose_device(device), check).for_prediction(), folder / DETECTOR)
 
@@ -61,6 +63,7 @@ class PredictorBase:
         This one stays as it is, so that several adapters of one base can be used in any order.
 
         Args:
+            revision: branch, tag or commit of a model on the hub; by default the newest of its main branch.
             folder: the export or the run of the adapter, or its name on the Hugging Face hub.
             check: as in `from_pretrained`.
 

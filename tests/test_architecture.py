@@ -33,7 +33,9 @@ ORDER = (
     *("checkpoints", "adapters", "trained_model", "tasks", "training", "planning", "profiling"),
     *(
         "model_card",
+        "hub",
         "export",
+        "push",
         "image_inputs",
         "explanation",
         "predictor_base",

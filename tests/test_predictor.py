@@ -435,7 +435,9 @@ def test_a_hub_name_is_downloaded_but_a_missing_folder_is_not_mistaken_for_one(
     import huggingface_hub
 
     asked: list[str] = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: asked.append(name) or str(folder / "export"))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, revision: asked.append(name) or str(folder / "export")
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "exports").mkdir()
     assert Predictor.from_pretrained("someone/scenes-vqa").trained.processor.answers
@@ -448,11 +450,11 @@ def test_a_hub_name_is_downloaded_but_a_missing_folder_is_not_mistaken_for_one(
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def unreachable(name: str) -> str:
+    def unreachable(name: str, revision: str | None) -> str:
         raise OSError("no route to host\nand many more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"not a model on the hub \(no route to host\)"):
+    with pytest.raises(UserError, match=r"scenes-vqa: the hub's client failed \(no route to host and"):
         Predictor.from_pretrained("someone/scenes-vqa")
 
 

@@ -34,6 +34,7 @@ import dimvl.cli.comparing
 import dimvl.cli.study
 import dimvl.cli.prediction
 import dimvl.cli.choosing
+import dimvl.cli.pushing
 import dimvl.cli.classifying
 import dimvl.cli.aligning
 import dimvl.cli.grounding
