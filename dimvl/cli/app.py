@@ -75,6 +75,18 @@ def _image_source(path: Path) -> Path:
 
 any_path = PathParser("path")
 input_file = PathParser("file", existing_file)
+
+
+class _ImageParser(PathParser):
+    """Turns an argument into a path, or leaves it an address of the web."""
+
+    def __call__(self, text: str | Path) -> Any:
+        return text if is_url(text) else super().__call__(text)
+
+
+image_path = _ImageParser("image")
+image_file = _ImageParser("image", existing_file)
+image_or_folder = _ImageParser("image", existing)
 input_folder = PathParser("folder", existing_folder)
 file_or_folder = PathParser("path", existing)
 image_source = PathParser("source", _image_source)

@@ -22,7 +22,7 @@ from dimvl.files.checksums import (
     sha256,
     write_sealed,
 )
-from dimvl.files.paths import existing, existing_file, existing_folder, folder_or_hub_name, local_path, matching
+from dimvl.files.paths import existing, existing_file, existing_folder, folder_or_hub_name, is_url, local_path, matching
 from dimvl.files.reading import (
     HUB_NAME,
     Strict,
@@ -69,6 +69,8 @@ __all__ = [
     "git_revision",
     "inside",
     "local_path",
+    "is_locked",
+    "is_url",
     "locked",
     "matching",
     "open_own",
