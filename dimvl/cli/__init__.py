@@ -28,6 +28,7 @@ import dimvl.cli.planning
 import dimvl.cli.profiling
 import dimvl.cli.training
 import dimvl.cli.bootstrapping
+import dimvl.cli.watching
 import dimvl.cli.reporting
 import dimvl.cli.scoring
 import dimvl.cli.comparing

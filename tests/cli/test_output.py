@@ -61,6 +61,7 @@ COMMANDS = {
     "compare": (["{worse}", "{better}"], "higher"),
     "study": (["{study}"], "| pretrained |"),
     "bootstrap": (["{bootstrap}", "output={new}"], r"synthetic: .+ kept"),
+    "watch": (["{run}", "--once"], "no step is logged yet"),
     "report": (["{run}"], "report: "),
     "export": (["{run}", "{new}", "--where", "none"], "exported: "),
     "push": (["{model}", "someone/model", "--licence", "mit", "--dry-run"], r"bytes in \d+ files would go to"),
