@@ -34,12 +34,13 @@ import dimvl.cli.scoring
 import dimvl.cli.comparing
 import dimvl.cli.study
 import dimvl.cli.prediction
-import dimvl.cli.choosing
 import dimvl.cli.pushing
+import dimvl.cli.choosing
 import dimvl.cli.classifying
 import dimvl.cli.aligning
 import dimvl.cli.grounding
-import dimvl.cli.searching  # noqa: F401
+import dimvl.cli.searching
+import dimvl.cli.doctoring  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]
@@ -105,5 +106,5 @@ def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code
         time.sleep(1)  # rank 0 reports it, and a launcher kills all ranks once one has exited
     else:
         print(f"error: {prefix}{visible(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
-    sys.exit(code)
         logging.getLogger(__name__).debug("where this error is", exc_info=error)  # with --verbose
+    sys.exit(code)
