@@ -1,5 +1,6 @@
 """A run in the terminal while it trains: how far it is, its curves, and how it ended."""
 
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +49,15 @@ class View:
         """Return the view as lines of at most `width` characters; curves are as high as `height` lines allow."""
         done = 0 if self.newest is None else self.newest["step"]
         filled = round(width * min(1.0, done / max(1, self.steps)))
-        lines = [self.summary(), blocks[-1] * filled + blocks[1] * (width - filled)]
-        rows = int(np.clip((height - 3) // max(1, len(self.losses) + len(self.scores)) - 1, 1, 6))
-        for one in (*self.losses, *self.scores):
+        lines = [*textwrap.wrap(self.summary(), width), blocks[-1] * filled + blocks[1] * (width - filled)]
+        rows = int(np.clip((height - 1 - len(lines)) // max(1, len(self.losses) + len(self.scores)) - 1, 1, 6))
+        for place, one in enumerate([*self.losses, *self.scores]):
             lines.append(
                 f"{visible(one.name)}: {one.values[-1]:.4g} (first {one.values[0]:.4g}, lowest {one.values.min():.4g}, "
                 f"highest {one.values.max():.4g})"
             )
-            shown = np.log(one.smooth) if one in self.losses and (one.smooth > 0).all() else one.smooth
-            lines += chart(shown, width, rows, blocks)
+            logarithmic = place < len(self.losses) and (one.smooth > 0).all()
+            lines += chart(np.log(one.smooth) if logarithmic else one.smooth, width, rows, blocks)
         return [line[:width] for line in lines]
 
     def summary(self) -> str:
@@ -117,7 +118,8 @@ def _end(ended: Path, newest: dict[str, Any] | None) -> tuple[State, str]:
 
 def chart(values: np.ndarray, width: int, height: int, blocks: str = BLOCKS) -> list[str]:
     """Draw values (n,) as a curve over `height` lines of at most `width` characters, from their lowest to highest."""
-    columns = [part.mean() for part in np.array_split(values, min(width, len(values)))]
+    wide = np.repeat(values, max(1, width // len(values)))
+    columns = [part.mean() for part in np.array_split(wide, min(width, len(wide)))]
     low, high = min(columns), max(columns)
     full = len(blocks) - 1
     eighths = [1 + round((one - low) / (high - low or 1.0) * (height * full - 1)) for one in columns]

@@ -61,7 +61,7 @@ COMMANDS = {
     "compare": (["{worse}", "{better}"], "higher"),
     "study": (["{study}"], "| pretrained |"),
     "bootstrap": (["{bootstrap}", "output={new}"], r"synthetic: .+ kept"),
-    "watch": (["{run}", "--once"], "no step is logged yet"),
+    "watch": (["{run}", "--once"], "stopped"),
     "report": (["{run}"], "report: "),
     "push": (["{model}", "someone/model", "--licence", "mit", "--dry-run"], r"bytes in \d+ files would go to"),
     "doctor": ([], "torch: "),

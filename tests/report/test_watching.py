@@ -51,12 +51,13 @@ def test_lines_fit_the_terminal_and_have_a_curve_for_each_loss(seen):
         lines = view.lines(width, height, blocks)
         assert max(map(len, lines)) <= width and all(line.isprintable() for line in lines)
         named = [line for line in lines if line.startswith("matching")]
-        assert named and lines[1] == blocks[-1] * width
-        assert len(lines) <= max(height, 2 + 2 * len(view.losses))
+        assert named and lines.count(blocks[-1] * width) == 1, "all steps are done"
+        assert " ".join(lines[: lines.index(blocks[-1] * width)]) == view.summary()
+        assert len(lines) <= max(height, 3 + 2 * len(view.losses))
 
 
 def test_a_curve_goes_from_its_lowest_to_its_highest_value_and_a_spike_is_seen():
-    assert chart(np.arange(8.0), 8, 1) == ["▁▂▃▄▅▆▇█"] and chart(np.zeros(3), 8, 1) == ["▁▁▁"]
+    assert chart(np.arange(8.0), 8, 1) == ["▁▂▃▄▅▆▇█"] and chart(np.zeros(3), 8, 1) == ["▁▁▁▁▁▁"]
     assert chart(np.array([0.0, 1.0]), 2, 2) == [" █", "▁█"]
     assert chart(np.arange(100.0), 10, 1, ASCII)[0][0] == "." and len(chart(np.arange(100.0), 10, 3)[0]) == 10
 
@@ -111,6 +112,7 @@ def test_a_run_is_followed_live_until_it_is_asked_to_stop(data, tmp_path, monkey
 def test_once_shows_the_curves_and_a_folder_that_is_no_run_is_refused(seen, tmp_path, monkeypatch, capfd):
     result = call(monkeypatch, capfd, "watch", seen[0], "--once")
     assert result.code == 0 and result.out.startswith("run, finished") and "matching: " in result.out
+    assert command._follow(seen[0]).state == "finished" and "matching: " in capfd.readouterr().out, "in place"
     result = call(monkeypatch, capfd, "watch", tmp_path)
     assert result.code == 2 and "is not a run of dimvl" in result.err
 
