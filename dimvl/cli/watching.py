@@ -62,7 +62,7 @@ def _follow(run: Path) -> "View":
 
     from dimvl.report.watching import look
 
-    with Live(console=Console(), auto_refresh=False) as live:
+    with Live(console=Console(), auto_refresh=False, redirect_stdout=False) as live:
         while True:
             before = time.monotonic()
             view = look(run)
