@@ -18,6 +18,7 @@ EXTRAS = {
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
     "adapters": ["peft>=0.21.2,<0.22"],  # LoRA: docs/adapters.md; names of its internals are used
     "wandb": ["wandb>=0.31"],  # its offline files are read back
+    "tensorboard": ["tensorboard>=2.20"],  # curves in TensorBoard: docs/watching.md
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used
 }
 

@@ -136,6 +136,11 @@ def draw_explanation(images: Sequence[Image.Image], explanation: Explanation, lo
         }
         _draw_labels(panel, scaled, largest, [_DROP_COLOUR] * len(own))
         panels.append(panel)
+    return side_by_side(panels)
+
+
+def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    """Join images into one, with a white gap between them."""
     whole = Image.new("RGB", (sum(p.width + _GAP for p in panels) - _GAP, max(p.height for p in panels)), "white")
     left = 0
     for panel in panels:
@@ -166,9 +171,16 @@ def stored_image_uri(file: Path | None, store: RegionStore, image_id: str, count
     if image is None:
         return ""
     regions = store.read(store.position(image_id))
+    return png_data_uri(draw_found(image, store.extractor, regions, count, longest_side))
+
+
+def draw_found(
+    image: Image.Image, extractor: Extractor, regions: Regions, count: int, longest_side: int
+) -> Image.Image:
+    """Draw the first `count` regions that were found in an image, labelled with their attributes and class."""
     boxes = fractions_to_pixels(regions.boxes[:count], image.width, image.height).tolist()
-    labels = [_label(store.extractor, regions, place) for place in range(len(boxes))]
-    return png_data_uri(draw_regions(image, boxes, labels, longest_side))
+    labels = [_label(extractor, regions, place) for place in range(len(boxes))]
+    return draw_regions(image, boxes, labels, longest_side)
 
 
 def _label(extractor: Extractor, regions: Regions, place: int) -> str:

@@ -45,13 +45,13 @@ from dimvl.files import (
     writing,
 )
 from dimvl.files.weights import save_weights
+from dimvl.hub import download
 from dimvl.model.convert import saved_tensors
 from dimvl.model_card import model_card
 from dimvl.regions.detectors.base import KIND, SETTINGS, RegionExtractor
 from dimvl.regions.detectors.load import KINDS, NO_DETECTOR, missing_file
 from dimvl.regions.extractors.load import load_extractor
 from dimvl.regions.records import Extractor
-from dimvl.showing import reason
 from dimvl.trained_model import TrainedModel, load_model
 
 logger = logging.getLogger(__name__)
@@ -253,16 +253,13 @@ def _is_gone(name: str) -> bool:
     return Path(name).is_absolute() and not Path(name).exists()
 
 
-def find_export(name: str | Path) -> Path:
-    """Return the folder of an export; a model on the hub is downloaded once."""
-    if (folder := folder_or_hub_name(str(name), "an export")) is not None:
-        return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name)))
-    except Exception as error:
-        raise UserError(f"{name} is not a model on the hub ({reason(error)}); check the name") from error
+def find_export(name: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of an export; a model on the hub is downloaded once, at a revision or the newest one."""
+    if (folder := folder_or_hub_name(str(name), "an export")) is None:
+        return download(str(name), revision)
+    if revision is not None:
+        raise UserError(f"{name} is a folder, which has no revision {revision!r}; omit it, or give a name on the hub")
+    return folder
 
 
 def check_export(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What a Predictor takes as images, and their regions.
 
-An image is a file, its bytes, an open file, pixels, or its regions. A tuple of images is one input, and a list or any
-other sequence of inputs is a batch. Here the images of a batch become regions, each image once.
+An image is a file, its address on the web, its bytes, an open file, pixels, or its regions. A tuple of images is one
+input, and a list or any other sequence of inputs is a batch. Here the images of a batch become regions, each once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,17 +15,19 @@ from torch import Tensor
 
 from dimvl.callbacks import Progress
 from dimvl.errors import UserError
+from dimvl.files import is_url
 from dimvl.regions.detectors.base import RegionExtractor
 from dimvl.regions.detectors.load import is_no_detector
 from dimvl.regions.extract import Skip, detect_images, skipping
 from dimvl.regions.extractors.load import load_extractor
-from dimvl.regions.images import quiet_decoders
+from dimvl.regions.images import image_from, quiet_decoders
 from dimvl.regions.records import Regions
+from dimvl.regions.remote import Remote
 from dimvl.trained_model import TrainedModel
 
 ImageInput = str | Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Regions
-"""One image: its file, the bytes of a file, an open binary file, pixels as in `dimvl.regions.images.image_from`, or its
-regions."""
+"""One image: its file, its address (a str that begins with http:// or https://), the bytes of a file, an open binary
+file, pixels as in `dimvl.regions.images.image_from`, or its regions. A server must not pass on a str of a request."""
 Input = ImageInput | tuple[ImageInput, ...]
 """One image, or a tuple of several that are one input."""
 Inputs = Sequence[Input]
@@ -98,10 +100,10 @@ class RegionFinder:
             for number, image in enumerate(images):
                 named.setdefault(_key(image), (_name(image, inputs, place, number), image))
         found = {key: image for key, (_, image) in named.items() if isinstance(image, Regions)}
-        todo = {name: (key, image) for key, (name, image) in named.items() if key not in found}
+        todo = {name: (key, source_of(image)) for key, (name, image) in named.items() if key not in found}
         failed: dict[str | int, str] = {}
 
-        def skip(image: ImageInput, reason: str) -> None:
+        def skip(image: ImageInput | Remote, reason: str) -> None:
             if skipped is None:
                 raise UserError(reason)
             failed[_key(image)] = reason
@@ -119,10 +121,10 @@ class RegionFinder:
         return result
 
     def of_files(
-        self, files: Sequence[Path], skipped: list[tuple[Path, str]], progress: Progress | None
+        self, files: Sequence[Path | str], skipped: list[tuple[Path | str, str]], progress: Progress | None
     ) -> Iterator[list[Regions]]:
         """Do what `Predictor.regions_of_files` does."""
-        for done, regions in self._detect([(str(file), file) for file in files], skipping(skipped)):
+        for done, regions in self._detect([(str(file), source_of(file)) for file in files], skipping(skipped)):
             if regions:
                 yield regions
             if progress is not None:
@@ -134,9 +136,21 @@ class RegionFinder:
                 yield from detect_images(images, self.detector, skip, AT_ONCE, READERS)
 
 
-def _key(image: ImageInput) -> str | int:
+def source_of(image: Any) -> Any:
+    """Return what the detector's readers take: of an address, the image that it leads to."""
+    return Remote(image) if is_url(image) else image
+
+
+def image_at(image: ImageInput) -> Image.Image:
+    """Return an image as RGB, upright; raises `UserError` if it has no pixels or cannot be read."""
+    if isinstance(image, Regions):
+        raise UserError(f"{image.image_id} is given as regions, which have no pixels; give the image")
+    return image_from(source_of(image), f"image {image}" if isinstance(image, str | Path) else "the image")
+
+
+def _key(image: ImageInput | Remote) -> str | int:
     """Return a key that is equal for inputs that are the same image."""
-    return str(image) if isinstance(image, str | Path) else id(image)
+    return str(image) if isinstance(image, str | Path | Remote) else id(image)
 
 
 def _name(image: ImageInput, inputs: Sequence[Sequence[ImageInput]], place: int, number: int) -> str:

@@ -14,10 +14,11 @@ import numpy as np
 
 from dimvl.data.answers import Answer, Chosen
 from dimvl.data.prefixes import join_images, make_prefix
+from dimvl.encoding import Encoding, encode
 from dimvl.errors import UserError
 from dimvl.explanation import Alignment, Explanation, Grounding, describe, without
 from dimvl.image_inputs import Input, Inputs, Skipped, is_batch
-from dimvl.predictor_base import ROWS_AT_ONCE, PredictorBase, Texts, Times, parts_of, rows_of
+from dimvl.predictor_base import ROWS_AT_ONCE, ROWS_CACHED, PredictorBase, Texts, Times, parts_of, rows_of
 from dimvl.tasks import abilities_of
 
 Rules = Any
@@ -233,6 +234,29 @@ class Predictor(PredictorBase):
         """
         embedded = self.predict("embed image", images, None, times, skipped)
         return embedded if is_batch(images) else embedded[0]
+
+    @overload
+    def encode(self, images: Input, times: Times = None) -> Encoding: ...  # type: ignore[overload-overlap]
+    @overload
+    def encode(self, images: Inputs, times: Times = None) -> list[Encoding]: ...
+    @overload
+    def encode(self, images: Inputs, times: Times = None, *, skipped: Skipped) -> list[Encoding | None]: ...
+    def encode(self, images: Input | Inputs, times: Times = None, skipped: Skipped | None = None) -> Any:
+        """Return the model's own vectors of an image and of its regions, for an image, a tuple of images or a list.
+
+        Any model has them. Only those of `embed_image` can be compared with texts. `times` and `skipped` are as in
+        `predict`.
+
+        Raises:
+            UserError: an image that cannot be read.
+
+        """
+        every = self._prefixes(images, times, skipped)
+        prefixes = [prefix for prefix in every if prefix is not None]
+        parts = parts_of([rows_of(prefix) for prefix in prefixes], ROWS_CACHED)
+        found = (one for part in parts for one in encode(self.trained, prefixes[part]))
+        encoded = [None if prefix is None else next(found) for prefix in every]
+        return encoded if is_batch(images) else encoded[0]
 
     @overload
     def embed_text(self, texts: str) -> np.ndarray: ...  # type: ignore[overload-overlap]

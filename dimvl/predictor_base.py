@@ -5,11 +5,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, overload
 
+from PIL import Image
+
 from dimvl.callbacks import Progress
 from dimvl.data.prefixes import Prefix, best_regions, join_images, make_prefix
+from dimvl.drawing import draw_explanation, draw_found, side_by_side
 from dimvl.errors import UserError
+from dimvl.explanation import Explanation
 from dimvl.export import DETECTOR, check_export, find_export
-from dimvl.image_inputs import AT_ONCE, ImageInput, Input, Inputs, RegionFinder, Skipped, images_of, is_batch, listed
+from dimvl.image_inputs import (
+    AT_ONCE,
+    ImageInput,
+    Input,
+    Inputs,
+    RegionFinder,
+    Skipped,
+    image_at,
+    images_of,
+    is_batch,
+    listed,
+)
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.showing import short
@@ -39,19 +54,22 @@ class PredictorBase:
         self._tags = trained.processor.tags
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto", check: bool = True) -> Self:
+    def from_pretrained(
+        cls, name: str | Path, device: str = "auto", check: bool = True, revision: str | None = None
+    ) -> Self:
         """Open an export.
 
         Args:
             name: a folder, or the name of a model on the Hugging Face hub (`owner/model`).
             device: `auto` (CUDA if available), `cpu` or `cuda`.
             check: whether to compare all files with their checksums first.
+            revision: branch, tag or commit of a model on the hub; by default the newest of its main branch.
 
         Raises:
             UserError: it does not exist, a file is missing or damaged, or the device is not available.
 
         """
-        folder = find_export(name)
+        folder = find_export(name, revision)
         check_export(folder)
         return cls(load_model(folder, choose_device(device), check).for_prediction(), folder / DETECTOR)
 
@@ -102,12 +120,12 @@ class PredictorBase:
         return found if is_batch(images) else found[0]
 
     def regions_of_files(
-        self, files: Sequence[Path], skipped: list[tuple[Path, str]], progress: Progress | None = None
+        self, files: Sequence[Path | str], skipped: list[tuple[Path | str, str]], progress: Progress | None = None
     ) -> Iterator[list[Regions]]:
         """Find the regions of many image files, in order, a few at a time while the next ones are being read.
 
         Args:
-            files: image files; `image_id` of the regions is the path as text.
+            files: image files or addresses; `image_id` of the regions is the path as text.
             skipped: receives each image that cannot be read or on which the detector fails, with the reason; these
                 images are also logged.
             progress: called with (images processed, images in total).
@@ -135,6 +153,26 @@ class PredictorBase:
             yield [store.read(position) for position in positions[start : start + AT_ONCE]]
             if progress is not None:
                 progress(min(start + AT_ONCE, len(positions)), len(positions))
+
+    def draw(self, image: Input, explanation: Explanation | None = None, longest_side: int = 640) -> Image.Image:
+        """Draw the regions that the model sees in an image, or of a tuple of images side by side, as a PIL image.
+
+        Args:
+            image: one or several, not as regions, which have no pixels.
+            explanation: of `explain`; the more of the result's probability is lost without a region, the clearer it is.
+            longest_side: pixels on the longest side of each image.
+
+        Raises:
+            UserError: an image that cannot be read.
+
+        """
+        images = [image_at(one) for one in images_of(image)]
+        if explanation is not None:
+            return draw_explanation(images, explanation, longest_side)
+        [(found, _)] = self._groups([tuple(images)], None, None)  # read once, as an open file must be
+        extractor = self.trained.processor.extractor
+        drawn = zip(images, found, strict=True)
+        return side_by_side([draw_found(one, extractor, own, len(own), longest_side) for one, own in drawn])
 
     def check(self, verb: str, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
         """Refuse what `predict` refuses, before images are read: an ability, a number of images or times."""

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from dimvl.training.report import StepReport
 
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
+_shown = True
+
+
+def show_progress(wanted: bool) -> None:
+    """Choose whether this process shows progress."""
+    global _shown
+    _shown = wanted
+
+
+def progress_is_shown() -> bool:
+    """Return whether this process shows progress."""
+    return _shown
 
 
 @contextmanager
@@ -23,6 +35,9 @@ def progress(unit: str) -> Iterator[Progress]:
 
     Items that are done at the first call do not count in the speed.
     """
+    if not _shown:
+        yield lambda done, total: None
+        return
     speed = _Speed(unit)
     if not sys.stderr.isatty():
         with newest_line() as show:
@@ -54,6 +69,9 @@ def newest_line(every: float = LINE_EVERY) -> Iterator[Callable[[str, bool], Non
 
     A terminal shows them in one place; elsewhere are the first, one every few seconds, and those that must be shown.
     """
+    if not _shown:
+        yield lambda line, must: None
+        return
     if sys.stderr.isatty():
         from rich.live import Live
         from rich.text import Text

@@ -33,16 +33,19 @@ ORDER = (
     *("checkpoints", "adapters", "trained_model", "tasks", "training", "planning", "profiling"),
     *(
         "model_card",
+        "hub",
         "export",
+        "push",
         "image_inputs",
         "explanation",
+        "drawing",
+        "encoding",
         "predictor_base",
         "predictor",
         "evaluation",
-        "drawing",
         "progress",
     ),
-    *("stopping", "report", "search", "bootstrap", "study", "demo", "cli", "__main__"),
+    *("stopping", "report", "search", "bootstrap", "study", "demo", "doctor", "cli", "__main__"),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

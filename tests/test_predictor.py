@@ -319,6 +319,38 @@ def test_an_image_without_objects_is_one_region_and_every_method_takes_it(tmp_pa
     assert [(region.name, region.attributes, region.score) for region in explanation.regions] == [("", (), 0.0)]
 
 
+def test_vectors_of_an_image_do_not_depend_on_the_batch_and_each_region_keeps_its_own(
+    folder: Path, predictor: Predictor, seen: list[int]
+) -> None:
+    first, second = folder / "1.png", folder / "2.png"
+    alone, torn, both = predictor.encode([first, b"torn", second], skipped=(skipped := []))
+    assert torn is None and [place for place, _ in skipped] == [1] and alone is not None and both is not None
+    regions = predictor.regions(first)
+    assert alone.image.shape == (16,) and alone.regions.shape == (len(regions), 16) and alone.image.dtype == np.float32
+    np.testing.assert_array_equal(alone.boxes, regions.boxes)
+    np.testing.assert_allclose(predictor.encode(first).regions, alone.regions, atol=1e-5)  # other sizes, other rounding
+    order = np.arange(len(regions))[::-1]
+    turned = replace(regions, **{name: array[order] for name, array in regions.arrays.items()})
+    found = predictor.encode(turned)
+    np.testing.assert_allclose(found.regions, alone.regions[order], atol=1e-4)  # sums in another order
+    np.testing.assert_allclose(found.image, alone.image, atol=1e-4)
+    changed = regions.features.copy()
+    changed[0] += 1
+    other = predictor.encode(replace(regions, features=changed))
+    assert abs(other.image - alone.image).max() > 1e-3 and abs(other.regions[1] - alone.regions[1]).max() > 1e-3
+
+
+def test_drawn_regions_are_on_the_image_and_an_open_file_is_read_once(folder: Path, predictor: Predictor) -> None:
+    drawn = predictor.draw(folder / "1.png", longest_side=180)
+    assert drawn.size == (180, 140) and drawn != make_image(1).resize(drawn.size)
+    with (folder / "1.png").open("rb") as file:
+        assert predictor.draw(file, longest_side=180) == drawn
+    explained = predictor.draw(folder / "1.png", predictor.explain(folder / "1.png", QUESTION), 180)
+    assert explained.size == drawn.size and explained != drawn
+    with pytest.raises(UserError, match="is given as regions, which have no pixels; give the image"):
+        predictor.draw(predictor.regions(folder / "1.png"))
+
+
 def test_an_explanation_is_the_probability_drop_when_a_region_and_its_tags_are_removed(
     folder: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,7 +467,9 @@ def test_a_hub_name_is_downloaded_but_a_missing_folder_is_not_mistaken_for_one(
     import huggingface_hub
 
     asked: list[str] = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: asked.append(name) or str(folder / "export"))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, revision: asked.append(name) or str(folder / "export")
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "exports").mkdir()
     assert Predictor.from_pretrained("someone/scenes-vqa").trained.processor.answers
@@ -448,11 +482,11 @@ def test_a_hub_name_is_downloaded_but_a_missing_folder_is_not_mistaken_for_one(
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def unreachable(name: str) -> str:
+    def unreachable(name: str, revision: str | None) -> str:
         raise OSError("no route to host\nand many more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"not a model on the hub \(no route to host\)"):
+    with pytest.raises(UserError, match=r"scenes-vqa: the hub's client failed \(no route to host and"):
         Predictor.from_pretrained("someone/scenes-vqa")
 
 

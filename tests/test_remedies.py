@@ -26,6 +26,7 @@ def commands(group, prefix=""):
 
 ALL = dict(commands(COMMANDS))
 OPTIONS = {option for command in ALL.values() for parameter in command.params for option in parameter.opts}
+OPTIONS |= {option for parameter in COMMANDS.params for option in parameter.opts}
 OPTIONS |= {"--master_port", "--nproc_per_node", "--num_gpus"}  # of launchers
 
 

@@ -28,16 +28,19 @@ import dimvl.cli.planning
 import dimvl.cli.profiling
 import dimvl.cli.training
 import dimvl.cli.bootstrapping
+import dimvl.cli.watching
 import dimvl.cli.reporting
 import dimvl.cli.scoring
 import dimvl.cli.comparing
 import dimvl.cli.study
 import dimvl.cli.prediction
+import dimvl.cli.pushing
 import dimvl.cli.choosing
 import dimvl.cli.classifying
 import dimvl.cli.aligning
 import dimvl.cli.grounding
-import dimvl.cli.searching  # noqa: F401
+import dimvl.cli.searching
+import dimvl.cli.doctoring  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]
@@ -103,4 +106,5 @@ def _fail(error: UserError | OtherRankError | NotFiniteError | Interrupted, code
         time.sleep(1)  # rank 0 reports it, and a launcher kills all ranks once one has exited
     else:
         print(f"error: {prefix}{visible(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+        logging.getLogger(__name__).debug("where this error is", exc_info=error)  # with --verbose
     sys.exit(code)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app, input_file, print_text
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app, image_file, print_text
 from dimvl.cli.inputs import open_model
 from dimvl.errors import UserError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @app.command()
 def align(
     model: Model,
-    image: Annotated[Path, typer.Argument(parser=input_file, help="Image.")],
+    image: Annotated[Path, typer.Argument(parser=image_file, help="Image, or its address (http, https).")],
     text: Annotated[str, typer.Argument(help="Text.")],
     draw: Annotated[
         Path | None,
@@ -64,11 +64,11 @@ def align(
 def _draw(image: Path, found: "Alignment", best: list[int], out: Path) -> None:
     """Write the image with the best region of each word, labelled with its words."""
     from dimvl.drawing import draw_regions, save_png
-    from dimvl.regions.images import load_image
+    from dimvl.image_inputs import image_at
 
     words: dict[int, list[str]] = {}
     for word, place in zip(found.words, best, strict=True):
         words.setdefault(place, []).append(word)
     boxes = [found.regions[place].box for place in words]
-    drawn = draw_regions(load_image(image), boxes, [" ".join(own) for own in words.values()], 640)
+    drawn = draw_regions(image_at(image), boxes, [" ".join(own) for own in words.values()], 640)
     save_png(drawn, out)

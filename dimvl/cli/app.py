@@ -1,5 +1,6 @@
 """The typer application, and options shared by several commands."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,13 +11,13 @@ import typer
 
 import dimvl
 from dimvl.errors import UserError
-from dimvl.files import existing, existing_file, existing_folder, folder_or_hub_name, local_path, matching
+from dimvl.files import existing, existing_file, existing_folder, folder_or_hub_name, is_url, local_path, matching
+from dimvl.progress import show_progress
 from dimvl.showing import visible
 
 app = typer.Typer(
     name="dimvl",
     help="Vision-language models over image regions: from images to answers and captions.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -34,8 +35,19 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Before a command: no progress; warnings and errors stay.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Before a command: say more, and where in the code an error is.")
+    ] = False,
 ) -> None:
-    pass
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose ask for opposites; omit one of them")
+    show_progress(not quiet)
+    logging.disable(logging.INFO if quiet else logging.NOTSET)
+    if verbose:
+        logging.getLogger("dimvl").setLevel(logging.DEBUG)
 
 
 class PathParser:
@@ -63,6 +75,18 @@ def _image_source(path: Path) -> Path:
 
 any_path = PathParser("path")
 input_file = PathParser("file", existing_file)
+
+
+class _ImageParser(PathParser):
+    """Turns an argument into a path, or leaves it an address of the web."""
+
+    def __call__(self, text: str | Path) -> Any:
+        return text if is_url(text) else super().__call__(text)
+
+
+image_path = _ImageParser("image")
+image_file = _ImageParser("image", existing_file)
+image_or_folder = _ImageParser("image", existing)
 input_folder = PathParser("folder", existing_folder)
 file_or_folder = PathParser("path", existing)
 image_source = PathParser("source", _image_source)

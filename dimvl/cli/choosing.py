@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, app, image_path
 from dimvl.cli.explaining import Draw, Explain, check_explaining, predict_one
 from dimvl.cli.inputs import Group, Ids, Images, Stores, Together, check_inputs, named, open_model, refuse_empty
 from dimvl.cli.prediction import print_one
@@ -55,7 +55,7 @@ def choose(
         raise UserError("no question is given; give it last, or '' to compare the candidates alone")
     if os.path.exists(text):
         raise UserError(f"{text} is a file or a folder, not a question; give a question last, or ''")
-    chosen = Images([any_path(image) for image in images], regions, ids)
+    chosen = Images([image_path(image) for image in images], regions, ids)
     groups = chosen.groups([text], together)
     check_explaining(chosen, groups, explain, draw)
     predictor = open_model(model, device, threads, adapter)

@@ -61,10 +61,10 @@ def predict_one(
     explained = predictor.explain(image, text, verb, **options)
     if draw is not None:
         from dimvl.drawing import draw_explanation, save_png
-        from dimvl.regions.images import load_image
+        from dimvl.image_inputs import image_at
 
         [group] = groups
-        save_png(draw_explanation([load_image(Path(name)) for name in group], explained), draw)
+        save_png(draw_explanation([image_at(name) for name in group], explained), draw)
     return explained.result, explained
 
 

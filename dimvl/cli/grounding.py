@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app, input_file, print_text
+from dimvl.cli.app import Adapter, AsJson, Device, Model, Threads, any_path, app, image_file, print_text
 from dimvl.cli.inputs import open_model, refuse_empty, say_synthetic
 from dimvl.errors import UserError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @app.command()
 def ground(
     model: Model,
-    image: Annotated[Path, typer.Argument(parser=input_file, help="Image.")],
+    image: Annotated[Path, typer.Argument(parser=image_file, help="Image, or its address (http, https).")],
     phrases: Annotated[list[str], typer.Argument(metavar="PHRASE", help="What to find; one phrase or several.")],
     top: Annotated[int, typer.Option(min=1, help="Number of regions to print for each phrase.")] = 1,
     draw: Annotated[
@@ -81,11 +81,11 @@ def _fields(found: "Grounding") -> dict[str, Any]:
 def _draw(image: Path, phrases: Sequence[str], found: Sequence["Grounding"], out: Path) -> None:
     """Write the image with the best region of each phrase."""
     from dimvl.drawing import draw_regions, save_png
-    from dimvl.regions.images import load_image
+    from dimvl.image_inputs import image_at
 
     named: dict[tuple[float, float, float, float], list[str]] = {}
     for phrase, one in zip(phrases, found, strict=True):
         if not fits_none(one):
             named.setdefault(one.regions[0].box, []).append(phrase)
-    drawn = draw_regions(load_image(image), list(named), ["; ".join(own) for own in named.values()], 640)
+    drawn = draw_regions(image_at(image), list(named), ["; ".join(own) for own in named.values()], 640)
     save_png(drawn, out)

@@ -16,6 +16,7 @@ import typer
 
 from dimvl.cli.app import input_folder, print_text, set_threads, some_exist
 from dimvl.errors import UserError
+from dimvl.files import is_url
 from dimvl.progress import progress
 from dimvl.showing import counted, with_others
 
@@ -53,7 +54,7 @@ class Images:
     """The images that a command line names.
 
     Args:
-        paths: image files, and folders of images.
+        paths: image files, their addresses on the web, and folders of images.
         stores: region stores to use in place of them.
         ids: images of the stores; empty for all.
 
@@ -68,7 +69,7 @@ class Images:
 
     """
 
-    def __init__(self, paths: Sequence[Path], stores: Sequence[Path] | None, ids: Sequence[str] | None) -> None:
+    def __init__(self, paths: Sequence[Path | str], stores: Sequence[Path] | None, ids: Sequence[str] | None) -> None:
         from dimvl.regions.listing import PassedOver
 
         self.store = _open_store(stores) if stores else None
@@ -127,7 +128,7 @@ class Images:
         """Return the only input."""
         [group] = groups
         if self.store is None:
-            return tuple(map(Path, group))
+            return tuple(map(_file, group))
         return tuple(regions for part in predictor.regions_of_store(self.store, group) for regions in part)
 
     @contextmanager
@@ -145,10 +146,10 @@ class Images:
 
         """
         names = list({name: None for group in groups for name in group})
-        skipped: list[tuple[Path, str]] = []
+        skipped: list[tuple[Path | str, str]] = []
         with nullcontext() if sys.stdout.isatty() else progress("images") as shown:
             if self.store is None:
-                yield _complete(predictor.regions_of_files(list(map(Path, names)), skipped, shown), groups)
+                yield _complete(predictor.regions_of_files(list(map(_file, names)), skipped, shown), groups)
             else:
                 yield _complete(predictor.regions_of_store(self.store, names, shown), groups)
         lost = {str(path) for path, _ in skipped}
@@ -189,15 +190,22 @@ def _open_store(folders: Sequence[Path]) -> "RegionStore":
     return RegionStore(folders, check=True)
 
 
-def _image_files(paths: Sequence[Path], passed: "PassedOver") -> list[Path]:
+def _file(name: str) -> Path | str:
+    """Return the path of an image, or its address."""
+    return name if is_url(name) else Path(name)
+
+
+def _image_files(paths: Sequence[Path | str], passed: "PassedOver") -> list[Path | str]:
     """Replace each folder by its images."""
     if not paths:
         raise UserError("no images are given; give image files or folders, or a region store as --regions")
-    if not any(map(os.path.isdir, some_exist(paths))):
+    if not any(map(is_url, paths)):
+        some_exist([Path(path) for path in paths])
+    if not any(map(os.path.isdir, paths)):
         return list(paths)
     from dimvl.regions.listing import image_files_in
 
-    return [file for path in paths for file in (image_files_in(path, passed) if os.path.isdir(path) else [path])]
+    return [file for path in paths for file in (image_files_in(Path(path), passed) if os.path.isdir(path) else [path])]
 
 
 def open_model(model: str, device: str, threads: int, adapter: str | None = None) -> "Predictor":

@@ -30,8 +30,9 @@ from dimvl.cli.app import (
     Where,
     any_path,
     app,
-    file_or_folder,
     given,
+    image_or_folder,
+    image_path,
     input_file,
     input_folder,
     print_text,
@@ -51,7 +52,7 @@ from dimvl.cli.inputs import (
     refuse_empty,
 )
 from dimvl.errors import UserError
-from dimvl.files import read_text
+from dimvl.files import is_url, read_text
 from dimvl.showing import counted, short
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ if TYPE_CHECKING:
 
 ImagePaths = Annotated[
     list[Path] | None,
-    typer.Argument(parser=any_path, help="Images, or folders of images.", metavar="IMAGE"),
+    typer.Argument(
+        parser=image_path, help="Images, folders of images, or addresses of the web (http, https).", metavar="IMAGE"
+    ),
 ]
 
 
@@ -293,7 +296,7 @@ def _asked(
 
     """
     first, *rest = arguments or [""]
-    if Path(first).suffix == ".jsonl":
+    if Path(first).suffix == ".jsonl" and not is_url(first):
         if rest:
             raise UserError(f"{first} has its own questions; omit {rest[0]!r}")
         if ids:
@@ -301,7 +304,7 @@ def _asked(
         return _asked_in(input_file(first), folder, regions)
     if folder is not None:
         raise UserError(f"--folder {folder} is for the images of a .jsonl file; omit it")
-    chosen = Images([file_or_folder(first)] if first and not regions else [], regions, ids)
+    chosen = Images([image_or_folder(first)] if first and not regions else [], regions, ids)
     questions = arguments if regions else rest
     if not questions:
         subject = f"{first} has" if first else "there is"
@@ -421,7 +424,7 @@ def _texts(arguments: Sequence[str], texts: Sequence[str], file: Path | None) ->
         if os.path.exists(wanted[0]):
             raise UserError(f"{wanted[0]} is a file or a folder, not a text; give a text last, or by --text or --texts")
     refuse_empty(wanted)
-    return [any_path(image) for image in images], list(dict.fromkeys(wanted))
+    return [image_path(image) for image in images], list(dict.fromkeys(wanted))
 
 
 def print_one(

@@ -59,7 +59,8 @@ def _train(path: Path, overrides: list[str], threads: int, command: str) -> None
     if os.environ.get("RANK", "0") != "0":
         run_training(config)
         return
-    logging.getLogger("dimvl").setLevel(logging.INFO)
+    if not (logger := logging.getLogger("dimvl")).isEnabledFor(logging.DEBUG):
+        logger.setLevel(logging.INFO)
     with training_progress() as (show, working):
         run = run_training(config, show, working)
     print_text(f"trained: {run}")

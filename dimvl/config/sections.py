@@ -237,3 +237,6 @@ class TrainingConfig(Section):
     keep: int = Field(2, ge=1, description="number of newest checkpoints kept; with 2, one may be damaged")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="needs the wandb extra")
+    tensorboard: bool = Field(
+        False, description="log to the folder `tensorboard` of the run too; needs the tensorboard extra"
+    )

@@ -22,7 +22,7 @@ from dimvl.files.checksums import (
     sha256,
     write_sealed,
 )
-from dimvl.files.paths import existing, existing_file, existing_folder, folder_or_hub_name, local_path, matching
+from dimvl.files.paths import existing, existing_file, existing_folder, folder_or_hub_name, is_url, local_path, matching
 from dimvl.files.reading import (
     HUB_NAME,
     Strict,
@@ -41,6 +41,7 @@ from dimvl.files.writing import (
     atomic_path,
     check_writable,
     git_revision,
+    is_locked,
     locked,
     open_own,
     pinned,
@@ -68,6 +69,8 @@ __all__ = [
     "folder_or_hub_name",
     "git_revision",
     "inside",
+    "is_locked",
+    "is_url",
     "local_path",
     "locked",
     "matching",

@@ -12,6 +12,7 @@ from pathlib import Path
 from dimvl.errors import UserError
 from dimvl.files.reading import HUB_NAME, open_regular, reading
 
+_URL = re.compile(r"https?://", re.IGNORECASE)
 _VARIABLE = re.compile(r"(?:^|/)(\$(?:\w+|\{[^}]*\}))")
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -45,6 +46,11 @@ def local_path(text: str | Path) -> Path:
     if _CONTROL.search(str(path)):
         raise UserError(f"{path} has a line break or another control character; remove it")
     return path
+
+
+def is_url(name: object) -> bool:
+    """Return whether a name is an address of the web, http or https."""
+    return isinstance(name, str) and _URL.match(name) is not None
 
 
 def existing(path: Path) -> Path:

@@ -146,6 +146,20 @@ def locked(folder: Path, busy: str | None = None, patience: float = 0.0) -> Iter
         os.close(descriptor)
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether another process, or another part of this one, holds the lock of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(descriptor: int, busy: str | None, until: float) -> None:
     how = fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0)
     while True:

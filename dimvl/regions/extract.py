@@ -23,6 +23,7 @@ from dimvl.regions.detectors.base import RegionExtractor
 from dimvl.regions.detectors.given_boxes import GivenBoxes
 from dimvl.regions.images import image_in_thread, quiet_decoders
 from dimvl.regions.records import Regions
+from dimvl.regions.remote import Remote
 from dimvl.regions.sources.base import ImageSource, ListedImages, Packed
 from dimvl.regions.store.writer import RegionStoreWriter
 
@@ -288,4 +289,4 @@ def _regions(
 
 def _name(image_id: str, source: object) -> str:
     """Return what messages call an image."""
-    return f"image {source if isinstance(source, str | Path | Packed) else image_id}"
+    return f"image {source if isinstance(source, str | Path | Packed | Remote) else image_id}"

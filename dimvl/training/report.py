@@ -1,4 +1,4 @@
-"""What a run reports: a progress line, a JSONL file always, and wandb on request."""
+"""What a run reports: a progress line, a JSONL file always, and wandb and TensorBoard on request."""
 
 import logging
 import resource
@@ -20,6 +20,7 @@ from dimvl.model.work import Work
 from dimvl.showing import format_seconds
 from dimvl.tasks.task import ValidationScore
 from dimvl.training.ranks import Ranks, fail_together
+from dimvl.training.tensorboard_log import FOLDER, TensorBoardLog
 from dimvl.training.validation import Best
 from dimvl.training.wandb_log import WandbLog
 
@@ -149,7 +150,7 @@ def open_log(run: Path, config: RunConfig, step: int, ranks: Ranks) -> Iterator[
 
 
 class RunLog(Log):
-    """`log.jsonl` and `predictions.jsonl` of a run, and wandb on request; `UserError` if the disk is full.
+    """`log.jsonl` and `predictions.jsonl` of a run, wandb and TensorBoard on request; `UserError` if the disk is full.
 
     When a run resumes, lines logged after its checkpoint are removed, and damaged ones moved to another file.
     """
@@ -160,6 +161,11 @@ class RunLog(Log):
         self._wandb = WandbLog(run, config) if config.training.wandb != "disabled" else None
         for line in kept if self._wandb is not None else []:
             self._to_wandb(line, predicted.get(line["step"], []))
+        had = (run / FOLDER).exists()
+        self._tensorboard = TensorBoardLog(run, step if had else 0) if config.training.tensorboard else None
+        if self._tensorboard is not None and not had:
+            for line in kept:
+                self._tensorboard.log(line["step"], _flat(line))
         self._log, self._predictions = run / LOG, run / PREDICTIONS
         with writing(self._log):
             self._file = open_own(self._log, "a")
@@ -170,8 +176,9 @@ class RunLog(Log):
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # every line is flushed, or the run is ending because one could not be
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for log in (self._wandb, self._tensorboard):
+            if log is not None:
+                log.finish()
 
     def write(self, report: StepReport) -> None:
         """Log one step."""
@@ -194,17 +201,24 @@ class RunLog(Log):
             self._file.write(sealed_line(record))
             self._file.flush()
         self._to_wandb(record, predictions)
+        if self._tensorboard is not None:
+            with writing(self._log.with_name(FOLDER)):
+                self._tensorboard.log(record["step"], _flat(record))
 
     def _to_wandb(self, record: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
-        """Send a line of the log to wandb; the losses in it are named `loss/name`."""
+        """Send a line of the log to wandb."""
         if self._wandb is None:
             return
-        flat = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
-        flat |= {f"loss/{name}": value for name, value in record.get("losses", {}).items()}
-        flat |= {f"validation/{name}": value for name, value in record.get("validation_parts", {}).items()}
-        self._wandb.log(record["step"], flat)
+        self._wandb.log(record["step"], _flat(record))
         if "validation" in record:
             self._wandb.log_predictions(record["step"], predictions)
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a line of the log by name; its losses are named `loss/name`."""
+    flat = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
+    flat |= {f"loss/{name}": value for name, value in record.get("losses", {}).items()}
+    return flat | {f"validation/{name}": value for name, value in record.get("validation_parts", {}).items()}
 
 
 def _cut_after(path: Path, step: int) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Trains a run from its configuration: compares the ranks, prepares task and engine, and runs the training loop."""
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from dimvl.training.deepspeed_engine import DeepSpeedEngine, checked_options
 from dimvl.training.engine import Engine, TorchEngine
 from dimvl.training.loop import Report, train
 from dimvl.training.ranks import Ranks, fail_together, new_group_timeout, open_ranks
-from dimvl.training.run_folder import PLANS, check_ranks, claim, describe, record, release
+from dimvl.training.run_folder import PLANS, check_ranks, claim, describe, noting_end, record, release
 from dimvl.training.texts import known_texts
 from dimvl.training.validation import Validation, build_validation
 
@@ -73,7 +73,8 @@ def train_on(
             module, source, validation = prepared
             engine = _engine(config, module, options, ranks)
             data = training_steps(config, module, source, ranks, config.training.steps)
-            train(engine, data, config, config.output, report, validation)
+            with noting_end(config.output) if ranks.rank == 0 else nullcontext():
+                train(engine, data, config, config.output, report, validation)
         except (UserError, NotFiniteError, OtherRankError):
             if ranks.rank == 0 and prepared is not None and latest_checkpoint(config.output) is None:
                 release(config.output)

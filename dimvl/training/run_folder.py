@@ -8,12 +8,13 @@ RUN/run.json             configuration, data, what it starts from, versions and 
     processor.json, tokenizer.json, tokenizer_config.json
     checksums.json       of the three lines above, which stay as they are
     checkpoints/, log.jsonl, texts/
+    ended.json           how the last training ended; absent while it trains, and after a kill
     .plans/              during training: the examples of each step, see `dimvl/data/epoch_plan.py`
 """
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,14 +23,26 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from dimvl.checkpoints import ADAPTER, MATCH, MODEL, RUN, TEXTS, Start, latest_checkpoint, run_arguments, start_of
+from dimvl.checkpoints import (
+    ADAPTER,
+    ENDED,
+    MATCH,
+    MODEL,
+    RUN,
+    TEXTS,
+    Start,
+    latest_checkpoint,
+    run_arguments,
+    start_of,
+)
 from dimvl.config import RunConfig
 from dimvl.data.annotations import describe_file
 from dimvl.data.tokenizer import FILE as TOKENIZER
-from dimvl.errors import UserError
-from dimvl.files import CHECKSUMS, git_revision, locked, sha256, write_sealed
+from dimvl.errors import Interrupted, UserError
+from dimvl.files import CHECKSUMS, git_revision, locked, sha256, write_json, write_sealed
 from dimvl.model.convert import BERT_WEIGHTS
 from dimvl.regions.store import RegionStore
+from dimvl.showing import reason
 from dimvl.tasks import task_of
 from dimvl.training.ranks import Ranks, check_same
 
@@ -43,6 +56,7 @@ PATHS = {"regions", "cache"}
 """Keys that may differ between ranks and starts; region stores are compared by their manifests instead."""
 FREE = PATHS | {
     *("output", "deepspeed", "training.threads", "training.workers", "training.device", "training.wandb"),
+    "training.tensorboard",
     *("training.keep", "training.save_every", "training.log_every", "training.check_reads", "training.compile"),
     *("training.checkpoint_activations", "training.rows_per_micro_batch"),
 }
@@ -141,6 +155,21 @@ def release(run: Path) -> None:
     """Free the folder of a run that has trained nothing, so that a corrected configuration can use it."""
     for name in (RUN, TOKENIZER, CHECKSUMS, ADAPTER):
         (run / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def noting_end(run: Path) -> Iterator[None]:
+    """Write `ended.json` when training ends in any other way than by a kill, for those who watch the run."""
+    (run / ENDED).unlink(missing_ok=True)
+    how, said = "finished", ""
+    try:
+        yield
+    except BaseException as error:
+        how, said = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed", reason(error)
+        raise
+    finally:
+        with suppress(UserError, OSError):  # the disk may be full
+            write_json(run / ENDED, {"how": how, "reason": said})
 
 
 def counts_whole_budget(run: Path) -> bool:

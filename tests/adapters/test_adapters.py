@@ -19,6 +19,7 @@ from dimvl.files.weights import load_weights
 from dimvl.model.convert import saved_tensors
 from dimvl.model.model import DimvlModel, read_arguments
 from dimvl.predictor import Predictor
+from dimvl.push import files_to_push
 from dimvl.search.format import model_fingerprint
 from dimvl.tasks import load_config
 from dimvl.trained_model import load_model
@@ -362,6 +363,15 @@ def test_what_a_frozen_base_cannot_have_is_refused(data, base, tmp_path, changes
 def test_options_that_an_adapter_would_ignore_are_refused(data, tmp_path, changes, says):
     with pytest.raises(ValueError, match=says):
         make_config(data, tmp_path, "vqa", **{"adapter": {"head": True}, "initial": tmp_path, **changes})
+
+
+def test_an_adapter_goes_to_the_hub_only_with_the_name_of_its_base_there(trained, tmp_path):
+    run = trained({"head": True})
+    with pytest.raises(UserError, match="names no base_model on the hub; push the base, and export with --base owner"):
+        files_to_push(export(run, tmp_path / "out"), "someone/adapter", "mit")
+    files = files_to_push(export(run, tmp_path / "named", base="someone/base"), "someone/adapter", "mit")
+    assert {ADAPTER, "adapter_model.safetensors"} <= files.keys() and "model.safetensors" not in files
+    assert b'from_pretrained("someone/base").with_adapter("someone/adapter")' in files["README.md"]
 
 
 def test_a_base_from_the_hub_is_known_by_its_name_there(tmp_path):

@@ -1,0 +1,17 @@
+"""The command `doctor`."""
+
+from dimvl.cli.app import app, print_text
+
+
+@app.command()
+def doctor() -> None:
+    """Print what an issue should say about this installation: versions, GPU, operators, Java, disk, extras.
+
+    The page has no paths, no names of people or machines and no tokens.
+
+    Example: dimvl doctor
+    """
+    from dimvl.doctor import facts
+
+    for name, fact in facts():
+        print_text(f"{name}: {fact}")
