@@ -5,6 +5,7 @@ other sequence of inputs is a batch. Here the images of a batch become regions, 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +21,7 @@ from dimvl.regions.detectors.load import is_no_detector
 from dimvl.regions.extract import Skip, detect_images, skipping
 from dimvl.regions.extractors.load import load_extractor
 from dimvl.regions.images import quiet_decoders
-from dimvl.regions.records import Regions
+from dimvl.regions.records import Origin, Regions
 from dimvl.trained_model import TrainedModel
 
 ImageInput = str | Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Regions
@@ -130,8 +131,11 @@ class RegionFinder:
 
     def _detect(self, images: Sequence[tuple[str, Any]], skip: Skip) -> Iterator[tuple[int, list[Regions]]]:
         if images:
+            sources = {name: image for name, image in images if not hasattr(image, "read")}  # a file is read once
             with quiet_decoders():
-                yield from detect_images(images, self.detector, skip, AT_ONCE, READERS)
+                for done, found in detect_images(images, self.detector, skip, AT_ONCE, READERS):
+                    origins = [Origin(self.detector.extractor, sources.get(one.image_id)) for one in found]
+                    yield done, [replace(one, origin=origin) for one, origin in zip(found, origins, strict=True)]
 
 
 def _key(image: ImageInput) -> str | int:
