@@ -108,7 +108,9 @@ class RegionFinder:
             failed[_key(image)] = reason
 
         for _, regions in self._detect([(name, image) for name, (_, image) in todo.items()], skip):
-            found |= {todo[one.image_id][0]: one for one in regions}
+            for one in regions:
+                key, image = todo[one.image_id]
+                found[key] = self._from(image, one)
         result: list[list[Regions]] = []
         for place, images in enumerate(inputs):
             keys = [_key(image) for image in images]
@@ -125,17 +127,19 @@ class RegionFinder:
         """Do what `Predictor.regions_of_files` does."""
         for done, regions in self._detect([(str(file), file) for file in files], skipping(skipped)):
             if regions:
-                yield regions
+                yield [self._from(one.image_id, one) for one in regions]
             if progress is not None:
                 progress(done, len(files))
 
     def _detect(self, images: Sequence[tuple[str, Any]], skip: Skip) -> Iterator[tuple[int, list[Regions]]]:
         if images:
-            sources = {name: image for name, image in images if not hasattr(image, "read")}  # a file is read once
             with quiet_decoders():
-                for done, found in detect_images(images, self.detector, skip, AT_ONCE, READERS):
-                    origins = [Origin(self.detector.extractor, sources.get(one.image_id)) for one in found]
-                    yield done, [replace(one, origin=origin) for one, origin in zip(found, origins, strict=True)]
+                yield from detect_images(images, self.detector, skip, AT_ONCE, READERS)
+
+    def _from(self, image: ImageInput, regions: Regions) -> Regions:
+        """Add what notebooks need to show the regions; an open file is not read again."""
+        known = None if hasattr(image, "read") else image
+        return replace(regions, origin=Origin(self.detector.extractor, known))
 
 
 def _key(image: ImageInput) -> str | int:

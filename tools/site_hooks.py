@@ -52,7 +52,7 @@ def commands() -> str:
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="dimvl", title="Command line")
     head, _, rest = text.partition("**Commands**:")  # a list that cuts each sentence off
-    return head + rest[rest.index("## ") :]
+    return re.sub(r"^Example: (.+)$", r"Example: `\1`", head + rest[rest.index("## ") :], flags=re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

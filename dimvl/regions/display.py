@@ -61,7 +61,7 @@ def picture(
     from dimvl.regions.images import image_from  # PIL is not needed before
 
     try:
-        pixels = image_from(image, "the image").copy()
+        pixels = image_from(image, "the image")
     except UserError:
         return ""
     if pixels.size != size:
