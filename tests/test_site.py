@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(html: str) -> Counter[str]:
-    return Counter(re.findall(r"<(h[1-6]|li|tr|td|th|pre|strong|em|img)\b", html))
+    return Counter(re.findall(r"<(h[1-6]|ul|ol|li|tr|td|th|pre|strong|em|img)\b", html))
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
