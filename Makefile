@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY := PASSIVE
 FAST := adapters cli regions/detectors regions/importers metrics report model/test_convert.py training/test_resuming.py \
 	training/test_wandb.py training/test_deepspeed_options.py test_config.py test_predictor.py test_export.py
 
-.PHONY: setup demo test coverage test-newest lint format
+.PHONY: setup demo test coverage test-newest lint format docs
 setup: $(VENV)/installed
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dimvl needs Python 3.11 or newer; set PYTHON=/path/to/one")'
@@ -28,6 +28,10 @@ lint: setup
 # Several processes of one thread each; the tests of a file share one.
 test: lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# The documentation as a site: open site/index.html. A broken link or a page that is missing in mkdocs.yml fails.
+docs: setup
+	$(VENV)/bin/mkdocs build --strict
 
 coverage: setup
 	$(VENV)/bin/pytest --cov=dimvl --cov-report=term:skip-covered

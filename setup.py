@@ -17,6 +17,8 @@ EXTRAS = {
     "video": ["av>=14"],  # frames of video files: docs/stories-and-video.md
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
     "adapters": ["peft>=0.21.2,<0.22"],  # LoRA: docs/adapters.md; names of its internals are used
+    "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2"],  # `make docs`: this documentation as a site
+    "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=7"],  # the test that runs examples/quickstart.ipynb
     "wandb": ["wandb>=0.31"],  # its offline files are read back
     "tensorboard": ["tensorboard>=2.20"],  # curves in TensorBoard: docs/watching.md
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used

@@ -1,12 +1,13 @@
 """The regions behind a result or a word: by how much a probability drops without each, or how similar each is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dimvl.data.prefixes import PrefixRegions
+from dimvl.regions.display import picture, safe, table
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.records import Extractor, Regions
 
@@ -53,6 +54,7 @@ class Explanation:
         regions: the regions.
         words: the words of a caption; empty for other results.
         logarithms: whether `probability` and the drops are log-probabilities, as those of captions.
+        images: the regions of each image, to be shown.
 
     """
 
@@ -61,6 +63,13 @@ class Explanation:
     regions: list[RegionDrop]
     words: tuple[str, ...] = ()
     logarithms: bool = False
+    images: tuple[Regions, ...] = field(default=(), repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        kind = "log-probability" if self.logarithms else "probability"
+        drops = [region.probability_drop for region in self.regions]
+        head = f"<p><b>{safe(getattr(self.result, 'text', self.result))}</b> ({kind} {safe(self.probability)})</p>"
+        return head + shown(self.images, self.regions, drops, f"drop of {kind}")
 
 
 @dataclass(frozen=True)
@@ -87,12 +96,37 @@ class Grounding:
         regions: the most probable ones, best first; their `probability_drop` is 0.
         probabilities: of these.
         nowhere: probability that no region fits; 0 for a model that always finds one.
+        images: the regions of each image, to be shown.
 
     """
 
     regions: list[RegionDrop]
     probabilities: list[float]
     nowhere: float
+    images: tuple[Regions, ...] = field(default=(), repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        return shown(self.images, self.regions, self.probabilities, "probability")
+
+
+def shown(images: Sequence[Regions], regions: Sequence[RegionDrop], values: Sequence[float], name: str) -> str:
+    """Return images with regions, the clearer the higher their value, and a table of these, as HTML."""
+    named = [" ".join([*region.attributes, region.name]) for region in regions]
+    highest, parts, numbers = max([*values, 1e-9]), [], [0] * len(regions)
+    for place, image in enumerate(images):
+        own = [index for index, region in enumerate(regions) if region.image == place]
+        for number, index in enumerate(own, start=1):
+            numbers[index] = number
+        boxes = np.array([regions[index].box for index in own]).reshape(-1, 4)
+        size = (image.width, image.height)
+        clear = [max(0.1, values[index] / highest) for index in own]
+        source = None if image.origin is None else image.origin.image
+        parts.append(picture(source, size, boxes / (size * 2), [named[index] for index in own], clear))
+    rows = [
+        (f"{region.image + 1}.{number}" if len(images) > 1 else number, words, value)
+        for region, number, words, value in zip(regions, numbers, named, values, strict=True)
+    ]
+    return "".join(parts) + table(("", "region", name), rows)
 
 
 def without(regions: PrefixRegions, place: int) -> PrefixRegions:

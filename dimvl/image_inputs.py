@@ -5,6 +5,7 @@ input, and a list or any other sequence of inputs is a batch. Here the images of
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +22,7 @@ from dimvl.regions.detectors.load import is_no_detector
 from dimvl.regions.extract import Skip, detect_images, skipping
 from dimvl.regions.extractors.load import load_extractor
 from dimvl.regions.images import image_from, quiet_decoders
-from dimvl.regions.records import Regions
+from dimvl.regions.records import Origin, Regions
 from dimvl.regions.remote import Remote
 from dimvl.trained_model import TrainedModel
 
@@ -109,7 +110,9 @@ class RegionFinder:
             failed[_key(image)] = reason
 
         for _, regions in self._detect([(name, image) for name, (_, image) in todo.items()], skip):
-            found |= {todo[one.image_id][0]: one for one in regions}
+            for one in regions:
+                key, image = todo[one.image_id]
+                found[key] = self._from(image, one)
         result: list[list[Regions]] = []
         for place, images in enumerate(inputs):
             keys = [_key(image) for image in images]
@@ -126,7 +129,7 @@ class RegionFinder:
         """Do what `Predictor.regions_of_files` does."""
         for done, regions in self._detect([(str(file), source_of(file)) for file in files], skipping(skipped)):
             if regions:
-                yield regions
+                yield [self._from(one.image_id, one) for one in regions]
             if progress is not None:
                 progress(done, len(files))
 
@@ -134,6 +137,11 @@ class RegionFinder:
         if images:
             with quiet_decoders():
                 yield from detect_images(images, self.detector, skip, AT_ONCE, READERS)
+
+    def _from(self, image: ImageInput, regions: Regions) -> Regions:
+        """Add what notebooks need to show the regions; an open file is not read again."""
+        known = None if hasattr(image, "read") else image
+        return replace(regions, origin=Origin(self.detector.extractor, known))
 
 
 def source_of(image: Any) -> Any:

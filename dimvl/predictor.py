@@ -332,7 +332,8 @@ class Predictor(PredictorBase):
         ]
         described.sort(key=lambda region: -region.probability_drop)
         result = ability.result(self.trained, found.raw, **options)
-        return Explanation(result, float(found.probabilities[0]), described, tuple(found.words), found.logarithms)
+        words, images = tuple(found.words), tuple(group)
+        return Explanation(result, float(found.probabilities[0]), described, words, found.logarithms, images)
 
     @overload
     def choose(  # type: ignore[overload-overlap]
@@ -397,5 +398,6 @@ class Predictor(PredictorBase):
         ):
             best = np.argsort(-found[: len(regions)], kind="stable")[:top].tolist()
             described = [describe(extractor, group, regions, place, 0.0) for place in best]
-            result.append(Grounding(described, found[best].tolist(), float(found[len(regions) :].sum())))
+            nowhere = float(found[len(regions) :].sum())
+            result.append(Grounding(described, found[best].tolist(), nowhere, tuple(group)))
         return result[0] if isinstance(phrases, str) else result

@@ -25,6 +25,13 @@ EXPERIMENTS = ROOT / "docs" / "experiments.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(app)
+RUN = {
+    **dict.fromkeys(("README.md", "tutorial.md", "scenes.md", "scaling.md"), "tests/test_tutorial.py"),
+    "photos.md": "tests/test_photos.py",
+    "real-data.md": "tests/test_real_data.py",
+    "model.md": "tests/test_docs.py",
+}
+"""Pages whose commands and Python a test runs, at a small size."""
 
 
 def blocks(path, language):
@@ -78,6 +85,14 @@ def test_every_call_of_the_command_line_is_valid(path, monkeypatch):
     for words in named(path):
         assert words[0] in COMMANDS.commands, words
         assert {word for word in words if word.startswith("--")} <= options_of(command_of(words)[0]), words
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if page.name != "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_the_commands_of_a_page_are_run_by_a_test_or_it_says_what_they_need(path):
+    if path.name in RUN:
+        assert f'"{path.name}"' in (ROOT / RUN[path.name]).read_text(encoding="utf-8")
+    elif blocks(path, "") or blocks(path, "python"):
+        assert re.search(r"^> \*\*Needs\*\* \w", path.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -24,6 +24,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
 # Configuration of a run
 
+> **Needs** a region store and captions of your own; [the tutorial](tutorial.md) makes them from scenes.
+
 `tools/write_configuration_docs.py` writes this page from the configuration classes; after changing them, run it again.
 
 `dimvl pretrain` and `dimvl finetune` take a YAML file, followed by overrides of the form `section.key=value`:

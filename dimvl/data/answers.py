@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dimvl.errors import UserError
 from dimvl.fields import is_blank
 from dimvl.files import read_json
+from dimvl.regions.display import table
 from dimvl.showing import counted
 
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
@@ -41,6 +42,9 @@ class Answer:
     text: str
     probability: float
     top: list[tuple[str, float]]
+
+    def _repr_html_(self) -> str:
+        return table(("answer", "probability"), self.top or [(self.text, self.probability)])
 
 
 class Chosen(NamedTuple):

@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from dimvl.errors import UserError
+from dimvl.regions.display import picture, safe, table
+from dimvl.regions.geometry import fractions_to_pixels
 
 BOX_TOLERANCE = 0.01
 """How far a box may reach beyond its image, as a fraction: enough for rounding, too little for boxes in pixels."""
@@ -74,6 +76,19 @@ class Detections:
         return np.maximum(1 - kept, 0)
 
 
+class Origin(NamedTuple):
+    """Where regions come from, so that they can be shown: not part of what they are.
+
+    Attributes:
+        extractor: has the names of classes and attributes.
+        image: what `image_from` takes, if it can be read again.
+
+    """
+
+    extractor: "Extractor"
+    image: Any = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Regions(Detections):
     """The regions of a named image.
@@ -82,12 +97,39 @@ class Regions(Detections):
         image_id: the image's id in its annotation files, as text.
         width: width of the upright image in pixels.
         height: height of the upright image in pixels.
+        origin: what is known of where they come from.
 
     """
 
     image_id: str
     width: int
     height: int
+    origin: Origin | None = field(default=None, repr=False, compare=False)
+
+    def names(self) -> list[str]:
+        """Return what each region is called: attributes and class, or their numbers where no names are known."""
+        kinds = ("attribute", self.attribute_ids), ("class", self.class_ids[:, :1])
+        known = None if self.origin is None else self.origin.extractor
+        vocabularies = {} if known is None else {"attribute": known.attributes, "class": known.classes}
+        return [
+            " ".join(
+                vocabularies[kind][index] if kind in vocabularies else f"{kind} {index}"
+                for kind, ids in kinds
+                for index in ids[place].tolist()
+                if index >= 0
+            )
+            for place in range(len(self))
+        ]
+
+    def _repr_html_(self) -> str:
+        names, boxes = self.names(), fractions_to_pixels(self.boxes, self.width, self.height).round().astype(int)
+        scores = self.class_scores[:, 0].tolist() if self.class_scores.shape[1] else [""] * len(self)
+        corners = [", ".join(map(str, box)) for box in boxes.tolist()]
+        rows = list(zip(range(1, len(self) + 1), names, scores, corners, strict=True))
+        image = None if self.origin is None else self.origin.image
+        shown = picture(image, (self.width, self.height), self.boxes, names)
+        head = f"<p>{safe(self.image_id)}, {self.width} x {self.height} pixels</p>"
+        return head + shown + table(("", "region", "score", "x1, y1, x2, y2"), rows)
 
     def check(self, extractor: "Extractor") -> None:
         """Compare the values with what the attributes say, and with the extractor.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dimvl.errors import UserError
-from dimvl.regions.records import Detections, Extractor, Regions
+from dimvl.regions.records import Detections, Extractor, Origin, Regions
 from dimvl.regions.store.folder import StoreFolder
 from dimvl.regions.store.format import (
     INDEX_DTYPE,
@@ -171,7 +171,8 @@ class RegionStore:
         """
         [found] = self.read_packed(np.array([position])).images()
         width, height = self.sizes(np.array([position]))[0].tolist()
-        return Regions(image_id=self.image_id(position), width=width, height=height, **vars(found.dequantised()))
+        arrays, origin = vars(found.dequantised()), Origin(self.extractor)
+        return Regions(image_id=self.image_id(position), width=width, height=height, origin=origin, **arrays)
 
     def read_packed(
         self,
