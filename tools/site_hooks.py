@@ -15,9 +15,9 @@ from dimvl.cli import app
 ROOT = Path(__file__).parents[1]
 OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PYTHON = """\
-# Python
+# Python in full
 
-Generated from the code. `import dimvl` offers `Predictor`, `RegionStore` and `load_model`; the rest is what these
+Generated from the code; [the short page](api.md) begins with examples. `import dimvl` offers `Predictor`, `RegionStore` and `load_model`; the rest is what these
 take and return.
 """
 OBJECTS = (
@@ -28,6 +28,7 @@ OBJECTS = (
     "::: dimvl.explanation.RegionDrop",
     "::: dimvl.explanation.Alignment",
     "::: dimvl.explanation.Grounding",
+    "::: dimvl.encoding.Encoding",
     "::: dimvl.regions.store.RegionStore",
     "::: dimvl.regions.records.Regions",
     "::: dimvl.regions.records.Extractor",

@@ -15,7 +15,6 @@ from dimvl import doctor
 from dimvl.progress import show_progress
 from tests.cli.calls import refused
 from tests.exports import make_image
-from tools import write_api_docs
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,13 +92,6 @@ def test_doctor_goes_on_where_a_package_is_broken(run, monkeypatch):
     result = run("doctor")
     assert result.code == 0 and "torch: not known (ImportError)\n" in result.out and "marie" not in result.out
     assert "Java: none (METEOR and SPICE need it)\n" in result.out
-
-
-def test_the_page_of_the_python_calls_is_what_its_script_writes():
-    written = write_api_docs.PAGE.read_text(encoding="utf-8")
-    assert written == write_api_docs.page(), "run python tools/write_api_docs.py"
-    for name in ("encode(images", "draw(image", "revision=None"):
-        assert name in written
 
 
 def instructions():
