@@ -16,6 +16,7 @@ EXTRAS = {
     "parquet": ["pyarrow>=21"],  # images from Parquet files
     "video": ["av>=14"],  # frames of video files: docs/stories-and-video.md
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
+    "app": ["gradio>=6.31,<7"],  # the page of `dimvl app`: docs/app.md; names of its routes are used
     "adapters": ["peft>=0.21.2,<0.22"],  # LoRA: docs/adapters.md; names of its internals are used
     "wandb": ["wandb>=0.31"],  # its offline files are read back
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used
@@ -45,6 +46,8 @@ setup(
         "dimvl": [
             "py.typed",
             "demo/*.jinja",
+            "app/page.css",
+            "app/page.js",
             "report/*.jinja",
             "search/*.jinja",
             "bootstrap/*.jinja",
@@ -75,6 +78,7 @@ setup(
             "pytest-cov",
             "pytest-xdist",  # tests in several processes
             "hypothesis",  # fuzzed readers
+            "playwright>=1.55",  # the page in the system's Chromium
             "ruff",
             "mypy",
             "types-PyYAML",

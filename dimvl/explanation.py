@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dimvl.data.prefixes import PrefixRegions
 from dimvl.regions.geometry import fractions_to_pixels
-from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.records import Detections, Extractor, Regions
 
 
 class RegionDrop(NamedTuple):
@@ -95,7 +95,10 @@ class Grounding:
     nowhere: float
 
 
-def without(regions: PrefixRegions, place: int) -> PrefixRegions:
+AnyRegions = TypeVar("AnyRegions", bound=Detections)
+
+
+def without(regions: AnyRegions, place: int) -> AnyRegions:
     """Remove a region."""
     arrays: dict[str, Any] = {
         name: np.delete(value, place, axis=0) for name, value in vars(regions).items() if isinstance(value, np.ndarray)
