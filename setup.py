@@ -16,6 +16,7 @@ EXTRAS = {
     "parquet": ["pyarrow>=21"],  # images from Parquet files
     "video": ["av>=14"],  # frames of video files: docs/stories-and-video.md
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
+    "app": ["gradio>=6.31,<7"],  # the page of `dimvl app`: docs/app.md; names of its routes are used
     "adapters": ["peft>=0.21.2,<0.22"],  # LoRA: docs/adapters.md; names of its internals are used
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2"],  # `make docs`: this documentation as a site
     "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=7"],  # the test that runs examples/quickstart.ipynb
@@ -48,6 +49,8 @@ setup(
         "dimvl": [
             "py.typed",
             "demo/*.jinja",
+            "app/page.css",
+            "app/page.js",
             "report/*.jinja",
             "search/*.jinja",
             "bootstrap/*.jinja",
@@ -78,6 +81,7 @@ setup(
             "pytest-cov",
             "pytest-xdist",  # tests in several processes
             "hypothesis",  # fuzzed readers
+            "playwright>=1.55",  # the page in the system's Chromium
             "ruff",
             "mypy",
             "types-PyYAML",

@@ -162,6 +162,14 @@ def png_data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def data_uri(image: Image.Image, longest_side: int) -> str:
+    """The image in a `data:` URI, at most `longest_side` pixels wide and high, as JPEG of good quality."""
+    shown, buffer = image.copy(), io.BytesIO()
+    shown.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    shown.save(buffer, format="JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def stored_image_uri(file: Path | None, store: RegionStore, image_id: str, count: int, longest_side: int = 320) -> str:
     """Return an image with its best `count` regions of a store as a URI; empty without a file that can be read."""
     try:
@@ -179,12 +187,12 @@ def draw_found(
 ) -> Image.Image:
     """Draw the first `count` regions that were found in an image, labelled with their attributes and class."""
     boxes = fractions_to_pixels(regions.boxes[:count], image.width, image.height).tolist()
-    labels = [_label(extractor, regions, place) for place in range(len(boxes))]
+    labels = [region_name(extractor, regions, place) for place in range(len(boxes))]
     return draw_regions(image, boxes, labels, longest_side)
 
 
-def _label(extractor: Extractor, regions: Regions, place: int) -> str:
-    """Name a region by its attributes and its class."""
+def region_name(extractor: Extractor, regions: Regions, place: int) -> str:
+    """Name a region by its attributes and its class; empty if it has neither."""
     attributes = [extractor.attributes[index] for index in regions.attribute_ids[place] if index >= 0]
     return " ".join([*attributes, *(extractor.classes[index] for index in regions.class_ids[place][:1] if index >= 0)])
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dimvl.data.prefixes import PrefixRegions
 from dimvl.regions.display import picture, safe, table
 from dimvl.regions.geometry import fractions_to_pixels
-from dimvl.regions.records import Extractor, Regions
+from dimvl.regions.records import Detections, Extractor, Regions
 
 
 class RegionDrop(NamedTuple):
@@ -129,7 +129,10 @@ def shown(images: Sequence[Regions], regions: Sequence[RegionDrop], values: Sequ
     return "".join(parts) + table(("", "region", name), rows)
 
 
-def without(regions: PrefixRegions, place: int) -> PrefixRegions:
+AnyRegions = TypeVar("AnyRegions", bound=Detections)
+
+
+def without(regions: AnyRegions, place: int) -> AnyRegions:
     """Remove a region."""
     arrays: dict[str, Any] = {
         name: np.delete(value, place, axis=0) for name, value in vars(regions).items() if isinstance(value, np.ndarray)

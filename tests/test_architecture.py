@@ -45,7 +45,7 @@ ORDER = (
         "evaluation",
         "progress",
     ),
-    *("stopping", "report", "search", "bootstrap", "study", "demo", "doctor", "cli", "__main__"),
+    *("stopping", "report", "search", "bootstrap", "study", "demo", "app", "doctor", "cli", "__main__"),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}
@@ -60,6 +60,7 @@ HEAVY = (
     "pandas",
     "scipy",
     "pycocoevalcap",
+    "gradio",
 )
 
 

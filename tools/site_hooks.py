@@ -17,8 +17,8 @@ OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANG
 PYTHON = """\
 # Python in full
 
-Generated from the code; [the short page](api.md) begins with examples. `import dimvl` offers `Predictor`, `RegionStore` and `load_model`; the rest is what these
-take and return.
+Generated from the code; [the short page](api.md) begins with examples. `import dimvl` offers `Predictor`,
+`RegionStore` and `load_model`; the rest is what these take and return.
 """
 OBJECTS = (
     "::: dimvl.predictor.Predictor",

@@ -40,6 +40,7 @@ import dimvl.cli.classifying
 import dimvl.cli.aligning
 import dimvl.cli.grounding
 import dimvl.cli.searching
+import dimvl.cli.browsing
 import dimvl.cli.doctoring  # noqa: F401
 # isort: on
 

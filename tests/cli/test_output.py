@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer.main
@@ -78,6 +79,7 @@ COMMANDS = {
     "align": (["{images}/1.png", "a star", "--model", "{model}"], r"star: .+ at \d"),
     "index": (["{seen}", "{new}", "--model", "{model}"], "2 images embedded"),
     "search": (["{index}", "a star", "--model", "{model}"], r"2  -?0\.\d+  "),
+    "app": (["{model}", "--index", "{index}", "--port", "0"], r"page: http://127\.0\.0\.1:\d+/"),
 }
 """Of every command: arguments, and something that its results contain."""
 QUIET = {
@@ -96,6 +98,7 @@ QUIET = {
     "align",
     "ground",
     "search",
+    "app",
 }
 """Commands that show no progress."""
 
@@ -195,6 +198,7 @@ def test_results_arrive_in_a_file_while_a_terminal_shows_progress(
     monkeypatch.setenv("PATH", "")  # no Java, whose start would take most of the time
     monkeypatch.setattr(runner, "all_stages", lambda config: [])
     monkeypatch.setattr(runner, "finish", lambda *_: print("results"))
+    monkeypatch.setattr("dimvl.app.server.make_server", lambda *_: SimpleNamespace(run=lambda sockets: None))
     if command == "study":
         pretend(monkeypatch, places["study"].parent)
     arguments, expected = COMMANDS[command]
