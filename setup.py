@@ -17,6 +17,7 @@ EXTRAS = {
     "video": ["av>=14"],  # frames of video files: docs/stories-and-video.md
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
     "adapters": ["peft>=0.21.2,<0.22"],  # LoRA: docs/adapters.md; names of its internals are used
+    "onnx": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],  # written and compared: docs/elsewhere.md
     "wandb": ["wandb>=0.31"],  # its offline files are read back
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used
 }
