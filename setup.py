@@ -20,6 +20,7 @@ EXTRAS = {
     "adapters": ["peft>=0.21.2,<0.22"],  # LoRA: docs/adapters.md; names of its internals are used
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2"],  # `make docs`: this documentation as a site
     "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=7"],  # the test that runs examples/quickstart.ipynb
+    "onnx": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],  # written and compared: docs/elsewhere.md
     "wandb": ["wandb>=0.31"],  # its offline files are read back
     "tensorboard": ["tensorboard>=2.20"],  # curves in TensorBoard: docs/watching.md
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used

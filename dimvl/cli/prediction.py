@@ -53,6 +53,7 @@ from dimvl.cli.inputs import (
 )
 from dimvl.errors import UserError
 from dimvl.files import is_url, read_text
+from dimvl.progress import progress
 from dimvl.showing import counted, short
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ ImagePaths = Annotated[
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run; for programs also of an export.")],
     out: Annotated[Path, typer.Argument(parser=any_path, help="Folder to write.")],
     where: Where = None,
     weights: Weights = None,
@@ -88,6 +89,13 @@ def export(
     base: Annotated[
         str | None, typer.Option(metavar="NAME", help="What an adapter calls its base, such as its name on the hub.")
     ] = None,
+    program: Annotated[
+        bool,
+        typer.Option("--program", help="Write programs that torch runs without dimvl (.pt2), instead of an export."),
+    ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write programs that onnxruntime runs; with --program, both kinds.")
+    ] = False,
 ) -> None:
     """Write one folder with everything that predictions need.
 
@@ -97,8 +105,17 @@ def export(
 
     Of a run with the section `adapter`, the folder has the adapter alone, to be put onto its base.
 
+    With --program or --onnx, the folder has a program for each ability instead, from regions and word pieces to logits,
+    see docs/elsewhere.md.
+
     Example: dimvl export runs/vqa exports/vqa --scores runs/vqa/evaluation/scores.json
+
+    Example: dimvl export exports/vqa programs/vqa --program --onnx
     """
+    if program or onnx:
+        others = {name: value for name, value in locals().items() if name not in ("run", "out", "program", "onnx")}
+        _write_programs(run, out, program, onnx, [name for name, value in others.items() if value])
+        return
     parts = {name: value for name, value in locals().items() if name in PARTS}
     from dimvl.export import export as export_run
     from dimvl.fields import mapping
@@ -106,6 +123,18 @@ def export(
 
     measured = None if scores is None else mapping(read_json(scores), (), str(scores), "give scores by name")
     print_text(f"exported: {export_run(run, out, where, measured, merge, base, **parts)}")
+
+
+def _write_programs(source: Path, out: Path, program: bool, onnx: bool, others: Sequence[str]) -> None:
+    """Write programs; `others` are options of an export that were given, too."""
+    if others:
+        raise UserError(f"--{others[0].replace('_', '-')} is for an export, and programs need one or a run; omit it")
+    from dimvl.program import write_programs
+
+    with progress("programs") as show:
+        differences = write_programs(source, out, program, onnx, show)
+    for name, difference in differences.items():
+        print_text(f"{out / name}: differs from the model by at most {difference:.1g}")
 
 
 @app.command()

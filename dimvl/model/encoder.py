@@ -14,6 +14,7 @@ Letters: N rows, Nv visual rows (they come first), D width, H heads, E = D / H, 
 
 import copy
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class PerModality(nn.Module):
         """(N, D) -> (N, any), the first `num_vision` rows through the visual weights."""
         if self.vision is None:
             return self.language(rows)
-        vision, language = rows.split([num_vision, len(rows) - num_vision])  # one gradient; slices would have two
+        counts = [num_vision, rows.shape[0] - num_vision]  # `len` would fix the number of rows of a program
+        vision, language = rows.split(counts)  # one gradient; slices would have two
         return torch.cat([self.vision(vision), self.language(language)])
 
 
@@ -159,8 +161,12 @@ class Encoder(nn.Module):
 
     def forward(self, rows: Tensor, plan: AttentionPlan) -> Tensor:
         """(N, D), visual rows first -> (N, D)."""
+        return self.attending(rows, plan.num_vision, partial(attend, plan))
+
+    def attending(self, rows: Tensor, num_vision: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """As `forward`, with another attention function: q (N, H, E), twice (N + P, H, E) -> (N, H, E)."""
         learned = None if self.prefix is None else self.prefix()
-        return self.run(rows, plan.num_vision, lambda at, q, k, v: attend(plan, q, *_joined(k, v, learned, at)))
+        return self.run(rows, num_vision, lambda at, q, k, v: attend(q, *_joined(k, v, learned, at)))
 
     def keys_and_values(self, rows: Tensor, plan: AttentionPlan) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield keys and values (N + P, H, E) of each layer, for rows that are attended to but not predicted from."""

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -50,6 +50,51 @@ class Evidence(NamedTuple):
     of_words: Tensor | None = None
 
 
+class PairRows(NamedTuple):
+    """Encoded rows of one prefix and one text.
+
+    Attributes:
+        regions: (R, D)
+        start: (1, D) that of [CLS].
+        text: (T, D), the special token included.
+        judged: (1, D) the row that a match is judged from: [CLS] if it has seen the text, else the last of the text.
+
+    """
+
+    regions: Tensor
+    start: Tensor
+    text: Tensor
+    judged: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forward:
+    """The numbers of an ability for one prefix and one text, as a program computes them (`dimvl/program.py`).
+
+    Attributes:
+        name: of the program.
+        head: the attribute of the model that is applied to the rows.
+        outputs: (head, `PairRows`) -> tensors.
+        meanings: what each tensor is, by its name.
+        eager: (trained model, prefix or None, token ids of words or None) -> the same tensors, by batches and plans.
+        takes: whether it takes a prefix and a text, a prefix alone, or a text alone.
+        next_word: whether the last row stands for the word that follows the text; else it is [SEP].
+        labels: processor -> names of the logits, in order.
+        available: processor -> whether models of this kind can be programs.
+
+    """
+
+    name: str
+    head: str
+    outputs: Callable[[Any, PairRows], tuple[Tensor, ...]]
+    meanings: Mapping[str, str]
+    eager: Callable[..., tuple[Tensor, ...]]
+    takes: Literal["pair", "prefix", "text"] = "pair"
+    next_word: bool = False
+    labels: Callable[[Processor], Sequence[str]] = lambda processor: ()
+    available: Callable[[Processor], bool] = lambda processor: True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ability:
     """Something that a trained model can do with prefixes.
@@ -71,6 +116,8 @@ class Ability:
             `apply` returns probabilities of things that are the same for all prefixes; of a region that is chosen, take
             0 where the region itself is missing. None: the results have no probability.
         example: a line of Python for the model card that uses `predictor`.
+        forward: what a program computes for this; abilities may share one. None: it follows from other programs, or
+            there is none.
 
     """
 
@@ -84,6 +131,7 @@ class Ability:
     prepare: Callable[..., Sequence[Any]] = lambda trained, texts, **options: trained.tokenise(texts)
     settle: Callable[..., Mapping[str, Any]] = lambda trained, **options: options
     evidence: Callable[..., Evidence] | None = None
+    forward: Forward | None = None
 
     def check(self, trained: TrainedModel) -> None:
         """Check that a model was trained for this.

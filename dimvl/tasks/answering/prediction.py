@@ -24,7 +24,7 @@ from dimvl.tasks.answering.training import answer_logits, answer_spec
 from dimvl.tasks.answering.zero_shot import ZERO_SHOT, answer_by_statements
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.inference import finite, predict_texts, records_in_store
-from dimvl.tasks.task import Ability, Evaluation, ValidationScore, by_probability
+from dimvl.tasks.task import Ability, Evaluation, Forward, ValidationScore, by_probability
 from dimvl.tasks.texts import text_batch
 from dimvl.tasks.validating import TextValidator
 from dimvl.trained_model import TrainedModel
@@ -55,6 +55,16 @@ def best_answer(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> A
     return Answer(*ranked[0], ranked)
 
 
+ANSWER_LOGITS = Forward(
+    name="answer",
+    head="answer_head",
+    outputs=lambda head, rows: (head(rows.text[-1:])[0],),
+    meanings={"logits": "(labels,) logits; the sigmoid of each is the probability of that answer"},
+    eager=lambda trained, prefix, words: (
+        answer_logits(trained.model, text_batch(trained, [prefix], [words], answer_spec(trained.processor)))[0],
+    ),
+    labels=lambda processor: processor.answers,
+)
 ANSWER = Ability(
     verb="answer",
     available=lambda processor: bool(processor.answers),
@@ -63,6 +73,7 @@ ANSWER = Ability(
     evidence=by_probability(answer_probabilities),
     takes_text=True,
     example='predictor.answer("image.png", "what colour is the circle?")',
+    forward=ANSWER_LOGITS,
 )
 
 

@@ -25,7 +25,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import CaptionEvaluation
 from dimvl.tasks.captioning.evidence import caption_evidence
 from dimvl.tasks.inference import store_batches
-from dimvl.tasks.task import Ability, Evaluation
+from dimvl.tasks.task import Ability, Evaluation, Forward
 from dimvl.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,26 @@ def _decoding(options: Mapping[str, Any]) -> DecodingOptions:
     return validate(DecodingOptions, options, "options of captions")
 
 
+def _next_word(trained: TrainedModel, prefix: Prefix, words: np.ndarray) -> tuple[torch.Tensor]:
+    example = Example(source="image", objective="", prefix=prefix, texts=[], seq2seq=True)
+    decoder = CachedDecoder(trained.model, trained.processor, trained.batch([example], {}))
+    found, first = decoder.start(), torch.zeros(1, 1, dtype=torch.long, device=trained.device)
+    for word in words.tolist():
+        found = decoder.advance(first, torch.full_like(first, word))
+    return (found[0, 0],)
+
+
+NEXT_WORD = Forward(
+    name="caption",
+    head="word_head",
+    outputs=lambda head, rows: (head(rows.text[-1:])[0].log_softmax(dim=0),),
+    meanings={
+        "logits": "(vocabulary,) log-probabilities of the next word piece; [SEP] ends the text, and the other "
+        "special tokens are never written"
+    },
+    eager=_next_word,
+    next_word=True,
+)
 CAPTION = Ability(
     verb="caption",
     available=lambda processor: processor.captions,
@@ -109,6 +129,7 @@ CAPTION = Ability(
         trained, prefixes, _within_positions(trained, _decoding(options))
     ),
     example='predictor.caption("image.png")',
+    forward=NEXT_WORD,
     rows=lambda trained, **options: text_rows(trained, _decoding(options)),
 )
 

@@ -27,7 +27,7 @@ from dimvl.tasks.classification.config import ClassifyConfig, ClassifyEvaluation
 from dimvl.tasks.classification.scores import item_means
 from dimvl.tasks.classification.training import label_logits, label_spec
 from dimvl.tasks.inference import finite, predict_texts, records_in_store
-from dimvl.tasks.task import Ability, Evaluation, ValidationScore, by_probability
+from dimvl.tasks.task import Ability, Evaluation, Forward, ValidationScore, by_probability
 from dimvl.tasks.texts import text_batch
 from dimvl.tasks.validating import TextValidator
 from dimvl.trained_model import TrainedModel
@@ -73,6 +73,21 @@ def best_labels(trained: TrainedModel, probabilities: Tensor, top: int = 5) -> l
     return [(trained.processor.labels[place], value) for place, value in ranked]
 
 
+LABEL_LOGITS = Forward(
+    name="classify",
+    head="label_head",
+    outputs=lambda head, rows: (head(rows.text[-1:])[0],),
+    meanings={"logits": "(labels,) logits; their softmax, or their sigmoid if several labels fit, are probabilities"},
+    eager=lambda trained, prefix, words: (
+        label_logits(
+            trained.model,
+            text_batch(trained, [prefix], [words], label_spec(trained.processor)),
+            trained.processor,
+        )[0],
+    ),
+    labels=lambda processor: processor.labels,
+    available=lambda processor: not processor.class_prompt,  # its labels are rows of their own
+)
 CLASSIFY = Ability(
     verb="classify",
     available=lambda processor: bool(processor.labels),
@@ -82,6 +97,7 @@ CLASSIFY = Ability(
     takes_text=True,
     evidence=by_probability(label_probabilities),
     example='predictor.classify(("left.png", "right.png"), text="both images show a dog")',
+    forward=LABEL_LOGITS,
 )
 
 

@@ -17,6 +17,7 @@ from dimvl.data.annotations import Phrase, describe_file, read_phrases
 from dimvl.data.prefixes import Prefix
 from dimvl.errors import UserError
 from dimvl.metrics.predictions import official_images
+from dimvl.model.heads import RegionHead, RegionScores
 from dimvl.regions.geometry import fractions_to_pixels
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import TaskModule
@@ -24,7 +25,7 @@ from dimvl.tasks.grounding.config import GroundConfig, GroundEvaluation
 from dimvl.tasks.grounding.matching import Covered, covered, is_right
 from dimvl.tasks.grounding.training import SPECS, region_scores
 from dimvl.tasks.inference import finite, predict_texts, records_in_store
-from dimvl.tasks.task import Ability, Evaluation, ValidationScore, by_probability
+from dimvl.tasks.task import Ability, Evaluation, Forward, PairRows, ValidationScore, by_probability
 from dimvl.tasks.texts import text_batch
 from dimvl.tasks.validating import TextValidator
 from dimvl.trained_model import TrainedModel
@@ -55,6 +56,27 @@ def _region_table(found: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack([whole, *(np.insert(own, place, 0.0) for place, own in enumerate(fewer))]))
 
 
+def _pointed(head: RegionHead, rows: PairRows) -> tuple[torch.Tensor, ...]:
+    places = torch.arange(rows.regions.shape[0])
+    return _joined(head(rows.text[-1:], rows.regions, torch.zeros_like(places), places))
+
+
+def _joined(scores: RegionScores) -> tuple[torch.Tensor, ...]:
+    return (scores.pairs if scores.nowhere is None else torch.cat([scores.pairs, scores.nowhere]),)
+
+
+REGION_LOGITS = Forward(
+    name="ground",
+    head="region_head",
+    outputs=_pointed,
+    meanings={
+        "logits": "a logit of each region, and one more if the model knows that none fits; their softmax is the "
+        "probability"
+    },
+    eager=lambda trained, prefix, words: _joined(
+        region_scores(trained.model, text_batch(trained, [prefix], [words], SPECS))[0]
+    ),
+)
 GROUND = Ability(
     verb="ground",
     available=lambda processor: processor.grounds,
@@ -63,6 +85,7 @@ GROUND = Ability(
     takes_text=True,
     evidence=by_probability(region_probabilities, _region_table),
     example='predictor.ground("image.png", "the red circle")',
+    forward=REGION_LOGITS,
 )
 
 

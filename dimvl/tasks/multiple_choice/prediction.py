@@ -30,7 +30,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.inference import predict_texts, records_in_store
 from dimvl.tasks.multiple_choice.config import ChooseConfig, ChooseEvaluation
-from dimvl.tasks.pretraining.matching import match_logits
+from dimvl.tasks.pretraining.matching import MATCH_LOGIT, match_logits
 from dimvl.tasks.task import Ability, Evaluation, ValidationScore, by_probability
 from dimvl.tasks.validating import TextValidator
 from dimvl.trained_model import TrainedModel
@@ -130,6 +130,7 @@ CHOOSE = Ability(
     result=_chosen,
     evidence=by_probability(_choose, lambda found: torch.stack([values for _, values in found])),
     takes_text=True,
+    forward=MATCH_LOGIT,
     example='predictor.choose("image.png", "what is it?", ["a circle", "a star"])',
 )
 

@@ -11,7 +11,7 @@ from dimvl.data.prefixes import Prefix
 from dimvl.data.targets import MatchTargets, TargetSpec
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.inference import finite, predict_texts
-from dimvl.tasks.task import Ability, by_probability
+from dimvl.tasks.task import Ability, Forward, by_probability
 from dimvl.tasks.texts import text_batch
 from dimvl.trained_model import TrainedModel
 
@@ -33,6 +33,16 @@ def match_probabilities(trained: TrainedModel, prefixes: Sequence[Prefix], words
     return match_logits(trained, prefixes, words).sigmoid().cpu()
 
 
+MATCH_LOGIT = Forward(
+    name="match",
+    head="match_head",
+    outputs=lambda head, rows: (head(rows.judged),),
+    meanings={
+        "logits": "(1,) logit; its sigmoid is the probability that the text belongs to the image. To choose among "
+        "texts, take the softmax over their logits"
+    },
+    eager=lambda trained, prefix, words: (match_logits(trained, [prefix], [words]),),
+)
 MATCH = Ability(
     verb="match",
     available=lambda processor: processor.matches,
@@ -41,6 +51,7 @@ MATCH = Ability(
     evidence=by_probability(match_probabilities),
     takes_text=True,
     example='predictor.match("image.png", "a red circle")',
+    forward=MATCH_LOGIT,
 )
 
 

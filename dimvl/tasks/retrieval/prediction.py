@@ -18,12 +18,13 @@ from dimvl.data.examples import Example
 from dimvl.data.prefixes import Prefix
 from dimvl.data.sampler import in_order
 from dimvl.data.targets import TargetSpec
+from dimvl.model.heads import AlignHead
 from dimvl.objectives import token_similarities
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import plain_text
 from dimvl.tasks.inference import ROW_BUDGET, finite, store_batches
 from dimvl.tasks.pretraining.training import align
-from dimvl.tasks.task import Ability
+from dimvl.tasks.task import Ability, Forward, PairRows
 from dimvl.trained_model import TrainedModel
 
 NO_REGIONS = np.zeros(0, dtype=np.int64)
@@ -167,6 +168,42 @@ def joined(parts: Sequence[Embeddings]) -> Embeddings:
     return Embeddings(torch.cat([part.pooled for part in parts]), torch.cat([part.rows for part in parts]), counts)
 
 
+def _image_vectors(head: AlignHead, rows: PairRows) -> tuple[Tensor, ...]:
+    found = head(rows.start, rows.regions, rows.text[:0], rows.text[:0])
+    return found.images[0], found.regions
+
+
+def _text_vectors(head: AlignHead, rows: PairRows) -> tuple[Tensor, ...]:
+    found = head(rows.text[:0], rows.text[:0], rows.text[-1:], rows.text[:-1])
+    return found.texts[0], found.words
+
+
+def _vectors(embedded: Embeddings) -> tuple[Tensor, ...]:
+    return embedded.pooled[0], embedded.rows
+
+
+IMAGE_VECTORS = Forward(
+    name="embed_image",
+    head="align_head",
+    outputs=_image_vectors,
+    meanings={
+        "image_vector": "unit vector of the image in the space of images and texts; compare vectors by their products",
+        "region_vectors": "a unit vector of each region",
+    },
+    eager=lambda trained, prefix, words: _vectors(embed_images(trained, [prefix])),
+    takes="prefix",
+)
+TEXT_VECTORS = Forward(
+    name="embed_text",
+    head="align_head",
+    outputs=_text_vectors,
+    meanings={
+        "text_vector": "unit vector of the text in the space of images and texts; compare vectors by their products",
+        "word_vectors": "a unit vector of each word piece",
+    },
+    eager=lambda trained, prefix, words: _vectors(embed_texts(trained, [words])),
+    takes="text",
+)
 EMBED_IMAGE = Ability(
     verb="embed image",
     available=lambda processor: processor.aligns,
@@ -174,6 +211,7 @@ EMBED_IMAGE = Ability(
     result=lambda trained, embedded: embedded.pooled[0].numpy(),
     takes_text=False,
     example='predictor.embed_image("image.png")',
+    forward=IMAGE_VECTORS,
 )
 
 
@@ -211,4 +249,5 @@ EMBED_TEXT = Ability(
     result=lambda trained, embedded: embedded.pooled[0].numpy(),
     takes_text=True,
     example='predictor.embed_text("a red circle")',
+    forward=TEXT_VECTORS,
 )
