@@ -126,7 +126,7 @@ def _card(html: Any, exports: Exports, verb: str, picture: Any) -> tuple[Any, Ca
         text.submit(run, [picture, model, text], result, **_turn())
 
         def take(event: gr.EventData) -> str:
-            return str(event._data.get("text", ""))
+            return str((event._data or {}).get("text", ""))
 
         for place in (begin, result):
             place.select(take, None, text, **_turn()).then(run, [picture, model, text], result, **_turn())
@@ -163,13 +163,14 @@ def _search(html: Any, exports: Exports, picture: Any) -> Any:
     return hits
 
 
-def _open(exports: Exports, sent: Mapping[str, Any]) -> Picture:
+def _open(exports: Exports, sent: Mapping[str, Any] | None) -> Picture:
     """Open what the browser sent: the id of an image that is known here, or the content of a file."""
+    sent = sent or {}  # nothing, from another client than the page
     if "open" in sent:
         return exports.open_known(str(sent["open"]))
     name = visible(str(sent.get("name", "")))[:80] or "the image"
-    content = str(sent.get("content", ""))
-    if int(sent.get("size", 0)) > IMAGE_BYTES or len(content) > IMAGE_BYTES * 4 // 3 + 4:
+    content, size = str(sent.get("content", "")), sent.get("size")
+    if (isinstance(size, int) and size > IMAGE_BYTES) or len(content) > IMAGE_BYTES * 4 // 3 + 4:
         raise UserError(f"{name} has more than {IMAGE_BYTES // 2**20} MB; make it smaller")
     try:
         return exports.open(base64.b64decode(content, validate=True), name)
