@@ -16,6 +16,8 @@ EXTRAS = {
     "parquet": ["pyarrow>=21"],  # images from Parquet files
     "video": ["av>=14"],  # frames of video files: docs/stories-and-video.md
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
+    # HTTP, its server, forms and metrics: docs/serving.md
+    "serve": ["fastapi>=0.120", "uvicorn>=0.38", "python-multipart>=0.0.20", "prometheus-client>=0.22"],
     "adapters": ["peft>=0.21.2,<0.22"],  # LoRA: docs/adapters.md; names of its internals are used
     "wandb": ["wandb>=0.31"],  # its offline files are read back
     "deepspeed": ["deepspeed>=0.19.8,<0.20"],  # many GPUs; names of its internals are used
@@ -47,6 +49,7 @@ setup(
             "demo/*.jinja",
             "report/*.jinja",
             "search/*.jinja",
+            "serve/*.jinja",
             "bootstrap/*.jinja",
             "regions/weights/*/*",
         ]
@@ -75,6 +78,7 @@ setup(
             "pytest-cov",
             "pytest-xdist",  # tests in several processes
             "hypothesis",  # fuzzed readers
+            "httpx",  # requests to the server in its tests
             "ruff",
             "mypy",
             "types-PyYAML",

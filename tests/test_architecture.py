@@ -42,7 +42,7 @@ ORDER = (
         "drawing",
         "progress",
     ),
-    *("stopping", "report", "search", "bootstrap", "study", "demo", "cli", "__main__"),
+    *("stopping", "report", "search", "serve", "bootstrap", "study", "demo", "cli", "__main__"),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

@@ -37,7 +37,8 @@ import dimvl.cli.choosing
 import dimvl.cli.classifying
 import dimvl.cli.aligning
 import dimvl.cli.grounding
-import dimvl.cli.searching  # noqa: F401
+import dimvl.cli.searching
+import dimvl.cli.serving  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

@@ -22,6 +22,7 @@ from dimvl.regions.naming.concepts import ConceptNamer, ConceptNetwork, Source
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.search.indexing import index_store
+from dimvl.serve import running
 from dimvl.trained_model import load_model
 from tests.cli.calls import write_config
 from tests.cli.test_compare import RIGHT, flipped, write_evaluation
@@ -75,6 +76,7 @@ COMMANDS = {
     "align": (["{images}/1.png", "a star", "--model", "{model}"], r"star: .+ at \d"),
     "index": (["{seen}", "{new}", "--model", "{model}"], "2 images embedded"),
     "search": (["{index}", "a star", "--model", "{model}"], r"2  -?0\.\d+  "),
+    "serve": (["{model}", "--port", "0"], "serving export at http://127.0.0.1:"),
 }
 """Of every command: arguments, and something that its results contain."""
 QUIET = {
@@ -90,6 +92,7 @@ QUIET = {
     "align",
     "ground",
     "search",
+    "serve",
 }
 """Commands that show no progress."""
 
@@ -189,6 +192,7 @@ def test_results_arrive_in_a_file_while_a_terminal_shows_progress(
     monkeypatch.setenv("PATH", "")  # no Java, whose start would take most of the time
     monkeypatch.setattr(runner, "all_stages", lambda config: [])
     monkeypatch.setattr(runner, "finish", lambda *_: print("results"))
+    monkeypatch.setattr(running, "serve", lambda *_: None)  # it runs until it is stopped
     if command == "study":
         pretend(monkeypatch, places["study"].parent)
     arguments, expected = COMMANDS[command]
