@@ -273,42 +273,44 @@ def stopped(process: subprocess.Popen[str], port: int, bodies: Sequence[Body]) -
     return {"statuses": dict(statuses), "exit_code": code, "traceback": "Traceback" in errors}
 
 
-def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+PARTS = ("throughput", "memory", "malformed", "killed", "stop")
+
+
+def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Yield the results of each part."""
     images, questions = chosen(arguments)
-    bodies = [
-        (
-            "/answer",
-            "application/json",
-            json.dumps({"image": base64.b64encode(image).decode(), "question": asked}).encode(),
-        )
-        for image, asked in zip(images, questions, strict=True)
+    fields = [
+        {"image": base64.b64encode(image).decode(), "question": question}
+        for image, question in zip(images, questions, strict=True)
     ]
-    words = [*sys.argv[1:], "--predictor"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    other = subprocess.Popen(
-        [sys.executable, "-m", "tools.load_server", *words],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
-    )  # fmt: skip
+    bodies = [("/answer", "application/json", json.dumps(own).encode()) for own in fields]
+    with server(arguments.export, arguments.threads, "--requests", "64") as (process, port):
+        if "throughput" in arguments.parts:
+            with predictor_process() as other:
+                for clients in (AT_ONCE, 1, 32):
+                    found = throughput(process, port, other, bodies, clients, arguments.number, arguments.rounds)
+                    goal = {"goal": GOAL, "met": found["ratio"] >= GOAL} if clients == AT_ONCE else {}
+                    yield f"{clients} clients", found | goal
+        if "memory" in arguments.parts:
+            yield "memory", steady(process, port, bodies, arguments.many)
+        if "malformed" in arguments.parts:
+            yield "malformed", asyncio.run(refusals(port, images[0], arguments.malformed))
+        if "killed" in arguments.parts:
+            yield "killed", asyncio.run(killed(port, bodies, arguments.killed))
+        if "stop" in arguments.parts:
+            yield "stop", stopped(process, port, bodies)
+
+
+@contextmanager
+def predictor_process() -> Iterator[subprocess.Popen[str]]:
+    """Run `predictor_side` with the same arguments."""
+    command = [sys.executable, "-m", "tools.load_server", *sys.argv[1:], "--predictor"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        with server(arguments.export, arguments.threads, "--requests", "64") as (process, port):
-            sizes = (arguments.number, arguments.rounds)
-            results = [throughput(process, port, other, bodies, clients, *sizes) for clients in (AT_ONCE, 1, 32)]
-            many = steady(process, port, bodies, arguments.many)
-            wrong = asyncio.run(refusals(port, images[0], arguments.malformed))
-            left = asyncio.run(killed(port, bodies, arguments.killed))
-            [after] = [round(memory(process), 1)]
-            stop = stopped(process, port, bodies)
+        yield process
     finally:
-        other.kill()
-    return {
-        "throughput": results,
-        "goal": GOAL,
-        "met": results[0]["ratio"] >= GOAL,
-        "memory": many | {"megabytes_at_the_end": after},
-        "malformed": wrong,
-        "killed_clients": left,
-        "stop": stop,
-    }
+        process.kill()
+        process.communicate()
 
 
 def chosen(arguments: argparse.Namespace) -> tuple[list[bytes], list[str]]:
@@ -330,6 +332,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=10_000)
     parser.add_argument("--malformed", type=int, default=1000)
     parser.add_argument("--killed", type=int, default=200)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--hardware", default=platform.processor())
     parser.add_argument("--results", type=Path)
     parser.add_argument("--predictor", action="store_true", help=argparse.SUPPRESS)
@@ -337,13 +340,13 @@ def main() -> None:
     if arguments.predictor:
         predictor_side(arguments.export, arguments.threads, *chosen(arguments))
         return
-    found = measured(arguments)
-    found |= {"threads": arguments.threads, "hardware": arguments.hardware, "date": f"{datetime.date.today()}"}
-    key = f"{arguments.threads} threads of torch"
-    if arguments.results:
-        before = read_json(arguments.results) if arguments.results.exists() else {}
-        write_json(arguments.results, before | {key: found})
-    print(json.dumps({key: found}, indent=1))
+    for part, found in measured(arguments):
+        record = found | {"date": f"{datetime.date.today()}"}
+        print(json.dumps({part: record}), flush=True)
+        if arguments.results:
+            before = read_json(arguments.results) if arguments.results.exists() else {}
+            facts = {"hardware": arguments.hardware, "threads": arguments.threads}
+            write_json(arguments.results, before | facts | {part: record})
 
 
 if __name__ == "__main__":

@@ -154,14 +154,18 @@ class Server:
 
     async def _body(self, request: Request) -> bytes:
         """Read a body of limited size."""
-        parts, total = [], 0
-        async for part in request.stream():
-            total += len(part)
+        parts, total, more = [], 0, True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            parts.append(message.get("body", b""))
+            total, more = total + len(parts[-1]), message.get("more_body", False)
             if total > self.limits.bytes:
-                await self._discard(request)
+                if more:
+                    await self._discard(request)
                 sentence = f"the request has more than {self.limits.bytes:,} bytes; send a smaller image"
                 raise Refused(413, sentence, {"Connection": "close"})
-            parts.append(part)
         return b"".join(parts)
 
     async def _discard(self, request: Request) -> None:

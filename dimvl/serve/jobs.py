@@ -50,7 +50,7 @@ class Job:
         regions: of each image, as soon as they are known.
 
     Raises:
-        UserError: regions that do not fit the model.
+        UserError: regions that do not fit the model, or an image for a model without a detector.
 
     """
 
@@ -69,6 +69,7 @@ class Job:
                     )
                 self.images.append(image.regions().checked(own))
             else:
+                _ = served.predictor.detector  # which an export may lack
                 self.images.append(memoryview(image))  # each is an object of its own, even for equal bytes
         if self.images:
             times = None if request.times is None else [request.times]

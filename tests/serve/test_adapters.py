@@ -9,8 +9,9 @@ from dimvl.export import export
 from dimvl.serve.models import open_models
 from dimvl.serve.requests import GivenRegions
 from dimvl.training.run import run_training
+from tests.exports import make_image
 from tests.factories import make_extractor, make_regions
-from tests.serve.calls import send, served
+from tests.serve.calls import png, send, served, text
 from tests.tiny_runs import make_config, make_data
 
 
@@ -42,18 +43,24 @@ def test_requests_to_adapters_and_their_base_share_a_batch_and_each_gets_its_own
         ("/caption", {"json": {"image": images[1], "model": "base"}}),
         ("/caption", {"json": {"image": images[1], "model": "second"}}),
         ("/answer", {"json": {"image": images[1], "question": "a star", "model": "asked"}}),
+    ]
+    wrong = [
         ("/answer", {"json": {"image": images[1], "question": "a star", "model": "second"}}),
         ("/regions", {"json": {"image": images[1]}}),
+        ("/caption", {"json": {"image": text(png(make_image()))}}),
     ]
-    with served(models) as (_, app):
-        found = [one.json() for one in send(app, *calls)]
-    assert [one.get("model") for one in found] == ["asked", "base", "second", "asked", None, None]
+    with served(models, start=False) as (server, app):
+        found = [one.json() for one in send(app, *calls, server=server)]
+        refused = [one.json() for one in send(app, *wrong)]
+    assert [one["model"] for one in found] == ["asked", "base", "second", "asked"]
     for one, own in ((found[0], regions[0]), (found[3], regions[1])):
         expected = asked.answer(own, "a star")
         assert one["answer"] == expected.text and one["probability"] == pytest.approx(expected.probability, abs=1e-5)
     assert [one["caption"] for one in found[1:3]] == [base.caption(regions[1]), told.caption(regions[1])]
     assert found[1]["caption"] != found[2]["caption"], "so an exchange would show"
-    assert "'second' cannot answer" in found[4]["error"]
+    assert "'second' cannot answer" in refused[0]["error"]
+    assert "is not served" in refused[1]["error"]
+    assert "base has no detector, so it takes no images" in refused[2]["error"]
 
 
 def test_an_adapter_finds_its_base_among_the_exports_or_is_refused(folders: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -141,9 +142,10 @@ def test_a_request_that_fails_spoils_no_other_of_its_batch(models: Models, caplo
     odd = ("/match", {"json": {"image": PNG, "times": [2.5], "text": TEXTS[0], "model": "able"}})
     too_long = ("/caption", {"json": {"image": PNG, "max_tokens": 99}})
     twice = ("/choose", {"json": {"image": PNG, "candidates": ["a star", "a star"]}})
+    once = ("/choose", {"json": {"image": PNG, "candidates": ["a star", "red"]}})
     with served(models, start=False) as (server, app):
-        found = send(app, good, torn, no_image, odd, too_long, twice, good, server=server)
-    assert [one.status_code for one in found] == [200, 422, 422, 200, 422, 422, 200]
+        found = send(app, good, torn, no_image, odd, too_long, twice, once, good, server=server)
+    assert [one.status_code for one in found] == [200, 422, 422, 200, 422, 422, 200, 200]
     assert found[0].json() == found[-1].json()
     assert "image 1 of 1 cannot be read" in found[1].json()["error"]
     assert "image 2 of 2 is not an image of a known format" in found[2].json()["error"]
@@ -271,6 +273,7 @@ def test_each_malformed_request_is_one_sentence_and_nothing_stays(
 
 def test_a_body_without_a_length_is_kept_up_to_the_limit_only(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dimvl.serve.app, "DISCARD_BYTES", 20_000)
+    whole = {"content": b"x" * 10_001, "headers": {"content-type": "application/json"}}
     taken = []
 
     async def endless() -> Any:
@@ -281,6 +284,9 @@ def test_a_body_without_a_length_is_kept_up_to_the_limit_only(models: Models, mo
     with served(models, bytes=10_000) as (_, app):
         given = {"content": endless(), "headers": {"content-type": "application/json"}}
         assert send(app, ("/answer", given))[0].status_code == 413
+        started = time.monotonic()
+        assert send(app, ("/answer", whole))[0].status_code == 413
+        assert time.monotonic() - started < dimvl.serve.app.DISCARD_SECONDS, "nothing is left to be read"
     assert 30 <= len(taken) < 40
 
 
