@@ -287,7 +287,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     with server(arguments.export, arguments.threads, "--requests", "64") as (process, port):
         if "throughput" in arguments.parts:
             with predictor_process() as other:
-                for clients in (AT_ONCE, 1, 32):
+                for clients in arguments.clients:
                     found = throughput(process, port, other, bodies, clients, arguments.number, arguments.rounds)
                     goal = {"goal": GOAL, "met": found["ratio"] >= GOAL} if clients == AT_ONCE else {}
                     yield f"{clients} clients", found | goal
@@ -329,6 +329,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on both sides")
     parser.add_argument("--number", type=int, default=400, help="requests of a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clients", nargs="+", type=int, default=[AT_ONCE, 1, 32])
     parser.add_argument("--many", type=int, default=10_000)
     parser.add_argument("--malformed", type=int, default=1000)
     parser.add_argument("--killed", type=int, default=200)

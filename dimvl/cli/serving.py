@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from dimvl.cli.app import Device, Threads, app, print_text, set_threads
-from dimvl.cli.inputs import say_synthetic
 from dimvl.errors import UserError
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
@@ -56,8 +55,10 @@ def serve(
         limits = Limits(
             requests=requests, seconds=seconds, bytes=int(megabytes * 2**20), batch=batch, delay=delay / 1000
         )
-        for one in models.values():
-            say_synthetic(one.predictor)
+        if synthetic := [name for name, one in models.items() if one.predictor.trained.synthetic]:
+            print_text(
+                f"{', '.join(synthetic)}: trained on synthetic scenes only; other images mean nothing", error=True
+            )
         served = application(Server(models, limits))
         shown = f"[{host}]" if ":" in host else host
         print_text(f"serving {', '.join(models)} at http://{shown}:{address.getsockname()[1]}")

@@ -9,6 +9,7 @@ from dimvl.errors import UserError
 from dimvl.files import folder_or_hub_name
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import is_no_detector
+from dimvl.serve.requests import REQUESTS
 from dimvl.tasks import abilities_of
 
 
@@ -20,8 +21,9 @@ class Served(NamedTuple):
 
     @property
     def abilities(self) -> list[str]:
-        """What it can do, by the verbs of `Predictor.predict`; `regions` if it has a detector."""
-        own = list(abilities_of(self.predictor.trained.processor))
+        """What requests may ask of it, by the verbs of `Predictor.predict`; `regions` if it has a detector."""
+        known = {verb for form in REQUESTS.values() for verb in form.verbs}
+        own = [verb for verb in abilities_of(self.predictor.trained.processor) if verb in known]
         return own if is_no_detector(self.predictor.detector_folder) else [*own, "regions"]
 
 

@@ -93,8 +93,8 @@ def _words(text: str) -> str:
     return text
 
 
-IMAGE = {"description": "the file as base64, or an object that /regions returned; in a form, a file", "type": "string"}
-Image = Annotated[Any, PlainValidator(_image), Schema(IMAGE)]
+IMAGE = "base64 of its file, or an object that /regions returned; in a form, a file"
+Image = Annotated[Any, PlainValidator(_image), Schema({"type": ["string", "object"], "description": IMAGE})]
 listed = BeforeValidator(lambda value: value if isinstance(value, list) else [value])  # a form's field that occurs once
 Words = Annotated[str, BeforeValidator(lambda value: _words(value) if isinstance(value, str) else value)]
 Texts = Words | Annotated[list[Words], Field(min_length=1, max_length=MOST_TEXTS)]
@@ -120,8 +120,10 @@ class Request(BaseModel):
     together: ClassVar[frozenset[str]] = frozenset()
     needs_image: ClassVar[bool] = True
     model: str | None = Field(None, description="name of a model or an adapter; default: the first that can do it")
-    image: Image | None = None
-    images: Annotated[list[Image], listed, Field(min_length=1, max_length=MOST_IMAGES)] | None = None
+    image: Image | None = Field(None, description=IMAGE)
+    images: Annotated[list[Image], listed, Field(min_length=1, max_length=MOST_IMAGES)] | None = Field(
+        None, description="in place of image: several that are one input"
+    )
     times: Annotated[list[float], listed] | None = Field(
         None, description="seconds of each image, for models of videos"
     )
@@ -170,7 +172,7 @@ class Answer(Request):
 
     verbs = ("answer",)
     text_field = "question"
-    question: Texts
+    question: Texts = Field(description="one, or a list")
     top: Top = 5
 
 
@@ -190,7 +192,7 @@ class Match(Request):
 
     verbs = ("match",)
     text_field = "text"
-    text: Texts
+    text: Texts = Field(description="one, or a list")
 
 
 class Ground(Request):
@@ -198,7 +200,7 @@ class Ground(Request):
 
     verbs = ("ground",)
     text_field = "phrase"
-    phrase: Texts
+    phrase: Texts = Field(description="one, or a list")
     top: Top = 5
 
 
@@ -292,14 +294,16 @@ def read_request(form: type[Request], given: bytes | Mapping[str, Sequence[str |
 
 def _sentence(error: ValidationError) -> str:
     """Say the first mistake."""
-    first = error.errors(include_url=False)[0]
-    place = next((f"{part}" for part in first["loc"] if isinstance(part, str)), "the request")
+    every = error.errors(include_url=False)
+    first = next((one for one in every if one["type"] == "value_error"), every[0])  # our own say most
+    names = [part for part in first["loc"] if isinstance(part, str)]
+    place = names[0] if names else "the request"
     if first["type"] == "json_invalid":
         return f"the request is not JSON ({short(first['ctx']['error'])}); send a JSON object, or a form"
     if first["type"] == "missing":
-        return f"the request has no field {place!r}; add it"
+        return f"the request has no field {names[-1]!r}; add it"
     if first["type"] == "extra_forbidden":
-        return f"the request has a field {short(place)}, which is not known; remove it"
+        return f"the request has a field {short(names[-1])}, which is not known; remove it"
     if first["type"] == "value_error":
         problem = str(first["ctx"]["error"])
         return problem if place == "the request" else f"{place} {problem}"
