@@ -163,3 +163,19 @@ def describe(
         image=number,
         word_drops=tuple(words),
     )
+
+
+def aligned(extractor: Extractor, images: Sequence[Regions], regions: PrefixRegions, found: Any) -> Alignment:
+    """Describe the result (words, similarities) of the ability `align`; `regions` are those of `images`, joined."""
+    words, similarities = found
+    described = [describe(extractor, images, regions, place, 0.0) for place in range(len(regions))]
+    return Alignment(words, described, similarities)
+
+
+def grounded(
+    extractor: Extractor, images: Sequence[Regions], regions: PrefixRegions, found: np.ndarray, top: int
+) -> Grounding:
+    """Describe the best regions of the result of the ability `ground`; `regions` are those of `images`, joined."""
+    best = np.argsort(-found[: len(regions)], kind="stable")[:top].tolist()
+    described = [describe(extractor, images, regions, place, 0.0) for place in best]
+    return Grounding(described, found[best].tolist(), float(found[len(regions) :].sum()), tuple(images))

@@ -16,7 +16,7 @@ from dimvl.data.answers import Answer, Chosen
 from dimvl.data.prefixes import join_images, make_prefix
 from dimvl.encoding import Encoding, encode
 from dimvl.errors import UserError
-from dimvl.explanation import Alignment, Explanation, Grounding, describe, without
+from dimvl.explanation import Alignment, Explanation, Grounding, aligned, describe, grounded, without
 from dimvl.image_inputs import Input, Inputs, Skipped, is_batch
 from dimvl.predictor_base import ROWS_AT_ONCE, ROWS_CACHED, PredictorBase, Texts, Times, parts_of, rows_of
 from dimvl.tasks import abilities_of
@@ -284,12 +284,8 @@ class Predictor(PredictorBase):
         ability = self._ability("align")
         [(group, seconds)] = self._groups([image], None if times is None else [times], None)
         regions = join_images(group, seconds)
-        words, similarities = ability.apply(
-            self.trained, [make_prefix(regions, self._tags)], self.trained.tokenise([text])
-        )[0]
-        extractor = self.trained.processor.extractor
-        described = [describe(extractor, group, regions, place, 0.0) for place in range(len(regions))]
-        return Alignment(words, described, similarities)
+        found = ability.apply(self.trained, [make_prefix(regions, self._tags)], self.trained.tokenise([text]))[0]
+        return aligned(self.trained.processor.extractor, group, regions, found)
 
     def explain(
         self,
@@ -396,8 +392,5 @@ class Predictor(PredictorBase):
         for found in (
             one for part in parts for one in ability.apply(self.trained, [prefix] * len(words[part]), words[part])
         ):
-            best = np.argsort(-found[: len(regions)], kind="stable")[:top].tolist()
-            described = [describe(extractor, group, regions, place, 0.0) for place in best]
-            nowhere = float(found[len(regions) :].sum())
-            result.append(Grounding(described, found[best].tolist(), nowhere, tuple(group)))
+            result.append(grounded(extractor, group, regions, found, top))
         return result[0] if isinstance(phrases, str) else result

@@ -25,6 +25,7 @@ from dimvl.image_inputs import (
     is_batch,
     listed,
 )
+from dimvl.regions.detectors.base import RegionExtractor
 from dimvl.regions.records import Regions
 from dimvl.regions.store import RegionStore
 from dimvl.showing import short
@@ -95,6 +96,17 @@ class PredictorBase:
     def num_parameters(self) -> int:
         """Number of parameters of the model, without its detector."""
         return self.trained.num_parameters
+
+    @property
+    def detector(self) -> RegionExtractor:
+        """The detector; see `RegionFinder.detector`."""
+        return self._finder.detector
+
+    def share_detector(self, other: "PredictorBase") -> None:
+        """Use the detector of another predictor on the same device if it is the same one, so that it is loaded once."""
+        own, theirs = self.trained, other.trained
+        if own.processor.extractor == theirs.processor.extractor and own.device == theirs.device:
+            self._finder = other._finder
 
     @overload
     def regions(self, images: ImageInput) -> Regions: ...  # type: ignore[overload-overlap]
@@ -177,9 +189,9 @@ class PredictorBase:
     def check(self, verb: str, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
         """Refuse what `predict` refuses, before images are read: an ability, a number of images or times."""
         self._ability(verb)
-        self._check_inputs(inputs, times)
+        self.check_inputs(inputs, times)
 
-    def _check_inputs(self, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
+    def check_inputs(self, inputs: Sequence[Input], times: Sequence[Sequence[float]] | None) -> None:
         """Refuse inputs with more images than the model takes, times that it does not use, or not one per image."""
         processor, counts = self.trained.processor, [len(images_of(one)) for one in inputs]
         if wrong := [count for count in counts if not 1 <= count <= processor.max_images]:
@@ -308,7 +320,7 @@ class PredictorBase:
 
         An input that is skipped has no regions.
         """
-        self._check_inputs(inputs, times)
+        self.check_inputs(inputs, times)
         found = self._finder.find([images_of(one) for one in inputs], skipped)
         best = {id(regions): self._best(regions) for group in found for regions in group}
         groups = [[best[id(regions)] for regions in group] for group in found]

@@ -46,7 +46,7 @@ ORDER = (
         "evaluation",
         "progress",
     ),
-    *("stopping", "report", "search", "bootstrap", "study", "demo", "app", "doctor", "cli", "__main__"),
+    *("stopping", "report", "search", "serve", "bootstrap", "study", "demo", "app", "doctor", "cli", "__main__"),
 )
 # Packages that prediction must not need.
 NOT_FOR_PREDICTION = {"training", "demo", "cli", "evaluation"}

@@ -41,6 +41,7 @@ import dimvl.cli.aligning
 import dimvl.cli.grounding
 import dimvl.cli.searching
 import dimvl.cli.browsing
+import dimvl.cli.serving
 import dimvl.cli.doctoring  # noqa: F401
 # isort: on
 

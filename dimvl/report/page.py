@@ -16,12 +16,17 @@ _ABBREVIATIONS = {"vqa", "ap50", "lm", "kl", "gb"}
 def write_page(path: Path, template: Path, **values: Any) -> None:
     """Fill a template and write the page, whole or not at all; the same values give the same bytes.
 
-    The template may extend `base.html.jinja`, which needs a `title`, and import from `macros.html.jinja`.
-
     Raises:
         UserError: the page cannot be written.
 
     """
+    page = filled_page(template, **values)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def filled_page(template: Path, **values: Any) -> str:
+    """Fill a template: it may extend `base.html.jinja`, which needs a `title`, and import from `macros.html.jinja`."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
@@ -30,9 +35,7 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": _percent, "words": words}
-    page = environment.get_template(template.name).render(values)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    return environment.get_template(template.name).render(values)
 
 
 def number(value: Any) -> str:

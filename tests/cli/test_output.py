@@ -23,6 +23,7 @@ from dimvl.regions.naming.concepts import ConceptNamer, ConceptNetwork, Source
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.search.indexing import index_store
+from dimvl.serve import running
 from dimvl.trained_model import load_model
 from tests.cli.calls import write_config
 from tests.cli.test_compare import RIGHT, flipped, write_evaluation
@@ -80,6 +81,7 @@ COMMANDS = {
     "index": (["{seen}", "{new}", "--model", "{model}"], "2 images embedded"),
     "search": (["{index}", "a star", "--model", "{model}"], r"2  -?0\.\d+  "),
     "app": (["{model}", "--index", "{index}", "--port", "0"], r"page: http://127\.0\.0\.1:\d+/"),
+    "serve": (["{model}", "--port", "0"], "serving export at http://127.0.0.1:"),
 }
 """Of every command: arguments, and something that its results contain."""
 QUIET = {
@@ -99,6 +101,7 @@ QUIET = {
     "ground",
     "search",
     "app",
+    "serve",
 }
 """Commands that show no progress."""
 
@@ -199,6 +202,7 @@ def test_results_arrive_in_a_file_while_a_terminal_shows_progress(
     monkeypatch.setattr(runner, "all_stages", lambda config: [])
     monkeypatch.setattr(runner, "finish", lambda *_: print("results"))
     monkeypatch.setattr("dimvl.app.server.make_server", lambda *_: SimpleNamespace(run=lambda sockets: None))
+    monkeypatch.setattr(running, "serve", lambda *_: None)  # it runs until it is stopped
     if command == "study":
         pretend(monkeypatch, places["study"].parent)
     arguments, expected = COMMANDS[command]

@@ -1,0 +1,61 @@
+"""The address of the server, and its stop: what was accepted is finished."""
+
+import logging
+import math
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from dimvl.errors import UserError
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Take an address, at which connections are refused until `serve`; port 0 takes a free one.
+
+    Raises:
+        UserError: it is in use, not an address of this machine, or not allowed.
+
+    """
+    address = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        address.bind((host, port))
+    except OSError as error:
+        address.close()
+        reason = error.strerror or error
+        raise UserError(f"{host} port {port} cannot be opened ({reason}); give another --port or --host") from None
+    return address
+
+
+class _Server(uvicorn.Server):
+    """Stops at SIGINT or SIGTERM, and at once at a second one."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Do so without raising the signal again afterwards, as the base class does."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def serve(app: FastAPI, address: socket.socket, seconds: float) -> None:
+    """Serve until SIGINT or SIGTERM; then refuse connections, and finish the requests that were accepted.
+
+    Args:
+        app: the application.
+        address: where it listens.
+        seconds: the longest that a request takes.
+
+    """
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each request that is not HTTP
+    config = uvicorn.Config(
+        app,
+        http="h11",  # what the extra installs, whatever else is there
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=math.ceil(seconds) + 1,
+    )
+    _Server(config).run(sockets=[address])
