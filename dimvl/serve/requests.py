@@ -61,7 +61,7 @@ class GivenRegions(BaseModel):
 
         """
         try:
-            arrays = {name: np.array(getattr(self, name), DTYPES.get(name, "f2")) for name in ARRAYS}
+            arrays: dict[str, Any] = {name: np.array(getattr(self, name), DTYPES.get(name, "f2")) for name in ARRAYS}
         except (ValueError, OverflowError):
             raise UserError(
                 "the regions have rows of unequal lengths or too large numbers; copy those of /regions"
