@@ -3,8 +3,8 @@
 python -m tools.try_extras OUT [--extras EXTRA ...]
 
 The first environment has no extras and runs the quick demo. The environment of an extra sees the packages of the first
-one, and has besides only what the extra brings, at the versions of `constraints.txt`. Tests run from a copy of `tests/`
-and `configs/` in OUT. It fails if a test does, or if none of an extra's tests runs. Writes OUT/extras.json and prints
+one, and has besides only what the extra brings, at the versions of `constraints.txt`. Tests run from a copy of `tests/`,
+`configs/` and `examples/` in OUT. It fails if a test does, or if none of an extra's tests runs. Writes OUT/extras.json and prints
 a line for each.
 """
 
@@ -29,12 +29,17 @@ TESTS = {
     "parquet": ["regions/sources/test_parquet.py"],
     "video": ["regions/test_decoded_videos.py"],
     "retrieval": ["metrics/test_recall.py"],
+    "app": ["app/test_results.py"],
+    "serve": ["serve/test_serving.py"],
     "adapters": ["adapters/test_adapters.py"],
+    "onnx": ["test_program.py"],
+    "notebook": ["test_notebook.py"],
     "wandb": ["training/test_wandb.py"],
+    "tensorboard": ["training/test_tensorboard.py"],
     "deepspeed": ["training/test_deepspeed_options.py"],
     "encoder": ["model/test_packaged_encoder.py"],
 }
-"""Tests of each extra, a part of which needs it."""
+"""Tests of each extra, a part of which needs it. The extra `docs` builds the site of a checkout."""
 NONE = "none"
 """The name of the environment without extras."""
 
@@ -46,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("tests", "configs"):
+    for name in ("tests", "configs", "examples"):
         shutil.copytree(ROOT / name, out / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     (out / "pytest.ini").write_text("[pytest]\nmarkers = slow\n", encoding="utf-8")
     wheel = build_wheel(out)
