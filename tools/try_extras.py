@@ -4,8 +4,8 @@ python -m tools.try_extras OUT [--extras EXTRA ...]
 
 The first environment has no extras and runs the quick demo. The environment of an extra sees the packages of the first
 one, and has besides only what the extra brings, at the versions of `constraints.txt`. Tests run from a copy of `tests/`,
-`configs/` and `examples/` in OUT. It fails if a test does, or if none of an extra's tests runs. Writes OUT/extras.json and prints
-a line for each.
+`configs/` and `examples/` in OUT. It fails if a test does, or if none of an extra's tests runs. Writes OUT/extras.json
+and prints a line for each.
 """
 
 import argparse
@@ -33,13 +33,12 @@ TESTS = {
     "serve": ["serve/test_serving.py"],
     "adapters": ["adapters/test_adapters.py"],
     "onnx": ["test_program.py"],
-    "notebook": ["test_notebook.py"],
     "wandb": ["training/test_wandb.py"],
     "tensorboard": ["training/test_tensorboard.py"],
     "deepspeed": ["training/test_deepspeed_options.py"],
     "encoder": ["model/test_packaged_encoder.py"],
 }
-"""Tests of each extra, a part of which needs it. The extra `docs` builds the site of a checkout."""
+"""Tests of each extra, a part of which needs it. The extras `docs` and `notebook` are for a checkout."""
 NONE = "none"
 """The name of the environment without extras."""
 
