@@ -35,6 +35,7 @@ from dimvl.files import read_json, write_json
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 8
 GOAL = 0.9
+BATCHES = "dimvl_batch_requests_count"
 Body = tuple[str, str, bytes]
 """Path, content type and content of a request."""
 
@@ -138,6 +139,7 @@ def throughput(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure both sides in turn."""
     rates, waits, spent, bases = [], [], [], []
+    earlier = asyncio.run(metric(port, BATCHES))
     for turn in range(rounds + 1):
         other.stdin.write(f"{number}\n")
         other.stdin.flush()
@@ -162,6 +164,7 @@ def throughput(
         "p50_ms": quantile(waits, 0.5),
         "p95_ms": quantile(waits, 0.95),
         "p99_ms": quantile(waits, 0.99),
+        "requests_per_batch": round(number * (rounds + 1) / (asyncio.run(metric(port, BATCHES)) - earlier), 2),
         "server_cpu_ms_per_request": round(1000 * statistics.median(spent), 2),
     }
 
@@ -284,7 +287,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         for image, question in zip(images, questions, strict=True)
     ]
     bodies = [("/answer", "application/json", json.dumps(own).encode()) for own in fields]
-    with server(arguments.export, arguments.threads, "--requests", "64") as (process, port):
+    with server(arguments.export, arguments.threads, "--delay", str(arguments.delay)) as (process, port):
         if "throughput" in arguments.parts:
             with predictor_process() as other:
                 for clients in arguments.clients:
@@ -327,6 +330,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("questions", type=Path)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on both sides")
+    parser.add_argument("--delay", type=float, default=5, help="of the server, in milliseconds")
     parser.add_argument("--number", type=int, default=400, help="requests of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", nargs="+", type=int, default=[AT_ONCE, 1, 32])
