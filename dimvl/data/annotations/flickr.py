@@ -19,6 +19,8 @@ PIPES = re.compile(r"\s*image_name\s*\|")
 COMMAS = re.compile(r"\s*(image_name\s*,\s*comment_number\s*,\s*comment|image\s*,\s*caption)\s*", re.IGNORECASE)
 # One row of the distributed file lacks its second bar: "2199200615.jpg| 4   A dog runs across the grass ."
 _LACKS_BAR = re.compile(r"\s*([0-9]+)\s+(.*\S)\s*")
+MOST_DIGITS = 18
+"""Of the number of a caption; Python does not read very long ones."""
 
 
 def token_captions(path: Path) -> list[Caption]:
@@ -50,8 +52,11 @@ def _captions(path: Path, rows: Iterator[Row]) -> Iterator[Caption]:
     for caption_id, (line, name, number, text) in enumerate(rows):
         place = f"{path}, line {line}"
         image = str(identifier(name.strip(), "image", place))
-        if number and not number.strip().isdecimal():
-            raise UserError(f"{place}: caption number {short(number)} is not a whole number; {FORMATS}")
+        if number and not (number.strip().isdecimal() and len(number.strip()) <= MOST_DIGITS):
+            raise UserError(
+                f"{place}: caption number {short(number)} is not a whole number of {MOST_DIGITS} digits or fewer; "
+                f"{FORMATS}"
+            )
         if number:
             once.check(f"{image}#{int(number)}", place)
         images = ids.setdefault(image, (image,))

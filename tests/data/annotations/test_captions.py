@@ -205,6 +205,7 @@ def karpathy(**changes):
         ("results.token", TOKEN.encode() + b"a.jpg#0\t\xff\n", "is not UTF-8 text"),
         ("results.csv", BARS + "a.jpg\n", r"line 6 is not of the form image\| number\| caption"),
         ("results.csv", BARS + "a.jpg| | a star\n", "is not a whole number"),
+        ("results.csv", BARS + f"a.jpg| {'9' * 5000}| a star\n", "is not a whole number of 18 digits or fewer"),
         ("captions.txt", COMMAS + "a.jpg,0\n", "row 6 is cut off"),
         ("captions.txt", COMMAS + 'a.jpg,0,"a star\nb.jpg,0,"a cube"\n', "is not valid CSV|is cut off"),
         ("captions.txt", COMMAS + 'a.jpg,0,"a star\nb.jpg,0,a cube\n', "is not valid CSV"),
