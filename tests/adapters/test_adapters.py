@@ -215,6 +215,7 @@ def test_new_lora_equals_the_base_and_keeps_class_and_names():
 @pytest.mark.parametrize("modality", ["both", "vision", "language"])
 def test_lora_adds_a_scaled_product_to_the_matrices_of_its_modality_with_its_gradients(modality):
     model, plain, batch = make_model(), make_model(), make_batch(make_layout(1))
+    torch.manual_seed(0)  # for the factors, whatever ran before
     add_adapter(model, AdapterConfig(lora={"rank": 2, "alpha": 6, "modality": modality}))
     own = [weight for _, weight in model.named_parameters() if weight.requires_grad]
     factors = [weight.detach().clone().normal_().requires_grad_() for weight in own]
@@ -228,7 +229,7 @@ def test_lora_adds_a_scaled_product_to_the_matrices_of_its_modality_with_its_gra
     weights |= {name: weights[name].detach() + product for name, product in zip(changed, products, strict=True)}
     rows = torch.func.functional_call(plain, weights, (batch,))
     found = model(batch)
-    torch.testing.assert_close(found, rows)
+    torch.testing.assert_close(found, rows, rtol=1e-4, atol=1e-4)  # sums of products of up to some hundreds
     wanted = torch.autograd.grad((rows**2).sum(), factors)
     torch.testing.assert_close(torch.autograd.grad((found**2).sum(), own), wanted, rtol=1e-4, atol=1e-4)
 
