@@ -158,7 +158,8 @@ def test_extra_positives_are_right_too(data, store, trained, monkeypatch):
     third = Gallery.of(captions).images[3]
     images = embed_store(trained, store, [third, *(((str(number),), ()) for number in range(1, 10))]).pooled
     texts = embed_all_texts(trained, [caption.text for caption in captions]).pooled
-    best = ((images[:1] @ texts.T) >= (images[1:] @ texts.T).amax(dim=0)).float().mean()
+    products = images @ texts.T
+    best = (products[0] >= products[1:].amax(dim=0) - 1e-6).float().mean()  # the third is one of the nine, but rounded
     assert scores["eccv"]["text_to_image"]["r1"] == pytest.approx(float(best))
 
 
