@@ -8,16 +8,17 @@ LONGEST = 2000
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a file, an option, a value.
+    r"""A mistake in what the user gave: a file, an option, a value.
 
     The message is one clear sentence with the name, the value and the remedy. The command line prints it without a
-    traceback and exits with code 2.
+    traceback and exits with code 2. What a terminal cannot show, such as half a surrogate pair or an escape character
+    in a name that the message quotes, is written as Python does: \ud800, \x1b.
     """
 
     reported = False
 
     def __init__(self, message: object = "") -> None:
-        text = str(message)
+        text = "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in str(message))
         super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
 
 

@@ -96,6 +96,14 @@ def test_a_split_must_be_named_where_there_are_some_be_there_and_not_be_named_el
             read_captions(write(tmp_path / name, CAPTION_FILES[name]), ["train"])
 
 
+def test_an_error_shows_what_it_quotes_even_if_no_terminal_could(tmp_path):
+    records = copy.deepcopy(KARPATHY)
+    records["images"][0]["split"] = "\ud800\x1b[2J\u202e"
+    with pytest.raises(UserError, match="no split 'dev', only") as error:
+        read_captions(write(tmp_path / "k.json", records), ["dev"])
+    assert r"\ud800\x1b[2J\u202e" in str(error.value)
+
+
 def test_a_flickr_row_that_lacks_a_bar_is_repaired_and_no_other_row_is(tmp_path):
     assert read(tmp_path, "results.csv")[3].text == TEXTS[3]
     with pytest.raises(UserError, match=r"line 2 is not of the form image\| number\| caption"):
