@@ -3,22 +3,24 @@
 In a run of several processes, `reported` says that rank 0 prints the error, so that the other ranks need not.
 """
 
+from dimvl.showing import visible
+
 LONGEST = 2000
 """Characters of a message, a screen full; of a longer one, which quotes what it was given, the middle is left out."""
 
 
 class UserError(Exception):
-    r"""A mistake in what the user gave: a file, an option, a value.
+    """A mistake in what the user gave: a file, an option, a value.
 
     The message is one clear sentence with the name, the value and the remedy. The command line prints it without a
-    traceback and exits with code 2. What a terminal cannot show, such as half a surrogate pair or an escape character
-    in a name that the message quotes, is written as Python does: \ud800, \x1b.
+    traceback and exits with code 2. Each line of it can be printed, whatever it
+    quotes.
     """
 
     reported = False
 
     def __init__(self, message: object = "") -> None:
-        text = "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in str(message))
+        text = "\n".join(map(visible, str(message).split("\n")))
         super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
 
 

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "dimvl"
 # A package imports only from packages to its left. Each module of the top level counts as a package.
 ORDER = (
     *(
+        "showing",
         "errors",
         "callbacks",
-        "showing",
         "files",
         "fields",
         "cpu",

@@ -7,13 +7,11 @@ that is refused here, before it reaches Gradio, and browsers are told to ask no 
 import asyncio
 import json
 import re
-import socket
 from collections.abc import Callable
 from typing import Any
 
 from dimvl.app.exports import Exports
 from dimvl.app.page import IMAGE_BYTES, build_page, looks
-from dimvl.errors import UserError
 
 REQUEST_BYTES = IMAGE_BYTES * 4 // 3 + 2**16
 """The largest request: an image file in base64, and some text."""
@@ -121,22 +119,8 @@ def _with_headers(send: Any) -> Callable[[Any], Any]:
     return sending
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; port 0 takes a free one.
-
-    Raises:
-        UserError: the address is not one of this machine, or the port is taken.
-
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port} cannot be used ({error}); give others") from None
-
-
 def make_server(exports: Exports, host: str) -> Any:
-    """Return the page as a server of uvicorn: `run(sockets=[listen(...)])` serves it, `should_exit` ends it."""
+    """Return the page as a server of uvicorn: `run(sockets=[bound(...)])` serves it, `should_exit` ends it."""
     import uvicorn
 
     guarded = Guard(asyncio.run(_application(exports)), LOOPBACK if host in LOOPBACK else ())

@@ -33,6 +33,7 @@ import dimvl.cli.reporting
 import dimvl.cli.scoring
 import dimvl.cli.comparing
 import dimvl.cli.study
+import dimvl.cli.exporting
 import dimvl.cli.prediction
 import dimvl.cli.pushing
 import dimvl.cli.choosing

@@ -64,9 +64,11 @@ def open_page(
         raise UserError("the page needs the package gradio; install it with pip install 'dimvl[app]'")
     if coco is not None and images is None:
         raise UserError(f"--coco {coco} lists the images of --images; give both, or omit it")
-    from dimvl.app.server import LOOPBACK, listen, make_server
+    from dimvl.app.server import LOOPBACK, make_server
+    from dimvl.serve.address import bound
 
-    with listen(host, port) as listening:  # first, since models take a while to open
+    with bound(host, port) as listening:  # first, since models take a while to open
+        listening.listen()
         server = make_server(_open(models, index, store, images, coco, device, threads), host)
         address, taken = listening.getsockname()[:2]
         if host not in LOOPBACK:

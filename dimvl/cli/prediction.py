@@ -1,4 +1,4 @@
-"""Export of a run, and predictions on images: export, caption, answer, match."""
+"""Predictions on images: caption, answer, match."""
 
 import json
 import os
@@ -9,26 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dimvl.cli.app import (
-    PARTS,
     Adapter,
     AsJson,
     Beams,
     BlockNgrams,
-    Classes,
-    Concepts,
     Device,
-    Features,
-    FeaturesWeights,
     LengthPenalty,
     MaxTokens,
     Model,
-    NamesBy,
     StatementsFile,
     Threads,
-    VocabularyFile,
-    Weights,
-    Where,
-    any_path,
     app,
     given,
     image_or_folder,
@@ -53,7 +43,6 @@ from dimvl.cli.inputs import (
 )
 from dimvl.errors import UserError
 from dimvl.files import is_url, read_text
-from dimvl.progress import progress
 from dimvl.showing import counted, short
 
 if TYPE_CHECKING:
@@ -68,73 +57,6 @@ ImagePaths = Annotated[
         parser=image_path, help="Images, folders of images, or addresses of the web (http, https).", metavar="IMAGE"
     ),
 ]
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run; for programs also of an export.")],
-    out: Annotated[Path, typer.Argument(parser=any_path, help="Folder to write.")],
-    where: Where = None,
-    weights: Weights = None,
-    classes: Classes = None,
-    features: Features = None,
-    features_weights: FeaturesWeights = None,
-    vocabulary: VocabularyFile = None,
-    names_by: NamesBy = None,
-    concepts: Concepts = None,
-    scores: Annotated[
-        Path | None, typer.Option(parser=input_file, help="JSON file of scores for the model card.")
-    ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Put an adapter into its base, and write the whole.")] = False,
-    base: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What an adapter calls its base, such as its name on the hub.")
-    ] = None,
-    program: Annotated[
-        bool,
-        typer.Option("--program", help="Write programs that torch runs without dimvl (.pt2), instead of an export."),
-    ] = False,
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="Write programs that onnxruntime runs; with --program, both kinds.")
-    ] = False,
-) -> None:
-    """Write one folder with everything that predictions need.
-
-    It holds the weights of the run's best checkpoint (without validation the newest), the tokenizer, a model card, and
-    what made the regions, as the region store names it: detector, backbone, names. If those files have moved, name
-    them by the options of `dimvl extract`. Use --where none to omit them.
-
-    Of a run with the section `adapter`, the folder has the adapter alone, to be put onto its base.
-
-    With --program or --onnx, the folder has a program for each ability instead, from regions and word pieces to logits,
-    see docs/elsewhere.md.
-
-    Example: dimvl export runs/vqa exports/vqa --scores runs/vqa/evaluation/scores.json
-
-    Example: dimvl export exports/vqa programs/vqa --program --onnx
-    """
-    if program or onnx:
-        others = {name: value for name, value in locals().items() if name not in ("run", "out", "program", "onnx")}
-        _write_programs(run, out, program, onnx, [name for name, value in others.items() if value])
-        return
-    parts = {name: value for name, value in locals().items() if name in PARTS}
-    from dimvl.export import export as export_run
-    from dimvl.fields import mapping
-    from dimvl.files import read_json
-
-    measured = None if scores is None else mapping(read_json(scores), (), str(scores), "give scores by name")
-    print_text(f"exported: {export_run(run, out, where, measured, merge, base, **parts)}")
-
-
-def _write_programs(source: Path, out: Path, program: bool, onnx: bool, others: Sequence[str]) -> None:
-    """Write programs; `others` are options of an export that were given, too."""
-    if others:
-        raise UserError(f"--{others[0].replace('_', '-')} is for an export, and programs need one or a run; omit it")
-    from dimvl.program import write_programs
-
-    with progress("programs") as show:
-        differences = write_programs(source, out, program, onnx, show)
-    for name, difference in differences.items():
-        print_text(f"{out / name}: differs from the model by at most {difference:.1g}")
 
 
 @app.command()

@@ -45,9 +45,9 @@ def serve(
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"serving needs {missing[0].replace('_', '-')}; pip install 'dimvl[serve]'")
     set_threads(threads)
+    from dimvl.serve.address import bound
     from dimvl.serve.app import Limits, Server, application
     from dimvl.serve.models import open_models
-    from dimvl.serve.running import bound
     from dimvl.serve.running import serve as serve_until_stopped
 
     with bound(host, port) as address:

@@ -114,7 +114,7 @@ class Server:
         if self.accepted >= self.limits.requests:
             seconds = max(1, math.ceil(self.accepted * self.batcher.seconds))
             sentence = f"{self.accepted} requests are waiting, the most that the server takes; try again later"
-            await self._discard(request)
+            await _discard(request)
             raise Refused(429, sentence, {"Retry-After": str(seconds)})
         self.accepted += 1
         job = None
@@ -163,21 +163,10 @@ class Server:
             total, more = total + len(parts[-1]), message.get("more_body", False)
             if total > self.limits.bytes:
                 if more:
-                    await self._discard(request)
+                    await _discard(request)
                 sentence = f"the request has more than {self.limits.bytes:,} bytes; send a smaller image"
                 raise Refused(413, sentence, {"Connection": "close"})
         return b"".join(parts)
-
-    async def _discard(self, request: Request) -> None:
-        """Read the rest of a refused body, within reason: a connection closed before takes the answer with it."""
-        total = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DISCARD_SECONDS):
-                while total < DISCARD_BYTES:
-                    message = await request.receive()
-                    total += len(message.get("body", b""))
-                    if not message.get("more_body"):
-                        return
 
     async def _result(self, job: Job, request: Request) -> dict[str, Any]:
         """Wait for the result of a job, unless its client leaves."""
@@ -198,6 +187,18 @@ class Server:
         for served in self.models.values():
             sentence = sentence.replace(str(served.predictor.trained.weights.parent), served.name)
         return sentence
+
+
+async def _discard(request: Request) -> None:
+    """Read the rest of a refused body, within reason: a connection closed before takes the answer with it."""
+    total = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while total < DISCARD_BYTES:
+                message = await request.receive()
+                total += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 async def _left(request: Request) -> None:
@@ -287,5 +288,6 @@ def _health(server: Server) -> Response:
 
 async def _refuse(request: Request, error: HTTPException) -> Response:
     """Say in a sentence that there is no such path or method."""
+    await _discard(request)
     sentence = f"{request.method} {short(request.url.path)} is not served; see /docs"
     return JSONResponse({"error": sentence}, error.status_code, error.headers)

@@ -19,7 +19,8 @@ class Batcher:
     Args:
         compute: gives each job of a batch its result or an error.
         size: the most images or texts of a batch; a job that is larger is a batch of its own.
-        delay: seconds that the first job of a batch waits for others.
+        delay: the most seconds that the first job of a batch waits for others, if there are fewer than there were while
+            the batch before was computed.
 
     Attributes:
         seconds: recent mean time per job.
@@ -31,6 +32,7 @@ class Batcher:
         self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._next: Job | None = None  # taken from the queue, but too large for the batch before
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
+        self._expected = size  # jobs at once; nothing is known of them yet
         self.seconds = 0.0
 
     def start(self) -> None:
@@ -68,6 +70,7 @@ class Batcher:
                 for job in taken:
                     if not job.future.done():
                         job.future.set_exception(error)
+            self._expected = len(taken) + self.waiting  # who has an answer may ask again
             if taken:
                 own = (time.monotonic() - started) / len(taken)
                 self.seconds += (own - self.seconds) * (SMOOTHING if self.seconds else 1)
@@ -77,7 +80,8 @@ class Batcher:
         jobs, self._next, until, left = [first], None, time.monotonic() + self._delay, self._size - first.request.size
         while left > 0:
             try:
-                job = self._waiting.get(timeout=max(until - time.monotonic(), 0))
+                wait = until - time.monotonic() if len(jobs) < self._expected else 0.0
+                job = self._waiting.get(timeout=max(wait, 0.0))
             except queue.Empty:
                 break
             if job is None:

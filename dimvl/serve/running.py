@@ -1,4 +1,4 @@
-"""The address of the server, and its stop: what was accepted is finished."""
+"""The server's stop: what was accepted is finished."""
 
 import logging
 import math
@@ -7,26 +7,6 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-
-from dimvl.errors import UserError
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """Take an address, at which connections are refused until `serve`; port 0 takes a free one.
-
-    Raises:
-        UserError: it is in use, not an address of this machine, or not allowed.
-
-    """
-    address = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        address.bind((host, port))
-    except OSError as error:
-        address.close()
-        reason = error.strerror or error
-        raise UserError(f"{host} port {port} cannot be opened ({reason}); give another --port or --host") from None
-    return address
 
 
 class _Server(uvicorn.Server):

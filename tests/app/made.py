@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dimvl.app.exports import Exports
-from dimvl.app.server import listen, make_server
+from dimvl.app.server import make_server
 from dimvl.export import export
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import load_detector
@@ -20,6 +20,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.search.index import ImageIndex
 from dimvl.search.indexing import index_store
+from dimvl.serve.address import bound
 from tests.exports import all_abilities, make_detector, make_image, make_trained, write_run
 
 
@@ -72,7 +73,8 @@ def served(exports: Exports) -> Iterator[str]:
     """Yield the address of the page."""
     with ThreadPoolExecutor(1) as apart:  # a browser's event loop runs in this thread
         server = apart.submit(make_server, exports, "127.0.0.1").result()
-    with listen("127.0.0.1", 0) as listening:
+    with bound("127.0.0.1", 0) as listening:
+        listening.listen()
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

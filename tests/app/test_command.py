@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -13,7 +14,6 @@ from urllib.request import urlopen
 import pytest
 
 import dimvl.cli.browsing
-from dimvl.app.server import listen
 from tests.cli.calls import call, refused
 
 EXPORT = Path("export")
@@ -34,8 +34,8 @@ def test_without_its_extra_the_command_says_what_to_install(
 
 
 def test_a_mistake_is_told_before_a_model_is_opened(run: "partial[object]") -> None:
-    with listen("127.0.0.1", 0) as taken:
-        refused(run("app", EXPORT, "--port", taken.getsockname()[1]), "--port", "give others")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused(run("app", EXPORT, "--port", taken.getsockname()[1]), "--port", "give another")
     Path("coco.json").write_text("{}")
     refused(run("app", EXPORT, "--coco", "coco.json"), "--images")
     refused(run("app", "no-export"), "no-export does not exist")
@@ -55,7 +55,15 @@ def test_the_page_is_for_this_machine_only_and_ends_with_an_interruption(exports
         "--index",
         str(folder.parent / "index"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
+        # In the background of a script, children ignore interruptions.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     url = re.fullmatch(r"page: (http://127\.0\.0\.1:\d+/)\n", line)

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from dimvl.app.exports import Exports
-from dimvl.app.server import REQUEST_BYTES, listen
+from dimvl.app.server import REQUEST_BYTES
 from dimvl.errors import UserError
+from dimvl.serve.address import bound
 
 SECRET = "secret-of-the-server"
 
@@ -122,5 +123,5 @@ def test_a_name_of_another_site_that_leads_here_is_refused(address: str, host: s
 
 def test_a_port_that_is_taken_and_an_address_of_another_machine_are_told_in_one_sentence(address: str) -> None:
     for host, port in (("127.0.0.1", int(address.rpartition(":")[2])), ("192.0.2.1", 0), ("no such host", 0)):
-        with pytest.raises(UserError, match=r"--host .* cannot be used .*; give others"):
-            listen(host, port)
+        with pytest.raises(UserError, match=rf"{host} port {port} cannot be opened .*; give another"):
+            bound(host, port)

@@ -1,5 +1,6 @@
 """The command `dimvl serve`: its address, its stop, its mistakes."""
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 import dimvl.cli.serving
+from dimvl.serve.address import bound
 from dimvl.serve.app import Limits, Server, application
 from dimvl.serve.models import Served
 from tests.cli.calls import call, refused
@@ -82,6 +84,23 @@ def test_mistakes_are_one_sentence(
     refused(call(monkeypatch, capfd, "serve", able, "--port", 0, "--adapter", f"x={able}"), "adapter")
     monkeypatch.setattr(dimvl.cli.serving, "find_spec", lambda name: None if name == "python_multipart" else name)
     refused(call(monkeypatch, capfd, "serve", able), "serving needs python-multipart; pip install 'dimvl[serve]'")
+
+
+def test_an_answer_does_not_wait_for_the_client_to_acknowledge_what_was_sent_before() -> None:
+    async def nodelay() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with bound("127.0.0.1", 0) as address:
+            async with await asyncio.start_server(connected, sock=address):
+                _, writer = await asyncio.open_connection(*address.getsockname())
+                writer.close()
+                return await accepted
+
+    assert asyncio.run(nodelay())
 
 
 def test_a_second_signal_ends_a_server_at_once(models: dict[str, Served]) -> None:

@@ -135,6 +135,17 @@ def test_a_batch_is_not_larger_than_its_budget_and_a_larger_request_is_a_batch_o
     assert batches == [[1, 2], [2], [5], [1, 1]]
 
 
+def test_a_batch_waits_for_as_many_requests_as_there_were_and_for_no_more(models: Models, seen: list[int]) -> None:
+    call = ("/regions", {"json": {"image": PNG}})
+    with served(models, start=False, batch=10, delay=60, seconds=20) as (server, app):
+        server.batcher._expected = 3
+        assert [one.status_code for one in send(app, *3 * [call], server=server)] == [200] * 3
+        assert [one.status_code for one in send(app, *3 * [call])] == [200] * 3
+        server.batcher._expected = 1
+        assert send(app, call)[0].status_code == 200
+    assert seen == [3, 3, 1]
+
+
 def test_a_request_that_fails_spoils_no_other_of_its_batch(models: Models, caplog: pytest.LogCaptureFixture) -> None:
     good = ("/answer", {"json": {"image": PNG, "question": TEXTS[0]}})
     torn = ("/answer", {"json": {"image": text(IMAGES[1][:-30]), "question": TEXTS[0]}})
@@ -287,7 +298,10 @@ def test_a_body_without_a_length_is_kept_up_to_the_limit_only(models: Models, mo
         started = time.monotonic()
         assert send(app, ("/answer", whole))[0].status_code == 413
         assert time.monotonic() - started < dimvl.serve.app.DISCARD_SECONDS, "nothing is left to be read"
-    assert 30 <= len(taken) < 40
+        assert 30 <= len(taken) < 40
+        # If the body stayed unread, the connection would be reset, and the answer lost.
+        assert send(app, ("/nowhere", {"content": endless()}))[0].status_code == 404
+        assert 50 <= len(taken) < 70
 
 
 def test_more_requests_than_the_limit_are_refused_with_the_time_to_wait(models: Models) -> None:

@@ -1,0 +1,134 @@
+"""Compare `dimvl serve` with LitServe around the same Predictor, by the clients of tools/load_server.py.
+
+    pip install litserve==0.2.19
+    python -m tools.compare_litserve EXPORT IMAGES QUESTIONS --results docs/results/litserve.json
+
+Both servers run at once and are asked in turn, 8 clients with one question each at a time. The memory is that of all
+processes of a server, shared pages divided among those that share them.
+"""
+
+import argparse
+import asyncio
+import base64
+import datetime
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dimvl.files import write_json
+from tools.load_server import AT_ONCE, ROOT, ask, chosen, get, server
+
+PORT = 8811
+SIDES = ("dimvl", "litserve")
+
+
+def litserve(export: str, threads: int) -> None:
+    """Serve answers by LitServe, with the batches and the delay of `dimvl serve`."""
+    import litserve
+    import torch
+
+    class Answers(litserve.LitAPI):  # type: ignore[misc]
+        def setup(self, device: str) -> None:
+            from dimvl.predictor import Predictor
+
+            torch.set_num_threads(threads)
+            self.predictor = Predictor.from_pretrained(export, "cpu")
+
+        def decode_request(self, request: dict[str, str]) -> tuple[bytes, str]:
+            return base64.b64decode(request["image"]), request["question"]
+
+        def batch(self, inputs: list[Any]) -> list[Any]:
+            return inputs
+
+        def predict(self, pairs: list[tuple[bytes, str]]) -> list[Any]:
+            return self.predictor.answer([image for image, _ in pairs], [question for _, question in pairs])
+
+        def unbatch(self, output: list[Any]) -> list[Any]:
+            return output
+
+        def encode_response(self, output: Any) -> dict[str, Any]:
+            return {"answer": output.text, "probability": output.probability, "top": output.top}
+
+    api = Answers(max_batch_size=32, batch_timeout=0.005)
+    served = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    served.run(port=PORT, host="127.0.0.1", generate_client_file=False, log_level="error")
+
+
+def megabytes(group: int) -> float:
+    """Memory of the processes of a group."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(process.name)) == group:
+                lines = (process / "smaps_rollup").read_text().splitlines()
+                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except (OSError, ProcessLookupError):
+            continue  # it has ended
+    return round(total / 1024, 1)
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    images, questions = chosen(arguments)
+    contents = [
+        json.dumps({"image": base64.b64encode(image).decode(), "question": question}).encode()
+        for image, question in zip(images, questions, strict=True)
+    ]
+    command = [sys.executable, "-m", "tools.compare_litserve", *sys.argv[1:], "--serve"]
+    other = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        while True:
+            try:
+                if asyncio.run(get(PORT, "/health")).startswith("HTTP/1.1 200"):
+                    break
+            except ConnectionError:
+                time.sleep(0.1)
+        with server(arguments.export, arguments.threads) as (process, port):
+            paths = {"dimvl": (port, "/answer"), "litserve": (PORT, "/predict")}
+            rates: dict[str, list[float]] = {side: [] for side in SIDES}
+            for turn in range(arguments.rounds + 1):
+                for side in SIDES:
+                    at, path = paths[side]
+                    bodies = [(path, "application/json", content) for content in contents]
+                    took, _, statuses = asyncio.run(ask(at, bodies, arguments.number, AT_ONCE))
+                    assert statuses == {200: arguments.number}, statuses
+                    if turn:  # the first is for warming up
+                        rates[side].append(round(arguments.number / took, 1))
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            own = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            memory = {"dimvl": round(own / 1024, 1), "litserve": megabytes(other.pid)}
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+    return {"requests_per_second": rates, "megabytes": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("export")
+    parser.add_argument("images", type=Path)
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--number", type=int, default=400, help="requests of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--hardware", default=platform.processor())
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        litserve(arguments.export, arguments.threads)
+        return
+    facts = {"hardware": arguments.hardware, "threads": arguments.threads, "clients": AT_ONCE}
+    found = compare(arguments) | facts | {"date": f"{datetime.date.today()}"}
+    print(json.dumps(found))
+    if arguments.results:
+        command = "python -m tools.compare_litserve EXPORT IMAGES QUESTIONS"
+        write_json(arguments.results, found | {"command": command})
+
+
+if __name__ == "__main__":
+    main()
