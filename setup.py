@@ -17,8 +17,11 @@ EXTRAS = {
     "video": ["av>=14"],  # frames of video files: docs/stories-and-video.md
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
     "app": ["gradio>=6.31,<7"],  # the page of `dimvl app`: docs/app.md; names of its routes are used
-    # HTTP, its server, forms and metrics: docs/serving.md
-    "serve": ["fastapi>=0.120", "uvicorn>=0.38", "python-multipart>=0.0.20", "prometheus-client>=0.22"],
+    "serve": [  # docs/serving.md
+        *("fastapi>=0.120", "uvicorn>=0.38"),  # HTTP and its server
+        *("httptools>=0.6", "uvloop>=0.21; sys_platform != 'win32'"),  # the server's fast parts
+        *("python-multipart>=0.0.20", "prometheus-client>=0.22"),  # forms, metrics
+    ],
     "adapters": ["peft>=0.21.2,<0.22"],  # LoRA: docs/adapters.md; names of its internals are used
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2"],  # `make docs`: this documentation as a site
     "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=7"],  # the test that runs examples/quickstart.ipynb

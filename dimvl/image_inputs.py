@@ -22,7 +22,7 @@ from dimvl.regions.detectors.load import is_no_detector
 from dimvl.regions.extract import Skip, detect_images, skipping
 from dimvl.regions.extractors.load import load_extractor
 from dimvl.regions.images import image_from, quiet_decoders
-from dimvl.regions.records import Origin, Regions
+from dimvl.regions.records import Extractor, Origin, Regions
 from dimvl.regions.remote import Remote
 from dimvl.trained_model import TrainedModel
 
@@ -84,6 +84,11 @@ class RegionFinder:
         self._trained.processor.check_extractor(detector.extractor, str(self._folder))
         return detector.to(self._trained.device).for_prediction()
 
+    @cached_property
+    def _extractor(self) -> Extractor:
+        """What the detector says of itself, asked once: its fingerprint is a hash of all its weights."""
+        return self.detector.extractor
+
     def find(self, inputs: Sequence[Sequence[ImageInput]], skipped: Skipped | None) -> list[list[Regions]]:
         """Find the regions of the images of each input; an image that occurs twice is processed once.
 
@@ -141,7 +146,7 @@ class RegionFinder:
     def _from(self, image: ImageInput, regions: Regions) -> Regions:
         """Add what notebooks need to show the regions; an open file is not read again."""
         known = None if hasattr(image, "read") else image
-        return replace(regions, origin=Origin(self.detector.extractor, known))
+        return replace(regions, origin=Origin(self._extractor, known))
 
 
 def source_of(image: Any) -> Any:

@@ -19,6 +19,7 @@ from dimvl.decoding import DecodingOptions
 from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.predictor import Predictor
+from dimvl.regions.detectors import scenes
 from dimvl.regions.detectors.scenes import Detector
 from dimvl.regions.extract import extract
 from dimvl.regions.listing import images_of_folder
@@ -108,6 +109,19 @@ def test_regions_are_detected_once_for_many_questions_about_an_image(
     assert len(predictor.answer(folder / "1.png", ["is it red", QUESTION, "a star"])) == 3
     predictor.caption([folder / "1.png", folder / "2.png", str(folder / "1.png")])
     assert seen == [1, 2]
+
+
+def test_the_weights_of_the_detector_are_hashed_once_for_all_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+    fingerprint = scenes.fingerprint
+    monkeypatch.setattr(scenes, "fingerprint", lambda *given: hashed.append(1) or fingerprint(*given))
+    opened = Predictor.from_pretrained(folder / "export", "cpu")
+    opened.caption(folder / "1.png")
+    first = len(hashed)
+    opened.caption([folder / f"{number}.png" for number in (1, 2, 3)])
+    assert first and len(hashed) == first
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -21,43 +21,48 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from litserve import LitAPI, LitServer  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
 from dimvl.files import write_json
+from dimvl.predictor import Predictor
 from tools.load_server import AT_ONCE, ROOT, ask, chosen, get, server
 
 PORT = 8811
 SIDES = ("dimvl", "litserve")
 
 
-def litserve(export: str, threads: int) -> None:
-    """Serve answers by LitServe, with the batches and the delay of `dimvl serve`."""
-    import litserve
-    import torch
+class Answers(LitAPI):  # type: ignore[misc]
+    """Answers of the Predictor, as the first server of these two gives them."""
 
-    class Answers(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            from dimvl.predictor import Predictor
+    def __init__(self, export: str, threads: int) -> None:
+        super().__init__(max_batch_size=32, batch_timeout=0.005)
+        self.export, self.threads = export, threads
 
-            torch.set_num_threads(threads)
-            self.predictor = Predictor.from_pretrained(export, "cpu")
+    def setup(self, device: str) -> None:
+        """Open the model in the process that computes."""
+        torch.set_num_threads(self.threads)
+        self.predictor = Predictor.from_pretrained(self.export, "cpu")
 
-        def decode_request(self, request: dict[str, str]) -> tuple[bytes, str]:
-            return base64.b64decode(request["image"]), request["question"]
+    def decode_request(self, request: dict[str, str]) -> tuple[bytes, str]:
+        """Read a request."""
+        return base64.b64decode(request["image"]), request["question"]
 
-        def batch(self, inputs: list[Any]) -> list[Any]:
-            return inputs
+    def batch(self, inputs: list[Any]) -> list[Any]:
+        """Keep a batch as it is."""
+        return inputs
 
-        def predict(self, pairs: list[tuple[bytes, str]]) -> list[Any]:
-            return self.predictor.answer([image for image, _ in pairs], [question for _, question in pairs])
+    def predict(self, pairs: list[tuple[bytes, str]]) -> list[Any]:
+        """Answer a batch."""
+        return self.predictor.answer([image for image, _ in pairs], [question for _, question in pairs])
 
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
+    def unbatch(self, output: list[Any]) -> list[Any]:
+        """Give each request its own."""
+        return output
 
-        def encode_response(self, output: Any) -> dict[str, Any]:
-            return {"answer": output.text, "probability": output.probability, "top": output.top}
-
-    api = Answers(max_batch_size=32, batch_timeout=0.005)
-    served = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
-    served.run(port=PORT, host="127.0.0.1", generate_client_file=False, log_level="error")
+    def encode_response(self, output: Any) -> dict[str, Any]:
+        """Write what `dimvl serve` writes."""
+        return {"answer": output.text, "probability": output.probability, "top": output.top}
 
 
 def megabytes(group: int) -> float:
@@ -120,7 +125,8 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        litserve(arguments.export, arguments.threads)
+        served = LitServer(Answers(arguments.export, arguments.threads), accelerator="cpu", workers_per_device=1)
+        served.run(port=PORT, host="127.0.0.1", generate_client_file=False, log_level="error")
         return
     facts = {"hardware": arguments.hardware, "threads": arguments.threads, "clients": AT_ONCE}
     found = compare(arguments) | facts | {"date": f"{datetime.date.today()}"}

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from dimvl.errors import UserError
 from dimvl.files import folder_or_hub_name
@@ -13,13 +14,14 @@ from dimvl.serve.requests import REQUESTS
 from dimvl.tasks import abilities_of
 
 
-class Served(NamedTuple):
+@dataclass(frozen=True)
+class Served:
     """A model under the name that requests give."""
 
     name: str
     predictor: Predictor
 
-    @property
+    @cached_property
     def abilities(self) -> list[str]:
         """What requests may ask of it, by the verbs of `Predictor.predict`; `regions` if it has a detector."""
         known = {verb for form in REQUESTS.values() for verb in form.verbs}

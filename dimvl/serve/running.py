@@ -30,8 +30,8 @@ def serve(app: FastAPI, address: socket.socket, seconds: float) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each request that is not HTTP
     config = uvicorn.Config(
         app,
-        http="h11",  # what the extra installs, whatever else is there
-        loop="asyncio",
+        http="httptools",
+        loop="auto",
         log_config=None,
         access_log=False,
         server_header=False,
