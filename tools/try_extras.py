@@ -4,7 +4,7 @@ python -m tools.try_extras OUT [--extras EXTRA ...]
 
 The first environment has no extras and runs the quick demo. The environment of an extra sees the packages of the first
 one, and has besides only what the extra brings, at the versions of `constraints.txt`. Tests run from a copy of
-`tests/`, `configs/` and `examples/` in OUT. It fails if a test does, or if none of an extra's tests runs. Writes
+`tests/`, `tools/`, `configs/` and `examples/` in OUT. It fails if a test does, or if none of an extra's tests runs. Writes
 OUT/extras.json and prints a line for each.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("tests", "configs", "examples"):
+    for name in ("tests", "tools", "configs", "examples"):
         shutil.copytree(ROOT / name, out / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     (out / "pytest.ini").write_text("[pytest]\nmarkers = slow\n", encoding="utf-8")
     wheel = build_wheel(out)
@@ -78,7 +78,7 @@ def without_extras(out: Path, wheel: Path) -> dict[str, Any]:
     done = subprocess.run(
         [out / NONE / "bin" / "dimvl", "demo", "--quick", "--out", out / "demo"], cwd=out, env=clean()
     )
-    install(out, NONE, "pytest", "hypothesis")
+    install(out, NONE, "pytest", "hypothesis", "httpx")  # for the tests
     return {"seconds": seconds, "failed": int(done.returncode != 0)}
 
 
