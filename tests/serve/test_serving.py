@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 import dimvl.serve.app
 from dimvl.errors import UserError
@@ -137,10 +138,19 @@ def test_a_batch_is_not_larger_than_its_budget_and_a_larger_request_is_a_batch_o
 
 def test_a_batch_waits_for_as_many_requests_as_there_were_and_for_no_more(models: Models, seen: list[int]) -> None:
     call = ("/regions", {"json": {"image": PNG}})
+
+    async def one_after_the_other(app: FastAPI) -> list[httpx.Response]:
+        async def later(place: int) -> httpx.Response:
+            await asyncio.sleep(0.1 * place)
+            return await one.post(call[0], **call[1])
+
+        async with client(app) as one:
+            return await asyncio.gather(*map(later, range(3)))
+
     with served(models, start=False, batch=10, delay=60, seconds=20) as (server, app):
-        server.batcher._expected = 3
-        assert [one.status_code for one in send(app, *3 * [call], server=server)] == [200] * 3
-        assert [one.status_code for one in send(app, *3 * [call])] == [200] * 3
+        server.batcher._expected = 1
+        assert [answer.status_code for answer in send(app, *3 * [call], server=server)] == [200] * 3
+        assert [answer.status_code for answer in asyncio.run(one_after_the_other(app))] == [200] * 3
         server.batcher._expected = 1
         assert send(app, call)[0].status_code == 200
     assert seen == [3, 3, 1]
