@@ -12,9 +12,9 @@ from dimvl.showing import counted
 def bootstrap(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
     """Clean noisy captions: write synthetic ones, and keep those that fit their image.
 
-    A captioner writes captions for the images of a region store; a filter scores these and the given ones, and keeps
-    what it calls a match. Resumes if interrupted. Of several processes (torchrun, SLURM) each does a part, and the
-    last one writes the results, the same for any number. Exit code 1 if no caption is kept.
+    A captioner writes captions for the images of a region store; a filter scores these and the original ones, and
+    keeps what it calls a match. The same command resumes. Several processes (torchrun, SLURM) share the work; the last
+    one writes the results, which do not depend on their number. The exit code is 1 if no caption is kept.
 
     Example: dimvl bootstrap configs/bootstrap/scenes.yaml output=runs/bootstrap
     """

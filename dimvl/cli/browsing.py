@@ -1,4 +1,4 @@
-"""The command `app`: exports tried in a browser."""
+"""The command `app`: try exports in a browser."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ def open_page(
         typer.Argument(
             parser=model_name,
             metavar="EXPORT...",
-            help="Folders of exports, or names of models on the Hugging Face hub; the page has what they can do.",
+            help="Folders of exports, or names of models on the Hugging Face hub; the page offers what they can do.",
         ),
     ],
     index: Annotated[
         Path | None,
-        typer.Option(parser=input_folder, help="Index to search, which one of the exports made by `dimvl index`."),
+        typer.Option(parser=input_folder, help="Index to search, made by `dimvl index` with one of the exports."),
     ] = None,
     store: Annotated[
         Path | None,
         typer.Option(
             parser=input_folder,
-            help="Region store whose images can be opened without being detected anew; default that of the index.",
+            help="Region store whose images open without running the detector again; default that of the index.",
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(parser=input_folder, help="Folder of the images of index and store, to show them.")
+        Path | None, typer.Option(parser=input_folder, help="Folder of the image files of index and store.")
     ] = None,
     coco: Annotated[
         Path | None,
@@ -45,16 +45,14 @@ def open_page(
             parser=input_file, help="COCO file that lists the images and their ids; by default file names are ids."
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to serve at; others than this machine's own are for anyone.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve at; 0 takes a free one.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback is open to others.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 7860,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Open a page to try exports in a browser: captions, answers, matches, phrases, search, and what they rest on.
+    """Serve a page to try exports in a browser: captions, answers, matches, phrases, search, and what they rest on.
 
-    Drop an image on the page. Only this machine can reach it, unless --host says otherwise. Ends with Ctrl-C.
+    Drop an image on the page. Only this machine can reach it, unless --host says otherwise. Ctrl-C stops the server.
 
     Example: dimvl app exports/vqa exports/caption exports/match
 

@@ -7,7 +7,7 @@ from dimvl.cli.app import app, print_text
 def doctor() -> None:
     """Print what an issue should say about this installation: versions, GPU, operators, Java, disk, extras.
 
-    The page has no paths, no names of people or machines and no tokens.
+    The output has no paths, no names of people or machines and no tokens.
 
     Example: dimvl doctor
     """

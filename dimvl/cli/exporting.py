@@ -28,7 +28,7 @@ from dimvl.progress import progress
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run; for programs also of an export.")],
+    run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run; for programs, also of an export.")],
     out: Annotated[Path, typer.Argument(parser=any_path, help="Folder to write.")],
     where: Where = None,
     weights: Weights = None,
@@ -41,9 +41,9 @@ def export(
     scores: Annotated[
         Path | None, typer.Option(parser=input_file, help="JSON file of scores for the model card.")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Put an adapter into its base, and write the whole.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base; write the whole.")] = False,
     base: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What an adapter calls its base, such as its name on the hub.")
+        str | None, typer.Option(metavar="NAME", help="Name of an adapter's base, such as its name on the hub.")
     ] = None,
     program: Annotated[
         bool,
@@ -53,15 +53,15 @@ def export(
         bool, typer.Option("--onnx", help="Write programs that onnxruntime runs; with --program, both kinds.")
     ] = False,
 ) -> None:
-    """Write one folder with everything that predictions need.
+    """Write one folder with everything needed for predictions.
 
-    It holds the weights of the run's best checkpoint (without validation the newest), the tokenizer, a model card, and
-    what made the regions, as the region store names it: detector, backbone, names. If those files have moved, name
-    them by the options of `dimvl extract`. Use --where none to omit them.
+    It holds the weights of the run's best checkpoint (the newest if there was no validation), the tokenizer, a model
+    card, and what made the regions, as recorded in the region store: detector, backbone, names. If those files have
+    moved, give them with the options of `dimvl extract`. Use --where none to omit them.
 
-    Of a run with the section `adapter`, the folder has the adapter alone, to be put onto its base.
+    For a run with the section `adapter`, the folder has only the adapter, to be used with its base.
 
-    With --program or --onnx, the folder has a program for each ability instead, from regions and word pieces to logits,
+    With --program or --onnx, the folder has a program for each ability instead, from regions and word pieces to logits;
     see docs/elsewhere.md.
 
     Example: dimvl export runs/vqa exports/vqa --scores runs/vqa/evaluation/scores.json
@@ -82,7 +82,7 @@ def export(
 
 
 def _write_programs(source: Path, out: Path, program: bool, onnx: bool, others: Sequence[str]) -> None:
-    """Write programs; `others` are options of an export that were given, too."""
+    """Write programs; `others` are options of an export that were also given."""
     if others:
         raise UserError(f"--{others[0].replace('_', '-')} is for an export, and programs need one or a run; omit it")
     from dimvl.program import write_programs

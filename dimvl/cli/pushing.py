@@ -15,10 +15,8 @@ from dimvl.showing import counted
 def push(
     export: Annotated[Path, typer.Argument(parser=input_folder, metavar="EXPORT", help="Folder of an export.")],
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Name of the model on the Hugging Face hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see the model; by default it is private.")] = (
-        False
-    ),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list what would go; ask nobody.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make the model public; by default it is private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the files; contact no server.")] = False,
     licence: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Licence of the model, such as apache-2.0; by default that of its card."),
@@ -26,12 +24,12 @@ def push(
     branch: Annotated[
         str | None, typer.Option(metavar="NAME", help="Branch to push to, created if it is new; default main.")
     ] = None,
-    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Message of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Commit message.")] = None,
 ) -> None:
     """Push an export to the Hugging Face hub, for Predictor.from_pretrained("owner/name").
 
-    Only the export's own files go there, and only if they match their checksums. The token is that of `hf auth login`
-    or of the environment variable HF_TOKEN.
+    Only the export's own files are uploaded, and only if they match their checksums. The token comes from
+    `hf auth login` or the environment variable HF_TOKEN.
 
     Example: dimvl push exports/vqa someone/scenes-vqa --licence apache-2.0 --dry-run
     """

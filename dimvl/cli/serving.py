@@ -16,26 +16,26 @@ NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 def serve(
     exports: Annotated[
         list[str],
-        typer.Argument(metavar="EXPORT", help="Folders of exports or names on the hub; NAME=EXPORT gives a name."),
+        typer.Argument(metavar="EXPORT", help="Folders of exports, or names on the hub; NAME=EXPORT names one."),
     ],
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=ADAPTER", help="An adapter of an export, served as a model; repeatable."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Images or texts computed at once.")] = 32,
-    delay: Annotated[float, typer.Option(min=0, max=1000, help="Milliseconds that a request waits for others.")] = 5,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all interfaces.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Most images or texts in a batch.")] = 32,
+    delay: Annotated[float, typer.Option(min=0, max=1000, help="Most milliseconds that a batch waits for more.")] = 5,
     requests: Annotated[int, typer.Option(min=1, help="Requests accepted at once; more are refused with 429.")] = 128,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Until a request is given up with 504.")] = 30,
-    megabytes: Annotated[float, typer.Option(min=0.001, help="Most of a request; more are refused with 413.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is abandoned with 504.")] = 30,
+    megabytes: Annotated[float, typer.Option(min=0.001, help="Largest request; more is refused with 413.")] = 16,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Serve predictions over HTTP: JSON or forms with images, computed in batches.
 
-    /docs says what can be sent, /openapi.json too; /health and /metrics are for monitoring. There is no password and no
-    encryption: put a proxy in front to serve others. SIGTERM or Ctrl-C finishes what was accepted and ends the server
+    /docs and /openapi.json describe the requests; /health and /metrics are for monitoring. There is no password and no
+    encryption: put a proxy in front to serve others. SIGTERM or Ctrl-C finishes accepted requests and ends the server
     with exit code 0.
 
     Example: dimvl serve exports/vqa exports/caption

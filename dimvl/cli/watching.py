@@ -20,12 +20,12 @@ INTERVAL = 2.0
 @app.command()
 def watch(
     run: Annotated[Path, typer.Argument(parser=input_folder, help="Folder of a run.")],
-    once: Annotated[bool, typer.Option("--once", help="Show the run as it is now, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the run as it is now, and exit.")] = False,
 ) -> None:
     """Show a run while it trains: progress, time left and curves.
 
-    Ends when the run ends, with exit code 0 if it is finished and 1 if it stopped or failed. Ctrl-C leaves it alone.
-    Without a terminal, each new step is a line.
+    Ends when the run ends, with exit code 0 if it finished and 1 if it stopped or failed. Ctrl-C does not stop the run.
+    Without a terminal, each new step is printed as a line.
 
     Example: dimvl watch runs/vqa
     """
