@@ -4,8 +4,8 @@ python -m tools.try_extras OUT [--extras EXTRA ...]
 
 The first environment has no extras and runs the quick demo. The environment of an extra sees the packages of the first
 one, and has besides only what the extra brings, at the versions of `constraints.txt`. Tests run from a copy of
-`tests/`, `tools/`, `configs/` and `examples/` in OUT. It fails if a test does, or if none of an extra's tests runs. Writes
-OUT/extras.json and prints a line for each.
+`tests/`, `tools/`, `configs/` and `examples/` in OUT. It fails if a test does, or if none of an extra's tests runs.
+Writes OUT/extras.json and prints a line for each.
 """
 
 import argparse
