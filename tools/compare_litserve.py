@@ -18,6 +18,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +67,22 @@ class Answers(LitAPI):  # type: ignore[misc]
         return {"answer": output.text, "probability": output.probability, "top": output.top}
 
 
-def megabytes(group: int) -> float:
-    """Memory of the processes of a group."""
+def megabytes(processes: Iterable[int]) -> float:
+    """Memory of processes; those that have ended have none."""
     total = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getpgid(int(process.name)) == group:
-                lines = (process / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        except (OSError, ProcessLookupError):
-            continue  # it has ended
+    for process in processes:
+        with suppress(OSError):
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return round(total / 1024, 1)
+
+
+def in_group(group: int) -> Iterator[int]:
+    """Yield the processes of a group."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getpgid(int(folder.name)) == group:
+                yield int(folder.name)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -104,9 +111,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     assert statuses == {200: arguments.number}, statuses
                     if turn:  # the first is for warming up
                         rates[side].append(round(arguments.number / took, 1))
-            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-            own = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-            memory = {"dimvl": round(own / 1024, 1), "litserve": megabytes(other.pid)}
+            memory = {"dimvl": megabytes([process.pid]), "litserve": megabytes(in_group(other.pid))}
     finally:
         os.killpg(other.pid, signal.SIGKILL)
     return {"requests_per_second": rates, "megabytes": memory}
