@@ -2,6 +2,8 @@
 
 - `rates`: GFLOP/s of matrix products at base size: fp32 by torch's own choice of library and by
   `dimvl.cpu.linear.product`, and bf16.
+- `libraries`: forward and backward of the linear layers of a block in fp32, with another number of rows each time, as
+  ragged batches have: the time of oneDNN over that of torch's own choice, MKL.
 - `kernels`: forward and backward of the two ways to attend, over about 900 rows in sequences of one length, with and
   without a mask; `matmul_over_sdpa` is the ratio within a round.
 - `cores`: forward and backward of `attend` on mixed lengths, by `GROWTH`, which decides when sequences of similar
@@ -22,12 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import interleaved, ratio
 from benchmarks.samples import draw_lengths, layout_of, make_batch
 from benchmarks.train import Size, engine_of
+from dimvl.cpu import linear
 from dimvl.cpu.linear import product
 from dimvl.model import plan as plans
 from dimvl.model.attention import attend, matmul_attention, sdpa
 
 ROWS, LENGTHS, GROWTHS = 900, (8, 16, 36, 64, 100, 136, 256, 512), (1.25, 1.5, 2.0)
 HEADS = {"base": (12, 64), "demo": (12, 16)}
+WIDTHS = {"base": (768, 3072), "demo": (192, 384)}
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -42,11 +46,12 @@ def run(device: str, rounds: int, small: bool, folder: Path) -> dict[str, Any]:
         for masked in (False, True)
     ]
     cores = [_cores(device, rounds, rows, size, dtype) for size in HEADS for dtype in DTYPES]
+    libraries = {name: _libraries(device, rounds, rows, *widths) for name, widths in WIDTHS.items()}
     found = rates(device, rounds, rows)
     size = Size(layers=1, width=32, heads=2) if small else Size(layers=12)
     peaks = {"fp32": found["float32, product"], "bf16": found["bfloat16"]}
     steps = {precision: _step(device, rounds, rows, size, precision, peak) for precision, peak in peaks.items()}
-    return {"rates": found, "kernels": kernels, "cores": cores, "steps": steps}
+    return {"rates": found, "libraries": libraries, "kernels": kernels, "cores": cores, "steps": steps}
 
 
 def rates(device: str, rounds: int, rows: int = ROWS, width: int = 768, inner: int = 3072) -> dict[str, float]:
@@ -59,6 +64,31 @@ def rates(device: str, rounds: int, rows: int = ROWS, width: int = 768, inner: i
             variants["float32, product"] = lambda left=left, right=right: product(left, right.t())
     seconds = interleaved(variants, rounds, device)
     return {name: round(2e-9 * rows * width * inner / float(found.min()), 1) for name, found in seconds.items()}
+
+
+def _libraries(device: str, rounds: int, rows: int, width: int, inner: int) -> dict[str, Any]:
+    """Time both libraries where torch has oneDNN's layers and the CPU AVX-512."""
+    if device != "cpu" or not linear.has_onednn():
+        return {}
+    shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
+    layers = [linear.Linear(*shape) for shape in shapes]
+    inputs = [torch.randn(rows, shape[0], requires_grad=True) for shape in shapes]
+    counts = {name: np.random.default_rng(0) for name in ("oneDNN", "MKL")}
+
+    def variant(name: str) -> Callable[[], object]:
+        def forward_and_backward() -> None:
+            count = int(counts[name].integers(rows // 2, rows + 1))
+            with patch.object(linear, "ONEDNN_IS_FASTER", name == "oneDNN"):
+                for layer, given in zip(layers, inputs, strict=True):
+                    layer(given[:count]).sum().backward()
+
+        return forward_and_backward
+
+    seconds = interleaved({name: variant(name) for name in counts}, rounds, device)
+    return {
+        **{f"{name}_ms": round(1000 * float(np.median(found)), 2) for name, found in seconds.items()},
+        "onednn_over_mkl": ratio(seconds["oneDNN"], seconds["MKL"]),
+    }
 
 
 def _kernels(

@@ -1,10 +1,13 @@
 """Matrix products and linear layers for training, by the faster of the two libraries that torch has on a CPU.
 
-torch gives fp32 products to MKL, which uses AVX2 on CPUs that are not Intel's, and bf16 products to oneDNN, which uses
-AVX-512 wherever the CPU has it. On such a CPU fp32 products go to oneDNN here too: twice as fast on an AMD EPYC
+torch gives fp32 products to MKL, which uses AVX-512 on Intel's CPUs alone, and bf16 products to oneDNN, which uses it
+wherever the CPU has it. On other CPUs with AVX-512, fp32 products go to oneDNN here too: twice as fast on an AMD EPYC.
+On an Intel Xeon MKL is faster, the more so the smaller the matrices, since oneDNN prepares each new shape
 (docs/experiments.md). The arithmetic is the same, with sums in another order. For prediction see `packed.py`.
 """
 
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,20 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def onednn_is_faster() -> bool:
+def has_onednn() -> bool:
     """Return whether torch has oneDNN's linear layers, which are not public, and the CPU has AVX-512."""
     has_layers = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return has_layers and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-ONEDNN_IS_FASTER = onednn_is_faster()
+def is_intel() -> bool:
+    """Return whether the CPU is Intel's."""
+    cpus = Path("/proc/cpuinfo")
+    return "GenuineIntel" in (cpus.read_text(encoding="utf-8") if cpus.exists() else platform.processor())
+
+
+ONEDNN_IS_FASTER = has_onednn() and not is_intel()
 
 
 def _count_flops(rows: torch.Size, weight: torch.Size, *rest: Any, out_shape: torch.Size, **named: Any) -> int:
     return 2 * out_shape.numel() * rows[-1]
 
 
-FLOP_FORMULAS = {torch.ops.mkldnn._linear_pointwise: _count_flops} if ONEDNN_IS_FASTER else {}
+FLOP_FORMULAS = {torch.ops.mkldnn._linear_pointwise: _count_flops} if has_onednn() else {}
 """`custom_mapping` of torch's `FlopCounterMode`, which otherwise misses these products."""
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dimvl.cpu.linear import onednn_is_faster
+from dimvl.cpu.linear import has_onednn
 
 MINIMUM_SIZE = 2**15
 """Weights with fewer elements are not packed: on few rows, calling oneDNN costs more than it saves."""
@@ -112,7 +112,7 @@ def pack_linears(module: nn.Module, half: bool = False) -> None:
     uses = Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Linear) and _is_worth_packing(child.weight) and onednn_is_faster():
+            if isinstance(child, nn.Linear) and _is_worth_packing(child.weight) and has_onednn():
                 setattr(parent, name, kind(child, tied=uses[id(child.weight)] > 1))
 
 
@@ -132,7 +132,7 @@ def pack_convolutions(module: nn.Module) -> None:
 def can_pack(convolution: nn.Conv2d) -> bool:
     """Return whether a convolution can be packed, and that is faster."""
     weight, pads = convolution.weight, isinstance(convolution.padding, tuple) and convolution.padding_mode == "zeros"
-    return pads and weight.device.type == "cpu" and weight.dtype == torch.float32 and onednn_is_faster()
+    return pads and weight.device.type == "cpu" and weight.dtype == torch.float32 and has_onednn()
 
 
 def _is_worth_packing(weight: Tensor) -> bool:

@@ -11,7 +11,14 @@ from dimvl.cpu.linear import Linear, product
 from dimvl.data.layout import Layout
 from tests.factories import make_batch, make_model
 
-ONEDNN = pytest.mark.skipif(not linear.ONEDNN_IS_FASTER, reason="needs a CPU with AVX-512 and torch with oneDNN")
+
+@pytest.fixture(params=["oneDNN", "MKL"])
+def library(request, monkeypatch):
+    """Take one of the libraries, whichever is faster here."""
+    if request.param == "oneDNN" and not linear.has_onednn():
+        pytest.skip("needs a CPU with AVX-512 and torch with oneDNN")
+    monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", request.param == "oneDNN")
+    return request.param
 
 
 def pair(dtype=torch.float32):
@@ -30,15 +37,15 @@ def outputs_and_gradients(layer, rows, weights):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [0, 1, 33])
-def test_a_linear_layer_equals_torchs_in_outputs_and_gradients(count, dtype):
+def test_a_linear_layer_equals_torchs_in_outputs_and_gradients(count, dtype, library):
     torch.manual_seed(0)
     rows, weights = torch.randn(count, 24, dtype=dtype), torch.randn(count, 40, dtype=dtype)
     for one, other in zip(*(outputs_and_gradients(layer, rows, weights) for layer in pair(dtype)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)  # fp32 sums of at most 40 in another order
 
 
-@ONEDNN
-def test_only_fp32_rows_on_a_cpu_go_to_onednn(monkeypatch):
+@pytest.mark.parametrize("library", ["oneDNN"], indirect=True)
+def test_only_fp32_rows_on_a_cpu_go_to_onednn(monkeypatch, library):
     taken, real = [], linear._onednn
     monkeypatch.setattr(linear, "_onednn", lambda *arguments: taken.append(1) or real(*arguments))
     _, layer = pair()
@@ -55,7 +62,7 @@ def test_only_fp32_rows_on_a_cpu_go_to_onednn(monkeypatch):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch itself reads it
-def test_gradients_arrive_in_the_same_order_for_any_number_of_rows(compiled):
+def test_gradients_arrive_in_the_same_order_for_any_number_of_rows(compiled, library):
     """ZeRO 2 sums gradients over ranks in the order of their arrival, and some ranks lack rows of a kind."""
     torch._dynamo.reset()
     model = make_model(split=["qkv", "out", "norm", "ffn"], classes=3, word_head=True, match_head=True, answers=3)
@@ -84,7 +91,7 @@ def test_gradients_arrive_in_the_same_order_for_any_number_of_rows(compiled):
     assert len(found[0]) > 50 and all(one == found[0] for one in found)
 
 
-def test_frozen_weights_get_no_gradient_and_the_others_get_theirs():
+def test_frozen_weights_get_no_gradient_and_the_others_get_theirs(library):
     torch.manual_seed(0)
     plain, fast = pair()
     rows = [torch.randn(5, 24).requires_grad_()]
@@ -98,7 +105,7 @@ def test_frozen_weights_get_no_gradient_and_the_others_get_theirs():
 
 
 @pytest.mark.parametrize("shapes", [((5, 7), (7, 3)), ((1, 7), (7, 1)), ((0, 7), (7, 3))])
-def test_products_accept_matrices_that_are_not_contiguous(shapes):
+def test_products_accept_matrices_that_are_not_contiguous(shapes, library):
     torch.manual_seed(0)
     left, right = (torch.randn(*shape[::-1]).t() for shape in shapes)
     torch.testing.assert_close(product(left, right), left @ right, atol=1e-5, rtol=1e-5)
@@ -125,3 +132,13 @@ print((peaks[1] - peaks[0]) / 1000)
 def test_memory_does_not_grow_with_the_number_of_shapes_seen():
     grown = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
     assert float(grown) < 150, "megabytes over 800 more row counts; 710 with the libraries' own limits"
+
+
+def test_intels_cpus_keep_mkl(monkeypatch, tmp_path):
+    for vendor, expected in (("GenuineIntel", True), ("AuthenticAMD", False)):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        monkeypatch.setattr(linear, "Path", lambda _: tmp_path / "cpuinfo")
+        assert linear.is_intel() == expected
+    monkeypatch.setattr(linear, "Path", lambda _: tmp_path / "none")  # not Linux
+    monkeypatch.setattr(linear.platform, "processor", lambda: "Intel64 Family 6 Model 85, GenuineIntel")
+    assert linear.is_intel()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dimvl.cpu.linear import onednn_is_faster
+from dimvl.cpu.linear import has_onednn
 from dimvl.cpu.packed import HalfLinear, PackedConvolution, PackedLinear, has_half_linears, pack_linears
 from dimvl.data.examples import BatchShape, Example, collate
 from dimvl.data.prefixes import join_images, make_prefix
@@ -13,7 +13,7 @@ from tests.factories import FEATURE_WIDTH, make_batch, make_layout, make_model, 
 
 WORDS = make_processor(concepts="region")
 HALF = pytest.mark.skipif(not has_half_linears(), reason="torch has no linear layers of float16 weights here")
-pytestmark = pytest.mark.skipif(not onednn_is_faster(), reason="needs a CPU with AVX-512 and torch with oneDNN")
+pytestmark = pytest.mark.skipif(not has_onednn(), reason="needs a CPU with AVX-512 and torch with oneDNN")
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (33, 7), (0, 7), (2, 5, 7)])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dimvl.cpu.linear import onednn_is_faster
+from dimvl.cpu.linear import has_onednn
 from dimvl.cpu.packed import PackedConvolution
 from dimvl.errors import UserError
 from dimvl.regions.backbones.base import SETTINGS, WEIGHTS
@@ -164,7 +164,7 @@ def test_a_map_does_not_depend_on_the_images_beside_it(opened, name):
     torch.testing.assert_close(backbone.feature_map(pixels), alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(not onednn_is_faster(), reason="needs a CPU with AVX-512 and torch with oneDNN")
+@pytest.mark.skipif(not has_onednn(), reason="needs a CPU with AVX-512 and torch with oneDNN")
 @pytest.mark.parametrize(
     ("name", "side"), [("efficientnet_lite0", 64), ("efficientnet_lite0", 90), ("vit", 32), ("resnet", 32)]
 )
