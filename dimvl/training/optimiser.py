@@ -91,13 +91,17 @@ class Muon(AdamW):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Bring all singular values between about .7 and 1.2: (R, C) -> (R, C).
 
-    Five quintic Newton-Schulz steps with the coefficients of Jordan et al.
+    Five quintic Newton-Schulz steps X <- (a I + b S + c S S) X, S = X X^T, with the coefficients of Jordan et al.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     result = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
     for _ in range(5):
         square = product(result, result.T)
-        result = 3.4445 * result + product(-4.7750 * square + 2.0315 * product(square, square), result)
+        factor = 2.0315 * square
+        factor.diagonal().sub_(4.7750)
+        factor = product(square, factor)
+        factor.diagonal().add_(3.4445)
+        result = product(factor, result)
     return result if wide else result.T
 
 
