@@ -36,6 +36,8 @@ def test_a_fifth_of_the_questions_is_held_out_and_one_that_was_asked_twice_is_on
         )
         assert (train, held_out) == run_vqa_rad.split(asked), "a second start changes nothing"
     assert run_vqa_rad.by_id([*train, *held_out]) == asked
+    captions = run_vqa_rad.read_lines(tmp_path / "out" / "captions" / "train.jsonl")
+    assert captions == [{"image": record["image"], "caption": record["question"]} for record in train], "no answers"
     keys = [{run_vqa_rad.question_key(record) for record in part} for part in (train, held_out)]
     assert len(keys[1]) == 48 and not keys[0] & keys[1]
     assert {record["image"] for record in held_out} & {record["image"] for record in train}, "by question, not by image"

@@ -66,13 +66,19 @@ def main() -> None:
 
 
 def lay_out(data: Path, out: Path) -> None:
-    """Link images and configurations into OUT, where commands run, and write both parts of the questions."""
+    """Link images and configurations into OUT, where commands run, and write both parts of the questions.
+
+    The training questions are also written as captions, without their answers, for pretraining.
+    """
     train, held_out = split(read_lines(data / QUESTIONS))
-    (out / "questions").mkdir(parents=True, exist_ok=True)
+    for folder in ("questions", "captions"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     link(out / "configs", ROOT / "configs")
     link(out / "images", data / "images")
     for name, records in (("train", train), ("held_out", held_out)):
         write_lines(out / "questions" / f"{name}.jsonl", records)
+    captions = [{"image": record["image"], "caption": record["question"]} for record in train]
+    write_lines(out / "captions" / "train.jsonl", captions)
 
 
 def split(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
