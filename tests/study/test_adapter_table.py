@@ -9,13 +9,13 @@ OPEN = CLAIMED | {"value": 0.02, "over_images": [-0.01, 0.05], "verdict": "no di
 def test_a_table_shows_costs_beside_those_of_the_baseline_and_claims_in_bold():
     scores = [
         {"setting": "full", "x": 300, "mean": 0.5},
-        {"setting": "lora", "x": 300, "mean": 0.52, "minus_baseline": OPEN},
+        {"setting": "few", "x": 300, "mean": 0.52, "minus_baseline": OPEN},
         {"setting": "full", "x": 900, "mean": 0.7},
-        {"setting": "lora", "x": 900, "mean": 0.65, "minus_baseline": CLAIMED},
+        {"setting": "few", "x": 900, "mean": 0.65, "minus_baseline": CLAIMED},
     ]
-    lines = table(scores, {"full": Cost(1000, 1000, 8000.0), "lora": Cost(20, 1020, 2000.0)}, "full")
+    lines = table(scores, {"full": Cost(1000, 1000, 8000.0), "few": Cost(20, 1020, 2000.0)}, "full")
     assert lines[0] == "| setting | trained weights | share | memory beyond weights | with 300 | with 900 |"
     assert lines[2:] == [
         "| full | 1,000 | 100.00% | 1.00 of full | 0.500 | 0.700 |",
-        "| lora | 20 | 1.96% | 0.25 of full | 0.520, +0.020 (-0.010 to +0.050) | 0.650, **-0.050** (-0.080 to -0.020) |",
+        "| few | 20 | 1.96% | 0.25 of full | 0.520, +0.020 (-0.010 to +0.050) | 0.650, **-0.050** (-0.080 to -0.020) |",
     ]
