@@ -240,13 +240,13 @@ def _hint(model: type[BaseModel], place: Sequence[str], others: Mapping[str, typ
     return f"valid keys: {', '.join(known)}"
 
 
-def all_keys(model: type[BaseModel], place: str = "") -> Iterator[str]:
-    """Yield the names of all keys of a section, such as `training.steps`."""
+def all_keys(model: type[BaseModel], place: str = "", around: tuple[type[BaseModel], ...] = ()) -> Iterator[str]:
+    """Yield the names of all keys of a section, such as `training.steps`; a section within itself is left out."""
     for name, field in model.model_fields.items():
         yield f"{place}{name}"
         for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from all_keys(kind, f"{place}{name}.")
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in around:
+                yield from all_keys(kind, f"{place}{name}.", (*around, kind))
 
 
 def _known_keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -140,6 +140,7 @@ def test_masked_words_decide_only_between_words_in_a_statement(tmp_path: Path) -
         ({"questions": ["what {a} {b} {c} {d} {thing}?"]}, {}, "more than 4 blanks for any words"),
         ({"questions": ["what is {thing}?", "What is  {thing}"]}, {}, "two rules have the question 'what is {thing}'"),
         ({"question": ["what?"]}, {}, "unknown key 'statements.0.question'"),
+        ({"score": "match"}, {}, "unknown key 'statements.0.score'; did you mean 'score'"),
         ({}, {"words": {"size": ["big"]}}, "nothing uses 'size' of words; remove it"),
         ({}, {"changes": {"one": {"stars": "star"}}}, "nothing uses 'one' of changes; remove it"),
         ({}, {"words": {"thing": [""]}}, "words of 'thing' are missing or empty"),
