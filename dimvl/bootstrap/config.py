@@ -9,14 +9,14 @@ from dimvl.config import Files, Match, Missing, Names, Section, check_exist
 
 
 class SamplingConfig(Section):
-    """How synthetic captions are written: nucleus sampling, with numbers drawn by seed and image."""
+    """How synthetic captions are written: by nucleus sampling, with random numbers set by seed and image."""
 
     captions: int = Field(1, ge=1, le=100, description="captions written for each image; equal ones count once")
     nucleus: float = Field(
         0.9,
         gt=0,
         le=1,
-        description="each word is drawn from the fewest most probable ones with at least this probability in all",
+        description="each word is drawn from the fewest most probable words that have this probability together",
     )
     max_tokens: int | None = Field(
         None, ge=1, description="longest caption with its final [SEP]; null: as long as the captioner was trained for"
@@ -24,12 +24,12 @@ class SamplingConfig(Section):
 
 
 class KeepConfig(Section):
-    """Keep fewer or more texts than the filter calls a match: choose the probability from which a text is kept."""
+    """Keep fewer or more texts than the filter calls a match, by another threshold on its probability."""
 
-    precision: float = Field(gt=0, le=1, description="share of the kept texts of the sample that match at least")
+    precision: float = Field(gt=0, le=1, description="minimum share of matches among the kept texts of the sample")
     sample: Path = Field(
-        description="JSON lines of `image`, `caption` and `label`: true if the caption fits the image; web texts that "
-        "people judged"
+        description="JSON lines of `image`, `caption` and `label`: true if the caption fits the image; web texts "
+        "judged by people"
     )
 
 

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 @app.command()
 def align(
     model: Model,
-    image: Annotated[Path, typer.Argument(parser=image_file, help="Image, or its address (http, https).")],
+    image: Annotated[Path, typer.Argument(parser=image_file, help="Image, or its URL (http, https).")],
     text: Annotated[str, typer.Argument(help="Text.")],
     draw: Annotated[
         Path | None,
-        typer.Option(parser=any_path, metavar="FILE", help="Write the image with these regions drawn on it, as PNG."),
+        typer.Option(
+            parser=any_path, metavar="FILE", help="PNG file to write: the image with these regions drawn on it."
+        ),
     ] = None,
     as_json: AsJson = False,
     adapter: Adapter = None,
@@ -30,7 +32,7 @@ def align(
 ) -> None:
     """Print which region of an image is most similar to each word of a text.
 
-    The model was trained with contrastive alignment. --json prints all similarities.
+    Needs a model trained with contrastive alignment. --json prints all similarities.
 
     Example: dimvl align photo.png "a dog beside a red ball" --model exports/retrieve --draw aligned.png
     """

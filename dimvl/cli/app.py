@@ -36,14 +36,20 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Before a command: no progress; warnings and errors stay.")
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Show no progress, only results, warnings and errors; goes before the command."
+        ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Before a command: say more, and where in the code an error is.")
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Show more messages, and where in the code an error is; goes before the command."
+        ),
     ] = False,
 ) -> None:
     if quiet and verbose:
-        raise UserError("--quiet and --verbose ask for opposites; omit one of them")
+        raise UserError("--quiet and --verbose contradict each other; omit one of them")
     show_progress(not quiet)
     logging.disable(logging.INFO if quiet else logging.NOTSET)
     if verbose:
@@ -124,7 +130,7 @@ Adapter = Annotated[
     typer.Option(
         parser=model_name,
         metavar="ADAPTER",
-        help="Folder of an adapter of MODEL, or its name on the hub; the result is that of the adapter's task.",
+        help="Folder of an adapter of MODEL, or its name on the hub; the model then does the adapter's task.",
     ),
 ]
 Where = Annotated[
@@ -140,12 +146,14 @@ Weights = Annotated[
     typer.Option(
         parser=file_or_name,
         metavar="NAME",
-        help="For a detector of torchvision: a name of its weights, or a .pth or .safetensors file; default DEFAULT.",
+        help="For a detector of torchvision: the name of its weights, or a .pth or .safetensors file; default DEFAULT.",
     ),
 ]
 Classes = Annotated[
     Path | None,
-    typer.Option(parser=input_file, help="File of class names, one per line; needed for other than COCO classes."),
+    typer.Option(
+        parser=input_file, help="File of class names, one per line; needed unless the classes are those of COCO."
+    ),
 ]
 Features = Annotated[
     str | None,
@@ -161,7 +169,7 @@ FeaturesWeights = Annotated[
     typer.Option(
         parser=file_or_name,
         metavar="NAME",
-        help="For a backbone: a file of weights, or for one of torchvision also a name of its weights.",
+        help="For a backbone: a file of weights, or, for one of torchvision, the name of its weights.",
     ),
 ]
 VocabularyFile = Annotated[
@@ -169,7 +177,7 @@ VocabularyFile = Annotated[
     typer.Option(
         "--vocabulary",
         parser=input_file,
-        help="File of names, one per line: an open-vocabulary detector looks for them, or --names-by chooses.",
+        help="File of names, one per line: an open-vocabulary detector looks for these, or --names-by chooses one.",
     ),
 ]
 NamesBy = Annotated[
@@ -177,16 +185,16 @@ NamesBy = Annotated[
     typer.Option(
         parser=file_or_name,
         metavar="MODEL",
-        help="What regions are called: the nearest names of --vocabulary by the text tower of a CLIP or SigLIP, which "
-        "must be the model of --features.",
+        help="What regions are called: the nearest names of --vocabulary by the text tower of a CLIP or SigLIP model, "
+        "which must also be the model of --features.",
     ),
 ]
 Concepts = Annotated[
     Path | None,
     typer.Option(
         parser=input_folder,
-        help="What regions are called: a folder that `dimvl concepts` wrote. Its words are the classes "
-        "of regions that have none, else attributes.",
+        help="What regions are called: a folder that `dimvl concepts` wrote. Its words become the "
+        "classes of regions, or their attributes if they have classes.",
     ),
 ]
 PARTS = ("weights", "classes", "features", "features_weights", "vocabulary", "names_by", "concepts")
@@ -208,7 +216,8 @@ Config = Annotated[Path, typer.Argument(parser=config_file, help="Configuration 
 
 Beams = Annotated[int | None, typer.Option(min=1, max=100, help="Beam width for captions; 1 is greedy. Default 3.")]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="Maximum tokens of a caption, its end included. Default: as in training.")
+    int | None,
+    typer.Option(min=1, help="Maximum tokens of a caption, including its end. Default: as in training."),
 ]
 LengthPenalty = Annotated[
     float | None,
@@ -220,7 +229,7 @@ LengthPenalty = Annotated[
 ]
 BlockNgrams = Annotated[
     int | None,
-    typer.Option(min=0, max=100, help="No sequence of this many tokens occurs twice in a caption. Default 0: allowed."),
+    typer.Option(min=0, max=100, help="No sequence of this many tokens may repeat in a caption. Default 0: no limit."),
 ]
 
 

@@ -50,7 +50,7 @@ def bootstrap(config: Config, overrides: Overrides = None, threads: Threads = 0)
     if not kept:
         print_text(
             "no caption is kept: train the filter longer or on more captions, or choose a lower threshold by "
-            "keep.precision and keep.sample; the same command then judges the scores anew",
+            "keep.precision and keep.sample; the same command then filters the scored captions again",
             error=True,
         )
         raise typer.Exit(1)

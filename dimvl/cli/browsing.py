@@ -33,7 +33,7 @@ def open_page(
         Path | None,
         typer.Option(
             parser=input_folder,
-            help="Region store whose images open without running the detector again; default that of the index.",
+            help="Region store whose images open without running the detector again; by default that of the index.",
         ),
     ] = None,
     images: Annotated[
@@ -45,12 +45,14 @@ def open_page(
             parser=input_file, help="COCO file that lists the images and their ids; by default file names are ids."
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback is open to others.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback admits other machines.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 7860,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Serve a page to try exports in a browser: captions, answers, matches, phrases, search, and what they rest on.
+    """Serve a page to try exports in a browser: captions, answers, matches, phrases and search, with their regions.
 
     Drop an image on the page. Only this machine can reach it, unless --host says otherwise. Ctrl-C stops the server.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @app.command()
 def choose(
     model: Model,
-    candidate: Annotated[list[str], typer.Option(help="Text to choose; give it twice or more.")],
+    candidate: Annotated[list[str], typer.Option(help="Text to choose from; give it two or more times.")],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -39,9 +39,9 @@ def choose(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Say which of some texts is right for an image, such as the answer to a question.
+    """Choose the right one of several texts about an image, such as answers to a question.
 
-    The model was trained for multiple choice, or to match. Its probabilities are those among the candidates. Several
+    Needs a model trained for multiple choice or matching. The probabilities of the candidates add up to 1. Several
     images print one JSON object per line as they are ready. An image that cannot be read is reported and skipped; the
     exit code is then 1, or 2 if that image was named on the command line.
 

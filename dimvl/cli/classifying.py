@@ -43,12 +43,12 @@ def classify(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Say which label images have, or a text about them: those of the model, or of a file.
+    """Print the labels of images, or of a text about them: the model's own labels, or those of a file.
 
     A model that was trained to classify has its own labels. A model that aligns images and texts takes any as --labels;
-    probabilities are then those among these, so one is always the most probable. Labels of several images are printed
-    as they are ready. An image that cannot be read is reported and skipped; the exit code is then 1, or 2 if that image
-    was named on the command line.
+    their probabilities add up to 1, so one is always the most probable, even if none fits. Labels of several images are
+    printed as they are ready. An image that cannot be read is reported and skipped; the exit code is then 1, or 2 if
+    that image was named on the command line.
 
     Example: dimvl classify left.png right.png --together --text "both show a dog" --model exports/nlvr2
 

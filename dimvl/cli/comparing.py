@@ -34,8 +34,8 @@ def compare(
 ) -> None:
     """Compare evaluations of the same annotations: differences from the first, with 95% intervals.
 
-    Over images by the paired bootstrap, after averaging the seeds of a setting; over seeds by Welch's t, where both
-    settings have three or more. A difference is claimed if each of these intervals excludes zero.
+    Intervals over images are by the paired bootstrap, after averaging the seeds of a setting; those over seeds by
+    Welch's t, if both settings have three or more. A difference is claimed if each of these intervals excludes zero.
 
     Example: dimvl compare none=runs/a0/evaluation,runs/a1/evaluation pretrained=runs/b0/evaluation,runs/b1/evaluation
     """
@@ -51,7 +51,7 @@ def compare(
     if not as_json:
         items = [*groups[0].seeds[0].items.values()]
         images = counted(len(set(units_of(items))), "image")
-        print_text(f"{counted(len(items), 'item')} of {images}; intervals of 95%")
+        print_text(f"{counted(len(items), 'item')} of {images}; 95% intervals")
         print_text(f"baseline: {_title(baseline, named)}")
     for name in others:
         found = differences(estimates[baseline], estimates[name])
@@ -72,7 +72,7 @@ def compare(
 def _groups(words: Sequence[str]) -> Groups:
     """Read the arguments: name -> folders. A folder whose name has `=` or `,` is that folder."""
     if len(words) < 2:
-        raise UserError(f"{words[0]} is compared with nothing; give the evaluations to compare with after it")
+        raise UserError(f"{words[0]} is the only evaluation; give those to compare it with after it")
     found: Groups = {}
     for word in words:
         name, equals, folders = word.partition("=")

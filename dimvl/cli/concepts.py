@@ -15,7 +15,7 @@ from dimvl.showing import counted
 def concepts(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
     """Learn words for regions from captions, without boxes.
 
-    Needs the regions and the captions of some images. Takes minutes, and starts again if interrupted. `dimvl name`
+    Needs the regions and the captions of some images. Takes minutes, and starts over if interrupted. `dimvl name`
     and `dimvl extract --concepts` use the result.
 
     Example: dimvl concepts concepts.yaml words=500
@@ -66,12 +66,13 @@ def name(
     folds: Annotated[
         bool,
         typer.Option(
-            "--folds", help="Name images that the concepts were trained on by the models that were not: training.folds."
+            "--folds",
+            help="Name images that the concepts were trained on by the models of training.folds that were not.",
         ),
     ] = False,
     threads: Threads = 0,
 ) -> None:
-    """Name the regions of a store by learned concepts.
+    """Name the regions of a store with learned concepts.
 
     Writes a new store with the same regions. The words become their classes if they have none, else their attributes.
     Resumes if interrupted.

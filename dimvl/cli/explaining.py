@@ -24,7 +24,7 @@ Draw = Annotated[
         "--draw",
         parser=any_path,
         metavar="FILE",
-        help="With --explain: write the image as PNG, in which these regions are the clearer the larger the drop.",
+        help="With --explain: PNG file to write; the larger the drop, the clearer the region.",
     ),
 ]
 
@@ -82,7 +82,7 @@ def print_explanation(explanation: "Explanation", shown: str) -> None:
     for region in explanation.regions:
         print_text(f"{region.probability_drop:+.3f}  {_described(region)}")
     if explanation.words and explanation.regions:
-        print_text("region whose removal costs each word most:")
+        print_text("region that each word depends on most:")
     for place, word in enumerate(explanation.words if explanation.regions else ()):
         region = max(explanation.regions, key=lambda one: one.word_drops[place])
         print_text(f"{region.word_drops[place]:+.3f}  {word}: {_described(region)}")

@@ -41,7 +41,9 @@ def export(
     scores: Annotated[
         Path | None, typer.Option(parser=input_file, help="JSON file of scores for the model card.")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base; write the whole.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge an adapter into its base, and write the whole model.")
+    ] = False,
     base: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of an adapter's base, such as its name on the hub.")
     ] = None,
@@ -57,7 +59,7 @@ def export(
 
     It holds the weights of the run's best checkpoint (the newest if there was no validation), the tokenizer, a model
     card, and what made the regions, as recorded in the region store: detector, backbone, names. If those files have
-    moved, give them with the options of `dimvl extract`. Use --where none to omit them.
+    moved, give them with the options of `dimvl extract`. Use --where none to leave them out.
 
     For a run with the section `adapter`, the folder has only the adapter, to be used with its base.
 
@@ -84,7 +86,7 @@ def export(
 def _write_programs(source: Path, out: Path, program: bool, onnx: bool, others: Sequence[str]) -> None:
     """Write programs; `others` are options of an export that were also given."""
     if others:
-        raise UserError(f"--{others[0].replace('_', '-')} is for an export, and programs need one or a run; omit it")
+        raise UserError(f"--{others[0].replace('_', '-')} is for writing an export, not programs; omit it")
     from dimvl.program import write_programs
 
     with progress("programs") as show:

@@ -21,7 +21,7 @@ def frames(
         typer.Argument(
             parser=file_or_folder,
             metavar="VIDEO...",
-            help="Video files; folders of them; or folders of the frames of one video each.",
+            help="Video files, folders of them, or folders that each have the frames of one video.",
         ),
     ],
     out: Annotated[Path, typer.Argument(parser=any_path, help="Folder of images to create or continue.")],
@@ -30,16 +30,16 @@ def frames(
         typer.Option(min=1, max=10_000, help="Frames of each video, evenly spaced. Default 12, without --fps."),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(min=0.001, max=1000, help="Frames per second, in place of a number.")
+        float | None, typer.Option(min=0.001, max=1000, help="Frames per second, instead of a number of frames.")
     ] = None,
     frame_rate: Annotated[
         float | None,
-        typer.Option(min=0.001, max=1000, help="Frames per second of a folder of numbered frames, such as 1/0001.jpg."),
+        typer.Option(min=0.001, max=1000, help="Frame rate of a folder of numbered frames, such as 1/0001.jpg."),
     ] = None,
 ) -> None:
     """Cut videos into frames: images for `dimvl extract`.
 
-    Writes VIDEO@SECONDS.jpg, by which annotations of videos find their frames and times. Resumes if interrupted. Videos
+    Writes VIDEO@SECONDS.jpg; annotations of videos find frames and times by these names. Resumes if interrupted. Videos
     that cannot be decoded are named and skipped; then the exit code is 1. See docs/stories-and-video.md.
 
     Example: dimvl frames videos frames --count 12

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 @app.command()
 def ground(
     model: Model,
-    image: Annotated[Path, typer.Argument(parser=image_file, help="Image, or its address (http, https).")],
+    image: Annotated[Path, typer.Argument(parser=image_file, help="Image, or its URL (http, https).")],
     phrases: Annotated[list[str], typer.Argument(metavar="PHRASE", help="What to find; one phrase or several.")],
     top: Annotated[int, typer.Option(min=1, help="Number of regions to print for each phrase.")] = 1,
     draw: Annotated[
         Path | None,
-        typer.Option(parser=any_path, metavar="FILE", help="Write the image with the regions drawn on it, as PNG."),
+        typer.Option(
+            parser=any_path, metavar="FILE", help="PNG file to write: the image with the regions drawn on it."
+        ),
     ] = None,
     as_json: AsJson = False,
     adapter: Adapter = None,
@@ -32,7 +34,7 @@ def ground(
 ) -> None:
     """Print the region of an image that a phrase refers to, as x1, y1, x2, y2 in pixels.
 
-    Several phrases print one JSON object per line. A model that was trained with phrases that fit no region may find
+    Several phrases print one JSON object per line. A model that was trained with phrases that fit no region may answer
     none.
 
     Example: dimvl ground photo.png "the man with the ball" --model exports/ground --draw found.png

@@ -53,9 +53,7 @@ if TYPE_CHECKING:
 
 ImagePaths = Annotated[
     list[Path] | None,
-    typer.Argument(
-        parser=image_path, help="Images, folders of images, or addresses of the web (http, https).", metavar="IMAGE"
-    ),
+    typer.Argument(parser=image_path, help="Images, folders of images, or URLs (http, https).", metavar="IMAGE"),
 ]
 
 
@@ -168,9 +166,9 @@ def answer(
     """Answer questions about images, or about the regions of a store.
 
     One question about one image prints the answer. Several questions, a folder, a .jsonl file or several images of a
-    store print one JSON object per line as they are ready. The file names images by paths relative to its folder, or
-    to --folder, which must not leave it, or, with --regions, by their ids in the store. An image that cannot be read is
-    reported and skipped; the exit code is then 1, or 2 if that image was named on the command line.
+    store print one JSON object per line as they are ready. The file names images by paths inside its folder, or inside
+    --folder; with --regions, by their ids in the store. An image that cannot be read is reported and skipped; the exit
+    code is then 1, or 2 if that image was named on the command line.
 
     With --statements, the model needs no training on questions. Questions that no rule of the file covers get an empty
     answer and are counted; the exit code is then 1.

@@ -17,7 +17,7 @@ def report(
 ) -> None:
     """Write a page about a run: learning curves, validation scores, sample predictions.
 
-    One HTML file that needs no other. Works while the run trains; run it again for newer numbers.
+    The page is one self-contained HTML file. Works while the run trains; run it again for newer numbers.
 
     Example: dimvl report runs/vqa
     """

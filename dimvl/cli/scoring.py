@@ -39,7 +39,8 @@ RegionStores = Annotated[
 Worlds = Annotated[
     Path | None,
     typer.Option(
-        parser=input_file, help="worlds.jsonl of scenes, to score facts in captions; default: beside the captions."
+        parser=input_file,
+        help="worlds.jsonl of scenes, to score facts in captions; default: the one beside the captions.",
     ),
 ]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Skip images that the store lacks, with a warning.")]
@@ -49,7 +50,9 @@ MatchRule = Annotated[
 ]
 OnBase = Annotated[
     Path | None,
-    typer.Option("--adapter", parser=input_folder, help="Adapter of MODEL to put onto it; results go into its folder."),
+    typer.Option(
+        "--adapter", parser=input_folder, help="Adapter of MODEL to use; results go into the adapter's folder."
+    ),
 ]
 AllowTrained = Annotated[
     bool, typer.Option("--allow-trained-images", help="Allow images that the model was trained on.")
@@ -64,7 +67,7 @@ def evaluate(
     model: RunOrExport,
     regions: RegionStores,
     values: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Files and settings of other tasks.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Files and options of other tasks.")
     ] = None,
     questions: Annotated[
         Path | None, typer.Option(parser=input_file, help="Questions in any format of docs/annotations.md.")
@@ -136,8 +139,8 @@ def probe(
 ) -> None:
     """Test whether a model prefers a true caption to a false one: VALSE, SugarCrepe, FOIL, Winoground, or your own.
 
-    Prints and writes the accuracy by each score that the model has, and beside it that of the same score without the
-    image: what the texts alone give away. Writes the same files as `dimvl evaluate`.
+    Prints and writes the accuracy by each score that the model has, and, for comparison, by the same score without the
+    image, which shows what the texts alone give away. Writes the same files as `dimvl evaluate`.
 
     Example: dimvl probe runs/pretrain valse/existence.json valse/plurals.json --regions stores/visual7w --regions
     stores/coco
@@ -241,14 +244,17 @@ def score_caption(
     predictions: Predictions,
     split: Annotated[list[str] | None, typer.Option(help="Split of a file in Karpathy's format; repeatable.")] = None,
     tokenised: Annotated[
-        bool, typer.Option("--tokenised", help="Texts are tokens separated by blanks; needs no Java, omits METEOR.")
+        bool,
+        typer.Option(
+            "--tokenised", help="Texts are already tokenised, with spaces between tokens; needs no Java, omits METEOR."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score captions as the COCO evaluation does.
 
-    Prints BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens, and SPICE where its files are installed. Reports scores that
-    cannot be computed; if the program of one failed, the exit code is 1.
+    Prints BLEU, METEOR, ROUGE-L and CIDEr on PTB tokens, and SPICE if its files are installed. Names scores that
+    cannot be computed; if the program that computes one fails, the exit code is 1.
 
     Example: dimvl score caption --annotations captions.json --predictions predictions.json
     """

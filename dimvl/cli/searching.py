@@ -34,8 +34,8 @@ def index(
 ) -> None:
     """Embed the images of a region store for `dimvl search`.
 
-    The model must have been trained to align images and texts. Resumes if interrupted; images that the index has
-    already are kept, so that run again with a store of more images it adds these.
+    Needs a model trained to align images and texts. Resumes if interrupted. Run it again with a store that has more
+    images to add these; images that the index already has are kept.
 
     Example: dimvl index stores/photos indexes/photos --model exports/retrieve
     """
@@ -58,7 +58,7 @@ def search(
         typer.Argument(metavar="TEXT", help="What the images show; several texts are several queries."),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Image file, or id of an image of the index, to search by.")
+        str | None, typer.Option(metavar="FILE", help="Image to search by: a file, or the id of an image in the index.")
     ] = None,
     texts_file: Annotated[
         Path | None,
@@ -69,11 +69,11 @@ def search(
         ),
     ] = None,
     together: Annotated[
-        bool, typer.Option("--together", help="The texts are one query, as the sentences of a description.")
+        bool, typer.Option("--together", help="Treat the texts as one query, like the sentences of a description.")
     ] = False,
     top: Annotated[int | None, typer.Option(min=1, help="Number of results; default 10.")] = None,
     rerank: Annotated[
-        int | None, typer.Option(min=1, help="Judge this many, the best by embedding, by the matching head too.")
+        int | None, typer.Option(min=1, help="Rerank this many results, the best by embedding, with the matching head.")
     ] = None,
     as_json: AsJson = False,
     html: Annotated[
@@ -90,10 +90,10 @@ def search(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Find the images of an index that fit a text or are like an image, or the texts that fit an image.
+    """Find the images in an index that fit a text or resemble an image, or the texts that fit an image.
 
-    All images are compared. The score is the cosine of the embeddings; with --rerank, the best are judged by the
-    matching head and sorted by both, and its probability is printed after the score.
+    All images are compared. The score is the cosine of the embeddings. With --rerank, the best are also scored by the
+    matching head and sorted by both scores; its probability is printed after the cosine.
 
     Example: dimvl search indexes/photos "a dog on a beach" "two children" --model exports/retrieve --rerank 128
 
@@ -105,9 +105,9 @@ def search(
     """
     _check_query(texts, image, texts_file, rerank)
     if together and not texts:
-        raise UserError("--together joins several texts to one query; give texts, or omit it")
+        raise UserError("--together joins several texts into one query; give texts, or omit it")
     if top and rerank and top > rerank:
-        raise UserError(f"--top {top} is more than --rerank {rerank}; sort at least as many as you want")
+        raise UserError(f"--top {top} is more than --rerank {rerank}; rerank at least as many as you want")
     if html and (images is None or texts_file):
         raise UserError("--html shows images and takes them from a folder; give --images, and omit --texts")
     if not html and (images or coco):
@@ -141,7 +141,7 @@ def _check_query(texts: Sequence[str] | None, image: str | None, texts_file: Pat
     if texts and image:
         raise UserError(f"{short(texts[0])} and --image are both given to search by; omit one")
     if texts_file and not image:
-        raise UserError("--texts are searched by an image; give --image, or texts as arguments to find images")
+        raise UserError("--texts needs an image to search by; give --image, or texts as arguments to find images")
     if not texts and not image:
         raise UserError("there is nothing to search by; give texts, or --image")
     if rerank and image and not texts_file:

@@ -24,11 +24,15 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all interfaces.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Most images or texts in a batch.")] = 32,
-    delay: Annotated[float, typer.Option(min=0, max=1000, help="Most milliseconds that a batch waits for more.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Maximum number of images or texts in a batch.")] = 32,
+    delay: Annotated[
+        float, typer.Option(min=0, max=1000, help="Milliseconds that a batch waits for more requests, at most.")
+    ] = 5,
     requests: Annotated[int, typer.Option(min=1, help="Requests accepted at once; more are refused with 429.")] = 128,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is abandoned with 504.")] = 30,
-    megabytes: Annotated[float, typer.Option(min=0.001, help="Largest request; more is refused with 413.")] = 16,
+    megabytes: Annotated[
+        float, typer.Option(min=0.001, help="Maximum size of a request; larger ones are refused with 413.")
+    ] = 16,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -57,7 +61,8 @@ def serve(
         )
         if synthetic := [name for name, one in models.items() if one.predictor.trained.synthetic]:
             print_text(
-                f"{', '.join(synthetic)}: trained on synthetic scenes only; other images mean nothing", error=True
+                f"{', '.join(synthetic)}: trained on synthetic scenes only; its results on other images mean nothing",
+                error=True,
             )
         served = application(Server(models, limits))
         shown = f"[{host}]" if ":" in host else host

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 PartOption = Annotated[
     str | None,
     typer.Option(
-        "--part", metavar="K/N", help="Process only every N-th image, starting with the K-th: one OUT per process."
+        "--part",
+        metavar="K/N",
+        help="Process only every N-th image, starting with the K-th; each process needs its own OUT.",
     ),
 ]
 IdColumn = Annotated[
@@ -36,7 +38,10 @@ ImageColumn = Annotated[
 CaptionsOut = Annotated[
     Path | None,
     typer.Option(
-        "--captions-out", parser=any_path, metavar="FILE", help="Write the captions in shards as JSON lines (.jsonl)."
+        "--captions-out",
+        parser=any_path,
+        metavar="FILE",
+        help="File of JSON lines (.jsonl) to write: the captions in the shards.",
     ),
 ]
 CaptionField = Annotated[

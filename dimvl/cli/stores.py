@@ -77,17 +77,17 @@ def scenes(
     ] = 0,
     phrases_per_image: Annotated[int, typer.Option(help="Phrases that describe one object, with its box.")] = 0,
     images_per_story: Annotated[
-        int, typer.Option(help="Write a story, a sequence of images of its own, for so many images; 0 writes none.")
+        int, typer.Option(help="Write one story, with images of its own, for every so many images; 0 writes none.")
     ] = 0,
     noisy_captions: Annotated[
-        float, typer.Option(help="Also write the captions with this share of them made noisy, of four kinds.")
+        float, typer.Option(help="Also write a copy of the captions in which this share is noisy, in one of four ways.")
     ] = 0.0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
 ) -> None:
     """Write synthetic scenes.
 
-    Writes images with COCO boxes, COCO captions and VQA v2 questions, and if asked for, statements, phrases, stories
-    and noisy captions as JSON lines. Resumes if interrupted.
+    Writes images with COCO boxes, COCO captions and VQA v2 questions, and on request statements, phrases, stories and
+    noisy captions as JSON lines. Resumes if interrupted.
 
     Example: dimvl scenes data/scenes --train 3000 --seed 1
     """
@@ -123,14 +123,17 @@ def extract(
     boxes: Annotated[
         Path | None,
         typer.Option(
-            parser=input_file, help="COCO file of boxes to describe in place of the detector's own, or beside a grid."
+            parser=input_file,
+            help="COCO file of boxes to describe instead of the detector's own, or in addition to a grid.",
         ),
     ] = None,
-    grid: Annotated[int | None, typer.Option(min=1, max=64, help="G, for G x G cells. Default 7.")] = None,
+    grid: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Number of cells per side: G gives G x G cells. Default 7.")
+    ] = None,
     features: Features = None,
     features_weights: FeaturesWeights = None,
     features_side: Annotated[
-        int | None, typer.Option(help="Pixels that both sides of images are scaled to for --features.")
+        int | None, typer.Option(help="Scale both sides of images to this many pixels for --features.")
     ] = None,
     vocabulary: VocabularyFile = None,
     names_by: NamesBy = None,
@@ -138,7 +141,8 @@ def extract(
     threshold: Annotated[float | None, typer.Option(help="Minimum score of a region.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep this many highest-scoring regions per image.")] = None,
     min_regions: Annotated[
-        int | None, typer.Option(help="Minimum number of regions per image, reached with scores below the threshold.")
+        int | None,
+        typer.Option(help="Minimum number of regions per image, if needed with scores below the threshold."),
     ] = None,
     max_regions: Annotated[int | None, typer.Option(help="Maximum number of regions per image.")] = None,
     nms: Annotated[
@@ -148,7 +152,7 @@ def extract(
         bool, typer.Option("--whole-image", help="Append the whole image as a region; a grid always does.")
     ] = False,
     shortest_side: Annotated[
-        int | None, typer.Option(help="Pixels that the shorter side of images is scaled to.")
+        int | None, typer.Option(help="Scale the shorter side of images to this many pixels.")
     ] = None,
     longest_side: Annotated[int | None, typer.Option(help="Maximum pixels of a scaled image's longer side.")] = None,
     dtype: Dtype = "float16",
@@ -164,8 +168,9 @@ def extract(
 ) -> None:
     """Turn images into a region store.
 
-    Resumes if interrupted. Images that cannot be read are named and skipped; then, and if IMAGES has others that are
-    not used, the exit code is 1. Of several processes (torchrun, SLURM) each writes OUT.part-K-of-N, see `dimvl join`.
+    Resumes if interrupted. Images that cannot be read are named and skipped. The exit code is 1 if any are, or if
+    IMAGES has others that are not used. Of several processes (torchrun, SLURM), each writes OUT.part-K-of-N; see
+    `dimvl join`.
 
     Example: dimvl extract photos stores/photos --where grid --features efficientnet_lite2
     """
@@ -321,10 +326,10 @@ def join(
         typer.Argument(parser=input_folder, metavar="[STORE]...", help="Stores; by default all OUT.part-K-of-N."),
     ] = None,
 ) -> None:
-    """Make one region store of several.
+    """Combine several region stores into one.
 
-    The stores must be finished and of one extractor; they stay as they are. Shards are linked, or copied to another
-    file system. Images that several stores have with the same content are written once and counted.
+    The stores must be complete and have the same extractor; they are not changed. Shards are linked, or copied if OUT
+    is on another file system. Images that several stores have with the same content are written once and counted.
 
     Example: dimvl join stores/train
     """

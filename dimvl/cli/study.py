@@ -21,13 +21,13 @@ LINE_EVERY = 60.0  # seconds between lines where there is no terminal
 def study(
     config: Config,
     overrides: Overrides = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Stages at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Number of stages to run at a time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stages and run none.")] = False,
 ) -> None:
     """Train and evaluate a grid of settings, points and seeds, and compare them.
 
-    Each stage is one `pretrain`, `finetune` or `evaluate`; those that settings share run once. The same command
-    resumes: stages that have ended are skipped. Writes results.json, results.md and figure.svg. Exit code 1 if a stage
+    Each stage is a `pretrain`, `finetune` or `evaluate` command; those that settings share run once. The same command
+    resumes: finished stages are skipped. Writes results.json, results.md and figure.svg. Exit code 1 if a stage
     failed.
 
     Example: dimvl study configs/studies/scenes-labels.yaml --jobs 2
@@ -58,7 +58,7 @@ def study(
     if runner.failed:
         logs = ", ".join(str(runner.log(name)) for name in runner.failed)
         them = "it" if len(runner.failed) == 1 else "them"
-        more = f", {counted(waiting, 'other')} left out that need {them}" if waiting else ""
+        more = f", {counted(waiting, 'other')} that need {them} left out" if waiting else ""
         print_text(f"{counted(len(runner.failed), 'stage')} failed{more}; see {logs}", error=True)
         raise typer.Exit(1)
 
@@ -78,5 +78,7 @@ def _work(runner: "Runner", every: bool) -> Iterator[str]:
     )
     if left:
         seconds, complete = runner.seconds_left()
-        known = f"{'about' if complete else 'more than'} {format_seconds(seconds)} of work, judging by those that ended"
-        yield known if seconds else "the time is not known before a stage has ended"
+        known = (
+            f"{'about' if complete else 'more than'} {format_seconds(seconds)} of work, judging by the finished stages"
+        )
+        yield known if seconds else "the time is unknown until a stage has finished"

@@ -34,7 +34,7 @@ def finetune(
     ] = False,
     threads: Threads = 0,
 ) -> None:
-    """Fine-tune a model to answer questions or to caption images.
+    """Fine-tune a model for a task, such as answering questions or captioning images.
 
     The same command resumes a run that stopped.
 

@@ -21,14 +21,14 @@ class ConceptTrainingConfig(Section):
     hidden: int = Field(512, ge=0, lt=2**16, description="width of the hidden layer; 0 for none")
     epochs: int = Field(6, ge=1, le=10_000, description="times that each image is seen")
     images_per_step: int = Field(64, ge=1, le=10**6, description="images in an optimiser step")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW, reached at once; then a cosine")
+    learning_rate: float = Field(1e-3, gt=0, description="initial learning rate of AdamW, then cosine decay")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the features")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout on the features")
     folds: int = Field(
         0,
         ge=0,
         le=100,
-        description="train as many further models, each without its part of the images, to name these; 0 trains none",
+        description="number of further models, each trained without one part of the images, to name that part; 0: none",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available, else the CPU")
 

@@ -18,11 +18,11 @@ class LoraConfig(Section):
     alpha: float = Field(16.0, gt=0, description="changes are multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before each change")
     sublayers: Annotated[list[Sublayer], AfterValidator(distinct), Field(min_length=1)] = Field(
-        ["qkv"], description="whose matrices are changed; those of the norms are none"
+        ["qkv"], description="sublayers whose matrices are changed; norms have none"
     )
     modality: Modality = Field(
         "both",
-        description="whose weights are changed where `model.split` separates them; both changes shared ones too",
+        description="whose weights are changed where `model.split` separates them; both: shared weights too",
     )
 
     def check_split(self, split: list[Split]) -> None:
@@ -39,7 +39,10 @@ class PrefixConfig(Section):
 
     length: int = Field(16, ge=1, le=4096, description="keys and values in each layer")
     hidden: int | None = Field(
-        None, ge=1, le=10**5, description="inner width of a perceptron that makes them in training; null trains them"
+        None,
+        ge=1,
+        le=10**5,
+        description="inner width of a perceptron that produces them during training; null trains them directly",
     )
 
 
@@ -49,9 +52,11 @@ class AdapterConfig(Section):
     lora: LoraConfig | None = None
     prefix: PrefixConfig | None = None
     prompt: int | None = Field(
-        None, ge=1, le=4096, description="train so many soft rows at the end of each context (prompt tuning)"
+        None, ge=1, le=4096, description="number of trained soft rows at the end of each context (prompt tuning)"
     )
-    layers: int | None = Field(None, ge=1, description="train the highest so many Transformer blocks themselves")
+    layers: int | None = Field(
+        None, ge=1, description="number of topmost Transformer blocks whose own weights are trained"
+    )
     head: bool = Field(True, description="train the heads of the task too; false keeps those of the base")
 
     @model_validator(mode="after")

@@ -55,7 +55,8 @@ class RunConfig(Section):
     cache: Path | None = Field(None, description="folder of tokenised texts; null puts it inside the run")
     initial: Path | None = Field(None, description="a run or an export to start from; null starts from scratch")
     new_extractor: bool = Field(
-        False, description="accept regions of a new extractor, not initial's; newly initialises the region projection"
+        False,
+        description="accept regions of another extractor than initial's; the region projection is newly initialised",
     )
     inputs: InputsConfig = InputsConfig()
     model: ModelConfig = ModelConfig()

@@ -94,7 +94,7 @@ class InputsConfig(Section):
 
     max_regions: int = Field(36, ge=0, le=1000, description="highest-scoring regions used of each image; 0 uses none")
     max_images: int = Field(4, ge=1, le=256, description="largest number of images in one record")
-    times: bool = Field(False, description="embed the times of images, in seconds, that the annotations give")
+    times: bool = Field(False, description="embed the times of images, in seconds, as given by the annotations")
     concepts: Concepts = Field(
         "text",
         description="where the model sees the names of regions: as tags beside the text, in the rows of the regions, "
@@ -161,7 +161,7 @@ class FreezeConfig(Section):
     """Weights that are not trained; the optimiser keeps no state for them."""
 
     embeddings: bool = Field(False, description="region and token embeddings; a word head shares the word embedding")
-    words: bool = Field(False, description="token embeddings alone, as where only they have learned before")
+    words: bool = Field(False, description="token embeddings alone, for example if the region embeddings are new")
     layers: int = Field(0, ge=0, description="number of Transformer blocks, from the lowest")
 
 
@@ -170,7 +170,7 @@ class DeepSpeedConfig(Section):
 
     stage: Literal[0, 1, 2, 3] = Field(
         1,
-        description="ZeRO stage, what is split over ranks: 0 none, 1 optimiser state, 2 also gradients, 3 also weights",
+        description="what ZeRO splits over ranks: 0 nothing, 1 optimiser state, 2 also gradients, 3 also weights",
     )
     offload_optimizer: bool = Field(
         False, description="keep and update the optimiser state in CPU memory; needs stage 1 or higher"
@@ -178,7 +178,7 @@ class DeepSpeedConfig(Section):
     offload_parameters: bool = Field(
         False, description="keep weights in CPU memory too; needs stage 3 and offload_optimizer"
     )
-    timeout: float = Field(1800, ge=1, description="seconds after which a rank that does not answer ends the run")
+    timeout: float = Field(1800, ge=1, description="seconds after which a rank that does not respond ends the run")
     options: dict[str, Any] = Field(
         {}, description="further DeepSpeed keys, such as {zero_optimization: {overlap_comm: false}}"
     )
@@ -220,7 +220,7 @@ class TrainingConfig(Section):
     beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's decay of the second moment")
     clip: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: autocast over fp32 weights; with ZeRO 1 to 3 bf16 weights under fp32 masters"
+        "fp32", description="bf16: autocast over fp32 weights; with ZeRO 1 to 3, bf16 weights with fp32 master weights"
     )
     checkpoint_activations: bool = Field(
         False, description="activation checkpointing: recompute each block in the backward pass to save memory"
@@ -234,7 +234,7 @@ class TrainingConfig(Section):
     check_reads: bool = Field(False, description="verify the checksum of every image read from the region store")
     deterministic: bool = Field(False, description="bit-identical runs on CUDA, at some cost in speed")
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    keep: int = Field(2, ge=1, description="number of newest checkpoints kept; with 2, one may be damaged")
+    keep: int = Field(2, ge=1, description="number of newest checkpoints to keep; with 2, one may be damaged")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="needs the wandb extra")
     tensorboard: bool = Field(

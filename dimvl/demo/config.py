@@ -44,7 +44,7 @@ class LabelsConfig(Section):
 
     questions: int = Field(ge=1, description="number of labelled questions, drawn at random")
     steps: int = Field(ge=1, description="optimiser steps after pretraining")
-    steps_from_scratch: int = Field(ge=1, description="optimiser steps without pretraining, as many as help most")
+    steps_from_scratch: int = Field(ge=1, description="optimiser steps without pretraining, as many as work best")
 
 
 FEW_LABELS = 3000
@@ -79,7 +79,7 @@ class DemoConfig(Section):
     )
     labels: list[LabelsConfig] = Field(min_length=1, description="the curve over labels, from few to many questions")
     vqa: TrainingConfig = Field(description="question answering; `labels` sets its steps")
-    question_only: int = Field(ge=1, description="optimiser steps of the baseline without images, as many as help it")
+    question_only: int = Field(ge=1, description="optimiser steps of the baseline without images, as many as work best")
     answer_dropout: float = Field(0.0, ge=0, lt=1, description="dropout of question answering")
     caption: TrainingConfig
     self_critical: TrainingConfig | None = Field(

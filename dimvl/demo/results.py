@@ -49,13 +49,15 @@ def goals_of(results: Mapping[str, Any], minutes: float) -> list[Goal]:
         Goal(f"VQA with {labels}: gain by pretraining", few["gain"], 0.15),
         Goal(f"VQA with {labels}: lower end of that gain's interval", few["interval"][0], 0.10),
         *[Goal(f"VQA with {number:,} labels", vqa["heldout"], least) for number, least in most.items()],
-        Goal(f"VQA with {vqa['labels']:,} labels over question-only", vqa["heldout"] - vqa["question_only"], 0.25),
+        Goal(
+            f"VQA with {vqa['labels']:,} labels: gain over question-only", vqa["heldout"] - vqa["question_only"], 0.25
+        ),
         Goal("captions: fact precision", caption["fact_precision"], 0.95),
         Goal("captions: attribute precision", caption["attribute_precision"], 0.80),
         Goal("captions: place precision", caption["place_precision"], 0.70),
         Goal("captions: relation precision", caption["relation_precision"], 0.70),
-        *[Goal(f"captions: {kind} recall over that by cross entropy", gain, 0.0) for kind, gain in kept.items()],
-        Goal("captions: recall over the references' own", recall, 0.80),
+        *[Goal(f"captions: {kind} recall, gain over cross entropy", gain, 0.0) for kind, gain in kept.items()],
+        Goal("captions: recall relative to the references", recall, 0.80),
         Goal("captions: facts per caption", caption["facts_per_caption"], 3.0),
         Goal("captions: distinct", caption["distinct"], 0.50),
         Goal("matching: random negatives", matching["random"], 0.95),
@@ -111,7 +113,11 @@ def _baselines(vqa: Mapping[str, Any], inputs: str) -> list[Baseline]:
         Baseline(f"pretrained, {asked}", vqa["heldout"], inputs, vqa["heldout_interval"], ours=True),
         Baseline("ground-truth boxes", vqa["ground_truth_boxes"], "the same model, boxes from the generator"),
         Baseline("pretrained, no labels", vqa["zero_shot"], f"{inputs}; statements judged by matching"),
-        Baseline(f"no pretraining, {asked}", vqa["no_pretraining"], "the same, from scratch, as many steps as help"),
+        Baseline(
+            f"no pretraining, {asked}",
+            vqa["no_pretraining"],
+            "the same, from scratch, with its own best number of steps",
+        ),
         Baseline(f"question only, {asked}", vqa["question_only"], "no regions and no names, from scratch"),
         Baseline("most common answer", vqa["majority"], "of the training questions"),
     ]

@@ -70,7 +70,7 @@ def _claim(config: DemoConfig, paths: DemoPaths) -> None:
         write_json(paths.record, values)
     elif read_json(paths.record) != values:
         raise UserError(
-            f"{paths.out} holds a demo of another configuration; choose another --out or remove that folder"
+            f"{paths.out} holds a demo with another configuration; choose another --out or remove that folder"
         )
 
 

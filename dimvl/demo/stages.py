@@ -102,12 +102,12 @@ def all_stages(config: DemoConfig) -> list[Stage]:
             if config.searches
             else []
         ),
-        Stage("score-captions", scoring.score_caption_facts, captioning, "facts of captions", tests),
+        Stage("score-captions", scoring.score_caption_facts, captioning, "facts in captions", tests),
         *(
             Stage(f"score-{task}", partial(score_further, task), (task, "extract-test"), "on held-out scenes", tests)
             for task in further
         ),
-        Stage("score-vqa", scoring.score_vqa, answering, "answers beside the baselines", tests, asked),
+        Stage("score-vqa", scoring.score_vqa, answering, "answers and baselines", tests, asked),
         Stage("export", _export, (config.answerer, config.captioner), "write the exports"),
         Stage("predict", _predict, ("export",), "answer and caption from image files", EXAMPLES),
     ]

@@ -16,7 +16,7 @@ RATES = {
     "rows_per_second": "rows/s",
     "data_wait": "share of time waiting for data",
     "rank_wait": "share of time waiting for other ranks",
-    "utilisation": "share of the peak of matrix products",
+    "utilisation": "share of the peak speed of matrix products",
     "memory_gb": "peak memory, GB",
     "gradient_norm": "gradient norm before clipping",
     "learning_rate": "learning rate",

@@ -64,7 +64,7 @@ class View:
         """Return what the run is doing as one line."""
         parts = [visible(self.name), self.state + (f" ({visible(self.reason)})" if self.reason else "")]
         if self.newest is None:
-            return ", ".join([*parts, "no step is logged yet"])
+            return ", ".join([*parts, "no step logged yet"])
         parts += [f"step {self.newest['step']} of {self.steps}", f"loss {self.newest['loss']:.3f}"]
         if self.state == "training":
             parts.append(f"{self.newest['examples_per_second']:.0f} examples/s")
@@ -113,7 +113,7 @@ def _end(ended: Path, newest: dict[str, Any] | None) -> tuple[State, str]:
             return how, str(found.get("reason", ""))
     if newest is not None and newest["step"] == newest["steps"]:
         return "finished", ""
-    return "stopped", "no process trains in it; start it again to resume"
+    return "stopped", "no process is training it; start it again to resume"
 
 
 def chart(values: np.ndarray, width: int, height: int, blocks: str = BLOCKS) -> list[str]:

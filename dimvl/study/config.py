@@ -38,11 +38,12 @@ class StudyConfig(Section):
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of each stage")
     baseline: str = Field(description="name of the setting that the others are compared with")
     scores: Names = Field(
-        [], description="names of scores in the table, of which the first is drawn; default: the first that there is"
+        [], description="names of scores in the table, the first of which is drawn; default: the first available"
     )
-    x: str = Field("x", description="what the `x` of the points is, below the figure")
+    x: str = Field("x", description="what the `x` of the points is, as the label of the axis")
     points: list[Values] = Field(
-        [], description="each setting is run at each: mappings with a number `x`, and further values for placeholders"
+        [],
+        description="each setting is run at each point: a mapping with a number `x`, and values for placeholders",
     )
     values: Values = Field({}, description="values for placeholders")
     stages: dict[str, str] = Field(

@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_refused_with_what_differs(run: Run, tmp_path
     refused(run("compare", fewer, f"two={first},{twin}"), "2 items of")
     refused(run("compare", f"two={first},{twin}", first), "are evaluations of the same model", "different seeds as two")
     assert run("compare", first, twin).code == 0, "one model, decoded in two ways"
-    refused(run("compare", first), "is compared with nothing; give the evaluations")
+    refused(run("compare", first), "is the only evaluation; give those to compare it with")
     refused(run("compare", first, first), f"{first} is named twice")
     refused(run("compare", first, "b="), "b= is not of the form NAME=FOLDER,FOLDER")
     refused(run("compare", first, f"b={tmp_path}/none"), "none does not exist")

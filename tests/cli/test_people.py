@@ -49,7 +49,7 @@ def test_verbose_shows_where_an_error_is_and_both_together_are_refused(run, tmp_
     assert "Traceback" not in run(*words).err + caplog.text
     result = run("--verbose", *words)
     assert result.code == 2 and "dimvl.errors.UserError: " in result.err + caplog.text and "error: " in result.err
-    refused(run("-q", "-v", "doctor"), "--quiet and --verbose ask for opposites; omit one of them")
+    refused(run("-q", "-v", "doctor"), "--quiet and --verbose contradict each other; omit one of them")
 
 
 def completed(words, **changes):

@@ -292,7 +292,7 @@ def test_what_cannot_be_searched_is_one_sentence(
     refused(search(), "there is nothing to search by; give texts, or --image")
     refused(search("a star", "--image", IMAGES[0]), "'a star' and --image are both given to search by; omit one")
     refused(search("a star", " "), "text 2 of 2 is empty")
-    refused(search("--image", IMAGES[0], "--together"), "--together joins several texts to one query; give texts")
+    refused(search("--image", IMAGES[0], "--together"), "--together joins several texts into one query; give texts")
     refused(search("--texts", places.index / MANIFEST), "give --image")
     refused(search("--image", IMAGES[0], "--rerank", 3), "compares images with texts")
     refused(search("--image", "photo 8"), "is neither a file nor an image of", "an id such as 'photo 1'")

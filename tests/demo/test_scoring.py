@@ -24,9 +24,9 @@ def test_half_of_the_matching_pairs_are_true_and_the_others_are_verified_false(c
 def test_a_goal_is_met_only_if_it_is_reached(results):
     assert [goal.name for goal in goals_of(results, minutes=12) if not goal.met] == [
         "VQA with 3,000 labels: lower end of that gain's interval",
-        "VQA with 3,000 labels over question-only",
+        "VQA with 3,000 labels: gain over question-only",
         "captions: fact precision",
-        "captions: relation recall over that by cross entropy",
+        "captions: relation recall, gain over cross entropy",
         "captions: facts per caption",
         "matching: one word changed",
         "search: R@1 of 40 images",

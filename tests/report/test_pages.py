@@ -67,7 +67,7 @@ def test_of_many_validations_the_newest_and_the_best_are_in_the_table(tmp_path: 
 
 def test_a_run_without_a_log_has_a_page_and_a_folder_without_a_run_has_none(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run", make_trained()))
-    assert "Nothing is logged yet" in page and "<h2>" not in page
+    assert "Nothing has been logged yet" in page and "<h2>" not in page
     with pytest.raises(UserError, match=r"is not a run of dimvl"):
         write_run_report(tmp_path)
     with pytest.raises(UserError, match=r"cannot write .*Is a directory"):

@@ -82,7 +82,7 @@ def test_a_run_says_how_it_ended(data, tmp_path, monkeypatch, capfd):
         assert result.code == 1 and words in result.out and "step 5 of 8" in result.out
     (run / "ended.json").unlink()  # as a kill leaves it
     result = call(monkeypatch, capfd, "watch", run)
-    assert result.code == 1 and "stopped (no process trains in it; start it again to resume)" in result.out
+    assert result.code == 1 and "stopped (no process is training it; start it again to resume)" in result.out
     run_training(config_of(data, run))
     result = call(monkeypatch, capfd, "watch", run)
     assert result.code == 0 and result.out.startswith("run, finished, step 8 of 8")

@@ -71,7 +71,7 @@ def test_a_stage_that_fails_is_told_and_stops_only_those_that_need_it(
     result = study("--jobs", 2, stages=stages, settings=settings)
     assert result.code == 1
     assert "fail-0 failed with exit code 1: error: no such regions; give others; the command was: dimvl" in caplog.text
-    assert "1 stage failed, 4 others left out that need it; see out/logs/fail-0.txt" in result.err
+    assert "1 stage failed, 4 others that need it left out; see out/logs/fail-0.txt" in result.err
     found = results(tmp_path)
     assert len(found["left_out"]) == 5 and {record["setting"] for record in found["scores"]} == {"scratch"}
     assert len(calls(tmp_path)) == 1 + 4
@@ -157,7 +157,7 @@ def test_a_dry_run_lists_the_work_and_does_none(study: Any, tmp_path: Path) -> N
     lines = first.out.splitlines()
     assert len(lines) == 9 + 2 and "to run pretrained-0 (4 steps, 400 rows): dimvl pretrain" in first.out
     assert lines[-2] == "9 of 9 stages to run: 5 trainings with 14 steps and 1,400 rows, 4 evaluations"
-    assert "the time is not known before a stage has ended" in lines[-1]
+    assert "the time is unknown until a stage has finished" in lines[-1]
     make_runner(tmp_path / "study.yaml").run(2)
     assert make_runner(tmp_path / "study.yaml", "seeds=[0,1]").seconds_left()[1], "one stage of each kind has ended"
     assert "9 of 18 stages to run" in study("seeds=[0,1]", "--dry-run").out

@@ -41,7 +41,8 @@ class VqaConfig(RunConfig):
         None, ge=1, description="number of questions to train on, drawn by `seed`; null uses all"
     )
     shared_prefix: bool = Field(
-        False, description="questions see the image but not the reverse, so an image is computed once for its questions"
+        False,
+        description="questions attend to the image but not vice versa, so an image is encoded once for its questions",
     )
     validation: VqaValidationConfig | None = None
 

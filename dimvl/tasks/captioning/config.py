@@ -29,14 +29,14 @@ class CaptionValidationConfig(ValidationConfig):
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
     metric: Literal["cider", "loss"] = Field(
         "cider",
-        description="cider: CIDEr-D of greedy captions, on words split at blanks, not official tokens; loss: per word",
+        description="cider: CIDEr-D of greedy captions, on words split at spaces, not official tokens; loss: per word",
     )
 
 
 class DropWorstConfig(Section):
     """Ignore the captions with the highest loss."""
 
-    share: float = Field(0.2, gt=0, lt=1, description="share of the captions of one prefix, rounded down")
+    share: float = Field(0.2, gt=0, lt=1, description="share of the captions of each prefix, rounded down")
     after: int = Field(ge=0, description="number of epochs before captions are dropped")
 
     def count(self, captions: int) -> int:
@@ -52,7 +52,10 @@ class RetrievalReward(Section):
 
     weight: float = Field(gt=0, description="weight of this reward; that of CIDEr-D is 1")
     among: int = Field(
-        4, ge=1, le=1000, description="images to choose from, its own included; 1: only whether the caption fits it"
+        4,
+        ge=1,
+        le=1000,
+        description="number of images to choose from, including its own; 1: only how well the caption fits it",
     )
     by: JudgedBy = Field(
         "matching", description="matching: the matching head; contrastive: embeddings, for a judge that aligns"
@@ -66,15 +69,15 @@ class RetrievalReward(Section):
 
 
 class RetrievalConfig(RetrievalReward):
-    """Also reward a drawn caption for finding its own image among others, by the scores of a pretrained model."""
+    """Also reward a sampled caption for finding its own image among others, by the scores of a pretrained model."""
 
-    judge: Path = Field(description="a pretraining run or its export, with a trained head; it is not trained")
+    judge: Path = Field(description="a pretraining run or its export whose head was trained; it stays frozen")
 
 
 class SelfCriticalConfig(Section):
-    """Self-critical training: drawn captions are rewarded by CIDEr-D, relative to the others of the image."""
+    """Self-critical training: sampled captions are rewarded by CIDEr-D, relative to the others of the image."""
 
-    samples: int = Field(5, ge=2, description="captions drawn per image")
+    samples: int = Field(5, ge=2, description="captions sampled per image")
     retrieval: RetrievalConfig | None = None
 
 

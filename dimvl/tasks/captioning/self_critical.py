@@ -168,7 +168,7 @@ class SampleSource(ImageSource):
     Args:
         captions: tokenised captions, grouped by image, in the order of the reward's references.
         images: reads the region store.
-        samples: captions drawn per image.
+        samples: captions sampled per image.
         longest: L, including [SEP].
         seed: seed of the run.
         among: I; 1 compares with no other image.

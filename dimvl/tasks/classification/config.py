@@ -25,10 +25,10 @@ class ClassifyConfig(RunConfig):
         None, description="JSON file that lists the labels in their order; null takes those of the items, sorted"
     )
     several_labels: bool = Field(
-        False, description="any number of labels fit an item (sigmoid); otherwise exactly one does (softmax)"
+        False, description="any number of labels may fit an item (sigmoid); otherwise exactly one does (softmax)"
     )
     shared_prefix: bool = Field(
-        False, description="texts see the image but not the reverse, so an image is computed once for its texts"
+        False, description="texts attend to the image but not vice versa, so an image is encoded once for its texts"
     )
     by_names: bool = Field(
         False,

@@ -30,11 +30,9 @@ class GroundConfig(RunConfig):
     subset: int | None = Field(
         None, ge=1, description="number of phrases to train on, drawn by `seed`; null uses all that a region covers"
     )
-    no_region: bool = Field(
-        False, description="some phrases have no box: that no region fits becomes a class of its own"
-    )
+    no_region: bool = Field(False, description="some phrases have no box: 'no region' becomes a class of its own")
     shared_prefix: bool = Field(
-        False, description="phrases see the image but not the reverse, so an image is computed once for its phrases"
+        False, description="phrases attend to the image but not vice versa, so an image is encoded once for its phrases"
     )
     validation: GroundValidationConfig | None = None
 

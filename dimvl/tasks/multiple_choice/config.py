@@ -22,7 +22,8 @@ class ChooseConfig(RunConfig):
     task: Literal["choose"]
     choices: Files = Field(description="questions with candidates: VCR, A-OKVQA or JSON lines")
     shared_prefix: bool = Field(
-        True, description="candidates see the image but not the reverse, so an image is computed once for all of them"
+        True,
+        description="candidates attend to the image but not vice versa, so an image is encoded once for all of them",
     )
     validation: ChooseValidationConfig | None = None
 

@@ -11,9 +11,9 @@ from dimvl.tasks.captioning.config import Seq2seqConfig
 
 
 class SharesConfig(Section):
-    """Share of the images of each objective."""
+    """Share of the images that each objective gets."""
 
-    masked_lm: float = Field(0.25, ge=0, description="masked language modelling; image and text see each other")
+    masked_lm: float = Field(0.25, ge=0, description="masked language modelling; image and text attend to each other")
     seq2seq_lm: float = Field(0.25, ge=0, description="captions predicted from the image and the words so far")
     masked_object: float = Field(0.25, ge=0, description="masked region prediction")
     matching: float = Field(0.25, ge=0, description="image-text matching")
@@ -39,7 +39,7 @@ class WeightsConfig(Section):
 class ContrastiveConfig(Section):
     """Contrastive alignment: images and texts, each encoded alone, find each other within a group."""
 
-    group: int = Field(32, ge=2, le=2**14, description="images of a group, drawn by seed, epoch and image")
+    group: int = Field(32, ge=2, le=2**14, description="images in a group; the draw depends on seed, epoch and image")
     width: int = Field(256, ge=1, le=2**14, description="dimensions of the shared space")
     global_weight: float = Field(1.0, ge=0, description="weight of the loss of whole images and texts")
     tokens_weight: float = Field(1.0, ge=0, description="weight of the loss of regions and words")
@@ -56,11 +56,14 @@ class ObjectivesConfig(Section):
     max_cover: float = Field(
         0.5, ge=0, le=1, description="maximum share of a target's area that a visible box may cover"
     )
-    negative_share: float = Field(0.5, ge=0, le=1, description="share of pairs in matching that are mismatched")
-    word_change_share: float = Field(0.0, ge=0, le=1, description="share of the negatives that differ in one word")
+    negative_share: float = Field(0.5, ge=0, le=1, description="share of mismatched pairs in matching")
+    word_change_share: float = Field(
+        0.0, ge=0, le=1, description="share of the mismatched texts that differ in one word only"
+    )
     word_changes: Path | None = Field(None, description="JSON list of [old word, new word]")
     shared_prefix: bool = Field(
-        False, description="matching: texts see the image but not the reverse, so it is computed once for its texts"
+        False,
+        description="matching: texts attend to the image but not vice versa, so an image is encoded once for its texts",
     )
     contrastive: ContrastiveConfig = ContrastiveConfig()
 

@@ -21,10 +21,10 @@ class RetrieveValidationConfig(ValidationConfig):
 
 
 class HardNegativesConfig(Section):
-    """Draw negatives from the images whose captions fit best, by the embeddings of a model, which is not trained."""
+    """Draw negatives from the images whose captions fit best by the embeddings of another model, which stays frozen."""
 
     model: Path = Field(description="a run or an export that was trained with contrastive alignment")
-    among: int = Field(20, ge=1, le=10**4, description="number of best images to draw from")
+    among: int = Field(20, ge=1, le=10**4, description="number of best-fitting images to draw from")
     share: float = Field(
         0.5, gt=0, le=1, description="share of the negatives of matching, and of the other images of a group"
     )
@@ -46,9 +46,10 @@ class RetrieveConfig(RunConfig):
         lt=1,
         description="share of the images on which matching is trained; the others are in contrastive groups",
     )
-    negative_share: float = Field(0.5, ge=0, le=1, description="share of pairs in matching that are mismatched")
+    negative_share: float = Field(0.5, ge=0, le=1, description="share of mismatched pairs in matching")
     shared_prefix: bool = Field(
-        True, description="matching: texts see the image but not the reverse, so it is computed once for its texts"
+        True,
+        description="matching: texts attend to the image but not vice versa, so an image is encoded once for its texts",
     )
     captions_per_image: int = Field(5, ge=1, description="maximum number of captions of an image used at a time")
     contrastive: ContrastiveConfig = ContrastiveConfig()
