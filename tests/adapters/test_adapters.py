@@ -357,7 +357,11 @@ def test_what_a_frozen_base_cannot_have_is_refused(data, base, tmp_path, changes
         ({"adapter": {"head": False}}, "nothing is trained; set lora, prefix, prompt or layers"),
         (
             {"adapter": {"lora": {"modality": "vision"}}, "model": {"split": []}},
-            r"adapter.lora.modality 'vision' needs separate weights, and model.split \[\] shares those of 'qkv'",
+            r"'vision' needs separate weights, and model.split \[\] shares those of 'qkv'; set modality to 'both' .type",
+        ),
+        (
+            {"adapter": {"lora": {"modality": "vision", "sublayers": ["ffn", "qkv"]}}, "model": MODEL},
+            r"shares those of 'ffn'; set modality to 'both', or sublayers to \['qkv'\]",
         ),
     ],
 )
