@@ -143,7 +143,8 @@ def write_results(
             examples.add(image_id, judged)
     results = count.results
     wanted = images * config.sampling.captions if writer.captioner else 0
-    not_written = {"not_written": wanted - results.texts["synthetic"]} if writer.captioner else {}
+    written = results.texts["synthetic"] - texts.synthetic
+    not_written = {"not_written": wanted - written} if writer.captioner else {}
     results.report = {
         "models": {
             name: {"name": model.folder.name, "fingerprint": model.fingerprint}

@@ -243,6 +243,19 @@ def test_the_report_counts_what_is_in_the_files_and_the_page_shows_both_kinds(ke
     assert "synthetic, kept" in page and "web, dropped" in page and "noise: swapped" in page
 
 
+def test_a_result_filtered_again_keeps_origins_and_counts_only_what_is_written_anew(
+    keys: Keys, whole: Path, tmp_path: Path
+) -> None:
+    config = make_config(keys, tmp_path / "out", captions=whole / KEPT, seed=1)
+    bootstrap(config, "cpu")
+    given, lines = read_lines(whole, KEPT), read_lines(config.output)
+    synthetic, images = [line for line in lines if line["origin"] == "synthetic"], {line["image"] for line in given}
+    carried = sum(line["origin"] == "synthetic" for line in given)
+    assert carried and sum(line["origin"] == "web" for line in lines) == len(given) - carried
+    not_written = read_json(config.output / REPORT)["origins"]["synthetic"]["not_written"]
+    assert 0 <= not_written == 2 * len(images) - (len(synthetic) - carried)
+
+
 def refuse(keys: Keys, output: Path, *words: str, **changes: Any) -> None:
     with pytest.raises(UserError) as caught:
         bootstrap(make_config(keys, output, **changes), "cpu")
