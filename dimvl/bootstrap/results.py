@@ -10,8 +10,9 @@ Another threshold needs the same command only: the scores are in the blocks.
 
 import heapq
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -24,8 +25,8 @@ from dimvl.bootstrap.writing import BlockWriter
 from dimvl.data.matching import coco_number
 from dimvl.data.noise import CLEAN
 from dimvl.drawing import stored_image_uri
-from dimvl.files import atomic_path, write_json
-from dimvl.regions.listing import images_of_folder
+from dimvl.files import atomic_path, reading, write_json
+from dimvl.regions.listing import id_of_name
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.format import encode_id, hash_of_id
 from dimvl.report.page import write_page
@@ -203,8 +204,8 @@ def noise_scores(counts: Mapping[tuple[str, bool], int]) -> dict[str, Any]:
 
 
 def _write_page(config: BootstrapConfig, store: RegionStore, report: Mapping[str, Any], examples: _Examples) -> None:
-    files = dict(images_of_folder(config.images)) if config.images else {}
-    files = {number: file for file in files.values() if (number := coco_number(file.name))} | files
+    shown = {image_id for _, of_outcome in examples for image_id, _ in of_outcome}
+    files = _files_of(config.images, shown) if config.images else {}
     sections = []
     for title, of_outcome in examples:
         cards = []
@@ -222,6 +223,17 @@ def _write_page(config: BootstrapConfig, store: RegionStore, report: Mapping[str
         bins=[f"{place / BINS:.2f} to {(place + 1) / BINS:.2f}" for place in range(BINS)],
         sections=sections,
     )
+
+
+def _files_of(folder: Path, image_ids: Container[str]) -> dict[str, Path]:
+    """Return the files of these images, by their names or COCO numbers; of the others in the folder nothing is kept."""
+    named, numbered = dict[str, Path](), dict[str, Path]()
+    with reading(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            for found, image_id in ((named, id_of_name(entry.name)), (numbered, coco_number(entry.name))):
+                if image_id in image_ids:
+                    found[image_id] = min(found.get(image_id, folder / entry.name), folder / entry.name)
+    return numbered | named
 
 
 def _shown(text: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+import dimvl.bootstrap.results as results_module
 import dimvl.bootstrap.run as run_module
 import dimvl.bootstrap.texts as texts_module
 from dimvl.bootstrap.results import DROPPED, KEPT, PAGE, REPORT, noise_scores
@@ -256,6 +257,13 @@ def test_a_result_filtered_again_keeps_origins_and_counts_only_what_is_written_a
     assert 0 <= not_written == 2 * len(images) - (len(synthetic) - carried)
 
 
+def test_the_page_finds_the_files_of_its_images_by_name_or_coco_number(tmp_path: Path) -> None:
+    for name in ("7.png", "COCO_val2014_000000000007.jpg", "000000000008.jpg", "other.jpg"):
+        (tmp_path / name).touch()
+    found = {image: file.name for image, file in results_module._files_of(tmp_path, {"7", "8", "9"}).items()}
+    assert found == {"7": "7.png", "8": "000000000008.jpg"}, "the name itself comes first"
+
+
 def refuse(keys: Keys, output: Path, *words: str, **changes: Any) -> None:
     with pytest.raises(UserError) as caught:
         bootstrap(make_config(keys, output, **changes), "cpu")
@@ -362,3 +370,5 @@ def test_the_command_prints_counts_and_an_empty_result_ends_with_1_and_what_to_c
     assert (tmp_path / "out" / KEPT).read_bytes() == b""
     refused(run("bootstrap", tmp_path / "bootstrap.yaml", "captioner=null"), "sampling", "captioner")
     refused(run("bootstrap", tmp_path / "bootstrap.yaml", "filter=nowhere"), "nowhere does not exist (filter)")
+    file = tmp_path / "bootstrap.yaml"
+    refused(run("bootstrap", file, f"images={file}"), "bootstrap.yaml is a file; give a folder")
