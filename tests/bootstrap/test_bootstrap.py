@@ -21,6 +21,7 @@ from dimvl.bootstrap.results import DROPPED, KEPT, PAGE, REPORT, noise_scores
 from dimvl.bootstrap.run import SETTINGS, bootstrap
 from dimvl.bootstrap.texts import WebTexts
 from dimvl.bootstrap.threshold import Threshold, choose_threshold
+from dimvl.checkpoints import ADAPTER
 from dimvl.data.annotations import read_captions
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.trained_on import hash_images
@@ -280,6 +281,9 @@ def test_models_that_do_not_fit_are_refused(keys: Keys, tmp_path: Path) -> None:
         model = make_trained(all_abilities(other, shared_prefix=True))
         folder = write_run(tmp_path / role, model, description="photographs")
         refuse(keys, tmp_path / "out", f"for {role} {folder}", "another", **{role: folder})
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / ADAPTER).touch()
+    refuse(keys, tmp_path / "out", "export of an adapter", "give its run", "--merge", filter=tmp_path / "adapter")
 
 
 def trained_filter(keys: Keys, folder: Path, own: str, start: str | None = None, images: tuple[str, ...] = ()) -> Path:
