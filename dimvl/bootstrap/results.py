@@ -100,7 +100,11 @@ class _Examples:
         """Yield a title and images with their texts for each outcome; what differs comes first."""
         for web, synthetic in sorted(self._found, key=lambda outcome: (outcome[0] == outcome[1], str(outcome))):
             named = {"captions of the file": web, "synthetic ones": synthetic}
-            said = [f"{name} {'kept' if kept else 'dropped'}" for name, kept in named.items() if kept is not None]
+            said = [
+                f"some {name} kept" if kept else f"all {name} dropped"
+                for name, kept in named.items()
+                if kept is not None
+            ]
             heap = sorted(self._found[web, synthetic], reverse=True)
             yield ", ".join(said).capitalize(), [(image_id, judged) for _, _, image_id, judged in heap]
 
@@ -219,7 +223,7 @@ def _write_page(config: BootstrapConfig, store: RegionStore, report: Mapping[str
         Path(__file__).with_name("page.html.jinja"),
         title="Bootstrapped captions",
         report=report,
-        origins=report["origins"],
+        origins=dict(sorted(report["origins"].items(), key=lambda origin: origin[0] == "synthetic")),
         bins=[f"{place / BINS:.2f} to {(place + 1) / BINS:.2f}" for place in range(BINS)],
         sections=sections,
     )

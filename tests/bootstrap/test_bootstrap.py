@@ -243,6 +243,9 @@ def test_the_report_counts_what_is_in_the_files_and_the_page_shows_both_kinds(ke
     assert report["captions_read"] == 24 and report["images"] == IMAGES
     page = (whole / PAGE).read_text()
     assert "synthetic, kept" in page and "web, dropped" in page and "noise: swapped" in page
+    assert page.index('"col">web<') < page.index('"col">synthetic<'), "captions of the file come first"
+    assert page.count('"bar other"') == 2 * 10, "ranges below one half are grey"
+    assert 0 < page.count("<li class=dropped><bdi>") < page.count("<bdi>"), "no text turns its line around"
 
 
 def test_a_result_filtered_again_keeps_origins_and_counts_only_what_is_written_anew(
