@@ -205,8 +205,8 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
             )
         if not Path(described.base_folder).exists():
             raise UserError(
-                f"the base of {folder}, {described.base_folder}, does not exist; put it back there, or give it and this "
-                "folder as --adapter"
+                f"the base of {folder}, {described.base_folder}, does not exist; put it back there, or give it and "
+                "this folder as --adapter"
             )
         return load_model(described.base_folder, device, check).with_adapter(folder, check)
     return _read(folder, WEIGHTS, check, lambda weights: load_trained(folder / MODEL, weights).to(device))

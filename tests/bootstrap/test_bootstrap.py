@@ -378,4 +378,6 @@ def test_the_command_prints_counts_and_an_empty_result_ends_with_1_and_what_to_c
     refused(run("bootstrap", tmp_path / "bootstrap.yaml", "captioner=null"), "sampling", "captioner")
     refused(run("bootstrap", tmp_path / "bootstrap.yaml", "filter=nowhere"), "nowhere does not exist (filter)")
     file = tmp_path / "bootstrap.yaml"
-    refused(run("bootstrap", file, f"images={file}"), "bootstrap.yaml is a file; give a folder")
+    new = tmp_path / "new"
+    refused(run("bootstrap", file, f"output={new}", f"images={file}"), "bootstrap.yaml is a file; give a folder")
+    assert not new.exists(), "told before anything is written"
