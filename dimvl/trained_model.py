@@ -203,6 +203,11 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
                 f"{folder} is an adapter of {described.base}; give that, and this folder as --adapter or, in Python, "
                 "to with_adapter"
             )
+        if not Path(described.base_folder).exists():
+            raise UserError(
+                f"the base of {folder}, {described.base_folder}, does not exist; put it back there, or give it and "
+                "this folder as --adapter"
+            )
         return load_model(described.base_folder, device, check).with_adapter(folder, check)
     return _read(folder, WEIGHTS, check, lambda weights: load_trained(folder / MODEL, weights).to(device))
 

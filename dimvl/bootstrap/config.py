@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dimvl.config import Files, Match, Missing, Names, Section, check_exist
+from dimvl.files import existing_folder
 
 
 class SamplingConfig(Section):
@@ -70,7 +71,7 @@ class BootstrapConfig(Section):
         """Check that the files and folders to read exist.
 
         Raises:
-            UserError: one or more do not.
+            UserError: one or more do not, or `images` is not a folder.
 
         """
         named = [("regions", self.regions), ("captions", self.captions), ("filter", [self.filter])]
@@ -78,3 +79,5 @@ class BootstrapConfig(Section):
         optional |= {"keep.sample": None if self.keep is None else self.keep.sample}
         named += [(key, [path]) for key, path in optional.items() if path is not None]
         check_exist((key, file) for key, files in named for file in files)
+        if self.images is not None:
+            existing_folder(self.images)

@@ -10,8 +10,9 @@ Another threshold needs the same command only: the scores are in the blocks.
 
 import heapq
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -24,8 +25,8 @@ from dimvl.bootstrap.writing import BlockWriter
 from dimvl.data.matching import coco_number
 from dimvl.data.noise import CLEAN
 from dimvl.drawing import stored_image_uri
-from dimvl.files import atomic_path, write_json
-from dimvl.regions.listing import images_of_folder
+from dimvl.files import atomic_path, reading, write_json
+from dimvl.regions.listing import id_of_name
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.format import encode_id, hash_of_id
 from dimvl.report.page import write_page
@@ -99,7 +100,11 @@ class _Examples:
         """Yield a title and images with their texts for each outcome; what differs comes first."""
         for web, synthetic in sorted(self._found, key=lambda outcome: (outcome[0] == outcome[1], str(outcome))):
             named = {"captions of the file": web, "synthetic ones": synthetic}
-            said = [f"{name} {'kept' if kept else 'dropped'}" for name, kept in named.items() if kept is not None]
+            said = [
+                f"some {name} kept" if kept else f"all {name} dropped"
+                for name, kept in named.items()
+                if kept is not None
+            ]
             heap = sorted(self._found[web, synthetic], reverse=True)
             yield ", ".join(said).capitalize(), [(image_id, judged) for _, _, image_id, judged in heap]
 
@@ -143,7 +148,8 @@ def write_results(
             examples.add(image_id, judged)
     results = count.results
     wanted = images * config.sampling.captions if writer.captioner else 0
-    not_written = {"not_written": wanted - results.texts["synthetic"]} if writer.captioner else {}
+    written = results.texts["synthetic"] - texts.synthetic
+    not_written = {"not_written": wanted - written} if writer.captioner else {}
     results.report = {
         "models": {
             name: {"name": model.folder.name, "fingerprint": model.fingerprint}
@@ -202,8 +208,8 @@ def noise_scores(counts: Mapping[tuple[str, bool], int]) -> dict[str, Any]:
 
 
 def _write_page(config: BootstrapConfig, store: RegionStore, report: Mapping[str, Any], examples: _Examples) -> None:
-    files = dict(images_of_folder(config.images)) if config.images else {}
-    files = {number: file for file in files.values() if (number := coco_number(file.name))} | files
+    shown = {image_id for _, of_outcome in examples for image_id, _ in of_outcome}
+    files = _files_of(config.images, shown) if config.images else {}
     sections = []
     for title, of_outcome in examples:
         cards = []
@@ -217,10 +223,21 @@ def _write_page(config: BootstrapConfig, store: RegionStore, report: Mapping[str
         Path(__file__).with_name("page.html.jinja"),
         title="Bootstrapped captions",
         report=report,
-        origins=report["origins"],
+        origins=dict(sorted(report["origins"].items(), key=lambda origin: origin[0] == "synthetic")),
         bins=[f"{place / BINS:.2f} to {(place + 1) / BINS:.2f}" for place in range(BINS)],
         sections=sections,
     )
+
+
+def _files_of(folder: Path, image_ids: Container[str]) -> dict[str, Path]:
+    """Return the files of these images, by their names or COCO numbers; of the others in the folder nothing is kept."""
+    named, numbered = dict[str, Path](), dict[str, Path]()
+    with reading(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            for found, image_id in ((named, id_of_name(entry.name)), (numbered, coco_number(entry.name))):
+                if image_id in image_ids:
+                    found[image_id] = min(found.get(image_id, folder / entry.name), folder / entry.name)
+    return numbered | named
 
 
 def _shown(text: str) -> str:

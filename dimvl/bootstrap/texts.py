@@ -70,6 +70,7 @@ class WebTexts:
         checksums: SHA-256 of each file.
         captions: captions of the last iteration, once it has ended.
         missing: those of them whose image is not in the store.
+        synthetic: those of the others that an earlier `dimvl bootstrap` wrote.
         example: the first such image.
 
     Raises:
@@ -81,7 +82,7 @@ class WebTexts:
         self._files, self._split, self._store = config.captions, config.split, store
         self.checksums = [sha256(path) for path in self._files]
         self.rules = [self._rule(path, limits, config.match) for path in self._files]
-        self.captions = self.missing = 0
+        self.captions = self.missing = self.synthetic = 0
         self.example = ""
 
     def _rule(self, path: Path, limits: Processor, wanted: Match) -> str:
@@ -96,7 +97,7 @@ class WebTexts:
             UserError: a mistake in a file, a caption about several images, or two images of a file that would be one.
 
         """
-        self.captions, self.missing, self.example = 0, 0, ""
+        self.captions, self.missing, self.synthetic, self.example = 0, 0, 0, ""
         seen = np.zeros(len(self._store), dtype=bool)
         for path, rule in zip(self._files, self.rules, strict=True):
             for position, texts in groupby(self._matched(path, rule), key=lambda found: found[0]):
@@ -125,6 +126,7 @@ class WebTexts:
                         f"{self._store.image_id(position)!r} of the store; choose another rule with match="
                     )
                 owners[position] = owner
+                self.synthetic += text.fields.get("origin") == "synthetic"
                 yield position, text
 
     def _read(self, path: Path) -> Iterator[WebText]:

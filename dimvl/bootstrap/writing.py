@@ -14,10 +14,12 @@ import numpy as np
 
 from dimvl.bootstrap.config import BootstrapConfig, SamplingConfig
 from dimvl.bootstrap.texts import ImageTexts
+from dimvl.checkpoints import ADAPTER, RUN
 from dimvl.config import DecodingOptions
 from dimvl.data.examples import keyed_generator
 from dimvl.data.prefixes import PrefixImages
 from dimvl.data.sampler import in_order
+from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.prediction import CAPTION, sampled_captions, text_rows
 from dimvl.tasks.inference import ROW_BUDGET
@@ -140,6 +142,11 @@ class BlockWriter:
 
 
 def _open(folder: Path, device: Any) -> Model:
+    if (folder / ADAPTER).exists() and not (folder / RUN).exists():
+        raise UserError(
+            f"{folder} is the export of an adapter, without its base; give its run, or what `dimvl export RUN OUT "
+            "--merge` wrote of it"
+        )
     trained = load_model(folder, device)
     return Model(folder, trained, model_fingerprint(trained))
 

@@ -28,9 +28,10 @@ class LoraConfig(Section):
     def check_split(self, split: list[Split]) -> None:
         """Raise a `ValueError` if one modality is named where its weights are shared with the other."""
         if shared := [name for name in self.sublayers if self.modality != "both" and name not in split]:
+            other = f", or sublayers to {own}" if (own := [name for name in self.sublayers if name in split]) else ""
             raise ValueError(
                 f"adapter.lora.modality {self.modality!r} needs separate weights, and model.split {split} shares those "
-                f"of {shared[0]!r}; set modality to 'both', or sublayers to some of model.split"
+                f"of {shared[0]!r}; set modality to 'both'{other}"
             )
 
 

@@ -66,6 +66,11 @@ class RunConfig(Section):
     validation: ValidationConfig | None = None
 
     @property
+    def soft_rows(self) -> int:
+        """Soft rows at the end of each context, by `adapter.prompt`."""
+        return 0 if self.adapter is None else self.adapter.prompt or 0
+
+    @property
     def texts_folder(self) -> Path:
         """Folder of the tokenised texts."""
         return self.cache or self.output / "texts"

@@ -52,8 +52,7 @@ def gather(config: RunConfig, overrides: DataOverrides) -> DataFacts:
 
     """
     facts = _of_vocabulary(config, _of_texts(config, overrides, _of_regions(config, overrides, DataFacts())))
-    if config.adapter is not None and config.adapter.prompt is not None:
-        facts = replace(facts, context=facts.context + config.adapter.prompt)
+    facts = replace(facts, context=facts.context + config.soft_rows)
     answers, assumed = task_of(config).planned_answers(config)
     return facts.assuming(assumed, answers=answers) if assumed else replace(facts, answers=answers)
 

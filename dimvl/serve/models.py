@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dimvl.adapters.folder import read_adapter
 from dimvl.errors import UserError
+from dimvl.export import find_export
 from dimvl.files import folder_or_hub_name
 from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import is_no_detector
@@ -70,15 +72,11 @@ def _named(texts: Sequence[str], what: str, taken: Container[str]) -> list[tuple
 
 
 def _on_base(folder: str, bases: Mapping[str, Served]) -> Predictor:
-    refused = []
-    for base in bases.values():
-        try:
-            return base.predictor.with_adapter(folder)
-        except UserError as error:
-            refused.append(error)
-    if len(refused) == 1:
-        raise refused[0]
-    raise UserError(f"{folder} is not an adapter of an export that is served; serve its base too")
+    digest = read_adapter(find_export(folder)).base_sha256
+    own = next((base for base in bases.values() if base.predictor.trained.weights_sha256 == digest), None)
+    if own is None and len(bases) > 1:
+        raise UserError(f"{folder} is not an adapter of an export that is served; serve its base too")
+    return (own or next(iter(bases.values()))).predictor.with_adapter(folder)
 
 
 def choose_model(models: Mapping[str, Served], name: str | None, verb: str) -> Served:

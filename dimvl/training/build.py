@@ -110,7 +110,8 @@ def _processor(
         max_images=inputs.max_images,
         times=inputs.times,
         task=config.task,
-        **{"prompt": 0 if config.adapter is None else config.adapter.prompt or 0, **capabilities},
+        prompt=config.soft_rows,
+        **capabilities,
     )
     if initial is not None:
         _check_same_inputs(processor, initial)

@@ -269,7 +269,7 @@ def test_a_base_that_changed_under_an_adapter_is_refused(data, base, trained, tm
     moved = shutil.copytree(run, tmp_path / "moved")
     write_sealed(moved / ADAPTER, described | {"base_folder": str(tmp_path / "gone")})
     (moved / "checksums.json").unlink()
-    with pytest.raises(UserError, match="gone does not exist"):
+    with pytest.raises(UserError, match=r"the base of .*moved, .*gone, does not exist; put it back there, or"):
         load_model(moved)
 
 
@@ -357,7 +357,11 @@ def test_what_a_frozen_base_cannot_have_is_refused(data, base, tmp_path, changes
         ({"adapter": {"head": False}}, "nothing is trained; set lora, prefix, prompt or layers"),
         (
             {"adapter": {"lora": {"modality": "vision"}}, "model": {"split": []}},
-            r"adapter.lora.modality 'vision' needs separate weights, and model.split \[\] shares those of 'qkv'",
+            r"needs separate weights, and model.split \[\] shares those of 'qkv'; set modality to 'both' .type",
+        ),
+        (
+            {"adapter": {"lora": {"modality": "vision", "sublayers": ["ffn", "qkv"]}}, "model": MODEL},
+            r"shares those of 'ffn'; set modality to 'both', or sublayers to \['qkv'\]",
         ),
     ],
 )

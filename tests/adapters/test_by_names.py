@@ -9,6 +9,9 @@ from dimvl.checkpoints import read_log
 from dimvl.data.prefixes import PrefixImages
 from dimvl.errors import UserError
 from dimvl.export import export
+from dimvl.planning.cluster import Cluster
+from dimvl.planning.data import DataOverrides, gather
+from dimvl.planning.plan import make_plan
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.classification.prediction import label_probabilities, tokenise
 from dimvl.tasks.classification.training import OBJECTIVE, name_batch
@@ -93,3 +96,12 @@ def test_what_cannot_be_compared_by_names_is_one_sentence(data, base, tmp_path):
         run_training(configured(data, base, tmp_path / "long", adapter={"prompt": 11, "head": False}))
     with pytest.raises(ValueError, match=r"by_names trains soft rows before the names of labels; set adapter.prompt"):
         configured(data, base, tmp_path / "head", adapter={"head": True})
+
+
+def test_a_plan_counts_the_soft_rows_as_trained_but_in_no_context_also_of_a_run(data, base, tmp_path):
+    config = configured(data, base, tmp_path, training={"steps": 1})
+    in_contexts = configured(data, base, tmp_path / "other", by_names=False, adapter={"prompt": 4})
+    context, other = (gather(one, DataOverrides()).context for one in (config, in_contexts))
+    assert other == context + 4
+    run_training(config)
+    assert make_plan(config, Cluster(gpus=1, gpu_memory=80, peak=100, utilisation=0.4)).trained == 4 * 16

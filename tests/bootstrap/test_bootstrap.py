@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import yaml
 
+import dimvl.bootstrap.results as results_module
 import dimvl.bootstrap.run as run_module
 import dimvl.bootstrap.texts as texts_module
 from dimvl.bootstrap.results import DROPPED, KEPT, PAGE, REPORT, noise_scores
 from dimvl.bootstrap.run import SETTINGS, bootstrap
 from dimvl.bootstrap.texts import WebTexts
 from dimvl.bootstrap.threshold import Threshold, choose_threshold
+from dimvl.checkpoints import ADAPTER
 from dimvl.data.annotations import read_captions
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.trained_on import hash_images
@@ -241,6 +243,29 @@ def test_the_report_counts_what_is_in_the_files_and_the_page_shows_both_kinds(ke
     assert report["captions_read"] == 24 and report["images"] == IMAGES
     page = (whole / PAGE).read_text()
     assert "synthetic, kept" in page and "web, dropped" in page and "noise: swapped" in page
+    assert page.index('"col">web<') < page.index('"col">synthetic<'), "captions of the file come first"
+    assert page.count('"bar other"') == 2 * 10, "ranges below one half are grey"
+    assert 0 < page.count("<li class=dropped><bdi>") < page.count("<bdi>"), "no text turns its line around"
+
+
+def test_a_result_filtered_again_keeps_origins_and_counts_only_what_is_written_anew(
+    keys: Keys, whole: Path, tmp_path: Path
+) -> None:
+    config = make_config(keys, tmp_path / "out", captions=whole / KEPT, seed=1)
+    bootstrap(config, "cpu")
+    given, lines = read_lines(whole, KEPT), read_lines(config.output)
+    synthetic, images = [line for line in lines if line["origin"] == "synthetic"], {line["image"] for line in given}
+    carried = sum(line["origin"] == "synthetic" for line in given)
+    assert carried and sum(line["origin"] == "web" for line in lines) == len(given) - carried
+    not_written = read_json(config.output / REPORT)["origins"]["synthetic"]["not_written"]
+    assert 0 <= not_written == 2 * len(images) - (len(synthetic) - carried)
+
+
+def test_the_page_finds_the_files_of_its_images_by_name_or_coco_number(tmp_path: Path) -> None:
+    for name in ("7.png", "COCO_val2014_000000000007.jpg", "000000000008.jpg", "other.jpg"):
+        (tmp_path / name).touch()
+    found = {image: file.name for image, file in results_module._files_of(tmp_path, {"7", "8", "9"}).items()}
+    assert found == {"7": "7.png", "8": "000000000008.jpg"}, "the name itself comes first"
 
 
 def refuse(keys: Keys, output: Path, *words: str, **changes: Any) -> None:
@@ -259,6 +284,9 @@ def test_models_that_do_not_fit_are_refused(keys: Keys, tmp_path: Path) -> None:
         model = make_trained(all_abilities(other, shared_prefix=True))
         folder = write_run(tmp_path / role, model, description="photographs")
         refuse(keys, tmp_path / "out", f"for {role} {folder}", "another", **{role: folder})
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / ADAPTER).touch()
+    refuse(keys, tmp_path / "out", "export of an adapter", "give its run", "--merge", filter=tmp_path / "adapter")
 
 
 def trained_filter(keys: Keys, folder: Path, own: str, start: str | None = None, images: tuple[str, ...] = ()) -> Path:
@@ -349,3 +377,7 @@ def test_the_command_prints_counts_and_an_empty_result_ends_with_1_and_what_to_c
     assert (tmp_path / "out" / KEPT).read_bytes() == b""
     refused(run("bootstrap", tmp_path / "bootstrap.yaml", "captioner=null"), "sampling", "captioner")
     refused(run("bootstrap", tmp_path / "bootstrap.yaml", "filter=nowhere"), "nowhere does not exist (filter)")
+    file = tmp_path / "bootstrap.yaml"
+    new = tmp_path / "new"
+    refused(run("bootstrap", file, f"output={new}", f"images={file}"), "bootstrap.yaml is a file; give a folder")
+    assert not new.exists(), "told before anything is written"

@@ -1,9 +1,12 @@
 """Adapters are served beside their base, by name."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import pytest
 
+from dimvl.adapters.folder import ADAPTER_WEIGHTS
 from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.serve.models import open_models
@@ -63,13 +66,19 @@ def test_requests_to_adapters_and_their_base_share_a_batch_and_each_gets_its_own
     assert "base has no detector, so it takes no images" in refused[2]["error"]
 
 
-def test_an_adapter_finds_its_base_among_the_exports_or_is_refused(folders: dict[str, str]) -> None:
+def test_an_adapter_finds_its_base_among_the_exports_or_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
     models = open_models([folders["other"], folders["base"]], [folders["asked"]], "cpu")
     assert models["asked"].predictor.detector_folder == models["base"].predictor.detector_folder
     with pytest.raises(UserError, match=r"was trained on base with weights .*; give the base"):
         open_models([folders["other"]], [folders["asked"]], "cpu")
     with pytest.raises(UserError, match="is not an adapter of an export that is served; serve its base too"):
         open_models([folders["other"], f"twice={folders['other']}"], [folders["asked"]], "cpu")
+    with pytest.raises(UserError, match="nowhere"):
+        open_models([folders["other"], folders["base"]], [f"{folders['asked']}-nowhere"], "cpu")
+    damaged = Path(shutil.copytree(folders["asked"], tmp_path / "damaged"))
+    (damaged / ADAPTER_WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match=f"{ADAPTER_WEIGHTS} is damaged"):
+        open_models([folders["other"], folders["base"]], [str(damaged)], "cpu")
     with pytest.raises(UserError, match="taken or empty"):
         open_models([folders["base"]], [f"base={folders['asked']}"], "cpu")
     image = GivenRegions.of(dataclasses.replace(make_regions(1)), make_extractor())

@@ -37,6 +37,11 @@ class ClassifyConfig(RunConfig):
     )
     validation: ClassifyValidationConfig | None = None
 
+    @property
+    def soft_rows(self) -> int:
+        """None by names, before which the soft rows are."""
+        return 0 if self.by_names else super().soft_rows
+
     @model_validator(mode="after")
     def _names_have_a_prompt(self) -> "ClassifyConfig":
         if self.by_names and (self.adapter is None or self.adapter.prompt is None):

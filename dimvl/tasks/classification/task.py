@@ -114,7 +114,7 @@ class Classification(Task[ClassifyConfig]):
             "labels": tuple(labels),
             "several_labels": config.several_labels,
             "shared_prefix": config.shared_prefix or config.by_names,
-            **({"prompt": 0, "class_prompt": config.adapter.prompt} if config.by_names and config.adapter else {}),
+            **({"class_prompt": config.adapter.prompt} if config.by_names and config.adapter else {}),
         }
 
     def heads(self, config: ClassifyConfig, classes: int, answers: int) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class Classification(Task[ClassifyConfig]):
 
     def planned_answers(self, config: ClassifyConfig) -> tuple[int, str]:
         """Return the number of labels of the run or of the list, or assume two."""
-        if (config.output / MODEL).exists():
+        if (config.output / MODEL).exists() and not config.by_names:
             return int(read_json(config.output / MODEL)["labels"]), ""
         if config.labels is not None and config.labels.exists():
             return len(read_labels(config.labels)), ""
