@@ -143,14 +143,14 @@ def embed_store(
 
 
 def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
-    """Embed any number of texts, in the order given.
+    """Embed any number of texts, in the order given; those of equal tokens once, so that rounding decides no tie.
 
     Raises:
         UserError: as `TrainedModel.tokenise`.
 
     """
-    words = trained.tokenise(texts)
-    found: list[Embeddings | None] = [None] * len(words)
+    keys, words = distinct_tokens(trained.tokenise(texts))
+    found: dict[int, Embeddings] = {}
     done = 0
     for chosen in in_order(np.array([len(text) + 1 for text in words], dtype=np.int64), ROW_BUDGET):
         embedded = embed_texts(trained, [words[place] for place in chosen.tolist()])
@@ -159,7 +159,14 @@ def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progr
         done += len(chosen)
         if progress is not None:
             progress(done, len(words))
-    return joined([one for one in found if one is not None])
+    return joined([found[key] for key in keys.tolist()])
+
+
+def distinct_tokens(words: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return for each of T texts its place (T,) among the texts of different tokens, and these."""
+    distinct = {tokens.tobytes(): tokens for tokens in words}
+    places = {key: place for place, key in enumerate(distinct)}
+    return np.array([places[tokens.tobytes()] for tokens in words], dtype=np.int64), list(distinct.values())
 
 
 def joined(parts: Sequence[Embeddings]) -> Embeddings:
