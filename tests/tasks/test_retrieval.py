@@ -166,8 +166,8 @@ def test_a_model_that_only_aligns_has_no_second_stage(data, store):
         evaluate_retrieval(trained, store, options(data))
     scores = evaluate_retrieval(trained, store, options(data, candidates=0)).scores
     assert scores["text_to_image"] == scores["embedding_only"]["text_to_image"]
-    with pytest.raises(UserError, match="candidates is 99 but there are only 18 images or texts; lower it"):
-        evaluate_retrieval(make_trained(all_abilities(aligns=True)), store, options(data, candidates=99))
+    with pytest.raises(UserError, match="candidates is 10 but there are only 9 images; lower it"):
+        evaluate_retrieval(make_trained(all_abilities(aligns=True)), store, options(data, candidates=10))
     with pytest.raises(UserError, match="cannot embed image"):
         evaluate_retrieval(make_trained(all_abilities()), store, options(data))
 

@@ -181,15 +181,13 @@ def evaluate_retrieval(
     read = read_captions(options.captions, options.split)
     records, missing = records_in_store(options.captions, read, trained, store, options)
     gallery = Gallery.of(records, options.together)
+    if options.candidates > len(gallery.images) and "candidates" in options.model_fields_set:
+        raise UserError(f"candidates is {options.candidates} but there are only {len(gallery.images)} images; lower it")
     texts = [caption.text for caption in gallery.captions]
     images = embed_store(trained, store, gallery.images)
     scale = float(scales(trained)[0 if options.score == "global" else 1])
     scores = gallery.of_queries(scale * embedding_scores(images, embed_all_texts(trained, texts), options.score))
     first = _ranks(scores, gallery.right, {})
-    if options.candidates > max(scores.shape) and "candidates" in options.model_fields_set:
-        raise UserError(
-            f"candidates is {options.candidates} but there are only {max(scores.shape)} images or texts; lower it"
-        )
     second: dict[str, Candidates] = {}
     if options.candidates:
         second = match_candidates(trained, store, gallery, scores, options.candidates, progress)
