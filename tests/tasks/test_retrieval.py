@@ -238,6 +238,7 @@ def test_an_export_embeds_images_and_texts_and_aligns_words_with_regions(folder)
     found = predictor.align(folder / "1.png", "a small aboved star")
     assert found.words == ["a", "small", "aboved", "star"]
     assert found.similarities.shape == (4, len(found.regions)) and np.abs(found.similarities).max() <= 1 + 1e-5
+    assert predictor.align(folder / "1.png", "a ☃ star").words == ["a", "[UNK]", "star"]
     with pytest.raises(UserError, match="is empty"):
         predictor.embed_text(" ")
 

@@ -18,6 +18,7 @@ from dimvl.data.examples import Example
 from dimvl.data.prefixes import Prefix
 from dimvl.data.sampler import in_order
 from dimvl.data.targets import TargetSpec
+from dimvl.data.tokenizer import SPECIAL
 from dimvl.model.heads import AlignHead
 from dimvl.objectives import token_similarities
 from dimvl.regions.store import RegionStore
@@ -227,7 +228,7 @@ def word_similarities(
 ) -> list[tuple[list[str], np.ndarray]]:
     """Return, for each prefix and its text, the words (L,) and their cosines with the regions (L, R).
 
-    A word has the mean of its pieces.
+    A word has the mean of its pieces; one that the model does not know is called [UNK].
     """
     tokenizer, found = trained.processor.tokenizer, []
     for image, text, ids in zip(embed_images(trained, prefixes), embed_texts(trained, words), words, strict=True):
@@ -237,7 +238,8 @@ def word_similarities(
         bounds = list(pairwise([*starts, len(ids)]))
         cosines = (text.rows @ image.rows.T).numpy()
         means = [cosines[start:end].mean(axis=0) for start, end in bounds]
-        found.append(([tokenizer.decode(ids[start:end].tolist()) for start, end in bounds], np.stack(means)))
+        texts = [tokenizer.decode(ids[start:end].tolist()) or SPECIAL[1] for start, end in bounds]
+        found.append((texts, np.stack(means)))
     return found
 
 
