@@ -187,6 +187,21 @@ def test_every_split_encodes_images_and_texts_alone(data, split):
     assert loss.isfinite() and all(p.grad is not None for p in task.model.align_head.parameters())
 
 
+def test_with_every_sublayer_split_a_text_has_no_vision_weight_but_the_context_of_an_image_has_language_weights(data):
+    task = make_task(split=("qkv", "out", "norm", "ffn"))
+    batch = collate(build(make_source(data), 0), task.shape)
+    used = {}
+    for kind in ("images", "regions", "texts", "words"):
+        task.zero_grad()
+        found = align(task.model, batch.targets["contrastive"], task.model(batch))
+        (getattr(found, kind) * torch.arange(8.0)).sum().backward()
+        weights = task.model.encoder.layers.named_parameters()
+        touched = [name for name, weight in weights if weight.grad is not None and weight.grad.any()]
+        used[kind] = {modality for modality in ("vision", "language") if any(modality in name for name in touched)}
+    both = {"vision", "language"}
+    assert used == {"images": both, "regions": both, "texts": {"language"}, "words": {"language"}}
+
+
 def test_token_wise_scores_leave_out_nothing_and_an_image_without_regions_scores_0():
     generator = torch.Generator().manual_seed(0)
     regions, words = torch.randn(5, 4, generator=generator), torch.randn(6, 4, generator=generator)

@@ -10,6 +10,7 @@ import torch
 
 import dimvl.tasks.inference
 import dimvl.tasks.retrieval.evaluation as retrieval
+import dimvl.tasks.retrieval.prediction as prediction
 from dimvl.data.annotations import read_captions
 from dimvl.errors import UserError
 from dimvl.evaluation import evaluate
@@ -99,6 +100,32 @@ def test_the_second_stage_ranks_candidates_as_scoring_all_pairs_does(data, store
     assert np.allclose(few.scores, np.take_along_axis(everything.T, best, axis=1), atol=1e-4)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_equal_texts_tie_in_both_stages_however_they_are_batched(data, store, tmp_path, monkeypatch, shared):
+    trained = make_trained(all_abilities(aligns=True, shared_prefix=shared))
+    file = tmp_path / "captions.jsonl"
+    file.write_text("".join(f'{{"id": {n}, "image": {n}, "caption": "a red star"}}\n' for n in range(1, 10)))
+    calls = iter(range(1, 10**6))
+
+    def noisy(function):
+        return lambda trained, prefixes, words: (
+            function(trained, prefixes, words) + 1e-3 * torch.tensor([next(calls) for _ in words])
+        )
+
+    embed = prediction.embed_texts
+
+    def noisy_embeddings(trained, words):
+        found = embed(trained, words)
+        return replace(found, pooled=found.pooled + 1e-3 * torch.tensor([[next(calls)] for _ in words]))
+
+    monkeypatch.setattr(prediction, "embed_texts", noisy_embeddings)
+    monkeypatch.setattr(retrieval, "match_logits", noisy(match_logits))
+    scores = evaluate_retrieval(trained, store, RetrievalEvaluation(captions=file, candidates=9)).scores
+    for stage in (scores, scores["embedding_only"]):
+        assert (stage["image_to_text"]["r1"], stage["image_to_text"]["median_rank"]) == (0, 9)
+    assert scores["texts_of_other_images"] == 9
+
+
 def test_an_evaluation_reports_both_stages_with_intervals_and_what_it_found(data, store, trained, tmp_path):
     run = write_run(tmp_path / "run", trained)
     found = evaluate(run, load_model(run), store, {"captions": data.captions, "candidates": 4}, tmp_path / "out")
@@ -139,8 +166,8 @@ def test_a_model_that_only_aligns_has_no_second_stage(data, store):
         evaluate_retrieval(trained, store, options(data))
     scores = evaluate_retrieval(trained, store, options(data, candidates=0)).scores
     assert scores["text_to_image"] == scores["embedding_only"]["text_to_image"]
-    with pytest.raises(UserError, match="candidates is 99 but there are only 18 images or texts; lower it"):
-        evaluate_retrieval(make_trained(all_abilities(aligns=True)), store, options(data, candidates=99))
+    with pytest.raises(UserError, match="candidates is 10 but there are only 9 images; lower it"):
+        evaluate_retrieval(make_trained(all_abilities(aligns=True)), store, options(data, candidates=10))
     with pytest.raises(UserError, match="cannot embed image"):
         evaluate_retrieval(make_trained(all_abilities()), store, options(data))
 
@@ -211,6 +238,7 @@ def test_an_export_embeds_images_and_texts_and_aligns_words_with_regions(folder)
     found = predictor.align(folder / "1.png", "a small aboved star")
     assert found.words == ["a", "small", "aboved", "star"]
     assert found.similarities.shape == (4, len(found.regions)) and np.abs(found.similarities).max() <= 1 + 1e-5
+    assert predictor.align(folder / "1.png", "a ☃ star").words == ["a", "[UNK]", "star"]
     with pytest.raises(UserError, match="is empty"):
         predictor.embed_text(" ")
 

@@ -35,6 +35,7 @@ from dimvl.tasks.retrieval.config import RetrievalEvaluation, RetrieveConfig, Sc
 from dimvl.tasks.retrieval.prediction import (
     EMBED_IMAGE,
     Embeddings,
+    distinct_tokens,
     embed_all_texts,
     embed_images,
     embed_store,
@@ -129,8 +130,8 @@ def match_candidates(
 ) -> dict[str, Candidates]:
     """Score the best `count` answers to each query by the matching head, plus their scaled cosine, by direction.
 
-    A pair that both directions need is scored once, and an image is computed once for all its texts where the model
-    allows.
+    A pair that both directions need, or of equal tokens, is scored once, and an image is computed once for all its
+    texts where the model allows.
 
     Args:
         trained: the model.
@@ -146,17 +147,18 @@ def match_candidates(
     wanted[np.arange(len(scores))[:, None], chosen["image_to_text"]] = True
     wanted[chosen["text_to_image"], np.arange(scores.shape[1])[:, None]] = True
     image, text = np.nonzero(wanted[:, gallery.query_of])  # image by image
-    words = trained.tokenise([caption.text for caption in gallery.captions])
+    keys, words = distinct_tokens(trained.tokenise([caption.text for caption in gallery.captions]))
+    pairs, which = np.unique(image * len(words) + keys[text], return_inverse=True)
     logits = predict_texts(
         trained,
         store,
-        [gallery.images[place] for place in image.tolist()],
-        [words[place] for place in text.tolist()],
+        [gallery.images[place] for place in (pairs // len(words)).tolist()],
+        [words[place] for place in (pairs % len(words)).tolist()],
         lambda prefixes, own: match_logits(trained, prefixes, own).tolist(),
         progress,
     )
     matched_scores = scores.copy()
-    np.add.at(matched_scores, (image, gallery.query_of[text]), np.array(logits, scores.dtype))
+    np.add.at(matched_scores, (image, gallery.query_of[text]), np.array(logits, scores.dtype)[which])
     sides = {"image_to_text": matched_scores, "text_to_image": matched_scores.T}
     return {
         direction: Candidates(chosen[direction], np.take_along_axis(side, chosen[direction], axis=1))
@@ -179,15 +181,13 @@ def evaluate_retrieval(
     read = read_captions(options.captions, options.split)
     records, missing = records_in_store(options.captions, read, trained, store, options)
     gallery = Gallery.of(records, options.together)
+    if options.candidates > len(gallery.images) and "candidates" in options.model_fields_set:
+        raise UserError(f"candidates is {options.candidates} but there are only {len(gallery.images)} images; lower it")
     texts = [caption.text for caption in gallery.captions]
     images = embed_store(trained, store, gallery.images)
     scale = float(scales(trained)[0 if options.score == "global" else 1])
     scores = gallery.of_queries(scale * embedding_scores(images, embed_all_texts(trained, texts), options.score))
     first = _ranks(scores, gallery.right, {})
-    if options.candidates > max(scores.shape) and "candidates" in options.model_fields_set:
-        raise UserError(
-            f"candidates is {options.candidates} but there are only {max(scores.shape)} images or texts; lower it"
-        )
     second: dict[str, Candidates] = {}
     if options.candidates:
         second = match_candidates(trained, store, gallery, scores, options.candidates, progress)

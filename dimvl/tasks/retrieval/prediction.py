@@ -18,6 +18,7 @@ from dimvl.data.examples import Example
 from dimvl.data.prefixes import Prefix
 from dimvl.data.sampler import in_order
 from dimvl.data.targets import TargetSpec
+from dimvl.data.tokenizer import SPECIAL
 from dimvl.model.heads import AlignHead
 from dimvl.objectives import token_similarities
 from dimvl.regions.store import RegionStore
@@ -143,14 +144,14 @@ def embed_store(
 
 
 def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
-    """Embed any number of texts, in the order given.
+    """Embed any number of texts, in the order given; those of equal tokens once, so that rounding decides no tie.
 
     Raises:
         UserError: as `TrainedModel.tokenise`.
 
     """
-    words = trained.tokenise(texts)
-    found: list[Embeddings | None] = [None] * len(words)
+    keys, words = distinct_tokens(trained.tokenise(texts))
+    found: dict[int, Embeddings] = {}
     done = 0
     for chosen in in_order(np.array([len(text) + 1 for text in words], dtype=np.int64), ROW_BUDGET):
         embedded = embed_texts(trained, [words[place] for place in chosen.tolist()])
@@ -159,7 +160,14 @@ def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progr
         done += len(chosen)
         if progress is not None:
             progress(done, len(words))
-    return joined([one for one in found if one is not None])
+    return joined([found[key] for key in keys.tolist()])
+
+
+def distinct_tokens(words: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return for each of T texts its place (T,) among the texts of different tokens, and these."""
+    distinct = {tokens.tobytes(): tokens for tokens in words}
+    places = {key: place for place, key in enumerate(distinct)}
+    return np.array([places[tokens.tobytes()] for tokens in words], dtype=np.int64), list(distinct.values())
 
 
 def joined(parts: Sequence[Embeddings]) -> Embeddings:
@@ -220,7 +228,7 @@ def word_similarities(
 ) -> list[tuple[list[str], np.ndarray]]:
     """Return, for each prefix and its text, the words (L,) and their cosines with the regions (L, R).
 
-    A word has the mean of its pieces.
+    A word has the mean of its pieces; one that the model does not know is called [UNK].
     """
     tokenizer, found = trained.processor.tokenizer, []
     for image, text, ids in zip(embed_images(trained, prefixes), embed_texts(trained, words), words, strict=True):
@@ -230,7 +238,8 @@ def word_similarities(
         bounds = list(pairwise([*starts, len(ids)]))
         cosines = (text.rows @ image.rows.T).numpy()
         means = [cosines[start:end].mean(axis=0) for start, end in bounds]
-        found.append(([tokenizer.decode(ids[start:end].tolist()) for start, end in bounds], np.stack(means)))
+        texts = [tokenizer.decode(ids[start:end].tolist()) or SPECIAL[1] for start, end in bounds]
+        found.append((texts, np.stack(means)))
     return found
 
 
