@@ -21,12 +21,13 @@ from dimvl.bootstrap.results import DROPPED, KEPT, PAGE, REPORT, noise_scores
 from dimvl.bootstrap.run import SETTINGS, bootstrap
 from dimvl.bootstrap.texts import WebTexts
 from dimvl.bootstrap.threshold import Threshold, choose_threshold
-from dimvl.checkpoints import ADAPTER
+from dimvl.checkpoints import ADAPTER, TEXTS
 from dimvl.data.annotations import read_captions
 from dimvl.data.prefixes import ImageReader
+from dimvl.data.text_store import LabelledText, text_store
 from dimvl.data.trained_on import hash_images
 from dimvl.errors import UserError
-from dimvl.files import read_json, sha256, write_json
+from dimvl.files import read_json, sha256, write_json, write_sealed
 from dimvl.regions.sources.base import Part
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
@@ -289,8 +290,18 @@ def test_models_that_do_not_fit_are_refused(keys: Keys, tmp_path: Path) -> None:
     refuse(keys, tmp_path / "out", "export of an adapter", "give its run", "--merge", filter=tmp_path / "adapter")
 
 
-def trained_filter(keys: Keys, folder: Path, own: str, start: str | None = None, images: tuple[str, ...] = ()) -> Path:
-    """Copy the filter as one that was fine-tuned on a file with a checksum, after another training."""
+def trained_filter(
+    keys: Keys,
+    folder: Path,
+    own: str,
+    start: str | None = None,
+    images: tuple[str, ...] = (),
+    own_images: tuple[str, ...] = (),
+) -> Path:
+    """Copy the filter as one that was fine-tuned on a file with a checksum, after another training.
+
+    Both trainings had `images`, of which the fine-tuning had `own_images`; without these, the run has no texts.
+    """
     made = replace(load_model(keys["filter"]), trained_on=np.sort(hash_images(images)))
     write_run(folder, made, description="photographs")
     about = {"file": "c.jsonl", "description": "", "synthetic": False}
@@ -302,6 +313,10 @@ def trained_filter(keys: Keys, folder: Path, own: str, start: str | None = None,
         "data": {"captions": {**about, "sha256": start}},
     }
     write_json(folder / "run.json", run_record)
+    if own_images:
+        texts = [LabelledText(place, (image,), "a star") for place, image in enumerate(own_images)]
+        store = text_store(folder / "texts", made.processor.tokenizer, 12, [keys["captions"]], texts)
+        write_sealed(folder / TEXTS, {"store": store.path.name})
     return folder
 
 
@@ -312,8 +327,21 @@ def test_a_filter_that_was_trained_on_the_captions_is_refused_unless_told(keys: 
     images = trained_filter(keys, tmp_path / "images", clean, images=("3", "5"))
     refuse(keys, tmp_path / "out", "on 2 of the 11 images", "such as '3'", "allow_trained=true", filter=images)
     assert bootstrap(make_config(keys, tmp_path / "told", filter=same, allow_trained=True), "cpu") is not None
-    after = trained_filter(keys, tmp_path / "after", clean, start=noisy, images=("3", "5"))
+
+
+def test_a_filter_may_start_from_a_model_that_knows_the_captions_but_not_be_fine_tuned_on_their_images(
+    keys: Keys, tmp_path: Path
+) -> None:
+    made = partial(trained_filter, keys, own="a" * 64, start=sha256(keys["captions"]), images=("3", "5", "clean"))
+    after = made(tmp_path / "after", own_images=("clean",))
     assert bootstrap(make_config(keys, tmp_path / "blip", filter=after), "cpu") is not None, "as BLIP's"
+    copied = made(tmp_path / "copied", own_images=("clean", "5"))
+    refuse(keys, tmp_path / "out", "on 1 of the 11 images", "such as '5'", "allow_trained=true", filter=copied)
+    unknown = made(tmp_path / "unknown")
+    refuse(keys, tmp_path / "out", "does not say which images", "give its run", "allow_trained=true", filter=unknown)
+    lines = [{"image": image, "caption": "a new caption"} for image in "345"]
+    both = [keys["captions"], write_lines(tmp_path / "new.jsonl", lines)]
+    refuse(keys, tmp_path / "out", "on 2 of the 11 images", "such as '3'", filter=after, captions=both)
 
 
 @pytest.mark.parametrize(
