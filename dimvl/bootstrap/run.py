@@ -182,8 +182,8 @@ def _threshold(config: BootstrapConfig, writer: BlockWriter, store: RegionStore)
     if config.keep is None:
         return Threshold()
     pairs, labels = read_sample(config.keep.sample, store, writer.filter.trained.processor)
-    scores = writer.score([position for position, _ in pairs], [[text] for _, text in pairs])
-    return choose_threshold([score for [score] in scores], labels, config.keep)
+    judged = writer.score([position for position, _ in pairs], [[text] for _, text in pairs])
+    return choose_threshold([text.score for [text] in judged], labels, config.keep)
 
 
 def _write_blocks(

@@ -26,9 +26,9 @@ from dimvl.showing import counted, with_others
 
 AT_ONCE = 4096
 """Captions that are looked up in the store at once."""
-NOT_CARRIED = frozenset({"id", "image", "images", "times", "caption"})
-"""Fields of a line that the line written for it does not take over: its image gets the store's id, and ids of several
-files may be equal."""
+NOT_CARRIED = frozenset({"id", "image", "images", "times", "caption", "cut"})
+"""Fields of a line that the line written for it does not take over: its image gets the store's id, ids of several files
+may be equal, and an earlier filter may have read less of the caption."""
 
 
 class WebText(NamedTuple):

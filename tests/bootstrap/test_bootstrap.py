@@ -249,6 +249,23 @@ def test_the_report_counts_what_is_in_the_files_and_the_page_shows_both_kinds(ke
     assert 0 < page.count("<li class=dropped><bdi>") < page.count("<bdi>"), "no text turns its line around"
 
 
+def test_captions_longer_than_the_filter_reads_are_counted_and_warned_of_once(
+    keys: Keys, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = load_model(keys["filter"]).processor.text_tokens
+    lengths = {"1": limit, "2": limit + 1, "3": 2 * limit}
+    lines = [{"image": name, "caption": " ".join(["a"] * length), "cut": 7} for name, length in lengths.items()]
+    file = write_lines(tmp_path / "long.jsonl", lines)
+    config = make_config(keys, tmp_path / "out", captions=file, captioner=None, sampling=...)
+    bootstrap(config, "cpu")
+    written = {line["image"]: line for line in read_lines(config.output)}
+    assert [written[name].get("cut") for name in lengths] == [None, True, True]
+    assert read_json(config.output / REPORT)["captions_cut"] == {f"longer than {limit} tokens": 2}
+    assert f"judged by their beginning: longer than {limit} tokens" in (config.output / PAGE).read_text()
+    warnings = [record.message for record in caplog.records if "cut" in record.message]
+    assert warnings == [f"2 of 3 texts are longer than {limit} tokens and were cut"]
+
+
 def test_a_result_filtered_again_keeps_origins_and_counts_only_what_is_written_anew(
     keys: Keys, whole: Path, tmp_path: Path
 ) -> None:
