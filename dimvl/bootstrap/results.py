@@ -10,6 +10,7 @@ Another threshold needs the same command only: the scores are in the blocks.
 
 import heapq
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from dimvl.regions.store.format import encode_id, hash_of_id
 from dimvl.report.page import write_page
 from dimvl.showing import short
 
+logger = logging.getLogger(__name__)
 KEPT, DROPPED, REPORT, PAGE = "captions.jsonl", "dropped.jsonl", "report.json", "report.html"
 BINS = 20
 """Of the histograms of scores from 0 to 1."""
@@ -66,11 +68,13 @@ class _Count:
     results: Results = field(default_factory=Results)
     histograms: dict[str, list[int]] = field(default_factory=dict)
     noise: Counter[tuple[str, bool]] = field(default_factory=Counter)  # kind, whether kept
+    cut: int = 0
 
     def add(self, line: Mapping[str, Any], kept: bool) -> None:
         origin = line["origin"]
         self.results.texts[origin] += 1
         self.results.kept[origin] += kept
+        self.cut += "cut" in line
         bins = self.histograms.setdefault(origin, [0] * BINS)
         bins[min(int(line["score"] * BINS), BINS - 1)] += 1
         if origin != "synthetic" and isinstance(line.get("noise"), str):
@@ -118,7 +122,7 @@ def write_results(
     images: int,
     texts: WebTexts,
 ) -> Results:
-    """Write all files; memory does not grow with the lines.
+    """Write all files; memory does not grow with the lines. A warning counts captions longer than the filter reads.
 
     Args:
         config: what was done.
@@ -150,6 +154,9 @@ def write_results(
     wanted = images * config.sampling.captions if writer.captioner else 0
     written = results.texts["synthetic"] - texts.synthetic
     not_written = {"not_written": wanted - written} if writer.captioner else {}
+    limit = writer.filter.trained.processor.text_tokens
+    if count.cut:
+        logger.warning("%d of %d texts are longer than %d tokens and were cut", count.cut, results.texts.total(), limit)
     results.report = {
         "models": {
             name: {"name": model.folder.name, "fingerprint": model.fingerprint}
@@ -161,6 +168,7 @@ def write_results(
         "images": images,
         "captions_read": texts.captions,
         "captions_dropped": {"image not in the store": texts.missing},
+        "captions_cut": {f"longer than {limit} tokens": count.cut},
         "origins": {
             origin: {
                 "texts": results.texts[origin],

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from dimvl.bootstrap.config import BootstrapConfig
@@ -25,12 +26,13 @@ from dimvl.bootstrap.threshold import Threshold, choose_threshold
 from dimvl.bootstrap.writing import BlockWriter
 from dimvl.callbacks import Progress
 from dimvl.checkpoints import origin_of, trained_files
-from dimvl.data.trained_on import trained_images
+from dimvl.data.trained_on import NOTHING, trained_images
 from dimvl.errors import UserError
 from dimvl.files import atomic_path, check_writable, read_bytes, read_sealed, write_sealed
 from dimvl.regions.sources.base import Part
 from dimvl.regions.store import RegionStore
 from dimvl.showing import counted, with_others
+from dimvl.training.texts import own_images
 
 SETTINGS = "bootstrap.json"
 WHOLE = Part(1, 1)
@@ -70,8 +72,7 @@ def bootstrap(
     store = RegionStore(config.regions, check=True)
     writer = BlockWriter(config, store, device)
     texts = WebTexts(config, store, writer.filter.trained.processor)
-    known = _check_filter(config, writer, texts.checksums)
-    work = _survey(config, texts, () if known else writer.filter.trained.trained_on)
+    work = _survey(config, store, texts, _forbidden_images(config, writer, texts.checksums))
     _claim(config, writer, store, texts)
     threshold = _threshold(config, writer, store)
     _write_blocks(config.output, writer, texts, work, part, progress)
@@ -81,58 +82,64 @@ def bootstrap(
     return write_results(config, writer, store, threshold, _lines(files), work.images, texts)
 
 
-def _check_filter(config: BootstrapConfig, writer: BlockWriter, checksums: Sequence[str]) -> bool:
-    """Refuse a filter that was fine-tuned on a file that it is to filter.
+def _forbidden_images(config: BootstrapConfig, writer: BlockWriter, checksums: Sequence[str]) -> list[np.ndarray]:
+    """Return for each file sorted hashes of the images that the filter must not have been trained on.
 
-    Returns:
-        Whether nothing more is to be checked: it may have been trained on the images, as BLIP's filter begins as a
-        model that was pretrained on the captions.
+    BLIP's filter begins as a model that was pretrained on the captions to filter. So if the initial model, or one
+    before it, was trained on a file, only images that the filter itself was fine-tuned on count for this file.
 
     Raises:
-        UserError: as said.
+        UserError: it was fine-tuned on one of the files, or nothing says on which images.
 
     """
     if config.allow_trained:
-        return True
+        return [NOTHING] * len(checksums)
     origin = origin_of(config.filter)
     own = {file.sha256 for file in trained_files(origin.data)}
+    before, start = set[str](), origin.start
+    while start is not None:
+        before |= {file.sha256 for file in trained_files(start.data)}
+        start = start.start
     for path, checksum in zip(config.captions, checksums, strict=True):
         if checksum in own:
             raise UserError(
                 f"filter {config.filter} was trained on {path} itself, so it may call the noise of that file a match; "
                 "fine-tune it on clean captions, or accept it with allow_trained=true"
             )
-    start = origin.start
-    while start is not None:
-        if not {file.sha256 for file in trained_files(start.data)}.isdisjoint(checksums):
-            return True
-        start = start.start
-    return False
+    of_run = NOTHING if before.isdisjoint(checksums) else own_images(config.filter)
+    if of_run is None:
+        raise UserError(
+            f"filter {config.filter} starts from a model that was trained on these captions, and does not say which "
+            "images it was fine-tuned on itself; give its run, with the folder of its tokenised texts, or accept it "
+            "with allow_trained=true"
+        )
+    return [of_run if checksum in before else writer.filter.trained.trained_on for checksum in checksums]
 
 
-def _survey(config: BootstrapConfig, texts: WebTexts, trained_on: Any) -> Work:
+def _survey(config: BootstrapConfig, store: RegionStore, texts: WebTexts, forbidden: Sequence[np.ndarray]) -> Work:
     """Read all captions once, so that mistakes are told before any is written.
 
     Args:
         config: what to do.
+        store: the regions.
         texts: the captions.
-        trained_on: hashes of images that the filter must not have been trained on.
+        forbidden: for each file, sorted hashes of images that the filter must not have been trained on.
 
     Raises:
-        UserError: a mistake in a file, images that the store lacks, or one of `trained_on`.
+        UserError: a mistake in a file, images that the store lacks, or one of `forbidden`.
 
     """
-    groups = images = trained = 0
-    example = ""
+    groups = images = 0
+    trained, example = np.zeros(len(store), dtype=bool), ""
     for of in texts:
         groups, images = groups + 1, images + of.first
-        if of.first and len(trained_on) and trained_images([of.image_id], trained_on):
-            trained, example = trained + 1, example or of.image_id
+        if trained_images([of.image_id], forbidden[of.file]):
+            trained[of.position], example = True, example or of.image_id
     named = ", ".join(map(str, config.captions))
     texts.check_missing(named, config.missing == "error")
-    if trained:
+    if example:
         raise UserError(
-            f"filter {config.filter} or its initial model was trained on {trained:,} of the "
+            f"filter {config.filter} or its initial model was trained on {trained.sum():,} of the "
             f"{counted(images, 'image')} of {named}, such as {with_others(example, 1)}, and perhaps on these captions; "
             "fine-tune it on captions of other images, or accept it with allow_trained=true"
         )
@@ -175,8 +182,8 @@ def _threshold(config: BootstrapConfig, writer: BlockWriter, store: RegionStore)
     if config.keep is None:
         return Threshold()
     pairs, labels = read_sample(config.keep.sample, store, writer.filter.trained.processor)
-    scores = writer.score([position for position, _ in pairs], [[text] for _, text in pairs])
-    return choose_threshold([score for [score] in scores], labels, config.keep)
+    judged = writer.score([position for position, _ in pairs], [[text] for _, text in pairs])
+    return choose_threshold([text.score for [text] in judged], labels, config.keep)
 
 
 def _write_blocks(

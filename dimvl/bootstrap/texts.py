@@ -26,9 +26,9 @@ from dimvl.showing import counted, with_others
 
 AT_ONCE = 4096
 """Captions that are looked up in the store at once."""
-NOT_CARRIED = frozenset({"id", "image", "images", "times", "caption"})
-"""Fields of a line that the line written for it does not take over: its image gets the store's id, and ids of several
-files may be equal."""
+NOT_CARRIED = frozenset({"id", "image", "images", "times", "caption", "cut"})
+"""Fields of a line that the line written for it does not take over: its image gets the store's id, ids of several files
+may be equal, and an earlier filter may have read less of the caption."""
 
 
 class WebText(NamedTuple):
@@ -46,6 +46,7 @@ class ImageTexts:
         image_id: the image in the store.
         position: its position in the store.
         texts: the captions with the further fields of their lines.
+        file: number of the file they are from, from 0.
         first: whether no earlier captions are of this image.
 
     """
@@ -53,6 +54,7 @@ class ImageTexts:
     image_id: str
     position: int
     texts: tuple[WebText, ...]
+    file: int
     first: bool
 
 
@@ -99,11 +101,10 @@ class WebTexts:
         """
         self.captions, self.missing, self.synthetic, self.example = 0, 0, 0, ""
         seen = np.zeros(len(self._store), dtype=bool)
-        for path, rule in zip(self._files, self.rules, strict=True):
-            for position, texts in groupby(self._matched(path, rule), key=lambda found: found[0]):
-                yield ImageTexts(
-                    self._store.image_id(position), position, tuple(text for _, text in texts), not seen[position]
-                )
+        for file, (path, rule) in enumerate(zip(self._files, self.rules, strict=True)):
+            for position, matched in groupby(self._matched(path, rule), key=lambda found: found[0]):
+                texts = tuple(text for _, text in matched)
+                yield ImageTexts(self._store.image_id(position), position, texts, file, not seen[position])
                 seen[position] = True
 
     def _matched(self, path: Path, rule: str) -> Iterator[tuple[int, WebText]]:

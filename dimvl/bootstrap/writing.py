@@ -8,7 +8,7 @@ prefix of an image is computed once for all captions that are drawn of it, and o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,13 @@ class Model:
     folder: Path
     trained: TrainedModel
     fingerprint: str
+
+
+class Judged(NamedTuple):
+    """The probability that a text belongs to its image, and whether the filter read only its beginning."""
+
+    score: float
+    cut: bool
 
 
 class BlockWriter:
@@ -81,16 +88,17 @@ class BlockWriter:
         """Return what is written for a block: its captions and the synthetic ones of images met first, with scores."""
         drawn = self._draw([of for of in block if of.first])
         texts = [[text.caption.text for text in of.texts] + drawn.get(of.image_id, []) * of.first for of in block]
-        scores = self.score([of.position for of in block], texts)
+        judged = self.score([of.position for of in block], texts)
         captioner = "" if self.captioner is None else self.captioner.fingerprint[:DIGITS]
         synthetic = {"origin": "synthetic", "captioner": captioner}
         result = []
-        for of, own, found in zip(block, texts, scores, strict=True):
+        for of, own, found in zip(block, texts, judged, strict=True):
             fields = [{"origin": "web", **text.fields} for text in of.texts]
             fields += [synthetic] * (len(own) - len(fields))
-            for caption, score, more in zip(own, found, fields, strict=True):
+            for caption, (score, cut), more in zip(own, found, fields, strict=True):
                 line = {"image": of.image_id, "caption": caption, **more, "score": score}
-                result.append(line | {"filter": self.filter.fingerprint[:DIGITS]})
+                line |= {"filter": self.filter.fingerprint[:DIGITS]}
+                result.append(line | {"cut": True} if cut else line)
         return result
 
     def _draw(self, images: Sequence[ImageTexts]) -> dict[str, list[str]]:
@@ -115,14 +123,15 @@ class BlockWriter:
         generator = keyed_generator(self.seed, "bootstrap", image_id)
         return generator.random((self.sampling.captions, self.longest), dtype=np.float32)
 
-    def score(self, positions: Sequence[int], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Return the probability that each text of each image, given by its position in the store, belongs to it."""
+    def score(self, positions: Sequence[int], texts: Sequence[Sequence[str]]) -> list[list[Judged]]:
+        """Judge each text of each image, given by its position in the store."""
         trained = self.filter.trained
         reader, found = trained.processor.reader(self.store), _prefixes(positions)
+        limit = trained.processor.text_tokens
         words = [self._tokens(own) for own in texts]
         again = np.array([1 if trained.processor.shared_prefix else len(own) for own in words], dtype=np.int64)
-        rows = reader.rows(found) * again + np.array([sum(len(text) + 1 for text in own) for own in words])
-        scores: list[list[float]] = [[] for _ in texts]
+        rows = reader.rows(found) * again + np.array([sum(min(len(text), limit) + 1 for text in own) for own in words])
+        judged: list[list[Judged]] = [[] for _ in texts]
         for chosen in in_order(rows, ROW_BUDGET):
             pairs = [
                 (place, prefix, text)
@@ -130,15 +139,15 @@ class BlockWriter:
                 for text in words[place]
             ]
             places, prefixes, every = zip(*pairs, strict=True)
-            for place, score in zip(places, match_probabilities(trained, prefixes, every).tolist(), strict=True):
-                scores[place].append(round(score, DECIMALS))
-        return scores
+            scores = match_probabilities(trained, prefixes, [text[:limit] for text in every]).tolist()
+            for place, text, score in zip(places, every, scores, strict=True):
+                judged[place].append(Judged(round(score, DECIMALS), len(text) > limit))
+        return judged
 
     def _tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return token ids, cut to the longest text; of one of which the tokenizer makes nothing, [UNK]."""
-        processor = self.filter.trained.processor
-        encoded = processor.tokenizer.encode_all(texts)
-        return [np.array((own or [processor.tokenizer.unknown])[: processor.text_tokens], np.int64) for own in encoded]
+        """Return token ids; of a text of which the tokenizer makes nothing, [UNK]."""
+        tokenizer = self.filter.trained.processor.tokenizer
+        return [np.array(own or [tokenizer.unknown], np.int64) for own in tokenizer.encode_all(texts)]
 
 
 def _open(folder: Path, device: Any) -> Model:

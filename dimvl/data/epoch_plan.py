@@ -32,6 +32,11 @@ Allocate = Callable[[str, type, int], np.ndarray]
 class ExampleSource(Protocol):
     """The examples of a task, by epoch and number, and their cost in rows."""
 
+    @property
+    def soft_rows(self) -> int:
+        """Soft rows of each prefix, by `adapter.prompt`."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of examples D of an epoch."""
         ...
@@ -87,9 +92,10 @@ def plan_epoch(
     for some in _pieces(count):
         costs[some] = source.costs(epoch, some)
     if costs.max() > row_budget:
+        lower = "adapter.prompt or inputs.max_regions" if source.soft_rows else "inputs.max_regions"
         raise UserError(
             f"one example has up to {costs.max()} rows, above training.rows_per_step {row_budget}; raise it, or lower "
-            "inputs.max_regions"
+            f"{lower}"
         )
     order = allocate("order", np.int32 if count < 2**31 else np.int64, count)
     for some in _pieces(count):

@@ -71,6 +71,7 @@ def read_trained_on(folder: Path) -> np.ndarray:
 
 
 def trained_images(image_ids: Sequence[str], hashes: np.ndarray) -> list[str]:
-    """Return the images in `image_ids` that were trained on, each once."""
-    known = np.isin(hash_images(image_ids), hashes)
+    """Return the images in `image_ids` that were trained on, each once; `hashes` (I,) are sorted."""
+    asked = hash_images(image_ids)
+    known = np.searchsorted(hashes, asked, side="right") > np.searchsorted(hashes, asked)
     return list(dict.fromkeys(image for image, trained in zip(image_ids, known, strict=True) if trained))

@@ -242,7 +242,7 @@ def average_step(training: TrainingConfig, example: AverageExample, ranks: int) 
             f"fewer than --gpus {ranks}, so some GPUs would be idle; lower --gpus or raise rows_per_step"
         )
     micro_batches = max(1, -(-training.rows_per_step // (ranks * training.rows_per_micro_batch)))
-    work = example.work * examples
+    work = example.work * examples + example.per_micro_batch * (ranks * micro_batches)
     micro_batch = work * (1 / (ranks * micro_batches))
     return AverageStep(examples=examples, work=work, micro_batches=micro_batches, micro_batch=micro_batch)
 

@@ -107,6 +107,11 @@ class ImageSource(ABC):
         """Return the number of examples D of an epoch."""
         return self.texts.num_groups
 
+    @property
+    def soft_rows(self) -> int:
+        """Soft rows of each prefix, by `adapter.prompt`."""
+        return self.images.tags.prompt
+
     def groups(self, examples: np.ndarray) -> np.ndarray:
         """Group of texts of each of the examples (B,): (B,)."""
         return examples

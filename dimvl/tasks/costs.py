@@ -82,6 +82,7 @@ class AverageExample:
         cost: rows that the sampler counts for it, an upper bound.
         per_prefix: number of examples per prefix and epoch.
         prefixes: number of prefixes in an example; above 1 for groups.
+        per_micro_batch: work of each micro-batch besides that of its examples, which the sampler does not count.
 
     """
 
@@ -89,6 +90,7 @@ class AverageExample:
     cost: float
     per_prefix: float = 1.0
     prefixes: float = 1.0
+    per_micro_batch: Work = field(default_factory=Work)
 
 
 def planned_work(

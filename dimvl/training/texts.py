@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from pydantic import Field
 
 from dimvl.callbacks import NamedProgress
-from dimvl.checkpoints import TEXTS
+from dimvl.checkpoints import RUN, TEXTS, run_arguments
 from dimvl.config import RunConfig
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore, open_text_store, text_store
 from dimvl.data.trained_on import FILE as TRAINED_ON
-from dimvl.data.trained_on import NOTHING, read_trained_on, write_trained_on
+from dimvl.data.trained_on import NOTHING, hash_images, read_trained_on, write_trained_on
 from dimvl.errors import UserError
 from dimvl.files import CHECKSUMS, RESTORE, Strict, check_folder, read_sealed_as, write_sealed
 from dimvl.trained_model import TrainedModel
@@ -43,6 +44,19 @@ def known_texts(config: RunConfig) -> TextStore | None:
         logger.warning("%s; it is written again", str(error).partition(";")[0])
         return None
     return open_text_store(config.texts_folder / name)
+
+
+def own_images(run: Path) -> np.ndarray | None:
+    """Return sorted hashes (I,) of the images that a run itself was trained on, without those of its initial model.
+
+    None for an export, and if the run's tokenised texts are missing or damaged: only they tell.
+    """
+    if not (run / RUN).exists() or not (run / TEXTS).exists():
+        return None
+    cache = run_arguments(run)["config"].get("cache")
+    name = read_sealed_as(run / TEXTS, Texts, RESTORE).store
+    store = open_text_store((Path(cache) if cache else run / "texts") / name)
+    return None if store is None else np.unique(hash_images(store.image_ids()))
 
 
 def tokenised(

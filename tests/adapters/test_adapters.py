@@ -260,6 +260,11 @@ def test_without_peft_lora_names_the_package_to_install(data, base, tmp_path, mo
 # --- mistakes
 
 
+def test_soft_rows_above_the_row_budget_are_named(data, base, tmp_path):
+    with pytest.raises(UserError, match=r"above training\.rows_per_step 200; raise it, or lower adapter\.prompt"):
+        run_training(configured(data, base, tmp_path, {"prompt": 300}, rows_per_step=200))
+
+
 def test_a_base_that_changed_under_an_adapter_is_refused(data, base, trained, tmp_path):
     run = trained({"head": True})
     other = run_training(make_config(data, tmp_path / "other", model=MODEL, seed=9, training={"steps": 1}))

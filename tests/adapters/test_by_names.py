@@ -1,23 +1,29 @@
 """Class prompts: soft rows before the names of labels, trained by the alignment of a base that stays as it is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dimvl.checkpoints import read_log
 from dimvl.data.prefixes import PrefixImages
+from dimvl.data.processor import Processor
 from dimvl.errors import UserError
 from dimvl.export import export
+from dimvl.model.flops import Flops, flops_by_part
+from dimvl.model.work import Work
 from dimvl.planning.cluster import Cluster
 from dimvl.planning.data import DataOverrides, gather
-from dimvl.planning.plan import make_plan
+from dimvl.planning.plan import average_example, average_step, make_plan, meta_model
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.classification.prediction import label_probabilities, tokenise
-from dimvl.tasks.classification.training import OBJECTIVE, name_batch
+from dimvl.tasks.classification.training import OBJECTIVE, ClassifyModule, name_batch
 from dimvl.tasks.retrieval.prediction import embed_images
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
+from tests.model.test_flops import counted
+from tests.planning.runs import all_batches
 from tests.tiny_runs import CONFIGS, make_config, make_data
 from tests.training.runs import Killed, at_step, bytes_of, kill, weights_of
 
@@ -105,3 +111,28 @@ def test_a_plan_counts_the_soft_rows_as_trained_but_in_no_context_also_of_a_run(
     assert other == context + 4
     run_training(config)
     assert make_plan(config, Cluster(gpus=1, gpu_memory=80, peak=100, utilisation=0.4)).trained == 4 * 16
+
+
+def test_a_plan_counts_the_sentences_of_all_labels_in_every_micro_batch(data, base, tmp_path):
+    config = configured(data, base, tmp_path, training={"steps": 1})
+    run_training(config)
+    facts = gather(config, DataOverrides())
+    example, model = average_example(config, facts), meta_model(config, facts)
+    [batch], images = all_batches(config, epochs=1)
+    names = name_batch(Processor.load(config.output))
+    planned = example.work * images + example.per_micro_batch
+    real = Work.of(batch, padded=False) + Work.of(names, padded=False)
+    assert (planned.vision, planned.language) == pytest.approx((real.vision, real.language))
+    assert planned.attention.pairs == pytest.approx(real.attention.pairs, rel=0.15)  # lengths differ from their means
+    module = ClassifyModule(load_model(config.output).model, Processor.load(config.output))
+    module.model.requires_grad_(False).tokens.prompt.requires_grad_(True)
+    expected = sum(flops_by_part(model, planned).values(), Flops())
+    # torch pads attention.
+    assert (expected.forward, expected.backward) == pytest.approx(counted(module, batch), rel=0.05)
+    training = config.training.model_copy(update={"rows_per_step": 3000, "rows_per_micro_batch": 500})
+    step = average_step(training, example, ranks=2)
+    alone = average_step(training, replace(example, per_micro_batch=Work()), ranks=2)
+    assert step.micro_batches == alone.micro_batches == 3 and step.examples == alone.examples
+    rows = names.layout.num_rows
+    assert step.work.rows - alone.work.rows == pytest.approx(6 * rows)
+    assert step.micro_batch.rows - alone.micro_batch.rows == pytest.approx(rows)

@@ -21,12 +21,13 @@ from dimvl.bootstrap.results import DROPPED, KEPT, PAGE, REPORT, noise_scores
 from dimvl.bootstrap.run import SETTINGS, bootstrap
 from dimvl.bootstrap.texts import WebTexts
 from dimvl.bootstrap.threshold import Threshold, choose_threshold
-from dimvl.checkpoints import ADAPTER
+from dimvl.checkpoints import ADAPTER, TEXTS
 from dimvl.data.annotations import read_captions
 from dimvl.data.prefixes import ImageReader
+from dimvl.data.text_store import LabelledText, text_store
 from dimvl.data.trained_on import hash_images
 from dimvl.errors import UserError
-from dimvl.files import read_json, sha256, write_json
+from dimvl.files import read_json, sha256, write_json, write_sealed
 from dimvl.regions.sources.base import Part
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
@@ -248,6 +249,23 @@ def test_the_report_counts_what_is_in_the_files_and_the_page_shows_both_kinds(ke
     assert 0 < page.count("<li class=dropped><bdi>") < page.count("<bdi>"), "no text turns its line around"
 
 
+def test_captions_longer_than_the_filter_reads_are_counted_and_warned_of_once(
+    keys: Keys, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = load_model(keys["filter"]).processor.text_tokens
+    lengths = {"1": limit, "2": limit + 1, "3": 2 * limit}
+    lines = [{"image": name, "caption": " ".join(["a"] * length), "cut": 7} for name, length in lengths.items()]
+    file = write_lines(tmp_path / "long.jsonl", lines)
+    config = make_config(keys, tmp_path / "out", captions=file, captioner=None, sampling=...)
+    bootstrap(config, "cpu")
+    written = {line["image"]: line for line in read_lines(config.output)}
+    assert [written[name].get("cut") for name in lengths] == [None, True, True]
+    assert read_json(config.output / REPORT)["captions_cut"] == {f"longer than {limit} tokens": 2}
+    assert f"judged by their beginning: longer than {limit} tokens" in (config.output / PAGE).read_text()
+    warnings = [record.message for record in caplog.records if "cut" in record.message]
+    assert warnings == [f"2 of 3 texts are longer than {limit} tokens and were cut"]
+
+
 def test_a_result_filtered_again_keeps_origins_and_counts_only_what_is_written_anew(
     keys: Keys, whole: Path, tmp_path: Path
 ) -> None:
@@ -289,8 +307,18 @@ def test_models_that_do_not_fit_are_refused(keys: Keys, tmp_path: Path) -> None:
     refuse(keys, tmp_path / "out", "export of an adapter", "give its run", "--merge", filter=tmp_path / "adapter")
 
 
-def trained_filter(keys: Keys, folder: Path, own: str, start: str | None = None, images: tuple[str, ...] = ()) -> Path:
-    """Copy the filter as one that was fine-tuned on a file with a checksum, after another training."""
+def trained_filter(
+    keys: Keys,
+    folder: Path,
+    own: str,
+    start: str | None = None,
+    images: tuple[str, ...] = (),
+    own_images: tuple[str, ...] = (),
+) -> Path:
+    """Copy the filter as one that was fine-tuned on a file with a checksum, after another training.
+
+    Both trainings had `images`, of which the fine-tuning had `own_images`; without these, the run has no texts.
+    """
     made = replace(load_model(keys["filter"]), trained_on=np.sort(hash_images(images)))
     write_run(folder, made, description="photographs")
     about = {"file": "c.jsonl", "description": "", "synthetic": False}
@@ -302,6 +330,10 @@ def trained_filter(keys: Keys, folder: Path, own: str, start: str | None = None,
         "data": {"captions": {**about, "sha256": start}},
     }
     write_json(folder / "run.json", run_record)
+    if own_images:
+        texts = [LabelledText(place, (image,), "a star") for place, image in enumerate(own_images)]
+        store = text_store(folder / "texts", made.processor.tokenizer, 12, [keys["captions"]], texts)
+        write_sealed(folder / TEXTS, {"store": store.path.name})
     return folder
 
 
@@ -312,8 +344,21 @@ def test_a_filter_that_was_trained_on_the_captions_is_refused_unless_told(keys: 
     images = trained_filter(keys, tmp_path / "images", clean, images=("3", "5"))
     refuse(keys, tmp_path / "out", "on 2 of the 11 images", "such as '3'", "allow_trained=true", filter=images)
     assert bootstrap(make_config(keys, tmp_path / "told", filter=same, allow_trained=True), "cpu") is not None
-    after = trained_filter(keys, tmp_path / "after", clean, start=noisy, images=("3", "5"))
+
+
+def test_a_filter_may_start_from_a_model_that_knows_the_captions_but_not_be_fine_tuned_on_their_images(
+    keys: Keys, tmp_path: Path
+) -> None:
+    made = partial(trained_filter, keys, own="a" * 64, start=sha256(keys["captions"]), images=("3", "5", "clean"))
+    after = made(tmp_path / "after", own_images=("clean",))
     assert bootstrap(make_config(keys, tmp_path / "blip", filter=after), "cpu") is not None, "as BLIP's"
+    copied = made(tmp_path / "copied", own_images=("clean", "5"))
+    refuse(keys, tmp_path / "out", "on 1 of the 11 images", "such as '5'", "allow_trained=true", filter=copied)
+    unknown = made(tmp_path / "unknown")
+    refuse(keys, tmp_path / "out", "does not say which images", "give its run", "allow_trained=true", filter=unknown)
+    lines = [{"image": image, "caption": "a new caption"} for image in "345"]
+    both = [keys["captions"], write_lines(tmp_path / "new.jsonl", lines)]
+    refuse(keys, tmp_path / "out", "on 2 of the 11 images", "such as '3'", filter=after, captions=both)
 
 
 @pytest.mark.parametrize(

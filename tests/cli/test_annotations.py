@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from dimvl.checkpoints import latest_checkpoint
-from dimvl.data.trained_on import FILE, read_trained_on
+from dimvl.data.trained_on import FILE, hash_images, read_trained_on
 from dimvl.errors import UserError
+from dimvl.training.texts import own_images
 from tests.cli.calls import Result, Run
 from tests.factories import make_store
 from tests.tiny_runs import TinyData, make_config, make_data
@@ -143,6 +144,8 @@ def test_a_model_is_evaluated_on_its_training_images_only_if_allowed(run: Run, t
     assert run("finetune", second).code == 0
     model = tmp_path / "runs" / "caption"
     assert len(read_trained_on(model)) == 8, "six of the pretraining and two of its own"
+    own = own_images(model)
+    assert own is not None and own.tolist() == sorted(hash_images("78").tolist()), "its texts tell them apart"
     given = ("--regions", later.regions, "--out", tmp_path / "out", "--beams", 1, "--captions", tmp_path / "test.jsonl")
 
     def about(*images: int) -> None:

@@ -26,6 +26,8 @@ BUDGET = 100
 class Costs:
     """Documents of which nothing is known but their rows; counts how often they are asked for in a file."""
 
+    soft_rows = 0
+
     def __init__(self, costs, asked=None):
         self.values, self.asked = np.asarray(costs), asked
 
@@ -103,7 +105,7 @@ def test_examples_as_large_as_a_step_and_empty_ones_are_cut_as_one_by_one(monkey
 
 
 def test_an_example_above_the_budget_and_no_examples_are_one_clear_sentence():
-    with pytest.raises(UserError, match=r"up to 101 rows, above training\.rows_per_step 100"):
+    with pytest.raises(UserError, match=r"101 rows, above training\.rows_per_step 100; raise it, or lower inputs\.max"):
         plan_epoch(Costs([5, 101]), 0, seed=1, row_budget=BUDGET)
     with pytest.raises(UserError, match="no examples"):
         plan_epoch(Costs([]), 0, seed=1, row_budget=BUDGET)

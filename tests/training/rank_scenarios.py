@@ -35,6 +35,7 @@ from tests.tiny_runs import TinyData, make_config
 
 SPLIT_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 TRAINING = {"steps": 6, "learning_rate": 1e-3, "warmup_steps": 2, "rows_per_micro_batch": 60, "keep": 1}
+ADAPTERS = {"prefix": {"length": 3}, "lora": {"rank": 2}, "prompt": 3, "layers": 1}
 EVERY_OBJECTIVE = {"shares": {"contrastive": 1.0}, "contrastive": {"group": 3, "width": 8}}
 
 
@@ -284,20 +285,27 @@ class Scenarios:
             save_file(first, self.folder / "frozen-before.safetensors")
 
     def adapters(self):
-        """Losses of adapters of the torch run at every stage; at stage 3 one stops, and resumes at stage 1."""
-        kinds, found = {"prefix": {"prefix": {"length": 3}}, "lora": {"lora": {"rank": 2}}}, {}
+        """Losses of adapters of the torch run.
+
+        A prefix and LoRA at every stage, and stopped at stage 3 and resumed at stage 1; the others at one stage.
+        """
+        stages, found = {"prefix": range(4), "lora": range(4), "prompt": [3], "layers": [2]}, {}
         if find_spec("peft"):
             import_torchvision()
             import_module("peft")  # by both ranks at once, since it takes seconds
         else:
-            del kinds["lora"]
-        for kind in kinds:
-            settings = {"task": "caption", "initial": self.folder / "torch-half", "adapter": kinds[kind]}
-            for stage in range(4):
-                found[f"{kind}-{stage}"] = self.train(f"{kind}-{stage}", stage, training={"steps": 4}, **settings)
-            first = self.stop_at(2, f"{kind}-stopped", 3, training={"steps": 4}, **settings)["losses"]
-            again = self.train(f"{kind}-stopped", 1, training={"steps": 4}, **settings)
-            found[f"{kind}-stopped"] = first + again
+            del stages["lora"]
+        for kind in stages:
+            settings = {"task": "caption", "initial": self.folder / "torch-half", "adapter": {kind: ADAPTERS[kind]}}
+            settings["training"] = {"steps": 4}
+            for stage in stages[kind]:
+                found[f"{kind}-{stage}"] = self.train(f"{kind}-{stage}", stage, **settings)
+            if len(stages[kind]) > 1:
+                first = self.stop_at(2, f"{kind}-stopped", 3, **settings)["losses"]
+                found[f"{kind}-stopped"] = first + self.train(f"{kind}-stopped", 1, **settings)
+            if kind == "prefix":
+                settings["training"] = {"steps": 4, "precision": "bf16"}
+                found["bf16-prefix"] = self.train("bf16-prefix", 2, **settings)
         return found
 
     # --- validation and sampling

@@ -18,7 +18,7 @@ from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config, make_data
 from tests.training.launch import finish, start_ranks
-from tests.training.rank_scenarios import EVERY_OBJECTIVE, TRAINING, drawing
+from tests.training.rank_scenarios import ADAPTERS, EVERY_OBJECTIVE, TRAINING, drawing
 
 pytestmark = pytest.mark.slow
 STAGES = (0, 1, 2, 3)
@@ -250,17 +250,21 @@ def test_frozen_weights_keep_their_fp32_values_although_bf16_copies_are_used(fol
     assert moved and not any(torch.equal(before[name], after[name]) for name in moved)
 
 
-@pytest.mark.parametrize("kind", ["prefix", "lora"])
-def test_adapters_follow_the_curve_of_plain_torch_at_every_stage_and_resume_at_another(folder, kind):
-    curves = {name: losses for name, losses in found(folder, "adapters").items() if name.startswith(kind)}
+@pytest.mark.parametrize(("kind", "trained"), [("prefix", 5), ("lora", 5), ("prompt", 1), ("layers", 1)])
+def test_adapters_follow_the_curve_of_plain_torch_at_every_stage_and_resume_at_another(folder, kind, trained):
+    seen = found(folder, "adapters")
+    curves = {name: losses for name, losses in seen.items() if name.startswith(kind)}
     if not curves:
         pytest.skip("peft is not installed (extra adapters)")
     settings = {"initial": folder / "torch-half", "training": {**TRAINING, "steps": 4}}
-    adapter = {"prefix": {"length": 3}} if kind == "prefix" else {"lora": {"rank": 2}}
-    alone = torch_losses(folder, f"{kind}-alone", task="caption", adapter=adapter, **settings)
-    assert len(curves) == 5 and all(losses == pytest.approx(alone, **CLOSE) for losses in curves.values())
+    alone = torch_losses(folder, f"{kind}-alone", task="caption", adapter={kind: ADAPTERS[kind]}, **settings)
+    assert len(curves) == trained and all(losses == pytest.approx(alone, **CLOSE) for losses in curves.values())
     for name in curves:
         torch.testing.assert_close(weights(folder / name), weights(folder / f"{kind}-alone"), rtol=0, atol=1e-5)
+    if kind == "prefix":
+        assert seen["bf16-prefix"] == pytest.approx(alone, **CLOSE_IN_BF16)
+        saved = weights(folder / "bf16-prefix").values()
+        assert any(not torch.equal(value, value.bfloat16().float()) for value in saved), "masters, not copies"
 
 
 # --- validation and sampling

@@ -1,6 +1,7 @@
 """Classification of images, and of texts about them: NLVR2, NLVR, SNLI-VE, GQA, or classes of images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from dimvl.data.annotations import LabelledItem, read_items
 from dimvl.data.answers import read_answers
 from dimvl.data.matching import match_files
 from dimvl.data.prefixes import ImageReader
+from dimvl.data.processor import FILE as PROCESSOR
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
+from dimvl.data.tokenizer import FILE as TOKENIZER
+from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import RESTORE, read_json
 from dimvl.model.model import DimvlModel, read_arguments
+from dimvl.model.work import Work
 from dimvl.regions.store import RegionStore
 from dimvl.showing import short, some
 from dimvl.tasks.answering.training import QuestionSource
@@ -22,7 +27,7 @@ from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.classification.config import ClassifyConfig, ClassifyEvaluation
 from dimvl.tasks.classification.prediction import CLASSIFY, LabelValidator, check_numbers, evaluate_items
 from dimvl.tasks.classification.training import ClassifyModule, label_spec, name_batch
-from dimvl.tasks.costs import AverageExample, DataFacts, average_text
+from dimvl.tasks.costs import AverageExample, DataFacts, TextFacts, average_text, planned_work
 from dimvl.tasks.task import Evaluation, Task, Validator
 from dimvl.trained_model import TrainedModel
 
@@ -159,13 +164,39 @@ class Classification(Task[ClassifyConfig]):
         return evaluate_items(trained, store, options, progress)
 
     def average_example(self, config: ClassifyConfig, facts: DataFacts) -> AverageExample:
-        """Count one text, or all texts of an image on its shared prefix."""
-        return average_text(facts, config.shared_prefix, lambda texts: {"label_head": texts})
+        """Count one text, or all texts of an image on its shared prefix; by names, an image and its similarities."""
+        if not config.by_names:
+            return average_text(facts, config.shared_prefix, lambda texts: {"label_head": texts})
+        textless, labels = replace(facts, texts=facts.texts._replace(words=0.0)), facts.answers
+        image = average_text(textless, True, lambda items: _aligned_rows(images=items))
+        similar = Work(similarities=facts.texts.number * labels)
+        return replace(image, work=image.work + similar, per_micro_batch=_work_of_names(config, labels))
 
     def planned_answers(self, config: ClassifyConfig) -> tuple[int, str]:
         """Return the number of labels of the run or of the list, or assume two."""
-        if (config.output / MODEL).exists() and not config.by_names:
-            return int(read_json(config.output / MODEL)["labels"]), ""
-        if config.labels is not None and config.labels.exists():
-            return len(read_labels(config.labels)), ""
+        if labels := _known_labels(config):
+            return len(labels), ""
         return 2, "the labels are not known yet: 2 labels (list them in a file, as labels=FILE)"
+
+
+def _known_labels(config: ClassifyConfig) -> list[str]:
+    """Return the labels of the run or of the list; none if there is neither yet."""
+    if (config.output / PROCESSOR).exists():
+        return list(read_json(config.output / PROCESSOR).get("labels", []))
+    return read_labels(config.labels) if config.labels is not None and config.labels.exists() else []
+
+
+def _work_of_names(config: ClassifyConfig, labels: int) -> Work:
+    """Return the work of a sentence for each label (`name_batch`); unknown names are taken to be one word piece."""
+    assert config.adapter is not None and config.adapter.prompt is not None and config.initial is not None
+    names, pieces = _known_labels(config), 1.0
+    if names and (config.initial / TOKENIZER).exists():
+        pieces = sum(map(len, Tokenizer.load(config.initial).encode_all(names))) / len(names)
+    sentences = DataFacts(context=0.0, texts=TextFacts(words=config.adapter.prompt + pieces))
+    return planned_work(sentences, labels, False, True, **_aligned_rows(sentences=labels))
+
+
+def _aligned_rows(images: float = 0, sentences: float = 0) -> dict[str, float]:
+    """Return the rows of the alignment head and its four projections, of which `label_logits` uses two."""
+    parts = {"image": images, "text": sentences, "region": 0.0, "word": 0.0}
+    return {"align_head": images + sentences, **{f"align_head.{name}": rows for name, rows in parts.items()}}
