@@ -109,7 +109,7 @@ class Origin(Strict):
 class RunDescription(Strict):
     """The form of a run's `run.json`.
 
-    Those of versions before 0.2 have no `start` and no `rows`; only runs that are rewarded by a judge have `judges`.
+    Those of versions before 0.2 have no `start` and no `rows`; only runs that depend on another model have `judges`.
     """
 
     config: dict[str, Any]

@@ -77,8 +77,8 @@ def model_card(
         f"- regions: {code(processor.extractor.name)}, fingerprint {code(processor.extractor.fingerprint)}",
         *_started_from(origin.start),
         *(
-            f"- rewarded by: the model {code(judge.name)}, SHA-256 {code(str(judge.sha256))}"
-            for judge in origin.judges.values()
+            f"- {code(key)}: the model {code(judge.name)}, SHA-256 {code(str(judge.sha256))}"
+            for key, judge in origin.judges.items()
         ),
         "",
         "## Scores",

@@ -1,6 +1,7 @@
 """Hard negatives: which images are neighbours, and where they are drawn."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 from dimvl.data.examples import keyed_generator
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.pretraining.config import HardNegativesConfig
 from dimvl.tasks.pretraining.hard_negatives import HardNegatives
-from dimvl.tasks.retrieval.config import HardNegativesConfig
 from dimvl.tasks.retrieval.neighbours import find_neighbours
 from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_store
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.exports import all_abilities, make_trained, write_run
 from tests.tiny_runs import caption_store, make_config, make_data, make_several
+from tests.training.runs import Killed, at_step, bytes_of, kill, log_of
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +82,38 @@ def test_a_share_of_negatives_and_of_members_are_neighbours():
         assert members[0] == 0 and len(set(members)) == 5 and len(set(members) & {1, 2, 3}) >= 2
 
 
-def test_training_with_hard_negatives_records_the_model(data, tmp_path):
-    training = {"training": {"rows_per_step": 400, "steps": 2}}
-    first = run_training(make_config(data, tmp_path / "first", "retrieve", **training))
-    changes = {"hard_negatives": {"model": first, "among": 3}, "initial": first, **training}
-    trained = run_training(make_config(data, tmp_path / "run", "retrieve", **changes))
-    described = json.loads((trained / "run.json").read_text())
-    assert list(described["judges"]) == ["hard_negatives.model"]
+ALIGNED = {"shares": {"matching": 1, "contrastive": 1}, "contrastive": {"group": 4}}
+
+
+@pytest.mark.parametrize(("task", "changes"), [("retrieve", {}), ("pretrain", {"objectives": ALIGNED})])
+def test_training_with_hard_negatives_resumes_with_the_model_that_it_began_with(data, tmp_path, task, changes):
+    changes |= {"training": {"rows_per_step": 400, "steps": 4, "save_every": 1}}
+    first = run_training(make_config(data, tmp_path / "first", task, **changes))
+    without = run_training(make_config(data, tmp_path / "without", task, initial=first, **changes))
+    changes |= {"initial": shutil.copytree(first, tmp_path / "initial")}
+    changes |= {"hard_negatives": {"model": first, "among": 3, "share": 1}}
+    whole = run_training(make_config(data, tmp_path / "whole", task, **changes))
+    assert log_of(whole)[1]["losses"] != log_of(without)[1]["losses"]
+    assert list(json.loads((whole / "run.json").read_text())["judges"]) == ["hard_negatives.model"]
+    config = make_config(data, tmp_path / "run", task, **changes)
+    with pytest.raises(Killed):
+        run_training(config, at_step(2, kill))
+    first.rename(tmp_path / "kept")
+    shutil.copytree(without, first)
+    with pytest.raises(UserError, match=r"another hard_negatives\.model \(its weights differ\); give another output"):
+        run_training(config)
+    shutil.rmtree(first)
+    (tmp_path / "kept").rename(first)
+    run_training(config)
+    assert bytes_of(config.output) == bytes_of(whole)
+
+
+def test_pretraining_refuses_hard_negatives_that_it_cannot_draw(data, tmp_path):
+    blind = write_run(tmp_path / "blind", make_trained(all_abilities()))
+    with pytest.raises(UserError, match=r"hard_negatives\.model .*blind was not trained to align"):
+        run_training(make_config(data, tmp_path / "run", hard_negatives={"model": blind, "among": 3}))
+    with pytest.raises(ValueError, match=r"whose shares are 0; remove hard_negatives, or raise objectives\.shares\."):
+        make_config(data, tmp_path / "run", objectives={"shares": {"matching": 0}}, hard_negatives={"model": blind})
 
 
 def test_a_model_that_cannot_choose_is_refused(data, tmp_path, run):

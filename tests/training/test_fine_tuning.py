@@ -203,7 +203,8 @@ def test_a_judge_is_named_in_the_record_and_one_that_has_changed_is_refused(data
     out = export(config.output, tmp_path / "export", "none")
     for found in (origin_of(config.output), origin_of(out)):
         assert found.judges["self_critical.retrieval.judge"].sha256 == digest
-    assert f"- rewarded by: the model `judge`, SHA-256 `{digest}`" in (out / "README.md").read_text()
+    named = f"- `self_critical.retrieval.judge`: the model `judge`, SHA-256 `{digest}`"
+    assert named in (out / "README.md").read_text()
     weights = read_weights(latest_checkpoint(config.output) / WEIGHTS)
     assert weights.keys() == read_weights(latest_checkpoint(captioner) / WEIGHTS).keys()
     shutil.rmtree(changing)

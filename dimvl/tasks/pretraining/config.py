@@ -45,6 +45,16 @@ class ContrastiveConfig(Section):
     tokens_weight: float = Field(1.0, ge=0, description="weight of the loss of regions and words")
 
 
+class HardNegativesConfig(Section):
+    """Draw negatives from the images whose captions fit best by the embeddings of another model, which stays frozen."""
+
+    model: Path = Field(description="a run or an export that was trained with contrastive alignment")
+    among: int = Field(20, ge=1, le=10**4, description="number of best-fitting images to draw from")
+    share: float = Field(
+        0.5, gt=0, le=1, description="share of the negatives of matching, and of the other images of a group"
+    )
+
+
 class ObjectivesConfig(Section):
     """The pretraining objectives."""
 
@@ -102,6 +112,7 @@ class PretrainConfig(RunConfig):
     )
     objectives: ObjectivesConfig = ObjectivesConfig()
     seq2seq: Seq2seqConfig = Seq2seqConfig()
+    hard_negatives: HardNegativesConfig | None = None
     validation: PretrainValidationConfig | None = None
 
     @model_validator(mode="after")
@@ -109,4 +120,14 @@ class PretrainConfig(RunConfig):
         section = self.validation
         if section is not None and section.metric == "matching" and not self.objectives.shares.matching:
             raise ValueError("validation.metric is 'matching' but objectives.shares.matching is 0; set it to 'loss'")
+        return self
+
+    @model_validator(mode="after")
+    def _negatives_are_drawn(self) -> "PretrainConfig":
+        shares = self.objectives.shares
+        if self.hard_negatives is not None and not shares.matching + shares.contrastive:
+            raise ValueError(
+                "hard_negatives need matching or contrastive alignment, whose shares are 0; remove hard_negatives, or "
+                "raise objectives.shares.matching or objectives.shares.contrastive"
+            )
         return self

@@ -1,6 +1,7 @@
 """Pretraining from image-text pairs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dimvl.data.annotations import Caption
@@ -11,17 +12,47 @@ from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning.prediction import CAPTION
-from dimvl.tasks.captioning.task import CaptioningTask
+from dimvl.tasks.captioning.task import CaptionDataTask, CaptioningTask
 from dimvl.tasks.costs import AverageExample, DataFacts
 from dimvl.tasks.pretraining.config import PretrainConfig
 from dimvl.tasks.pretraining.costs import average_of_objectives
+from dimvl.tasks.pretraining.hard_negatives import HardNegatives
 from dimvl.tasks.pretraining.matching import MATCH
 from dimvl.tasks.pretraining.training import PretrainModule, PretrainSource
 from dimvl.tasks.pretraining.validation import PretrainValidator
-from dimvl.tasks.task import Validator
+from dimvl.tasks.retrieval.neighbours import KEY, find_neighbours
+from dimvl.tasks.task import Config, Validator
 
 
-class Pretraining(CaptioningTask[PretrainConfig]):
+class ObjectivesTask(CaptionDataTask[Config], abstract=True):
+    """Base of tasks that train the objectives of pretraining."""
+
+    def build(
+        self, config: Any, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
+    ) -> tuple[TaskModule, ImageSource]:
+        """Build the losses and the examples.
+
+        Raises:
+            UserError: the file of word changes is wrong, there are fewer images than a contrastive group needs, or the
+                model of hard negatives does not fit.
+
+        """
+        objectives, section, hard = config.objectives, config.hard_negatives, None
+        if section is not None:
+            hard = HardNegatives(find_neighbours(section, processor, texts, images.store), section.share, config.seed)
+        source = PretrainSource(texts, images, objectives, config.seq2seq, processor.tokenizer, config.seed, hard)
+        return PretrainModule(model, processor, objectives), source
+
+    def judges(self, config: Any) -> dict[str, Path]:
+        """Return the model that chooses hard negatives, if there is one."""
+        return {KEY: config.hard_negatives.model} if config.hard_negatives else {}
+
+    def average_example(self, config: Any, facts: DataFacts) -> AverageExample:
+        """Average over the objectives, by their shares."""
+        return average_of_objectives(config.objectives, config.seq2seq, facts)
+
+
+class Pretraining(ObjectivesTask[PretrainConfig], CaptioningTask[PretrainConfig]):
     """The two language models, masked object prediction, image-text matching and contrastive alignment."""
 
     name = "pretrain"
@@ -40,24 +71,7 @@ class Pretraining(CaptioningTask[PretrainConfig]):
         space = config.objectives.contrastive.width if config.objectives.shares.contrastive else 0
         return {"word_head": True, "match_head": True, "classes": classes, "aligned": space}
 
-    def build(
-        self, config: PretrainConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
-    ) -> tuple[TaskModule, ImageSource]:
-        """Build the losses and the examples.
-
-        Raises:
-            UserError: the file of word changes is wrong, or there are fewer images than a contrastive group needs.
-
-        """
-        objectives = config.objectives
-        source = PretrainSource(texts, images, objectives, config.seq2seq, processor.tokenizer, config.seed)
-        return PretrainModule(model, processor, objectives), source
-
     def validator(self, config: PretrainConfig, module: TaskModule, store: RegionStore) -> Validator:
         """Validate by losses and matching accuracy."""
         assert isinstance(module, PretrainModule)
         return PretrainValidator(config, module, store)
-
-    def average_example(self, config: PretrainConfig, facts: DataFacts) -> AverageExample:
-        """Average over the objectives, by their shares."""
-        return average_of_objectives(config.objectives, config.seq2seq, facts)

@@ -6,8 +6,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dimvl.config.run import EvaluationOptions, RunConfig, ValidationConfig
-from dimvl.config.sections import Files, Names, Section
-from dimvl.tasks.pretraining.config import ContrastiveConfig, ObjectivesConfig, SharesConfig
+from dimvl.config.sections import Files, Names
+from dimvl.tasks.captioning.config import Seq2seqConfig
+from dimvl.tasks.pretraining.config import ContrastiveConfig, HardNegativesConfig, ObjectivesConfig, SharesConfig
 
 Score = Literal["global", "tokens"]
 
@@ -18,16 +19,6 @@ class RetrieveValidationConfig(ValidationConfig):
     captions: Path = Field(description="captions in any format of annotations.md")
     split: Names = Field([], description="splits of a file in Karpathy's format, such as [val]")
     score: Score = Field("global", description="global: whole images and texts; tokens: regions and words")
-
-
-class HardNegativesConfig(Section):
-    """Draw negatives from the images whose captions fit best by the embeddings of another model, which stays frozen."""
-
-    model: Path = Field(description="a run or an export that was trained with contrastive alignment")
-    among: int = Field(20, ge=1, le=10**4, description="number of best-fitting images to draw from")
-    share: float = Field(
-        0.5, gt=0, le=1, description="share of the negatives of matching, and of the other images of a group"
-    )
 
 
 class RetrieveConfig(RunConfig):
@@ -67,6 +58,11 @@ class RetrieveConfig(RunConfig):
             shared_prefix=self.shared_prefix,
             contrastive=self.contrastive,
         )
+
+    @property
+    def seq2seq(self) -> Seq2seqConfig:
+        """How many captions of an image are used at a time, as in pretraining."""
+        return Seq2seqConfig(captions=self.captions_per_image)
 
 
 class RetrievalEvaluation(EvaluationOptions):

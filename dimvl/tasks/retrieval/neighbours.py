@@ -16,7 +16,7 @@ from dimvl.data.text_store import TextStore
 from dimvl.errors import UserError
 from dimvl.files import Strict, atomic_path, locked, read_sealed_as, sha256, write_sealed
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.retrieval.config import HardNegativesConfig
+from dimvl.tasks.pretraining.config import HardNegativesConfig
 from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_images, embed_texts
 from dimvl.trained_model import TrainedModel, load_model
 
