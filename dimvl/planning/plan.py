@@ -158,8 +158,8 @@ def make_plan(config: RunConfig, cluster: Cluster, overrides: DataOverrides | No
     """Estimate a run on a cluster from its configuration; no weights are allocated, and the data need not exist.
 
     Raises:
-        UserError: a row budget below one example, self-critical training, DeepSpeed options that contradict the
-            configuration, a cluster value out of range, or a damaged file.
+        UserError: a row budget below one example, fewer images than a contrastive group needs, self-critical training,
+            DeepSpeed options that contradict the configuration, a cluster value out of range, or a damaged file.
 
     """
     _check(cluster)
@@ -209,7 +209,7 @@ def average_example(config: RunConfig, facts: DataFacts) -> AverageExample:
     """Return the cost of an average example of the run's task.
 
     Raises:
-        UserError: self-critical training.
+        UserError: self-critical training, or fewer images than a contrastive group needs.
 
     """
     task = task_of(config)

@@ -328,6 +328,15 @@ def test_self_critical_training_is_refused_by_name(data, tmp_path):
         make_plan(config, Cluster(gpus=1))
 
 
+def test_a_group_of_more_images_than_there_are_is_refused_as_in_training(data, tmp_path):
+    config = make_config(data, tmp_path / "run", "retrieve", contrastive={"group": 41})
+    sentence = r"^contrastive\.group is 41 but only 40 images have captions; lower it$"
+    with pytest.raises(UserError, match=sentence):
+        make_plan(config, Cluster(gpus=1))
+    with pytest.raises(UserError, match=sentence):
+        run_training(config)
+
+
 def test_a_damaged_store_is_an_error_and_not_assumed_away(data, tmp_path):
     copied = tmp_path / "regions"
     shutil.copytree(data.regions, copied)

@@ -7,10 +7,18 @@ from dimvl.tasks.captioning.config import Seq2seqConfig
 from dimvl.tasks.captioning.task import average_captions
 from dimvl.tasks.costs import AverageExample, DataFacts, planned_work
 from dimvl.tasks.pretraining.config import ContrastiveConfig, ObjectivesConfig
+from dimvl.tasks.pretraining.groups import check_group
 
 
 def average_of_objectives(objectives: ObjectivesConfig, seq2seq: Seq2seqConfig, facts: DataFacts) -> AverageExample:
-    """Return the cost of an average example over the objectives, by their shares."""
+    """Return the cost of an average example over the objectives, by their shares.
+
+    Raises:
+        UserError: there are fewer images than a contrastive group needs, where their number is known.
+
+    """
+    if objectives.shares.contrastive and facts.images is not None and facts.images_per_prefix == 1:
+        check_group(objectives.contrastive, facts.images)
     texts = facts.texts
     shares = objectives.shares_of_examples()
     words, regions = float(max(1, round(objectives.text_share * texts.words))), 0.0

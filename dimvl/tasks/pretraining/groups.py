@@ -16,6 +16,12 @@ from dimvl.tasks.pretraining.config import ContrastiveConfig
 from dimvl.tasks.pretraining.hard_negatives import HardNegatives
 
 
+def check_group(config: ContrastiveConfig, images: int) -> None:
+    """Refuse groups of more than the `images` that have captions."""
+    if images < config.group:
+        raise UserError(f"contrastive.group is {config.group} but only {images} images have captions; lower it")
+
+
 @dataclass
 class Groups:
     """Contrastive groups: group g has image g and others drawn for it, and captions drawn for each.
@@ -43,11 +49,7 @@ class Groups:
     def __post_init__(self) -> None:
         """Check the number of images."""
         self._drawn: tuple[int, KeyedUniform] | None = None
-        if self.captions.num_groups < self.config.group:
-            raise UserError(
-                f"contrastive.group is {self.config.group} but only {self.captions.num_groups} images have "
-                "captions; lower it"
-            )
+        check_group(self.config, self.captions.num_groups)
 
     def members(self, epoch: int, index: int) -> np.ndarray:
         """Return the images of one group, its own first: (K,), no image twice.
