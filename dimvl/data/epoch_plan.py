@@ -11,7 +11,7 @@ A plan depends on seed, data and row budget only, so it does not matter which pr
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,8 +33,8 @@ class ExampleSource(Protocol):
     """The examples of a task, by epoch and number, and their cost in rows."""
 
     @property
-    def soft_rows(self) -> int:
-        """Soft rows of each prefix, by `adapter.prompt`."""
+    def enlarging_keys(self) -> Sequence[str]:
+        """Keys of the configuration that make an example larger."""
         ...
 
     def __len__(self) -> int:
@@ -92,10 +92,9 @@ def plan_epoch(
     for some in _pieces(count):
         costs[some] = source.costs(epoch, some)
     if costs.max() > row_budget:
-        lower = "adapter.prompt or inputs.max_regions" if source.soft_rows else "inputs.max_regions"
         raise UserError(
             f"one example has up to {costs.max()} rows, above training.rows_per_step {row_budget}; raise it, or lower "
-            f"{lower}"
+            f"{' or '.join(source.enlarging_keys)}"
         )
     order = allocate("order", np.int32 if count < 2**31 else np.int64, count)
     for some in _pieces(count):

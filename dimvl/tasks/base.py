@@ -1,7 +1,7 @@
 """Building blocks of tasks: a model with its losses, a source of examples, and texts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -108,9 +108,9 @@ class ImageSource(ABC):
         return self.texts.num_groups
 
     @property
-    def soft_rows(self) -> int:
-        """Soft rows of each prefix, by `adapter.prompt`."""
-        return self.images.tags.prompt
+    def enlarging_keys(self) -> Sequence[str]:
+        """Keys of the configuration that make an example larger."""
+        return ["adapter.prompt", "inputs.max_regions"] if self.images.tags.prompt else ["inputs.max_regions"]
 
     def groups(self, examples: np.ndarray) -> np.ndarray:
         """Group of texts of each of the examples (B,): (B,)."""

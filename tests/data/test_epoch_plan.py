@@ -26,7 +26,7 @@ BUDGET = 100
 class Costs:
     """Documents of which nothing is known but their rows; counts how often they are asked for in a file."""
 
-    soft_rows = 0
+    enlarging_keys = ("inputs.max_regions",)
 
     def __init__(self, costs, asked=None):
         self.values, self.asked = np.asarray(costs), asked

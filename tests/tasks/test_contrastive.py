@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dimvl.data.align_targets import IGNORED, OTHER, OWN, AlignTargets
+from dimvl.data.epoch_plan import plan_epoch
 from dimvl.data.examples import collate
 from dimvl.errors import UserError
 from dimvl.objectives import contrastive_losses, token_similarities
@@ -77,6 +78,11 @@ def test_costs_bound_the_rows_of_a_group(data):
     for index in range(len(source)):
         rows = collate(build(source, index, epoch=3), make_task().shape).layout.num_rows
         assert rows <= costs[index] < 2 * rows
+
+
+def test_a_group_of_more_rows_than_a_step_names_the_size_of_groups(data):
+    with pytest.raises(UserError, match=r"rows_per_step 50; raise it, or lower contrastive\.group or inputs\.max_reg"):
+        plan_epoch(make_source(data), 0, seed=1, row_budget=50)
 
 
 def test_equal_texts_and_shared_images_are_never_negatives(tmp_path):

@@ -3,7 +3,7 @@
 DiMBERT is pretrained with the two language models; the other objectives are additions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -168,6 +168,11 @@ class PretrainSource(ImageSource):
         if config.shares.contrastive:
             self._groups = Groups(captions, config.contrastive, seq2seq.captions, tokenizer, seed, hard)
         self._drawn: tuple[int, KeyedUniform] | None = None
+
+    @property
+    def enlarging_keys(self) -> Sequence[str]:
+        """Keys of the configuration that make an example larger."""
+        return super().enlarging_keys if self._groups is None else ["contrastive.group", *super().enlarging_keys]
 
     def objectives(self, epoch: int, span: slice) -> np.ndarray:
         """Return each example's objective, as an index into the shares, for a span of an epoch's examples."""
