@@ -8,7 +8,8 @@ in VSE++.
 Different on purpose:
 
 - **Ties count against us.** Published code leaves the order of equal scores to a sort, so a model that scores all
-  pairs alike may be right by the order of the file. Here the right answer comes last among equals.
+  pairs alike may be right by the order of the file. Here the right answer comes last among equals, and is no candidate
+  of a second stage if a wrong one with the same score is not.
 - Equal texts of two images are each right for their own image only, as in all published scores.
   `texts_of_other_images` counts them, since each can cost a rank that no model could win.
 
@@ -41,7 +42,7 @@ class Candidates(NamedTuple):
     """The second stage of a search: what it scored of the gallery.
 
     Attributes:
-        places: (Q, K) places in the gallery, each once in a row.
+        places: (Q, K) places in the gallery of the best by the first stage, each once in a row.
         scores: (Q, K) float32.
 
     """
@@ -93,8 +94,10 @@ def _ranks(scores: np.ndarray, right: Right, candidates: Candidates | None) -> n
     is_rest = np.ones(scores.shape, dtype=bool)
     is_rest[rows, places] = False
     assert (is_rest.sum(axis=1) == scores.shape[1] - places.shape[1]).all(), "a candidate occurs twice"
-    behind = places.shape[1] + _wrong_ahead(scores, is_right, is_rest)
-    ahead = np.where(among.any(axis=1), _wrong_ahead(candidates.scores, among), behind)
+    best_left_out = np.max(scores, axis=1, where=is_rest & ~is_right, initial=-np.inf)
+    kept = among & (scores[rows, places] > best_left_out[:, None])  # among equals, wrong ones are candidates first
+    behind = (~among).sum(axis=1) + _wrong_ahead(scores, is_right, is_rest)
+    ahead = np.where(kept.any(axis=1), _wrong_ahead(candidates.scores, kept, ~among), behind)
     return np.where(counts, 1 + ahead, 0)
 
 

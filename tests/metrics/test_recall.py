@@ -13,10 +13,16 @@ OWNERS = [[0], [0], [1], [2], [2, 4], [2], [3], [4, 0], [4]]
 
 
 def slow_rank(first: np.ndarray, right: list[int], candidates: list[int], second: np.ndarray) -> int:
-    """Sort a gallery: candidates first, then by score, then wrong before right."""
+    """Sort a gallery: candidates first, then by score, then wrong before right.
+
+    A right candidate is none if a wrong answer of the same score is not.
+    """
     if not right:
         return 0
-    scores = {place: (0, -second[candidates.index(place)]) for place in candidates}
+    out = [score for place, score in enumerate(first) if place not in candidates and place not in right]
+    scored = dict(zip(candidates, second, strict=True))
+    candidates = [place for place in candidates if place not in right or first[place] not in out]
+    scores = {place: (0, -scored[place]) for place in candidates}
     scores |= {place: (1, -score) for place, score in enumerate(first) if place not in scores}
     order = sorted(scores, key=lambda place: (*scores[place], place in right))
     return 1 + min(order.index(place) for place in right)
@@ -32,13 +38,14 @@ def test_ranks_are_those_of_sorting_with_wrong_before_right_among_equals(levels:
     for _ in range(20):
         scores = made(len(OWNERS), 6, levels)
         for first, right in ((scores, OWNERS), (scores.T, inverse(OWNERS, 6))):
-            places = np.array([RNG.permutation(first.shape[1])[:size] for _ in first])
+            shuffled = RNG.random(first.shape)  # which of equals are candidates
+            places = np.lexsort((shuffled, -first))[:, :size]
             second = made(len(first), size, levels)
             expected = [
                 slow_rank(row, own, chosen.tolist(), again)
                 for row, own, chosen, again in zip(first, right, places, second, strict=True)
             ]
-            assert ranks(first, right, Candidates(places.astype(int), second)).tolist() == expected
+            assert ranks(first, right, Candidates(places, second)).tolist() == expected
             if not size:
                 assert ranks(first, right).tolist() == expected
 
@@ -56,6 +63,12 @@ def test_a_model_that_scores_all_pairs_alike_finds_nothing() -> None:
     scores = np.zeros((4, 20), np.float32)
     found = recall_scores(ranks(scores, [[query] for query in range(4)]))
     assert found == {"r1": 0, "r5": 0, "r10": 0, "mean_recall": 0, "median_rank": 20, "mean_rank": 20, "count": 4}
+
+
+def test_a_right_answer_does_not_become_a_candidate_by_its_place_among_equals() -> None:
+    scores, second = np.array([[1, 1, 1, 0]], np.float32), np.array([[9, 0]], np.float32)
+    assert ranks(scores, [[0]], Candidates(np.array([[0, 1]]), second)).tolist() == [3]
+    assert ranks(scores[:, [0, 1, 3]], [[0]], Candidates(np.array([[0, 1]]), second)).tolist() == [1]
 
 
 def test_scores_are_shares_of_the_queries_that_have_an_answer() -> None:
