@@ -7,3 +7,8 @@ Progress = Callable[[int, int], None]
 
 NamedProgress = Callable[[str, int, int], None]
 """Called with (what is being done, items done, items in total), where several kinds of work follow each other."""
+
+
+def after(progress: Progress | None, before: int) -> Progress | None:
+    """Return the progress of work that follows `before` other items."""
+    return progress and (lambda done, total: progress(before + done, before + total))

@@ -144,6 +144,16 @@ def test_an_evaluation_reports_both_stages_with_intervals_and_what_it_found(data
     assert right == [rank == 1 for rank in of_texts]
 
 
+@pytest.mark.parametrize("candidates", [0, 4])
+def test_progress_counts_what_is_embedded_and_then_what_is_matched(data, store, trained, candidates):
+    calls, captions = [], read_captions(data.captions)
+    chosen = options(data, candidates=candidates)
+    evaluate_retrieval(trained, store, chosen, lambda done, total: calls.append((done, total)))
+    number = 9 + len({caption.text for caption in captions})
+    assert calls[0] == (9, 9) and calls[1] == (number, number) and calls == sorted(calls)
+    assert len(calls) == 2 if not candidates else calls[-1][0] == calls[-1][1] > number
+
+
 def test_the_texts_of_an_image_can_be_one_query(data, store, trained):
     found = evaluate_retrieval(trained, store, options(data, candidates=0, together=True))
     captions = read_captions(data.captions)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dimvl.callbacks import Progress
+from dimvl.callbacks import Progress, after
 from dimvl.data.annotations import Caption, describe_file, read_captions
 from dimvl.data.prefixes import PrefixImages
 from dimvl.errors import UserError
@@ -171,6 +171,8 @@ def evaluate_retrieval(
 ) -> Evaluation:
     """Search the images of a caption file by its texts, and the texts by the images, in two stages.
 
+    Progress counts the images, the texts and then the pairs to match.
+
     Raises:
         UserError: as `read_captions` and `records_in_store`, or the model lacks the heads.
 
@@ -184,13 +186,15 @@ def evaluate_retrieval(
     if options.candidates > len(gallery.images) and "candidates" in options.model_fields_set:
         raise UserError(f"candidates is {options.candidates} but there are only {len(gallery.images)} images; lower it")
     texts = [caption.text for caption in gallery.captions]
-    images = embed_store(trained, store, gallery.images)
+    images = embed_store(trained, store, gallery.images, progress)
+    embedded = embed_all_texts(trained, texts, after(progress, len(gallery.images)))
     scale = float(scales(trained)[0 if options.score == "global" else 1])
-    scores = gallery.of_queries(scale * embedding_scores(images, embed_all_texts(trained, texts), options.score))
+    scores = gallery.of_queries(scale * embedding_scores(images, embedded, options.score))
     first = _ranks(scores, gallery.right, {})
     second: dict[str, Candidates] = {}
     if options.candidates:
-        second = match_candidates(trained, store, gallery, scores, options.candidates, progress)
+        then = after(progress, len(gallery.images) + len(texts))
+        second = match_candidates(trained, store, gallery, scores, options.candidates, then)
     final = _ranks(scores, gallery.right, second) if second else first
     found = {direction: recall_scores(final[direction]) for direction in DIRECTIONS}
     alone = {direction: recall_scores(first[direction]) for direction in DIRECTIONS}
