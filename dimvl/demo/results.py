@@ -65,7 +65,13 @@ def goals_of(results: Mapping[str, Any], minutes: float) -> list[Goal]:
         *(
             []
             if search is None
-            else [Goal(f"search: R@1 of {search['images']} images", search["all_captions"]["r1"], 0.80)]
+            else [
+                Goal(
+                    f"search: R@1 of {search['images']} images by all captions of an image together",
+                    search["all_captions"]["r1"],
+                    0.80,
+                )
+            ]
         ),
         *[Goal(f"{task}: accuracy", results[task]["accuracy"], least) for task, least in of_further.items()],
         Goal("minutes, wall clock on 2 cores", wall, minutes, at_most=True),
