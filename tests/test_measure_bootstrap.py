@@ -41,8 +41,9 @@ def test_each_setting_of_the_study_gets_its_captions(tmp_path: Path) -> None:
     assert found["bootstrapped"] == ["separate web", "separate synthetic"]
     assert found["shared"] == ["shared web", "shared synthetic"]
     for name in ("scenes", "flickr8k"):
-        settings = read_keys(StudyConfig, CONFIGS / "studies" / f"{name}-bootstrap.yaml").settings
-        assert settings.keys() | {"clean"} == found.keys()
+        study = read_keys(StudyConfig, CONFIGS / "studies" / f"{name}-bootstrap.yaml")
+        assert study.settings.keys() | {"clean"} == found.keys()
+        assert {*study.scores} <= {*tool.SCORES}
 
 
 @pytest.mark.parametrize("plan", [tool.train_on_scenes, tool.train_on_flickr8k])

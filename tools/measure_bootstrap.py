@@ -41,6 +41,8 @@ SHARE = 0.6
 """Of the captions that are made noisy."""
 KINDS = ("separate", "shared")
 SEED = 17
+SCORES = ("overall", "fact_precision", "fact_recall", "official / CIDEr")
+"""Scores of the study that are kept."""
 Line = dict[str, Any]
 
 
@@ -249,7 +251,8 @@ def lay_out_results(out: Path) -> None:
 def study_results(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores of the study, and which share of the gap from noisy to true captions each setting closes."""
     means: dict[tuple[str, str], dict[str, float]] = {}
-    for record in found["scores"]:
+    scores = [record for record in found["scores"] if record["score"] in SCORES]
+    for record in scores:
         means.setdefault((record["evaluation"], record["score"]), {})[record["setting"]] = record["mean"]
     closed: dict[str, dict[str, float]] = {}
     for (evaluation, score), own in means.items():
@@ -257,7 +260,7 @@ def study_results(found: Mapping[str, Any]) -> dict[str, Any]:
         if gap > 0:
             shares = {name: round((mean - own["noisy"]) / gap, 3) for name, mean in own.items() if name != "noisy"}
             closed[f"{evaluation}: {score}"] = shares
-    return {name: found[name] for name in ("seeds", "intervals", "scores")} | {"share_of_gap_closed": closed}
+    return {**{name: found[name] for name in ("seeds", "intervals")}, "scores": scores, "share_of_gap_closed": closed}
 
 
 if __name__ == "__main__":
