@@ -225,7 +225,10 @@ def train_on_flickr8k(sizes: Sizes, threads: int) -> list[Stage]:
     return [
         train("base", "pretrain", "flickr8k/pretrain", EVERYTHING, steps(sizes.base)),
         train("captioner", "finetune", "flickr8k/caption", *after, steps(sizes.captioner)),
-        train("filter", "finetune", "flickr8k/retrieve", *after, "matching_share=0.5", steps(sizes.filter)),
+        train(
+            *("filter", "finetune", "flickr8k/retrieve", *after, "model.bert=null"),
+            *("matching_share=0.5", steps(sizes.filter)),
+        ),
         train(
             *("shared", "pretrain", "flickr8k/pretrain", *after, *both, "objectives.shared_prefix=true"),
             *("model.bert=null", steps(sizes.filter)),

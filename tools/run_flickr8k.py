@@ -170,7 +170,7 @@ def shared_stages() -> list[Stage]:
 
 
 def stages(name: str, seed: int, threads: int) -> list[Stage]:
-    """Return what trains and scores one of `RUNS`; `caption` and `retrieve` begin with pretraining."""
+    """Return what trains and scores one of `RUNS`; `caption` begins with pretraining."""
     folder = f"seed-{seed}"
 
     def train(own: str, config: str, *values: str) -> Stage:
@@ -181,13 +181,13 @@ def stages(name: str, seed: int, threads: int) -> list[Stage]:
     pretrained = train("pretrain", "pretrain")
     trained = {
         "caption": [pretrained, train("caption", "caption", f"initial={folder}/pretrain")],
-        "retrieve": [pretrained, train("retrieve", "retrieve", f"initial={folder}/pretrain")],
+        "retrieve": [train("retrieve", "retrieve")],
         "no_pretraining": [train("no_pretraining", "caption", *ALONE, LONGER)],
         "text_only": [train("text_only", "caption", *ALONE, *NO_IMAGES)],
         "self_critical": [train("self_critical", "self-critical", f"initial={folder}/caption")],
     }
     score = ["--regions", "stores/regions", "--captions", "annotations/held_out.json", "--threads", str(threads)]
-    score += [] if name == "retrieve" else DECODING
+    score += ["candidates=0"] if name == "retrieve" else DECODING
     return [*trained[name], Stage(f"{folder}/{name}-scores", dimvl("evaluate", f"{folder}/{name}", *score))]
 
 
