@@ -210,7 +210,7 @@ def test_mistakes_are_named_and_nothing_is_written(answering, tmp_path, monkeypa
         return call(monkeypatch, capsys, "export", *arguments)
 
     refused(export(source, answering / "programs", "--program"), "exists; choose a new folder")
-    refused(export(source, out, "--program", "--where", "none"), "--where is for an export")
+    refused(export(source, out, "--program", "--where", "none"), "--where is for writing an export, not programs")
     with monkeypatch.context() as patched:
         patched.setattr(program, "find_spec", lambda name: None if name == "onnxscript" else name)
         refused(export(source, out, "--onnx"), "needs the package onnxscript", "pip install 'dimvl[onnx]'")
