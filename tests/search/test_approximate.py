@@ -35,8 +35,11 @@ def places(found: list[Found]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("spread", [10.0, 0.01, 1e-5])
-def test_with_all_lists_an_approximate_search_is_exact(made: Path, tmp_path: Path, spread: float) -> None:
-    """In positions, scores and ties, also where more images than are wanted are equally good."""
+def test_with_all_lists_an_approximate_search_is_exact(
+    made: Path, tmp_path: Path, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In positions, scores and ties, also where more images than faiss is asked for are equally good."""
+    monkeypatch.setattr(approximate, "SPARE", 0)
     rows = draw(150, spread=spread)
     rows[[3, 90, 149]] = rows[[40, 40, 40]]
     index = make_index(tmp_path / "spread", rows)
@@ -79,7 +82,8 @@ def test_lists_are_kept_until_images_are_added(made: Path) -> None:
     assert ApproximateIndex(made).lists is not None
 
 
-def test_lists_are_the_same_each_time_they_are_made(made: Path) -> None:
+def test_lists_are_the_same_each_time_they_are_made(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "SAMPLE", 2)  # so that a sample is drawn
     ApproximateIndex(made).make_lists()
     before = (made / LISTS).read_bytes()
     (made / LISTS).unlink()
