@@ -16,6 +16,7 @@ EXTRAS = {
     "parquet": ["pyarrow>=21"],  # images from Parquet files
     "video": ["av>=14"],  # frames of video files: docs/stories-and-video.md
     "retrieval": ["eccv-caption>=0.1"],  # further right answers for COCO's test images
+    "faiss": ["faiss-cpu>=1.9"],  # lists for `dimvl search --approximate`: docs/search.md
     "app": ["gradio>=6.31,<7"],  # the page of `dimvl app`: docs/app.md; names of its routes are used
     "serve": [  # docs/serving.md
         *("fastapi>=0.120", "uvicorn>=0.38"),  # HTTP and its server

@@ -13,7 +13,10 @@ float32 was read.
 """
 
 import shutil
+import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from dimvl.data.sampler import in_order
 from dimvl.files import seal_folder
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
+from dimvl.search.approximate import PROBES, ApproximateIndex
 from dimvl.search.format import Manifest
 from dimvl.search.index import Found, ImageIndex
 from dimvl.search.indexing import BLOCK, index_store
@@ -39,6 +43,8 @@ from dimvl.tasks.retrieval.prediction import embed_images
 from dimvl.trained_model import MODEL_FILES, TrainedModel
 
 WIDTH, BEST, AT_ONCE = 256, 10, 16
+QUERIES = 100
+"""Of which recall is a mean."""
 MEDIUM = ModelSize(layers=6, width=384, heads=12, regions=REGIONS)
 SMALL = ModelSize(layers=2, width=32, heads=4, regions=8, feature_width=16)
 DRAWN_AT_ONCE = 8192
@@ -85,6 +91,7 @@ def measure_search(folder: Path, images: int, spread: float | None, rounds: int)
     index, rows = write_index(folder, images, spread)
     queries = draw(AT_ONCE, spread, torch.Generator().manual_seed(2))
     check(index.search(queries, BEST), rows, queries)
+    approximate = measure_approximate(folder, index, spread, rounds) if find_spec("faiss") else {}
     compared: list[int] = []
     best = index._best
     index._best = lambda query, positions, count: (compared.append(len(positions)), best(query, positions, count))[1]  # type: ignore[method-assign]
@@ -101,7 +108,42 @@ def measure_search(folder: Path, images: int, spread: float | None, rounds: int)
         "milliseconds": {name: ratio(1000 * spent) for name, spent in seconds.items()},
         "times_faster_than_float32": ratio(seconds["float32"], seconds["index"]),
         "compared": float(np.mean(compared)) / images,
+        **approximate,
     }
+
+
+def measure_approximate(folder: Path, index: ImageIndex, spread: float | None, rounds: int) -> dict[str, Any]:
+    """Make lists, then search the nearest ones: recall, and time beside that of exact searches."""
+    queries = draw(QUERIES, spread, torch.Generator().manual_seed(3))
+    best = [set(found.positions.tolist()) for found in index.search(queries, BEST)]
+    own, found = ApproximateIndex(folder), {}
+    to_make, to_fill = seconds_of(own.make_lists), seconds_of(lambda: own.search(queries[:1], BEST))
+    for own._probes in (PROBES // 4, PROBES, 4 * PROBES):
+        hits = [len(best[number] & {*each.positions.tolist()}) for number, each in enumerate(own.search(queries, BEST))]
+        searches = {
+            f"{name}, {count} queries": partial(one.search, queries[:count], BEST)
+            for name, one in (("exact", index), ("approximate", own))
+            for count in (1, AT_ONCE)
+        }
+        seconds = interleaved(searches, rounds)
+        found[f"{own._probes} lists"] = {
+            "recall": float(np.mean(hits)) / BEST,
+            "milliseconds": {name: ratio(1000 * each) for name, each in seconds.items()},
+            "times_faster_than_exact": {
+                f"{count} queries": ratio(seconds[f"exact, {count} queries"], seconds[f"approximate, {count} queries"])
+                for count in (1, AT_ONCE)
+            },
+        }
+    assert own.lists is not None
+    costs = {"lists": len(own.lists.centres), "seconds_to_make_lists": to_make, "seconds_to_fill_them": to_fill}
+    return {"approximate": {**costs, **found}}
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """CPU time of work that is done once."""
+    started = time.process_time()
+    work()
+    return round(time.process_time() - started, 2)
 
 
 def make_trained(size: ModelSize, folder: Path, device: str) -> TrainedModel:

@@ -64,6 +64,7 @@ HEAVY = (
     "gradio",
     "onnx",
     "onnxruntime",
+    "faiss",
 )
 
 

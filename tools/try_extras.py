@@ -29,6 +29,7 @@ TESTS = {
     "parquet": ["regions/sources/test_parquet.py"],
     "video": ["regions/test_decoded_videos.py"],
     "retrieval": ["metrics/test_recall.py"],
+    "faiss": ["search/test_approximate.py"],
     "app": ["app/test_results.py"],
     "serve": ["serve/test_serving.py"],
     "adapters": ["adapters/test_adapters.py"],

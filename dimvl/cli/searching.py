@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOP = 10
 """Results without --top, if there are so many."""
+MANY = 1_000_000
+"""Images above which an exact search mentions the approximate one."""
 
 
 @app.command()
@@ -75,6 +77,12 @@ def search(
     rerank: Annotated[
         int | None, typer.Option(min=1, help="Rerank this many results, the best by embedding, with the matching head.")
     ] = None,
+    approximate: Annotated[
+        bool,
+        typer.Option(
+            "--approximate", help="Compare only the most likely images: faster for many queries, misses some."
+        ),
+    ] = False,
     as_json: AsJson = False,
     html: Annotated[
         Path | None, typer.Option(parser=any_path, help="HTML file to write: the images with their regions.")
@@ -92,8 +100,9 @@ def search(
 ) -> None:
     """Find the images in an index that fit a text or resemble an image, or the texts that fit an image.
 
-    All images are compared. The score is the cosine of the embeddings. With --rerank, the best are also scored by the
-    matching head and sorted by both scores; its probability is printed after the cosine.
+    All images are compared, unless --approximate is given. The score is the cosine of the embeddings. With --rerank,
+    the best are also scored by the matching head and sorted by both scores; its probability is printed after the
+    cosine.
 
     Example: dimvl search indexes/photos "a dog on a beach" "two children" --model exports/retrieve --rerank 128
 
@@ -108,14 +117,17 @@ def search(
         raise UserError("--together joins several texts into one query; give texts, or omit it")
     if top and rerank and top > rerank:
         raise UserError(f"--top {top} is more than --rerank {rerank}; rerank at least as many as you want")
+    if approximate and texts_file:
+        raise UserError("--approximate finds images and --texts finds texts, which are all compared; omit one of them")
     if html and (images is None or texts_file):
         raise UserError("--html shows images and takes them from a folder; give --images, and omit --texts")
     if not html and (images or coco):
         raise UserError("--images and --coco are for the page of --html; give it too, or omit them")
+    from dimvl.search.approximate import ApproximateIndex
     from dimvl.search.format import check_model
     from dimvl.search.index import ImageIndex
 
-    opened = ImageIndex(index)
+    opened = ApproximateIndex(index) if approximate else ImageIndex(index)
     files = _image_files(images, coco) if images else {}
     predictor = open_model(model, device, threads, adapter)
     check_model(index, opened.manifest, predictor.trained)
@@ -123,6 +135,11 @@ def search(
     if texts_file is not None:
         _search_texts(opened, predictor, str(image), texts_file, top, rerank, as_json)
         return
+    if isinstance(opened, ApproximateIndex) and opened.lists is None:
+        with progress("images") as show:
+            opened.make_lists(show)
+    elif not approximate and len(opened) > MANY:
+        print_text(f"all {len(opened):,} images are compared; for many texts, --approximate is faster", error=True)
     queries = [texts or []] if together else [[text] for text in texts or []]
     found = _search_images(opened, predictor, queries, image, top, rerank)
     _print(found, opened.image_id, "image_id", as_json)

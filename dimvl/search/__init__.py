@@ -4,6 +4,7 @@ format.py    the files of an index: manifest, parts, codes; the fingerprint of a
 writer.py    writes an index part by part, so that an interrupted run continues
 indexing.py  the images of a store through the image tower of a model into an index
 index.py     opens an index by memory map; exact search
+approximate.py  the images in lists of similar ones, of which a search compares only the nearest
 queries.py   texts and images as queries; the best images scored again by the matching head
 page.py      results as a page of images with their regions
 

@@ -129,12 +129,17 @@ class ImageIndex:
 
     def _best(self, query: Tensor, positions: Tensor, count: int) -> Found:
         """Compare embeddings at ascending positions with a query in full."""
-        scores = []
-        for (start, end), part in self._spans():
-            places = positions[torch.searchsorted(positions, start) : torch.searchsorted(positions, end)] - start
-            scores.append((part.embeddings[places].double() @ query.double()).float())
+        exact = query.double()
+        scores = [(part.embeddings[own].double() @ exact).float() for part, own in self._places(positions)]
         best = torch.sort(torch.cat(scores), descending=True, stable=True)
         return Found(positions[best.indices[:count]], best.values[:count])
+
+    def _places(self, positions: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Yield the parts that have some of the ascending positions, with the places of these in them."""
+        counts = torch.searchsorted(positions, self._ends).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        for ((start, _), part), own in zip(self._spans(), positions.split(counts.tolist()), strict=True):
+            if len(own):
+                yield part, own - start
 
     def _spans(self) -> Iterator[tuple[tuple[int, int], Part]]:
         """Yield each part with the positions at which it starts and ends."""

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dimvl.cli.searching
 import dimvl.search.indexing
 import dimvl.search.writer
 from dimvl.export import export
@@ -22,6 +24,7 @@ from dimvl.regions.detectors.load import load_detector
 from dimvl.regions.extract import extract
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
+from dimvl.search.approximate import LISTS
 from dimvl.search.format import MANIFEST, read_manifest
 from dimvl.search.index import ImageIndex
 from dimvl.search.queries import image_query
@@ -242,6 +245,28 @@ def test_images_like_one_of_the_index_or_of_a_file_are_found(places: Places, run
     assert [one["image_id"] for one in records(search("--image", file, "--top", 3))] == expected[:3]
 
 
+def test_an_approximate_search_of_all_lists_finds_what_the_exact_one_finds(places: Places, run: Run) -> None:
+    """Here 64 lists are all; they are made by the first search."""
+    pytest.importorskip("faiss", reason="approximate search needs the extra faiss")
+    search = partial(places.command, run, "search", places.index, "--model", places.model, "--json")
+    texts = (*TEXTS, "--rerank", 5)
+    for number, given in enumerate((TEXTS, texts, (*texts, "--together"), ("--image", IMAGES[2], "--top", 3))):
+        found = search(*given, "--approximate")
+        assert records(found) == records(search(*given))
+        assert ("7 of 7 images" in found.err) == (number == 0)
+    (places.index / LISTS).unlink()
+
+
+def test_an_exact_search_of_many_images_mentions_the_approximate_one(
+    search: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert search(TEXTS[0]).err == ""
+    monkeypatch.setattr(dimvl.cli.searching, "MANY", 6)
+    result = search(TEXTS[0])
+    assert result.err == "all 7 images are compared; for many texts, --approximate is faster\n"
+    assert len(result.out.splitlines()) == 7
+
+
 def test_texts_of_a_file_are_found_for_an_image(
     places: Places, search: Run, predictor: Predictor, embedded: Tensor, tmp_path: Path
 ) -> None:
@@ -303,6 +328,10 @@ def test_what_cannot_be_searched_is_one_sentence(
     refused(search("--image", IMAGES[0]), "photo 1 is a file and an image of", "write ./photo 1 for the file")
     refused(search("a star", "--html", tmp_path / "page.html"), "give --images")
     refused(search("a star", "--images", places.images), "give it too, or omit them")
+    texts = ("--image", IMAGES[0], "--texts", places.index / MANIFEST)
+    refused(search(*texts, "--approximate"), "--approximate finds images and --texts finds texts", "omit one")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    refused(search("a star", "--approximate"), "approximate search needs faiss-cpu; pip install 'dimvl[faiss]'")
     other = partial(places.command, run, "search", places.index, "a star", "--model")
     refused(other(places.unaligned), "cannot search: it was not trained to align images and texts")
     refused(other(places.other), "was made by another model", "give that one")
