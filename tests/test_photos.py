@@ -106,14 +106,18 @@ def test_the_commands_of_the_page_lead_from_photographs_to_captions_and_answers(
 
     call(monkeypatch, ["name", "stores/train", "concepts", "stores/trusting"])
     assert "trained on 8 images of stores/train" in caplog.text
+    draw(tmp_path / "new.jpg", "dog", "water", 99)
+    capfd.readouterr()
+    call(monkeypatch, ["caption", "new.jpg", "--model", "exports/caption", "--json"])
+    here = json.loads(capfd.readouterr().out)
     (tmp_path / "elsewhere").mkdir()
-    shutil.move("exports/caption", tmp_path / "elsewhere")
+    for path in ("exports/caption", "new.jpg"):
+        shutil.move(path, tmp_path / "elsewhere")
     for name in ("photos", "stores", "runs", "concepts", "encoder", "exports"):
         shutil.rmtree(name)
-    draw(tmp_path / "elsewhere" / "new.jpg", "dog", "water", 99)
     alone = [sys.executable, "-m", "dimvl", "caption", "new.jpg", "--model", "caption", "--json"]
     done = subprocess.run(alone, cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=True, timeout=120)
-    assert json.loads(done.stdout)["caption"]
+    assert json.loads(done.stdout) == here, "the export alone says the same"
 
 
 @pytest.mark.parametrize("name", ["caption", "vqa"])
