@@ -50,6 +50,12 @@ class StudyConfig(Section):
         min_length=1, description="name -> a command, `pretrain`, `finetune` or `evaluate`, with its arguments"
     )
     settings: dict[str, SettingConfig] = Field(min_length=1, description="name -> setting")
+    only: Names = Field([], description="names of the settings to run and compare; default: all")
+
+    @property
+    def chosen(self) -> dict[str, SettingConfig]:
+        """The settings to run and compare."""
+        return {name: setting for name, setting in self.settings.items() if not self.only or name in self.only}
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> "StudyConfig":
@@ -58,6 +64,14 @@ class StudyConfig(Section):
                 raise ValueError(f"{name!r} names files; write it with letters, digits and . _ - only")
         if self.baseline not in self.settings:
             raise ValueError(f"baseline {self.baseline!r} is not a setting; name one of {', '.join(self.settings)}")
+        if unknown := [name for name in self.only if name not in self.settings]:
+            known = ", ".join(self.settings)
+            raise ValueError(f"only has {unknown[0]!r}, which is not a setting; name some of {known}")
+        if self.baseline not in self.chosen:
+            raise ValueError(
+                f"only leaves out the baseline {self.baseline!r}, which the others are compared with; name it too, or "
+                "choose another baseline"
+            )
         for name, setting in self.settings.items():
             if unknown := [stage for stage in setting.stages if stage not in self.stages]:
                 raise ValueError(

@@ -157,7 +157,7 @@ def _points(config: StudyConfig, records: Sequence[Record]) -> Mapping[str, list
     """Return what is drawn: for each setting, or of several evaluations each with its name, its points."""
     several = len({record["evaluation"] for record in records}) > 1
     found: dict[str, list[Point]] = {}
-    for name in config.settings:
+    for name in config.chosen:
         for record in records:
             if record["setting"] == name:
                 line = f"{name}, {record['evaluation']}" if several else name

@@ -121,7 +121,7 @@ def make_grid(config: StudyConfig, here: Path) -> Grid:
     stages, cells = dict[str, Stage](), list[Cell]()
     for seed in config.seeds:
         for point in config.points or [{}]:
-            for name, setting in config.settings.items():
+            for name, setting in config.chosen.items():
                 known = {**config.values, **setting.values, **point, "seed": seed, "setting": name}
                 known |= {"out": str(config.output), "here": str(here)}
                 before, evaluations = "", {}

@@ -74,6 +74,8 @@ def changed(name: str, text: str) -> dict[str, Any]:
         (changed("score", "evaluate {out}/{setting}/{x}"), r"one evaluation for seed 0 and 1; name {seed} in its"),
         ({"values": {"run": "{run}/a"}}, r"the value of run refers to itself; write it without {run}"),
         ({"baseline": "none"}, r"baseline 'none' is not a setting; name one of scratch, pretrained"),
+        ({"only": ["scratch", "tuned"]}, r"only has 'tuned', which is not a setting; name some of scratch, pretrained"),
+        ({"only": ["pretrained"]}, r"only leaves out the baseline 'scratch', which the others are compared with; name"),
         ({"points": [{"steps": 3}]}, r"a point has x None; give each a number, such as {x: 1000}"),
         ({"points": [{"x": 3}, {"x": 3}]}, r"two points have the same x; give each its own"),
         ({"values": {"seed": 3}}, r"'seed' has a meaning of its own in stages; give the value another name"),

@@ -136,6 +136,13 @@ def test_scores_have_means_intervals_and_differences_from_the_baseline(study: An
     assert study("seeds=[0,1,2]", scores=["overall"]).code == 0 and (tmp_path / "out/figure.svg").read_text() == figure
 
 
+def test_a_study_of_some_settings_runs_and_shows_no_other(study: Any, tmp_path: Path) -> None:
+    result = study("only=[scratch]")
+    assert result.code == 0 and not any("pretrain" in call for call in calls(tmp_path))
+    assert {record["setting"] for record in results(tmp_path)["scores"]} == {"scratch"}
+    assert study().code == 0 and len(results(tmp_path)["seconds"]) == 9, "the others can follow"
+
+
 def test_a_stage_that_took_no_time_has_its_seconds_too(study: Any, tmp_path: Path) -> None:
     assert study().code == 0
     for mark in (tmp_path / "out/done").rglob("*.json"):
