@@ -133,12 +133,12 @@ def test_recalls_are_means_over_the_seeds_that_were_scored_in_both_stages(tmp_pa
     for seed, first in ((0, 0.2), (2, 0.4)):
         values = {"r1": first, "r5": 0.5, "r10": 0.6}
         sides = {"image_to_text": values, "text_to_image": {**values, "r1": first / 2}}
-        scores = {**sides, "embedding_only": {**sides, "text_to_image": {**values, "r1": 0.1}}}
+        scores = {"candidates": 16, **sides, "embedding_only": {**sides, "text_to_image": {**values, "r1": 0.1}}}
         folder = tmp_path / f"seed-{seed}" / "retrieve" / "evaluation"
         folder.mkdir(parents=True)
         write_json(folder / "scores.json", scores)
     found = run_flickr8k.retrieval(tmp_path, [0, 1, 2])
-    assert found["seeds"] == [0, 2]
+    assert found["seeds"] == [0, 2] and found["candidates"] == 16
     assert (found["image_to_text"]["r1"], found["text_to_image"]["r1"]) == (0.3, 0.15)
     assert found["text_to_image"]["by_seed"]["r1"] == [0.1, 0.2] and found["text_to_image"]["interval"]["r1"] is None
     assert found["embedding_only"]["text_to_image"]["r1"] == 0.1

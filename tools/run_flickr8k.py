@@ -226,6 +226,7 @@ def retrieval(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         "intervals": legend,
         "seeds": list(found),
+        "candidates": next(iter(found.values()))["candidates"],
         **recalls(list(found.values())),
         "embedding_only": recalls([one["embedding_only"] for one in found.values()]),
     }
