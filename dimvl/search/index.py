@@ -185,7 +185,8 @@ def products(queries: Tensor, codes: Tensor) -> Tensor:
     """Products (Q, P) float32 of int8 codes (Q, W) and (P, W).
 
     Where the CPU lacks instructions for it, oneDNN may cut sums of int8 products off at 16 bits; float32 is exact.
+    oneDNN copies its second operand into an order of its own first, so that is the smaller one, the queries.
     """
     if torch.cpu._is_vnni_supported():
-        return torch._int_mm(queries, codes.T).float()
+        return torch._int_mm(codes, queries.T.contiguous()).T.float()
     return queries.float() @ codes.float().T
