@@ -278,13 +278,16 @@ class Predictor(PredictorBase):
         """Compare each word of a text with each region of an image, or of a tuple of images.
 
         Raises:
-            UserError: an empty text, an image that cannot be read, or a model that was not trained to align.
+            UserError: an empty text, one of which the model knows no word, an image that cannot be read, or a model that
+                was not trained to align.
 
         """
         ability = self._ability("align")
         [(group, seconds)] = self._groups([image], None if times is None else [times], None)
         regions = join_images(group, seconds)
-        found = ability.apply(self.trained, [make_prefix(regions, self._tags)], self.trained.tokenise([text]))[0]
+        found = ability.apply(
+            self.trained, [make_prefix(regions, self._tags)], ability.prepare(self.trained, [text])
+        )[0]
         return aligned(self.trained.processor.extractor, group, regions, found)
 
     def explain(

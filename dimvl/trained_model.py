@@ -142,6 +142,19 @@ class TrainedModel:
             logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(texts), limit)
         return [np.array(tokens[:limit], dtype=np.int64) for tokens in encoded]
 
+    def tokenise_known(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the token ids of texts as `tokenise` does, where texts of unknown words only make no sense.
+
+        Raises:
+            UserError: as `tokenise`, or the model knows none of the words of a text.
+
+        """
+        words = self.tokenise(texts)
+        for text, tokens in zip(texts, words, strict=True):
+            if (tokens == self.processor.tokenizer.unknown).all():
+                raise UserError(f"the model knows no word of {short(text)}; use other words")
+        return words
+
     def by_prefix(
         self, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]
     ) -> Iterator[tuple[Prefix, list[np.ndarray]]]:

@@ -19,7 +19,7 @@ from dimvl.regions.listing import images_of_folder
 from dimvl.regions.records import Extractor, Regions
 from dimvl.regions.store import RegionStore
 from dimvl.search.index import ImageIndex
-from dimvl.search.queries import ImageQuery, find_by_texts, find_similar, known_words
+from dimvl.search.queries import ImageQuery, find_by_texts, find_similar
 from dimvl.showing import short
 from dimvl.tasks import abilities_of
 from dimvl.trained_model import model_fingerprint
@@ -152,7 +152,7 @@ class Exports:
     def search(self, text: str) -> list[Shown]:
         """Find the images of the index that fit a text; a `UserError` if it has no known word."""
         index, predictor = self._search_with()
-        known_words(predictor.trained, [text])
+        predictor.trained.tokenise_known([text])
         [hits] = find_by_texts(predictor.trained, index, [[text]], min(NUM_HITS, len(index)))
         return [self.thumbnail(index.image_id(hit.place), hit.score) for hit in hits]
 

@@ -193,14 +193,14 @@ def _search_images(
     rerank: int | None,
 ) -> list[tuple[str, list["Hit"]]]:
     """Return each query, one or more texts or an image, and the images found."""
-    from dimvl.search.queries import find_by_texts, find_similar, image_query, known_words, rerank_images
+    from dimvl.search.queries import find_by_texts, find_similar, image_query, rerank_images
 
     if image is not None:
         query = image_query(predictor, opened, image)
         most = len(opened) - (query.position is not None)
         return [(image, find_similar(opened, query, _number(top, rerank, most, "images")))]
     number = _number(top, rerank, len(opened), "images")
-    words = [known_words(predictor.trained, texts) for texts in queries]
+    words = [predictor.trained.tokenise_known(texts) for texts in queries]
     found = find_by_texts(predictor.trained, opened, queries, number)
     if rerank:
         found = rerank_images(predictor.trained, opened, words, found)

@@ -18,7 +18,6 @@ from dimvl.predictor import Predictor
 from dimvl.regions.detectors.load import is_no_detector
 from dimvl.regions.store import RegionStore
 from dimvl.search.index import ImageIndex
-from dimvl.showing import short
 from dimvl.tasks.inference import ROW_BUDGET, predict_texts, store_batches
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
 from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_images, scales
@@ -69,20 +68,6 @@ def read_texts(path: Path) -> list[str]:
     if not any(texts):
         raise UserError(f"{path} has no text; give some")
     return list(dict.fromkeys(filter(None, texts)))
-
-
-def known_words(trained: TrainedModel, texts: Sequence[str]) -> list[np.ndarray]:
-    """Return the token ids of texts to search by.
-
-    Raises:
-        UserError: a text is empty, or the model knows none of its words.
-
-    """
-    words = trained.tokenise(texts)
-    for text, tokens in zip(texts, words, strict=True):
-        if (tokens == trained.processor.tokenizer.unknown).all():
-            raise UserError(f"the model knows no word of {short(text)}; use other words")
-    return words
 
 
 def image_query(predictor: Predictor, index: ImageIndex, image: str) -> ImageQuery:

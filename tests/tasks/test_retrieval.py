@@ -249,6 +249,8 @@ def test_an_export_embeds_images_and_texts_and_aligns_words_with_regions(folder)
     assert found.words == ["a", "small", "aboved", "star"]
     assert found.similarities.shape == (4, len(found.regions)) and np.abs(found.similarities).max() <= 1 + 1e-5
     assert predictor.align(folder / "1.png", "a ☃ star").words == ["a", "[UNK]", "star"]
+    with pytest.raises(UserError, match=r"knows no word of '☃ ☃'; use other words"):
+        predictor.align(folder / "1.png", "☃ ☃")
     with pytest.raises(UserError, match="is empty"):
         predictor.embed_text(" ")
 

@@ -246,6 +246,7 @@ def word_similarities(
 ALIGN = Ability(
     verb="align",
     available=lambda processor: processor.aligns,
+    prepare=lambda trained, texts: trained.tokenise_known(texts),
     apply=word_similarities,
     result=lambda trained, found: found,
     takes_text=True,
