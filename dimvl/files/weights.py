@@ -3,13 +3,15 @@
 Not imported by the package itself, since this needs torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dimvl.errors import UserError
 from dimvl.files.reading import open_regular
@@ -23,6 +25,18 @@ LARGEST_HEADER = 2**24
 FLOATS = {"F64", "F32", "F16", "BF16"}
 POSITIONS = "position_ids"
 """The last part of the name of a buffer that transformers before 4.31 saved with BERT: 0, 1, 2 and so on."""
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves new weights unfilled, because those of a file replace them."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:

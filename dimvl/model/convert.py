@@ -1,19 +1,18 @@
 """Loading of weights: exactly into a trained model, and of BERT or dimvl checkpoints into models with other heads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dimvl.errors import UserError
 from dimvl.fields import mapping
 from dimvl.files import RESTORE, Strict, check_values, read_json
 from dimvl.files.reading import SMALL
-from dimvl.files.weights import load_weights, weight_shapes
+from dimvl.files.weights import Unfilled, load_weights, weight_shapes
 from dimvl.model.heads import is_head
 from dimvl.model.model import Activation, DimvlModel, Size, copy_language_to_vision, read_arguments
 from dimvl.showing import short
@@ -63,14 +62,14 @@ def load_trained(config: Path, file: Path) -> DimvlModel:
     found = len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")})
     if arguments["layers"] != found:
         raise UserError(f"{config} has {arguments['layers']} layers but {file} has {found}; {RESTORE}")
-    with _Unfilled(), torch.device("meta"):
+    with Unfilled(), torch.device("meta"):
         try:
             expected = {name: tuple(value.shape) for name, value in saved_tensors(DimvlModel(**arguments)).items()}
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{config} does not describe a model ({error}); {RESTORE}") from None
     if misfit := first_misfit(shapes, expected):
         raise UserError(f"{file} does not fit {config}: {misfit}; {RESTORE}")
-    with _Unfilled():
+    with Unfilled():
         model = DimvlModel(**arguments)
     model.load_state_dict(read_weights(file), strict=False)  # a tied weight has two names there and one in the file
     return model
@@ -82,18 +81,6 @@ def first_misfit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tupl
         if found.get(name) != wanted.get(name):
             return f"{name} is {found.get(name, 'missing')} in the file and {wanted.get(name, 'missing')} in the model"
     return ""
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves new weights unfilled, because those of a file replace them."""
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == nn.init.__name__:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return function(*args, **kwargs)
 
 
 def load_pretrained(model: DimvlModel, weights: Mapping[str, Tensor], source: str) -> list[str]:

@@ -96,7 +96,8 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
             setattr(self, name, entry.build(value, sizes) if value else None)
         if requested:
             raise TypeError(f"DimvlModel has no argument {', '.join(requested)}")
-        initialise(self)
+        if not self.tokens.position.weight.is_meta:  # shapes alone have no values
+            initialise(self)
 
     def embed(self, batch: Batch) -> Tensor:
         """Embed a batch: (N, D), visual rows first."""

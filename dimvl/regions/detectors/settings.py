@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dimvl.errors import UserError
 from dimvl.fields import mapping
 from dimvl.files import Strict, check_values, read_json
+from dimvl.files.weights import Unfilled
 from dimvl.regions.detectors.base import KIND, SETTINGS
 from dimvl.regions.detectors.network import DetectorSettings
 
@@ -85,13 +86,14 @@ def loaded(build: Callable[[], Network], weights: Mapping[str, Tensor], mismatch
         UserError: with the message `mismatch`, if they differ.
 
     """
-    with torch.device("meta"):
+    with Unfilled(), torch.device("meta"):
         empty = build()
     shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     lacking = [name for name, _ in empty.named_parameters() if name not in weights]
     if lacking or any(shapes[name] != tensor.shape for name, tensor in weights.items() if name in shapes):
         raise UserError(mismatch)
-    network = build()
+    with Unfilled():
+        network = build()
     try:
         network.load_state_dict(dict(weights))
     except RuntimeError:
