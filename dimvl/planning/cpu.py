@@ -70,7 +70,7 @@ def estimate_cpu(config: RunConfig, plan: Plan) -> CpuEstimate | None:
 def _muon_flops(encoder: Encoder) -> float:
     """Operations of `dimvl.training.optimiser.orthogonalise`, which for Muon cost as much as a small step."""
     shapes = (sorted(parameter.shape) for parameter in encoder.parameters() if parameter.ndim > 1)
-    return sum(5.0 * (4 * short**2 * long + 2 * short**3) for short, long in shapes)
+    return sum(34.0 * short**3 + 4 * short**2 * long for short, long in shapes)
 
 
 def _seconds(

@@ -89,20 +89,32 @@ class Muon(AdamW):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Bring all singular values between about .7 and 1.2: (R, C) -> (R, C).
+    """Bring all singular values between about .7 and 1.2: (R, C) -> (R, C), in fp32.
 
-    Five quintic Newton-Schulz steps X <- (a I + b S + c S S) X, S = X X^T, with the coefficients of Jordan et al.
+    Five quintic Newton-Schulz steps X <- F X, with F = a I + b S + c S S, S = X X^T and the coefficients of Jordan et
+    al. The F are polynomials of the first S, so they commute: S becomes F F S, and X is multiplied once, by their
+    product. With R the shorter side, that takes 34 R^3 + 4 R^2 C operations instead of 10 R^3 + 20 R^2 C: a third less
+    for matrices three times as long as wide, a quarter more for square ones.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
-    result = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
-    for _ in range(5):
-        square = product(result, result.T)
-        factor = 2.0315 * square
-        factor.diagonal().sub_(4.7750)
-        factor = product(square, factor)
-        factor.diagonal().add_(3.4445)
-        result = product(factor, result)
+    unit = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
+    square = product(unit, unit.T)
+    total = factor = _factor(square)
+    for _ in range(4):
+        square = product(factor, product(factor, square))
+        factor = _factor(square)
+        total = product(factor, total)
+    result = product(total, unit)
     return result if wide else result.T
+
+
+def _factor(square: Tensor) -> Tensor:
+    """S (R, R) -> a I + b S + c S S."""
+    factor = 2.0315 * square
+    factor.diagonal().sub_(4.7750)
+    factor = product(square, factor)
+    factor.diagonal().add_(3.4445)
+    return factor
 
 
 def build_optimiser(model: DimvlModel, config: TrainingConfig) -> AdamW:

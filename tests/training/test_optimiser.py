@@ -115,6 +115,17 @@ def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_near_o
     assert values.diag().min() > 0.6 and values.diag().max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+def test_orthogonalising_equals_multiplying_the_matrix_in_each_step(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = matrix / matrix.norm()
+    for _ in range(5):
+        square = expected @ expected.T
+        expected = 3.4445 * expected + (-4.7750 * square + 2.0315 * square @ square) @ expected
+    assert torch.allclose(orthogonalise(matrix), expected, atol=1e-6)
+    assert torch.allclose(orthogonalise(matrix.float()).double(), expected, atol=1e-4)
+
+
 def test_muon_moves_all_encoder_matrices_equally_far_and_adam_the_rest():
     before, plain, muon = make_model(word_head=True), make_model(word_head=True), make_model(word_head=True)
     for model, changes in ((plain, {}), (muon, {"muon_rate": 0.1})):
