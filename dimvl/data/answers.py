@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,7 @@ def _contractions() -> dict[str, str]:
 _CONTRACTIONS = _contractions()
 
 
+@lru_cache(maxsize=4096)
 def normalise_answer(answer: str) -> str:
     """Normalise an answer like the official evaluator: punctuation, number words, articles, contractions."""
     return _words(_punctuation(strip_answer(answer)))

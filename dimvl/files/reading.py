@@ -4,6 +4,7 @@ A file is read only if it is a regular file (a named pipe would wait forever, a 
 any file of its kind can be. Each fault is one sentence.
 """
 
+import gc
 import io
 import json
 import os
@@ -118,11 +119,16 @@ def parse_json(data: bytes | str, place: Path | str, remedy: str = "check that i
         UserError: it is not JSON, or an object has a key twice, of which Python would drop the first in silence.
 
     """
+    collecting = gc.isenabled()
+    gc.disable()  # the collector would look at the growing value again and again, half of the time
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_without_repeated_keys)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, an endless number, nested too deep
         raise UserError(f"{place} is not valid JSON ({error}); {remedy}") from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A-OKVQA (Schwenk et al., ECCV 2022) is one file, a list of `{"question_id", "ima
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +79,20 @@ def _annotations(path: Path) -> dict[str, tuple[str, tuple[str, ...], str, str]]
     for place, record in records(path, read_json(path), "annotations", ("question_id", "answers")):
         number = identifier(record["question_id"], "question_id", place)
         once.check(number, place)
-        answers, what = (
-            items(record["answers"], f"answers of question {number}", place),
-            f"an answer of question {number}",
-        )
-        given = tuple(label(mapping(one, ("answer",), f"{place}: {what}")["answer"], what, place) for one in answers)
+        what = f"an answer of question {number}"
+        where, answers = f"{place}: {what}", items(record["answers"], f"answers of question {number}", place)
+        given = _labels([mapping(one, ("answer",), where)["answer"] for one in answers], what, place)
         kind, answer_type = (label(record.get(name, ""), name, place) for name in ("question_type", "answer_type"))
         image = str(identifier(record["image_id"], "image_id", place)) if "image_id" in record else ""
         result[str(number)] = (image, given, kind, answer_type)
     return result
+
+
+def _labels(texts: Sequence[Any], what: str, place: str) -> tuple[str, ...]:
+    """Check answers to a question; where all people agree, one for all."""
+    if texts and isinstance(texts[0], str) and texts.count(texts[0]) == len(texts):
+        return (label(texts[0], what, place),) * len(texts)
+    return tuple(label(text, what, place) for text in texts)
 
 
 def _file_names(content: dict[str, Any], image_id: str) -> tuple[str, ...]:
