@@ -285,9 +285,9 @@ class Predictor(PredictorBase):
         ability = self._ability("align")
         [(group, seconds)] = self._groups([image], None if times is None else [times], None)
         regions = join_images(group, seconds)
-        found = ability.apply(
-            self.trained, [make_prefix(regions, self._tags)], ability.prepare(self.trained, [text])
-        )[0]
+        found = ability.apply(self.trained, [make_prefix(regions, self._tags)], ability.prepare(self.trained, [text]))[
+            0
+        ]
         return aligned(self.trained.processor.extractor, group, regions, found)
 
     def explain(

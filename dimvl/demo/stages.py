@@ -1,5 +1,6 @@
 """The stages of the demo: what each one does, and which stages must finish before it starts."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +24,14 @@ from dimvl.regions.detectors.scenes import load_scene_detector
 from dimvl.regions.extract import extract
 from dimvl.regions.geometry import xywh_to_corners
 from dimvl.regions.listing import images_of_coco
+from dimvl.regions.parts import folder_of_part, parts_of
+from dimvl.regions.sources.base import Part
+from dimvl.regions.store.join import join_stores
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.training.run import run_training
 
+SHARES = [(f"extract-train-{number}", Part(number, 2)) for number in (1, 2)]
+"""The training scenes are shared between two stages, as `dimvl extract` shares images between processes."""
 SHARD_BYTES = 4 * 2**20  # small shards, so that an interrupted extraction loses little
 EXAMPLES = 3
 
@@ -66,7 +72,11 @@ def all_stages(config: DemoConfig) -> list[Stage]:
 
     stages = [
         Stage("scenes", _write_scenes, (), "render images, write annotations", scenes.train + tests, questions),
-        Stage("extract-train", partial(_extract, "train"), ("scenes",), "detect regions", scenes.train),
+        *(
+            Stage(name, partial(_extract, "train", share=share), ("scenes",), "detect regions", scenes.train // 2)
+            for name, share in SHARES
+        ),
+        Stage("extract-train", _join_train, tuple(name for name, _ in SHARES), "join their stores"),
         Stage("extract-test", _extract_tests, ("scenes",), "detect regions of both test splits", tests),
         train("question_only", "extract-train", "baseline without images"),
     ]
@@ -124,16 +134,33 @@ def _write_scenes(config: DemoConfig, paths: DemoPaths, progress: Progress) -> N
 
 
 def _extract(
-    part: str, config: DemoConfig, paths: DemoPaths, progress: Progress, *, ground_truth: bool = False
+    part: str,
+    config: DemoConfig,
+    paths: DemoPaths,
+    progress: Progress,
+    *,
+    share: Part | None = None,
+    ground_truth: bool = False,
 ) -> None:
-    """Detect the regions of a part of the scenes, or describe its ground-truth boxes by the detector."""
+    """Detect the regions of a part of the scenes or of a share of it, or describe its ground-truth boxes."""
     detector = load_scene_detector()
     folder = paths.scenes / part
     images = images_of_coco(folder / "instances.json", folder / "images")
     boxes = _ground_truth_boxes(read_json(folder / "instances.json")) if ground_truth else None
     store = paths.regions(scoring.GROUND_TRUTH if ground_truth else part)
+    if share is not None:
+        images, store = images[share.slice], folder_of_part(store, share)
     with RegionStoreWriter(store, detector.extractor, shard_bytes=SHARD_BYTES) as writer:
         extract(images, detector, writer, progress=progress, boxes=boxes)
+
+
+def _join_train(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    store = paths.regions("train")
+    if not store.exists():
+        shares = parts_of(store)
+        join_stores(store, shares, progress)
+        for share in shares:
+            shutil.rmtree(share)
 
 
 def _extract_tests(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:

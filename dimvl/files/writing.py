@@ -39,8 +39,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on a clean exit the file there is flushed to disk and replaces `path`.
+
+    Args:
+        path: the file to write.
+        flush: whether to wait for the disk. If not, the file may be cut if the machine stops in the next seconds; call
+            `os.sync()` after many small ones.
 
     Raises:
         UserError: the disk is full or the path is not writable; an existing file at `path` is unchanged.
@@ -54,7 +59,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.touch(exist_ok=False)
             mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
-            _finish(temporary, mode)
+            _finish(temporary, mode, flush)
             os.replace(temporary, path)
     finally:
         if temporary is not None:
@@ -104,11 +109,12 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
-def _finish(file: Path, mode: int) -> None:
+def _finish(file: Path, mode: int, flush: bool = True) -> None:
     """Flush a written file to disk, and give it the mode of a new file: libraries that write by renaming make 600."""
     file.chmod(mode)
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+    if flush:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def open_own(path: Path, mode: str) -> IO[Any]:

@@ -21,6 +21,7 @@ and, where the options ask for them, JSON lines of our own:
 
 import json
 import multiprocessing
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -67,6 +68,7 @@ _MORE_FILES = {  # the option that asks for each
 _ANNOTATION_FILES = ("worlds.jsonl", "instances.json", "captions.json", "questions.json", "annotations.json")
 _LICENSE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "name": "CC0 1.0 Universal"}
 _ANSWERS = 10  # to every VQA v2 question
+_PNG_END = b"IEND\xaeB`\x82"
 _CHUNK = 16  # scenes sent to a worker at once
 
 
@@ -111,6 +113,7 @@ def write_scenes(out: Path, options: SceneOptions, progress: Progress | None = N
                     scenes.append(scene)
                     if progress:
                         progress(done + len(scenes), total)
+                os.sync()  # the images; once is faster than one by one
                 _write_annotations(folder, split, scenes, options)
                 _write_for_other_tasks(folder, split, [scene.world for scene in scenes], options)
                 if options.noisy_captions:
@@ -123,6 +126,7 @@ def write_scenes(out: Path, options: SceneOptions, progress: Progress | None = N
                         drawn += len(story.worlds)
                         if progress:
                             progress(drawn, total)
+                    os.sync()
                     _write_stories(folder, split, stories, options)
             done += count + sum(lengths[split])
             if progress:
@@ -183,9 +187,14 @@ def _make_story(folder: Path, options: SceneOptions, split: str, index: int) -> 
 
 def _draw(world: World, folder: Path, options: SceneOptions) -> None:
     image = folder / "images" / _file_name(world)
-    if not image.exists():
-        with atomic_path(image) as temporary:  # run-length encoding is smaller and faster on noise
+    if not _is_whole(image):
+        with atomic_path(image, flush=False) as temporary:  # run-length encoding is smaller and faster on noise
             render(world, options).save(temporary, format="PNG", compress_type=zlib.Z_RLE)
+
+
+def _is_whole(image: Path) -> bool:
+    """Return whether an image was written to its end, which it may not be if the machine stopped."""
+    return image.exists() and image.read_bytes().endswith(_PNG_END)
 
 
 def _file_name(world: World) -> str:
