@@ -278,8 +278,8 @@ class Predictor(PredictorBase):
         """Compare each word of a text with each region of an image, or of a tuple of images.
 
         Raises:
-            UserError: a text that is empty or of which the model knows no word, an image that cannot be read, or a model
-                that was not trained to align.
+            UserError: a text that is empty or has no word that the model knows, an image that cannot be read, or a
+                model that was not trained to align.
 
         """
         ability = self._ability("align")
