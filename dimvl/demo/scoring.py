@@ -41,6 +41,8 @@ CANDIDATES = 8
 """Images that are judged together with a query after the search by embedding."""
 SPLITS = ("heldout", "compositional")
 GROUND_TRUTH = "heldout-ground-truth-boxes"
+BASELINES = "baselines.json"
+"""Accuracies of the baselines' answers to the held-out questions, by name."""
 
 
 def read_split_questions(paths: DemoPaths, split: str) -> list[Question]:
@@ -49,19 +51,25 @@ def read_split_questions(paths: DemoPaths, split: str) -> list[Question]:
     return read_questions(folder / "questions.json", folder / "annotations.json")
 
 
+def score_baselines(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
+    """Write the accuracy of each answer of the models without pretraining and without images."""
+    heldout = read_split_questions(paths, "heldout")
+    names = [*(f"no_pretraining-{point.questions}" for point in config.labels), "question_only"]
+    found = {name: _accuracies(_answers(paths, name, heldout, progress), heldout) for name in names}
+    write_json(paths.scores / BASELINES, {name: values.tolist() for name, values in found.items()})
+
+
 def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
-    """Score the answers of the models and their baselines: by number of labels, overall, and by kind of question.
+    """Score the answers of the models beside their baselines: by number of labels, overall, and by kind of question.
 
     The pretrained model, which knows no label, answers by statements; questions that no rule covers count as wrong.
     """
     questions = {split: read_split_questions(paths, split) for split in ("train", *SPLITS)}
     heldout, images = questions["heldout"], [question.images for question in questions["heldout"]]
+    baselines = {name: np.array(values) for name, values in read_json(paths.scores / BASELINES).items()}
 
     def accuracies(run: str, store: str = "heldout", split: str = "heldout") -> np.ndarray:
-        answers = answer_questions(
-            load_model(paths.run(run)), RegionStore(paths.regions(store)), questions[split], progress=progress
-        )
-        return _accuracies(answers, questions[split])
+        return _accuracies(_answers(paths, run, questions[split], progress, store), questions[split])
 
     def zero_shot() -> np.ndarray:
         trained, store = load_model(paths.run(config.last_pretraining)), RegionStore(paths.regions("heldout"))
@@ -70,7 +78,7 @@ def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
 
     few_labels = {}
     for point in config.labels:
-        ours, scratch = (accuracies(f"{series}-{point.questions}") for series in ("vqa", "no_pretraining"))
+        ours, scratch = accuracies(f"vqa-{point.questions}"), baselines[f"no_pretraining-{point.questions}"]
         few_labels[str(point.questions)] = {
             "pretrained": float(ours.mean()),
             "none": float(scratch.mean()),
@@ -85,7 +93,7 @@ def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
         "ground_truth_boxes": accuracies(config.answerer, GROUND_TRUTH),
         "zero_shot": zero_shot(),
         "no_pretraining": scratch,
-        "question_only": accuracies("question_only"),
+        "question_only": baselines["question_only"],
         "majority": np.array(_majority(questions["train"], heldout)),
     }
     result = {
@@ -102,6 +110,12 @@ def score_vqa(config: DemoConfig, paths: DemoPaths, progress: Progress) -> None:
         },
     }
     write_json(paths.scores / "vqa.json", result)
+
+
+def _answers(
+    paths: DemoPaths, run: str, questions: Sequence[Question], progress: Progress, store: str = "heldout"
+) -> dict[Id, str]:
+    return answer_questions(load_model(paths.run(run)), RegionStore(paths.regions(store)), questions, progress=progress)
 
 
 def _accuracies(answers: Mapping[Id, str], questions: Sequence[Question]) -> np.ndarray:

@@ -84,12 +84,12 @@ def all_stages(config: DemoConfig) -> list[Stage]:
         before = "extract-train" if number == 1 else f"pretraining-{number - 1}"
         stages.append(train(f"pretraining-{number}", before, "pretrain from captions"))
     final = config.last_pretraining
-    answerers = []
-    for point in config.labels:
-        for series, before in (("vqa", final), ("no_pretraining", "extract-train")):
-            answerers.append(f"{series}-{point.questions}")
-            about = f"{'fine-tune' if series == 'vqa' else 'baseline'} for questions"
-            stages.append(train(answerers[-1], before, about, point.questions))
+    answerers, scratch = [], []
+    for point in reversed(config.labels):  # the longest first
+        answerers.append(f"vqa-{point.questions}")
+        stages.append(train(answerers[-1], final, "fine-tune for questions", point.questions))
+        scratch.append(f"no_pretraining-{point.questions}")
+        stages.append(train(scratch[-1], "extract-train", "baseline for questions", point.questions))
     stages.append(train("caption", final, "fine-tune for captions"))
     if config.self_critical is not None:
         stages.append(train("self_critical", "caption", "reward captions by CIDEr-D"))
@@ -100,11 +100,13 @@ def all_stages(config: DemoConfig) -> list[Stage]:
             after.append(f"extract-{own.images}")
             stages.append(Stage(after[-1], partial(_extract_own, task), ("scenes",), f"detect regions of {own.images}"))
         stages.append(replace(train(task, after[0], own.about), after=tuple(after)))
-    answering = (final, *answerers, "question_only", "extract-test")
+    baselines = (*scratch, "question_only", "extract-test")
     captioning = (config.captioner, "extract-test")
     asked = tests * scenes.questions_per_image
     return [
         *stages,
+        Stage("score-baselines", scoring.score_baselines, baselines, "answers of baselines", scenes.heldout),
+        Stage("score-vqa", scoring.score_vqa, (final, *answerers, "score-baselines"), "answers, gains", tests, asked),
         Stage("score-detector", scoring.score_detector, ("extract-test",), "AP50, attributes", tests),
         Stage("score-matching", scoring.score_matching, (final, "extract-test"), "true or false"),
         *(
@@ -117,7 +119,6 @@ def all_stages(config: DemoConfig) -> list[Stage]:
             Stage(f"score-{task}", partial(score_further, task), (task, "extract-test"), "on held-out scenes", tests)
             for task in further
         ),
-        Stage("score-vqa", scoring.score_vqa, answering, "answers and baselines", tests, asked),
         Stage("export", _export, (config.answerer, config.captioner), "write the exports"),
         Stage("predict", _predict, ("export",), "answer and caption from image files", EXAMPLES),
     ]
