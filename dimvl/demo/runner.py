@@ -25,7 +25,7 @@ from dimvl.demo.report import summary_table, write_report
 from dimvl.demo.results import collect_results, demo_report, goals_of
 from dimvl.demo.stages import Stage, all_stages
 from dimvl.errors import Interrupted, UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import locked, read_json, write_json
 from dimvl.progress import newest_line
 from dimvl.showing import format_seconds
 from dimvl.stopping import stop_signals
@@ -44,21 +44,22 @@ def run_demo(config_path: Path | None, out: Path, quick: bool = False) -> None:
         quick: without `config_path`, take the configuration that needs under three minutes.
 
     Raises:
-        UserError: a mistake in the configuration, or `out` holds another demo.
+        UserError: a mistake in the configuration; or `out` holds another demo, or one that another process runs.
         Interrupted: SIGINT or SIGTERM came; the same command resumes the demo.
 
     """
     config = load_demo_config(config_path or shipped_config("quick" if quick else "demo"))
     paths = DemoPaths(out)
-    _claim(config, paths)
     console = Console()
     stages = all_stages(config)
-    console.print(budget_table(config, stages))
-    start, earlier = time.monotonic(), read_json(paths.wall)["seconds"] if paths.wall.exists() else 0.0
-    try:
-        run_stages(config, paths, stages)
-    finally:
-        write_json(paths.wall, {"seconds": round(earlier + time.monotonic() - start, 1)})
+    with locked(out, f"another process runs a demo in {out}; wait for it, or choose another --out"):
+        _claim(config, paths)
+        console.print(budget_table(config, stages))
+        start, earlier = time.monotonic(), read_json(paths.wall)["seconds"] if paths.wall.exists() else 0.0
+        try:
+            run_stages(config, paths, stages)
+        finally:
+            write_json(paths.wall, {"seconds": round(earlier + time.monotonic() - start, 1)})
     option = f" --config {config_path}" if config_path else " --quick" if quick else ""
     finish(config, paths, stages, f"dimvl demo{option}", console)
 

@@ -4,10 +4,10 @@ import pytest
 from rich.console import Console
 
 from dimvl.demo.config import DemoPaths
-from dimvl.demo.runner import finish, run_stages
+from dimvl.demo.runner import finish, run_demo, run_stages
 from dimvl.demo.stages import Stage
 from dimvl.errors import UserError
-from dimvl.files import read_json, write_json
+from dimvl.files import locked, read_json, write_json
 
 
 def test_the_quick_demo_says_on_the_terminal_and_on_its_page_that_it_is_too_short_to_learn(config, results, tmp_path):
@@ -41,3 +41,12 @@ def test_finished_stages_are_not_repeated_and_stages_after_a_failed_one_do_not_s
     run_stages(config, paths, [one, Stage("two", record_call, ("one",), ""), three])
     assert (tmp_path / "calls").read_text() == "xxx"
     assert read_json(paths.stages / "three.json")["seconds"] >= 0
+
+
+def test_a_demo_that_another_process_runs_is_refused_and_unchanged(tmp_path):
+    with (
+        locked(tmp_path / "demo"),
+        pytest.raises(UserError, match="another process runs a demo in"),
+    ):
+        run_demo(None, tmp_path / "demo", quick=True)
+    assert not list((tmp_path / "demo").iterdir())
