@@ -148,7 +148,11 @@ class ModelConfig(Section):
     activation: Literal["gelu", "relu", "silu"] = Field(
         "gelu", description="in feed-forward sublayers, word head and object head"
     )
-    bert: Path | None = Field(None, description="BERT checkpoint in the layout of transformers to start from")
+    bert: Path | None = Field(
+        None,
+        description="BERT checkpoint in the layout of transformers to start from, of these sizes; of more layers, the "
+        "lowest are used",
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelConfig":

@@ -217,8 +217,26 @@ def check_bert(folder: Path, arguments: Mapping[str, Any]) -> None:
         raise UserError(f"{file} does not fit its config.json: {misfit}; copy both from the same checkpoint")
 
 
+def check_sizes(folder: Path, arguments: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Compare the section `model` of a configuration with a BERT checkpoint; fewer layers are its lowest ones.
+
+    Raises:
+        UserError: a size or the activation differs, or the checkpoint has fewer layers.
+
+    """
+    other = [name for name in ("width", "heads", "inner_width", "activation") if model[name] != arguments[name]]
+    other += ["layers"] if model["layers"] > arguments["layers"] else []
+    if other:
+        raise UserError(
+            f"model.{other[0]} is {model[other[0]]} but {folder} (model.bert) has {arguments[other[0]]}; set "
+            + " ".join(f"model.{name}={arguments[name]}" for name in other)
+        )
+
+
 def load_bert(model: DimvlModel, folder: Path) -> None:
     """Load BERT into the language weights and copy these to vision; context has token type 0, text type 1.
+
+    A model with fewer layers than the checkpoint gets its lowest ones.
 
     Raises:
         UserError: a weight is missing or has another shape.

@@ -16,7 +16,7 @@ from dimvl.data.text_store import TextStore, open_text_store
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.files import RESTORE
-from dimvl.model.convert import bert_arguments
+from dimvl.model.convert import bert_arguments, check_sizes
 from dimvl.model.model import read_arguments
 from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
@@ -195,6 +195,8 @@ def _of_vocabulary(config: RunConfig, facts: DataFacts) -> DataFacts:
     started = [run for run in (config.output, config.initial) if run is not None and (run / MODEL).exists()]
     if started or (bert is not None and (bert / "config.json").exists()):
         arguments = read_arguments(started[0] / MODEL, RESTORE) if started or bert is None else bert_arguments(bert)
+        if bert is not None and not started:
+            check_sizes(bert, arguments, config.model.model_dump())
         return replace(facts, vocabulary=arguments["vocabulary"], max_positions=arguments["max_positions"])
     if bert is not None:
         sentence = f"{bert} does not exist: a vocabulary of 30,522 and 512 positions, as in BERT"

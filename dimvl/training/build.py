@@ -11,14 +11,14 @@ from dimvl.adapters.adding import add_adapter
 from dimvl.adapters.folder import AdapterFile, name_of_base, write_adapter
 from dimvl.callbacks import NamedProgress
 from dimvl.checkpoints import MODEL, VALIDATION
-from dimvl.config import TAGS, RunConfig
+from dimvl.config import TAGS, ModelConfig, RunConfig
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.errors import UserError
 from dimvl.files import RESTORE, write_json
-from dimvl.model.convert import bert_arguments, check_bert, load_bert, load_pretrained
+from dimvl.model.convert import bert_arguments, check_bert, check_sizes, load_bert, load_pretrained
 from dimvl.model.heads import HEADS
 from dimvl.model.model import DimvlModel, read_arguments
 from dimvl.regions.store import RegionStore, feature_statistics
@@ -157,7 +157,7 @@ def _model(
         **heads,
     }
     if config.model.bert is not None:
-        arguments |= _fitting_bert(config.model.bert, processor)
+        arguments |= _fitting_bert(config.model.bert, config.model, processor)
     if initial is not None:
         arguments |= _same_network(arguments, initial)
     if config.adapter is not None and config.initial is not None:
@@ -216,10 +216,11 @@ def _add_adapter(model: DimvlModel, config: RunConfig, initial: TrainedModel, fr
     write_adapter(config.output, described)
 
 
-def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
-    """Return the model arguments of a BERT checkpoint; refuse one without an embedding for every token and position."""
+def _fitting_bert(folder: Path, model: ModelConfig, processor: Processor) -> dict[str, Any]:
+    """Return what BERT's checkpoint decides; refuse other sizes, and one with too few words or positions."""
     arguments = bert_arguments(folder)
     check_bert(folder, arguments)
+    check_sizes(folder, arguments, model.model_dump())
     if (tokens := len(processor.tokenizer)) > arguments["vocabulary"]:
         raise UserError(
             f"model.bert {folder} has {arguments['vocabulary']} word embeddings but the tokenizer has {tokens} tokens; "
@@ -230,7 +231,7 @@ def _fitting_bert(folder: Path, processor: Processor) -> dict[str, Any]:
             f"model.bert {folder} has {arguments['max_positions']} positions but {processor.max_positions} are needed; "
             "lower inputs.concept_tokens or inputs.text_tokens"
         )
-    return arguments
+    return {name: arguments[name] for name in ("vocabulary", "max_positions", "norm_eps")}
 
 
 def _same_network(arguments: dict[str, Any], initial: TrainedModel) -> dict[str, Any]:

@@ -158,6 +158,13 @@ def test_the_numbers_of_positions_in_older_checkpoints_are_passed_over(bert, tmp
         assert torch.equal(mine, wanted)
 
 
+def test_a_model_with_fewer_layers_gets_the_lowest_ones(bert):
+    every, lowest = from_bert(bert[1]), from_bert(bert[1], layers=1)
+    assert len(every.encoder.layers) == 2 and len(lowest.encoder.layers) == 1
+    own, wanted = lowest.state_dict(), every.state_dict()
+    assert all(torch.equal(own[name], wanted[name]) for name in own if name.startswith(("tokens.", "encoder.")))
+
+
 def test_an_encoder_without_its_language_head_gets_a_newly_initialised_one(transformers, bert, tmp_path):
     bert[0].bert.save_pretrained(tmp_path)
     model = from_bert(tmp_path)

@@ -12,6 +12,7 @@ from dimvl.errors import UserError
 from dimvl.export import export
 from dimvl.files import sha256
 from dimvl.files.weights import save_weights
+from dimvl.planning import Cluster, make_plan
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.tiny_runs import make_config
@@ -100,11 +101,33 @@ def test_a_run_that_starts_from_bert_names_the_encoder_by_its_hash_in_record_and
     encoder = tmp_path / "encoder"
     tokenizer.save(encoder)
     config = write_bert(encoder, len(tokenizer))
-    run = run_training(make_config(data, tmp_path / "run", model={"bert": encoder}, training={"steps": 1}))
+    model = {"bert": encoder, "layers": 1, "width": 16, "heads": 2, "inner_width": 32}
+    run = run_training(make_config(data, tmp_path / "run", model=model, training={"steps": 1}))
     found = sha256(encoder / "model.safetensors")
     card = (export(run, tmp_path / "out", "none") / "README.md").read_text()
     assert f"- started from: the encoder `encoder`, SHA-256 `{found}`\n" in card
     for change in ({"hidden_size": 24_000}, {"num_hidden_layers": 9}, {"vocab_size": 10**6}):
         (encoder / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UserError, match=r"config\.json.*; copy both from the same checkpoint"):
-            run_training(make_config(data, tmp_path / "other", model={"bert": encoder}))
+            run_training(make_config(data, tmp_path / "other", model=model))
+
+
+def test_a_model_section_of_other_sizes_than_its_bert_is_refused_in_training_and_in_plans(data, tmp_path):
+    tokenizer = Processor.load(run_training(make_config(data, tmp_path / "plain", training={"steps": 1}))).tokenizer
+    encoder = tmp_path / "encoder"
+    tokenizer.save(encoder)
+    write_bert(encoder, len(tokenizer))
+    for change, says in (
+        (
+            {"width": 24, "inner_width": 48},
+            r"model.width is 24 but .*encoder \(model.bert\) has 16; set "
+            "model.width=16 model.inner_width=32",
+        ),
+        ({"layers": 2}, r"model.layers is 2 but .* has 1; set model.layers=1"),
+        ({"activation": "relu"}, r"model.activation is relu but .* has gelu; set model.activation=gelu"),
+    ):
+        model = {"bert": encoder, "layers": 1, "width": 16, "heads": 2, "inner_width": 32, **change}
+        config = make_config(data, tmp_path / "other", model=model)
+        for act in (run_training, lambda config: make_plan(config, Cluster(gpus=1))):
+            with pytest.raises(UserError, match=says):
+                act(config)
