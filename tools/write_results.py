@@ -53,7 +53,7 @@ def main() -> None:
         write_json(ROOT / "docs" / "results" / "real-data.json", results)
         fill(ROOT / "docs" / "real-data.md", "results", real_data(results))
         return
-    command = "dimvl demo --config configs/scenes/full.yaml" if arguments.full else "make demo"
+    command = "dimvl demo --config configs/scenes/full.yaml --out runs/full" if arguments.full else "make demo"
     source = f"`{command}`, seed {results['seed']}, {arguments.hardware}, {arguments.date}"
     log = ROOT / "docs" / "experiments.md"
     name = "full" if arguments.full else "demo"

@@ -61,7 +61,7 @@ def run_demo(config_path: Path | None, out: Path, quick: bool = False) -> None:
         finally:
             write_json(paths.wall, {"seconds": round(earlier + time.monotonic() - start, 1)})
     option = f" --config {config_path}" if config_path else " --quick" if quick else ""
-    finish(config, paths, stages, f"dimvl demo{option}", console)
+    finish(config, paths, stages, f"dimvl demo{option} --out {out}", console)
 
 
 def _claim(config: DemoConfig, paths: DemoPaths) -> None:
