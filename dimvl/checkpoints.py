@@ -109,11 +109,13 @@ class Origin(Strict):
 class RunDescription(Strict):
     """The form of a run's `run.json`.
 
-    Those of versions before 0.2 have no `start` and no `rows`; only runs that depend on another model have `judges`.
+    Those of versions before 0.2 have no `start`, no `rows` and no `files`, the checksums of files besides the data;
+    only runs that depend on another model have `judges`.
     """
 
     config: dict[str, Any]
     data: dict[str, DataFile]
+    files: dict[str, str] = Field(default_factory=dict)
     judges: dict[str, Start] = Field(default_factory=dict)
     stores: list[str] = Field(default_factory=list)
     versions: dict[str, str]

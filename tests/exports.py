@@ -50,7 +50,9 @@ def make_image(seed: int = 0, width: int = 90, height: int = 70) -> Image.Image:
 
 
 def all_abilities(extractor: Extractor | None = None, **changes: object) -> Processor:
-    processor = make_processor(**{"answers": ANSWERS, "captions": True, "matches": True, **changes})
+    processor = make_processor(
+        **{"answers": ANSWERS, "captions": True, "matches": True, "masked_words": True, **changes}
+    )
     return replace(processor, extractor=extractor or make_extractor())
 
 

@@ -164,7 +164,7 @@ class Count(Task[CountConfig]):
     def labelled_texts(self, records, processor):
         return [LabelledText(r.question_id, r.image_ids, r.text, ((int(r.answers[0]), 1.0),)) for r in records]
 
-    def capabilities(self, config, records):
+    def capabilities(self, config, records, initial):
         return {}
 
     def heads(self, config, classes, answers):

@@ -44,6 +44,8 @@ class Processor:
             round.
         captions: whether it was trained to caption.
         matches: whether it was trained to judge whether a text belongs to an image.
+        masked_words: whether it was trained to predict masked words; as in models saved before version 0.2 if it both
+            captions and matches.
         aligns: whether it was trained to compare images and texts that are each encoded alone.
         chooses: whether it was trained to choose among texts.
         grounds: whether it was trained to find the region that a phrase refers to.
@@ -67,6 +69,7 @@ class Processor:
     shared_prefix: bool = False
     captions: bool = False
     matches: bool = False
+    masked_words: bool = False
     aligns: bool = False
     chooses: bool = False
     grounds: bool = False
@@ -124,6 +127,8 @@ class Processor:
 
         """
         values = rename_tag_keys(read_json(folder / FILE, SMALL))
+        if isinstance(values, dict) and "masked_words" not in values and values.get("matches") is True:
+            values["masked_words"] = values.get("captions", False)
         return cls(tokenizer=Tokenizer.load(folder), **vars(check_values(values, _form(), folder / FILE, RESTORE)))
 
     def check_extractor(self, extractor: Extractor, place: str) -> None:

@@ -290,8 +290,8 @@ class Task(ABC, Generic[Config]):
         """Convert the result of `read` to texts to tokenise, with their labels."""
 
     @abstractmethod
-    def capabilities(self, config: Config, records: Sequence[Any]) -> dict[str, Any]:
-        """Return the task's fields of the run's `Processor`."""
+    def capabilities(self, config: Config, records: Sequence[Any], initial: Processor | None) -> dict[str, Any]:
+        """Return the task's fields of the run's `Processor`; `initial` is that of the model that it starts from."""
 
     @abstractmethod
     def heads(self, config: Config, classes: int, answers: int) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Builds what a run trains from its configuration: processor, tokenised texts, model, losses and examples."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dimvl.adapters.adding import add_adapter
 from dimvl.adapters.folder import AdapterFile, name_of_base, write_adapter
@@ -57,7 +59,9 @@ def build_task(
         processor = Processor.load(config.output)
         processor.check_extractor(store.extractor, str(store.path))
     else:
-        processor = _processor(config, store, records, initial, task.capabilities(config, records))
+        old = None if initial is None else initial.processor
+        _tell_of_left_out_regions(store, config.inputs.max_regions)
+        processor = _processor(config, store, records, initial, task.capabilities(config, records, old))
         annotations = task.annotation_files(config).items()
         files = [file for name, paths in annotations for file in paths if not name.startswith(VALIDATION)]
         known = tokenised(config, processor, files, task.labelled_texts(records, processor), initial, progress)
@@ -68,6 +72,15 @@ def build_task(
     if config.inputs.concept_dropout:
         source.dropout = ConceptDropout(config.inputs.concept_dropout, config.seed)
     return module, source
+
+
+def _tell_of_left_out_regions(store: RegionStore, limit: int) -> None:
+    """Say in how many images regions are left out: of detections the lowest scores, of a grid its last cells."""
+    starts = range(0, len(store) if limit else 0, IMAGES_AT_ONCE)
+    parts = (np.arange(start, min(start + IMAGES_AT_ONCE, len(store))) for start in starts)
+    if over := sum(int((store.num_regions(part) > limit).sum()) for part in parts):
+        total = len(store)
+        logger.info("%d of %d images have over %d regions (inputs.max_regions); the first are used", over, total, limit)
 
 
 def _initial(config: RunConfig, store: RegionStore) -> TrainedModel | None:
@@ -165,18 +178,23 @@ def _model(
     model = DimvlModel(**arguments)
     if config.model.bert is not None:
         load_bert(model, config.model.bert)
-    if processor.max_regions and (initial is None or config.new_extractor):
+    fresh = [] if initial is None else _load_initial(model, initial, processor, config)
+    if processor.max_regions and (initial is None or config.new_extractor or not initial.processor.max_regions):
+        if config.adapter is not None:
+            raise UserError(
+                f"the base {config.initial} was trained without regions, which an adapter cannot add; set "
+                "inputs.max_regions=0, or remove adapter"
+            )
         mean, std = feature_statistics(store)
         model.regions.feature_mean.copy_(torch.from_numpy(mean))
         model.regions.feature_std.copy_(torch.from_numpy(std))
-    if initial is not None:
-        fresh = _load_initial(model, initial, processor if config.new_extractor else None)
-        if config.adapter is not None:
-            _add_adapter(model, config, initial, fresh)
+    if initial is not None and config.adapter is not None:
+        _add_adapter(model, config, initial, fresh)
     write_json(config.output / MODEL, arguments)
     return model
 
 
+IMAGES_AT_ONCE = 2**20
 SECTIONS = {"max_images": "inputs.max_images", "times": "inputs.times", "region_words": "inputs.concepts"}
 """Argument of a model -> key of the configuration where that has another name than `model.NAME`."""
 
@@ -198,8 +216,8 @@ def _add_adapter(model: DimvlModel, config: RunConfig, initial: TrainedModel, fr
     assert config.adapter is not None and config.initial is not None
     if fresh and not config.adapter.head:
         raise UserError(
-            f"adapter.head is false but {initial.weights} has no {fresh[0].partition('.')[0]} of this size to keep; "
-            "set adapter.head=true, so that it is trained"
+            f"adapter.head is false but {initial.weights} has no {fresh[0].partition('.')[0]} of this size, with these "
+            "answers or labels, to keep; set adapter.head=true, so that it is trained"
         )
     add_adapter(model, config.adapter)
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -245,17 +263,37 @@ def _same_network(arguments: dict[str, Any], initial: TrainedModel) -> dict[str,
     return {"max_positions": model.tokens.position.num_embeddings, "norm_eps": model.tokens.norm.eps}
 
 
-def _load_initial(model: DimvlModel, initial: TrainedModel, new: Processor | None) -> list[str]:
-    """Load the initial weights, without the region projection if `new` is a processor with a new extractor.
+def _load_initial(model: DimvlModel, initial: TrainedModel, processor: Processor, config: RunConfig) -> list[str]:
+    """Load the initial weights, without heads of other answers, labels or classes, or a new extractor's projection.
 
     Returns the names of the weights that stay newly initialised.
     """
-    weights = initial.model.state_dict()
-    if new is not None:
-        logger.warning("the region projection is newly initialised for the extractor %s", new.extractor.name)
+    weights, old = initial.model.state_dict(), initial.processor
+    others = {
+        "answer_head.": processor.answers != old.answers,
+        "label_head.": processor.labels != old.labels,
+        "object_head.": config.new_extractor,
+    }
+    left_out = tuple(head for head, is_other in others.items() if is_other)
+    weights = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
+    if config.new_extractor:
+        extractor = processor.extractor.name
+        logger.warning("the region projection is newly initialised for the extractor %s", extractor)
         weights |= {name: value for name, value in model.state_dict().items() if name.startswith("regions.feature")}
         weights["regions.hidden_feature"] = model.regions.hidden_feature.detach()
+    if config.training.freeze.embeddings:
+        _refuse_frozen_additions(model, weights)
     if fresh := load_pretrained(model, weights, str(initial.weights)):
         heads = ", ".join(dict.fromkeys(name.partition(".")[0] for name in fresh))
-        logger.info("newly initialised, since %s has none of this size: %s", initial.weights, heads)
+        logger.info("newly initialised, since %s has none of this kind: %s", initial.weights, heads)
     return fresh
+
+
+def _refuse_frozen_additions(model: DimvlModel, weights: Mapping[str, Tensor]) -> None:
+    """Refuse to freeze embeddings of regions that the initial model does not have: they would never be learned."""
+    for name, weight in model.state_dict().items():
+        if name.startswith("regions.") and (name not in weights or weights[name].shape != weight.shape):
+            raise UserError(
+                f"inputs adds {name} to the initial model, and training.freeze.embeddings keeps it from learning; set "
+                "training.freeze.words=true instead, which freezes the words alone"
+            )

@@ -64,7 +64,7 @@ FREE = PATHS | {
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
-    """Return the content of `run.json`: configuration, checksums of the data, versions and git revision.
+    """Return the content of `run.json`: configuration, checksums of data and other files, versions and git revision.
 
     Raises:
         UserError: an annotation file or a region store is missing or damaged.
@@ -79,7 +79,10 @@ def describe(config: RunConfig) -> dict[str, Any]:
     packages = {name: version(name) for name in ("dimvl", "torch", "tokenizers", "numpy", *filter(find_spec, more))}
     values = config.model_dump(mode="json")
     stores = [sha256(folder.path / "manifest.json") for folder in RegionStore(config.regions).folders]
+    known = {file for files in task_of(config).annotation_files(config).values() for file in files}
+    others = {key: sha256(path) for key, path in config.paths() if path.is_file() and path not in known}
     described = {"config": values, "data": data, "stores": stores, "versions": packages, "rows": EXACT_ROWS}
+    described["files"] = others
     start = _start(config)
     started = {} if start is None else {"start": start.model_dump(mode="json", exclude_defaults=True)}
     judges = {key: start_of(path).model_dump(mode="json") for key, path in task_of(config).judges(config).items()}
@@ -198,6 +201,8 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
     from_start = latest_checkpoint(run) is None or config.adapter is not None  # checkpoints of adapters lack the base
     if from_start and _start_checksum(old) != _start_checksum(description):
         changed += ["initial model (its weights differ)"]
+    if "files" in old:
+        changed += _differences(old["files"], description["files"])
     before, now = _judge_checksums(old), _judge_checksums(description)
     changed += [f"{key} (its weights differ)" for key in now if before.get(key) != now[key]]
     if changed:

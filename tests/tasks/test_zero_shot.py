@@ -221,7 +221,7 @@ def test_rules_that_cover_no_question_are_an_error(
         answer_by_statements(trained, store, asked("why {}?"), rules)
 
 
-@pytest.mark.parametrize(("score", "lacking"), [("match", "matches"), ("masked_word", "captions")])
+@pytest.mark.parametrize(("score", "lacking"), [("match", "matches"), ("masked_word", "masked_words")])
 def test_a_model_without_the_head_that_scores_statements_is_refused(
     tmp_path: Path, store: RegionStore, score: str, lacking: str
 ) -> None:

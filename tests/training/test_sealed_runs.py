@@ -66,7 +66,7 @@ def test_a_fresh_head_is_named_when_fine_tuning_starts_and_the_record_says_from_
     first = run_training(make_config(data, tmp_path / "first", training={"steps": 1}))
     assert "newly initialised" not in caplog.text
     second = run_training(make_config(data, tmp_path / "second", "vqa", initial=first, training={"steps": 1}))
-    assert "newly initialised, since" in caplog.text and "has none of this size: answer_head" in caplog.text
+    assert "newly initialised, since" in caplog.text and "has none of this kind: answer_head" in caplog.text
     start = origin_of(second).start
     assert (start.name, start.sha256) == ("first", sha256(latest_checkpoint(first) / "model.safetensors"))
     assert start.data == origin_of(first).data and not start.encoder

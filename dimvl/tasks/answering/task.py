@@ -108,7 +108,7 @@ class Answering(Task[VqaConfig]):
         )
         return texts
 
-    def capabilities(self, config: VqaConfig, records: Sequence[Question]) -> dict[str, Any]:
+    def capabilities(self, config: VqaConfig, records: Sequence[Question], initial: Processor | None) -> dict[str, Any]:
         """Choose the answer vocabulary."""
         if isinstance(config.answers, Path):
             answers = read_answers(config.answers)

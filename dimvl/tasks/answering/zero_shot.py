@@ -76,7 +76,7 @@ def _prepare(trained: TrainedModel, questions: Sequence[str], statements: Rules,
     """
     rules = statements if isinstance(statements, StatementRules) else read_statements(Path(statements))
     processor, masked = trained.processor, rules.score == "masked_word"
-    if not processor.matches or (masked and not processor.captions):
+    if not processor.matches or (masked and not processor.masked_words):
         raise UserError(
             f"{trained.weights.parent} was not trained to predict {'masked words' if masked else 'matches'}, by which "
             f"{rules.source} scores; give a pretraining run or its export"

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dimvl.callbacks import Progress
 from dimvl.checkpoints import MATCH
 from dimvl.data.annotations import Caption, read_captions
@@ -11,6 +13,7 @@ from dimvl.data.matching import Subset, match_files
 from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import LabelledText, TextStore
+from dimvl.errors import UserError
 from dimvl.metrics.cider import CiderD
 from dimvl.model.model import DimvlModel
 from dimvl.regions.store import RegionStore
@@ -86,7 +89,9 @@ class Captioning(CaptioningTask[CaptionConfig]):
         """Return self-critical captioning if it is configured."""
         return self if config.self_critical is None else SelfCritical()
 
-    def capabilities(self, config: CaptionConfig, records: Sequence[Caption]) -> dict[str, Any]:
+    def capabilities(
+        self, config: CaptionConfig, records: Sequence[Caption], initial: Processor | None
+    ) -> dict[str, Any]:
         """Record that the model captions, and its language model."""
         return {"captions": True, "variant": config.seq2seq.variant}
 
@@ -97,7 +102,19 @@ class Captioning(CaptioningTask[CaptionConfig]):
     def build(
         self, config: CaptionConfig, model: DimvlModel, processor: Processor, texts: TextStore, images: ImageReader
     ) -> tuple[TaskModule, ImageSource]:
-        """Build the losses and the examples."""
+        """Build the losses and the examples.
+
+        Raises:
+            UserError: images have too few captions for `drop_worst` to drop one.
+
+        """
+        if config.drop_worst is not None:
+            most = min(int(np.diff(texts.groups).max()), config.seq2seq.captions)
+            if config.drop_worst.count(most) == 0:
+                raise UserError(
+                    f"drop_worst.share {config.drop_worst.share} of the captions of an image, at most {most} here, is "
+                    "less than one, so nothing would be dropped; raise it, or remove drop_worst"
+                )
         source = CaptionSource(texts, images, config.seq2seq, processor.tokenizer, config.seed, config.drop_worst)
         return CaptionModule(model, processor, config.smoothing), source
 

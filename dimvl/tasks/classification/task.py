@@ -102,7 +102,9 @@ class Classification(Task[ClassifyConfig]):
             for item in records
         ]
 
-    def capabilities(self, config: ClassifyConfig, records: Sequence[LabelledItem]) -> dict[str, Any]:
+    def capabilities(
+        self, config: ClassifyConfig, records: Sequence[LabelledItem], initial: Processor | None
+    ) -> dict[str, Any]:
         """Return the labels: those of the list of the configuration, or those of the items, sorted.
 
         Raises:

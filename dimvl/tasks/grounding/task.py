@@ -97,7 +97,9 @@ class Grounding(Task[GroundConfig]):
             for one in records
         ]
 
-    def capabilities(self, config: GroundConfig, records: Sequence[Phrase]) -> dict[str, Any]:
+    def capabilities(
+        self, config: GroundConfig, records: Sequence[Phrase], initial: Processor | None
+    ) -> dict[str, Any]:
         """Record that the model grounds."""
         return {"grounds": True, "shared_prefix": config.shared_prefix}
 

@@ -66,7 +66,9 @@ class MultipleChoice(Task[ChooseConfig]):
             for place, text in enumerate(choice.texts)
         ]
 
-    def capabilities(self, config: ChooseConfig, records: Sequence[Choice]) -> dict[str, Any]:
+    def capabilities(
+        self, config: ChooseConfig, records: Sequence[Choice], initial: Processor | None
+    ) -> dict[str, Any]:
         """Record that the model chooses; its head no longer judges a pair alone, so it does not match."""
         return {"chooses": True, "shared_prefix": config.shared_prefix}
 

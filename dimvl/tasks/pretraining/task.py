@@ -60,11 +60,19 @@ class Pretraining(ObjectivesTask[PretrainConfig], CaptioningTask[PretrainConfig]
     pipeline_tag = "feature-extraction"
     abilities = (CAPTION, MATCH)
 
-    def capabilities(self, config: PretrainConfig, records: Sequence[Caption]) -> dict[str, Any]:
-        """Record that the model captions and matches, and whether it aligns."""
-        shared, aligns = config.objectives.shared_prefix, config.objectives.shares.contrastive > 0
-        can = {"captions": True, "matches": True, "aligns": aligns}
-        return {**can, "shared_prefix": shared, "variant": config.seq2seq.variant}
+    def capabilities(
+        self, config: PretrainConfig, records: Sequence[Caption], initial: Processor | None
+    ) -> dict[str, Any]:
+        """Record what the model learns by its objectives, or could do already; heads of others are still random."""
+        shares = config.objectives.shares
+        learned = {
+            "captions": shares.seq2seq_lm > 0,
+            "matches": shares.matching > 0,
+            "masked_words": shares.masked_lm > 0,
+        }
+        can = {name: now or (initial is not None and getattr(initial, name)) for name, now in learned.items()}
+        how = {"shared_prefix": config.objectives.shared_prefix, "variant": config.seq2seq.variant}
+        return {**can, "aligns": shares.contrastive > 0, **how}
 
     def heads(self, config: PretrainConfig, classes: int, answers: int) -> dict[str, Any]:
         """Request the heads of words, matching and objects, and of alignment if it is trained."""

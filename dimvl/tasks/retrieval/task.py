@@ -5,6 +5,7 @@ from typing import Any
 
 from dimvl.callbacks import Progress
 from dimvl.data.annotations import Caption
+from dimvl.data.processor import Processor
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import TaskModule
 from dimvl.tasks.pretraining.matching import MATCH
@@ -27,7 +28,9 @@ class Retrieval(ObjectivesTask[RetrieveConfig]):
     abilities = (EMBED_IMAGE, EMBED_TEXT, ALIGN, BY_LABELS, MATCH)
     texts_per_image = 5.0
 
-    def capabilities(self, config: RetrieveConfig, records: Sequence[Caption]) -> dict[str, Any]:
+    def capabilities(
+        self, config: RetrieveConfig, records: Sequence[Caption], initial: Processor | None
+    ) -> dict[str, Any]:
         """Record that the model aligns, and whether it matches."""
         return {"aligns": True, "matches": config.matching_share > 0, "shared_prefix": config.shared_prefix}
 
