@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dimvl.data.annotations.jsonl import jsonl_ids, jsonl_records
+from dimvl.data.annotations.jsonl import TEXTS, jsonl_ids, jsonl_records, refuse_other_name
 from dimvl.data.annotations.records import Choice
 from dimvl.data.annotations.vcr import is_vcr, vcr_choices
 from dimvl.errors import UserError
@@ -64,6 +64,7 @@ def _own(path: Path) -> Iterator[Choice]:
         check_candidates(candidates, place)
         given = record.get("answer")
         answer = None if given is None else place_of_answer(given, len(candidates), "answer", place)
+        refuse_other_name(record, "text", TEXTS, place)
         text = label(record.get("text", ""), f"text of question {number}", place).strip()
         yield Choice(number, images, text, candidates, answer, "", images, times, written)
 

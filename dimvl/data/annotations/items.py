@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dimvl.data.annotations.gqa import gqa_items
-from dimvl.data.annotations.jsonl import first_object, jsonl_ids, jsonl_records
+from dimvl.data.annotations.jsonl import TEXTS, first_object, jsonl_ids, jsonl_records, refuse_other_name
 from dimvl.data.annotations.nlvr import nlvr_items
 from dimvl.data.annotations.records import LabelledItem
 from dimvl.data.annotations.snli_ve import snli_ve_items
@@ -69,6 +69,7 @@ def jsonl_items(path: Path) -> list[LabelledItem]:
     found = list(jsonl_records(path, ()))
     result = []
     for number, (place, record, written, (images, times)) in zip(jsonl_ids(found, "id"), found, strict=True):
+        refuse_other_name(record, "text", TEXTS, place)
         text = label(record.get("text", ""), "text", place)
         if text and is_blank(text):
             raise UserError(f"{place}: text is empty ({short(text)}); give words, or omit it to classify by the image")

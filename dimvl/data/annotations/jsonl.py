@@ -10,7 +10,7 @@ gets its number, from 0, or the next number that no line has as its id.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from dimvl.showing import short
 LATEST = float(np.finfo(np.float32).max)
 """Times reach the model as float32."""
 _PEEK = 2**20  # bytes; a longer first line is not a record of any format
+IDS = ("id", "question_id", "caption_id", "item_id")
+"""Names of an id in formats alike; a reader reads one of them."""
+TEXTS = ("text", "caption", "question", "sentence", "statement", "phrase")
+"""Names of a text, likewise."""
 Line = tuple[str, dict[str, Any], tuple[Id, ...], ImageKey]
 """Place, object, images as written, and images as text with their times."""
 
@@ -47,6 +51,8 @@ def jsonl_captions(path: Path, bare: bool = False) -> list[Caption]:
     result = []
     for number, (place, record, written, (images, times)) in zip(jsonl_ids(found, "id"), found, strict=True):
         is_bare = bare and "caption" not in record
+        if is_bare:
+            refuse_other_name(record, "caption", TEXTS, place)
         text = "" if is_bare else words(record["caption"], f"caption of {name_images(images)}", place)
         result.append(Caption(number, images, text, images, times, written, is_video="video" in record))
     return result
@@ -106,6 +112,7 @@ def jsonl_ids(found: Sequence[Line], field: str) -> list[Id]:
     once = Once(field)
     given: list[Id | None] = []
     for place, record, _, _ in found:
+        refuse_other_name(record, field, IDS, place)
         given.append(identifier(record[field], field, place) if field in record else None)
         if given[-1] is not None:
             once.check(given[-1], place)
@@ -114,6 +121,17 @@ def jsonl_ids(found: Sequence[Line], field: str) -> list[Id]:
         own if own is not None else number if str(number) not in once.seen else next(free)
         for number, own in enumerate(given)
     ]
+
+
+def refuse_other_name(record: Mapping[str, Any], field: str, names: Sequence[str], place: str) -> None:
+    """Refuse a record that lacks an optional field but has it by the name that other formats give it.
+
+    Raises:
+        UserError: it does; what it says would be lost.
+
+    """
+    if field not in record and (other := next((name for name in names if name in record), None)):
+        raise UserError(f"{place} has {other!r}, which is called {field!r} here; rename it")
 
 
 def jsonl_records(path: Path, fields: Sequence[str], videos: bool = False) -> Iterator[Line]:

@@ -47,8 +47,8 @@ class GivenBoxes:
     def read(cls, file: Path) -> "GivenBoxes":
         """Read a COCO annotation file: `images` with sizes, `annotations` with `bbox`, `categories` with names.
 
-        An annotation may have a `score`, by default 1. Crowds, and boxes without an area inside their image, are
-        skipped, and their number is logged.
+        An annotation may have a `score`, by default 1; boxes are sorted by it. Crowds, and boxes without an area inside
+        their image, are skipped, and their number is logged.
 
         Raises:
             UserError: the file is missing or has another form, or a box or score is not valid.
@@ -70,6 +70,8 @@ class GivenBoxes:
                 rows[image_id].append((corners, label, score))
             else:
                 skipped += 1
+        for own in rows.values():  # the best first, since models may take only the first ones
+            own.sort(key=lambda row: -row[2])
         if skipped:
             log.warning("%s: %d crowds and boxes without an area are skipped", file, skipped)
         return cls(

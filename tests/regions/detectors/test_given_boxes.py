@@ -61,6 +61,16 @@ def test_boxes_become_fractions_clipped_at_the_border_and_crowds_and_boxes_outsi
     assert "2 crowds and boxes without an area are skipped" in caplog.text
 
 
+def test_the_boxes_of_an_image_are_sorted_by_their_scores(tmp_path):
+    scored = [
+        {"image_id": 1, "category_id": 3, "bbox": [10 * place, 1, 5, 5], "score": score}
+        for place, score in enumerate((0.25, 0.75, 0.5, 0.75))
+    ]
+    given = GivenBoxes.read(written(tmp_path, annotations=scored))
+    assert given.scores["1"].tolist() == [0.75, 0.75, 0.5, 0.25]
+    np.testing.assert_allclose(given.boxes["1"][:, 0] * 90, [10, 30, 20, 0], atol=1e-4)
+
+
 def test_regions_are_the_given_boxes_with_the_detectors_features_and_the_files_classes(image_folder, tmp_path):
     store, report = extracted(written(tmp_path), image_folder, tmp_path / "store")
     assert report.done == 3
