@@ -237,8 +237,10 @@ class PredictorBase:
         """
         ability = self._ability(verb)
         options = dict(ability.settle(self.trained, **options))
-        if ability.takes_text:
-            raw = self._of_pairs(images, texts if texts is not None else [], ability, options, times, skipped)
+        if ability.takes_text != (texts is not None):
+            raise UserError(f"{verb!r} takes {'texts; give them' if ability.takes_text else 'no texts; omit them'}")
+        if texts is not None:
+            raw = self._of_pairs(images, texts, ability, options, times, skipped)
         else:
             raw = self._of_images(images, ability, options, times, skipped)
         return [None if one is None else ability.result(self.trained, one, **options) for one in raw]

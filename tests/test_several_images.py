@@ -131,6 +131,10 @@ def test_a_list_of_tuples_and_images_gives_what_its_items_give_one_by_one(folder
     assert predictor.match(groups, "a star", times=times) == pytest.approx(alone, abs=1e-5)
     assert alone[0] != pytest.approx(alone[3], abs=1e-4), "only their times differ"
     assert predictor.predict("match", groups, ["a star"] * 4, times) == pytest.approx(alone, abs=1e-5)
+    with pytest.raises(UserError, match="'match' takes texts; give them"):
+        predictor.predict("match", groups)
+    with pytest.raises(UserError, match="'caption' takes no texts; omit them"):
+        predictor.predict("caption", groups, ["a star"] * 4)
 
 
 def test_an_image_of_several_tuples_is_processed_once(folder, predictor, monkeypatch):

@@ -250,6 +250,8 @@ def _asked(
             raise UserError(f"{first} has its own questions; omit {rest[0]!r}")
         if ids:
             raise UserError(f"{first} names its own images; omit --images")
+        if folder is not None and regions:
+            raise UserError(f"--folder {folder} is for files, and --regions reads a region store; omit one of them")
         return _asked_in(input_file(first), folder, regions)
     if folder is not None:
         raise UserError(f"--folder {folder} is for the images of a .jsonl file; omit it")

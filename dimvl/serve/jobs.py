@@ -32,6 +32,7 @@ from dimvl.serve.requests import (
     Match,
     Request,
 )
+from dimvl.tasks import abilities_of
 from dimvl.tasks.retrieval.labels import TEMPLATES
 
 logger = logging.getLogger(__name__)
@@ -144,12 +145,13 @@ def _predict(jobs: Sequence[Job]) -> None:
 def _applied(jobs: Sequence[Job], **options: Any) -> Iterator[tuple[Job, list[Any]]]:
     """Yield each job with what its model predicts for each of its texts."""
     first = jobs[0]
-    has_text = bool(first.request.text_field) and first.request.verb != "classify by labels"
+    predictor, verb = first.served.predictor, first.request.verb
+    ability = abilities_of(predictor.trained.processor).get(verb)  # without it, `predict` says what there is
     pairs = [(job, text) for job in jobs for text in job.request.texts]
     times = None if first.request.times is None else [job.request.times or [] for job, _ in pairs]
-    texts = [text for _, text in pairs] if has_text else None
+    texts = [text for _, text in pairs] if ability is not None and ability.takes_text else None
     inputs = [job.regions for job, _ in pairs]
-    found = iter(first.served.predictor.predict(first.request.verb, inputs, texts, times, **options))
+    found = iter(predictor.predict(verb, inputs, texts, times, **options))
     for job in jobs:
         yield job, [next(found) for _ in job.request.texts]
 

@@ -176,6 +176,10 @@ def test_arguments_that_do_not_fit_together_are_one_sentence(predict: Run, image
         ((tmp_path / "empty", "is it red"), "has no images"),
         ((images[0].parent, "is it red", "--explain"), "--explain needs one image and one question"),
         ((images[0], "is it red", "--folder", tmp_path), "is for the images of a .jsonl file; omit it"),
+        (
+            (tmp_path / "questions.jsonl", "--regions", tmp_path, "--folder", tmp_path),
+            "is for files, and --regions reads a region store; omit one of them",
+        ),
         ((tmp_path / "outside.jsonl",), "../images/1.png is outside the folder"),
         ((tmp_path / "absolute.jsonl", "--folder", tmp_path / "empty"), "images/1.png is outside the folder"),
     ]:

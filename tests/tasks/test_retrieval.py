@@ -173,8 +173,8 @@ def test_the_texts_of_an_image_can_be_one_query(data, store, trained):
 def test_a_model_that_only_aligns_has_no_second_stage(data, store):
     trained = make_trained(all_abilities(aligns=True, matches=False))
     with pytest.raises(UserError, match="has no matching head to rank candidates; give candidates=0"):
-        evaluate_retrieval(trained, store, options(data))
-    scores = evaluate_retrieval(trained, store, options(data, candidates=0)).scores
+        evaluate_retrieval(trained, store, options(data, candidates=2))
+    scores = evaluate_retrieval(trained, store, options(data)).scores
     assert scores["text_to_image"] == scores["embedding_only"]["text_to_image"]
     with pytest.raises(UserError, match="candidates is 10 but there are only 9 images; lower it"):
         evaluate_retrieval(make_trained(all_abilities(aligns=True)), store, options(data, candidates=10))
@@ -214,6 +214,23 @@ def test_training_for_retrieval_learns_to_find_and_validates_by_recall(data, tmp
     scores = evaluate_retrieval(trained.without_guard(), RegionStore(data.regions), options(data, candidates=0)).scores
     found = (scores["image_to_text"]["r1"] + scores["text_to_image"]["r1"]) / 2
     assert max(recalls) == pytest.approx(found) and found > 0.6
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"contrastive": {"tokens_weight": 0, "global_weight": 0}}, "both 0, so nothing is aligned; raise one of them"),
+        ({"contrastive": {"global_weight": 0}}, "validation.score is global.*set validation.score to the other one"),
+        ({"contrastive": {"tokens_weight": 0}}, None),
+    ],
+)
+def test_a_score_that_is_not_trained_does_not_choose_the_best_checkpoint(data, tmp_path, changes, says):
+    changes = {"validation": {"captions": data.captions, "every": 1}, **changes}
+    if says is None:
+        make_config(data, tmp_path, "retrieve", **changes)
+        return
+    with pytest.raises(ValueError, match=says):
+        make_config(data, tmp_path, "retrieve", **changes)
 
 
 def test_a_pretrained_model_is_evaluated_by_retrieval_if_candidates_are_named(data, tmp_path):

@@ -47,6 +47,15 @@ class RetrieveConfig(RunConfig):
     hard_negatives: HardNegativesConfig | None = None
     validation: RetrieveValidationConfig | None = None
 
+    @model_validator(mode="after")
+    def _validated_by_what_is_trained(self) -> "RetrieveConfig":
+        if self.validation is not None and not getattr(self.contrastive, f"{self.validation.score}_weight"):
+            raise ValueError(
+                f"validation.score is {self.validation.score}, but contrastive.{self.validation.score}_weight is 0, so "
+                "it is not trained; set validation.score to the other one"
+            )
+        return self
+
     @property
     def objectives(self) -> ObjectivesConfig:
         """The objectives of pretraining that this is."""

@@ -179,7 +179,9 @@ def evaluate_retrieval(
     """
     EMBED_IMAGE.check(trained)
     if options.candidates and not MATCH.available(trained.processor):
-        raise UserError(f"{trained.weights.parent} has no matching head to rank candidates; give candidates=0")
+        if "candidates" in options.model_fields_set:
+            raise UserError(f"{trained.weights.parent} has no matching head to rank candidates; give candidates=0")
+        options = options.model_copy(update={"candidates": 0})
     read = read_captions(options.captions, options.split)
     records, missing = records_in_store(options.captions, read, trained, store, options)
     gallery = Gallery.of(records, options.together)
