@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dimvl.cli.app import Threads, any_path, app, input_file, set_threads
+from dimvl.cli.app import any_path, app, input_file
 from dimvl.errors import UserError
 
 
@@ -16,7 +16,6 @@ def demo(
     ] = None,
     out: Annotated[Path, typer.Option(parser=any_path, help="Folder to write.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Run a smaller demo, in under three minutes.")] = False,
-    threads: Threads = 0,
 ) -> None:
     """Run the demo on synthetic scenes.
 
@@ -28,5 +27,4 @@ def demo(
         raise UserError(f"--quick and --config {config} are different demos; remove one of them")
     from dimvl.demo.runner import run_demo
 
-    set_threads(threads)
     run_demo(config, out, quick)

@@ -80,6 +80,10 @@ class RunConfig(Section):
         """Keys and paths of the files and folders to read; a run that resumes needs fewer, and none are returned."""
         if (self.output / "run.json").exists():
             return []
+        return self.paths()
+
+    def paths(self) -> list[tuple[str, Path]]:
+        """Return keys and paths of all files and folders to read."""
         return [(key, path) for key, path in _paths(self) if key not in WRITTEN]
 
     def check_inputs(self) -> None:
@@ -102,6 +106,17 @@ class RunConfig(Section):
                 "training.compile cannot see the weights that deepspeed.stage 3 gathers; remove compile, or set the "
                 "stage to 2"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "RunConfig":
+        if self.initial is not None and self.model.bert is not None:
+            raise ValueError(
+                "initial and model.bert both give the first weights; set model.bert=null to start from initial, or "
+                "initial=null to start from BERT"
+            )
+        if self.new_extractor and self.initial is None:
+            raise ValueError("new_extractor is about the extractor of initial; name that model, or remove it")
         return self
 
     @model_validator(mode="after")
@@ -131,6 +146,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.muon_rate is for the encoder's own matrices, of which adapter.{self.adapter.kind} trains "
                 "none; remove muon_rate"
+            )
+        if self.training.layer_decay != 1 and self.adapter.lora is None and self.adapter.layers is None:
+            raise ValueError(
+                f"training.layer_decay is for blocks, of which adapter.{self.adapter.kind} trains none; remove it"
             )
         if self.adapter.lora is not None:
             self.adapter.lora.check_split(self.model.split)

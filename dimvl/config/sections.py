@@ -123,6 +123,12 @@ class InputsConfig(Section):
             )
         return renamed
 
+    @model_validator(mode="after")
+    def _concepts_to_drop(self) -> "InputsConfig":
+        if self.concept_dropout and self.concepts == "none":
+            raise ValueError("concept_dropout has nothing to drop where concepts is none; remove it")
+        return self
+
     @property
     def tag_tokens(self) -> int:
         """Budget of word pieces for tags; 0 where there are none."""

@@ -104,6 +104,14 @@ class DemoConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_prefix_and_tokenizer(self) -> "DemoConfig":
+        if not self.shared_prefix and any(phase.objectives.shared_prefix for phase in self.pretraining):
+            raise ValueError("shared_prefix holds for the whole demo; give it at the top, not in objectives")
+        if self.inputs.tokenizer is not None:
+            raise ValueError("a demo trains its own tokenizer; remove inputs.tokenizer")
+        return self
+
+    @model_validator(mode="after")
     def _further_tasks_have_data(self) -> "DemoConfig":
         for task in self.further:
             if not getattr(self.scenes, FURTHER_DATA[task]):

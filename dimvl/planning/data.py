@@ -12,7 +12,7 @@ from dimvl.checkpoints import MODEL
 from dimvl.config import RunConfig
 from dimvl.data.prefixes import ImageReader, PrefixImages
 from dimvl.data.processor import tag_writer
-from dimvl.data.text_store import TextStore, open_text_store
+from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import FILE as TOKENIZER
 from dimvl.data.tokenizer import Tokenizer
 from dimvl.files import RESTORE
@@ -22,6 +22,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks import task_of
 from dimvl.tasks.base import shared_rows
 from dimvl.tasks.costs import DataFacts, TextFacts
+from dimvl.training.texts import known_texts
 
 IMAGES_AT_ONCE = 1_000_000
 SAMPLE = 20_000
@@ -119,14 +120,15 @@ def _tokenizer(config: RunConfig) -> Tokenizer | None:
 def _of_texts(config: RunConfig, overrides: DataOverrides, facts: DataFacts) -> DataFacts:
     task = task_of(config)
     limit_per_prefix = task.texts_per_prefix(config)
-    stores = map(open_text_store, sorted(path.parent for path in config.texts_folder.glob("*/manifest.json")))
-    largest = max((store for store in stores if store is not None), key=len, default=None)
-    if largest is not None:
-        facts = _of_prefixes(config, overrides, facts, largest)
+    if (own := known_texts(config)) is not None:
+        facts = _of_prefixes(config, overrides, facts, own)
         if overrides.words is None and overrides.texts is None:
-            return replace(facts, texts=_of_store(largest, limit_per_prefix))
+            return replace(facts, texts=_of_store(own, limit_per_prefix))
     else:
         facts = _of_records(config, facts)
+        drawn = getattr(config, "subset", None)
+        if drawn is not None and overrides.images is None and facts.images is not None and drawn < facts.images:
+            facts = facts.assuming(f"subset {drawn:,} is about as many images", images=drawn)
     limit = config.inputs.text_tokens
     words, texts = min(12.0, limit), task.texts_per_image
     for value, sentence in (

@@ -84,6 +84,17 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _values_are_used(self) -> "StudyConfig":
+        for name, setting in self.settings.items():
+            if both := sorted({key for point in self.points for key in point} & setting.values.keys()):
+                raise ValueError(f"{both[0]!r} is a value of setting {name!r} and of a point; give it in one of them")
+        texts = [*self.stages.values(), *(str(value) for values in self._all_values() for value in values.values())]
+        for key in dict.fromkeys(key for values in self._all_values() for key in values):
+            if key != "x" and not any(f"{{{key}}}" in text for text in texts):
+                raise ValueError(f"no stage uses the value {key!r}; correct its name, or remove it")
+        return self
+
+    @model_validator(mode="after")
     def _points_have_numbers(self) -> "StudyConfig":
         places = [point.get("x") for point in self.points]
         if wrong := [x for x in places if not isinstance(x, int | float)]:

@@ -88,6 +88,17 @@ def test_a_task_without_its_data_is_refused(config):
         validate(DemoConfig, content, "demo.yaml")
 
 
+def test_keys_that_hold_for_the_whole_demo_are_refused_elsewhere(config):
+    content = config.model_dump() | {"shared_prefix": False}
+    content["pretraining"][0]["objectives"]["shared_prefix"] = True
+    with pytest.raises(UserError, match="shared_prefix holds for the whole demo; give it at the top"):
+        validate(DemoConfig, content, "demo.yaml")
+    content = config.model_dump()
+    content["inputs"]["tokenizer"] = "tokenizer.json"
+    with pytest.raises(UserError, match=r"a demo trains its own tokenizer; remove inputs\.tokenizer"):
+        validate(DemoConfig, content, "demo.yaml")
+
+
 def test_the_full_run_has_goals_for_most_labels_statements_and_grounding(results):
     full = load_demo_config(shipped_config("full"))
     assert list(full.further) == list(FURTHER) and full.labels[-1].questions in MOST_LABELS

@@ -55,6 +55,9 @@ def test_an_option_and_its_value_may_be_one_word(tmp_path: Path) -> None:
     )
 
 
+ANSWER = STUDY["stages"]["answer"]
+
+
 def changed(name: str, text: str) -> dict[str, Any]:
     return {"seeds": [0, 1], "stages": {**STUDY["stages"], name: text}}
 
@@ -68,8 +71,8 @@ def changed(name: str, text: str) -> dict[str, Any]:
         (changed("score", "evaluate"), r"stage 'score' is only 'evaluate'; give its configuration or model"),
         (changed("score", "evaluate 'a"), r"'score' is not a command line \(No closing quotation\)"),
         (changed("pretrain", "finetune {here}/pretrain.yaml output=o"), r"is 'pretrain', which is for pretrain; begin"),
-        (changed("answer", "finetune {here}/vqa.yaml training.stepz=1"), r"unknown key 'training.stepz'; did you mean"),
-        (changed("answer", "finetune {here}/vqa.yaml output={out}/{x} training.steps=1{seed}"), r"differ; name what"),
+        (changed("answer", f"{ANSWER} training.stepz=1"), r"unknown key 'training.stepz'; did you mean"),
+        (changed("answer", f"{ANSWER} training.steps=1{{seed}} output={{out}}/{{x}}"), r"differ; name what"),
         (changed("score", "evaluate {out}/{setting}"), r"one evaluation for x 10 and 200; name {x} in its stages"),
         (changed("score", "evaluate {out}/{setting}/{x}"), r"one evaluation for seed 0 and 1; name {seed} in its"),
         ({"values": {"run": "{run}/a"}}, r"the value of run refers to itself; write it without {run}"),
@@ -79,6 +82,11 @@ def changed(name: str, text: str) -> dict[str, Any]:
         ({"points": [{"steps": 3}]}, r"a point has x None; give each a number, such as {x: 1000}"),
         ({"points": [{"x": 3}, {"x": 3}]}, r"two points have the same x; give each its own"),
         ({"values": {"seed": 3}}, r"'seed' has a meaning of its own in stages; give the value another name"),
+        ({"values": {**STUDY["values"], "rat": 0.1}}, r"no stage uses the value 'rat'; correct its name, or remove it"),
+        (
+            {"settings": {"scratch": {"stages": ["score"], "values": {"steps": 7}}}},
+            r"'steps' is a value of setting 'scratch' and of a point; give it in one of them",
+        ),
         ({"seeds": [1, 1]}, r"1 is named twice; name each one once"),
         ({"settings": {"a/b": {"stages": ["score"]}}}, r"'a/b' names files; write it with letters"),
         ({"settings": {"scratch": {"stages": ["scores"]}}}, r"has stage 'scores', which is not in stages; name one of"),

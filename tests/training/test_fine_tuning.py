@@ -230,6 +230,7 @@ def test_a_judge_without_a_matching_head_leaves_the_folder_free(data, tmp_path, 
         ({"model": {"dropout": 0.1}}, r"set model\.dropout to 0"),
         ({"seq2seq": {"variant": "masked"}}, "needs seq2seq.variant 'causal'"),
         ({"initial": None}, "name its run as initial"),
+        ({"adapter": {"lora": {"rank": 2, "dropout": 0.1}}}, r"adapter\.lora\.dropout is 0\.1.*set it to 0"),
     ],
 )
 def test_options_that_do_not_work_with_self_critical_training_are_refused(data, tmp_path, changes, message):
@@ -243,13 +244,16 @@ def test_options_that_do_not_work_with_self_critical_training_are_refused(data, 
     [
         ({"drop_worst": {"after": 1, "share": 0.3}}, "nothing would be dropped"),
         (
-            {"new_extractor": True, "training": {"freeze": {"embeddings": True}}},
+            {"initial": "run", "new_extractor": True, "training": {"freeze": {"embeddings": True}}},
             "new_extractor init.*keeps it from learning",
         ),
         (
             {"initial": None, "training": {"freeze": {"embeddings": True}}},
             "without `initial` init.*keeps it from learning",
         ),
+        ({"initial": "run", "model": {"bert": "encoder"}}, "initial and model.bert both give.*set model.bert=null"),
+        ({"new_extractor": True}, "new_extractor is about the extractor of initial; name that model"),
+        ({"inputs": {"concepts": "none", "concept_dropout": 0.5}}, "concept_dropout has nothing to drop"),
     ],
 )
 def test_options_without_effect_are_refused(data, tmp_path, changes, message):

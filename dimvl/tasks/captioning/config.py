@@ -114,6 +114,11 @@ class CaptionConfig(RunConfig):
                     f"model.dropout is {self.model.dropout}, but self_critical must train the function that it draws "
                     "captions from; set model.dropout to 0"
                 )
+            if self.adapter is not None and self.adapter.lora is not None and self.adapter.lora.dropout:
+                raise ValueError(
+                    f"adapter.lora.dropout is {self.adapter.lora.dropout}, but self_critical must train the function "
+                    "that it draws captions from; set it to 0"
+                )
             if self.seq2seq.variant == "masked":
                 raise ValueError("self_critical needs seq2seq.variant 'causal'; pretrain and fine-tune with it")
         return self

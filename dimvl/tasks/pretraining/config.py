@@ -44,6 +44,12 @@ class ContrastiveConfig(Section):
     global_weight: float = Field(1.0, ge=0, description="weight of the loss of whole images and texts")
     tokens_weight: float = Field(1.0, ge=0, description="weight of the loss of regions and words")
 
+    @model_validator(mode="after")
+    def _some_weight(self) -> "ContrastiveConfig":
+        if not self.global_weight and not self.tokens_weight:
+            raise ValueError("global_weight and tokens_weight are both 0, so nothing is aligned; raise one of them")
+        return self
+
 
 class HardNegativesConfig(Section):
     """Draw negatives from the images whose captions fit best by the embeddings of another model, which stays frozen."""
