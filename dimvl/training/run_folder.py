@@ -202,7 +202,12 @@ def _check_claim(run: Path, config: RunConfig, description: dict[str, Any]) -> N
     if from_start and _start_checksum(old) != _start_checksum(description):
         changed += ["initial model (its weights differ)"]
     if "files" in old:
-        changed += _differences(old["files"], description["files"])
+        files = old["files"].keys() | description["files"].keys()
+        changed += [
+            f"{key} (the file differs)"
+            for key in sorted(files)
+            if old["files"].get(key) != description["files"].get(key)
+        ]
     before, now = _judge_checksums(old), _judge_checksums(description)
     changed += [f"{key} (its weights differ)" for key in now if before.get(key) != now[key]]
     if changed:

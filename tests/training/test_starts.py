@@ -92,7 +92,7 @@ def test_a_run_does_not_go_on_with_another_list_of_answers(data, tmp_path):
     config = answering(data, tmp_path, "run", answers)
     run_training(config)
     answers.write_text(json.dumps(["no", "yes"]))
-    with pytest.raises(UserError, match="holds a run with another answers"):
+    with pytest.raises(UserError, match=r"holds a run with another answers \(the file differs\); give another output"):
         run_training(config)
 
 
