@@ -1,7 +1,7 @@
 """COCO captions: `{"images": [...], "annotations": [{"id", "image_id", "caption"}, ...]}`.
 
 Only `annotations` is required; file names in `images` help to find images in a store that uses them as ids. Files of
-test images have `images` only.
+test images have `images` only. Written captions are in COCO's result format: `[{"image_id", "caption"}, ...]`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ from typing import Any
 
 from dimvl.data.annotations.records import Caption
 from dimvl.errors import UserError
-from dimvl.fields import Id, Once, identifier, records, words
+from dimvl.fields import FORMATS, Id, Once, identifier, mapping, records, words
+from dimvl.showing import short
 
 
 def coco_captions(path: Path, content: Any, bare: bool = False) -> list[Caption]:
@@ -45,6 +46,25 @@ def coco_captions(path: Path, content: Any, bare: bool = False) -> list[Caption]
         images, named = ids.setdefault(image, ((image,), (written,)))
         files = listed[image][1] if image in listed else ()
         result.append(Caption(number, images, text, files, written_ids=named))
+    return result
+
+
+def result_captions(path: Path, content: list[Any]) -> list[Caption]:
+    """Read captions that a model has written: COCO's result format, as `dimvl evaluate` writes `predictions.json`.
+
+    Raises:
+        UserError: another format, or an empty caption.
+
+    """
+    result = []
+    for number, item in enumerate(content):
+        place = f"{path}: item {number}"
+        record = mapping(item, ("image_id", "caption"), place, FORMATS)
+        if "id" in record:
+            raise UserError(f"{place} has an id, so it is no result; put the list under the key 'annotations'")
+        written = identifier(record["image_id"], "image_id", place)
+        text = words(record["caption"], f"the caption of image {short(written)}", place)
+        result.append(Caption(number, (str(written),), text, (), written_ids=(written,)))
     return result
 
 

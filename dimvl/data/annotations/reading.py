@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dimvl.data.annotations.coco import coco_captions
+from dimvl.data.annotations.coco import coco_captions, result_captions
 from dimvl.data.annotations.conceptual import conceptual_captions
 from dimvl.data.annotations.flickr import COMMAS, PIPES, TOKEN, bar_captions, comma_captions, token_captions
 from dimvl.data.annotations.flickr_entities import entity_phrases
@@ -41,9 +41,9 @@ def read_captions(path: Path, split: Sequence[str] = (), bare: bool = False) -> 
     """Read a caption file of any known format, in the order of the file.
 
     Args:
-        path: COCO captions, a file of Karpathy's splits, a token or CSV file of Flickr30k, lines of caption and image
-            as in Conceptual Captions, stories of VIST, captions of videos of MSR-VTT or ActivityNet, or dimvl's own
-            JSON lines.
+        path: COCO captions or results, a file of Karpathy's splits, a token or CSV file of Flickr30k, lines of
+            caption and image as in Conceptual Captions, stories of VIST, captions of videos of MSR-VTT or ActivityNet,
+            or dimvl's own JSON lines.
         split: splits to read from a file of Karpathy's splits or of MSR-VTT; other files have none.
         bare: if a JSON file lists images without any caption, return each with an empty text; JSON lines may lack
             their captions. For predictions of images whose captions are not published.
@@ -65,6 +65,8 @@ def read_captions(path: Path, split: Sequence[str] = (), bare: bool = False) -> 
             return _logged(path, "stories of VIST", vist_stories(path, content))
         if is_activitynet(content):
             return _logged(path, "ActivityNet Captions", activitynet_captions(path, content))
+        if content and isinstance(content, list):
+            return _logged(path, "COCO results", result_captions(path, content))
         return _logged(path, "COCO captions", coco_captions(path, content, bare))
     if path.suffix.lower() == ".jsonl":
         return _logged(path, "JSON lines", jsonl_captions(path, bare))

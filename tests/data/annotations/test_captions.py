@@ -140,7 +140,8 @@ def test_the_format_is_recognised_from_the_first_line_not_from_the_file_name(tmp
         ("[" * 100_000, "not valid JSON"),
         ('{"annotations": [{"id": ' + "9" * 5000 + "}]}", "not valid JSON"),
         (b"\xff\xfe{}", "not valid JSON"),
-        ([CAPTION], "no list 'annotations'"),
+        ([CAPTION], "item 0 has an id, so it is no result; put the list under the key 'annotations'"),
+        ([], "no list 'annotations'"),
         ({"annotations": {}}, "no list 'annotations'"),
         ({"questions": []}, "no list 'annotations'"),
         ({"annotations": [CAPTION, 3]}, "item 1 .* is not a JSON object"),
@@ -182,6 +183,29 @@ def test_a_bad_coco_file_is_one_sentence_with_its_name(tmp_path, content, says):
     with pytest.raises(UserError, match=says) as caught:
         read_captions(write(tmp_path / "c.json", content))
     assert str(tmp_path / "c.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_written_captions_are_read_in_cocos_result_format_in_their_order(tmp_path):
+    content = [{"image_id": 7, "caption": " a red star "}, {"image_id": "07", "caption": "b"}]
+    captions = read_captions(write(tmp_path / "predictions.json", content))
+    assert [(c.caption_id, c.image_id, c.named_images[0], c.text) for c in captions] == [
+        (0, "7", (7,), "a red star"),
+        (1, "07", ("07",), "b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([{"image_id": 7, "question": "a"}], "item 0 has no field 'caption'"),
+        ([{"image_id": 7, "caption": " "}], "item 0: the caption of image 7 is empty"),
+        ([{"image_id": 7.5, "caption": "a"}], "is not an id"),
+        (["a"], "item 0 is not a JSON object"),
+    ],
+)
+def test_bad_written_captions_are_one_sentence(tmp_path, content, says):
+    with pytest.raises(UserError, match=says):
+        read_captions(write(tmp_path / "predictions.json", content))
 
 
 def karpathy(**changes):
