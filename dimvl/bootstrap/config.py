@@ -30,7 +30,7 @@ class KeepConfig(Section):
     precision: float = Field(gt=0, le=1, description="minimum share of matches among the kept texts of the sample")
     sample: Path = Field(
         description="JSON lines of `image`, `caption` and `label`: true if the caption fits the image; web texts "
-        "judged by people"
+        "judged by people, their images named as in `captions`"
     )
 
 

@@ -181,7 +181,7 @@ def _threshold(config: BootstrapConfig, writer: BlockWriter, store: RegionStore)
     """Return from which probability a text is kept; raises as `choose_threshold`."""
     if config.keep is None:
         return Threshold()
-    pairs, labels = read_sample(config.keep.sample, store, writer.filter.trained.processor)
+    pairs, labels = read_sample(config.keep.sample, store, writer.filter.trained.processor, config.match)
     judged = writer.score([position for position, _ in pairs], [[text] for _, text in pairs])
     return choose_threshold([text.score for [text] in judged], labels, config.keep)
 

@@ -174,7 +174,9 @@ def _check_single(caption: Caption, place: str) -> None:
         raise UserError(f"{place}: {caption.name} is about {what}; give captions about one image each")
 
 
-def read_sample(path: Path, store: RegionStore, limits: Processor) -> tuple[list[tuple[int, str]], list[bool]]:
+def read_sample(
+    path: Path, store: RegionStore, limits: Processor, rule: Match
+) -> tuple[list[tuple[int, str]], list[bool]]:
     """Read texts that people judged: the position of the image in the store and the text of each, and whether it fits.
 
     Raises:
@@ -188,7 +190,7 @@ def read_sample(path: Path, store: RegionStore, limits: Processor) -> tuple[list
         if not isinstance(own, bool):
             raise UserError(f"{path}: caption {number} has no label true or false; give each of them one")
         labels.append(own)
-    match = match_file(path, [text.caption for text in texts], store, limits, "auto", "match=")
+    match = match_file(path, [text.caption for text in texts], store, limits, rule, "match=")
     match.check(store, "error", "a smaller sample")
     ids = [match.store_ids[text.caption.image_id] for text in texts]
     return list(zip(store.positions(ids).tolist(), (text.caption.text for text in texts), strict=True)), labels

@@ -142,6 +142,10 @@ class RunConfig(Section):
             )
         if self.training.freeze != FreezeConfig():
             raise ValueError("adapter says what is trained, so training.freeze has no effect; remove one of them")
+        if not self.adapter.head and self.training.head_multiplier != 1:
+            raise ValueError(
+                "training.head_multiplier is for heads, which adapter.head=false keeps as they are; remove one of them"
+            )
         if self.training.muon_rate is not None and self.adapter.layers is None:
             raise ValueError(
                 f"training.muon_rate is for the encoder's own matrices, of which adapter.{self.adapter.kind} trains "

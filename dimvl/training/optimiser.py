@@ -1,5 +1,6 @@
 """AdamW with parameter groups, Muon for the matrices of the encoder, frozen weights, the learning-rate schedule."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from dimvl.cpu.linear import product
 from dimvl.errors import UserError
 from dimvl.model.heads import is_head
 from dimvl.model.model import DimvlModel
+
+logger = logging.getLogger(__name__)
 
 
 def freeze(model: DimvlModel, config: FreezeConfig) -> None:
@@ -151,7 +154,13 @@ def build_optimiser(model: DimvlModel, config: TrainingConfig) -> AdamW:
 
 
 def build_schedule(optimiser: torch.optim.Optimizer, config: TrainingConfig) -> LambdaLR:
-    """Warm up linearly, then decay to 0 at the last step."""
+    """Warm up linearly, then decay to 0 at the last step. Warn of a run that ends before it has warmed up."""
+    if config.warmup_steps > config.steps:
+        logger.warning(
+            "training.warmup_steps is %d and training.steps %d, so the learning rate reaches only %.0f%% of its peak; "
+            "lower warmup_steps",
+            *(config.warmup_steps, config.steps, 100 * config.steps / config.warmup_steps),
+        )
 
     def rate(step: int) -> float:
         if step < config.warmup_steps:

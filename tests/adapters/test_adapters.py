@@ -359,6 +359,10 @@ def test_what_a_frozen_base_cannot_have_is_refused(data, base, tmp_path, changes
         ({"training": {"freeze": {"layers": 1}}}, "adapter says what is trained"),
         ({"training": {"muon_rate": 1e-3}}, "of which adapter.head trains none; remove muon_rate"),
         ({"training": {"layer_decay": 0.5}}, "layer_decay is for blocks, of which adapter.head trains none; remove it"),
+        (
+            {"adapter": {"prompt": 2, "head": False}, "training": {"head_multiplier": 0.5}},
+            "head_multiplier is for heads, which adapter.head=false keeps",
+        ),
         ({"adapter": {"lora": {}, "layers": 1}}, "lora and layers are both set; keep one of them"),
         ({"adapter": {"head": False}}, "nothing is trained; set lora, prefix, prompt or layers"),
         (

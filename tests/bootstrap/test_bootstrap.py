@@ -19,7 +19,7 @@ import dimvl.bootstrap.run as run_module
 import dimvl.bootstrap.texts as texts_module
 from dimvl.bootstrap.results import DROPPED, KEPT, PAGE, REPORT, noise_scores
 from dimvl.bootstrap.run import SETTINGS, bootstrap
-from dimvl.bootstrap.texts import WebTexts
+from dimvl.bootstrap.texts import WebTexts, read_sample
 from dimvl.bootstrap.threshold import Threshold, choose_threshold
 from dimvl.checkpoints import ADAPTER, TEXTS
 from dimvl.data.annotations import read_captions
@@ -199,6 +199,14 @@ def test_another_threshold_is_chosen_on_a_sample_without_computing_again(
     results = bootstrap(make_config(keys, tmp_path / "out", keep=keep), "cpu")
     assert results is not None and results.report["threshold"]["probability"] == pytest.approx(cut, abs=1e-5)
     assert results.kept["web"] == sum(line["score"] >= results.report["threshold"]["probability"] for line in web)
+
+
+def test_the_images_of_the_sample_are_found_by_the_rule_of_the_captions(keys: Keys, tmp_path: Path) -> None:
+    sample = write_lines(tmp_path / "sample.jsonl", [{"image": "2.jpg", "caption": "a", "label": True}])
+    store, limits = RegionStore(keys["regions"]), load_model(keys["filter"]).processor
+    assert read_sample(sample, store, limits, "stem") == ([(1, "a")], [True])
+    with pytest.raises(UserError, match=r"sample\.jsonl"):
+        read_sample(sample, store, limits, "id")
 
 
 def test_the_lowest_threshold_with_the_precision_is_chosen_and_equal_scores_go_together(tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ def test_the_constant_schedule_stays_and_a_run_of_warmup_alone_works():
     assert rates(schedule="linear", steps=2, warmup_steps=4) == pytest.approx([0.125, 0.25, 0.375])
 
 
+def test_a_run_that_ends_before_it_has_warmed_up_warns(caplog):
+    rates(steps=4, warmup_steps=4)
+    assert not caplog.records
+    rates(steps=3, warmup_steps=4)
+    assert "warmup_steps is 4 and training.steps 3, so the learning rate reaches only 75% of its peak" in caplog.text
+
+
 def test_every_parameter_is_in_exactly_one_group():
     assert len(groups_by_name()) > 50
 
