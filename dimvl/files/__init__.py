@@ -5,6 +5,7 @@ reading.py    the opener of every file that comes from outside: regular, of boun
 writing.py    atomic writes and locks
 checksums.py  JSON files that carry their own checksum, and the checksums of a folder
 weights.py    safetensors; imported on its own, since it needs torch
+kept.py       arrays that are computed once; imported on its own, since it needs numpy
 """
 
 from dimvl.files.checksums import (

@@ -13,7 +13,7 @@ from dimvl.errors import UserError
 from dimvl.metrics.cider import CiderD
 from dimvl.tasks.captioning import retrieval, self_critical
 from dimvl.tasks.captioning.config import RetrievalReward
-from dimvl.tasks.captioning.retrieval import ContrastiveJudge, MatchingJudge, SelfRetrieval, load_judge, self_retrieval
+from dimvl.tasks.captioning.retrieval import ContrastiveRetrieval, MatchingRetrieval, load_judge, self_retrieval
 from dimvl.tasks.captioning.self_critical import CIDER, OBJECTIVE, RETRIEVAL, REWARD, SampleSource, self_critical_loss
 from dimvl.tasks.pretraining.matching import match_logits
 from dimvl.tasks.retrieval.prediction import embed_images, embed_texts, similarity
@@ -31,8 +31,8 @@ def data(tmp_path_factory):
 def make_retrieval(data, shared=True, weight=2.0):
     """A judge whose scores differ by far more than rounding."""
     processor = make_processor(matches=True, shared_prefix=shared)
-    judge = MatchingJudge(make_trained(processor, seed=7))
-    return SelfRetrieval(judge, caption_store(data, processor), image_reader(data, processor).store, weight)
+    judge = make_trained(processor, seed=7)
+    return MatchingRetrieval(judge, caption_store(data, processor), image_reader(data, processor).store, weight)
 
 
 def make_source(data, among=3, seed=4):
@@ -61,18 +61,31 @@ def test_without_none_of_them_the_reward_is_about_the_images_alone():
     assert self_retrieval(scores, False) == pytest.approx([1 + np.log(2 / 8) / np.log(3), 0])
 
 
-@pytest.mark.parametrize("budget", [1, 8192])
-def test_a_contrastive_judge_scores_captions_by_embeddings_alone(data, monkeypatch, budget):
-    monkeypatch.setattr(retrieval, "ROW_BUDGET", budget)
+def make_contrastive(data):
     processor = make_processor(aligns=True)
-    judge = ContrastiveJudge(make_trained(processor, seed=7))
-    made = SelfRetrieval(judge, caption_store(data, processor), image_reader(data, processor).store, 1.0)
+    store = image_reader(data, processor).store
+    return ContrastiveRetrieval(make_trained(processor, seed=7), caption_store(data, processor), store, 1.0)
+
+
+def test_a_contrastive_judge_scores_captions_by_embeddings_alone(data):
+    made = make_contrastive(data)
     texts = texts_of([5, 6], [7], [5, 6], [8, 9, 10])
     owners, images = np.array([0, 0, 2, 3]), np.array([[4, 0, 1]] * 2 + [[1, 3, 2], [3, 4, 0]])
-    found = embed_images(judge.trained, made.reader.prefixes(made.captions.images_in(made.reader.store, np.arange(5))))
-    scores = similarity(judge.trained, found, embed_texts(judge.trained, texts)).numpy()
+    reader = made.judge.processor.reader(made.store)
+    found = embed_images(made.judge, reader.prefixes(made.captions.images_in(made.store, np.arange(5))))
+    scores = similarity(made.judge, found, embed_texts(made.judge, texts)).numpy()
     wanted = self_retrieval(np.stack([scores[row, text] for text, row in enumerate(images)]), False)
     assert np.ptp(wanted) > 0.1 and made.rewards(texts, owners, images) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_contrastive_judge_encodes_each_image_once_for_all_runs_and_each_caption_once(data):
+    owners, images = np.array([0, 0, 3]), np.array([[0, 1, 2]] * 2 + [[3, 4, 0]])
+    made, rows = make_contrastive(data), []
+    again = make_contrastive(data)
+    before = made.rewards(texts_of([5, 6], [7], [8]), owners, images)
+    again.judge.model.register_forward_pre_hook(lambda _, batch: rows.append(batch[0].layout.text_lengths.tolist()))
+    assert again.rewards(texts_of([5, 6], [7], [8]), owners, images).tolist() == before.tolist()
+    assert rows == [[3, 2, 2]]
 
 
 def test_a_contrastive_judge_must_align_and_tell_images_apart(data, tmp_path):
@@ -95,7 +108,7 @@ def test_captions_are_scored_with_each_image_as_pairs_alone(data, monkeypatch, s
     made = make_retrieval(data, shared)
     texts = texts_of([5, 6], [7], [5, 6], [], [5, 6], [8, 9, 10])  # two equal ones, and an empty one
     owners, images = np.array([0, 0, 0, 2, 2, 3]), np.array([[4, 0, 1]] * 3 + [[1, 3, 2]] * 2 + [[3, 4, 0]])
-    trained, reader, store = made.judge.trained, made.reader, made.reader.store
+    trained, reader, store = made.judge, made.judge.processor.reader(made.store), made.store
     alone = np.array(
         [
             [
@@ -121,10 +134,10 @@ def test_a_caption_without_an_end_is_judged_without_the_word_that_is_one_too_man
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_prefix_is_computed_once_for_its_captions_if_the_judge_shares_it(data, shared):
     made, rows = make_retrieval(data, shared), []
-    made.judge.trained.model.register_forward_pre_hook(lambda _, batch: rows.append(batch[0].layout))
+    made.judge.model.register_forward_pre_hook(lambda _, batch: rows.append(batch[0].layout))
     texts, owners = texts_of([5, 6], [7], [5, 6, 7]), np.zeros(3, dtype=int)
     made.rewards(texts, owners, np.array([[0, 2]] * 3))
-    found = made.reader.prefixes(made.captions.images_in(made.reader.store, np.array([0, 2])))
+    found = made.judge.processor.reader(made.store).prefixes(made.captions.images_in(made.store, np.array([0, 2])))
     prefixes = sum(len(prefix.features) + len(prefix.context) for prefix in found)
     words = 2 * sum(len(text) + 1 for text in texts)
     assert sum(layout.num_rows for layout in rows) == prefixes * (1 if shared else 3) + words
@@ -132,7 +145,7 @@ def test_a_prefix_is_computed_once_for_its_captions_if_the_judge_shares_it(data,
 
 def test_equal_captions_of_an_image_are_judged_once(data):
     made, rows = make_retrieval(data), []
-    made.judge.trained.model.register_forward_pre_hook(lambda _, batch: rows.append(len(batch[0].layout.text_lengths)))
+    made.judge.model.register_forward_pre_hook(lambda _, batch: rows.append(len(batch[0].layout.text_lengths)))
     made.rewards(texts_of([5], [5], [6], [5]), np.array([0, 0, 0, 1]), np.array([[0, 1]] * 3 + [[1, 2]]))
     assert sum(rows) == 2 * 3
 
@@ -210,9 +223,9 @@ def test_a_judge_is_no_part_of_what_is_trained_or_saved(data):
     task, plain = retrieving(data), make_task()
     assert [name for name, _ in task.named_parameters()] == [name for name, _ in plain.named_parameters()]
     assert task.state_dict().keys() == plain.state_dict().keys()
-    before = {name: weight.clone() for name, weight in task.retrieval.judge.trained.model.state_dict().items()}
+    before = {name: weight.clone() for name, weight in task.retrieval.judge.model.state_dict().items()}
     task(whole_batch(make_source(data), task))[OBJECTIVE].backward()
-    judge = task.retrieval.judge.trained.model
+    judge = task.retrieval.judge.model
     assert all(torch.equal(before[name], weight) for name, weight in judge.state_dict().items())
     assert all(weight.grad is None for weight in judge.parameters())
     assert task.model.encoder.layers[0].qkv.language.weight.grad.abs().sum() > 0
@@ -270,5 +283,5 @@ def test_a_judge_that_cannot_judge_is_refused_in_one_sentence(data, tmp_path, ch
 def test_a_judge_may_take_more_regions_and_other_tags_than_the_captioner(data, tmp_path):
     run = write_run(tmp_path / "judge", make_trained(make_processor(matches=True, concepts="none", max_regions=20)))
     judge = load_judge(run, make_processor(captions=True), image_reader(data).store)
-    made = SelfRetrieval(judge, caption_store(data, judge.processor), image_reader(data).store, 1.0)
+    made = MatchingRetrieval(judge, caption_store(data, judge.processor), image_reader(data).store, 1.0)
     assert made.rewards(texts_of([5, 6]), np.zeros(1, int), np.array([[0, 1]])).shape == (1,)

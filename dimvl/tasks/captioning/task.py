@@ -20,7 +20,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.base import ImageSource, TaskModule
 from dimvl.tasks.captioning.config import CaptionConfig, CaptionEvaluation, Seq2seqConfig
 from dimvl.tasks.captioning.prediction import CAPTION, evaluate_captions, with_official_scores
-from dimvl.tasks.captioning.retrieval import KEY, SelfRetrieval, load_judge
+from dimvl.tasks.captioning.retrieval import KEY, RETRIEVALS, load_judge
 from dimvl.tasks.captioning.self_critical import SampleSource, SelfCriticalModule, token_references
 from dimvl.tasks.captioning.training import CaptionModule, CaptionSource
 from dimvl.tasks.captioning.validation import caption_validator
@@ -147,7 +147,7 @@ class SelfCritical(Captioning):
         longest, retrieval = processor.text_tokens + 1, None
         if section is not None:
             judge = load_judge(section.judge, processor, images.store, section.by)
-            retrieval = SelfRetrieval(judge, texts, images.store, section.weight)
+            retrieval = RETRIEVALS[section.by](judge, texts, images.store, section.weight)
         source = SampleSource(texts, images, samples, longest, config.seed, 1 if section is None else section.among)
         reward = CiderD(token_references(texts, processor.tokenizer.sep)).scores
         return SelfCriticalModule(model, processor, reward, longest, retrieval), source

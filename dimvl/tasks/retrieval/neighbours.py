@@ -3,7 +3,6 @@
 Letters: G images with captions, T texts, E dimensions, K neighbours.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from dimvl.data.processor import Processor
 from dimvl.data.text_store import TextStore
 from dimvl.errors import UserError
-from dimvl.files import Strict, atomic_path, locked, read_sealed_as, sha256, write_sealed
+from dimvl.files.kept import kept_array
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.pretraining.config import HardNegativesConfig
 from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_images, embed_texts
@@ -23,12 +22,6 @@ from dimvl.trained_model import TrainedModel, load_model
 logger = logging.getLogger(__name__)
 KEY = "hard_negatives.model"
 IMAGES_AT_ONCE, TEXTS_AT_ONCE = 128, 512
-
-
-class Sealed(Strict):
-    """The content of the file beside the neighbours: their checksum."""
-
-    sha256: str
 
 
 def find_neighbours(config: HardNegativesConfig, own: Processor, captions: TextStore, store: RegionStore) -> np.ndarray:
@@ -48,27 +41,15 @@ def find_neighbours(config: HardNegativesConfig, own: Processor, captions: TextS
         )
     trained = load_model(config.model)
     _check(trained, config.model, own, store)
-    weights = trained.weights_sha256
-    parts = (weights, captions.path.name, store.fingerprint, config.among)
-    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:20]
-    file = captions.path.parent / f"neighbours-{digest}.npy"
-    with locked(captions.path.parent):
-        if not _is_sound(file):
-            logger.info("finding the hard negatives of %d images by %s", captions.num_groups, config.model)
-            trained = trained.for_prediction()
-            images, texts = _image_embeddings(trained, captions, store), _mean_text_embeddings(trained, captions)
-            with atomic_path(file) as temporary:
-                with temporary.open("wb") as opened:
-                    np.save(opened, _nearest(images, texts, captions, config.among), allow_pickle=False)
-                write_sealed(file.with_suffix(".json"), {"sha256": sha256(temporary)})
-    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
+    def compute() -> np.ndarray:
+        logger.info("finding the hard negatives of %d images by %s", captions.num_groups, config.model)
+        ready = trained.for_prediction()
+        images, texts = image_embeddings(ready, captions, store), _mean_text_embeddings(ready, captions)
+        return _nearest(images, texts, captions, config.among)
 
-def _is_sound(file: Path) -> bool:
-    try:
-        return file.exists() and read_sealed_as(file.with_suffix(".json"), Sealed, "").sha256 == sha256(file)
-    except UserError:
-        return False
+    parts = (trained.weights_sha256, captions.path.name, store.fingerprint, config.among)
+    return kept_array(captions.path.parent, "neighbours", parts, compute)
 
 
 def _check(trained: TrainedModel, folder: Path, own: Processor, store: RegionStore) -> None:
@@ -86,8 +67,8 @@ def _check(trained: TrainedModel, folder: Path, own: Processor, store: RegionSto
         )
 
 
-def _image_embeddings(trained: TrainedModel, captions: TextStore, store: RegionStore) -> Tensor:
-    """Embed the images of each group: (G, E)."""
+def image_embeddings(trained: TrainedModel, captions: TextStore, store: RegionStore) -> Tensor:
+    """Embed the images of each group of captions: (G, E)."""
     reader, found = trained.processor.reader(store), []
     for start in range(0, captions.num_groups, IMAGES_AT_ONCE):
         groups = np.arange(start, min(start + IMAGES_AT_ONCE, captions.num_groups))
