@@ -221,9 +221,10 @@ def train_on_flickr8k(sizes: Sizes, threads: int) -> list[Stage]:
     train, steps = trainer(threads), "training.steps={}".format
     shares = {"masked_lm": 0, "seq2seq_lm": 0.5, "masked_object": 0, "matching": 0.5}
     both = [f"objectives.shares.{name}={share}" for name, share in shares.items()]
-    after = ["initial=runs/base", CLEAN_ONLY]
+    small = ["model.layers=3", "training.warmup_steps=30"]
+    after = [*small, "initial=runs/base", CLEAN_ONLY]
     return [
-        train("base", "pretrain", "flickr8k/pretrain", EVERYTHING, steps(sizes.base)),
+        train("base", "pretrain", "flickr8k/pretrain", *small, EVERYTHING, steps(sizes.base)),
         train("captioner", "finetune", "flickr8k/caption", *after, steps(sizes.captioner)),
         train(
             *("filter", "finetune", "flickr8k/retrieve", *after, "model.bert=null"),
