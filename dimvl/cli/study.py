@@ -30,7 +30,7 @@ def study(
     resumes: finished stages are skipped. Writes results.json, results.md and figure.svg. Exit code 1 if a stage
     failed.
 
-    Example: dimvl study configs/studies/scenes-labels.yaml --jobs 2
+    Example: dimvl study configs/studies/scenes-split.yaml --jobs 2
     """
     from dimvl.config import read_keys
     from dimvl.study.config import StudyConfig

@@ -1,6 +1,7 @@
 """Arrays that are computed once for all processes and later runs, and kept in a file."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from dimvl.errors import UserError
 from dimvl.files.checksums import read_sealed_as, sha256, write_sealed
 from dimvl.files.reading import Strict
 from dimvl.files.writing import atomic_path, locked
+
+logger = logging.getLogger(__name__)
 
 
 class Sealed(Strict):
@@ -25,7 +28,7 @@ def kept_array(folder: Path, name: str, parts: Sequence[object], compute: Callab
         folder: of the file.
         name: what it begins with.
         parts: all that the array depends on; the file is named after them.
-        compute: gives the array. Other processes wait for it.
+        compute: gives the array. Other processes wait for it. If its file cannot be written, each keeps it in memory.
 
     """
     digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:20]
@@ -33,10 +36,14 @@ def kept_array(folder: Path, name: str, parts: Sequence[object], compute: Callab
     with locked(folder):
         if not _is_sound(file):
             array = compute()
-            with atomic_path(file) as temporary:
-                with temporary.open("wb") as opened:
-                    np.save(opened, array, allow_pickle=False)
-                write_sealed(file.with_suffix(".json"), {"sha256": sha256(temporary)})
+            try:
+                with atomic_path(file) as temporary:
+                    with temporary.open("wb") as opened:
+                        np.save(opened, array, allow_pickle=False)
+                    write_sealed(file.with_suffix(".json"), {"sha256": sha256(temporary)})
+            except UserError as error:
+                logger.warning("%s; each process computes and keeps its own %s", error, name)
+                return array
     return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
 

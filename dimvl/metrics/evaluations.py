@@ -18,9 +18,11 @@ from dimvl.metrics.predictions import images_of
 from dimvl.showing import counted, some
 
 PREDICTIONS, ITEMS, SCORES, MANIFEST = "predictions.json", "items.jsonl", "scores.json", "manifest.json"
+QUERY = "query"
+"""The text of an item of retrieval. One model may be evaluated with texts of several captioners, to compare these."""
 ASKED = (
     *("question", "text", "caption", "foil", "candidates", "answer", "answers", "labels", "references"),
-    *("phrase", "boxes", "query", "image_id", "images", "times"),
+    *("phrase", "boxes", QUERY, "image_id", "images", "times"),
 )
 """Fields of an item that come from the annotations."""
 AGAIN = "run `dimvl evaluate` again"
@@ -103,7 +105,7 @@ def read_groups(groups: Mapping[str, Sequence[Path]]) -> list[Group]:
             first = first or evaluated
             _check_same(first, evaluated)
             for other in seeds:
-                if evaluated.weights == other.weights:
+                if evaluated.weights == other.weights and not _other_queries(evaluated, other):
                     raise UserError(
                         f"{other.folder} and {folder} are evaluations of the same model; give evaluations of models "
                         f"trained with different seeds as {name}"
@@ -190,9 +192,14 @@ def _check_same(first: Evaluated, other: Evaluated) -> None:
             if keys
         ]
         raise UserError(f"{' and '.join(parts)}; evaluate both on the same annotations and images")
+    asked = [name for name in ASKED if name != QUERY or first.weights != other.weights]
     for key, item in first.items.items():
-        if changed := [name for name in ASKED if item.get(name) != other.items[key].get(name)]:
+        if changed := [name for name in asked if item.get(name) != other.items[key].get(name)]:
             raise UserError(
                 f"{key} has other {changed[0]} in {other.folder} than in {first.folder}; evaluate both with the same "
                 "annotations"
             )
+
+
+def _other_queries(one: Evaluated, two: Evaluated) -> bool:
+    return any(item.get(QUERY) != two.items[key].get(QUERY) for key, item in one.items.items())

@@ -73,7 +73,7 @@ def _is_wide(places: Sequence[float]) -> bool:
 def _beside(place: float, share: float, places: Sequence[float]) -> float:
     """Move a place by a share of the axis."""
     low, high = min(places), max(places)
-    return place * math.pow(high / low, share) if _is_wide(places) else place + share * (high - low)
+    return place * math.pow(high / low, share) if _is_wide(places) else place + share * (high - low or 1)
 
 
 def _label(axes: Any, places: Sequence[float], x: str, score: str) -> None:

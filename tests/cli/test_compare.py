@@ -111,6 +111,15 @@ def test_phrases_of_one_image_are_items_of_their_own_with_their_boxes(run: Run, 
     refused(run("compare", first, other), "phrase 2 has other boxes in", "evaluate both with the same annotations")
 
 
+def test_one_retrieval_model_compares_the_texts_of_several_captioners(run: Run, tmp_path: Path) -> None:
+    texts = {name: {"weights": "finder", "query": f"a text of {name}"} for name in "abc"}
+    first, better, third = (write_evaluation(tmp_path / name, flipped(0.3, 1), **texts[name]) for name in texts)
+    assert run("compare", f"one={first},{better}", f"two={third}").code == 0
+    other = write_evaluation(tmp_path / "other", RIGHT, weights="another", query="a text of a")
+    assert run("compare", first, other).code == 0
+    refused(run("compare", better, other), "question 1 has other query in", "evaluate both with the same annotations")
+
+
 def test_what_cannot_be_compared_is_refused_with_what_differs(run: Run, tmp_path: Path) -> None:
     first = write_evaluation(tmp_path / "a", RIGHT)
     fewer = write_evaluation(tmp_path / "fewer", RIGHT[:-2])

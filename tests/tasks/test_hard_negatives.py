@@ -6,12 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from dimvl.data.examples import keyed_generator
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.pretraining.config import HardNegativesConfig
 from dimvl.tasks.pretraining.hard_negatives import HardNegatives
+from dimvl.tasks.retrieval import neighbours
 from dimvl.tasks.retrieval.neighbours import find_neighbours
 from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_store
 from dimvl.trained_model import load_model
@@ -49,6 +51,15 @@ def test_neighbours_are_the_images_whose_captions_fit_best(data, run):
             for other in range(9)
         ]
         assert found[image].tolist() == np.argsort(scores)[::-1][:3].tolist()
+
+
+def test_images_are_embedded_in_batches_of_bounded_rows(data, run, monkeypatch):
+    trained, store = load_model(run), RegionStore(data.regions)
+    captions = caption_store(data, trained.processor)
+    whole = neighbours.image_embeddings(trained, captions, store)
+    monkeypatch.setattr(neighbours, "ROW_BUDGET", 12)
+    # fp32: batches of other sizes sum in another order
+    torch.testing.assert_close(neighbours.image_embeddings(trained, captions, store), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_neighbours_share_no_image(data, run):

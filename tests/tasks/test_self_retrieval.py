@@ -17,6 +17,7 @@ from dimvl.tasks.captioning.retrieval import ContrastiveRetrieval, MatchingRetri
 from dimvl.tasks.captioning.self_critical import CIDER, OBJECTIVE, RETRIEVAL, REWARD, SampleSource, self_critical_loss
 from dimvl.tasks.pretraining.matching import match_logits
 from dimvl.tasks.retrieval.prediction import embed_images, embed_texts, similarity
+from dimvl.trained_model import load_model
 from tests.exports import make_trained, write_run
 from tests.factories import make_extractor, make_processor
 from tests.tasks.test_self_critical import LONGEST, Enumerable, gradient_of, make_task, whole_batch
@@ -61,14 +62,16 @@ def test_without_none_of_them_the_reward_is_about_the_images_alone():
     assert self_retrieval(scores, False) == pytest.approx([1 + np.log(2 / 8) / np.log(3), 0])
 
 
-def make_contrastive(data):
+def make_contrastive(data, folder, seed=7):
     processor = make_processor(aligns=True)
-    store = image_reader(data, processor).store
-    return ContrastiveRetrieval(make_trained(processor, seed=7), caption_store(data, processor), store, 1.0)
+    run, store = write_run(folder / f"judge-{seed}", make_trained(processor, seed=seed)), image_reader(data).store
+    return ContrastiveRetrieval(
+        load_judge(run, processor, store, "contrastive"), caption_store(data, processor), store, 1
+    )
 
 
-def test_a_contrastive_judge_scores_captions_by_embeddings_alone(data):
-    made = make_contrastive(data)
+def test_a_contrastive_judge_scores_captions_by_embeddings_alone(data, tmp_path):
+    made = make_contrastive(data, tmp_path)
     texts = texts_of([5, 6], [7], [5, 6], [8, 9, 10])
     owners, images = np.array([0, 0, 2, 3]), np.array([[4, 0, 1]] * 2 + [[1, 3, 2], [3, 4, 0]])
     reader = made.judge.processor.reader(made.store)
@@ -78,14 +81,16 @@ def test_a_contrastive_judge_scores_captions_by_embeddings_alone(data):
     assert np.ptp(wanted) > 0.1 and made.rewards(texts, owners, images) == pytest.approx(wanted, abs=1e-4)
 
 
-def test_a_contrastive_judge_encodes_each_image_once_for_all_runs_and_each_caption_once(data):
+def test_a_contrastive_judge_encodes_each_image_once_for_all_runs_and_each_caption_once(data, tmp_path):
     owners, images = np.array([0, 0, 3]), np.array([[0, 1, 2]] * 2 + [[3, 4, 0]])
-    made, rows = make_contrastive(data), []
-    again = make_contrastive(data)
+    made, rows = make_contrastive(data, tmp_path), []
+    again = ContrastiveRetrieval(load_model(made.judge.weights.parents[2]), made.captions, made.store, 1)
     before = made.rewards(texts_of([5, 6], [7], [8]), owners, images)
     again.judge.model.register_forward_pre_hook(lambda _, batch: rows.append(batch[0].layout.text_lengths.tolist()))
     assert again.rewards(texts_of([5, 6], [7], [8]), owners, images).tolist() == before.tolist()
     assert rows == [[3, 2, 2]]
+    other = make_contrastive(data, tmp_path, seed=8)
+    assert not np.array_equal(other.images, made.images), "another judge has its own file"
 
 
 def test_a_contrastive_judge_must_align_and_tell_images_apart(data, tmp_path):

@@ -52,8 +52,10 @@ def coco_captions(path: Path, content: Any, bare: bool = False) -> list[Caption]
 def result_captions(path: Path, content: list[Any]) -> list[Caption]:
     """Read captions that a model has written: COCO's result format, as `dimvl evaluate` writes `predictions.json`.
 
+    An empty caption is kept, as a full stop: leaving it out would flatter the model.
+
     Raises:
-        UserError: another format, or an empty caption.
+        UserError: another format.
 
     """
     result = []
@@ -63,7 +65,7 @@ def result_captions(path: Path, content: list[Any]) -> list[Caption]:
         if "id" in record:
             raise UserError(f"{place} has an id, so it is no result; put the list under the key 'annotations'")
         written = identifier(record["image_id"], "image_id", place)
-        text = words(record["caption"], f"the caption of image {short(written)}", place)
+        text = "." if record["caption"] == "" else words(record["caption"], f"the caption of {short(written)}", place)
         result.append(Caption(number, (str(written),), text, (), written_ids=(written,)))
     return result
 

@@ -71,7 +71,10 @@ class RetrievalReward(Section):
 class RetrievalConfig(RetrievalReward):
     """Also reward a sampled caption for finding its own image among others, by the scores of a pretrained model."""
 
-    judge: Path = Field(description="a pretraining run or its export whose head was trained; it stays frozen")
+    judge: Path = Field(
+        description="a run or its export whose matching head, or for contrastive whose alignment, was trained; it "
+        "stays frozen"
+    )
 
 
 class SelfCriticalConfig(Section):

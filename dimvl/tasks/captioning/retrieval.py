@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from dimvl.data.layout import ranges
+from dimvl.data.prefixes import ImageReader
 from dimvl.data.processor import Processor
 from dimvl.data.sampler import in_order
 from dimvl.data.text_store import TextStore
@@ -43,7 +44,7 @@ from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
 from dimvl.tasks.retrieval.neighbours import image_embeddings
 from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_texts, scales
-from dimvl.trained_model import TrainedModel, load_model
+from dimvl.trained_model import TrainedModel, load_model, model_fingerprint
 
 logger = logging.getLogger(__name__)
 KEY = "self_critical.retrieval.judge"
@@ -101,8 +102,8 @@ class SelfRetrieval(ABC):
     def __init__(self, judge: TrainedModel, captions: TextStore, store: RegionStore, weight: float) -> None:
         self.judge, self.captions, self.store, self.weight = judge, captions, store, weight
 
-    def to(self, device: torch.device) -> None:
-        """Move the judge."""
+    def prepare(self, device: torch.device) -> None:
+        """Move the judge, and compute what is the same for all captions; every rank calls it, captions or not."""
         self.judge.model.to(device)
 
     def rewards(self, texts: Sequence[np.ndarray], owners: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -134,21 +135,25 @@ class MatchingRetrieval(SelfRetrieval):
 
     knows_none = True
 
+    @cached_property
+    def reader(self) -> ImageReader:
+        """Regions of the store, as the judge sees them."""
+        return self.judge.processor.reader(self.store)
+
     def scores(self, texts: Sequence[np.ndarray], owners: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Score each caption with each image: (M, I). The captions of a prefix are scored with an image at once."""
-        reader = self.judge.processor.reader(self.store)
         _, first, counts = np.unique(owners, return_index=True, return_counts=True)
         choices = images.shape[1]
         found = self.captions.images_in(self.store, images[first].flatten())  # of P * I prefixes
         text_rows = np.add.reduceat([len(text) + 1 for text in texts], first)
         # A prefix is computed once for each text, unless it does not see them.
         times = np.ones_like(counts) if self.judge.processor.shared_prefix else counts
-        rows = reader.rows(found) * times.repeat(choices) + text_rows.repeat(choices)
+        rows = self.reader.rows(found) * times.repeat(choices) + text_rows.repeat(choices)
         scores = np.zeros(images.shape)
         for items in in_order(rows, ROW_BUDGET):
             owner, choice = items // choices, items % choices
             captions, numbers = ranges(first[owner], counts[owner]), counts[owner].tolist()
-            prefixes = reader.prefixes(found[items])
+            prefixes = self.reader.prefixes(found[items])
             repeated = [prefix for prefix, number in zip(prefixes, numbers, strict=True) for _ in range(number)]
             judged = match_logits(self.judge, repeated, [texts[place] for place in captions])
             scores[captions, choice.repeat(numbers)] = judged.cpu().numpy()
@@ -160,6 +165,11 @@ class ContrastiveRetrieval(SelfRetrieval):
 
     knows_none = False
 
+    def prepare(self, device: torch.device) -> None:
+        """Move the judge, and embed the images before the first captions."""
+        super().prepare(device)
+        _ = self.images
+
     @cached_property
     def images(self) -> np.ndarray:
         """Embeddings (G, E) of the images of all groups, kept in a file beside the texts."""
@@ -167,16 +177,25 @@ class ContrastiveRetrieval(SelfRetrieval):
 
         def compute() -> np.ndarray:
             logger.info("embedding %d images by the judge of captions, once", captions.num_groups)
-            with torch.autocast(next(judge.model.parameters()).device.type, enabled=False):
+            with self.exact():
                 return image_embeddings(judge, captions, self.store).numpy()
 
-        parts = (judge.weights_sha256, captions.path.name, self.store.fingerprint)
+        parts = (model_fingerprint(judge), captions.path.name, self.store.fingerprint)
         return kept_array(captions.path.parent, "judged", parts, compute)
 
     def scores(self, texts: Sequence[np.ndarray], owners: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Score each caption with each image: (M, I)."""
-        written = embed_texts(self.judge, texts).pooled.float().numpy()
-        return np.einsum("me,mie->mi", written, self.images[images]) * float(scales(self.judge)[0])
+        with self.exact():
+            written = embed_texts(self.judge, texts).pooled.numpy()
+        scores = np.zeros(images.shape)
+        _, first, counts = np.unique(owners, return_index=True, return_counts=True)
+        for start, count in zip(first.tolist(), counts.tolist(), strict=True):
+            scores[start : start + count] = written[start : start + count] @ self.images[images[start]].T
+        return scores * float(scales(self.judge)[0])
+
+    def exact(self) -> torch.autocast:
+        """Compute in float32, also within a step of bf16."""
+        return torch.autocast(next(self.judge.model.parameters()).device.type, enabled=False)
 
 
 def self_retrieval(scores: np.ndarray, none_of_them: bool = True) -> np.ndarray:

@@ -91,7 +91,7 @@ class SelfCriticalModule(TaskModule):
         cider = np.asarray(self.reward(texts, images), dtype=np.float64)
         if self.retrieval is None:
             return {REWARD: cider}
-        self.retrieval.to(targets.images.device)
+        self.retrieval.prepare(targets.images.device)
         end = self.processor.tokenizer.sep
         words = [np.array(text[: len(text) - (text[-1] == end)], dtype=np.int64) for text in texts]
         among = np.column_stack([images, targets.others.cpu().numpy()])

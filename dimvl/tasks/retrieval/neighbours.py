@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from dimvl.data.processor import Processor
+from dimvl.data.sampler import in_order
 from dimvl.data.text_store import TextStore
 from dimvl.errors import UserError
 from dimvl.files.kept import kept_array
 from dimvl.regions.store import RegionStore
+from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.pretraining.config import HardNegativesConfig
 from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_images, embed_texts
 from dimvl.trained_model import TrainedModel, load_model
@@ -71,8 +73,10 @@ def image_embeddings(trained: TrainedModel, captions: TextStore, store: RegionSt
     """Embed the images of each group of captions: (G, E)."""
     reader, found = trained.processor.reader(store), []
     for start in range(0, captions.num_groups, IMAGES_AT_ONCE):
-        groups = np.arange(start, min(start + IMAGES_AT_ONCE, captions.num_groups))
-        found.append(embed_images(trained, reader.prefixes(captions.images_in(store, groups))).pooled)
+        images = captions.images_in(store, np.arange(start, min(start + IMAGES_AT_ONCE, captions.num_groups)))
+        batches = in_order(reader.rows(images), ROW_BUDGET)
+        parts = [embed_images(trained, reader.prefixes(images[batch])).pooled for batch in batches]
+        found.append(torch.cat(parts)[np.concatenate(batches).argsort()])
     return torch.cat(found)
 
 
