@@ -40,10 +40,17 @@ def write_results(config: StudyConfig, runner: Runner, command: str) -> list[str
         The lines of the table; none if no setting has been evaluated.
 
     Raises:
-        UserError: evaluations cannot be compared, or `scores` names one that there is not.
+        UserError: evaluations cannot be compared, or `scores` names one that there is not; the other scores are written
+            to results.json before.
 
     """
-    records = [record for place in _places(runner.grid) for record in _records(config, runner, *place)]
+    records: list[Record] = []
+    refused: UserError | None = None
+    for place in _places(runner.grid):
+        try:
+            records += _records(config, runner, *place)
+        except UserError as error:
+            refused = refused or error
     seconds = {
         name: mark.seconds for name, mark in runner.marks.items() if mark is not None and mark.seconds is not None
     }
@@ -61,6 +68,8 @@ def write_results(config: StudyConfig, runner: Runner, command: str) -> list[str
         "left_out": [name for name in runner.grid.stages if name not in runner.ended],
     }
     write_json(config.output / RESULTS, content)
+    if refused is not None:
+        raise refused
     if not records:
         return []
     wanted = _wanted(config, records)

@@ -136,6 +136,18 @@ def test_scores_have_means_intervals_and_differences_from_the_baseline(study: An
     assert study("seeds=[0,1,2]", scores=["overall"]).code == 0 and (tmp_path / "out/figure.svg").read_text() == figure
 
 
+def test_an_evaluation_that_cannot_be_compared_is_refused_and_the_scores_of_the_others_are_written(
+    study: Any, tmp_path: Path
+) -> None:
+    assert study().code == 0
+    items = tmp_path / "out/pretrained/200-0/evaluation/items.jsonl"
+    items.write_text(items.read_text().replace('"?"', '"another?"'))
+    (tmp_path / "out/results.json").unlink()
+    result = study()
+    assert result.code == 2 and "error: question 0 has other question in out/pretrained/200-0" in result.err
+    assert {record["x"] for record in results(tmp_path)["scores"]} == {10}
+
+
 def test_a_study_of_some_settings_runs_and_shows_no_other(study: Any, tmp_path: Path) -> None:
     result = study("only=[scratch]")
     assert result.code == 0 and not any("pretrain" in call for call in calls(tmp_path))
