@@ -13,9 +13,9 @@ from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.pretraining.config import HardNegativesConfig
 from dimvl.tasks.pretraining.hard_negatives import HardNegatives
-from dimvl.tasks.retrieval import neighbours
+from dimvl.tasks.retrieval import prediction
 from dimvl.tasks.retrieval.neighbours import find_neighbours
-from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_store
+from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_groups, embed_store
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from tests.exports import all_abilities, make_trained, write_run
@@ -57,9 +57,9 @@ def test_images_are_embedded_in_batches_of_bounded_rows(data, run, monkeypatch):
     trained, store = load_model(run), RegionStore(data.regions)
     captions = caption_store(data, trained.processor)
     whole = embed_store(trained, store, [((image,), ()) for image in captions.image_ids()]).pooled
-    monkeypatch.setattr(neighbours, "ROW_BUDGET", 12)
+    monkeypatch.setattr(prediction, "ROW_BUDGET", 12)
     # fp32: batches of other sizes sum in another order
-    torch.testing.assert_close(neighbours.image_embeddings(trained, captions, store), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(embed_groups(trained, captions, store), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_neighbours_share_no_image(data, run):

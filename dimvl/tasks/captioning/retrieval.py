@@ -42,8 +42,7 @@ from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.config import JudgedBy
 from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.pretraining.matching import MATCH, match_logits
-from dimvl.tasks.retrieval.neighbours import image_embeddings
-from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_texts, scales
+from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_groups, embed_texts, scales
 from dimvl.trained_model import TrainedModel, load_model, model_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -178,7 +177,7 @@ class ContrastiveRetrieval(SelfRetrieval):
         def compute() -> np.ndarray:
             logger.info("embedding %d images by the judge of captions, once", captions.num_groups)
             with self.exact():
-                return image_embeddings(judge, captions, self.store).numpy()
+                return embed_groups(judge, captions, self.store).numpy()
 
         parts = (model_fingerprint(judge), captions.path.name, self.store.fingerprint)
         return kept_array(captions.path.parent, "judged", parts, compute)

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from dimvl.data.processor import Processor
-from dimvl.data.sampler import in_order
 from dimvl.data.text_store import TextStore
 from dimvl.errors import UserError
 from dimvl.files.kept import kept_array
 from dimvl.regions.store import RegionStore
-from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.pretraining.config import HardNegativesConfig
-from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_images, embed_texts
+from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_groups, embed_texts
 from dimvl.trained_model import TrainedModel, load_model
 
 logger = logging.getLogger(__name__)
@@ -47,7 +45,7 @@ def find_neighbours(config: HardNegativesConfig, own: Processor, captions: TextS
     def compute() -> np.ndarray:
         logger.info("finding the hard negatives of %d images by %s", captions.num_groups, config.model)
         ready = trained.for_prediction()
-        images, texts = image_embeddings(ready, captions, store), _mean_text_embeddings(ready, captions)
+        images, texts = embed_groups(ready, captions, store), _mean_text_embeddings(ready, captions)
         return _nearest(images, texts, captions, config.among)
 
     parts = (trained.weights_sha256, captions.path.name, store.fingerprint, config.among)
@@ -67,17 +65,6 @@ def _check(trained: TrainedModel, folder: Path, own: Processor, store: RegionSto
         raise UserError(
             f"{KEY} {folder} has another tokenizer or takes shorter texts than this run; give one with the same inputs"
         )
-
-
-def image_embeddings(trained: TrainedModel, captions: TextStore, store: RegionStore) -> Tensor:
-    """Embed the images of each group of captions: (G, E)."""
-    reader, found = trained.processor.reader(store), []
-    for start in range(0, captions.num_groups, IMAGES_AT_ONCE):
-        images = captions.images_in(store, np.arange(start, min(start + IMAGES_AT_ONCE, captions.num_groups)))
-        batches = in_order(reader.rows(images), ROW_BUDGET)
-        parts = [embed_images(trained, reader.prefixes(images[batch])).pooled for batch in batches]
-        found.append(torch.cat(parts)[np.concatenate(batches).argsort()])
-    return torch.cat(found)
 
 
 def _mean_text_embeddings(trained: TrainedModel, captions: TextStore) -> Tensor:

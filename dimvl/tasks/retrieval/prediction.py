@@ -1,6 +1,6 @@
 """Images and texts, each encoded alone, in the space that they share.
 
-Letters: I images, T texts, M items, R rows of all items, E dimensions.
+Letters: I images, G groups of captions, T texts, M items, R rows of all items, E dimensions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from dimvl.data.examples import Example
 from dimvl.data.prefixes import Prefix
 from dimvl.data.sampler import in_order
 from dimvl.data.targets import TargetSpec
+from dimvl.data.text_store import TextStore
 from dimvl.data.tokenizer import SPECIAL
 from dimvl.model.heads import AlignHead
 from dimvl.objectives import token_similarities
@@ -29,6 +30,7 @@ from dimvl.tasks.task import Ability, Forward, PairRows
 from dimvl.trained_model import TrainedModel
 
 NO_REGIONS = np.zeros(0, dtype=np.int64)
+GROUPS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,17 @@ def embed_store(
         if progress is not None:
             progress(done, len(images))
     return joined([one for one in found if one is not None])
+
+
+def embed_groups(trained: TrainedModel, captions: TextStore, store: RegionStore) -> Tensor:
+    """Embed the images of each group of captions, without their regions: (G, E)."""
+    reader, found = trained.processor.reader(store), []
+    for start in range(0, captions.num_groups, GROUPS_AT_ONCE):
+        images = captions.images_in(store, np.arange(start, min(start + GROUPS_AT_ONCE, captions.num_groups)))
+        batches = in_order(reader.rows(images), ROW_BUDGET)
+        parts = [embed_images(trained, reader.prefixes(images[batch])).pooled for batch in batches]
+        found.append(torch.cat(parts)[np.concatenate(batches).argsort()])
+    return torch.cat(found)
 
 
 def embed_all_texts(trained: TrainedModel, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
