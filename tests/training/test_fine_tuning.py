@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from dimvl.evaluation import evaluate
 from dimvl.export import export
 from dimvl.files import read_json, sha256, write_sealed
 from dimvl.model.convert import read_weights
+from dimvl.regions.records import combined_fingerprint
 from dimvl.regions.store import RegionStore
+from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.trained_model import load_model
 from dimvl.training.run import run_training
 from dimvl.training.run_folder import describe
@@ -101,6 +104,25 @@ def test_names_of_regions_can_be_added_to_a_model_but_stay_where_they_are(data, 
     else:
         old, new = read_weights(latest_checkpoint(runs[0].output) / WEIGHTS), load_model(run_training(config)).model
         assert new.regions.words is not None and not any("regions.words" in name for name in old)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_new_extractor_keeps_the_projection_of_features_of_the_same_model(data, tmp_path, captioner, same):
+    old = RegionStore(data.regions)
+    parts = {"where": "e" * 64, "looks": old.extractor.looks if same else "d" * 64}
+    other = replace(old.extractor, name="another", fingerprint=combined_fingerprint(parts), parts=parts)
+    with RegionStoreWriter(tmp_path / "store", other) as writer:
+        for place in range(len(old)):
+            found = old.read(place)
+            writer.add(replace(found, features=found.features * 2))
+    training = {"steps": 1, "learning_rate": 1e-6}
+    changes = {"model": MODEL, "training": training, "regions": tmp_path / "store", "initial": captioner}
+    with pytest.raises(UserError, match="new_extractor=true"):
+        run_training(make_config(data, tmp_path / "refused", "caption", **changes))
+    run = run_training(make_config(data, tmp_path / "run", "caption", new_extractor=True, **changes))
+    before, after = (read_weights(latest_checkpoint(folder) / WEIGHTS) for folder in (captioner, run))
+    kept = {name: torch.allclose(before[name], after[name], atol=1e-4) for name in before if "regions.feature" in name}
+    assert len(kept) >= 4 and all(kept.values()) is same and any(kept.values()) is same, kept
 
 
 @pytest.mark.parametrize("task", ["vqa", "caption"])
