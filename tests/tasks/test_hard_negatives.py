@@ -93,6 +93,7 @@ def test_a_share_of_negatives_and_of_members_are_neighbours():
         assert members[0] == 0 and len(set(members)) == 5 and len(set(members) & {1, 2, 3}) >= 2
 
 
+GROUPS_OF_9 = {"objectives": {"shares": {"contrastive": 1}, "contrastive": {"group": 9}}}
 ALIGNED = {"shares": {"matching": 1, "contrastive": 1}, "contrastive": {"group": 4}}
 
 
@@ -133,3 +134,15 @@ def test_a_model_that_cannot_choose_is_refused(data, tmp_path, run):
         find(data, blind)
     with pytest.raises(UserError, match=r"hard_negatives\.among is 9 but only 8 other images have captions; lower it"):
         find(data, run, 9)
+
+
+@pytest.mark.parametrize(("task", "changes"), [("retrieve", {"contrastive": {"group": 9}}), ("pretrain", GROUPS_OF_9)])
+def test_a_share_of_a_group_is_no_larger_than_the_images_to_draw_from(data, tmp_path, task, changes):
+    def hard(among):
+        make_config(data, tmp_path, task, **changes, hard_negatives={"model": tmp_path, "among": among, "share": 0.5})
+
+    hard(4)
+    with pytest.raises(
+        ValueError, match=r"0\.5 of the 8 other images of a group is 4, and .* 3 are fewer; raise among"
+    ):
+        hard(3)

@@ -60,6 +60,15 @@ class HardNegativesConfig(Section):
         0.5, gt=0, le=1, description="share of the negatives of matching, and of the other images of a group"
     )
 
+    def check_group(self, group: int) -> None:
+        """Refuse a share of the other images of a group that is more than there are to draw."""
+        if (drawn := round(self.share * (group - 1))) > self.among:
+            raise ValueError(
+                f"hard_negatives.share {self.share:g} of the {group - 1} other images of a group is {drawn}, and "
+                f"hard_negatives.among {self.among} are fewer; raise among to {drawn}, or lower share or "
+                "contrastive.group"
+            )
+
 
 class ObjectivesConfig(Section):
     """The pretraining objectives."""
@@ -136,4 +145,6 @@ class PretrainConfig(RunConfig):
                 "hard_negatives need matching or contrastive alignment, whose shares are 0; remove hard_negatives, or "
                 "raise objectives.shares.matching or objectives.shares.contrastive"
             )
+        if self.hard_negatives is not None and shares.contrastive:
+            self.hard_negatives.check_group(self.objectives.contrastive.group)
         return self

@@ -56,6 +56,12 @@ class RetrieveConfig(RunConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _negatives_are_drawn(self) -> "RetrieveConfig":
+        if self.hard_negatives is not None:
+            self.hard_negatives.check_group(self.contrastive.group)
+        return self
+
     @property
     def objectives(self) -> ObjectivesConfig:
         """The objectives of pretraining that this is."""
