@@ -6,6 +6,7 @@ Files get the mode that the user's umask asks for, whatever library wrote them.
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -20,6 +21,9 @@ from typing import IO, Any
 
 from dimvl.errors import UserError
 
+logger = logging.getLogger(__name__)
+SILENT = 5.0
+"""Seconds of waiting for a lock before a log line says so."""
 _PARTIAL = re.compile(r"\.([^/]+)\.[0-9a-f]{8}\.part(?=/|$)")
 """A temporary name of `atomic_path` and `atomic_folder`; messages name what it becomes."""
 
@@ -146,7 +150,7 @@ def locked(folder: Path, busy: str | None = None, patience: float = 0.0) -> Iter
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(descriptor, busy, time.monotonic() + patience)
+        _lock(descriptor, folder, busy, patience)
         yield
     finally:
         os.close(descriptor)
@@ -166,14 +170,18 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def _lock(descriptor: int, busy: str | None, until: float) -> None:
-    how = fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0)
+def _lock(descriptor: int, folder: Path, busy: str | None, patience: float) -> None:
+    start, is_told = time.monotonic(), False
     while True:
         try:
-            fcntl.flock(descriptor, how)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > until:
+            waited = time.monotonic() - start
+            if busy is not None and waited > patience:
                 raise UserError(busy) from None
+            if busy is None and waited > SILENT and not is_told:
+                is_told = True
+                logger.info("waiting for another process that writes in %s", folder)
             time.sleep(0.1)
             continue
         except OSError:

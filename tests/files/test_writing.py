@@ -1,12 +1,15 @@
 import errno
+import logging
 import os
+import sys
+import threading
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from dimvl.errors import UserError
-from dimvl.files import atomic_folder, atomic_path, open_own
+from dimvl.files import atomic_folder, atomic_path, locked, open_own
 
 
 def test_a_file_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
@@ -65,3 +68,23 @@ def test_a_link_inside_a_folder_of_dimvl_is_never_written_through(tmp_path):
     with atomic_path(tmp_path / "index.bin") as temporary:
         temporary.write_text("new")
     assert (tmp_path / "precious").read_text() == "mine" and (tmp_path / "index.bin").read_text() == "new"
+
+
+def test_a_process_that_waits_for_another_says_so_once_and_goes_on(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sys.modules[locked.__module__], "SILENT", 0.0)
+    caplog.set_level(logging.INFO)
+    entered = []
+
+    def wait():
+        with locked(tmp_path):
+            entered.append(True)
+
+    waiting = threading.Thread(target=wait)
+    with locked(tmp_path):
+        waiting.start()
+        waiting.join(0.25)
+        assert not entered
+    waiting.join(10)
+    assert entered and [record.message for record in caplog.records] == [
+        f"waiting for another process that writes in {tmp_path}"
+    ]
