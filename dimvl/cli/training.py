@@ -30,7 +30,11 @@ def finetune(
     overrides: Overrides = None,
     new_extractor: Annotated[
         bool,
-        typer.Option("--new-extractor", help="Accept another extractor; the region projection is newly initialised."),
+        typer.Option(
+            "--new-extractor",
+            help="Accept regions of another extractor; the region projection is newly initialised, unless both have "
+            "features of one model.",
+        ),
     ] = False,
     threads: Threads = 0,
 ) -> None:
