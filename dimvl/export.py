@@ -234,7 +234,7 @@ def _same_extractor(own: Extractor, given: Mapping[str, Any]) -> RegionExtractor
     parts, options = {**own.recipe, **given}, {}
     if moved := sorted(name for name in own.recipe.keys() - given if _is_gone(parts[name])):
         typed = ", ".join(f"--{name.replace('_', '-')}" for name in moved)
-        raise UserError(f"{parts[moved[0]]}, which the regions were made with, does not exist; give {typed} anew")
+        raise UserError(f"{parts[moved[0]]}, which the regions were made with, does not exist; give {typed} again")
     if "features" in parts and "features_side" in own.parameters:  # a backbone is opened for one side
         options["features_side"] = own.parameters["features_side"]
     found = load_extractor(**parts, options=options)
@@ -273,8 +273,8 @@ def check_export(folder: Path) -> None:
     if (folder / ADAPTER).exists() and not (folder / RUN).exists():
         base = read_adapter(folder).base
         raise UserError(
-            f"{folder} is an adapter of {base}; open that, and give this folder as --adapter or, in Python, to "
-            "with_adapter"
+            f"{folder} is an adapter of {base}; open its base, and give this folder as --adapter or, in Python, to "
+            "with_adapter, or merge the two with `dimvl export RUN OUT --merge`"
         )
     if (folder / RUN).exists():
         raise UserError(f"{folder} is a run; write an export with `dimvl export {folder} OUT` and give OUT")

@@ -80,13 +80,13 @@ def _told(error: BaseException) -> tuple[str, str]:
         if isinstance(cause, LocalTokenNotFoundError):
             return "pushing needs a token of the hub", "log in with `hf auth login`, or set HF_TOKEN"
         if isinstance(cause, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE forbids to ask the hub", "unset it"
+            return "HF_HUB_OFFLINE forbids contacting the hub", "unset it"
         if status in STATUS:
             return f"the hub {STATUS[status][0]} (HTTP {status})", STATUS[status][1]
         if status >= 500:
             return f"the hub failed (HTTP {status})", "try again later"
         if type(cause).__name__ in _CONNECTION:
-            return f"the hub at {constants.ENDPOINT} is not in reach ({_said(cause)})", "check the network"
+            return f"the hub at {constants.ENDPOINT} cannot be reached ({_said(cause)})", "check the network"
         cause = cause.__cause__
     return f"the hub's client failed ({_said(error)})", "check the name and the network, and try again"
 

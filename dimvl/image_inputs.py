@@ -77,8 +77,8 @@ class RegionFinder:
         """
         if is_no_detector(self._folder):
             raise UserError(
-                f"{self._folder.parent} has no detector, so it takes no images; give the regions of a store as "
-                "--regions or, in Python, as Regions"
+                f"{self._folder.parent} has no detector, so it takes no images; export the run with its detector, or "
+                "give regions: a store, to the commands that have --regions, or Regions in Python"
             )
         detector = load_extractor(self._folder)
         self._trained.processor.check_extractor(detector.extractor, str(self._folder))

@@ -62,7 +62,7 @@ def model_card(
         f"# dimvl: {task.name}",
         "",
         f"A region-based vision-language model with modality-decoupled attention "
-        f"({trained.num_parameters / 1e6:.2f} million weights). {_what_it_has(has_detector, base)}",
+        f"({trained.num_parameters / 1e6:.2f} million parameters). {_what_it_has(has_detector, base)}",
         "",
         *([SYNTHETIC, ""] if origin.synthetic else []),
         *(

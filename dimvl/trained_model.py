@@ -139,7 +139,7 @@ class TrainedModel:
             characters = f" (it has only {short(texts[place])})" if texts[place].strip() else ""
             raise UserError(f"text {place + 1} of {len(texts)} is empty{characters}; give some words")
         if cut := sum(len(tokens) > limit for tokens in encoded):
-            logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(texts), limit)
+            logger.warning("%d of %d texts are longer than %d tokens and were truncated", cut, len(texts), limit)
         return [np.array(tokens[:limit], dtype=np.int64) for tokens in encoded]
 
     def tokenise_known(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -213,13 +213,13 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
         described = read_adapter(folder)
         if described.base_folder is None:
             raise UserError(
-                f"{folder} is an adapter of {described.base}; give that, and this folder as --adapter or, in Python, "
-                "to with_adapter"
+                f"{folder} is an adapter of {described.base}; give its base as the model and this folder as --adapter "
+                "or, in Python, to with_adapter, or merge the two with `dimvl export RUN OUT --merge`"
             )
         if not Path(described.base_folder).exists():
             raise UserError(
-                f"the base of {folder}, {described.base_folder}, does not exist; put it back there, or give it and "
-                "this folder as --adapter"
+                f"the base of {folder}, {described.base_folder}, does not exist; move the base back there, or, to a "
+                "command that has --adapter, give the base as the model and this folder as --adapter"
             )
         return load_model(described.base_folder, device, check).with_adapter(folder, check)
     return _read(folder, WEIGHTS, check, lambda weights: load_trained(folder / MODEL, weights).to(device))
@@ -247,7 +247,7 @@ def _read(folder: Path, name: str, check: bool, load: Callable[[Path], DimvlMode
     _check_fit(folder, processor, model)
     trained_on, origin = read_trained_on(folder), origin_of(folder)
     if _seal(folder) != seal:
-        raise UserError(f"{folder} was written anew while it was read; open it again")
+        raise UserError(f"{folder} was overwritten while it was being read; open it again")
     return TrainedModel(model.eval(), processor, weights, trained_on, origin.synthetic, digest)
 
 

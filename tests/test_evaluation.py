@@ -132,7 +132,8 @@ def test_texts_that_are_too_long_are_cut_with_one_warning_that_counts(
     cut = "a star " * 8  # 16 tokens, the limit
     with caplog.at_level(logging.WARNING):
         probabilities = match_pairs(trained, store, [("1", long), ("2", long), ("1", cut), ("2", "a star")])
-    assert [record.getMessage() for record in caplog.records] == ["2 of 4 texts are longer than 16 tokens and were cut"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["2 of 4 texts are longer than 16 tokens and were truncated"]
     assert probabilities[0] == pytest.approx(probabilities[2], abs=1e-6)
 
 

@@ -308,7 +308,7 @@ def test_an_export_that_is_replaced_while_it_is_read_is_an_error(run: Path, monk
 
     monkeypatch.setattr(trained_model, "load_trained", slow)
     monkeypatch.setattr(dimvl.export, "load_model", lambda run: make_trained(Processor.load(run)))
-    with pytest.raises(UserError, match="was written anew while it was read; open it again"):
+    with pytest.raises(UserError, match="was overwritten while it was being read; open it again"):
         load_model(out)
 
 
@@ -539,5 +539,5 @@ def test_the_model_arguments_are_plain_json(run: Path, trained: TrainedModel) ->
 def test_parts_that_have_moved_since_extraction_are_asked_for_by_their_options(tmp_path: Path) -> None:
     recipe = {"where": "grid", "features": str(tmp_path / "moved"), "names_by": str(tmp_path / "moved")}
     own = replace(make_detector().extractor, recipe=recipe)
-    with pytest.raises(UserError, match=r"moved, which .* does not exist; give --features, --names-by anew"):
+    with pytest.raises(UserError, match=r"moved, which .* does not exist; give --features, --names-by again"):
         dimvl.export._same_extractor(own, {})

@@ -260,7 +260,7 @@ def test_a_predictor_has_as_many_parameters_as_its_model_card_says(folder: Path,
     plain = load_model(folder / "export")
     assert predictor.num_parameters == plain.num_parameters == sum(p.numel() for p in plain.model.parameters())
     card = (folder / "export" / "README.md").read_text(encoding="utf-8")
-    assert f"({predictor.num_parameters / 1e6:.2f} million weights)" in card
+    assert f"({predictor.num_parameters / 1e6:.2f} million parameters)" in card
 
 
 def test_captions_are_decoded_as_asked(folder: Path, predictor: Predictor) -> None:
@@ -439,7 +439,7 @@ def test_a_question_that_is_too_long_is_cut_with_a_warning(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         answer = predictor.answer(folder / "1.png", "a star " * 30)
-    assert "1 of 1 texts are longer than 16 tokens and were cut" in caplog.text
+    assert "1 of 1 texts are longer than 16 tokens and were truncated" in caplog.text
     assert answer == predictor.answer(folder / "1.png", "a star " * 8)
 
 

@@ -253,7 +253,7 @@ def test_a_hub_out_of_reach_no_token_and_offline_mode_are_told(hub, push, monkey
     for module in (constants, hf_api):
         if hasattr(module, "ENDPOINT"):
             monkeypatch.setattr(module, "ENDPOINT", "http://127.0.0.1:9")
-    refused(push(*LICENSED), "the hub at http://127.0.0.1:9 is not in reach (", "check the network")
+    refused(push(*LICENSED), "the hub at http://127.0.0.1:9 cannot be reached (", "check the network")
 
 
 def test_no_message_of_the_client_shows_a_token_or_a_signed_address(monkeypatch, caplog):

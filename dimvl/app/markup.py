@@ -45,7 +45,7 @@ def header(exports: Exports) -> str:
     for name, predictor in exports.predictors.items():
         verbs = [verb for verb in VERBS if name in exports.able(verb)] + ["search"] * (name == exports.searcher)
         number = predictor.num_parameters
-        size = f"{number / 1e6:.1f} million weights" if number > 1e5 else counted(number, "weight")
+        size = f"{number / 1e6:.1f} million parameters" if number > 1e5 else counted(number, "parameter")
         rows.append(f"<li><b>{text(name)}</b> {', '.join(verbs)} · {size}</li>")
     synthetic = [name for name, predictor in exports.predictors.items() if predictor.trained.synthetic]
     known = f"Trained on synthetic scenes only: {', '.join(synthetic)}. What is said of other images means nothing."

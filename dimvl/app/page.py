@@ -175,7 +175,7 @@ def _open(exports: Exports, sent: Mapping[str, Any] | None) -> Picture:
     try:
         return exports.open(base64.b64decode(content, validate=True), name)
     except binascii.Error:
-        raise UserError(f"{name} did not arrive whole; choose it again") from None
+        raise UserError(f"the upload of {name} is incomplete; choose it again") from None
 
 
 def _chosen(own: Picture | None) -> Picture:

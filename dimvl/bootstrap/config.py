@@ -12,12 +12,12 @@ from dimvl.files import existing_folder
 class SamplingConfig(Section):
     """How synthetic captions are written: by nucleus sampling, with random numbers set by seed and image."""
 
-    captions: int = Field(1, ge=1, le=100, description="captions written for each image; equal ones count once")
+    captions: int = Field(1, ge=1, le=100, description="captions written for each image; duplicates count once")
     nucleus: float = Field(
         0.9,
         gt=0,
         le=1,
-        description="each word is drawn from the fewest most probable words that have this probability together",
+        description="top-p: each word is drawn from the fewest most probable words whose probabilities reach this sum",
     )
     max_tokens: int | None = Field(
         None, ge=1, description="longest caption with its final [SEP]; null: as long as the captioner was trained for"
@@ -50,7 +50,7 @@ class BootstrapConfig(Section):
         "auto", description="rule by which images are found in the store, see annotations.md; auto: the one that fits"
     )
     captioner: Path | None = Field(
-        None, description="a run or an export that captions; null writes no captions and only filters"
+        None, description="a run or an export of a captioning model; null writes no captions and only filters"
     )
     filter: Path = Field(description="a run or an export with a matching head")
     allow_trained: bool = Field(False, description="accept a filter that was trained on these captions or images")

@@ -156,7 +156,9 @@ def write_results(
     not_written = {"not_written": wanted - written} if writer.captioner else {}
     limit = writer.filter.trained.processor.text_tokens
     if count.cut:
-        logger.warning("%d of %d texts are longer than %d tokens and were cut", count.cut, results.texts.total(), limit)
+        logger.warning(
+            "%d of %d texts are longer than %d tokens and were truncated", count.cut, results.texts.total(), limit
+        )
     results.report = {
         "models": {
             name: {"name": model.folder.name, "fingerprint": model.fingerprint}

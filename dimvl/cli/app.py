@@ -138,7 +138,7 @@ Where = Annotated[
     typer.Option(
         parser=file_or_name,
         metavar="NAME",
-        help="Where regions are: grid, scenes, a folder, or a detector of torchvision or the Hugging Face hub.",
+        help="Source of the regions: grid, scenes, a folder, or a detector from torchvision or the Hugging Face hub.",
     ),
 ]
 Weights = Annotated[
@@ -160,8 +160,8 @@ Features = Annotated[
     typer.Option(
         parser=file_or_name,
         metavar="BACKBONE",
-        help="What regions look like: efficientnet_lite2, a folder, or a network of torchvision or the Hugging Face "
-        "hub. By default the detector's own features.",
+        help="Backbone for the features of regions: efficientnet_lite2, a folder, or a network from torchvision or the "
+        "Hugging Face hub. By default the detector's own features.",
     ),
 ]
 FeaturesWeights = Annotated[
@@ -185,7 +185,7 @@ NamesBy = Annotated[
     typer.Option(
         parser=file_or_name,
         metavar="MODEL",
-        help="What regions are called: the nearest names of --vocabulary by the text tower of a CLIP or SigLIP model, "
+        help="Name regions with the nearest names in --vocabulary, by the text tower of this CLIP or SigLIP model, "
         "which must also be the model of --features.",
     ),
 ]
@@ -193,8 +193,8 @@ Concepts = Annotated[
     Path | None,
     typer.Option(
         parser=input_folder,
-        help="What regions are called: a folder that `dimvl concepts` wrote. Its words become the "
-        "classes of regions, or their attributes if they have classes.",
+        help="Name regions with learned concepts: a folder that `dimvl concepts` wrote. Its words become the "
+        "classes of regions, or their attributes if they already have classes.",
     ),
 ]
 PARTS = ("weights", "classes", "features", "features_weights", "vocabulary", "names_by", "concepts")

@@ -67,7 +67,8 @@ def name(
         bool,
         typer.Option(
             "--folds",
-            help="Name images that the concepts were trained on by the models of training.folds that were not.",
+            help="For images that the concepts were trained on, use the fold model (training.folds) that did not see "
+            "them.",
         ),
     ] = False,
     threads: Threads = 0,

@@ -5,7 +5,7 @@ from dimvl.cli.app import app, print_text
 
 @app.command()
 def doctor() -> None:
-    """Print what an issue should say about this installation: versions, GPU, operators, Java, disk, extras.
+    """Print what a bug report should say about this installation: versions, GPU, operators, Java, disk, extras.
 
     The output has no paths, no names of people or machines and no tokens.
 

@@ -20,7 +20,7 @@ def plan(
     peak: Annotated[
         float | None, typer.Option(help="Peak TFLOP/s of one GPU at the run's precision; by default an H100's.")
     ] = None,
-    utilisation: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.33,
+    utilisation: Annotated[float, typer.Option(help="Fraction of the peak that training reaches (MFU).")] = 0.33,
     images: Annotated[int | None, typer.Option(min=1, help="Number of images; by default the store's.")] = None,
     words: Annotated[float | None, typer.Option(min=1, help="Mean word pieces per text, if not yet tokenised.")] = None,
     texts: Annotated[float | None, typer.Option(min=1, help="Mean texts per image, if not yet tokenised.")] = None,

@@ -166,7 +166,7 @@ def _check_query(texts: Sequence[str] | None, image: str | None, texts_file: Pat
     refuse_empty(texts or [])
     if file := next(filter(os.path.exists, texts or []), None):
         raise UserError(
-            f"{file} is a file or a folder, not a text; give it as --image {file}, or write it in other words"
+            f"{file} is a file or a folder, not a text; if it is an image, give it as --image {file}, or reword it"
         )
 
 

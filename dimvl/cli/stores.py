@@ -77,7 +77,7 @@ def scenes(
     ] = 0,
     phrases_per_image: Annotated[int, typer.Option(help="Phrases that describe one object, with its box.")] = 0,
     images_per_story: Annotated[
-        int, typer.Option(help="Write one story, with images of its own, for every so many images; 0 writes none.")
+        int, typer.Option(help="Write one story, with its own images, per this many images; 0 writes none.")
     ] = 0,
     noisy_captions: Annotated[
         float, typer.Option(help="Also write a copy of the captions in which this share is noisy, in one of four ways.")
@@ -168,9 +168,9 @@ def extract(
 ) -> None:
     """Turn images into a region store.
 
-    Resumes if interrupted. Images that cannot be read are named and skipped. The exit code is 1 if any are, or if
-    IMAGES has others that are not used. Of several processes (torchrun, SLURM), each writes OUT.part-K-of-N; see
-    `dimvl join`.
+    Resumes if interrupted. Images that cannot be read are named and skipped. The exit code is 1 if any are skipped,
+    or if IMAGES has further images that are not used, such as those in subfolders. With several processes (torchrun,
+    SLURM), each writes OUT.part-K-of-N; see `dimvl join`.
 
     Example: dimvl extract photos stores/photos --where grid --features efficientnet_lite2
     """
@@ -179,9 +179,9 @@ def extract(
         where = "boxes"
     if where is None:
         raise UserError(
-            "--where is missing; give grid, fasterrcnn_resnet50_fpn_v2 or another detector of torchvision, owner/name "
-            "of the Hugging Face hub, the folder of a detector, or scenes for images of `dimvl scenes`; with --boxes, "
-            "--features will do"
+            "--where is missing; give grid, fasterrcnn_resnet50_fpn_v2 or another detector of torchvision, the "
+            "owner/name of one on the Hugging Face hub, the folder of a detector, or scenes for images of `dimvl "
+            "scenes`; with --boxes, --features is enough"
         )
     limits = {"top_k": top_k, "min_regions": min_regions, "max_regions": max_regions}
     sizes = {"shortest_side": shortest_side, "longest_side": longest_side, "whole_image": whole_image or None}

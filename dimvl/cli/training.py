@@ -17,7 +17,7 @@ from dimvl.showing import counted
 def pretrain(config: Config, overrides: Overrides = None, threads: Threads = 0) -> None:
     """Pretrain a model from captions.
 
-    The same command resumes a run that stopped. For several devices, start it with `torchrun` or `deepspeed`.
+    The same command resumes a run that stopped. To use several GPUs, start it with `torchrun` or `deepspeed`.
 
     Example: dimvl pretrain pretrain.yaml training.steps=2000
     """

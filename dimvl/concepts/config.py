@@ -14,8 +14,8 @@ class ConceptTrainingConfig(Section):
 
     pooling: Pooling = Field(
         "log_mean_exp",
-        description="how the regions of an image become its probability of a word: noisy_or: some region shows it; "
-        "mean: their mean logit; attention: the same, weighted by learned attention; max: the best region; "
+        description="how the scores of the regions give an image's probability of a word: noisy_or: that some region "
+        "shows it; mean: their mean logit; attention: the same, weighted by learned attention; max: the best region; "
         "log_mean_exp: a soft maximum",
     )
     hidden: int = Field(512, ge=0, lt=2**16, description="width of the hidden layer; 0 for none")
@@ -28,7 +28,7 @@ class ConceptTrainingConfig(Section):
         0,
         ge=0,
         le=100,
-        description="number of further models, each trained without one part of the images, to name that part; 0: none",
+        description="additional models, each trained without one fold of the images, to name that fold; 0: none",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available, else the CPU")
 

@@ -91,8 +91,8 @@ def _validation_texts(config: ConceptConfig, store: RegionStore) -> ImageTexts |
         other = RegionStore(validation.regions)
         if difference := Source.of(store.extractor).difference(Source.of(other.extractor)):
             raise UserError(
-                f"region store {other.path} has other features than {store.path}: {difference}; give stores of one "
-                "extractor as regions and validation.regions"
+                f"region stores {other.path} and {store.path} have different features: {difference}; give stores of "
+                "one extractor as regions and validation.regions"
             )
         store = other
     return read_texts(validation.captions, validation.split, store, config.missing, config.match)

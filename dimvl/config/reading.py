@@ -231,7 +231,7 @@ def _hint(model: type[BaseModel], place: Sequence[str], others: Mapping[str, typ
     *section, key = place
     for task, other in others.items():
         if (not section or section[0] in other.model_fields) and key in _known_keys(other, section):
-            return f"it belongs to task {task!r}, which this run is not"
+            return f"it belongs to task {task!r}, not to the task of this run"
     known = _known_keys(model, section)
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
         return f"did you mean {'.'.join([*section, near[0]])!r}?"

@@ -26,7 +26,7 @@ class ValidationConfig(Section):
     """Validate on other data during training: the best checkpoint is kept, and training may stop early."""
 
     every: int = Field(ge=1, description="steps between validations; the last step is always validated")
-    patience: int = Field(0, ge=0, description="validations without improvement after which to stop; 0 never stops")
+    patience: int = Field(0, ge=0, description="stop after this many validations without improvement; 0 never stops")
     subset: int | None = Field(None, ge=1, description="number of questions or images to draw; null uses all")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of that draw")
     regions: Files | None = Field(None, description="region store of these images; null uses that of training")
@@ -104,8 +104,8 @@ class RunConfig(Section):
     def _compiled_blocks_have_their_weights(self) -> "RunConfig":
         if self.deepspeed is not None and self.deepspeed.stage == 3 and self.training.compile:
             raise ValueError(
-                "training.compile cannot see the weights that deepspeed.stage 3 gathers; remove compile, or set the "
-                "stage to 2"
+                "training.compile does not work with the weights that deepspeed.stage 3 gathers; remove "
+                "training.compile, or set deepspeed.stage to 2"
             )
         return self
 

@@ -109,7 +109,7 @@ class InputsConfig(Section):
         description="share of the training examples whose tags are left out, and, drawn separately, of those whose "
         "regions lose their names",
     )
-    text_tokens: int = Field(40, ge=1, le=400, description="longest text in word pieces; longer ones are cut")
+    text_tokens: int = Field(40, ge=1, le=400, description="maximum word pieces of a text; longer ones are truncated")
     tokenizer: Path | None = Field(None, description="a tokenizer.json; null trains a WordPiece tokenizer")
     vocabulary: int = Field(8000, ge=10, le=10**6, description="vocabulary size of a tokenizer that is trained")
 
@@ -240,13 +240,15 @@ class TrainingConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available, else the CPU")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's default")
-    workers: int = Field(0, ge=0, le=256, description="loader processes; 0 builds batches in the training process")
+    workers: int = Field(0, ge=0, le=256, description="data-loader processes; 0 builds batches in the training process")
     check_reads: bool = Field(False, description="verify the checksum of every image read from the region store")
     deterministic: bool = Field(False, description="bit-identical runs on CUDA, at some cost in speed")
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="number of newest checkpoints to keep; with 2, one may be damaged")
     log_every: int = Field(10, ge=1, description="steps between log lines")
-    wandb: Literal["disabled", "offline", "online"] = Field("disabled", description="needs the wandb extra")
+    wandb: Literal["disabled", "offline", "online"] = Field(
+        "disabled", description="log to Weights & Biases; needs the wandb extra"
+    )
     tensorboard: bool = Field(
         False, description="log to the folder `tensorboard` of the run too; needs the tensorboard extra"
     )

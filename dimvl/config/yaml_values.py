@@ -84,7 +84,7 @@ class _Reader(yaml.BaseLoader):
     def check_depth(self, depth: int, mark: Any) -> None:
         """Refuse sections and lists that are too deep, or that contain themselves."""
         if depth > DEEPEST:
-            raise _Refused(f"more than {DEEPEST} sections or lists are inside each other; write them flatter", mark)
+            raise _Refused(f"sections or lists are nested more than {DEEPEST} deep; nest them less", mark)
 
     def check_one_line(self, node: yaml.Node | None) -> None:
         """Check the value of an override: no comment, and lists and sections only in brackets and braces."""

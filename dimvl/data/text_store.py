@@ -302,7 +302,7 @@ def text_store(
             _write(path, tokenizer, max_tokens, sources, texts, progress or (lambda done, total: None))
             store = TextStore(path)
     if cut := store.manifest.texts_cut:
-        logger.warning("%d of %d texts are longer than %d tokens and were cut", cut, len(store), max_tokens)
+        logger.warning("%d of %d texts are longer than %d tokens and were truncated", cut, len(store), max_tokens)
     return store
 
 

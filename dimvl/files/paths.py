@@ -42,7 +42,7 @@ def local_path(text: str | Path) -> Path:
     if found := _VARIABLE.search(str(path)):
         raise UserError(f"{path} contains {found[1]}, which is not replaced here; write out its value, or begin with ~")
     if str(path).startswith("~"):
-        raise UserError(f"{path} begins with no user's name; correct it, or write the path from / on")
+        raise UserError(f"{path} begins with ~ but names no user; correct it, or write an absolute path")
     if _CONTROL.search(str(path)):
         raise UserError(f"{path} has a line break or another control character; remove it")
     return path

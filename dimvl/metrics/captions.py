@@ -70,7 +70,9 @@ def caption_scores(
     if find_spec("pycocoevalcap") is None:
         raise UserError("pycocoevalcap is not installed, which caption scores need; pip install 'dimvl[metrics]'")
     if not tokenised and shutil.which("java") is None:
-        raise UserError(f"{_JAVA}, or score texts that are already tokenised without METEOR by --tokenised")
+        raise UserError(
+            f"{_JAVA}, or score texts that are already tokenised, without METEOR, by `dimvl score caption --tokenised`"
+        )
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 

@@ -196,7 +196,7 @@ def _check_same(first: Evaluated, other: Evaluated) -> None:
     for key, item in first.items.items():
         if changed := [name for name in asked if item.get(name) != other.items[key].get(name)]:
             raise UserError(
-                f"{key} has other {changed[0]} in {other.folder} than in {first.folder}; evaluate both with the same "
+                f"{key} differs in {changed[0]} between {other.folder} and {first.folder}; evaluate both with the same "
                 "annotations"
             )
 

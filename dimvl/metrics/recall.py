@@ -217,7 +217,7 @@ def extra_owners(
             warnings.simplefilter("ignore")  # it can do without ujson and tqdm, and says so
             from eccv_caption import Metrics
     except ImportError:
-        raise UserError("extra right answers need eccv-caption; pip install 'dimvl[retrieval]'") from None
+        raise UserError("extra_positives needs the package eccv-caption; pip install 'dimvl[retrieval]'") from None
     known = Metrics()
     places = [{str(name): place for place, name in enumerate(names)} for names in (image_ids, text_ids)]
     for own, theirs, noun in zip(
@@ -225,8 +225,8 @@ def extra_owners(
     ):
         if lacking := [name for name in theirs if str(name) not in own]:
             raise UserError(
-                f"eccv-caption is about the 5,000 test images of COCO in Karpathy's splits, and {noun} {lacking[0]} of "
-                "them is missing; give the test split of dataset_coco.json, or omit the extra right answers"
+                f"extra_positives needs all 5,000 test images of COCO in Karpathy's splits, and {noun} {lacking[0]} of "
+                "them is missing; give the test split of dataset_coco.json, or omit extra_positives"
             )
     found = {}
     for name, pairs in (("cxc", known.cxc_gts), ("eccv", known.eccv_gts)):

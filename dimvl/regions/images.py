@@ -170,7 +170,7 @@ def _content(file: Any, name: str) -> io.BytesIO:
     if not isinstance(content, bytes):
         raise UserError(f"{name} is a file that is open for text; open it with mode 'rb'")
     if not content:
-        raise UserError(f"{name} is a file without content from where it stands; rewind it with seek(0)")
+        raise UserError(f"{name} is a file with nothing left to read at its position; rewind it with seek(0)")
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{name} has more than {MAX_FILE_BYTES:,} bytes; give the file of one image")
     return io.BytesIO(content)

@@ -36,8 +36,7 @@ def choose_rule(found: Mapping[str, Mapping[Any, Any]], where: str, option: Call
                 f"{short(name)} is {short(found[best][name])} or {short(meant[name])}" for name in differ[:SHOWN]
             )
             raise UserError(
-                f"{where}: {best} finds {len(found[best]):,} images and {other} {len(meant):,}, but for "
-                f"{len(differ):,} of them another one: {shown}; say which is right with {option(best)} or "
-                f"{option(other)}"
+                f"{where}: {best} finds {len(found[best]):,} images and {other} {len(meant):,}, but they disagree on "
+                f"{len(differ):,} of them: {shown}; say which is right with {option(best)} or {option(other)}"
             )
     return best

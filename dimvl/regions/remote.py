@@ -95,7 +95,7 @@ class _Redirections(HTTPRedirectHandler):
     ) -> Request | None:
         if not is_url(newurl) or (req.type == "https" and not newurl.lower().startswith("https:")):
             fp.close()
-            raise UserError(f"{req.full_url} leads to {newurl}, which is not as safe; {REMEDY}")
+            raise UserError(f"{req.full_url} redirects to {newurl}, which is less secure; {REMEDY}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -29,7 +29,7 @@ PART_IMAGES = 16_384
 LARGEST_CODE = 127
 UNIT = 1e-3
 """By how much the length of an embedding may differ from 1."""
-REMEDY = "make the index anew with `dimvl index`, in another folder"
+REMEDY = "rebuild the index with `dimvl index`, in another folder"
 
 
 class PartEntry(Strict):
@@ -136,8 +136,8 @@ def check_model(folder: Path, manifest: Manifest, trained: TrainedModel) -> None
     check_aligned(trained)
     if manifest.model != model_fingerprint(trained):
         raise UserError(
-            f"{folder} was made by another model ({manifest.model_name}) than {trained.weights.parent}; give that one, "
-            "or make an index with this model in another folder"
+            f"{folder} was made by a different model ({manifest.model_name}) from {trained.weights.parent}; give the "
+            "model that made it, or make an index with this model in another folder"
         )
 
 

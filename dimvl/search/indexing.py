@@ -105,8 +105,8 @@ def _lacking(out: Path, manifest: Manifest, store: RegionStore) -> np.ndarray:
             )
         if changed := np.flatnonzero(store.checksums(found) != part.checksums.numpy()).tolist():
             raise UserError(
-                f"region store {store.path} has other regions of {counted(len(changed), 'image')} than when they were "
-                f"embedded, such as {ids[changed[0]]!r}; make the index anew, in another folder"
+                f"region store {store.path} has changed since it was embedded: {counted(len(changed), 'image')} with "
+                f"different regions, such as {ids[changed[0]]!r}; rebuild the index in another folder"
             )
         lacking[found] = False
     return lacking

@@ -157,8 +157,8 @@ def image_keys(index: ImageIndex, store: RegionStore, positions: Sequence[int]) 
     changed = np.flatnonzero(store.checksums(store.positions(ids)) != np.array(checksums, dtype=np.int64))
     if len(changed):
         raise UserError(
-            f"region store {store.path} has other regions of image {ids[changed[0]]!r} than were embedded; make the "
-            f"index {index.path} anew, in another folder"
+            f"the regions of image {ids[changed[0]]!r} in region store {store.path} differ from those that were "
+            f"embedded; rebuild the index {index.path} in another folder"
         )
     return [((image_id,), ()) for image_id in ids]
 

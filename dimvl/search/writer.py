@@ -109,8 +109,8 @@ class IndexWriter:
         manifest = read_manifest(self.path)
         if (manifest.model, manifest.width) != (wanted.model, wanted.width):
             raise UserError(
-                f"{self.path} was made by another model ({manifest.model_name}) than {wanted.model_name}; give that "
-                "one, or choose another folder"
+                f"{self.path} was made by a different model ({manifest.model_name}) from {wanted.model_name}; give the "
+                "model that made it, or choose another folder"
             )
         committed = {part.file for part in manifest.parts}
         with writing(self.path):

@@ -66,7 +66,9 @@ def _named(texts: Sequence[str], what: str, taken: Container[str]) -> list[tuple
         if not equals or os.path.exists(text):
             name, folder = Path(os.path.abspath(text)).name, text
         if not name or name in found or name in taken:
-            raise UserError(f"{text} is to be served as {name!r}, which is taken or empty; give NAME={folder}")
+            raise UserError(
+                f"{text} cannot be served as {name!r}, a name that is empty or already taken; give NAME={folder}"
+            )
         found[name] = str(folder_or_hub_name(folder, what) or folder)
     return list(found.items())
 

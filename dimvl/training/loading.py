@@ -131,6 +131,6 @@ def dead_workers() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that builds batches died ({' '.join(str(error).split())}); if memory ran out, lower "
+            f"a data-loader worker died ({' '.join(str(error).split())}); if memory ran out, lower "
             "training.workers; run the same command to resume from the last checkpoint"
         ) from None

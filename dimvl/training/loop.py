@@ -111,8 +111,8 @@ def _enough_memory(settings: TrainingConfig) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the GPU's memory is too small ({str(error).splitlines()[0]}); lower training.rows_per_micro_batch "
-            f"({settings.rows_per_micro_batch}), set training.checkpoint_activations=true, or raise deepspeed.stage; "
-            "`dimvl plan` estimates what each needs"
+            f"({settings.rows_per_micro_batch}), set training.checkpoint_activations=true, or, on several GPUs, raise "
+            "deepspeed.stage; `dimvl plan` estimates the memory that each of these needs"
         ) from None
 
 

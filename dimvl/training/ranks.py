@@ -154,7 +154,7 @@ def check_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name):
                 error = UserError(
-                    f"rank {rank} has another {name} than rank 0 ({other.get(name)!r}, not {first.get(name)!r}); "
+                    f"rank {rank} has a different {name} from rank 0 ({other.get(name)!r}, not {first.get(name)!r}); "
                     "start every rank with the same configuration, data and packages"
                 )
                 error.reported = True

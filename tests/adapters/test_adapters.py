@@ -274,7 +274,7 @@ def test_a_base_that_changed_under_an_adapter_is_refused(data, base, trained, tm
     moved = shutil.copytree(run, tmp_path / "moved")
     write_sealed(moved / ADAPTER, described | {"base_folder": str(tmp_path / "gone")})
     (moved / "checksums.json").unlink()
-    with pytest.raises(UserError, match=r"the base of .*moved, .*gone, does not exist; put it back there, or"):
+    with pytest.raises(UserError, match=r"the base of .*moved, .*gone, does not exist; move the base back there"):
         load_model(moved)
 
 
@@ -326,9 +326,9 @@ def test_an_adapter_takes_no_adapter_and_is_no_model_to_start_from(data, base, t
     with pytest.raises(UserError, match=r"is an adapter, not a whole model; give what `dimvl export RUN OUT --merge`"):
         run_training(make_config(data, tmp_path / "next", "vqa", model=MODEL, initial=run))
     out = export(run, tmp_path / "out")
-    with pytest.raises(UserError, match="is an adapter of base; open that, and give this folder as --adapter"):
+    with pytest.raises(UserError, match="is an adapter of base; open its base, and give this folder as --adapter"):
         Predictor.from_pretrained(out)
-    with pytest.raises(UserError, match="is an adapter of base; give that"):
+    with pytest.raises(UserError, match="is an adapter of base; give its base as the model"):
         load_model(out)
     with pytest.raises(UserError, match=r"has no adapter.json; give the run or the export of an adapter"):
         load_model(base).with_adapter(base)

@@ -270,8 +270,8 @@ def test_captions_longer_than_the_filter_reads_are_counted_and_warned_of_once(
     assert [written[name].get("cut") for name in lengths] == [None, True, True]
     assert read_json(config.output / REPORT)["captions_cut"] == {f"longer than {limit} tokens": 2}
     assert f"judged by their beginning: longer than {limit} tokens" in (config.output / PAGE).read_text()
-    warnings = [record.message for record in caplog.records if "cut" in record.message]
-    assert warnings == [f"2 of 3 texts are longer than {limit} tokens and were cut"]
+    warnings = [record.message for record in caplog.records if "truncated" in record.message]
+    assert warnings == [f"2 of 3 texts are longer than {limit} tokens and were truncated"]
 
 
 def test_a_result_filtered_again_keeps_origins_and_counts_only_what_is_written_anew(

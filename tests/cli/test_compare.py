@@ -108,7 +108,7 @@ def test_phrases_of_one_image_are_items_of_their_own_with_their_boxes(run: Run, 
     first, second = write(tmp_path / "a", np.array([1.0, 0, 0, 1] * 9)), write(tmp_path / "b", np.ones(36))
     assert "0.5" in run("compare", first, second).out
     other = write(tmp_path / "c", np.ones(36), 0, 0, 5, 5)
-    refused(run("compare", first, other), "phrase 2 has other boxes in", "evaluate both with the same annotations")
+    refused(run("compare", first, other), "phrase 2 differs in boxes", "evaluate both with the same annotations")
 
 
 def test_one_retrieval_model_compares_the_texts_of_several_captioners(run: Run, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_one_retrieval_model_compares_the_texts_of_several_captioners(run: Run, 
     assert run("compare", f"one={first},{better}", f"two={third}").code == 0
     other = write_evaluation(tmp_path / "other", RIGHT, weights="another", query="a text of a")
     assert run("compare", first, other).code == 0
-    refused(run("compare", better, other), "question 1 has other query in", "evaluate both with the same annotations")
+    refused(run("compare", better, other), "question 1 differs in query", "evaluate both with the same annotations")
 
 
 def test_what_cannot_be_compared_is_refused_with_what_differs(run: Run, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_cannot_be_compared_is_refused_with_what_differs(run: Run, tmp_path
     refused(run("compare", first, fewer), "2 items of", "are not in", "question 118, question 119", "same annotations")
     refused(run("compare", fewer, first), "2 items of", "evaluate both on the same annotations and images")
     told = write_evaluation(tmp_path / "told", RIGHT, answers=["no"])
-    refused(run("compare", first, told), "question 1 has other answers in", "evaluate both with the same annotations")
+    refused(run("compare", first, told), "question 1 differs in answers", "evaluate both with the same annotations")
     caption = write_evaluation(tmp_path / "caption", RIGHT)
     write_json(caption / "scores.json", {"task": "caption", "overall": float(RIGHT.mean())})
     refused(run("compare", first, caption), "scores of task 'vqa' and", "of 'caption'; compare evaluations of one kind")

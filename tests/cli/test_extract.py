@@ -291,7 +291,7 @@ def test_an_export_without_a_detector_accepts_regions_and_rejects_images(run: Ru
     card = (tmp_path / "out" / "README.md").read_text()
     assert "has no detector" in card and "photo.png" not in card
     image_file = place / "images" / "1.png"
-    refused(run("caption", image_file, "--model", tmp_path / "out"), "give the regions of a store as --regions")
+    refused(run("caption", image_file, "--model", tmp_path / "out"), "give regions: a store, to the commands")
 
 
 def test_extraction_warns_of_images_that_the_concepts_were_trained_on(

@@ -80,14 +80,14 @@ def test_a_question_longer_than_the_limit_is_cut_with_a_warning_that_counts(
     run: Run, image_file: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run("answer", image_file, "is it red " * 50, "--model", model).code == 0
-    assert "1 of 1 texts are longer than 16 tokens and were cut" in caplog.text
+    assert "1 of 1 texts are longer than 16 tokens and were truncated" in caplog.text
 
 
 def test_captions_longer_than_the_limit_are_cut_with_a_warning_that_counts(
     run: Run, config: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run("pretrain", config, "inputs.text_tokens=3", "training.steps=1").code == 0
-    assert "texts are longer than 3 tokens and were cut" in caplog.text
+    assert "texts are longer than 3 tokens and were truncated" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_home_folder_is_replaced_and_a_variable_refused_in_arguments(
     refused(run("inspect", "~/scenes/none"), f"{folder}/scenes/none does not exist")
     refused(run("caption", "file.yaml", "--model=~/none"), "~/none does not exist")
     refused(run("scenes", "$HOME/scenes"), "contains $HOME, which is not replaced here")
-    refused(run("scenes", "~no-such-user/scenes"), "begins with no user's name; correct it, or write the path from /")
+    refused(run("scenes", "~no-such-user/scenes"), "begins with ~ but names no user; correct it, or write")
     refused(run("scenes", ""), "a path is empty")
     refused(run("inspect", "file.yaml"), "file.yaml is a file; give a folder")
     refused(run("pretrain", "folder"), "folder is a folder; give a file")

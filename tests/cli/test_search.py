@@ -165,7 +165,7 @@ def test_what_cannot_be_indexed_is_one_sentence(places: Places, run: Run, tmp_pa
     with RegionStoreWriter(tmp_path / "empty", RegionStore(places.store).extractor):
         pass
     refused(index(tmp_path / "empty", out, "--model", places.bare), "has no images; give another")
-    refused(index(places.store, places.index, "--model", places.other), "was made by another model", "give that one")
+    refused(index(places.store, places.index, "--model", places.other), "was made by a different model", "give the")
     make_detector(seed=5).save(tmp_path / "detector")
     write_store(tmp_path / "foreign", places.images, tmp_path / "detector", IMAGES[:1])
     refused(index(tmp_path / "foreign", out, "--model", places.bare), "the model was trained with tiny")
@@ -322,7 +322,7 @@ def test_what_cannot_be_searched_is_one_sentence(
     refused(search("--image", IMAGES[0], "--rerank", 3), "compares images with texts")
     refused(search("--image", "photo 8"), "is neither a file nor an image of", "an id such as 'photo 1'")
     refused(search("--image", places.images / f"{IMAGES[0]}.png"), "takes no image files; give the id of an image")
-    refused(search(places.images / f"{IMAGES[0]}.png"), "is a file or a folder, not a text; give it as --image")
+    refused(search(places.images / f"{IMAGES[0]}.png"), "not a text; if it is an image, give it as --image")
     monkeypatch.chdir(tmp_path)
     (tmp_path / IMAGES[0]).touch()
     refused(search("--image", IMAGES[0]), "photo 1 is a file and an image of", "write ./photo 1 for the file")
@@ -334,7 +334,7 @@ def test_what_cannot_be_searched_is_one_sentence(
     refused(search("a star", "--approximate"), "approximate search needs faiss-cpu; pip install 'dimvl[faiss]'")
     other = partial(places.command, run, "search", places.index, "a star", "--model")
     refused(other(places.unaligned), "cannot search: it was not trained to align images and texts")
-    refused(other(places.other), "was made by another model", "give that one")
+    refused(other(places.other), "was made by a different model", "give the model that made it")
     refused(places.command(run, "search", places.store, "a", "--model", places.bare), "is not an index of images")
 
 
@@ -362,6 +362,6 @@ def test_a_store_that_has_moved_or_changed_is_named_where_it_is_needed(
     for name in IMAGES[:4]:
         make_image(99).save(tmp_path / "images" / f"{name}.png")
     write_store(tmp_path / "moved", tmp_path / "images", places.model / "detector", IMAGES[:4])
-    refused(search("--rerank", 2), "has other regions of image", "make the index")
-    refused(index(tmp_path / "moved", tmp_path / "index"), "has other regions of 4 images than when they were embedded")
+    refused(search("--rerank", 2), "differ from those that were embedded", "rebuild the index")
+    refused(index(tmp_path / "moved", tmp_path / "index"), "has changed since it was embedded: 4 images with")
     assert np.unique(RegionStore(tmp_path / "moved").checksums(np.arange(4))).size == 1

@@ -87,7 +87,7 @@ def test_rules_that_find_different_images_are_an_error_with_three_of_them_and_wh
     store = make_store(tmp_path, *(name for name in map(str, range(12)) if name not in lacking))
     with pytest.raises(
         UserError,
-        match=r"^captions\.json: id finds (\d+) images and stem \1, but for \d+ of them another one: "
+        match=r"^captions\.json: id finds (\d+) images and stem \1, but they disagree on \d+ of them: "
         r"'2' is '2' or '10', .*, .*; say which is right with match=id or match=stem$",
     ) as caught:
         match_file(FILE, captions(*SORTED_AS_TEXT), store, INPUTS)
@@ -101,7 +101,7 @@ def test_a_rule_that_finds_nearly_as_many_images_but_others_is_an_error_too(tmp_
     """A subset numbered anew from 1; image 950 could not be extracted, so the wrong rule finds one image more."""
     names = [(str(place), f"{number}.jpg") for place, number in enumerate(range(945, 955), start=1)]
     store = make_store(tmp_path, *(str(number) for number in (*range(1, 12), *range(945, 955)) if number != 950))
-    with pytest.raises(UserError, match="id finds 10 images and stem 9, but for 9 of them another one"):
+    with pytest.raises(UserError, match="id finds 10 images and stem 9, but they disagree on 9 of them"):
         match_file(FILE, captions(*names), store, INPUTS, option="--match ")
 
 

@@ -60,7 +60,7 @@ def test_long_texts_are_cut_and_a_warning_counts_them_each_time(tmp_path, source
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             store = text_store(tmp_path / "cache", make_tokenizer(), 2, [source], TEXT)
-        assert "2 of 3 texts are longer than 2 tokens and were cut" in caplog.text
+        assert "2 of 3 texts are longer than 2 tokens and were truncated" in caplog.text
     assert store.longest() == 2
     assert make_tokenizer().decode(store.tokens(1).tolist()) == "the star"
 

@@ -84,7 +84,7 @@ def test_without_java_tokenised_texts_get_all_scores_except_meteor(monkeypatch: 
 
 def test_the_errors_without_java_or_the_extra_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"Java is not on PATH.*install Java 8.*without METEOR by --tokenised"):
+    with pytest.raises(UserError, match=r"Java is not on PATH.*install Java 8.*by `dimvl score caption --tokenised`"):
         caption_scores({"1": "a star"}, {"1": ["a star"]})
     monkeypatch.setattr(captions, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'dimvl\[metrics\]'"):

@@ -132,5 +132,5 @@ def test_extra_right_answers_give_the_recall_of_the_package_that_has_them() -> N
         assert len(queries) > 20
         for k in (1, 5, 10):
             assert own[f"r{k}"] == getattr(metrics, f"{name}_recalls")({"i2t": ranked}, "i2t", K=k)["i2t"]
-    with pytest.raises(UserError, match="omit the extra right answers"):
+    with pytest.raises(UserError, match="or omit extra_positives"):
         recall.extra_owners(image_ids[1:], text_ids)

@@ -191,7 +191,7 @@ def test_a_pil_image_is_turned_upright_and_stays_unchanged():
         (np.zeros((0, 5), np.uint8), "is an array of shape .*, without a pixel"),
         (np.broadcast_to(np.uint8(0), (9000, 9000)), "has more than 67,108,864 pixels"),
         (io.StringIO("text"), "is a file that is open for text; open it with mode 'rb'"),
-        (io.BytesIO(), "is a file without content from where it stands; rewind it"),
+        (io.BytesIO(), "is a file with nothing left to read at its position; rewind it"),
         (b"not an image", "is not an image of a known format"),
         (encoded()[:60], "cannot be read"),
         (Image.new("1", (8193, 8192)), "has more than 67,108,864 pixels"),

@@ -97,7 +97,7 @@ def test_an_address_a_file_bytes_and_an_array_of_one_image_are_the_same_image(we
         ("empty", "has no content; check the address"),
         ("to/3", r"cannot be read \(redirected too often, or not to http\)"),
         ("to/file", r"cannot be read \(redirected too often, or not to http\)"),
-        ("to/ftp", r"leads to ftp://127\.0\.0\.1/x, which is not as safe; download it yourself"),
+        ("to/ftp", r"redirects to ftp://127\.0\.0\.1/x, which is less secure; download it yourself"),
         ("large", "has more than 2,000 bytes; download it yourself"),
     ],
 )

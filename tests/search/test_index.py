@@ -109,7 +109,7 @@ def test_a_damaged_file_of_an_index_is_one_sentence(tmp_path: Path) -> None:
         for place in (9, len(whole) // 2, len(whole) - 3):
             file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             for opened in (ImageIndex, lambda path: IndexWriter(path, make_manifest())):
-                with pytest.raises(UserError, match=r"damaged.*; make the index anew"):
+                with pytest.raises(UserError, match=r"damaged.*; rebuild the index"):
                     opened(index)
         file.write_bytes(whole[:-1])
         with pytest.raises(UserError, match="damaged"):
@@ -123,7 +123,7 @@ def test_a_damaged_file_of_an_index_is_one_sentence(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_index_or_another_one_are_refused(tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", draw(5))
-    with pytest.raises(UserError, match=r"was made by another model \(exports/made\).*; give that one"):
+    with pytest.raises(UserError, match=r"was made by a different model \(exports/made\).*; give the model that"):
         IndexWriter(index, make_manifest(model="b" * 64))
     with IndexWriter(index, make_manifest()), pytest.raises(UserError, match="another process is writing"):
         IndexWriter(index, make_manifest())

@@ -144,7 +144,7 @@ def test_an_evaluation_that_cannot_be_compared_is_refused_and_the_scores_of_the_
     items.write_text(items.read_text().replace('"?"', '"another?"'))
     (tmp_path / "out/results.json").unlink()
     result = study()
-    assert result.code == 2 and "error: question 0 has other question in out/pretrained/200-0" in result.err
+    assert result.code == 2 and "error: question 0 differs in question between out/pretrained/200-0" in result.err
     assert {record["x"] for record in results(tmp_path)["scores"]} == {10}
 
 

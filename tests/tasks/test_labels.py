@@ -98,7 +98,7 @@ def test_files_of_labels_and_templates_are_read(tmp_path: Path, caplog: pytest.L
         (read_templates, "\n", "has no template; give one per line"),
         (read_templates, "a {}\na photo", "line 2: 'a photo' needs {} once, where the class stands; add it"),
         (read_templates, "{} and {}", "line 1: '{} and {}' needs {} once"),
-        (read_templates, "a {}\na {} ", "line 2: 'a {}' is there twice; remove one"),
+        (read_templates, "a {}\na {} ", "line 2: 'a {}' appears twice; remove one"),
     ],
 )
 def test_a_mistake_in_labels_or_templates_is_one_sentence(
@@ -117,7 +117,7 @@ def test_a_mistake_in_labels_or_templates_is_one_sentence(
         ("star", "has only the class 'star'"),
         ([], "has no class; give at least two"),
         (["star", " "], "label 2 of 2 is empty"),
-        (["star", "star "], "label 'star' is there twice"),
+        (["star", "star "], "label 'star' appears twice"),
         (["star", "\u4e00"], "has no word that the model knows; write it"),
         (["star", "Star"], "labels 'star' and 'Star' are the same tokens to the model; remove one"),
     ],

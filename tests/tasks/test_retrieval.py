@@ -166,7 +166,7 @@ def test_the_texts_of_an_image_can_be_one_query(data, store, trained):
     first = found.predictions[0]
     assert first["caption_ids"] == [caption.caption_id for caption in captions[:2]]
     assert found.items[9]["query"] == f"{captions[0].text} {captions[1].text}"
-    with pytest.raises(ValueError, match="leave out extra_positives or together"):
+    with pytest.raises(ValueError, match="not for together; omit one of them"):
         options(data, together=True, extra_positives=True)
 
 

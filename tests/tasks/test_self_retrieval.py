@@ -271,7 +271,7 @@ def test_the_expected_gradient_of_the_mixed_reward_is_the_exact_policy_gradient(
         ({"max_images": 1}, r"was trained with inputs\.max_images 1, less than the captioner's 4; give another"),
         (
             {"tokenizer": Tokenizer.train(["other words"], 50)},
-            "has another tokenizer than the captioner; give a judge with the same one",
+            "has a different tokenizer from the captioner; give a judge with the same one",
         ),
         (
             {"extractor": replace(make_extractor(), name="old", fingerprint="e" * 64)},

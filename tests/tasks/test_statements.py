@@ -125,7 +125,7 @@ def test_masked_words_decide_only_between_words_in_a_statement(tmp_path: Path) -
         ({"answers": None}, {}, "has 0 answers to choose from"),
         ({"answers": []}, {}, "has 0 answers to choose from"),
         ({"answers": ["red"]}, {}, "has 1 answer to choose from; give two, or otherwise"),
-        ({"answers": ["red", "red"]}, {}, "'red' is there twice; remove one"),
+        ({"answers": ["red", "red"]}, {}, "'red' appears twice; remove one"),
         ({"answers": ["red", " "]}, {}, "has the empty answer ' '"),
         ({"answers": {"red": "{answer}", "blue": "x"}}, {}, r"has the blank \{answer\}"),
         ({"answers": [1, 2]}, {}, "it must be text; put a number in quotes"),

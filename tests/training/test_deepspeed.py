@@ -320,8 +320,8 @@ def test_a_full_disk_on_rank_0_stops_all_and_leaves_the_previous_checkpoint(fold
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("another_seed", "rank 1 has another seed in its configuration than rank 0 (1, not 0); start every rank"),
-        ("another_store", "rank 1 has another region store (checksum of manifest.json) than rank 0"),
+        ("another_seed", "rank 1 has a different seed in its configuration from rank 0 (1, not 0); start every"),
+        ("another_store", "rank 1 has a different region store (checksum of manifest.json) from rank 0"),
         ("unknown_options", "deepspeed.options.zero_optimization: unknown key 'overlap_com'"),
         (
             "no_number",

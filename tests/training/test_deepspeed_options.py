@@ -110,7 +110,7 @@ def test_keys_that_deepspeed_would_ignore_are_refused_with_the_nearest_name():
         ),
         (
             {"deepspeed": {"stage": 3}, "training": {"steps": 1, "compile": True}},
-            "remove compile, or set the stage to 2",
+            "remove training.compile, or set deepspeed.stage to 2",
         ),
     ],
 )

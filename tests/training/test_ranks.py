@@ -107,7 +107,8 @@ def test_the_first_difference_between_ranks_is_named_on_all_of_them():
     results = on_threads(3, lambda ranks: check_same(ranks, {"a": 1, "version of torch": f"2.{ranks.rank // 2}"}))
     for error in results:
         assert isinstance(error, UserError) and error.reported
-        assert str(error).startswith("rank 2 has another version of torch than rank 0 ('2.1', not '2.0'); start every")
+        words = "rank 2 has a different version of torch from rank 0 ('2.1', not '2.0'); start every"
+        assert str(error).startswith(words)
     assert on_threads(2, lambda ranks: check_same(ranks, {"a": [1]})) == [None, None]
 
 
@@ -123,7 +124,7 @@ def test_ranks_on_different_kinds_of_cpu_are_refused(tmp_path, monkeypatch):
 
     for error in on_threads(2, start):
         assert isinstance(error, UserError)
-        assert "rank 1 has another kind of CPU (vector instructions) than rank 0" in str(error)
+        assert "rank 1 has a different kind of CPU (vector instructions) from rank 0" in str(error)
 
 
 def test_ranks_with_different_code_are_refused(tmp_path):
@@ -135,7 +136,7 @@ def test_ranks_with_different_code_are_refused(tmp_path):
 
     for error in on_threads(2, start):
         assert isinstance(error, UserError)
-        assert "rank 1 has another git revision of dimvl than rank 0 ('5678', not '1234')" in str(error)
+        assert "rank 1 has a different git revision of dimvl from rank 0 ('5678', not '1234')" in str(error)
 
 
 def test_a_number_of_processes_that_is_not_a_number_is_refused(tmp_path, monkeypatch):
@@ -186,7 +187,7 @@ def test_a_dead_worker_process_is_reported_with_the_remedy_and_the_checkpoint_st
     monkeypatch.setattr(ImageReader, "read", read)
     settings = {"workers": 1, "save_every": 1, "steps": 2000}
     config = make_config(make_data(tmp_path / "data", 8), tmp_path / "run", training=settings)
-    with pytest.raises(UserError, match=r"a process that builds batches died .*lower training\.workers; run the same"):
+    with pytest.raises(UserError, match=r"a data-loader worker died .*lower training\.workers; run the same"):
         run_training(config)
     assert check_checkpoint(latest_checkpoint(tmp_path / "run"))["step"] >= 1
 

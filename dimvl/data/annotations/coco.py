@@ -80,7 +80,7 @@ def _listed(path: Path, content: Any) -> Mapping[str, tuple[Id, tuple[str, ...]]
         _, known = result.setdefault(str(written), (written, name))
         if known != name:
             raise UserError(
-                f"{place}: id {written!r} is there twice, for {', '.join(known) or 'no file'} and for "
+                f"{place}: id {written!r} appears twice, for {', '.join(known) or 'no file'} and for "
                 f"{', '.join(name) or 'no file'}; give each image its own id"
             )
         for file in name:

@@ -94,5 +94,5 @@ def _labels(record: dict[str, Any], place: str) -> tuple[str, ...] | None:
     given = [record["label"]] if "label" in record else items(record["labels"], "labels", place)
     named = tuple(words(str(one) if type(one) is int else one, "a label", place) for one in given)
     if twice := [one for number, one in enumerate(named) if one in named[:number]]:
-        raise UserError(f"{place}: label {short(twice[0])} is there twice; remove one")
+        raise UserError(f"{place}: label {short(twice[0])} appears twice; remove one")
     return named

@@ -94,7 +94,7 @@ def read_probes(path: Path) -> Probes:
             raise UserError(f"{path} is not in a format of probes that dimvl knows; {FORMATS}")
     items = list(found)
     if not items:
-        raise UserError(f"{path} has no item that counts; check that it is the right file")
+        raise UserError(f"{path} has no usable item; check that it is the right file")
     return Probes(items, {reason: count for reason, count in left_out.items() if count})
 
 
@@ -145,7 +145,7 @@ def _foil(path: Path, content: dict[str, Any], left_out: dict[str, int]) -> Iter
         if is_foil:
             foils.append((place, number, image, text))
         elif originals.setdefault(str(number), (image, text)) != (image, text):
-            raise UserError(f"{place}: id {number!r} has two captions that are no foil; give each caption its own id")
+            raise UserError(f"{place}: id {number!r} has two captions that are not foils; give each its own id")
     for count, (place, number, image, text) in enumerate(foils):
         original = originals.get(str(number))
         if original is None or str(original[0]) != str(image):

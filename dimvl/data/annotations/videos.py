@@ -107,7 +107,7 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
         for row in reader:
             place = f"{path}, row {reader.line_num}"
             if None in row or any(not row[name] for name in columns):
-                raise UserError(f"{place} has not one value for each column; fix it, and quote texts with commas")
+                raise UserError(f"{place} does not have one value per column; fix it, and quote texts with commas")
             yield place, row
     except csv.Error as error:
         raise UserError(f"{path}, row {reader.line_num} is not valid CSV ({error}); fix its quotes") from None

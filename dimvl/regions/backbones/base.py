@@ -134,12 +134,12 @@ class Backbone(ABC):
             raise
         except Exception as error:  # a side that the network does not take, too little memory: many types
             raise UserError(
-                f"backbone {self.name} has no map for an image of {size} ({reason(error)}); use another backbone, or "
-                "the side that this one was trained at"
+                f"backbone {self.name} computes no feature map for an image of {size} ({reason(error)}); use another "
+                "backbone, or the image size that this one was trained with"
             ) from None
         if states.dim() != 4 or states.shape[2] != states.shape[3]:
             raise UserError(
-                f"backbone {self.name} makes no map of an image of {size}: its output is "
+                f"backbone {self.name} computes no feature map for an image of {size}: its output is "
                 f"{' x '.join(map(str, states.shape))}; use another backbone"
             )
         return states.shape[1]

@@ -76,8 +76,8 @@ def cut(name: str) -> fx.GraphModule:
             f"classification networks ({EXAMPLES}, ...)"
         )
     no_map = UserError(
-        f"torchvision's {name} has no map of the image that regions can be read from; use a convolutional network, as "
-        f"{EXAMPLES}, or a vision transformer of the Hugging Face hub (owner/name)"
+        f"torchvision's {name} has no feature map to pool regions from; use a convolutional network, such as "
+        f"{EXAMPLES}, or a vision transformer from the Hugging Face hub (owner/name)"
     )
     if name.startswith("vit_"):
         raise no_map

@@ -84,12 +84,12 @@ class TransformersBackbone(Backbone):
         if isinstance(patch, int):
             sides = [patch * max(1, self.side // patch + more) for more in (0, 1)]
             return (
-                f"backbone {self.name} divides images into patches of {patch} pixels, and {self.side} is no multiple; "
-                f"give {sides[0]} or {sides[1]} as --features-side"
+                f"backbone {self.name} divides images into patches of {patch} pixels, and {self.side} is not a "
+                f"multiple; give {sides[0]} or {sides[1]} as --features-side"
             )
         return (
-            f"the states of backbone {self.name} ({self._architecture}) do not say which place of the image they are "
-            "of; use a plain vision transformer (ViT, CLIP, SigLIP, DINOv2) or a convolutional network"
+            f"the states of backbone {self.name} ({self._architecture}) cannot be mapped to positions in the image; "
+            "use a plain vision transformer (ViT, CLIP, SigLIP, DINOv2) or a convolutional network"
         )
 
 

@@ -280,7 +280,10 @@ class GroundingDinoDetector(OpenVocabularyDetector):
 
 def _opened(place: str | Path, name: str, vocabulary: Sequence[str] | None) -> OpenVocabularyDetector:
     if not vocabulary:
-        raise UserError(f"{name} looks for the names of a file; give it as --vocabulary, without --names-by")
+        raise UserError(
+            f"{name} is an open-vocabulary detector and needs names to look for; give a file of them as --vocabulary, "
+            "without --names-by"
+        )
     kind = OwlDetector if family_of(place).startswith("owl") else GroundingDinoDetector
     with opening(place) as transformers:
         folder = fetched(place, "*.json", "*.txt", "*.safetensors")

@@ -246,8 +246,8 @@ def whole_model(kind: Any, folder: Path, spare: str = "", **options: Any) -> Any
         absent = [name for name in absent if not name.startswith(f"{spare}.")]
     if absent:
         raise UserError(
-            f"{folder} lacks {len(absent)} of the weights of {type(model).__name__}, {absent[0]} first; use a model "
-            "that was saved whole"
+            f"{folder} lacks {len(absent)} of the weights of {type(model).__name__}, such as {absent[0]}; use a "
+            "complete checkpoint"
         )
     return model.eval()
 

@@ -64,7 +64,7 @@ def load_extractor(
     grid, options = GRIDS.get(str(where)), dict(options or {})
     found: RegionExtractor
     if grid is not None and "vocabulary" in of_detector:
-        raise UserError(f"{where} looks for no names; omit --vocabulary, or give a model as --names-by")
+        raise UserError(f"{where} takes no vocabulary; omit --vocabulary, or give a model as --names-by")
     if grid is not None and of_detector:
         useless = next(iter(of_detector.values()))
         raise UserError(f"{where} has no weights and classes; omit {useless}, or name a detector")

@@ -85,7 +85,7 @@ def warn_if_seen(concepts: Path, image_ids: Iterable[str], store: Path, remedy: 
     folds = Folds.load(concepts)
     if seen := sum(image_id in folds for image_id in image_ids):
         log.warning(
-            "the concepts were trained on %s of %s, where their words are right more often than in new ones; for a "
-            "store to train on, %s",
+            "the concepts were trained on %s of %s, and name these more accurately than unseen images; if a model "
+            "will be trained on this store, %s",
             *(counted(seen, "image"), store, remedy),
         )

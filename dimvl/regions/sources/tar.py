@@ -139,7 +139,7 @@ def _members(shard: _Shard) -> Iterator[tuple[tarfile.TarInfo, str]]:
         compressed = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"\xfd7": "xz"}
         kind = compressed.get(shard.read(0, 2))
         if not member.name and kind:
-            raise UserError(f"{shard.path} is compressed by {kind}; decompress it, since images are read at random")
+            raise UserError(f"{shard.path} is compressed by {kind}; decompress it, since images need random access")
         yield member, f"{shard.path} is cut off or damaged{after} ({reason}); copy it again"
 
 

@@ -80,8 +80,8 @@ def _repeated(folders: Sequence[StoreFolder]) -> list[set[int]]:
     for (earlier, one), (number, other) in common_images(folders):
         if any(folders[earlier].index[one][name] != folders[number].index[other][name] for name in CONTENT):
             raise UserError(
-                f"image {folders[number].image_id(other)!r} has other regions in {folders[number].path} than in "
-                f"{folders[earlier].path}; give two images two ids, or omit one of the stores"
+                f"image {folders[number].image_id(other)!r} has different regions in {folders[number].path} and "
+                f"{folders[earlier].path}; give different images different ids, or omit one of the stores"
             )
         repeated[number].add(other)
     return repeated

@@ -44,7 +44,7 @@ def _words_of_answers(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     if twice := [answer for place, answer in enumerate(value) if answer in value[:place]]:
-        raise ValueError(f"{short(twice[0])} is there twice; remove one")
+        raise ValueError(f"{short(twice[0])} appears twice; remove one")
     return {str(answer): answer for answer in value}
 
 

@@ -64,7 +64,7 @@ class RetrievalReward(Section):
     @model_validator(mode="after")
     def _one_image_tells_nothing_by_embeddings(self) -> "RetrievalReward":
         if self.by == "contrastive" and self.among < 2:
-            raise ValueError("by 'contrastive' an image is told from others, and among is 1; set among to 2 or more")
+            raise ValueError("by 'contrastive' compares an image with others, but among is 1; set among to 2 or more")
         return self
 
 
@@ -72,8 +72,8 @@ class RetrievalConfig(RetrievalReward):
     """Also reward a sampled caption for finding its own image among others, by the scores of a pretrained model."""
 
     judge: Path = Field(
-        description="a run or its export whose matching head, or for contrastive whose alignment, was trained; it "
-        "stays frozen"
+        description="a run or an export with a trained matching head (by: matching) or trained alignment "
+        "(by: contrastive); stays frozen"
     )
 
 

@@ -70,7 +70,7 @@ def load_judge(folder: Path, own: Processor, store: RegionStore, by: JudgedBy = 
             f"{store.extractor.name} ({conflict}); give a judge that was trained on regions of that extractor"
         )
     if processor.tokenizer.fingerprint != own.tokenizer.fingerprint:
-        raise UserError(f"{KEY} {folder} has another tokenizer than the captioner; give a judge with the same one")
+        raise UserError(f"{KEY} {folder} has a different tokenizer from the captioner; give a judge with the same one")
     for name in ("text_tokens", "max_images"):
         most, needed = getattr(processor, name), getattr(own, name)
         if most < needed:

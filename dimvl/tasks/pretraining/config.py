@@ -31,8 +31,8 @@ class WeightsConfig(Section):
 
     masked_lm: float = Field(1.0, description="cross entropy of masked words")
     seq2seq_lm: float = Field(1.0, description="cross entropy of caption words")
-    object_class: float = Field(1.0, description="KL divergence from the detector's classes of hidden regions")
-    object_feature: float = Field(1.0, description="squared error of the features of hidden regions")
+    object_class: float = Field(1.0, description="KL divergence from the detector's classes of masked regions")
+    object_feature: float = Field(1.0, description="squared error of the features of masked regions")
     matching: float = Field(1.0, description="binary cross entropy of image-text matching")
 
 
@@ -57,7 +57,10 @@ class HardNegativesConfig(Section):
     model: Path = Field(description="a run or an export that was trained with contrastive alignment")
     among: int = Field(20, ge=1, le=10**4, description="number of best-fitting images to draw from")
     share: float = Field(
-        0.5, gt=0, le=1, description="share of the negatives of matching, and of the other images of a group"
+        0.5,
+        gt=0,
+        le=1,
+        description="share of hard negatives among the negatives of matching, and among the other images of a group",
     )
 
     def check_group(self, group: int) -> None:

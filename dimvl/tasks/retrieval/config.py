@@ -103,7 +103,5 @@ class RetrievalEvaluation(EvaluationOptions):
     @model_validator(mode="after")
     def _positives_are_single(self) -> "RetrievalEvaluation":
         if self.together and self.extra_positives:
-            raise ValueError(
-                "extra_positives are known for single captions only; leave out extra_positives or together"
-            )
+            raise ValueError("extra_positives works for single captions only, not for together; omit one of them")
         return self

@@ -43,7 +43,7 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     if not all(names):
         raise UserError(f"label {names.index('') + 1} of {len(names)} is empty; give a name")
     if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
-        raise UserError(f"label {short(twice)} is there twice; remove one")
+        raise UserError(f"label {short(twice)} appears twice; remove one")
     return names
 
 
@@ -68,7 +68,7 @@ def read_templates(path: Path) -> list[str]:
                 f"{path}, line {number}: {short(template)} needs {BLANK} once, where the class stands; add it"
             )
         if template in templates:
-            raise UserError(f"{path}, line {number}: {short(template)} is there twice; remove one")
+            raise UserError(f"{path}, line {number}: {short(template)} appears twice; remove one")
         templates.append(template)
     if not templates:
         raise UserError(f"{path} has no template; give one per line, such as 'a photo of a {BLANK}.'")

@@ -63,7 +63,8 @@ def _check(trained: TrainedModel, folder: Path, own: Processor, store: RegionSto
         )
     if processor.tokenizer.fingerprint != own.tokenizer.fingerprint or processor.text_tokens < own.text_tokens:
         raise UserError(
-            f"{KEY} {folder} has another tokenizer or takes shorter texts than this run; give one with the same inputs"
+            f"{KEY} {folder} has a different tokenizer from this run or takes shorter texts; give one with the same "
+            "inputs"
         )
 
 

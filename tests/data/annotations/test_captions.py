@@ -154,8 +154,8 @@ def test_the_format_is_recognised_from_the_first_line_not_from_the_file_name(tmp
         ({"annotations": [{**CAPTION, "caption": "a" * 100_001}]}, "has 100,001 characters, more than 100,000"),
         ('{"annotations": [], "annotations": []}', "an object has the key 'annotations' twice"),
         ({**COCO, "annotations": []}, "lists 2 images but no captions"),
-        ({**COCO, "images": [{"id": 9, "file_name": "a"}, {"id": "9", "file_name": "b"}]}, "'9' is there twice, for a"),
-        ({**COCO, "images": [{"id": 9, "file_name": "a"}, {"id": 9}]}, "id 9 is there twice, for a and for no file"),
+        ({**COCO, "images": [{"id": 9, "file_name": "a"}, {"id": "9", "file_name": "b"}]}, "'9' appears twice, for a"),
+        ({**COCO, "images": [{"id": 9, "file_name": "a"}, {"id": 9}]}, "id 9 appears twice, for a and for no file"),
         (
             {**COCO, "images": [{"id": 9, "file_name": "a"}, {"id": 8, "file_name": "a"}]},
             "'a' has two ids, '9' and '8'",

@@ -100,7 +100,7 @@ def test_own_lines_may_have_no_text_several_labels_or_none(tmp_path: Path) -> No
         (snli_ve(Flickr30K_ID=None), "Flickr30K_ID None is not an id"),
         ({"image": 1, "label": ""}, "a label is empty"),
         ({"image": 1, "label": "a", "labels": ["b"]}, "has both label and labels; keep one"),
-        ({"image": 1, "labels": ["b", "b"]}, "label 'b' is there twice; remove one"),
+        ({"image": 1, "labels": ["b", "b"]}, "label 'b' appears twice; remove one"),
         ({"image": 1, "labels": "b"}, "labels is 'b', not a list"),
         ({"image": 1, "text": "\u200b"}, "text is empty ('\\u200b'); give words, or omit it"),
         ({"image": 1, "text": 3.5}, "text is 3.5, not text"),

@@ -123,8 +123,8 @@ def test_a_mistake_in_a_file_of_videos_is_one_sentence(tmp_path, content, split,
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ("ret0,msr,video0", r"row 2 has not one value for each column; fix it"),
-        ("ret0,msr,video0,a man, talking", r"row 2 has not one value for each column"),
+        ("ret0,msr,video0", r"row 2 does not have one value per column; fix it"),
+        ("ret0,msr,video0,a man, talking", r"row 2 does not have one value per column"),
         ("ret0,msr,video0,a man\nret0,msr,video1,a dog", r"row 3: key 'ret0' appears twice"),
         ('ret0,msr,video0,"a man', r"row 1 is not valid CSV"),
     ],

@@ -239,9 +239,9 @@ def spoilt(folder: Path, name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mae", "do not say which place"),
-        ("swin", "do not say which place"),
-        ("bert", "has no map for an image of"),
+        ("mae", "cannot be mapped to positions"),
+        ("swin", "cannot be mapped to positions"),
+        ("bert", "computes no feature map for an image of"),
         ("no weights", "cannot be loaded by transformers"),
         ("half the weights", "lacks 1 of the weights of"),
     ],
@@ -269,7 +269,7 @@ def test_sides_without_a_map_are_refused(opened, tmp_path, name, side, message):
     ("name", "message"),
     [
         ("resnet7", "efficientnet_lite0 to efficientnet_lite4.*resnet50"),
-        ("vit_b_16", "no map of the image.*convnext_tiny"),
+        ("vit_b_16", "no feature map to pool regions from.*convnext_tiny"),
         ("missing/folder/deep", "check the path"),
         ("fasterrcnn_resnet50_fpn", "neither a folder here nor a network of torchvision"),
     ],

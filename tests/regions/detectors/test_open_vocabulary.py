@@ -212,7 +212,7 @@ def test_the_size_that_owl_scales_images_to_takes_effect(opened):
 
 def test_mistakes_with_a_vocabulary_are_one_sentence(folders, opened, tmp_path, caplog):
     for family in FAMILIES:
-        with pytest.raises(UserError, match=rf"{family} looks for the names of a file; give it as --vocabulary"):
+        with pytest.raises(UserError, match=rf"{family} is an open-vocabulary detector .*as --vocabulary"):
             load_detector(folders / family)
     (tmp_path / "names.txt").write_text("cat\ndog\ncat")
     with pytest.raises(UserError, match="has names twice: 'cat' in lines 1 and 3"):

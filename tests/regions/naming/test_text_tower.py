@@ -182,7 +182,7 @@ def test_a_model_without_a_text_tower_or_with_missing_weights_is_refused(folders
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if not name.startswith("text_projection")}
     safetensors.torch.save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks 1 of the weights of CLIPModel, text_projection.weight first; use a"):
+    with pytest.raises(UserError, match=r"lacks 1 of the weights of CLIPModel, such as text_projection.weight; use a"):
         TextNamer.create(folder, NAMES)
 
 
@@ -193,7 +193,7 @@ def test_the_command_names_a_grid_and_says_what_is_missing(folders, tmp_path, mo
     names, clip = ("--vocabulary", tmp_path / "names.txt"), folders / "clip"
     asked = ("extract", tmp_path / "photos", tmp_path / "store", "--where", "grid", "--features", clip)
     refused(call(monkeypatch, capfd, *asked, "--names-by", clip), "give a file of names as --vocabulary")
-    refused(call(monkeypatch, capfd, *asked, *names), "grid looks for no names; omit --vocabulary, or give")
+    refused(call(monkeypatch, capfd, *asked, *names), "grid takes no vocabulary; omit --vocabulary, or give")
     refused(call(monkeypatch, capfd, *asked, *names, "--names-by", "nowhere"), "text tower nowhere does not exist")
     refused(call(monkeypatch, capfd, *asked, *names, "--names-by", folders / "siglip"), "siglip does not belong to")
     assert not (tmp_path / "store").exists()

@@ -79,7 +79,7 @@ def test_what_cannot_be_joined_is_one_sentence_and_leaves_nothing(tmp_path, monk
     with RegionStoreWriter(tmp_path / "clash", EXTRACTOR) as writer:
         regions = regions_of(4)
         writer.add(type(regions)(**{**vars(regions), "image_id": regions_of(1).image_id}))
-    with pytest.raises(UserError, match=r"image '.*37' has other regions in .*clash than in .*0; give two images two"):
+    with pytest.raises(UserError, match=r"image '.*37' has different regions in .*clash and .*0; give different"):
         join_stores(tmp_path / "out", [first, tmp_path / "clash"])
     with pytest.raises(UserError, match=r"0 exists already; remove it, or choose another folder"):
         join_stores(first, [other])
