@@ -79,7 +79,7 @@ def test_an_adapter_finds_its_base_among_the_exports_or_is_refused(folders: dict
     (damaged / ADAPTER_WEIGHTS).write_bytes(b"")
     with pytest.raises(UserError, match=f"{ADAPTER_WEIGHTS} is damaged"):
         open_models([folders["other"], folders["base"]], [str(damaged)], "cpu")
-    with pytest.raises(UserError, match="taken or empty"):
+    with pytest.raises(UserError, match="empty or already taken"):
         open_models([folders["base"]], [f"base={folders['asked']}"], "cpu")
     image = GivenRegions.of(dataclasses.replace(make_regions(1)), make_extractor())
     assert image.names[0].split()[-1] in make_extractor().classes

@@ -229,7 +229,7 @@ def test_a_model_is_chosen_by_its_name_or_else_by_what_it_can_do(models: Models)
     assert listed["second"]["abilities"] == ["classify", "regions"] and listed["second"]["synthetic"]
     with served({"second": models["second"]}) as (_, app):
         assert send(app, ("/answer", {"json": {"image": PNG, "question": "what"}}))[0].status_code == 404
-    with pytest.raises(UserError, match="served as 'able', which is taken or empty; give NAME="):
+    with pytest.raises(UserError, match="served as 'able', a name that is empty or already taken; give NAME="):
         open_models([str(models["able"].predictor.trained.weights.parent)] * 2, [], "cpu")
 
 
