@@ -32,8 +32,7 @@ def finetune(
         bool,
         typer.Option(
             "--new-extractor",
-            help="Accept regions of another extractor; the region projection is newly initialised, unless both have "
-            "features of one model.",
+            help="Accept regions of another extractor; the region projection is newly initialised.",
         ),
     ] = False,
     threads: Threads = 0,

@@ -56,8 +56,7 @@ class RunConfig(Section):
     initial: Path | None = Field(None, description="a run or an export to start from; null starts from scratch")
     new_extractor: bool = Field(
         False,
-        description="accept regions of another extractor than initial's; the region projection is newly initialised, "
-        "unless both have features of one model",
+        description="accept regions of another extractor than initial's; the region projection is newly initialised",
     )
     inputs: InputsConfig = InputsConfig()
     model: ModelConfig = ModelConfig()

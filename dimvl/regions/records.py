@@ -264,11 +264,6 @@ class Extractor:
         own, theirs = (dict(one.parts or {"where": one.fingerprint}) for one in (self, other))
         return own.pop("called", None) != theirs.pop("called", None) and own == theirs
 
-    def same_features(self, other: "Extractor") -> bool:
-        """Whether features mean the same, whatever chose and named the boxes: one model, one size of images."""
-        sizes = [[one.parameters.get(name) for name in SIZES] for one in (self, other)]
-        return self.looks == other.looks and self.feature_width == other.feature_width and sizes[0] == sizes[1]
-
     def named(self, names: tuple[str, ...], called: str) -> "Extractor":
         """Return this extractor with the names of a model of fingerprint `called`: as classes if it has none yet."""
         parts = {**(self.parts or {"where": self.fingerprint}), "called": called}

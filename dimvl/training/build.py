@@ -179,9 +179,7 @@ def _model(
     if config.model.bert is not None:
         load_bert(model, config.model.bert)
     fresh = [] if initial is None else _load_initial(model, initial, processor, config)
-    if processor.max_regions and (
-        initial is None or not initial.processor.max_regions or _new_features(config, processor, initial.processor)
-    ):
+    if processor.max_regions and (initial is None or config.new_extractor or not initial.processor.max_regions):
         if config.adapter is not None:
             raise UserError(
                 f"the base {config.initial} was trained without regions, which an adapter cannot add; set "
@@ -265,26 +263,20 @@ def _same_network(arguments: dict[str, Any], initial: TrainedModel) -> dict[str,
     return {"max_positions": model.tokens.position.num_embeddings, "norm_eps": model.tokens.norm.eps}
 
 
-def _new_features(config: RunConfig, processor: Processor, old: Processor) -> bool:
-    """Whether the regions' features are not those that the initial model projects."""
-    return config.new_extractor and not old.extractor.same_features(processor.extractor)
-
-
 def _load_initial(model: DimvlModel, initial: TrainedModel, processor: Processor, config: RunConfig) -> list[str]:
-    """Load the initial weights, without heads of other answers, labels or classes, or the projection of other features.
+    """Load the initial weights, without heads of other answers, labels or classes, or a new extractor's projection.
 
     Returns the names of the weights that stay newly initialised.
     """
     weights, old = initial.model.state_dict(), initial.processor
-    new_features = _new_features(config, processor, old)
     others = {
         "answer_head.": processor.answers != old.answers,
         "label_head.": processor.labels != old.labels,
-        "object_head.": new_features or processor.extractor.classes != old.extractor.classes,
+        "object_head.": config.new_extractor,
     }
     left_out = tuple(head for head, is_other in others.items() if is_other)
     weights = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
-    if new_features:
+    if config.new_extractor:
         extractor = processor.extractor.name
         logger.warning("the region projection is newly initialised for the extractor %s", extractor)
         weights |= {name: value for name, value in model.state_dict().items() if name.startswith("regions.feature")}
