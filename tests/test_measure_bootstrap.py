@@ -42,7 +42,7 @@ def test_each_setting_of_the_study_gets_its_captions(tmp_path: Path) -> None:
     assert found["shared"] == ["shared web", "shared synthetic"]
     for name in ("scenes", "flickr8k"):
         study = read_keys(StudyConfig, CONFIGS / "studies" / f"{name}-bootstrap.yaml")
-        assert study.settings.keys() | {"clean"} == found.keys()
+        assert study.settings.keys() | {"clean", "shared"} == found.keys()
         assert {*study.scores} <= {*tool.SCORES}
 
 
