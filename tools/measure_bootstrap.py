@@ -155,9 +155,11 @@ def scene_captions(out: Path) -> Both:
 
 
 def flickr8k_captions(data: Path) -> Both:
-    """Read the captions of the training images of Flickr8k, and make some noisy."""
+    """Read the captions of the training images of Flickr8k, and make some noisy; images have their ids in the store."""
     captions = read_captions(data / run_flickr8k.ANNOTATIONS, ["train"])
-    return [as_line(caption.file_names[0], caption) for caption in captions], noisy_lines(captions, SHARE, SEED)
+    noisy = noisy_lines(captions, SHARE, SEED)
+    clean = [as_line(caption.image_id, caption) for caption in captions]
+    return clean, [{**line, "image": own["image"]} for line, own in zip(noisy, clean, strict=True)]
 
 
 def as_line(image: str, caption: Caption) -> Line:
