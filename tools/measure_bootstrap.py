@@ -1,14 +1,17 @@
 """Measure what bootstrapped captions are worth: noisy captions filtered, and replaced by synthetic ones.
 
 python -m tools.measure_bootstrap scenes runs/bootstrap --jobs 2
-python -m tools.measure_bootstrap flickr8k runs/flickr8k --data DATA
+python -m tools.measure_bootstrap flickr8k runs/flickr8k --data DATA --jobs 2
 
 Captions of most training images are made noisy (`dimvl/data/noise.py`), those of some stay clean. From a model that was
-pretrained on both, a captioner and a filter are fine-tuned on the clean ones, separately, and one model as both
-(shared). `dimvl bootstrap` writes and filters captions with each. Then `dimvl study` pretrains new models at equal
-steps on the noisy captions, the filtered ones, filtered and synthetic ones (on scenes, of both kinds of models), and
-the captions before they were made noisy, always beside the clean ones, and compares them
+pretrained on both, a captioner and a filter are fine-tuned on the clean ones, separately, and on scenes also one model
+as both (shared). `dimvl bootstrap` writes and filters captions with each. Then `dimvl study` pretrains new models at
+equal steps on the noisy captions, the filtered ones, filtered and synthetic ones (of both kinds of models), and the
+captions before they were made noisy, always beside the clean ones, and compares them
 (configs/studies/*-bootstrap.yaml).
+
+On scenes the filter judges by matching, as BLIP's. So few photographs do not teach matching, but alignment, so there it
+judges by that; JUDGED of the noisy captions, with labels, choose the threshold.
 
 DATA is the folder of tools/run_flickr8k.py, and OUT may be one in which that tool has run: its regions are used again.
 Each command runs in its own process in OUT. One that has ended is skipped when this tool runs again, and one that was
@@ -40,7 +43,8 @@ from tools.stages import ROOT, Stage, dimvl, minutes, run
 
 SHARE = 0.6
 """Of the captions that are made noisy."""
-KINDS = ("separate", "shared")
+KINDS = {"scenes": ("separate", "shared"), "flickr8k": ("separate",)}
+JUDGED = 500
 SEED = 17
 SCORES = ("overall", "fact_precision", "fact_recall", "official / CIDEr")
 """Scores of the study that are kept."""
@@ -63,7 +67,7 @@ class Sizes(NamedTuple):
 
 SCENES = Sizes(3000, 500, 500, 300, 500)
 SCENES_QUICK = Sizes(60, 20, 2, 2, 2, ("values.pretraining=2", "values.answering=2", "values.captioning=2"))
-FLICKR8K = Sizes(0, 1000, 300, 300, 300)
+FLICKR8K = Sizes(0, 1000, 300, 300, 200)
 FLICKR8K_QUICK = Sizes(0, 1000, 2, 2, 2, ("values.pretraining=2", "values.captioning=2"))
 
 
@@ -94,9 +98,9 @@ def main() -> None:
         lay_out(out, scene_captions(out) if scenes else flickr8k_captions(arguments.data), sizes.clean)
         train = (train_on_scenes if scenes else train_on_flickr8k)(sizes, arguments.threads)
         config = f"configs/bootstrap/{arguments.name}.yaml"
-        train += [bootstrap(config, name, arguments.threads) for name in KINDS]
+        train += [bootstrap(config, name, arguments.threads) for name in KINDS[arguments.name]]
         run_all(train, out)
-        lay_out_results(out)
+        lay_out_results(out, KINDS[arguments.name])
     except UserError as error:
         parser.error(str(error))
     seeds = f"seeds=[{','.join(map(str, arguments.seeds))}]"
@@ -111,7 +115,7 @@ def main() -> None:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "versions": {name: version(name) for name in ("dimvl", "torch")},
             "share_of_noisy_captions": SHARE,
-            "bootstrap": {name: read_json(out / "bootstrap" / name / "report.json") for name in KINDS},
+            "bootstrap": {name: read_json(out / "bootstrap" / name / "report.json") for name in KINDS[arguments.name]},
             **study_results(read_json(out / "study" / "results.json")),
             "minutes": minutes(out, [*planned, *train, study]),
         },
@@ -184,6 +188,10 @@ def lay_out(out: Path, captions: Both, clean: int) -> None:
     write_captions(out, "clean", true, of_clean)
     write_captions(out, "truth", true, lambda line: not of_clean(line))
     write_captions(out, "noisy", noisy, lambda line: not of_clean(line))
+    others = [line for line in noisy if not of_clean(line)]
+    judged = np.random.default_rng(SEED).permutation(len(others))[:JUDGED].tolist()
+    labelled = [{**others[place], "label": others[place]["noise"] == CLEAN} for place in judged]
+    write_captions(out, "judged", labelled, lambda line: True)
 
 
 def write_captions(out: Path, name: str, lines: Sequence[Line], wanted: Callable[[Line], bool]) -> None:
@@ -220,23 +228,14 @@ def train_on_scenes(sizes: Sizes, threads: int) -> list[Stage]:
 
 
 def train_on_flickr8k(sizes: Sizes, threads: int) -> list[Stage]:
-    """Train the base, then captioner, filter, and one model as both."""
+    """Train the base, then captioner and filter."""
     train, steps = trainer(threads), "training.steps={}".format
-    shares = {"masked_lm": 0, "seq2seq_lm": 0.5, "masked_object": 0, "matching": 0.5}
-    both = [f"objectives.shares.{name}={share}" for name, share in shares.items()]
     small = ["model.layers=3", "training.warmup_steps=30", "regions=stores/plain"]
     after = [*small, "initial=runs/base", CLEAN_ONLY]
     return [
         train("base", "pretrain", "flickr8k/pretrain", *small, EVERYTHING, steps(sizes.base)),
         train("captioner", "finetune", "flickr8k/caption", *after, steps(sizes.captioner)),
-        train(
-            *("filter", "finetune", "flickr8k/retrieve", *after, "model.bert=null"),
-            *("matching_share=0.5", steps(sizes.filter)),
-        ),
-        train(
-            *("shared", "pretrain", "flickr8k/pretrain", *after, *both, "objectives.shared_prefix=true"),
-            *("model.bert=null", steps(sizes.filter)),
-        ),
+        train("filter", "finetune", "flickr8k/retrieve", *after, "model.bert=null", steps(sizes.filter)),
     ]
 
 
@@ -247,12 +246,12 @@ def bootstrap(config: str, name: str, threads: int) -> Stage:
     return Stage(f"bootstrap-{name}", dimvl(*words))
 
 
-def lay_out_results(out: Path) -> None:
+def lay_out_results(out: Path, kinds: Sequence[str]) -> None:
     """Write the captions of each setting of the study."""
-    separate, shared = (read_captions_with_noise(out / "bootstrap" / name / "captions.jsonl") for name in KINDS)
-    write_captions(out, "filtered", separate, lambda line: line["origin"] != "synthetic")
-    write_captions(out, "bootstrapped", separate, lambda line: True)
-    write_captions(out, "shared", shared, lambda line: True)
+    found = {name: read_captions_with_noise(out / "bootstrap" / name / "captions.jsonl") for name in kinds}
+    write_captions(out, "filtered", found["separate"], lambda line: line["origin"] != "synthetic")
+    for name, lines in found.items():
+        write_captions(out, "bootstrapped" if name == "separate" else name, lines, lambda line: True)
 
 
 def study_results(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class SamplingConfig(Section):
 
 
 class KeepConfig(Section):
-    """Keep fewer or more texts than the filter calls a match, by another threshold on its probability."""
+    """Keep fewer or more texts than the filter calls a match, by another threshold on its score."""
 
     precision: float = Field(gt=0, le=1, description="minimum share of matches among the kept texts of the sample")
     sample: Path = Field(
@@ -52,7 +52,12 @@ class BootstrapConfig(Section):
     captioner: Path | None = Field(
         None, description="a run or an export of a captioning model; null writes no captions and only filters"
     )
-    filter: Path = Field(description="a run or an export with a matching head")
+    filter: Path = Field(description="a run or an export with a matching head, or with alignment for that score")
+    score: Literal["matching", "alignment"] = Field(
+        "matching",
+        description="matching: probability of the filter's matching head; alignment: (1 + cosine) / 2 of the image and "
+        "the text, which has no decision of its own, so it needs keep",
+    )
     allow_trained: bool = Field(False, description="accept a filter that was trained on these captions or images")
     sampling: SamplingConfig = SamplingConfig()
     keep: KeepConfig | None = Field(
@@ -65,6 +70,15 @@ class BootstrapConfig(Section):
     def _sampling_has_a_captioner(self) -> "BootstrapConfig":
         if self.captioner is None and "sampling" in self.model_fields_set:
             raise ValueError("sampling is of the captioner, and there is none; give captioner, or remove sampling")
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_has_a_threshold(self) -> "BootstrapConfig":
+        if self.score == "alignment" and self.keep is None:
+            raise ValueError(
+                "score is alignment, which has no threshold of its own; give keep.precision and keep.sample, or "
+                "score=matching"
+            )
         return self
 
     def check_inputs(self) -> None:

@@ -128,7 +128,7 @@ def write_results(
         config: what was done.
         writer: has the models.
         store: the regions.
-        threshold: from which probability a text is kept.
+        threshold: from which score a text is kept.
         lines: what the blocks have.
         images: number of images.
         texts: the captions, which were read to their end.
@@ -145,7 +145,7 @@ def write_results(
         dropped_path.open("w", encoding="ascii") as dropped,
     ):
         for image_id, of_image in groupby(lines, key=lambda line: str(line["image"])):
-            judged = [(line, line["score"] >= threshold.probability) for line in of_image]
+            judged = [(line, line["score"] >= threshold.score) for line in of_image]
             for line, is_kept in judged:
                 (kept if is_kept else dropped).write(json.dumps(line) + "\n")
                 count.add(line, is_kept)
@@ -166,6 +166,7 @@ def write_results(
             if model is not None
         },
         "sampling": config.sampling.model_dump() | {"seed": config.seed} if writer.captioner else None,
+        "score": config.score,
         "threshold": asdict(threshold),
         "images": images,
         "captions_read": texts.captions,

@@ -157,6 +157,7 @@ def _claim(config: BootstrapConfig, writer: BlockWriter, store: RegionStore, tex
     settings = {
         "captioner": None if writer.captioner is None else writer.captioner.fingerprint,
         "filter": writer.filter.fingerprint,
+        "score": config.score,
         "regions": store.fingerprint,
         "captions": texts.checksums,
         "split": config.split,
@@ -178,7 +179,7 @@ def _claim(config: BootstrapConfig, writer: BlockWriter, store: RegionStore, tex
 
 
 def _threshold(config: BootstrapConfig, writer: BlockWriter, store: RegionStore) -> Threshold:
-    """Return from which probability a text is kept; raises as `choose_threshold`."""
+    """Return from which score a text is kept; raises as `choose_threshold`."""
     if config.keep is None:
         return Threshold()
     pairs, labels = read_sample(config.keep.sample, store, writer.filter.trained.processor, config.match)

@@ -1,4 +1,4 @@
-"""From which probability a text is kept: the filter's own decision, or what has a wanted precision on a sample."""
+"""From which score a text is kept: the filter's own decision, or what has a wanted precision on a sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from dimvl.errors import UserError
 
 @dataclass(frozen=True)
 class Threshold:
-    """Texts with at least this probability of a match are kept.
+    """Texts with at least this score are kept.
 
     Attributes:
-        probability: the least that is kept; 0.5 is the filter's own two-way decision.
+        score: the least that is kept; 0.5 is the matching head's own two-way decision.
         texts: number of texts in the sample that it was chosen on; 0 without one.
         precision: share of the kept texts of the sample that fit; None without one.
         recall: share of the fitting texts of the sample that are kept; None without one.
 
     """
 
-    probability: float = 0.5
+    score: float = 0.5
     texts: int = 0
     precision: float | None = None
     recall: float | None = None

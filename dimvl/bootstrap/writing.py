@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from dimvl.bootstrap.config import BootstrapConfig, SamplingConfig
 from dimvl.bootstrap.texts import ImageTexts
 from dimvl.checkpoints import ADAPTER, RUN
 from dimvl.config import DecodingOptions
 from dimvl.data.examples import keyed_generator
-from dimvl.data.prefixes import PrefixImages
+from dimvl.data.prefixes import Prefix, PrefixImages
 from dimvl.data.sampler import in_order
 from dimvl.errors import UserError
 from dimvl.regions.store import RegionStore
 from dimvl.tasks.captioning.prediction import CAPTION, sampled_captions, text_rows
 from dimvl.tasks.inference import ROW_BUDGET
 from dimvl.tasks.pretraining.matching import MATCH, match_probabilities
+from dimvl.tasks.retrieval.prediction import EMBED_IMAGE, embed_images, embed_texts
 from dimvl.trained_model import TrainedModel, load_model, model_fingerprint
 
 DIGITS = 16
@@ -42,7 +44,7 @@ class Model:
 
 
 class Judged(NamedTuple):
-    """The probability that a text belongs to its image, and whether the filter read only its beginning."""
+    """The score of a text, from 0 to 1, and whether the filter read only its beginning."""
 
     score: float
     cut: bool
@@ -68,12 +70,13 @@ class BlockWriter:
 
     def __init__(self, config: BootstrapConfig, store: RegionStore, device: Any) -> None:
         self.store, self.sampling, self.seed = store, config.sampling, config.seed
+        self._aligns = config.score == "alignment"
         self.filter = _open(config.filter, device)
         same = config.captioner is not None and config.captioner.resolve() == config.filter.resolve()
         self.captioner: Model | None = None
         if config.captioner is not None:
             self.captioner = self.filter if same else _open(config.captioner, device)
-        MATCH.check(self.filter.trained)
+        (EMBED_IMAGE if self._aligns else MATCH).check(self.filter.trained)
         _check_extractor(self.filter, store, "filter")
         self.longest = 0
         if self.captioner:
@@ -129,7 +132,8 @@ class BlockWriter:
         reader, found = trained.processor.reader(self.store), _prefixes(positions)
         limit = trained.processor.text_tokens
         words = [self._tokens(own) for own in texts]
-        again = np.array([1 if trained.processor.shared_prefix else len(own) for own in words], dtype=np.int64)
+        once = self._aligns or trained.processor.shared_prefix
+        again = np.array([1 if once else len(own) for own in words], dtype=np.int64)
         rows = reader.rows(found) * again + np.array([sum(min(len(text), limit) + 1 for text in own) for own in words])
         judged: list[list[Judged]] = [[] for _ in texts]
         for chosen in in_order(rows, ROW_BUDGET):
@@ -139,15 +143,27 @@ class BlockWriter:
                 for text in words[place]
             ]
             places, prefixes, every = zip(*pairs, strict=True)
-            scores = match_probabilities(trained, prefixes, [text[:limit] for text in every]).tolist()
-            for place, text, score in zip(places, every, scores, strict=True):
-                judged[place].append(Judged(round(score, DECIMALS), len(text) > limit))
+            score = alignments if self._aligns else match_probabilities
+            scores = score(trained, prefixes, [text[:limit] for text in every]).tolist()
+            for place, text, own in zip(places, every, scores, strict=True):
+                judged[place].append(Judged(round(own, DECIMALS), len(text) > limit))
         return judged
 
     def _tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return token ids; of a text of which the tokenizer makes nothing, [UNK]."""
         tokenizer = self.filter.trained.processor.tokenizer
         return [np.array(own or [tokenizer.unknown], np.int64) for own in tokenizer.encode_all(texts)]
+
+
+def alignments(trained: TrainedModel, prefixes: Sequence[Prefix], words: Sequence[np.ndarray]) -> Tensor:
+    """Return (1 + cosine) / 2 of each prefix and its text: (M,), float32. Equal prefixes are computed once.
+
+    The cosine is a common filter of captions from the web (LAION: Schuhmann et al., NeurIPS 2022), there by CLIP.
+    """
+    own = {id(prefix): prefix for prefix in prefixes}
+    places = {key: place for place, key in enumerate(own)}
+    images = embed_images(trained, list(own.values())).pooled[[places[id(prefix)] for prefix in prefixes]]
+    return (1 + (images * embed_texts(trained, words).pooled).sum(dim=1)) / 2
 
 
 def _open(folder: Path, device: Any) -> Model:

@@ -32,6 +32,7 @@ from dimvl.regions.sources.base import Part
 from dimvl.regions.store import RegionStore
 from dimvl.regions.store.writer import RegionStoreWriter
 from dimvl.tasks.pretraining.matching import match_pairs
+from dimvl.tasks.retrieval.prediction import embed_all_texts, embed_store
 from dimvl.trained_model import load_model
 from tests.bootstrap.made import IMAGES, make_config, make_parts, read_lines, write_lines
 from tests.cli.calls import call, refused
@@ -197,8 +198,33 @@ def test_another_threshold_is_chosen_on_a_sample_without_computing_again(
     keep = {"precision": 1.0, "sample": write_lines(tmp_path / "sample.jsonl", sample)}
     monkeypatch.setattr(run_module.BlockWriter, "lines", lambda *_: pytest.fail("computed again"))
     results = bootstrap(make_config(keys, tmp_path / "out", keep=keep), "cpu")
-    assert results is not None and results.report["threshold"]["probability"] == pytest.approx(cut, abs=1e-5)
-    assert results.kept["web"] == sum(line["score"] >= results.report["threshold"]["probability"] for line in web)
+    assert results is not None and results.report["threshold"]["score"] == pytest.approx(cut, abs=1e-5)
+    assert results.kept["web"] == sum(line["score"] >= results.report["threshold"]["score"] for line in web)
+
+
+def test_by_alignment_a_text_has_the_score_of_its_cosine(keys: Keys, whole: Path, tmp_path: Path) -> None:
+    sample = [{**line, "label": True} for line in read_lines(whole)]
+    keep = {"precision": 0.5, "sample": write_lines(tmp_path / "sample.jsonl", sample)}
+    refuse(keys, tmp_path / "out", "cannot embed image", score="alignment", keep=keep)
+    model = make_trained(all_abilities(aligns=True, captions=False, matches=False, answers=()), seed=2)
+    aligned = write_run(tmp_path / "aligned", model, description="photographs")
+    config = make_config(keys, tmp_path / "out", filter=aligned, score="alignment", keep=keep)
+    results = bootstrap(config, "cpu")
+    assert results is not None and results.report["score"] == "alignment"
+    trained, store = load_model(aligned), RegionStore(keys["regions"])
+    lines = read_lines(config.output)
+    assert len({line["score"] for line in lines}) > len(lines) // 2
+    for line in lines:
+        images = embed_store(trained, store, [((line["image"],), ())])
+        cosine = float(images.pooled @ embed_all_texts(trained, [line["caption"]]).pooled.T)
+        assert line["score"] == pytest.approx((1 + cosine) / 2, abs=1e-5)
+    least = min(line["score"] for line in lines)
+    assert results.report["threshold"]["score"] == pytest.approx(least, abs=1e-5)
+
+
+def test_alignment_needs_a_threshold(keys: Keys, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"keep\.precision and keep\.sample"):
+        make_config(keys, tmp_path / "out", score="alignment")
 
 
 def test_the_images_of_the_sample_are_found_by_the_rule_of_the_captions(keys: Keys, tmp_path: Path) -> None:
@@ -217,7 +243,7 @@ def test_the_lowest_threshold_with_the_precision_is_chosen_and_equal_scores_go_t
 
     assert chosen(1.0) == Threshold(0.9, 6, 1.0, 0.25)
     assert chosen(0.75) == Threshold(0.3, 6, 0.8, 1.0)
-    assert chosen(0.5).probability == 0.1
+    assert chosen(0.5).score == 0.1
     with pytest.raises(UserError, match=r"at most 0\.500.*lower keep\.precision"):
         choose_threshold([0.8, 0.8, 0.2], [True, False, False], make_keep(tmp_path, 0.9))
 
