@@ -44,7 +44,7 @@ from tools.stages import ROOT, Stage, dimvl, minutes, run
 SHARE = 0.6
 """Of the captions that are made noisy."""
 KINDS = {"scenes": ("separate", "shared"), "flickr8k": ("separate",)}
-JUDGED = 500
+JUDGED = 1000
 SEED = 17
 SCORES = ("overall", "fact_precision", "fact_recall", "official / CIDEr")
 """Scores of the study that are kept."""
