@@ -45,6 +45,7 @@ SHARE = 0.6
 """Of the captions that are made noisy."""
 KINDS = {"scenes": ("separate", "shared"), "flickr8k": ("separate",)}
 JUDGED = 1000
+"""Noisy captions with labels; on photographs they choose the threshold."""
 SEED = 17
 SCORES = ("overall", "fact_precision", "fact_recall", "official / CIDEr")
 """Scores of the study that are kept."""
