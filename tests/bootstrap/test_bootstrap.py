@@ -17,6 +17,7 @@ import yaml
 import dimvl.bootstrap.results as results_module
 import dimvl.bootstrap.run as run_module
 import dimvl.bootstrap.texts as texts_module
+import dimvl.bootstrap.writing as writing_module
 from dimvl.bootstrap.results import DROPPED, KEPT, PAGE, REPORT, noise_scores
 from dimvl.bootstrap.run import SETTINGS, bootstrap
 from dimvl.bootstrap.texts import WebTexts, read_sample
@@ -149,6 +150,19 @@ def test_each_model_computes_an_image_once_for_all_of_its_texts(
     assert sum(read) == IMAGES + (IMAGES + 1), "by the captioner, and by the filter, which meets image 2 again"
 
 
+def test_by_alignment_an_image_is_embedded_once_for_all_of_its_texts(
+    keys: Keys, aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded, embed = [], writing_module.embed_images
+    monkeypatch.setattr(
+        writing_module, "embed_images", lambda trained, images: embedded.append(len(images)) or embed(trained, images)
+    )
+    sample = [{"image": "1", "caption": "a", "label": True}]
+    keep = {"precision": 0.5, "sample": write_lines(tmp_path / "sample.jsonl", sample)}
+    bootstrap(make_config(keys, tmp_path / "out", filter=aligned, score="alignment", keep=keep), "cpu")
+    assert sum(embedded) == IMAGES + 1 + len(sample), "image 2 is met again; the sample is judged, too"
+
+
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_bootstrap_killed_at_random_moments_resumes_to_the_same_bytes(
     keys: Keys, whole: Path, tmp_path: Path
@@ -202,12 +216,19 @@ def test_another_threshold_is_chosen_on_a_sample_without_computing_again(
     assert results.kept["web"] == sum(line["score"] >= results.report["threshold"]["score"] for line in web)
 
 
-def test_by_alignment_a_text_has_the_score_of_its_cosine(keys: Keys, whole: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that aligns, and does not match."""
+    model = make_trained(all_abilities(aligns=True, captions=False, matches=False, answers=()), seed=2)
+    return write_run(tmp_path_factory.mktemp("parts") / "aligned", model, description="photographs")
+
+
+def test_by_alignment_a_text_has_the_score_of_its_cosine(
+    keys: Keys, whole: Path, aligned: Path, tmp_path: Path
+) -> None:
     sample = [{**line, "label": True} for line in read_lines(whole)]
     keep = {"precision": 0.5, "sample": write_lines(tmp_path / "sample.jsonl", sample)}
     refuse(keys, tmp_path / "out", "cannot embed image", score="alignment", keep=keep)
-    model = make_trained(all_abilities(aligns=True, captions=False, matches=False, answers=()), seed=2)
-    aligned = write_run(tmp_path / "aligned", model, description="photographs")
     config = make_config(keys, tmp_path / "out", filter=aligned, score="alignment", keep=keep)
     results = bootstrap(config, "cpu")
     assert results is not None and results.report["score"] == "alignment"
