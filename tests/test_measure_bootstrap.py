@@ -22,20 +22,17 @@ def lines_of(path: Path) -> list[dict[str, object]]:
 def test_images_with_clean_captions_have_no_noisy_ones(tmp_path: Path) -> None:
     true = [{"image": n // 2, "caption": f"caption {n}", "noise": "none"} for n in range(40)]
     noisy = [{**line, "caption": "noise", "noise": "swapped"} for line in true]
-    tool.lay_out(tmp_path, (true, noisy), 5)
+    tool.lay_out(tmp_path, (true, noisy), tool.SCENES._replace(clean=5))
     parts = {name: lines_of(tmp_path / "captions" / f"{name}.jsonl") for name in ("clean", "truth", "noisy")}
     images = {name: {line["image"] for line in part} for name, part in parts.items()}
     assert len(images["clean"]) == 5 and images["truth"] == images["noisy"] == set(range(20)) - images["clean"]
     assert len(parts["clean"]) == 10 and all(line in true for line in parts["clean"] + parts["truth"])
 
 
-def test_a_sample_of_the_noisy_captions_is_judged_by_their_noise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sample_of_the_noisy_captions_is_judged_by_their_noise(tmp_path: Path) -> None:
     true = [{"image": n, "caption": f"caption {n}", "noise": "none"} for n in range(40)]
     noisy = [{**line, "noise": "swapped"} if n % 2 else line for n, line in enumerate(true)]
-    monkeypatch.setattr(tool, "JUDGED", 20)
-    tool.lay_out(tmp_path, (true, noisy), 5)
+    tool.lay_out(tmp_path, (true, noisy), tool.FLICKR8K._replace(clean=5, judged=20))
     judged, others = (lines_of(tmp_path / "captions" / f"{name}.jsonl") for name in ("judged", "noisy"))
     assert len(judged) == 20 and {line["label"] for line in judged} == {True, False}
     assert all(
@@ -49,14 +46,16 @@ def test_each_setting_of_the_study_gets_its_captions(name: str, tmp_path: Path) 
         (tmp_path / "bootstrap" / kind).mkdir(parents=True)
         lines = [{"image": 1, "caption": f"{kind} {origin}", "origin": origin} for origin in ("web", "synthetic")]
         tool.write_lines(tmp_path / "bootstrap" / kind / "captions.jsonl", lines)
-    tool.lay_out(tmp_path, ([{"image": 1, "caption": "a"}], [{"image": 1, "caption": "b", "noise": "none"}]), 0)
+    noisy = [{"image": 1, "caption": "b", "noise": "none"}]
+    sizes = {"scenes": tool.SCENES, "flickr8k": tool.FLICKR8K}[name]
+    tool.lay_out(tmp_path, ([{"image": 1, "caption": "a"}], noisy), sizes._replace(clean=0))
     tool.lay_out_results(tmp_path, tool.KINDS[name])
     found = {path.stem: [line["caption"] for line in lines_of(path)] for path in (tmp_path / "captions").iterdir()}
     assert found["filtered"] == ["separate web"]
     assert found["bootstrapped"] == ["separate web", "separate synthetic"]
     assert found.get("shared", ["shared web", "shared synthetic"]) == ["shared web", "shared synthetic"]
     study = read_keys(StudyConfig, CONFIGS / "studies" / f"{name}-bootstrap.yaml")
-    assert study.settings.keys() | {"clean", "judged"} == found.keys()
+    assert study.settings.keys() | {"clean"} | ({"judged"} if sizes.judged else set()) == found.keys()
     assert {*study.scores} <= {*tool.SCORES}
 
 

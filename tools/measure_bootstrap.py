@@ -11,7 +11,7 @@ captions before they were made noisy, always beside the clean ones, and compares
 (configs/studies/*-bootstrap.yaml).
 
 On scenes the filter judges by matching, as BLIP's. So few photographs do not teach matching, but alignment, so there it
-judges by that; JUDGED of the noisy captions, with labels, choose the threshold.
+judges by that; some noisy captions, labelled by their noise, choose the threshold.
 
 DATA is the folder of tools/run_flickr8k.py, and OUT may be one in which that tool has run: its regions are used again.
 Each command runs in its own process in OUT. One that has ended is skipped when this tool runs again, and one that was
@@ -44,8 +44,6 @@ from tools.stages import ROOT, Stage, dimvl, minutes, run
 SHARE = 0.6
 """Of the captions that are made noisy."""
 KINDS = {"scenes": ("separate", "shared"), "flickr8k": ("separate",)}
-JUDGED = 1000
-"""Noisy captions with labels; on photographs they choose the threshold."""
 SEED = 17
 SCORES = ("overall", "fact_precision", "fact_recall", "official / CIDEr")
 """Scores of the study that are kept."""
@@ -55,21 +53,22 @@ Line = dict[str, Any]
 class Sizes(NamedTuple):
     """Training images of scenes, images with clean captions, and steps: of the base, the captioner and the filter.
 
-    `study` has overrides of the study's values.
+    `judged` noisy captions, with labels, choose the threshold; `study` has overrides of the study's values.
     """
 
     images: int
     clean: int
+    judged: int
     base: int
     captioner: int
     filter: int
     study: Sequence[str] = ()
 
 
-SCENES = Sizes(3000, 500, 500, 300, 500)
-SCENES_QUICK = Sizes(60, 20, 2, 2, 2, ("values.pretraining=2", "values.answering=2", "values.captioning=2"))
-FLICKR8K = Sizes(0, 1000, 300, 300, 200)
-FLICKR8K_QUICK = Sizes(0, 1000, 2, 2, 2, ("values.pretraining=2", "values.captioning=2"))
+SCENES = Sizes(3000, 500, 0, 500, 300, 500)
+SCENES_QUICK = Sizes(60, 20, 0, 2, 2, 2, ("values.pretraining=2", "values.answering=2", "values.captioning=2"))
+FLICKR8K = Sizes(0, 1000, 1000, 300, 300, 200)
+FLICKR8K_QUICK = Sizes(0, 1000, 1000, 2, 2, 2, ("values.pretraining=2", "values.captioning=2"))
 
 
 def main() -> None:
@@ -96,7 +95,7 @@ def main() -> None:
             run_flickr8k.lay_out(arguments.data, out)
             planned = run_flickr8k.shared_stages()[:2]  # its concepts were learned from clean captions
         run_all(planned, out)
-        lay_out(out, scene_captions(out) if scenes else flickr8k_captions(arguments.data), sizes.clean)
+        lay_out(out, scene_captions(out) if scenes else flickr8k_captions(arguments.data), sizes)
         train = (train_on_scenes if scenes else train_on_flickr8k)(sizes, arguments.threads)
         config = f"configs/bootstrap/{arguments.name}.yaml"
         train += [bootstrap(config, name, arguments.threads) for name in KINDS[arguments.name]]
@@ -176,12 +175,15 @@ def read_captions_with_noise(path: Path) -> list[Line]:
         return [json.loads(line) for line in file]
 
 
-def lay_out(out: Path, captions: Both, clean: int) -> None:
-    """Draw the images with clean captions, and write these; of the others the noisy captions, and the true ones."""
+def lay_out(out: Path, captions: Both, sizes: Sizes) -> None:
+    """Draw the images with clean captions, and write these; of the others the noisy captions, and the true ones.
+
+    Also draws the noisy captions that are judged, if any are wanted.
+    """
     true, noisy = captions
     images = list(dict.fromkeys(str(line["image"]) for line in true))
     order = np.random.default_rng(SEED).permutation(len(images))
-    chosen = {images[place] for place in order[:clean]}
+    chosen = {images[place] for place in order[: sizes.clean]}
 
     def of_clean(line: Line) -> bool:
         return str(line["image"]) in chosen
@@ -189,8 +191,10 @@ def lay_out(out: Path, captions: Both, clean: int) -> None:
     write_captions(out, "clean", true, of_clean)
     write_captions(out, "truth", true, lambda line: not of_clean(line))
     write_captions(out, "noisy", noisy, lambda line: not of_clean(line))
+    if not sizes.judged:
+        return
     others = [line for line in noisy if not of_clean(line)]
-    judged = np.random.default_rng(SEED).permutation(len(others))[:JUDGED].tolist()
+    judged = np.random.default_rng(SEED).permutation(len(others))[: sizes.judged].tolist()
     labelled = [{**others[place], "label": others[place]["noise"] == CLEAN} for place in judged]
     write_captions(out, "judged", labelled, lambda line: True)
 
