@@ -12,6 +12,7 @@ import pytest
 
 from dimvl.checkpoints import best_checkpoint
 from dimvl.config import RunConfig
+from dimvl.errors import UserError
 from dimvl.export import check_export, export
 from dimvl.tasks import CONFIGS, abilities_of
 from dimvl.trained_model import load_model
@@ -60,3 +61,12 @@ def test_a_run_of_version_0_1_loads_exports_and_resumes_with_the_losses_that_it_
         losses((RUNS / name / "log.jsonl").read_text()), rel=1e-5
     )
     assert best_checkpoint(run) is not None and (run / "checkpoints" / "step-00000006").is_dir()
+
+
+@pytest.mark.parametrize(("inputs", "named"), [({"times": True}, "times"), ({"max_images": 6}, "max_images")])
+def test_an_adapter_gives_a_base_of_version_0_1_no_inputs_that_it_lacks(folder, tmp_path, inputs, named):
+    old = config_of(folder / "vqa").model_dump(exclude_unset=True)
+    changes = {"output": tmp_path / "run", "initial": folder / "pretrain", "adapter": {"head": True}}
+    config = CONFIGS["vqa"].model_validate({**old, **changes, "inputs": {**old.get("inputs", {}), **inputs}})
+    with pytest.raises(UserError, match=f"inputs.{named} makes .* but the base .* has .*; set inputs.{named}"):
+        run_training(config)

@@ -150,10 +150,11 @@ def write_results(
                 (kept if is_kept else dropped).write(json.dumps(line) + "\n")
                 count.add(line, is_kept)
             examples.add(image_id, judged)
-    results = count.results
-    wanted = images * config.sampling.captions if writer.captioner else 0
-    written = results.texts["synthetic"] - texts.synthetic
-    not_written = {"not_written": wanted - written} if writer.captioner else {}
+    results, not_written = count.results, {}
+    if writer.captioner:
+        written = results.texts["synthetic"] - texts.synthetic
+        not_written = {"not_written": images * config.sampling.captions - written}
+        count.histograms.setdefault("synthetic", [0] * BINS)  # shown even if it wrote none
     limit = writer.filter.trained.processor.text_tokens
     if count.cut:
         logger.warning(

@@ -166,13 +166,15 @@ def _claim(config: BootstrapConfig, writer: BlockWriter, store: RegionStore, tex
         "block": BLOCK,
     }
     file = config.output / SETTINGS
+    # Looked at first: another process may write its settings in between.
+    used = config.output.exists() and any(not path.name.startswith(".") for path in config.output.iterdir())
     if file.exists():
         found = read_sealed(file, REMEDY)
         if differing := [key for key in (*settings, *found) if found.get(key) != settings.get(key)]:
             raise UserError(
                 f"{config.output} was begun with another value of {differing[0]}; give the same one, or {REMEDY}"
             )
-    elif config.output.exists() and any(not path.name.startswith(".") for path in config.output.iterdir()):
+    elif used:
         raise UserError(f"{config.output} is not empty and has no {SETTINGS}; {REMEDY}")
     else:
         write_sealed(file, settings)

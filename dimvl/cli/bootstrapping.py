@@ -47,6 +47,10 @@ def bootstrap(config: Config, overrides: Overrides = None, threads: Threads = 0)
     for reason, number in results.report["captions_dropped"].items():
         if number:
             print_text(f"left out: {counted(number, 'caption')} ({reason})", error=True)
+    for origin, found in results.report["origins"].items():
+        if found.get("not_written"):
+            text = counted(found["not_written"], f"{origin} caption")
+            print_text(f"not written: {text} (empty, or a duplicate of another caption of the image)", error=True)
     if not kept:
         print_text(
             "no caption is kept: train the filter longer or on more captions, or choose a lower threshold by "

@@ -88,7 +88,7 @@ def products(model: DimvlModel, work: Work, recompute: bool = False) -> Iterator
         part = part_of(name, name.startswith(split))
         rows, inputs, outputs = _rows(name, part, work), module.in_features, module.out_features
         forward = 2.0 * rows * inputs * outputs
-        gradients = _takes_gradient(model, name) + module.weight.requires_grad
+        gradients = takes_gradient(model, name) + module.weight.requires_grad
         again = forward if recompute and part.startswith("encoder") else 0.0
         flops = Flops(forward, gradients * forward + again)
         yield Product(name=name, part=part, flops=flops, elements=rows * (inputs + outputs) + inputs * outputs)
@@ -139,7 +139,7 @@ def gradient_reaches_layers(model: DimvlModel) -> Iterator[bool]:
         yield reaches
 
 
-def _takes_gradient(model: DimvlModel, name: str) -> bool:
+def takes_gradient(model: DimvlModel, name: str) -> bool:
     """Return whether the input of a product needs a gradient, because something before it is trained."""
     if name in ("regions.geometry", "regions.time"):
         return False
@@ -147,7 +147,7 @@ def _takes_gradient(model: DimvlModel, name: str) -> bool:
         return model.regions.hidden_feature.requires_grad
     if name == "regions.words":
         return model.tokens.word.weight.requires_grad
-    if ".lora_B." in name:  # it follows a trained matrix
+    if ".lora_B." in name or name.startswith("encoder.prefix."):  # it follows trained weights
         return True
     reaches = [_is_trained(model.regions) or _is_trained(model.tokens), *gradient_reaches_layers(model)]
     top, *rest = name.split(".")

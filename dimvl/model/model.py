@@ -133,7 +133,7 @@ class DimvlModel(nn.Module, PyTorchModelHubMixin, library_name="dimvl", repo_url
 
 
 def read_arguments(path: Path, remedy: str) -> dict[str, Any]:
-    """Read the arguments of a model from its `config.json`.
+    """Read the arguments of a model from its `config.json`; those that an earlier version did not write, as defaults.
 
     Raises:
         UserError: one is missing, unknown, of another type or out of range.
@@ -148,7 +148,7 @@ def read_arguments(path: Path, remedy: str) -> dict[str, Any]:
     }
     requested: dict[str, Any] = {entry.argument: (bool | Size | Literal[0], 0) for entry in HEADS.values()}
     form = create_model("ModelArguments", __base__=Strict, **own, **requested)
-    return read_json_as(path, form, remedy).model_dump(exclude_unset=True)
+    return read_json_as(path, form, remedy).model_dump()
 
 
 def initialise(model: DimvlModel) -> None:

@@ -37,7 +37,7 @@ from typing import Literal
 from torch import nn
 
 from dimvl.model.encoder import FeedForward
-from dimvl.model.flops import gradient_reaches_layers
+from dimvl.model.flops import gradient_reaches_layers, takes_gradient
 from dimvl.model.heads import heads_of
 from dimvl.model.model import DimvlModel
 from dimvl.model.work import Work
@@ -156,7 +156,7 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
     """Bytes of the activations that a micro-batch keeps for its backward pass, by part.
 
     Nothing is kept below the first trained weight. Frozen weights above it are counted as trained ones, although they
-    keep less.
+    keep less. With autocast, weights whose input needs a gradient are kept as copies in bf16.
     """
     layers, block = sum(gradient_reaches_layers(model)), _block_bytes(model, work, numbers)
     if numbers.recompute:  # the inputs of all blocks, and everything of the one being recomputed
@@ -171,7 +171,11 @@ def saved_bytes(model: DimvlModel, work: Work, numbers: Numbers) -> dict[str, fl
     embedded = any(weight.requires_grad for part in (model.regions, model.tokens) for weight in part.parameters())
     kept = {"embeddings": embedded * _embedding_bytes(model, work, numbers), "encoder": encoder, "heads": heads}
     if numbers.arithmetic == "autocast":
-        linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+        linear = (
+            module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and takes_gradient(model, name)
+        )
         kept["casts of weights"] = 2.0 * sum(p.numel() for module in linear for p in module.parameters())
     return kept
 

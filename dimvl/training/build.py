@@ -203,7 +203,7 @@ def _check_base(arguments: dict[str, Any], initial: Path) -> None:
     """Refuse a network that differs from that of the base: what it adds would not be trained."""
     base, ours = read_arguments(initial / MODEL, RESTORE), {"dropout", *(entry.argument for entry in HEADS.values())}
     for name, value in arguments.items():
-        if name not in ours and name in base and base[name] != value:
+        if name not in ours and base[name] != value:
             key = SECTIONS.get(name, f"model.{name}")
             raise UserError(
                 f"{key} makes {name} {value!r} but the base {initial} has {base[name]!r}, and adapter leaves it as it "

@@ -43,20 +43,23 @@ def test_the_learned_keys_of_a_prefix_are_counted_up_to_padding(data, tmp_path):
     assert sum(flops_by_part(task.model, Work.of(batch, padded=True)).values(), Flops()).forward < 0.8 * found[0]
 
 
+@pytest.mark.parametrize("arithmetic", ["fp32", "autocast"])
 @pytest.mark.parametrize("adapter", [{"layers": 1}, {"layers": 2}, {"head": True}])
-def test_no_activations_are_kept_below_the_lowest_trained_weight(data, tmp_path, adapter):
+def test_no_activations_or_casts_are_kept_below_the_lowest_trained_weight(data, tmp_path, adapter, arithmetic):
     model = {"layers": 3, "width": 64, "inner_width": 256, "heads": 4}
     task, batch = adapted(data, tmp_path, adapter, "vqa", model=model)
-    numbers = Numbers(arithmetic="fp32", gpu=False, dropout=False)
+    numbers = Numbers(arithmetic=arithmetic, gpu=False, dropout=False)
     planned = sum(saved_bytes(task.model, Work.of(batch, padded=True), numbers).values())
-    assert planned == pytest.approx(
-        kept_by_autograd(task, batch, False), rel=0.1
-    )  # the lowest block keeps a little less
+    kept = kept_by_autograd(task, batch, arithmetic == "autocast")
+    assert planned == pytest.approx(kept, rel=0.1)  # the lowest block keeps a little less
 
 
-@pytest.mark.parametrize("adapter", [LORA, {"prefix": {"length": 3}}])
-def test_a_plan_counts_what_is_trained_and_no_optimiser_state_for_the_rest(data, tmp_path, adapter):
-    config = make_config(data, tmp_path, "caption", initial=tmp_path, adapter=adapter | {"head": False})
+@pytest.mark.parametrize("adapter", [LORA, {"prefix": {"length": 3}}, {"prefix": {"length": 3, "hidden": 5}}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_plan_counts_what_is_trained_and_no_optimiser_state_for_the_rest(data, tmp_path, adapter, precision):
+    training = {"precision": precision}
+    adapter = adapter | {"head": False}
+    config = make_config(data, tmp_path, "caption", initial=tmp_path, adapter=adapter, training=training)
     plan = make_plan(config, Cluster(gpus=1, gpu_memory=80, peak=100, utilisation=0.4))
     parameters = sum(plan.parameters.values())
     assert 0 < plan.trained < parameters / 3

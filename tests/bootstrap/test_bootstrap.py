@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import dimvl.bootstrap.results as results_module
@@ -108,6 +109,22 @@ def test_any_number_of_processes_writes_the_same_bytes(keys: Keys, whole: Path, 
     assert bootstrap(config, "cpu", Part(1, 3), lambda *how: shown.append(how)) is not None
     assert contents(config.output) == contents(whole)
     assert shown[-1] == (6, 6), "groups of captions of blocks 0 and 3"
+
+
+def test_processes_may_start_at_the_same_moment(
+    keys: Keys, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, exists, others = make_config(keys, tmp_path / "out"), Path.exists, [Part(2, 2)]
+
+    def meanwhile(path: Path) -> bool:
+        found = exists(path)
+        if path == config.output / SETTINGS and not found and others:
+            assert bootstrap(config, "cpu", others.pop()) is None
+        return found
+
+    monkeypatch.setattr(Path, "exists", meanwhile)
+    assert bootstrap(config, "cpu", Part(1, 2)) is not None
+    assert contents(config.output) == contents(whole)
 
 
 def test_what_is_written_for_an_image_depends_on_it_and_the_seed_alone(
@@ -332,6 +349,20 @@ def test_a_result_filtered_again_keeps_origins_and_counts_only_what_is_written_a
     assert carried and sum(line["origin"] == "web" for line in lines) == len(given) - carried
     not_written = read_json(config.output / REPORT)["origins"]["synthetic"]["not_written"]
     assert 0 <= not_written == 2 * len(images) - (len(synthetic) - carried)
+
+
+def test_a_captioner_that_writes_nothing_is_told(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mute = make_trained(all_abilities(matches=False, answers=()), seed=0)
+    assert mute.model.word_head is not None
+    with torch.no_grad():
+        mute.model.word_head.decoder.bias[mute.processor.tokenizer.sep] = 1000.0
+    config = make_config(keys, tmp_path / "out", captioner=write_run(tmp_path / "mute", mute, description="photographs"))
+    write_json(tmp_path / "bootstrap.yaml", config.model_dump(mode="json", exclude_unset=True))
+    done = call(monkeypatch, capfd, "bootstrap", tmp_path / "bootstrap.yaml")
+    assert done.code == 0 and f"not written: {2 * IMAGES} synthetic captions (empty" in done.err
+    assert "not written: synthetic, empty or a duplicate" in (config.output / PAGE).read_text()
 
 
 def test_the_page_finds_the_files_of_its_images_by_name_or_coco_number(tmp_path: Path) -> None:
