@@ -21,6 +21,7 @@ from dimvl.adapters.adding import add_adapter
 from dimvl.adapters.prefix import Prefix
 from dimvl.checkpoints import ADAPTER, MODEL
 from dimvl.config import AdapterConfig
+from dimvl.cpu.packed import PackedLayer
 from dimvl.errors import UserError
 from dimvl.files import RESTORE, Sha256, Strict, read_sealed_as, write_sealed
 from dimvl.files.weights import save_weights, weight_shapes
@@ -119,7 +120,11 @@ def adapted(base: DimvlModel, folder: Path, weights: Path) -> DimvlModel:
     _share(model, base, "", own)
     model.load_state_dict(own, strict=False, assign=True)
     if model.word_head is not None and "word_head.decoder.bias" in own:
-        model.word_head.decoder.weight = model.tokens.word.weight
+        decoder = None if base.word_head is None else base.word_head.decoder
+        if isinstance(decoder, PackedLayer):
+            model.word_head.decoder = decoder.with_bias(own["word_head.decoder.bias"])
+        else:
+            model.word_head.decoder.weight = model.tokens.word.weight
     return model
 
 

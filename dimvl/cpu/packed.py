@@ -13,8 +13,9 @@ torch computes small convolutions of few images without oneDNN where it has one 
 which also limits their output in the same pass.
 """
 
+import copy
 from collections import Counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,19 @@ class _Packed(nn.Module):
         raise RuntimeError(f"{prefix[:-1]} is packed for prediction and cannot be saved; load the model again")
 
 
-class PackedLinear(_Packed):
+class PackedLayer(_Packed):
+    """A packed linear layer."""
+
+    bias: Tensor | None
+
+    def with_bias(self, bias: Tensor) -> Self:
+        """Return a layer of the same weight, which both share, and another bias."""
+        layer = copy.copy(self)
+        layer._parameters = {**self._parameters, "bias": nn.Parameter(bias, requires_grad=False)}
+        return layer
+
+
+class PackedLinear(PackedLayer):
     """A linear layer with its weight in oneDNN's layout: (..., inputs) -> (..., outputs), float32.
 
     Args:
@@ -54,7 +67,7 @@ class PackedLinear(_Packed):
         return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
 
 
-class HalfLinear(_Packed):
+class HalfLinear(PackedLayer):
     """A linear layer with its weight rounded to float16: (..., inputs) -> (..., outputs), float32.
 
     `weight` has no values: it only says how many there are.
@@ -64,8 +77,8 @@ class HalfLinear(_Packed):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        bias = None if linear.bias is None else linear.bias.detach()
-        self.packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach(), bias)
+        self.bias = linear.bias
+        self.packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach(), None)
         shape = torch.empty_like(linear.weight, device="meta")
         self.weight = shape if tied else nn.Parameter(shape, requires_grad=False)
 
@@ -73,7 +86,8 @@ class HalfLinear(_Packed):
         """(..., inputs) -> (..., outputs)."""
         if not rows.numel():
             return rows.new_zeros(*rows.shape[:-1], self.out_features)
-        return torch.ops.quantized.linear_dynamic_fp16(rows, self.packed)
+        product = torch.ops.quantized.linear_dynamic_fp16(rows, self.packed)
+        return product if self.bias is None else product.add_(self.bias)
 
 
 class PackedConvolution(_Packed):

@@ -172,6 +172,9 @@ def test_several_adapters_of_one_packed_base_answer_and_caption_in_any_order(
             torch.testing.assert_close(packed, plain, rtol=0, atol=0.02)  # the base's weights are rounded to float16
     assert not same(found[0][:1], found[1][:1]) and same(found[0][:1], found[2][:1])
     assert len({model_fingerprint(model) for model in models}) == 3, "an index of one is none of another"
+    decoders = [model.model.word_head.decoder for model in (models[0], models[2])]
+    assert len({id(getattr(decoder, "packed", decoder.weight)) for decoder in decoders}) == 1, "one, packed once"
+    assert not same([decoders[0].bias], [decoders[1].bias])
     assert one._finder is predictor._finder and one.trained.processor.answers and other.trained.processor.captions
 
 
