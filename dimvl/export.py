@@ -274,7 +274,7 @@ def check_export(folder: Path) -> None:
         base = read_adapter(folder).base
         raise UserError(
             f"{folder} is an adapter of {base}; open its base, and give this folder as --adapter or, in Python, to "
-            "with_adapter, or merge the two with `dimvl export RUN OUT --merge`"
+            "with_adapter; a command without --adapter takes what `dimvl export RUN OUT --merge` writes of both"
         )
     if (folder / RUN).exists():
         raise UserError(f"{folder} is a run; write an export with `dimvl export {folder} OUT` and give OUT")

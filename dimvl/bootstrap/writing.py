@@ -76,7 +76,15 @@ class BlockWriter:
         self.captioner: Model | None = None
         if config.captioner is not None:
             self.captioner = self.filter if same else _open(config.captioner, device)
-        (EMBED_IMAGE if self._aligns else MATCH).check(self.filter.trained)
+        if not (EMBED_IMAGE if self._aligns else MATCH).available(self.filter.trained.processor):
+            objective, share, other = ("contrastive", "", "matching")
+            if not self._aligns:
+                objective, share, other = ("matching", " with matching_share above 0", "alignment")
+            raise UserError(
+                f"filter {config.filter} was not trained for {config.score}, by which it is to judge (score); give one "
+                f"of task retrieve{share} or pretrained with objectives.shares.{objective}, or "
+                f"set score to {other}"
+            )
         _check_extractor(self.filter, store, "filter")
         self.longest = 0
         if self.captioner:

@@ -55,9 +55,7 @@ def launched() -> Launched | None:
     local = launcher_number("LOCAL_RANK", os.environ.get("SLURM_LOCALID") or "0")
     number = task * size + rank + 1
     if number > array * size:
-        raise UserError(
-            f"{name} says process {rank} of {size}; number processes from 0, or give `dimvl extract` --part K/N"
-        )
+        raise UserError(f"{name} says process {rank} of {size}; number processes from 0 to {size - 1}")
     return Launched(Part(number, array * size), " and ".join(names), local, launcher_number("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -71,7 +69,7 @@ def _array() -> tuple[int, int]:
     if not step or (last - first) // step + 1 != count or (own - first) % step:
         raise UserError(
             f"the SLURM array has {count} tasks from {first} to {last}, with gaps, so task {own} cannot tell its part; "
-            "submit an array without gaps, or give `dimvl extract` --part K/N and a folder for that part"
+            "submit an array without gaps (`dimvl extract` also takes --part K/N, with a folder for that part)"
         )
     return count, (own - first) // step
 

@@ -245,7 +245,7 @@ def test_by_alignment_a_text_has_the_score_of_its_cosine(
 ) -> None:
     sample = [{**line, "label": True} for line in read_lines(whole)]
     keep = {"precision": 0.5, "sample": write_lines(tmp_path / "sample.jsonl", sample)}
-    refuse(keys, tmp_path / "out", "cannot embed image", score="alignment", keep=keep)
+    refuse(keys, tmp_path / "out", "not trained for alignment", "shares.contrastive", score="alignment", keep=keep)
     config = make_config(keys, tmp_path / "out", filter=aligned, score="alignment", keep=keep)
     results = bootstrap(config, "cpu")
     assert results is not None and results.report["score"] == "alignment"
@@ -358,7 +358,8 @@ def test_a_captioner_that_writes_nothing_is_told(
     assert mute.model.word_head is not None
     with torch.no_grad():
         mute.model.word_head.decoder.bias[mute.processor.tokenizer.sep] = 1000.0
-    config = make_config(keys, tmp_path / "out", captioner=write_run(tmp_path / "mute", mute, description="photographs"))
+    captioner = write_run(tmp_path / "mute", mute, description="photographs")
+    config = make_config(keys, tmp_path / "out", captioner=captioner)
     write_json(tmp_path / "bootstrap.yaml", config.model_dump(mode="json", exclude_unset=True))
     done = call(monkeypatch, capfd, "bootstrap", tmp_path / "bootstrap.yaml")
     assert done.code == 0 and f"not written: {2 * IMAGES} synthetic captions (empty" in done.err
@@ -381,7 +382,7 @@ def refuse(keys: Keys, output: Path, *words: str, **changes: Any) -> None:
 
 
 def test_models_that_do_not_fit_are_refused(keys: Keys, tmp_path: Path) -> None:
-    refuse(keys, tmp_path / "out", "cannot match", filter=keys["captioner"])
+    refuse(keys, tmp_path / "out", "not trained for matching", "set score to alignment", filter=keys["captioner"])
     refuse(keys, tmp_path / "out", "cannot caption", captioner=keys["filter"])
     other = replace(make_extractor(), name="another", fingerprint="e" * 64)
     for role in ("captioner", "filter"):
