@@ -201,7 +201,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", check: bo
         folder: the export or the run.
         device: where the weights go.
         check: whether to compare all files of an export with their checksums, which reads them once more; the files of
-            a run are always compared.
+            a run are always compared. Without it, an adapter's base is known by the checksum that its folder states.
 
     Raises:
         UserError: the folder is neither, or a file is missing or damaged.

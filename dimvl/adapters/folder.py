@@ -160,7 +160,9 @@ def write_weights(folder: Path, model: DimvlModel, described: AdapterFile) -> Ad
         heads = sorted({name.partition(".")[0] for name in own if is_head(name)})
         lora.write_config(folder, adapter.lora, described.base, heads)
     number = sum(weight.numel() for weight in own.values())
-    return described.model_copy(update={"adapter": adapter, "base_folder": None, "trained": number})
+    parameters = described.parameters - described.trained + number
+    changes = {"adapter": adapter, "base_folder": None, "trained": number, "parameters": parameters}
+    return described.model_copy(update=changes)
 
 
 def _file_name(name: str) -> str:

@@ -108,6 +108,7 @@ def test_an_adapter_alone_is_saved_and_on_its_base_it_computes_what_its_run_does
     before = outputs(alone)
     exported = alone.with_adapter(out)
     assert same(outputs(exported), outputs(loaded))
+    assert read_adapter(out).parameters == exported.num_parameters, "of a perceptron, only what it computes"
     assert same(outputs(exported)[:1], before[:1]) == ("head" in adapter), "it changes rows, or heads alone"
     assert same(outputs(alone), before), "the base stays as it is"
     own = {name: weight.data_ptr() for name, weight in exported.model.named_parameters() if name not in saved}
