@@ -77,7 +77,6 @@ class HalfLinear(PackedLayer):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.bias = linear.bias
         self.packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach(), None)
         shape = torch.empty_like(linear.weight, device="meta")
         self.weight = shape if tied else nn.Parameter(shape, requires_grad=False)
