@@ -52,7 +52,7 @@ def merge_adapter(model: DimvlModel, adapter: AdapterConfig, place: str) -> None
     """
     if adapter.kind in ("prefix", "prompt"):
         raise UserError(
-            f"{place} is a {adapter.kind}, and no weights of its base's form compute the same; export it without "
+            f"{place} is a {adapter.kind}, whose rows the matrices of its base cannot replace; export it without "
             "--merge"
         )
     if adapter.lora is not None:

@@ -145,7 +145,7 @@ def test_merged_into_its_base_it_is_a_whole_export_that_computes_the_same(traine
     run = trained(adapter)
     if adapter.keys() & {"prefix", "prompt"}:
         with pytest.raises(
-            UserError, match="no weights of its base's form compute the same; export it without --merge"
+            UserError, match="whose rows the matrices of its base cannot replace; export it without --merge"
         ):
             export(run, tmp_path / "out", "none", merge=True)
         return
